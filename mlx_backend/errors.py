@@ -1,0 +1,60 @@
+"""What can go wrong in the engine, as types.
+
+    EngineError
+    ├── ModelLoadError           the model folder or its files cannot be served
+    ├── EngineNotReady           the model is still loading
+    ├── EngineDead               the device thread has ended; nothing will be answered any more
+    ├── QueueFull                as many requests wait as `scheduler.max_waiting` allows
+    ├── ContextLengthExceeded    prompt + max_tokens is more than the context limit
+    └── SequenceFailed           one computation failed; names whom it concerns, the others go on
+        └── OutOfMemory          ... because the device had no memory for it
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Base of every error the engine raises on purpose."""
+
+
+class ModelLoadError(EngineError):
+    """The model cannot be loaded; the message says what is wrong and what to do, in one line."""
+
+
+class EngineNotReady(EngineError):
+    """The model is still loading."""
+
+
+class EngineDead(EngineError):
+    """The device thread has ended."""
+
+
+class QueueFull(EngineError):
+    """Too many requests wait already."""
+
+    def __init__(self, num_waiting: int) -> None:
+        super().__init__(f"{num_waiting} requests are waiting already; try again later")
+        self.num_waiting = num_waiting
+
+
+class ContextLengthExceeded(EngineError):
+    """Prompt and output together do not fit into the context limit."""
+
+    def __init__(self, num_prompt_tokens: int, max_tokens: int, limit: int) -> None:
+        self.num_prompt_tokens = num_prompt_tokens
+        self.max_tokens = max_tokens
+        self.limit = limit
+        total = num_prompt_tokens + max_tokens
+        super().__init__(
+            f"This model's maximum context length is {limit} tokens. However, you requested {total} tokens "
+            f"({num_prompt_tokens} in the prompt, {max_tokens} for the output). "
+            "Please shorten the prompt or ask for fewer tokens."
+        )
+
+
+class SequenceFailed(EngineError):
+    """A computation failed for the work it was given; the device and everybody else's work are sound."""
+
+
+class OutOfMemory(SequenceFailed):
+    """The device had no memory for this computation."""

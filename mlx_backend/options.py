@@ -1,0 +1,39 @@
+"""How a configuration field is declared: its default, its help, its bounds, once.
+
+Knows nothing of files, environments or flags: `server.config` reads the metadata written here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    choices: Sequence[Any] | None = None,
+) -> Any:
+    """A dataclass field with its help text and bounds; `check_options` enforces the bounds."""
+    metadata = {"help": help, "ge": ge, "gt": gt, "choices": tuple(choices) if choices else None}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_options(section: Any) -> None:
+    """Raise ValueError, naming the field, where a value of `section` is out of its declared bounds."""
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if value is None:
+            continue
+        bounds = field.metadata
+        if bounds.get("choices") and value not in bounds["choices"]:
+            allowed = ", ".join(map(str, bounds["choices"]))
+            raise ValueError(f"{field.name} must be one of {allowed}, not {value!r}")
+        if bounds.get("ge") is not None and value < bounds["ge"]:
+            raise ValueError(f"{field.name} must be at least {bounds['ge']}, not {value!r}")
+        if bounds.get("gt") is not None and value <= bounds["gt"]:
+            raise ValueError(f"{field.name} must be more than {bounds['gt']}, not {value!r}")
