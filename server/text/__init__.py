@@ -1,0 +1,1 @@
+"""Between token ids and meaning: tokenizers, templates, stop strings. Tested without a model."""

@@ -1,0 +1,53 @@
+"""What leaves the text pipeline: the nouns that every dialect encodes. Imports only the finish reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlx_backend.interface import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """One generated token, for those who asked for log-probabilities.
+
+    `text` is the token decoded alone (it may be a replacement character where the token is part of one),
+    `raw` its bytes; `top` the most likely tokens, most likely first.
+    """
+
+    token_id: int
+    text: str
+    raw: bytes
+    logprob: float
+    top: tuple[TokenText, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """More text of one choice. `text` may be empty where only `tokens` has something new."""
+
+    index: int
+    text: str
+    tokens: tuple[TokenText, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of one choice."""
+
+    index: int
+    reason: FinishReason
+    num_output_tokens: int
+    """Tokens generated for this choice, an end-of-sequence token included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The last event of every job: what it cost, over all prompts and choices."""
+
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: int
+
+
+OutputEvent = TextDelta | Finished | Usage
