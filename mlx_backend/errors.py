@@ -12,6 +12,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlx_backend.sequence import Sequence
+
 
 class EngineError(Exception):
     """Base of every error the engine raises on purpose."""
@@ -53,7 +59,14 @@ class ContextLengthExceeded(EngineError):
 
 
 class SequenceFailed(EngineError):
-    """A computation failed for the work it was given; the device and everybody else's work are sound."""
+    """A computation failed for the work it was given; the device and everybody else's work are sound.
+
+    `sequences` are the ones that are lost.
+    """
+
+    def __init__(self, message: str, sequences: Iterable[Sequence] = ()) -> None:
+        super().__init__(message)
+        self.sequences = tuple(sequences)
 
 
 class OutOfMemory(SequenceFailed):

@@ -1,0 +1,327 @@
+"""DeviceEngine: owns the device thread, its inbox, its turns and its death.
+
+Other threads touch the inbox, under the lock, and read counters. Everything else belongs to the device
+thread: the scheduler, the runner, every sequence.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from mlx_backend.errors import (
+    ContextLengthExceeded,
+    EngineDead,
+    EngineNotReady,
+    ModelLoadError,
+    QueueFull,
+    SequenceFailed,
+)
+from mlx_backend.interface import (
+    EngineConfig,
+    EngineHealth,
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+    LoadProgress,
+    ModelInfo,
+    TokenEvent,
+)
+from mlx_backend.pace import Pace
+from mlx_backend.runners.base import Runner, Sampled, Step
+from mlx_backend.scheduler import Chunk, Scheduler
+from mlx_backend.sequence import Prefill, Sequence, Status
+from mlx_backend.stream import EventStream, Outbox
+
+logger = logging.getLogger("pippin.engine")
+
+_MAX_FAILURES_IN_A_ROW = 3
+"""So many failed computations with no success between them mean that the device is not sound."""
+
+
+class DeviceEngine:
+    """Implements `interface.Engine` over a Runner."""
+
+    def __init__(self, config: EngineConfig, runner: Runner) -> None:
+        self._config = config
+        self._runner = runner
+        self._changed = threading.Condition()
+        self._inbox: deque[Prefill] = deque()
+        self._aborts: deque[Sequence] = deque()
+        self._closing = False
+        self._failure: BaseException | None = None
+        self._callbacks: list[Callable[[], None]] = []
+        self._info: ModelInfo | None = None
+        self._load = LoadProgress()
+        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+        self._progress_at = time.monotonic()
+        self._busy = False
+        self._pace = Pace()
+        self._scheduler = Scheduler(config.scheduler, self._pace, config.scheduler.max_num_seqs)
+        self._in_flight: Step | None = None
+        self._collected_at: float | None = None
+        self._streams: set[EventStream] = set()
+        self._outbox = Outbox()
+        self._failures_in_a_row = 0
+        self._num_steps = self._num_finished = self._num_aborted = self._num_failed = 0
+        self._kv_bytes = 0
+
+    # ---- any thread ----
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def model_info(self) -> ModelInfo | None:
+        return self._info
+
+    @property
+    def failure(self) -> BaseException | None:
+        return self._failure
+
+    def on_death(self, callback: Callable[[], None]) -> None:
+        self._callbacks.append(callback)
+
+    def submit(self, requests: collections.abc.Sequence[GenerationRequest]) -> EventStream:
+        info = self._info
+        if self._failure is not None or self._closing:
+            raise self._dead()
+        if info is None:
+            raise EngineNotReady("the model is still loading")
+        for request in requests:
+            if len(request.prompt_ids) + request.max_tokens > info.context_limit:
+                raise ContextLengthExceeded(len(request.prompt_ids), request.max_tokens, info.context_limit)
+        prefills = _build_prefills(requests)
+        stream = EventStream(prefills, self._request_abort)
+        for prefill in prefills:
+            for sequence in prefill.sequences:
+                sequence.stream = stream
+        with self._changed:
+            if self._failure is not None or self._closing:
+                raise self._dead()
+            num_waiting = len(self._scheduler.waiting) + len(self._inbox)
+            if num_waiting + len(prefills) > self._config.scheduler.max_waiting:
+                raise QueueFull(num_waiting)
+            self._inbox.extend(prefills)
+            self._changed.notify()
+        return stream
+
+    def stats(self) -> EngineStats:
+        scheduler = self._scheduler
+        return EngineStats(
+            num_waiting=len(scheduler.waiting) + len(self._inbox),
+            num_prefilling=len(scheduler.prefilling) + len(scheduler.ready),
+            num_running=len(scheduler.running),
+            num_steps=self._num_steps,
+            num_finished=self._num_finished,
+            num_aborted=self._num_aborted,
+            num_failed=self._num_failed,
+            kv_bytes=self._kv_bytes,
+        )
+
+    def health(self) -> EngineHealth:
+        if self._failure is not None:
+            return EngineHealth(status="dead", detail=str(self._failure) or type(self._failure).__name__)
+        if self._info is None:
+            return EngineHealth(status="loading", detail="the model is loading", load=self._load)
+        waited_s = time.monotonic() - self._progress_at
+        if self._busy and waited_s > self._config.health.stall_s:
+            return EngineHealth(status="stalled", detail=f"work waits, and no step finished for {waited_s:.0f} s")
+        return EngineHealth(status="ok", load=self._load)
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._runner.interrupt()
+            self._thread.join(timeout_s)
+
+    def _request_abort(self, sequences: Iterable[Sequence]) -> None:
+        with self._changed:
+            self._aborts.extend(sequences)
+            self._changed.notify()
+
+    def _dead(self) -> EngineDead:
+        if self._failure is None:
+            return EngineDead("the server is shutting down")
+        return EngineDead(f"the engine has died: {self._failure}")
+
+    # ---- the device thread ----
+
+    def _run(self) -> None:
+        try:
+            info = self._runner.load(self._report_load)
+            max_rows = self._config.scheduler.max_num_seqs if info.is_batched else 1
+            self._scheduler = Scheduler(self._config.scheduler, self._pace, max_rows)
+            self._info = info
+            while self._take_work():
+                self._turn()
+        except BaseException as error:  # noqa: BLE001 - whatever ends this thread ends the engine, and is told to all
+            self._die(error)
+        finally:
+            self._fail_everything()
+            self._runner.close()
+
+    def _report_load(self, progress: LoadProgress) -> None:
+        self._load = progress
+        self._progress_at = time.monotonic()
+        if self._closing:
+            raise ModelLoadError("loading was given up: the server is shutting down")
+
+    def _take_work(self) -> bool:
+        """Empty the inbox, waiting for something to do; False when the engine is to close."""
+        with self._changed:
+            idle = not (self._inbox or self._aborts or self._closing or self._has_work())
+        if idle:
+            self._busy = False
+            self._collected_at = None
+            self._runner.idle()
+            self._kv_bytes = self._runner.kv_bytes()
+        with self._changed:
+            while not (self._inbox or self._aborts or self._closing or self._has_work()):
+                self._changed.wait()
+            arrived, aborted = list(self._inbox), list(self._aborts)
+            self._inbox.clear()
+            self._aborts.clear()
+        if not self._busy:
+            self._progress_at = time.monotonic()
+            self._busy = True
+        for prefill in arrived:
+            self._streams.add(prefill.sequences[0].stream)
+            self._scheduler.add(prefill)
+        for sequence in aborted:
+            self._end(sequence, "aborted")
+        return not self._closing
+
+    def _has_work(self) -> bool:
+        return self._scheduler.has_work or self._in_flight is not None
+
+    def _turn(self) -> None:
+        """Start the next step, then read the last one: the device computes while Python talks."""
+        plan = self._scheduler.schedule()
+        started = self._start(plan.decodes) if plan.decodes else None
+        if self._in_flight is not None:
+            self._collect(self._in_flight)
+        else:
+            self._collected_at = None
+        self._in_flight = started
+        self._outbox.send()
+        for chunk in plan.chunks:
+            self._prefill(chunk)
+        self._outbox.send()
+
+    def _start(self, sequences: tuple[Sequence, ...]) -> Step | None:
+        try:
+            return self._runner.start(sequences)
+        except SequenceFailed as error:
+            self._fail(error, error.sequences or sequences)
+            return None
+
+    def _collect(self, step: Step) -> None:
+        try:
+            sampled = self._runner.collect(step)
+        except SequenceFailed as error:
+            self._fail(error, error.sequences or step.sequences)
+            return
+        now = time.monotonic()
+        if self._collected_at is not None:
+            self._pace.observe_decode(now - self._collected_at)
+        self._collected_at = now
+        self._succeeded(now)
+        for token in sampled:
+            self._take_token(token)
+
+    def _prefill(self, chunk: Chunk) -> None:
+        if not chunk.prefill.is_wanted:
+            return
+        self._collected_at = None  # the time to the next collect is not a decode step's alone
+        began = time.monotonic()
+        try:
+            self._runner.prefill(chunk)
+        except SequenceFailed as error:
+            self._fail(error, chunk.prefill.sequences)
+            return
+        now = time.monotonic()
+        beside_s = self._pace.decode_s if self._in_flight is not None else 0.0
+        self._pace.observe_chunk(chunk.start, chunk.num_tokens, max(now - began - beside_s, 0.2 * (now - began)))
+        self._scheduler.computed(chunk)
+        self._succeeded(now)
+
+    def _succeeded(self, now: float) -> None:
+        self._num_steps += 1
+        self._progress_at = now
+        self._failures_in_a_row = 0
+
+    def _take_token(self, sampled: Sampled) -> None:
+        sequence = sampled.sequence
+        if sequence.status is Status.ENDED:
+            return
+        sequence.output_ids.append(sampled.token_id)
+        request = sequence.request
+        reason: FinishReason | None = None
+        if sampled.token_id in request.stop_ids:
+            reason = "stop"
+        elif len(sequence.output_ids) >= request.max_tokens:
+            reason = "length"
+        event = TokenEvent(sequence.index, sampled.token_id, sampled.logprobs, reason)
+        self._outbox.put(sequence.stream, event)
+        if reason is not None:
+            self._end(sequence, "finished")
+
+    def _fail(self, error: SequenceFailed, sequences: Iterable[Sequence]) -> None:
+        """Fail some sequences, and the streams they belong to; raise when it happens again and again."""
+        logger.error("a computation failed: %s", error, exc_info=error.__cause__)
+        for sequence in sequences:
+            if sequence.status is not Status.ENDED:
+                self._outbox.put(sequence.stream, error)
+                self._end(sequence, "failed")
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:
+            raise EngineDead(f"{self._failures_in_a_row} computations failed in a row; the last: {error}") from error
+
+    def _end(self, sequence: Sequence, how: str) -> None:
+        if sequence.status is Status.ENDED:
+            return
+        self._scheduler.end(sequence)
+        self._num_finished += how == "finished"
+        self._num_aborted += how == "aborted"
+        self._num_failed += how == "failed"
+        stream: EventStream = sequence.stream
+        if all(other.status is Status.ENDED for other in stream.sequences):
+            self._streams.discard(stream)
+
+    def _die(self, error: BaseException) -> None:
+        with self._changed:
+            self._failure = error
+        if not isinstance(error, ModelLoadError):
+            logger.critical("the device thread died: %s", error, exc_info=error)
+
+    def _fail_everything(self) -> None:
+        """The last thing this thread does: nobody may wait for it."""
+        with self._changed:
+            self._closing = True
+            streams = self._streams | {prefill.sequences[0].stream for prefill in self._inbox}
+            self._inbox.clear()
+        for stream in streams:
+            self._outbox.put(stream, self._dead())
+        self._outbox.send()
+        if self._failure is not None:
+            for callback in self._callbacks:
+                callback()
+
+
+def _build_prefills(requests: Iterable[GenerationRequest]) -> tuple[Prefill, ...]:
+    prefills = []
+    index = 0
+    for request in requests:
+        prefill = Prefill(request)
+        for ordinal in range(request.n):
+            prefill.sequences.append(Sequence(prefill, index, ordinal))
+            index += 1
+        prefills.append(prefill)
+    return tuple(prefills)

@@ -1,0 +1,22 @@
+"""Picks the runner by name and imports it late. The only module besides tests that names a runner."""
+
+from __future__ import annotations
+
+from mlx_backend.engine import DeviceEngine
+from mlx_backend.interface import Engine, EngineConfig
+from mlx_backend.runners.base import Runner
+
+
+def create_engine(config: EngineConfig) -> Engine:
+    """An engine that has not been started. Raises ModelLoadError where the backend is not installed."""
+    return DeviceEngine(config, _create_runner(config))
+
+
+def _create_runner(config: EngineConfig) -> Runner:
+    if config.backend == "mock":
+        from mlx_backend.runners.mock import MockRunner
+
+        return MockRunner(config)
+    from mlx_backend.runners.mlx import MLXRunner
+
+    return MLXRunner(config)

@@ -1,0 +1,59 @@
+"""How many prompt tokens fit into a time, learned from the chunks that were computed. No MLX, no clock.
+
+The cost of a token grows with what precedes it, so seconds per token are kept by position, in buckets
+that double. A fixed cost per chunk needs no term of its own: a smaller chunk measures dearer per token,
+and the next one is sized by that.
+"""
+
+from __future__ import annotations
+
+_FIRST_BUCKET_TOKENS = 256
+_UNKNOWN_CHUNK_TOKENS = 32
+_GROWTH_PER_BUCKET = 1.5
+_ROUND_TO_TOKENS = 32
+"""Sizes repeat, so that the device's freed buffers fit again."""
+
+
+class Pace:
+    """Measured speed: seconds per prefill token by position, and seconds per decode step."""
+
+    def __init__(self) -> None:
+        self._token_s: dict[int, float] = {}
+        self.decode_s = 0.0
+
+    def observe_chunk(self, start: int, num_tokens: int, seconds: float) -> None:
+        """A chunk of `num_tokens` that began at position `start` took `seconds`."""
+        bucket = _bucket(start)
+        measured = max(seconds, 0.0) / num_tokens
+        known = self._token_s.get(bucket, measured)
+        weight = 0.7 if measured > known else 0.3  # believe bad news sooner: the promise is an upper bound
+        self._token_s[bucket] = known + weight * (measured - known)
+
+    def observe_decode(self, seconds: float) -> None:
+        """One decode step took `seconds`."""
+        self.decode_s += (0.2 if self.decode_s else 1.0) * (seconds - self.decode_s)
+
+    def tokens_for(self, start: int, seconds: float, limit: int) -> int:
+        """Tokens of a chunk from `start` that should take at most `seconds`; between 1 and `limit`."""
+        token_s = self.token_s(start)
+        if token_s is None:
+            return max(1, min(limit, _UNKNOWN_CHUNK_TOKENS))
+        fitting = int(min(limit, max(seconds, 0.0) / token_s)) if token_s > 0 else limit
+        if _ROUND_TO_TOKENS <= fitting < limit:
+            fitting -= fitting % _ROUND_TO_TOKENS
+        return max(1, fitting)
+
+    def token_s(self, start: int) -> float | None:
+        """Seconds per token at `start`; from the nearest bucket below, made dearer, where none was measured."""
+        if not self._token_s:
+            return None
+        bucket = _bucket(start)
+        below = [known for known in self._token_s if known <= bucket]
+        if not below:
+            return self._token_s[min(self._token_s)]
+        nearest = max(below)
+        return self._token_s[nearest] * float(_GROWTH_PER_BUCKET ** (bucket - nearest))
+
+
+def _bucket(start: int) -> int:
+    return (start // _FIRST_BUCKET_TOKENS).bit_length()

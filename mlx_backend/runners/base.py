@@ -1,0 +1,61 @@
+"""Runner: the narrow door between the engine and a device. Everything here is called on the device thread."""
+
+from __future__ import annotations
+
+import collections.abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mlx_backend.interface import LoadProgress, ModelInfo, TokenLogprobs
+from mlx_backend.scheduler import Chunk
+from mlx_backend.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The token that a step chose for one sequence."""
+
+    sequence: Sequence
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A decode step that was started. `state` is the runner's own."""
+
+    sequences: tuple[Sequence, ...]
+    state: Any
+
+
+class Runner(Protocol):
+    """Computes. A SequenceFailed it raises names the sequences that are lost; the others go on unharmed."""
+
+    def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
+        """Load the model. Raises ModelLoadError."""
+
+    def prefill(self, chunk: Chunk) -> None:
+        """Compute a chunk into `chunk.prefill.state`; returns when the device is done. Raises SequenceFailed."""
+
+    def start(self, sequences: collections.abc.Sequence[Sequence]) -> Step:
+        """Start one decode step of these sequences, without waiting for it.
+
+        Sequences that were in the last step and are not in this one leave the batch, new ones join it.
+        Counts `num_started_tokens` up. Raises SequenceFailed; then no step was started.
+        """
+
+    def collect(self, step: Step) -> list[Sampled]:
+        """Wait for a step, the oldest one not yet collected, and read its tokens. Raises SequenceFailed."""
+
+    def idle(self) -> None:
+        """Nothing is left to do: let go of every row and of the device's spare buffers."""
+
+    def kv_bytes(self) -> int:
+        """Bytes of the KV caches of the batch."""
+
+    def interrupt(self) -> None:
+        """Called from any thread when the engine closes: cut short what only waits."""
+
+    def close(self) -> None:
+        """Let go of the model."""

@@ -1,0 +1,161 @@
+"""The mock runner: deterministic tokens, a pace, and faults, in place of a device.
+
+It replaces the lowest edge only: the engine, the scheduler and everything above are the real ones. A
+token is a byte of UTF-8 text, ids 0 to 255; the text depends on the prompt, on which of the n
+continuations it is and, unless the temperature is 0, on the seed. Nothing here is a model.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import random
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from mlx_backend.errors import ModelLoadError, OutOfMemory, SequenceFailed
+from mlx_backend.interface import EngineConfig, LoadProgress, ModelInfo, TokenLogprobs
+from mlx_backend.runners.base import Sampled, Step
+from mlx_backend.scheduler import Chunk
+from mlx_backend.sequence import Sequence
+
+VOCAB_SIZE = 260
+WORDS = "the quick brown fox jumps over a lazy dog while naïve café waiters juggle 你好 and 🙂 emoji again".split()
+_LOAD_SLICES = 20
+_WEIGHTS_BYTES = 1 << 20
+_BYTES_PER_TOKEN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What goes wrong, at which decode step, counted from 1.
+
+    fail, oom: the first sequence of that step is lost. hang: the step never ends. die: the device thread does.
+    """
+
+    kind: str
+    step: int
+
+    @classmethod
+    def parse(cls, text: str) -> Fault:
+        """`KIND@STEP`. Raises ModelLoadError."""
+        kind, _, step = text.partition("@")
+        if kind not in {"fail", "oom", "hang", "die"} or not step.isdecimal() or int(step) < 1:
+            raise ModelLoadError(f"mock.fault must be fail, oom, hang or die, @, a step from 1; not {text!r}")
+        return cls(kind, int(step))
+
+
+class MockRunner:
+    """Implements `runners.base.Runner` without a device."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._pace = config.mock
+        self._fault = Fault.parse(self._pace.fault) if self._pace.fault else None
+        self._interrupted = threading.Event()
+        self._num_steps = 0
+        self._rows: tuple[Sequence, ...] = ()
+
+    def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
+        for done in range(_LOAD_SLICES + 1):
+            report(LoadProgress(done_bytes=_WEIGHTS_BYTES * done // _LOAD_SLICES, total_bytes=_WEIGHTS_BYTES))
+            self._interrupted.wait(self._pace.load_s / (_LOAD_SLICES + 1))
+        limit = self._pace.context
+        return ModelInfo(
+            context_limit=min(limit, self._config.context.limit or limit),
+            vocab_size=VOCAB_SIZE,
+            weights_bytes=_WEIGHTS_BYTES,
+            kv_cache_kinds=(("mock", 1),),
+        )
+
+    def prefill(self, chunk: Chunk) -> None:
+        share = chunk.num_tokens / max(chunk.prefill.num_prompt_tokens - 1, 1)
+        self._interrupted.wait(self._pace.ttft_s * share)
+
+    def start(self, sequences: collections.abc.Sequence[Sequence]) -> Step:
+        self._num_steps += 1
+        if self._fault is not None and self._fault.step == self._num_steps:
+            self._fail(self._fault, sequences)
+        self._rows = tuple(sequences)
+        sampled = tuple(_sample(sequence) for sequence in sequences)
+        for sequence in sequences:
+            sequence.num_started_tokens += 1
+        return Step(self._rows, (time.monotonic() + self._pace.itl_s, sampled))
+
+    def collect(self, step: Step) -> list[Sampled]:
+        due, sampled = step.state
+        self._interrupted.wait(max(due - time.monotonic(), 0.0))
+        return list(sampled)
+
+    def idle(self) -> None:
+        self._rows = ()
+
+    def kv_bytes(self) -> int:
+        return sum(sequence.num_computed_tokens for sequence in self._rows) * _BYTES_PER_TOKEN
+
+    def interrupt(self) -> None:
+        self._interrupted.set()
+
+    def close(self) -> None:
+        self._rows = ()
+
+    def _fail(self, fault: Fault, sequences: collections.abc.Sequence[Sequence]) -> None:
+        if fault.kind == "fail":
+            raise SequenceFailed("the mock was told to fail this sequence", sequences[:1])
+        if fault.kind == "oom":
+            raise OutOfMemory("the mock was told to run out of memory", sequences[:1])
+        if fault.kind == "die":
+            raise RuntimeError("the mock was told to kill the device thread")
+        self._interrupted.wait()
+
+
+def _sample(sequence: Sequence) -> Sampled:
+    request = sequence.request
+    text = _continuation(request.prompt_ids, sequence.ordinal, request.sampling.seed if _is_random(sequence) else None)
+    position = sequence.num_started_tokens
+    ended = position >= text.length and bool(request.stop_ids)
+    token_id = min(request.stop_ids) if ended else text.byte(position)
+    return Sampled(sequence, token_id, _logprobs(token_id, request.sampling.num_logprobs))
+
+
+def _is_random(sequence: Sequence) -> bool:
+    return sequence.request.sampling.temperature > 0
+
+
+def _logprobs(token_id: int, num_top: int | None) -> TokenLogprobs | None:
+    if num_top is None:
+        return None
+    others = [candidate for candidate in range(num_top + 1) if candidate != token_id]
+    top = [(token_id, -0.125), *((candidate, -3.0 - rank) for rank, candidate in enumerate(others))]
+    return TokenLogprobs(-0.125, tuple(top[:num_top]))
+
+
+class _Text:
+    """Words without end, as bytes; `length` bytes are what the mock says before it stops by itself."""
+
+    def __init__(self, source: random.Random) -> None:
+        self._words = _words(source)
+        self._bytes = bytearray()
+        for _ in range(source.randint(8, 40)):
+            self._bytes += next(self._words)
+        self.length = len(self._bytes)
+
+    def byte(self, position: int) -> int:
+        while position >= len(self._bytes):
+            self._bytes += next(self._words)
+        return self._bytes[position]
+
+
+def _words(source: random.Random) -> Iterator[bytes]:
+    yield source.choice(WORDS).encode()
+    while True:
+        yield b" " + source.choice(WORDS).encode()
+
+
+@functools.lru_cache(maxsize=1024)
+def _continuation(prompt_ids: tuple[int, ...], ordinal: int, seed: int | None) -> _Text:
+    key = zlib.crc32(repr((prompt_ids, ordinal, seed)).encode())
+    return _Text(random.Random(key))

@@ -1,0 +1,149 @@
+"""Who computes what in the next turn. Arithmetic on counters: no MLX, no clock, no threads.
+
+The rules:
+- every running sequence decodes in every turn;
+- beside decodes, prefill gets as many tokens as should take what `max_stall_s` leaves; alone, more;
+- prompts take turns: the oldest goes first in one turn, the one with the least left in the next. The
+  oldest gets every other turn whatever arrives, and a short prompt does not wait for a long one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mlx_backend.interface import SchedulerConfig
+from mlx_backend.pace import Pace
+from mlx_backend.sequence import Prefill, Sequence, Status
+
+_STALL_SHARE = 0.7
+"""Of the promised stall, what a chunk is planned for; the rest is for what measures cannot foresee."""
+_ALONE_FACTOR = 4
+"""A chunk that stalls nobody may take so many stalls: longer ones gain nothing, and an abort waits for it."""
+_LEFTOVER_SHARE = 0.15
+"""A leftover of the time budget smaller than this starts no further chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A slice of one prompt: its tokens [start, start + num_tokens)."""
+
+    prefill: Prefill
+    start: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One turn: the sequences that decode together, then the chunks, one after the other."""
+
+    decodes: tuple[Sequence, ...]
+    chunks: tuple[Chunk, ...]
+
+
+class Scheduler:
+    """Queues and rows. `max_rows` is 1 for a model whose KV cache cannot be batched."""
+
+    def __init__(self, config: SchedulerConfig, pace: Pace, max_rows: int) -> None:
+        self._config = config
+        self._pace = pace
+        self._max_rows = max_rows
+        self._turn = 0
+        self.waiting: deque[Prefill] = deque()
+        self.prefilling: list[Prefill] = []
+        self.ready: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.prefilling or self.ready or self.running)
+
+    def add(self, prefill: Prefill) -> None:
+        """Queue a prompt behind all others."""
+        self.waiting.append(prefill)
+
+    def schedule(self) -> StepPlan:
+        """Let in what has a place, then plan one turn. Chunks count as computed when `computed` says so."""
+        self._join()
+        self._admit()
+        decodes = tuple(sequence for sequence in self.running if sequence.can_decode)
+        self._turn += 1
+        return StepPlan(decodes, tuple(self._chunks(stalls=bool(self.running))))
+
+    def computed(self, chunk: Chunk) -> None:
+        """A chunk of the plan is done; a prompt that is complete hands its sequences over to decoding."""
+        chunk.prefill.num_computed_tokens = chunk.start + chunk.num_tokens
+        if chunk.prefill.num_remaining_tokens == 0:
+            self._complete(chunk.prefill)
+
+    def end(self, sequence: Sequence) -> None:
+        """Take out a sequence that finished, failed or was aborted, wherever it stands. Idempotent."""
+        if sequence.status is Status.ENDED:
+            return
+        was_running = sequence.status is Status.RUNNING
+        sequence.status = Status.ENDED
+        if was_running:
+            self.running.remove(sequence)
+            return
+        if sequence in self.ready:
+            self.ready.remove(sequence)
+        self._drop_unwanted(sequence.prefill)
+
+    def _drop_unwanted(self, prefill: Prefill) -> None:
+        if prefill.is_wanted:
+            return
+        prefill.state = None
+        if prefill in self.waiting:
+            self.waiting.remove(prefill)
+        if prefill in self.prefilling:
+            self.prefilling.remove(prefill)
+
+    def _join(self) -> None:
+        while self.ready and len(self.running) < self._max_rows:
+            sequence = self.ready.popleft()
+            sequence.status = Status.RUNNING
+            self.running.append(sequence)
+
+    def _admit(self) -> None:
+        """First come, first served. Rows are promised before a prompt is computed, so that none waits prefilled."""
+        promised = len(self.running) + len(self.ready) + sum(p.request.n for p in self.prefilling)
+        while self.waiting:
+            prefill = self.waiting[0]
+            if promised and promised + prefill.request.n > self._max_rows:
+                return
+            self.waiting.popleft()
+            promised += prefill.request.n
+            if prefill.num_remaining_tokens == 0:
+                self._complete(prefill)
+                self._join()
+            else:
+                self.prefilling.append(prefill)
+
+    def _complete(self, prefill: Prefill) -> None:
+        if prefill in self.prefilling:
+            self.prefilling.remove(prefill)
+        self.ready.extend(s for s in prefill.sequences if s.status is Status.PENDING)
+
+    def _chunks(self, *, stalls: bool) -> Iterator[Chunk]:
+        stall_s = max(self._config.max_stall_s * _STALL_SHARE - self._pace.decode_s, 0.0)
+        budget_s = left_s = stall_s if stalls else _ALONE_FACTOR * self._config.max_stall_s
+        for prefill in self._order():
+            if left_s < budget_s * _LEFTOVER_SHARE:
+                return
+            start = prefill.num_computed_tokens
+            fitting = self._pace.tokens_for(start, left_s, self._config.max_chunk_tokens)
+            chunk = Chunk(prefill, start, min(fitting, prefill.num_remaining_tokens))
+            yield chunk
+            token_s = self._pace.token_s(start)
+            if token_s is None:
+                return  # measure one chunk before planning a second
+            left_s -= token_s * chunk.num_tokens
+            if chunk.num_tokens == prefill.num_remaining_tokens:
+                left_s = min(left_s, stall_s)  # from here on somebody waits for a first token
+
+    def _order(self) -> list[Prefill]:
+        if self._turn % 2 or len(self.prefilling) < 2:
+            return list(self.prefilling)
+        shortest = min(self.prefilling, key=lambda prefill: prefill.num_remaining_tokens)
+        return [shortest, *(prefill for prefill in self.prefilling if prefill is not shortest)]

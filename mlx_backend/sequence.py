@@ -1,0 +1,82 @@
+"""The state of one prompt being prefilled and of one sequence being decoded: counters and a status.
+
+No MLX. The device thread owns every object here; other threads may read the counters.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlx_backend.interface import GenerationRequest
+
+
+class Status(enum.Enum):
+    """PENDING: waits for its prompt or for a row. RUNNING: decodes. ENDED: finished, aborted or failed."""
+
+    PENDING = enum.auto()
+    RUNNING = enum.auto()
+    ENDED = enum.auto()
+
+
+@dataclass(slots=True, eq=False)
+class Prefill:
+    """One prompt, computed once for the n sequences that continue it.
+
+    All tokens but the last are prefilled. The last is every sequence's first decode input, so that
+    sampling has one place: the batched decode step.
+    """
+
+    request: GenerationRequest
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    sequences: list[Sequence] = field(default_factory=list)
+    state: Any = None
+    """The runner's own: the KV cache of what is computed."""
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def num_remaining_tokens(self) -> int:
+        return self.num_prompt_tokens - 1 - self.num_computed_tokens
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a sequence still needs this prompt's KV cache."""
+        return any(sequence.status is Status.PENDING for sequence in self.sequences)
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One token stream. `index` is its place in the client's stream, `stream` whom its tokens are for."""
+
+    prefill: Prefill
+    index: int
+    ordinal: int
+    """Which of the n continuations of its prompt it is."""
+    stream: Any = None
+    output_ids: list[int] = field(default_factory=list)
+    num_started_tokens: int = 0
+    """Outputs whose step has been started: one more than `output_ids` while a step is in flight."""
+    status: Status = Status.PENDING
+
+    @property
+    def request(self) -> GenerationRequest:
+        return self.prefill.request
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens in the KV cache once every step that was started is done."""
+        return self.prefill.num_prompt_tokens - 1 + self.num_started_tokens
+
+    @property
+    def can_decode(self) -> bool:
+        return self.status is Status.RUNNING and self.num_started_tokens < self.request.max_tokens
+
+    @property
+    def last_token(self) -> int:
+        """The newest token the host knows; the next input where no step is in flight."""
+        return self.output_ids[-1] if self.output_ids else self.request.prompt_ids[-1]
