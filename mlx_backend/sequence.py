@@ -62,6 +62,8 @@ class Sequence:
     num_started_tokens: int = 0
     """Outputs whose step has been started: one more than `output_ids` while a step is in flight."""
     status: Status = Status.PENDING
+    key: int | None = None
+    """The runner's own: the row's random key, 64 bits."""
 
     @property
     def request(self) -> GenerationRequest:

@@ -1,0 +1,76 @@
+"""StateRows: the state of recurrent layers (state-space, linear attention, short convolutions).
+
+Of constant size per row and small, so rows are simply concatenated and gathered.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_backend.kv_cache.rows import RowLengths
+
+
+class StateRows:
+    """Arrays [rows, …], as mlx-lm's ArraysCache holds them for one row; None before the first token."""
+
+    lengths = None
+    left_padding = None
+    """Read by mlx-lm's models; a decode step has no padding."""
+
+    def __init__(self, lengths: RowLengths, size: int) -> None:
+        self._lengths = lengths
+        self._num_rows = 0
+        self._state: list[mx.array | None] = [None] * size
+
+    def __getitem__(self, index: int) -> mx.array | None:
+        return self._state[index]
+
+    def __setitem__(self, index: int, value: mx.array) -> None:
+        self._state[index] = value
+
+    @property
+    def offset(self) -> int | mx.array:
+        return self._lengths.offset
+
+    def make_mask(self, num_tokens: int) -> None:
+        return None
+
+    def advance(self, num_tokens: int) -> None:
+        """The models' own counting of padded tokens; there are none."""
+
+    def empty(self) -> bool:
+        return self._state[0] is None
+
+    def reserve(self, num_rows: int, num_tokens: int) -> None:
+        """Nothing to do: the size of a row does not grow."""
+
+    def join(self, single: Any, length: int) -> None:
+        members = [None] * len(self._state) if single is None or length == 0 else list(single.cache)
+        self._state = [_append(old, new, self._num_rows) for old, new in zip(self._state, members, strict=True)]
+        self._num_rows += 1
+
+    def leave(self, row: int) -> None:
+        self._num_rows -= 1
+        kept = [*range(row), self._num_rows, *range(row + 1, self._num_rows)][: self._num_rows]
+        indices = mx.array(kept, dtype=mx.int32)
+        self._state = [None if array is None or not kept else array[indices] for array in self._state]
+
+    def fit(self, num_rows: int, num_tokens: int) -> None:
+        """Nothing to do: nothing is over-allocated."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self._state if array is not None)
+
+
+def _append(old: mx.array | None, new: mx.array | None, num_old: int) -> mx.array | None:
+    """Rows `old` and then `new`; a row without a state yet starts at zero, as the models start it."""
+    if old is None and new is None:
+        return None
+    like = old if old is not None else new
+    assert like is not None
+    zeros = mx.zeros((1, *like.shape[1:]), dtype=like.dtype)
+    above = old if old is not None else mx.repeat(zeros, num_old, axis=0)
+    return mx.concatenate([above, zeros if new is None else new]) if num_old else new

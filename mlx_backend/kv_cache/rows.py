@@ -1,0 +1,150 @@
+"""RowLengths: how many tokens each row of the batch holds; shared by the caches of all layers.
+
+Rows are right-padded: row r holds its tokens in columns [0, length r), so that a row can join, grow and
+leave without moving another row's columns. Lengths are known to the host; nothing here asks the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+TOKEN_STEP = 256
+"""Columns are allocated in such steps, as mlx-lm's caches do."""
+_SLACK_BYTES = 32 << 20
+"""Spare rows may cost so much per array: less copying as rows join, bounded where rows are long."""
+EAGER_BYTES = 4 << 20
+"""Arrays larger than this are moved one layer at a time: in one graph, old and new of all layers would live together."""
+
+
+class RowLengths:
+    """Tokens held by each row before the current step, and what follows from them: offsets and masks."""
+
+    def __init__(self) -> None:
+        self.values: list[int] = []
+        self._cached: dict[Any, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def longest(self) -> int:
+        return max(self.values, default=0)
+
+    @property
+    def is_uniform(self) -> bool:
+        return min(self.values) == max(self.values)
+
+    @property
+    def offset(self) -> int | mx.array:
+        """Position of the step's token: an int where all rows agree, else int32 [rows]."""
+        return self.values[0] if self.is_uniform else self.array
+
+    @property
+    def array(self) -> mx.array:
+        """int32 [rows]."""
+        if "array" not in self._cached:
+            self._cached["array"] = mx.array(self.values, dtype=mx.int32)
+        return self._cached["array"]
+
+    @property
+    def row_indices(self) -> mx.array:
+        """int32 [rows]: 0, 1, 2, …"""
+        if "rows" not in self._cached:
+            self._cached["rows"] = mx.arange(len(self.values), dtype=mx.int32)
+        return self._cached["rows"]
+
+    def columns(self, width: int | None) -> mx.array:
+        """int32 [rows]: the column that each row's new token goes to, in a ring of `width` columns if given."""
+        if width is None:
+            return self.array
+        key = ("columns", width)
+        if key not in self._cached:
+            self._cached[key] = self.array % width
+        return self._cached[key]
+
+    def mask(self, width: int | None, window: int | None) -> mx.array | None:
+        """Which columns a row's new token attends to: bool [rows, 1, 1, columns]; None: all of them.
+
+        `width`: of the ring, None for plain columns. `window`: attend to so many positions at most, the
+        token's own included; None: no bound.
+        """
+        if width is not None and (window is None or window >= width):
+            window = None  # the ring holds no more than that
+        if self.is_uniform and (window is None or self.longest < window):
+            return None
+        key = ("mask", width, window)
+        if key not in self._cached:
+            self._cached[key] = self._build_mask(width, window)
+        return self._cached[key]
+
+    def _build_mask(self, width: int | None, window: int | None) -> mx.array:
+        last = self.array[:, None]
+        num_columns = self.longest + 1 if width is None else min(self.longest + 1, width)
+        position = mx.arange(num_columns, dtype=mx.int32)[None]
+        if width is not None:
+            # column c of the ring holds the newest position p <= last with p % width == c
+            position = last - (last - position) % width
+        mask = (position >= 0) & (position <= last)
+        if window is not None:
+            mask = mask & (position > last - window)
+        return mask[:, None, None, :]
+
+    def join(self, length: int) -> None:
+        self.values.append(length)
+        self._cached.clear()
+
+    def leave(self, row: int) -> None:
+        """The last row takes the place of the one that leaves."""
+        self.values[row] = self.values[-1]
+        self.values.pop()
+        self._cached.clear()
+
+    def advance(self) -> None:
+        """The step is done: every row holds one token more."""
+        self.values = [length + 1 for length in self.values]
+        self._cached.clear()
+
+
+class Rows(Protocol):
+    """The cache of one layer for all rows: what the runner calls, beside what the model calls."""
+
+    def reserve(self, num_rows: int, num_tokens: int) -> None:
+        """Make room, in one move, for so many rows of at most so many tokens."""
+
+    def join(self, single: Any, length: int) -> None:
+        """Append a row: the content of an mlx-lm cache that holds `length` tokens (None: no token)."""
+
+    def leave(self, row: int) -> None:
+        """Drop a row; the last row takes its place. RowLengths still counts it."""
+
+    def fit(self, num_rows: int, num_tokens: int) -> None:
+        """Give memory back where rows or tokens fell to less than half of what is held."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+def capacity_for(num_rows: int, num_tokens: int, row_token_bytes: int) -> tuple[int, int]:
+    """(rows, tokens) to allocate: tokens in steps of 256, rows up to a power of two while that is cheap."""
+    tokens = max(TOKEN_STEP, math.ceil(num_tokens / TOKEN_STEP) * TOKEN_STEP)
+    spare = (1 << (num_rows - 1).bit_length()) - num_rows
+    affordable = _SLACK_BYTES // max(tokens * row_token_bytes, 1)
+    return num_rows + min(spare, affordable), tokens
+
+
+def resize(arrays: Sequence[mx.array], num_rows: int, num_tokens: int, keep_rows: int) -> list[mx.array]:
+    """Copies of [rows, heads, tokens, dim] arrays in another capacity, the first `keep_rows` rows kept."""
+    moved = []
+    for array in arrays:
+        _, heads, tokens, dim = array.shape
+        kept = min(tokens, num_tokens)
+        new = mx.zeros((num_rows, heads, num_tokens, dim), dtype=array.dtype)
+        new[:keep_rows, :, :kept] = array[:keep_rows, :, :kept]
+        moved.append(new)
+    if sum(array.nbytes for array in moved) > EAGER_BYTES:
+        mx.eval(moved)
+    return moved

@@ -1,0 +1,67 @@
+"""Weights into memory: mlx-lm builds the model lazily, and its arrays are read a few at a time, with progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm import utils as mlx_lm_utils
+
+from mlx_backend.checkpoint import Checkpoint
+from mlx_backend.errors import ModelLoadError
+from mlx_backend.interface import LoadProgress
+
+_READ_BYTES = 256 << 20
+"""Weights are read in pieces of about this size: large enough to keep a disk busy, small enough for a bar."""
+
+
+def load_model(checkpoint: Checkpoint, report: Callable[[LoadProgress], None]) -> nn.Module:
+    """The model with all weights in memory. Raises ModelLoadError."""
+    model = _build(checkpoint)
+    arrays = [array for _, array in tree_flatten(model.parameters())]
+    total = sum(array.nbytes for array in arrays)
+    done = 0
+    report(LoadProgress(done_bytes=0, total_bytes=total))
+    for piece in _pieces(arrays):
+        try:
+            mx.eval(piece)
+        except RuntimeError as error:
+            raise ModelLoadError(f"reading the weights of {checkpoint.path} failed: {error}") from error
+        done += sum(array.nbytes for array in piece)
+        report(LoadProgress(done_bytes=done, total_bytes=total))
+    mx.clear_cache()
+    return model
+
+
+def _build(checkpoint: Checkpoint) -> nn.Module:
+    model_type = checkpoint.config["model_type"]
+    try:
+        model, _ = mlx_lm_utils.load_model(checkpoint.path, lazy=True)
+    except ValueError as error:
+        if "not supported" in str(error):
+            raise ModelLoadError(
+                f"mlx-lm knows no architecture {model_type!r}; choose another model or a newer mlx-lm"
+            ) from error
+        raise ModelLoadError(f"{checkpoint.path} does not fit its config.json: {_first_line(error)}") from error
+    except (KeyError, TypeError, AttributeError, AssertionError, RuntimeError, OSError) as error:
+        what = f"{type(error).__name__}: {_first_line(error)}"
+        raise ModelLoadError(f"{checkpoint.path} cannot be built as a {model_type} model ({what})") from error
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]
+
+
+def _pieces(arrays: list[Any]) -> Iterator[list[Any]]:
+    piece: list[Any] = []
+    for array in arrays:
+        piece.append(array)
+        if sum(member.nbytes for member in piece) >= _READ_BYTES:
+            yield piece
+            piece = []
+    if piece:
+        yield piece
