@@ -1,0 +1,59 @@
+"""Drive an engine from a test: start it, submit, collect, wait for a state with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from mlx_backend.factory import create_engine
+from mlx_backend.interface import Engine, EngineConfig, GenerationRequest, SamplingParams, TokenEvent, TokenStream
+
+GREEDY = SamplingParams(temperature=0)
+DEADLINE_S = 60.0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for `condition`; fail when it has not come true by a deadline far beyond what it should take."""
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end, "the awaited state did not come"
+        await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def running(config: EngineConfig) -> AsyncIterator[Engine]:
+    """A started engine whose model has loaded (or whose loading has failed)."""
+    engine = create_engine(config)
+    engine.start()
+    try:
+        await until(lambda: engine.model_info is not None or engine.failure is not None)
+        yield engine
+    finally:
+        engine.close()
+
+
+def request(prompt: Sequence[int], max_tokens: int = 16, **changes: object) -> GenerationRequest:
+    fields = {"request_id": "test", "prompt_ids": tuple(prompt), "max_tokens": max_tokens, "sampling": GREEDY, **changes}
+    return GenerationRequest(**fields)  # type: ignore[arg-type]
+
+
+async def read(stream: TokenStream) -> dict[int, list[TokenEvent]]:
+    """All events of a stream, by index."""
+    events: dict[int, list[TokenEvent]] = {}
+    async for arrived in stream:
+        for event in arrived:
+            events.setdefault(event.index, []).append(event)
+    return events
+
+
+async def tokens(stream: TokenStream) -> list[list[int]]:
+    """Token ids of each sequence, in the order of their indices."""
+    events = await read(stream)
+    return [[event.token_id for event in events[index]] for index in sorted(events)]
+
+
+async def one(engine: Engine, prompt: Sequence[int], max_tokens: int = 16, **changes: object) -> list[int]:
+    (output,) = await tokens(engine.submit([request(prompt, max_tokens, **changes)]))
+    return output
