@@ -17,6 +17,8 @@ from mlx_backend.errors import ModelLoadError
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_MODEL_FILES = ("*.json", "*.jsonl", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safetensors")
+"""What is downloaded of a repository: no Python, since none of it would be run."""
 _MAX_HEADER_BYTES = 100_000_000
 """The safetensors format's own bound."""
 _WITHOUT_LIMIT = 131_072
@@ -114,10 +116,9 @@ def _check_weights(file: Path) -> None:
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 
     try:
-        return Path(snapshot_download(name, allow_patterns=DEFAULT_ALLOW_PATTERNS))
+        return Path(snapshot_download(name, allow_patterns=list(_MODEL_FILES)))
     except LocalEntryNotFoundError as error:
         raise ModelLoadError(f"{name} is neither a folder here nor in the download cache, and the hub is out of reach") from error
     except (HfHubHTTPError, OSError) as error:

@@ -186,7 +186,10 @@ class MLXRunner:
     def close(self) -> None:
         for name in ("_model", "_batch", "_sampler", "_last_tokens"):
             self.__dict__.pop(name, None)
+        mx.synchronize()
         mx.clear_cache()
+        # Without it the thread's streams are torn down while the process exits, which aborts it now and then.
+        mx.clear_streams()
 
 
 def _failed(what: str, error: BaseException, sequences: collections.abc.Iterable[Sequence]) -> SequenceFailed:

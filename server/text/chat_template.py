@@ -1,0 +1,53 @@
+"""Messages to prompt ids, through the model's own chat template.
+
+Knows that a template is a program: what it raises is reported in its own words, and a request may not replace it.
+Knows nothing of what a message should hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from server.text.tokenizer import Tokenizer
+
+_RESERVED = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "messages",
+        "return_dict",
+        "tokenize",
+        "tokenizer",
+    }
+)
+
+
+class TemplateError(Exception):
+    """The chat template refused the messages or the arguments; the message quotes it."""
+
+
+def render_chat(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]
+) -> list[int]:
+    """The prompt ids of a conversation, ready for the assistant's turn. Raises TemplateError."""
+    refused = sorted(_RESERVED & template_kwargs.keys())
+    if refused:
+        raise TemplateError(f"the chat template's arguments may not include {', '.join(refused)}")
+    try:
+        text = tokenizer.render_chat(messages, template_kwargs)
+    except Exception as error:
+        # The template came with the model: it may raise anything, and none of it is this server's failure.
+        raise TemplateError(f"the chat template cannot render these messages: {_words(error)}") from error
+    # The template writes the special tokens itself.
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def _words(error: Exception) -> str:
+    """What the template says on purpose as it stands, a slip of its code with the kind of the slip."""
+    name = type(error).__name__
+    if not str(error):
+        return name
+    return str(error) if name in ("TemplateError", "ValueError") else f"{name}: {error}"

@@ -1,0 +1,86 @@
+"""Token ids to text, one at a time, never half a UTF-8 character.
+
+Knows how to hold back what later tokens may complete; what a token stands for is told by the tokenizer. For all
+ids, the pushes and the flush joined are the tokenizer's `decode` of them. One detokenizer serves one sequence.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Sequence, Set
+from typing import Protocol
+
+_REPLACEMENT = "\ufffd"
+_MAX_HELD = 64
+"""A character has at most four bytes: so many tokens without one are noise, and waiting longer costs their square."""
+
+
+class Detokenizer(Protocol):
+    """The text of one sequence as it grows."""
+
+    def push(self, token_id: int) -> str:
+        """The text that this token settles; empty while a character is incomplete."""
+
+    def flush(self) -> str:
+        """What was held back, once no token follows; an incomplete character reads as U+FFFD."""
+
+
+class ByteDetokenizer:
+    """For tokenizers whose text is the UTF-8 of their tokens' bytes, less `strip` leading spaces."""
+
+    def __init__(self, bytes_of: Callable[[int], bytes], strip: int = 0) -> None:
+        self._bytes_of = bytes_of
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._strip = strip
+
+    def push(self, token_id: int) -> str:
+        text = self._decoder.decode(self._bytes_of(token_id))
+        return self._stripped(text) if self._strip and text else text
+
+    def flush(self) -> str:
+        text = self._decoder.decode(b"", final=True)
+        return self._stripped(text) if self._strip and text else text
+
+    def _stripped(self, text: str) -> str:
+        kept = strip_spaces(text, self._strip)
+        self._strip = 0 if kept else self._strip - len(text)
+        return kept
+
+
+def strip_spaces(text: str, count: int) -> str:
+    """`text` without its leading spaces, at most `count` of them."""
+    return text[min(count, len(text) - len(text.lstrip(" "))) :]
+
+
+class WindowDetokenizer:
+    """For any tokenizer: decodes the last few tokens again, with those before them for context.
+
+    `decode` must give a text that only grows at its end as ids are added, U+FFFD at the end aside.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], skipped: Set[int] = frozenset()) -> None:
+        self._decode = decode
+        self._skipped = skipped
+        self._ids: list[int] = []
+        self._num_read = 0  # of _ids, those whose text is out already
+        self._read_text = ""
+
+    def push(self, token_id: int) -> str:
+        if token_id in self._skipped:
+            return ""
+        self._ids.append(token_id)
+        text = self._decode(self._ids)
+        is_open = text.endswith(_REPLACEMENT) or len(text) <= len(self._read_text)
+        if is_open and len(self._ids) - self._num_read < _MAX_HELD:
+            return ""
+        settled = text[len(self._read_text) :]
+        del self._ids[: self._num_read]
+        self._num_read = len(self._ids)
+        self._read_text = self._decode(self._ids)
+        return settled
+
+    def flush(self) -> str:
+        text = self._decode(self._ids)[len(self._read_text) :]
+        self._num_read, self._read_text = 0, ""
+        self._ids.clear()
+        return text

@@ -1,0 +1,54 @@
+"""Stop strings in a text that arrives in pieces.
+
+Knows characters only. Holds back the shortest tail that may still become a stop string, so that no part of one
+is ever given out.
+"""
+
+from __future__ import annotations
+
+
+class StopStrings:
+    """Watches one text for the first stop string to be complete; of several, the one that began first.
+
+    The result does not depend on how the text is cut into pieces. Empty strings stop nothing.
+    """
+
+    def __init__(self, strings: tuple[str, ...]) -> None:
+        self._strings = tuple(dict.fromkeys(filter(None, strings)))
+        self._first_characters = frozenset(string[0] for string in self._strings)
+        self._max_held = max(map(len, self._strings), default=1) - 1
+        self._held = ""
+
+    def feed(self, text: str) -> tuple[str, str | None]:
+        """(text that may be given out, the stop string that ended it or None). Not to be called after a match."""
+        if not self._strings:
+            return text, None
+        seen = self._held + text
+        found = self._find(seen)
+        if found is not None:
+            start, matched = found
+            self._held = ""
+            return seen[:start], matched
+        kept = self._tail_start(seen)
+        self._held = seen[kept:]
+        return seen[:kept], None
+
+    def flush(self) -> str:
+        """What was held back, once the text has ended without a stop string."""
+        held, self._held = self._held, ""
+        return held
+
+    def _find(self, text: str) -> tuple[int, str] | None:
+        matches = [(text.find(string), string) for string in self._strings]
+        complete = [(start + len(string), start, string) for start, string in matches if start >= 0]
+        return min(complete)[1:] if complete else None
+
+    def _tail_start(self, text: str) -> int:
+        """Where the longest tail starts that begins a stop string; len(text) where none does."""
+        for start in range(max(0, len(text) - self._max_held), len(text)):
+            if text[start] in self._first_characters and self._begins_stop(text[start:]):
+                return start
+        return len(text)
+
+    def _begins_stop(self, tail: str) -> bool:
+        return any(string.startswith(tail) for string in self._strings)

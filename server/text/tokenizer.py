@@ -1,0 +1,200 @@
+"""Tokenizers: text to ids and back, behind one protocol.
+
+Knows the Hugging Face tokenizers that MLX models carry, and the bytes that the mock backend speaks. The libraries
+are imported when a model's tokenizer is loaded, not before: this module runs where none of them is installed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from mlx_backend.errors import ModelLoadError
+from server.text.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer, strip_spaces
+from server.text.pieces import PieceScheme, scheme_of
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back, for one model. Its methods may be called from any thread."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Every id that stands for something is below it."""
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """The tokens with which the model ends its answer."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids, special tokens left out; ids that stand for nothing are passed over."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The token's own bytes, which may be part of a character; a special token's are its name's."""
+
+    def token_text(self, token_id: int) -> str:
+        """The token decoded alone; a special token reads as its name."""
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> str:
+        """The conversation as the model reads it, up to where its answer begins. Raises what the template raises."""
+
+    def detokenizer(self) -> Detokenizer:
+        """A fresh one, for one sequence."""
+
+
+def load_tokenizer(model_path: Path) -> Tokenizer:
+    """The tokenizer of the model in a folder. Raises ModelLoadError."""
+    if not model_path.is_dir():
+        raise ModelLoadError(f"there is no model folder {model_path}; give the folder of an MLX model")
+    try:
+        from mlx_lm import utils
+
+        load: Any = utils.load_tokenizer  # untyped there
+    except ImportError as error:
+        raise ModelLoadError(f"the tokenizer needs mlx-lm, which cannot be imported ({error}); install it") from error
+    try:
+        config = utils.load_config(model_path)
+        # Code that comes with a checkpoint is never run.
+        extra = {"trust_remote_code": False}
+        return HFTokenizer(load(model_path, extra, eos_token_ids=config.get("eos_token_id")))
+    except Exception as error:
+        # The libraries raise anything for a broken file, bare Exception among it.
+        raise ModelLoadError(_load_failure(model_path, error)) from error
+
+
+def _load_failure(model_path: Path, error: Exception) -> str:
+    if not (model_path / "config.json").exists():
+        return f"{model_path} has no config.json; give the folder of an MLX model"
+    if "trust_remote_code" in str(error):
+        return f"the tokenizer in {model_path} is code, which is not run; take a model with a tokenizer.json"
+    cause = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"the tokenizer in {model_path} cannot be loaded, fetch the model's files again ({cause[:200]})"
+
+
+def _well_formed(text: str) -> str:
+    """`text` with U+FFFD for lone surrogates, which JSON can carry and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+class HFTokenizer:
+    """A Hugging Face tokenizer as mlx-lm wraps it, with what mlx-lm knows of end tokens and templates."""
+
+    def __init__(self, wrapper: Any) -> None:
+        self._wrapper = wrapper
+        self._scheme = _scheme_of(wrapper)
+        self._special_ids = _special_ids(wrapper)
+        self._bytes: dict[int, bytes] = {}  # filled as tokens are met; a race writes the same value twice
+        self.vocab_size = 1 + max(wrapper.get_vocab().values())
+        self.eos_ids = frozenset(int(token_id) for token_id in wrapper.eos_token_ids)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return list(self._wrapper.encode(_well_formed(text), add_special_tokens=add_special_tokens))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        if self._scheme is None or not self._scheme.is_exact:
+            return self._library_text(ids)
+        text = b"".join(map(self._output_bytes, ids)).decode("utf-8", "replace")
+        return strip_spaces(text, self._scheme.strip)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        known = self._bytes.get(token_id)
+        if known is None:
+            known = self._bytes[token_id] = self._piece_bytes(token_id)
+        return known
+
+    def token_text(self, token_id: int) -> str:
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> str:
+        if not self._wrapper.has_chat_template:
+            raise ValueError("the model has none; ask for a plain completion")
+        conversation = [dict(message) for message in messages]
+        return str(
+            self._wrapper.apply_chat_template(
+                conversation, tokenize=False, add_generation_prompt=True, **template_kwargs
+            )
+        )
+
+    def detokenizer(self) -> Detokenizer:
+        if self._scheme is None or not self._scheme.is_exact:
+            return WindowDetokenizer(self._library_text, self._special_ids)
+        return ByteDetokenizer(self._output_bytes, self._scheme.strip)
+
+    def _output_bytes(self, token_id: int) -> bytes:
+        return b"" if token_id in self._special_ids else self.token_bytes(token_id)
+
+    def _library_text(self, ids: Sequence[int]) -> str:
+        shown = [token_id for token_id in ids if token_id not in self._special_ids and token_id < self.vocab_size]
+        # Tidying spaces before punctuation would change text that has been given out already.
+        return str(self._wrapper.decode(shown, clean_up_tokenization_spaces=False))
+
+    def _piece_bytes(self, token_id: int) -> bytes:
+        piece = self._wrapper.convert_ids_to_tokens(token_id) if 0 <= token_id < self.vocab_size else None
+        if piece is None:
+            return b""
+        if token_id in self._special_ids:
+            return str(piece).encode()
+        if self._scheme is None:
+            return self._library_text([token_id]).encode()
+        return self._scheme.to_bytes(str(piece))
+
+
+def _scheme_of(wrapper: Any) -> PieceScheme | None:
+    """The scheme of a tokenizer that decodes as its Rust backend does; None for one with a way of its own."""
+    from transformers import PreTrainedTokenizerBase
+
+    decoder = getattr(getattr(wrapper, "backend_tokenizer", None), "decoder", None)
+    if decoder is None or wrapper.decode.__func__ is not PreTrainedTokenizerBase.decode:
+        return None
+    return scheme_of(json.loads(decoder.__getstate__()))
+
+
+def _special_ids(wrapper: Any) -> frozenset[int]:
+    """The ids that text leaves out: those marked special, which the roles (bos, eos, ...) need not all be."""
+    if getattr(wrapper, "backend_tokenizer", None) is None:
+        return frozenset(wrapper.all_special_ids)
+    return frozenset(token_id for token_id, token in wrapper.added_tokens_decoder.items() if token.special)
+
+
+class ByteTokenizer:
+    """The mock backend's: an id below 256 is a byte of UTF-8 text, the four after it are special tokens."""
+
+    EOS_ID = 256
+    BOS_ID = 257
+    _NAMES = ("<eos>", "<bos>", "<pad>", "<unk>")
+
+    vocab_size = 260
+    eos_ids = frozenset({EOS_ID})
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        ids = list(_well_formed(text).encode())
+        return [self.BOS_ID, *ids] if add_special_tokens else ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(map(self._output_bytes, ids)).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if token_id < 256:
+            return bytes([token_id])
+        return self._NAMES[token_id - 256].encode() if token_id < self.vocab_size else b""
+
+    def token_text(self, token_id: int) -> str:
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> str:
+        if not messages:
+            raise ValueError("a conversation needs at least one message")
+        return "".join(f"{message['role']}: {message.get('content') or ''}\n" for message in messages) + "assistant:"
+
+    def detokenizer(self) -> Detokenizer:
+        return ByteDetokenizer(self._output_bytes)
+
+    def _output_bytes(self, token_id: int) -> bytes:
+        return self.token_bytes(token_id) if token_id < 256 else b""
