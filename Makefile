@@ -1,0 +1,43 @@
+# Entry points for people. Each sets up .venv on first use; the work is in scripts/.
+
+SHELL := bash
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint check bench clean
+
+# A variable counts only where it is written on the command line: a HOST or PORT in the environment is somebody else's.
+given = $(filter command,$(origin $(1)))
+flag = $(if $(call given,$(1)),$(2) '$($(1))')
+
+help:
+	@echo "make serve MODEL=<folder or hub id>   serve a model on http://127.0.0.1:8080"
+	@echo "make serve BACKEND=mock               serve made-up text; no model, no MLX needed"
+	@echo "           HOST= PORT= CONFIG=<file> LOG_LEVEL= ARGS='--any-flag value'; see: pippin serve --help"
+	@echo "make test  [ARGS=...]                 the test suite; ARGS goes to pytest"
+	@echo "make lint                             ruff: rules and format"
+	@echo "make check                            mypy and lint"
+	@echo "make bench [ARGS=...]                 measure"
+	@echo "make clean                            remove .venv and everything else that is made"
+
+serve:
+	@scripts/install
+	@exec .venv/bin/pippin serve $(if $(call given,MODEL),'$(MODEL)') $(call flag,BACKEND,--backend) \
+	    $(call flag,HOST,--host) $(call flag,PORT,--port) $(call flag,CONFIG,--config) \
+	    $(call flag,LOG_LEVEL,--log-level) $(ARGS)
+
+test:
+	@scripts/test $(ARGS)
+
+lint:
+	@scripts/lint
+
+check:
+	@scripts/check
+
+bench:
+	@if [ ! -x scripts/bench ]; then echo "make bench: scripts/bench is missing" >&2; exit 1; fi
+	@scripts/install
+	@scripts/bench $(ARGS)
+
+clean:
+	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

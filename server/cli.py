@@ -1,0 +1,166 @@
+"""The command line: serve · config · version. The options of `serve` and `config` come from the declared fields.
+
+Everything heavy is imported by the command that needs it, so that `pippin --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from server import __version__
+from server.config import ConfigError, Field, Resolved, fields, resolve, sections, value_of
+
+app = typer.Typer(
+    name="pippin",
+    help="An LLM inference server on MLX with an OpenAI-compatible HTTP interface.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code; 2 and one line for a configuration that cannot be used."""
+    try:
+        app(args=argv, prog_name="pippin")
+    except ConfigError as error:
+        print(f"pippin: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+# --- options out of fields
+
+
+def _with_config_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command(resolved, **own)` the parameters MODEL, --config and one flag per declared field.
+
+    typer reads a command's signature; this writes one. `command`'s own keyword parameters stay.
+    """
+    taken = inspect.signature(command, eval_str=True).parameters.values()
+    own = [p.replace(kind=p.KEYWORD_ONLY) for p in taken if p.name != "resolved"]
+
+    def run(**given: Any) -> None:
+        rest = {p.name: given.pop(p.name) for p in own}
+        command(_resolve(given), **rest)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature([*_config_parameters(), *own])  # type: ignore[attr-defined]
+    return run
+
+
+def _config_parameters() -> Iterator[inspect.Parameter]:
+    model = typer.Argument(None, metavar="MODEL", help="Same as --model.", show_default=False)
+    yield _parameter("positional_model", str | None, model)
+    file = typer.Option(None, "--config", metavar="FILE", help="YAML file of settings.", show_default=False)
+    yield _parameter("file", Path | None, file)
+    for declared in fields():
+        yield _parameter(_parameter_name(declared), str | None, _option(declared))
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _parameter_name(declared: Field) -> str:
+    return declared.key.replace(".", "__")
+
+
+def _option(declared: Field) -> Any:
+    """Every flag takes text: `server.config` reads it as it reads the other sources, with the same errors."""
+    default = "none" if declared.default is None else str(declared.default)
+    return typer.Option(
+        None,
+        declared.flag,
+        help=f"{declared.help} (default {default})".replace("[", r"\["),  # no markup
+        metavar="|".join(map(str, declared.choices)) or declared.type.__name__.upper(),
+        rich_help_panel=_panel(declared),
+        show_default=False,
+    )
+
+
+def _panel(declared: Field) -> str | None:
+    section = sections().get(declared.section)
+    return f"{declared.section}: {section.__doc__}" if section else None
+
+
+def _resolve(given: dict[str, Any]) -> Resolved:
+    positional, file = given.pop("positional_model"), given.pop("file")
+    flags: dict[str, str | None] = {f.key: given[_parameter_name(f)] for f in fields()}
+    if positional is not None:
+        if flags["model"] not in (None, positional):
+            raise ConfigError(f"two models: {positional!r} and --model {flags['model']!r}")
+        flags["model"] = positional
+    return resolve(file, os.environ, flags)
+
+
+# --- commands
+
+
+@app.command()
+@_with_config_options
+def serve(resolved: Resolved) -> None:
+    """Serve a model over HTTP until told to stop."""
+    config = resolved.config
+    if config.backend == "mlx" and config.model is None:
+        raise ConfigError(
+            "no model: say `pippin serve MODEL`, MODEL being a folder or hub id of an MLX model, or --backend mock"
+        )
+    from server.run import serve as run
+
+    raise typer.Exit(run(config))
+
+
+@app.command("config")
+@_with_config_options
+def show_config(
+    resolved: Resolved,
+    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
+) -> None:
+    """Print the settings as they resolve, and where each came from."""
+    rows = {key: (value_of(resolved.config, key), origin) for key, origin in resolved.origins.items()}
+    if as_json:
+        _print_json(rows)
+    else:
+        _print_table(rows)
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of Pippin and of what it computes with."""
+    import platform
+    from importlib import metadata
+
+    parts = []
+    for name in ("mlx", "mlx-lm"):
+        try:
+            parts.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            parts.append(f"{name} not installed")
+    print(f"pippin {__version__} ({', '.join(parts)}, Python {platform.python_version()})")
+
+
+def _print_json(rows: Mapping[str, tuple[Any, str]]) -> None:
+    import json
+
+    print(json.dumps({key: {"value": value, "origin": origin} for key, (value, origin) in rows.items()}, indent=2))
+
+
+def _print_table(rows: Mapping[str, tuple[Any, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("key", "value", "where from", box=None, pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"  # a long path is wrapped, never cut
+    for key, (value, origin) in rows.items():
+        text = "none" if value is None else str(value)
+        table.add_row(key, text, origin, style="dim" if origin == "default" else None)
+    Console(markup=False, highlight=False).print(table)

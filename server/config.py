@@ -1,0 +1,194 @@
+"""The configuration: declared once as frozen dataclasses, resolved once from file < environment < flags.
+
+Flags, variables, `pippin config` and the help all come from `fields()`. Knows nothing of typer, HTTP or the
+engine's work; the engine's sections are declared in `mlx_backend.interface`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mlx_backend.interface import (
+    ContextConfig,
+    EngineConfig,
+    HealthConfig,
+    KVCacheConfig,
+    MockConfig,
+    SchedulerConfig,
+)
+from mlx_backend.options import check_options, option
+from server.config_sources import (
+    FILE_VARIABLE,
+    KINDS,
+    ConfigError,
+    Field,
+    Given,
+    from_environment,
+    from_file,
+    from_flags,
+    read,
+)
+
+__all__ = ["Config", "ConfigError", "Field", "Resolved", "engine_config", "fields", "resolve", "sections", "value_of"]
+
+Backend = Literal["mlx", "mock"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecurityConfig:
+    """What a client may cost."""
+
+    max_body_bytes: int = option(16 * 1024 * 1024, "largest request body, bytes; a larger one is answered 413", ge=1)
+    send_timeout_s: float = option(60.0, "a client that reads nothing for so long is closed, seconds", gt=0)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamConfig:
+    """The manners of a streamed answer."""
+
+    keep_alive_s: float = option(5.0, "comment on a silent stream every so many seconds", gt=0)
+    drain_s: float = option(30.0, "on SIGTERM, running answers may take so long to end, seconds", ge=0)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that can be set. A nested dataclass is a section."""
+
+    model: str | None = option(None, "folder or hub id of an MLX model")
+    backend: Backend = option("mlx", "what computes; mock needs no model and no MLX")
+    host: str = option("127.0.0.1", "address to listen on")
+    port: int = option(8080, "port to listen on; 0: any free one", ge=0)
+    log_level: LogLevel = option("info", "least severe log lines that are shown")
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    kv_cache: KVCacheConfig = field(default_factory=KVCacheConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    mock: MockConfig = field(default_factory=MockConfig)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.port > 65535:
+            raise ValueError(f"port must be at most 65535, not {self.port}")
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A configuration, and for each dotted key where its value came from."""
+
+    config: Config
+    origins: Mapping[str, str]
+
+
+@functools.cache
+def fields() -> tuple[Field, ...]:
+    """All declared fields: the top level first, then section by section, in the order of declaration."""
+    found = list(_declared(Config, ""))
+    for name, section in sections().items():
+        found += _declared(section, name)
+    return tuple(found)
+
+
+@functools.cache
+def sections() -> Mapping[str, type]:
+    """The sections by name, in the order of declaration."""
+    hints = typing.get_type_hints(Config)
+    return {name: hint for name, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
+
+
+def resolve(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, str | None]) -> Resolved:
+    """The configuration of defaults < YAML file < environment < flags.
+
+    `flags` has dotted keys; None is a flag not given. Without `file`, the variable PIPPIN_CONFIG may name one.
+    Raises ConfigError.
+    """
+    if file is None and FILE_VARIABLE in environ:
+        if not environ[FILE_VARIABLE]:
+            raise ConfigError(f"environment {FILE_VARIABLE}: is empty; name a file or unset it")
+        file = Path(environ[FILE_VARIABLE])
+    given: dict[str, Given] = {
+        **(from_file(file, fields()) if file else {}),
+        **from_environment(environ, fields()),
+        **from_flags(flags, fields()),
+    }
+    origins = {f.key: given[f.key].origin if f.key in given else "default" for f in fields()}
+    values = {f.key: read(f, given[f.key]) for f in fields() if f.key in given}
+    return Resolved(_build(values, origins), origins)
+
+
+def engine_config(config: Config, model_path: str) -> EngineConfig:
+    """The part of `config` that the engine is told, with the folder the model was found in."""
+    shared = [f.name for f in dataclasses.fields(EngineConfig) if f.name != "model_path"]
+    return EngineConfig(model_path=model_path, **{name: getattr(config, name) for name in shared})
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The value at a dotted key."""
+    return functools.reduce(getattr, key.split("."), config)
+
+
+def _declared(owner: type, section: str) -> Iterator[Field]:
+    hints = typing.get_type_hints(owner)
+    for declared in dataclasses.fields(owner):
+        hint = hints[declared.name]
+        if dataclasses.is_dataclass(hint):
+            continue
+        base, is_optional, choices = _unfold(hint)
+        yield Field(
+            section=section,
+            name=declared.name,
+            type=base,
+            is_optional=is_optional,
+            choices=choices or declared.metadata.get("choices") or (),
+            default=declared.default,
+            help=declared.metadata["help"],
+        )
+
+
+def _unfold(hint: Any) -> tuple[type, bool, tuple[Any, ...]]:
+    """(type, whether None is allowed, the choices of a Literal) of an annotation."""
+    is_optional = False
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        (hint,) = (arg for arg in typing.get_args(hint) if arg is not types.NoneType)
+        is_optional = True
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        return type(choices[0]), is_optional, choices
+    if hint not in KINDS:
+        raise TypeError(f"a configuration field cannot be a {hint!r}")
+    return hint, is_optional, ()
+
+
+def _build(values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
+    built = {name: _build_one(section, name, values, origins) for name, section in sections().items()}
+    config: Config = _build_one(Config, "", values, origins, **built)
+    return config
+
+
+def _build_one(owner: type, section: str, values: Mapping[str, Any], origins: Mapping[str, str], **more: Any) -> Any:
+    """An instance of `owner`. What its checks find is told with the source of the field that they name."""
+    declared = {f.name: f for f in fields() if f.section == section}
+    mine = {name: values[f.key] for name, f in declared.items() if f.key in values}
+    try:
+        return owner(**mine, **more)
+    except ValueError as error:
+        name = str(error).partition(" ")[0]
+        if name not in declared:
+            raise ConfigError(f"{section}: {error}" if section else str(error)) from None
+        key = declared[name].key
+        raise ConfigError(f"{origins[key]}: {key}{str(error)[len(name) :]}") from None

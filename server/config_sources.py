@@ -1,0 +1,238 @@
+"""Where settings come from: a YAML file, variables, flags. What each gives, by dotted key, and how a value is read.
+
+Works on any table of fields; knows no particular one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PREFIX = "PIPPIN_"
+FILE_VARIABLE = "PIPPIN_CONFIG"
+"""The variable that names the configuration file, where no flag does."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; one line that says which source, which key and what is wrong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """One value that can be set, as declared. `section` is empty at the top level."""
+
+    section: str
+    name: str
+    type: type
+    """int, float, bool or str; of a Literal, the type of its values."""
+    is_optional: bool
+    choices: tuple[Any, ...] = ()
+    default: Any
+    help: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.section}.{self.name}" if self.section else self.name
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.key.replace(".", "-").replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.key.replace(".", "_").upper()
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value as a source gave it, not yet read."""
+
+    value: Any
+    origin: str
+
+
+Table = Sequence[Field]
+
+# --- the sources
+
+
+def from_file(path: Path, table: Table) -> dict[str, Given]:
+    """The values of a YAML file, whose sections are nested mappings. Raises ConfigError."""
+    origin = f"file {path}"
+    keys = {f.key for f in table}
+    values: dict[str, Any] = {}
+    for name, value in _load_yaml(path).items():
+        if name in _sections(table):
+            values |= _section_values(name, value, origin, table)
+        elif "." in str(name):
+            raise _unknown_key(str(name), origin, table)
+        else:
+            values[str(name)] = value
+    for key in values:
+        if key not in keys:
+            raise _unknown_key(key, origin, table)
+    return {key: Given(value, origin) for key, value in values.items()}
+
+
+def from_environment(environ: Mapping[str, str], table: Table) -> dict[str, Given]:
+    """The values of the variables that begin with PIPPIN_. Raises ConfigError."""
+    known = {f.variable: f.key for f in table}
+    given = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or variable == FILE_VARIABLE:
+            continue
+        if variable not in known:
+            names = [name.removeprefix(PREFIX) for name in (*known, FILE_VARIABLE)]
+            nearest = PREFIX + _nearest(variable.removeprefix(PREFIX), names)
+            raise ConfigError(f"environment: unknown variable {variable}; the nearest known one is {nearest}")
+        given[known[variable]] = Given(text, f"environment {variable}")
+    return given
+
+
+def from_flags(flags: Mapping[str, str | None], table: Table) -> dict[str, Given]:
+    """The values of the flags that were given, by dotted key. Raises KeyError for a key that is none."""
+    flag_of = {f.key: f.flag for f in table}
+    return {key: Given(text, f"flag {flag_of[key]}") for key, text in flags.items() if text is not None}
+
+
+def _load_yaml(path: Path) -> dict[Any, Any]:
+    import yaml  # late: `pippin --help` needs none
+
+    try:
+        text = path.read_bytes()
+        repeated = next(_repeated_keys(yaml.compose(text, yaml.SafeLoader)), None)
+        content = yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"file {path}: {error.strerror or error}") from None
+    except RecursionError:
+        raise ConfigError(f"file {path}: nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"file {path}: {_yaml_problem(error)}") from None
+    if repeated:
+        raise ConfigError(f"file {path}: {repeated}")
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"file {path}: must be a mapping of keys to values, not {type(content).__name__}")
+    return content
+
+
+def _repeated_keys(node: Any) -> Iterator[str]:
+    """YAML readers take the last of two equal keys and say nothing; here it is an error."""
+    if node is None or node.id != "mapping":
+        return
+    seen = set()
+    for key, value in node.value:
+        name = str(key.value)
+        if name in seen:
+            yield f"line {key.start_mark.line + 1}: {name!r} is given twice"
+        seen.add(name)
+        yield from _repeated_keys(value)
+
+
+def _yaml_problem(error: Any) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else f"not readable as YAML: {problem}"
+
+
+def _sections(table: Table) -> list[str]:
+    return [section for section in dict.fromkeys(f.section for f in table) if section]
+
+
+def _section_values(section: str, value: Any, origin: str, table: Table) -> dict[str, Any]:
+    if value is None:  # every line of the section is commented out
+        return {}
+    if not isinstance(value, dict):
+        names = ", ".join(f.name for f in table if f.section == section)
+        raise ConfigError(f"{origin}: {section} must be a mapping of {names}, not {value!r}")
+    return {f"{section}.{name}": below for name, below in value.items()}
+
+
+def _unknown_key(key: str, origin: str, table: Table) -> ConfigError:
+    nearest = _nearest_key(key, table)
+    advice = f"the nearest known one is {nearest}"
+    if nearest == key:  # known, but written with a dot
+        advice = "sections are nested, as in {}: {{{}: …}}".format(*key.split("."))
+    return ConfigError(f"{origin}: unknown key {key!r}; {advice}")
+
+
+def _nearest_key(key: str, table: Table) -> str:
+    """The key or section that `key` is most like; a bare name finds its section."""
+    names = {f.name: f.key for f in table} | {name: name for name in _sections(table)} | {f.key: f.key for f in table}
+    return names[_nearest(key, list(names))]
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    return difflib.get_close_matches(word, known, n=1, cutoff=0.0)[0]
+
+
+# --- reading one value
+
+
+def read(declared: Field, given: Given) -> Any:
+    """The value in the field's own type. Raises ConfigError."""
+    value = given.value
+    try:
+        if value is None or (value == "none" and "none" not in declared.choices):
+            if not declared.is_optional:
+                raise ValueError("may not be none")
+            return None
+        if value == "":
+            raise ValueError("is empty; give a value" + (" or 'none'" if declared.is_optional else ""))
+        value = KINDS[declared.type](value)
+        if declared.choices and value not in declared.choices:
+            raise ValueError(f"must be one of {', '.join(map(str, declared.choices))}, not {value!r}")
+        return value
+    except ValueError as error:
+        raise ConfigError(f"{given.origin}: {declared.key} {error}") from None
+
+
+def _read_int(value: Any) -> int:
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return int(value)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"must be a whole number, not {value!r}")
+
+
+def _read_float(value: Any) -> float:
+    number = math.nan
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"must be a number, not {value!r}")
+    return number
+
+
+_TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+def _read_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in _TRUTHS:
+        return _TRUTHS[value.lower()]
+    raise ValueError(f"must be true or false, not {value!r}")
+
+
+def _read_str(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be text, not {value!r}; quote it")
+    return value
+
+
+KINDS: Mapping[type, Callable[[Any], Any]] = {
+    int: _read_int,
+    float: _read_float,
+    bool: _read_bool,
+    str: _read_str,
+}
+"""The types a field may have, each with what reads it."""
