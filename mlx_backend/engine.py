@@ -18,6 +18,7 @@ from mlx_backend.errors import (
     EngineDead,
     EngineNotReady,
     ModelLoadError,
+    OutOfMemory,
     QueueFull,
     SequenceFailed,
 )
@@ -40,7 +41,7 @@ from mlx_backend.stream import EventStream, Outbox
 logger = logging.getLogger("pippin.engine")
 
 _MAX_FAILURES_IN_A_ROW = 3
-"""So many failed computations with no success between them mean that the device is not sound."""
+"""So many failed computations with no decode step between them mean that the device is not sound."""
 
 
 class DeviceEngine:
@@ -232,6 +233,7 @@ class DeviceEngine:
         if self._collected_at is not None:
             self._pace.observe_decode(now - self._collected_at)
         self._collected_at = now
+        self._failures_in_a_row = 0
         self._succeeded(now)
         for token in sampled:
             self._take_token(token)
@@ -255,7 +257,6 @@ class DeviceEngine:
     def _succeeded(self, now: float) -> None:
         self._num_steps += 1
         self._progress_at = now
-        self._failures_in_a_row = 0
 
     def _take_token(self, sampled: Sampled) -> None:
         sequence = sampled.sequence
@@ -280,6 +281,8 @@ class DeviceEngine:
             if sequence.status is not Status.ENDED:
                 self._outbox.put(sequence.stream, error)
                 self._end(sequence, "failed")
+        if isinstance(error, OutOfMemory):
+            return  # says that the request was too large, not that the device is broken
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:
             raise EngineDead(f"{self._failures_in_a_row} computations failed in a row; the last: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mlx_backend.engine import DeviceEngine
+from mlx_backend.errors import ModelLoadError
 from mlx_backend.interface import Engine, EngineConfig
 from mlx_backend.runners.base import Runner
 
@@ -17,6 +18,8 @@ def _create_runner(config: EngineConfig) -> Runner:
         from mlx_backend.runners.mock import MockRunner
 
         return MockRunner(config)
-    from mlx_backend.runners.mlx import MLXRunner
-
+    try:
+        from mlx_backend.runners.mlx import MLXRunner
+    except ImportError as error:
+        raise ModelLoadError(f"the mlx backend needs mlx and mlx-lm ({error}); install them, or say --backend mock") from error
     return MLXRunner(config)

@@ -36,6 +36,11 @@ def load_model(checkpoint: Checkpoint, report: Callable[[LoadProgress], None]) -
     return model
 
 
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of the model, those of quantized weights unpacked."""
+    return int(mlx_lm_utils.get_total_parameters(model))
+
+
 def _build(checkpoint: Checkpoint) -> nn.Module:
     model_type = checkpoint.config["model_type"]
     try:

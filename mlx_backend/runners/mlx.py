@@ -22,7 +22,7 @@ from mlx_backend.errors import ModelLoadError, OutOfMemory, SequenceFailed
 from mlx_backend.interface import EngineConfig, LoadProgress, ModelInfo
 from mlx_backend.kv_cache import spec
 from mlx_backend.kv_cache.batch import RowBatch, SingleBatch
-from mlx_backend.loader import load_model
+from mlx_backend.loader import count_parameters, load_model
 from mlx_backend.runners.base import Sampled, Step
 from mlx_backend.runners.probe import check_batching
 from mlx_backend.sampling.sampler import BatchSampler, Drawn
@@ -68,7 +68,7 @@ class MLXRunner:
         return ModelInfo(
             context_limit=limit,
             vocab_size=self._vocab_size,
-            num_parameters=sum(array.size for array in arrays),
+            num_parameters=count_parameters(self._model),
             weights_bytes=sum(array.nbytes for array in arrays),
             is_batched=self._is_batched,
             unbatched_reason=reason,

@@ -57,6 +57,7 @@ class MockRunner:
         self._fault = Fault.parse(self._pace.fault) if self._pace.fault else None
         self._interrupted = threading.Event()
         self._num_steps = 0
+        self._free_at = 0.0
         self._rows: tuple[Sequence, ...] = ()
 
     def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
@@ -83,7 +84,9 @@ class MockRunner:
         sampled = tuple(_sample(sequence) for sequence in sequences)
         for sequence in sequences:
             sequence.num_started_tokens += 1
-        return Step(self._rows, (time.monotonic() + self._pace.itl_s, sampled))
+        # one step after the other, as a device computes them, though the next is handed over early
+        self._free_at = max(self._free_at, time.monotonic()) + self._pace.itl_s
+        return Step(self._rows, (self._free_at, sampled))
 
     def collect(self, step: Step) -> list[Sampled]:
         due, sampled = step.state

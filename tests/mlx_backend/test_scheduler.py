@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from mlx_backend.interface import GenerationRequest, SchedulerConfig
+from mlx_backend.pace import Pace
+from mlx_backend.scheduler import Scheduler, StepPlan
+from mlx_backend.sequence import Prefill, Sequence, Status
+
+MAX_ROWS = 4
+
+
+def prompt(num_tokens: int, n: int = 1, max_tokens: int = 8) -> Prefill:
+    prefill = Prefill(GenerationRequest(request_id="x", prompt_ids=(1,) * num_tokens, max_tokens=max_tokens, n=n))
+    prefill.sequences = [Sequence(prefill, ordinal, ordinal) for ordinal in range(n)]
+    return prefill
+
+
+def scheduler(max_rows: int = MAX_ROWS, token_s: float | None = 0.001, **config: float) -> Scheduler:
+    pace = Pace()
+    if token_s is not None:
+        for start in (0, 300, 600, 1200, 2400, 5000, 10_000):
+            pace.observe_chunk(start, 100, 100 * token_s)
+    return Scheduler(SchedulerConfig(**config), pace, max_rows)  # type: ignore[arg-type]
+
+
+def compute(target: Scheduler, plan: StepPlan) -> None:
+    for sequence in plan.decodes:
+        sequence.num_started_tokens += 1
+    for chunk in plan.chunks:
+        target.computed(chunk)
+
+
+def test_a_prompt_of_one_token_decodes_at_once() -> None:
+    target = scheduler()
+    target.add(prompt(1))
+    plan = target.schedule()
+    assert len(plan.decodes) == 1
+    assert plan.chunks == ()
+
+
+def test_the_last_prompt_token_is_left_to_decoding() -> None:
+    target = scheduler()
+    target.add(prompt(10))
+    (chunk,) = target.schedule().chunks
+    assert (chunk.start, chunk.num_tokens) == (0, 9)
+    target.computed(chunk)
+    assert len(target.schedule().decodes) == 1
+
+
+def test_n_sequences_come_of_one_prefill() -> None:
+    target = scheduler()
+    target.add(prompt(10, n=3))
+    compute(target, target.schedule())
+    assert len(target.schedule().decodes) == 3
+
+
+def test_a_chunk_beside_decodes_fits_the_stall_and_alone_may_be_longer() -> None:
+    target = scheduler(max_stall_s=0.1)
+    target.add(prompt(5000))
+    (alone,) = target.schedule().chunks
+    target.add(prompt(1))
+    plan = target.schedule()
+    plan = target.schedule()
+    assert len(plan.decodes) == 1
+    assert plan.chunks[0].num_tokens <= 70 < alone.num_tokens
+
+
+def test_a_short_prompt_overtakes_a_long_one_within_two_turns() -> None:
+    target = scheduler(max_stall_s=0.1)
+    target.add(prompt(1, max_tokens=10_000))  # somebody decodes, so that chunks are small
+    target.add(prompt(5000))
+    compute(target, target.schedule())
+    short = prompt(20)
+    target.add(short)
+    for _ in range(2):
+        compute(target, target.schedule())
+    assert short.num_remaining_tokens == 0
+
+
+def test_without_a_measurement_one_small_chunk_is_planned() -> None:
+    target = scheduler(token_s=None)
+    target.add(prompt(500))
+    target.add(prompt(500))
+    (chunk,) = target.schedule().chunks
+    assert chunk.num_tokens == 32
+
+
+def test_more_sequences_than_rows_are_served_in_turn() -> None:
+    target = scheduler(max_rows=2)
+    wide = prompt(10, n=5, max_tokens=1)
+    target.add(wide)
+    served: set[Sequence] = set()
+    for _ in range(10):
+        plan = target.schedule()
+        assert len(target.running) <= 2
+        compute(target, plan)
+        for sequence in plan.decodes:
+            served.add(sequence)
+            target.end(sequence)
+    assert len(served) == 5
+    assert not target.has_work
+
+
+def test_a_sequence_whose_last_token_is_in_flight_is_not_started_again() -> None:
+    target = scheduler()
+    target.add(prompt(1, max_tokens=1))
+    compute(target, target.schedule())
+    assert target.schedule().decodes == ()
+    assert len(target.running) == 1
+
+
+class Machine(RuleBasedStateMachine):
+    """Any arrivals, aborts and turns: nobody is lost, nobody is computed twice, bounds hold."""
+
+    prompts = Bundle("prompts")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.target = scheduler(max_stall_s=0.05, max_chunk_tokens=64)
+        self.all: list[Prefill] = []
+        self.oldest: tuple[Prefill, int, int] | None = None
+
+    @rule(target=prompts, num_tokens=st.integers(1, 300), n=st.integers(1, 6), max_tokens=st.integers(1, 5))
+    def arrive(self, num_tokens: int, n: int, max_tokens: int) -> Prefill:
+        prefill = prompt(num_tokens, n, max_tokens)
+        self.all.append(prefill)
+        self.target.add(prefill)
+        return prefill
+
+    @rule(prefill=prompts, which=st.integers(0, 5))
+    def abort(self, prefill: Prefill, which: int) -> None:
+        self.target.end(prefill.sequences[which % len(prefill.sequences)])
+
+    @rule()
+    def turn(self) -> None:
+        plan = self.target.schedule()
+        assert len(set(plan.decodes)) == len(plan.decodes) <= MAX_ROWS
+        assert len({chunk.prefill for chunk in plan.chunks}) == len(plan.chunks)
+        for chunk in plan.chunks:
+            assert chunk.start == chunk.prefill.num_computed_tokens
+            assert 1 <= chunk.num_tokens <= min(64, chunk.prefill.num_remaining_tokens)
+            assert chunk.prefill.is_wanted
+        if self.target.prefilling:
+            assert plan.chunks, "prompts wait and nobody computes"
+        compute(self.target, plan)
+        for sequence in plan.decodes:
+            if sequence.num_started_tokens == sequence.request.max_tokens:
+                self.target.end(sequence)
+
+    @invariant()
+    def every_sequence_is_somewhere_once(self) -> None:
+        places = [s for p in (*self.target.waiting, *self.target.prefilling) for s in p.sequences]
+        pending = [s for s in places if s.status is Status.PENDING] + list(self.target.ready)
+        alive = [s for p in self.all for s in p.sequences if s.status is not Status.ENDED]
+        assert len(pending) + len(self.target.running) == len(alive)
+        assert set(pending) | set(self.target.running) == set(alive)
+
+    def teardown(self) -> None:
+        for _ in range(5000):
+            if not self.target.has_work:
+                break
+            self.turn()
+        assert not self.target.has_work, "some sequence never ends"
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@given(lengths=st.lists(st.integers(2, 2000), min_size=2, max_size=12))
+@settings(deadline=None)
+def test_the_oldest_prompt_gets_at_least_every_other_turn(lengths: list[int]) -> None:
+    target = scheduler(max_rows=20, max_stall_s=0.05)
+    target.add(prompt(1, max_tokens=10_000))
+    prefills = [prompt(length) for length in lengths]
+    for prefill in prefills:
+        target.add(prefill)
+    while target.prefilling or target.waiting:
+        before = [(p, p.num_computed_tokens) for p in target.prefilling[:1]]
+        for _ in range(2):
+            compute(target, target.schedule())
+        for prefill, computed in before:
+            assert prefill.num_computed_tokens > computed
