@@ -120,7 +120,9 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(_MODEL_FILES)))
     except LocalEntryNotFoundError as error:
-        raise ModelLoadError(f"{name} is neither a folder here nor in the download cache, and the hub is out of reach") from error
+        raise ModelLoadError(
+            f"{name} is neither a folder here nor in the download cache, and the hub is out of reach"
+        ) from error
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelLoadError(f"{name} is not a folder here and cannot be downloaded: {reason}") from error

@@ -21,6 +21,7 @@ from mlx_backend.errors import (
     OutOfMemory,
     QueueFull,
     SequenceFailed,
+    UnknownToken,
 )
 from mlx_backend.interface import (
     EngineConfig,
@@ -96,6 +97,7 @@ class DeviceEngine:
         for request in requests:
             if len(request.prompt_ids) + request.max_tokens > info.context_limit:
                 raise ContextLengthExceeded(len(request.prompt_ids), request.max_tokens, info.context_limit)
+            _check_token_ids(request, info.vocab_size)
         prefills = _build_prefills(requests)
         stream = EventStream(prefills, self._request_abort)
         for prefill in prefills:
@@ -316,6 +318,14 @@ class DeviceEngine:
         if self._failure is not None:
             for callback in self._callbacks:
                 callback()
+
+
+def _check_token_ids(request: GenerationRequest, vocab_size: int) -> None:
+    """A device reads or writes out of bounds for an id it has no row for. Raises UnknownToken."""
+    biased = [token_id for token_id, _ in request.sampling.logit_bias]
+    for ids in (request.prompt_ids, biased):
+        if ids and not (0 <= min(ids) and max(ids) < vocab_size):
+            raise UnknownToken(next(i for i in ids if not 0 <= i < vocab_size), vocab_size)
 
 
 def _build_prefills(requests: Iterable[GenerationRequest]) -> tuple[Prefill, ...]:

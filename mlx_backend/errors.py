@@ -1,13 +1,13 @@
 """What can go wrong in the engine, as types.
 
-    EngineError
-    ├── ModelLoadError           the model folder or its files cannot be served
-    ├── EngineNotReady           the model is still loading
-    ├── EngineDead               the device thread has ended; nothing will be answered any more
-    ├── QueueFull                as many requests wait as `scheduler.max_waiting` allows
-    ├── ContextLengthExceeded    prompt + max_tokens is more than the context limit
-    └── SequenceFailed           one computation failed; names whom it concerns, the others go on
-        └── OutOfMemory          ... because the device had no memory for it
+EngineError
+├── ModelLoadError           the model folder or its files cannot be served
+├── EngineNotReady           the model is still loading
+├── EngineDead               the device thread has ended; nothing will be answered any more
+├── QueueFull                as many requests wait as `scheduler.max_waiting` allows
+├── ContextLengthExceeded    prompt + max_tokens is more than the context limit
+└── SequenceFailed           one computation failed; names whom it concerns, the others go on
+    └── OutOfMemory          ... because the device had no memory for it
 """
 
 from __future__ import annotations
@@ -56,6 +56,15 @@ class ContextLengthExceeded(EngineError):
             f"({num_prompt_tokens} in the prompt, {max_tokens} for the output). "
             "Please shorten the prompt or ask for fewer tokens."
         )
+
+
+class UnknownToken(EngineError):
+    """A token id, of a prompt or of a logit bias, is not in the model's vocabulary."""
+
+    def __init__(self, token_id: int, vocab_size: int) -> None:
+        super().__init__(f"There is no token {token_id}: this model's token ids go from 0 to {vocab_size - 1}.")
+        self.token_id = token_id
+        self.vocab_size = vocab_size
 
 
 class SequenceFailed(EngineError):

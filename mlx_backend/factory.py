@@ -21,5 +21,7 @@ def _create_runner(config: EngineConfig) -> Runner:
     try:
         from mlx_backend.runners.mlx import MLXRunner
     except ImportError as error:
-        raise ModelLoadError(f"the mlx backend needs mlx and mlx-lm ({error}); install them, or say --backend mock") from error
+        raise ModelLoadError(
+            f"the mlx backend needs mlx and mlx-lm ({error}); install them, or say --backend mock"
+        ) from error
     return MLXRunner(config)

@@ -41,7 +41,9 @@ class ContextConfig:
 class KVCacheConfig:
     """How keys and values are held."""
 
-    bits: int | None = option(None, "bits of quantized keys and values; none: the model's precision", choices=(4, 5, 6, 8))
+    bits: int | None = option(
+        None, "bits of quantized keys and values; none: the model's precision", choices=(4, 5, 6, 8)
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

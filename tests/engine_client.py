@@ -35,7 +35,13 @@ async def running(config: EngineConfig) -> AsyncIterator[Engine]:
 
 
 def request(prompt: Sequence[int], max_tokens: int = 16, **changes: object) -> GenerationRequest:
-    fields = {"request_id": "test", "prompt_ids": tuple(prompt), "max_tokens": max_tokens, "sampling": GREEDY, **changes}
+    fields = {
+        "request_id": "test",
+        "prompt_ids": tuple(prompt),
+        "max_tokens": max_tokens,
+        "sampling": GREEDY,
+        **changes,
+    }
     return GenerationRequest(**fields)  # type: ignore[arg-type]
 
 

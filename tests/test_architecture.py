@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("server", "mlx_backend")
 MAX_LINES = 400
 
-SERVER_MAY_IMPORT = {f"mlx_backend.{name}" for name in ("interface", "errors", "factory", "options", "checkpoint", "memory")}
+SERVER_MAY_IMPORT = {
+    f"mlx_backend.{name}" for name in ("interface", "errors", "factory", "options", "checkpoint", "memory")
+}
 MLX_FILES = (
     "mlx_backend/loader.py",
     "mlx_backend/distributed.py",

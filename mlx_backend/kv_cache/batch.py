@@ -141,8 +141,10 @@ def _build_rows(cache: Any, lengths: RowLengths) -> Rows:
         return ListRows(*(_build_rows(member, lengths) for member in cache.caches))
     kind = spec.KINDS[type(cache).__name__]
     rows_class = getattr(importlib.import_module(kind.module), kind.rows_class)
+    size: tuple[int, ...] = ()
     if isinstance(cache, mlx_lm_cache.RotatingKVCache):
-        return rows_class(lengths, cache.max_size)
-    if isinstance(cache, mlx_lm_cache.ArraysCache):
-        return rows_class(lengths, len(cache.cache))
-    return rows_class(lengths)
+        size = (cache.max_size,)
+    elif isinstance(cache, mlx_lm_cache.ArraysCache):
+        size = (len(cache.cache),)
+    rows: Rows = rows_class(lengths, *size)
+    return rows

@@ -17,7 +17,7 @@ TOKEN_STEP = 256
 _SLACK_BYTES = 32 << 20
 """Spare rows may cost so much per array: less copying as rows join, bounded where rows are long."""
 EAGER_BYTES = 4 << 20
-"""Arrays larger than this are moved one layer at a time: in one graph, old and new of all layers would live together."""
+"""Larger arrays are moved a layer at a time: in one graph, old and new of all layers would live together."""
 
 
 class RowLengths:

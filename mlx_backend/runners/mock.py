@@ -23,7 +23,10 @@ from mlx_backend.scheduler import Chunk
 from mlx_backend.sequence import Sequence
 
 VOCAB_SIZE = 260
-WORDS = "the quick brown fox jumps over a lazy dog while naïve café waiters juggle 你好 and 🙂 emoji again".split()
+WORDS = (
+    *("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "and", "again"),
+    *("naïve", "café", "waiters", "juggle", "你好", "🙂", "emoji"),
+)
 _LOAD_SLICES = 20
 _WEIGHTS_BYTES = 1 << 20
 _BYTES_PER_TOKEN = 16

@@ -45,7 +45,7 @@ def _single(model: Any, prompt: list[int]) -> mx.array:
 
 def _batched(model: Any, prompts: list[list[int]]) -> list[mx.array]:
     batch = RowBatch(make_prompt_cache(model))
-    rows = []
+    rows: list[Sequence] = []
     for prompt in prompts:
         request = GenerationRequest(request_id="probe", prompt_ids=tuple(prompt[: 1 - _NUM_STEPS]), max_tokens=1)
         prefill = Prefill(request, state=make_prompt_cache(model))

@@ -23,7 +23,9 @@ class Penalties:
 
     def __init__(self, rows: Sequence[Row], vocab_size: int, previous: Penalties | None) -> None:
         """Rows that `previous` knows keep their counts, which include tokens the host has not read yet."""
-        self._places = {row: place for place, row in enumerate(row for row in rows if has_penalty(row.request.sampling))}
+        self._places = {
+            row: place for place, row in enumerate(row for row in rows if has_penalty(row.request.sampling))
+        }
         self._batch_rows = mx.array([i for i, row in enumerate(rows) if row in self._places], dtype=mx.int32)
         params = [row.request.sampling for row in self._places]
         self._repetition = _column([p.repetition_penalty for p in params])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from mlx_backend.errors import (
     OutOfMemory,
     QueueFull,
     SequenceFailed,
+    UnknownToken,
 )
 from mlx_backend.factory import create_engine
 from mlx_backend.interface import (
@@ -23,6 +25,7 @@ from mlx_backend.interface import (
     EngineConfig,
     HealthConfig,
     MockConfig,
+    SamplingParams,
     SchedulerConfig,
 )
 from tests.engine_client import one, read, request, running, tokens, until
@@ -70,6 +73,14 @@ async def test_a_request_over_the_context_limit_is_refused_with_its_numbers() ->
         with pytest.raises(ContextLengthExceeded) as caught:
             engine.submit([request(PROMPT, 33 - len(PROMPT))])
         assert (caught.value.num_prompt_tokens, caught.value.max_tokens, caught.value.limit) == (11, 22, 32)
+
+
+@pytest.mark.parametrize("changes", [{"prompt": (5, 260)}, {"prompt": (-1,)}, {"bias": ((260, 1.0),)}])
+async def test_token_ids_outside_the_vocabulary_are_refused(changes: dict[str, Any]) -> None:
+    sampling = SamplingParams(logit_bias=changes.get("bias", ()))
+    async with running(config()) as engine:
+        with pytest.raises(UnknownToken):
+            engine.submit([request(changes.get("prompt", PROMPT), sampling=sampling)])
 
 
 async def test_a_full_queue_refuses() -> None:
@@ -157,7 +168,7 @@ async def test_failures_in_a_row_are_a_dead_device() -> None:
     from mlx_backend.runners.mock import MockRunner
 
     class Broken(MockRunner):
-        def start(self, sequences):  # type: ignore[no-untyped-def]
+        def start(self, sequences):
             raise SequenceFailed("broken", sequences)
 
     engine = DeviceEngine(config(), Broken(config()))

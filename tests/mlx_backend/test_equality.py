@@ -99,7 +99,9 @@ async def test_chunked_prefill(folder: Path, prompts: list[list[int]], expected:
         assert list(outputs) == [expected[place] for place in picked]
 
 
-async def test_n_continuations_of_one_prefill(folder: Path, prompts: list[list[int]], expected: list[list[int]]) -> None:
+async def test_n_continuations_of_one_prefill(
+    folder: Path, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
     async with running(config(folder)) as engine:
         outputs = await tokens(engine.submit([request(prompts[6], NUM_OUTPUT, n=3)]))
         assert outputs == [expected[6]] * 3

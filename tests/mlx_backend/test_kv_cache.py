@@ -42,7 +42,8 @@ class Alone:
         for position in range(length):
             self._write(position)
         prefill = Prefill(GenerationRequest(request_id="x", prompt_ids=(0,) * (length + 1), max_tokens=99))
-        prefill.state = [fork(cache) if not cache.empty() else fresh for cache, fresh in zip(self.caches, template(), strict=True)]
+        both = zip(self.caches, template(), strict=True)
+        prefill.state = [fresh if cache.empty() else fork(cache) for cache, fresh in both]
         self.sequence = Sequence(prefill, name, 0)
 
     def kv(self, position: int) -> tuple[Any, Any]:
@@ -95,7 +96,8 @@ def step_together(batch: RowBatch, alone: dict[Sequence, Alone]) -> None:
 @settings(max_examples=25, deadline=None)
 def test_any_joining_and_leaving(seed: int, max_length: int) -> None:
     source = random.Random(seed)
-    batch, alone = RowBatch(template()), {}
+    batch = RowBatch(template())
+    alone: dict[Sequence, Alone] = {}
     for name in range(1, 15):
         for sequence in list(alone):
             if source.random() < 0.3:
@@ -109,12 +111,15 @@ def test_any_joining_and_leaving(seed: int, max_length: int) -> None:
             step_together(batch, alone)
 
 
+def prefilled(cache: Any, length: int) -> Prefill:
+    return Prefill(GenerationRequest(request_id="x", prompt_ids=(0,) * (length + 1), max_tokens=9), state=[cache])
+
+
 def test_a_long_row_that_leaves_gives_its_memory_back() -> None:
     def sequence(length: int) -> Sequence:
         cache = KVCache()
         cache.update_and_fetch(mx.zeros((1, 8, length, 64)), mx.zeros((1, 8, length, 64)))
-        prefill = Prefill(GenerationRequest(request_id="x", prompt_ids=(0,) * (length + 1), max_tokens=9), state=[cache])
-        return Sequence(prefill, 0, 0)
+        return Sequence(prefilled(cache, length), 0, 0)
 
     batch = RowBatch([KVCache()])
     long, short = sequence(9000), sequence(10)
@@ -131,9 +136,8 @@ def test_the_only_row_takes_over_its_arrays_without_a_copy() -> None:
     cache = KVCache()
     cache.update_and_fetch(mx.ones((1, 2, 10, 4)), mx.ones((1, 2, 10, 4)))
     keys = cache.keys
-    prefill = Prefill(GenerationRequest(request_id="x", prompt_ids=(0,) * 11, max_tokens=9), state=[cache])
     batch = RowBatch([KVCache()])
-    batch.set_rows([Sequence(prefill, 0, 0)])
+    batch.set_rows([Sequence(prefilled(cache, 10), 0, 0)])
     assert batch.caches[0].keys is keys
 
 
@@ -143,8 +147,7 @@ def test_rows_joining_together_are_allocated_once() -> None:
     for index in range(5):
         cache = KVCache()
         cache.update_and_fetch(mx.ones((1, 2, 10, 4)), mx.ones((1, 2, 10, 4)))
-        prefill = Prefill(GenerationRequest(request_id="x", prompt_ids=(0,) * 11, max_tokens=9), state=[cache])
-        sequences.append(Sequence(prefill, index, 0))
+        sequences.append(Sequence(prefilled(cache, 10), index, 0))
     batch.set_rows(sequences)
     assert batch.caches[0].keys.shape == (8, 2, 256, 4)  # rows to the next power of two: they are small
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from typing import Any
@@ -23,7 +24,8 @@ VOCAB = 12
 
 
 def row(params: SamplingParams, prompt: tuple[int, ...] = (1, 2), output: tuple[int, ...] = ()) -> Sequence:
-    sequence = Sequence(Prefill(GenerationRequest(request_id="x", prompt_ids=prompt, max_tokens=99, sampling=params)), 0, 0)
+    request = GenerationRequest(request_id="x", prompt_ids=prompt, max_tokens=99, sampling=params)
+    sequence = Sequence(Prefill(request), 0, 0)
     sequence.output_ids = list(output)
     sequence.num_started_tokens = len(output)
     return sequence
@@ -57,7 +59,10 @@ def kept_by_hand(logits: list[float], top_k: int, top_p: float) -> set[int]:
     return kept
 
 
-@given(rows=st.lists(st.tuples(logit_rows, st.integers(1, VOCAB), st.sampled_from([0.1, 0.35, 0.7, 0.93, 1.0])), min_size=1))
+filtered_rows = st.tuples(logit_rows, st.integers(1, VOCAB), st.sampled_from([0.1, 0.35, 0.7, 0.93, 1.0]))
+
+
+@given(rows=st.lists(filtered_rows, min_size=1))
 @settings(max_examples=60, deadline=None)
 def test_top_k_and_top_p(rows: list[tuple[list[float], int, float]]) -> None:
     logits = mx.array([row[0] for row in rows])
@@ -117,7 +122,8 @@ def test_logit_bias() -> None:
 
 def test_presence_and_frequency_count_the_output_only() -> None:
     logits = [[5.0, 4.9, 4.8] + [0.0] * (VOCAB - 3)]
-    presence, frequency = SamplingParams(temperature=0, presence_penalty=1.0), SamplingParams(temperature=0, frequency_penalty=0.06)
+    presence = SamplingParams(temperature=0, presence_penalty=1.0)
+    frequency = SamplingParams(temperature=0, frequency_penalty=0.06)
     assert draw(logits, row(presence, prompt=(0,))) == [0]
     assert draw(logits, row(presence, output=(0,))) == [1]
     assert draw(logits, row(frequency, output=(0,))) == [0]
@@ -167,7 +173,8 @@ def test_nobody_asked_nothing_is_computed() -> None:
 
 
 def test_keys_differ_by_seed_ordinal_and_position_and_repeat() -> None:
-    keys = [step_key(base_key(seed, ordinal), position) for seed in range(9) for ordinal in range(9) for position in range(9)]
+    places = itertools.product(range(9), repeat=3)
+    keys = [step_key(base_key(seed, ordinal), position) for seed, ordinal, position in places]
     assert len(set(keys)) == 9**3
     assert base_key(3, 1) == base_key(3, 1)
     assert base_key(None, 0) != base_key(None, 0)

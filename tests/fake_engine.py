@@ -1,0 +1,115 @@
+"""FakeEngine: implements `mlx_backend.interface.Engine` from a script, in process, for unit tests.
+
+For what the real engine with the mock runner does, use that. Here the test says what comes, batch by batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final
+
+from mlx_backend.errors import EngineError
+from mlx_backend.interface import (
+    EngineHealth,
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+    LoadProgress,
+    ModelInfo,
+    PrefillProgress,
+    TokenEvent,
+    TokenLogprobs,
+)
+
+HANG: Final = "hang"
+"""In a script: from here on nothing comes, until the stream is closed."""
+
+Batch = tuple[TokenEvent, ...]
+Script = Sequence[Batch | Exception | str]
+
+
+def spell(text: str, *, index: int = 0, reason: FinishReason | None = "length", logprob: float | None = None) -> Batch:
+    """One event per byte of `text`, the last with `reason`."""
+    ids = list(text.encode())
+    logprobs = None if logprob is None else TokenLogprobs(logprob, ((ids[0], logprob),))
+    last = len(ids) - 1
+    return tuple(TokenEvent(index, id, logprobs, reason if i == last else None) for i, id in enumerate(ids))
+
+
+def one_by_one(text: str, **options: object) -> list[Batch]:
+    """The events of `spell`, each a batch of its own."""
+    return [(event,) for event in spell(text, **options)]  # type: ignore[arg-type]
+
+
+class FakeStream:
+    """A scripted TokenStream."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = list(script)
+        self._closed = asyncio.Event()
+        self.aborted: list[int] = []
+        self.num_closed = 0
+        self.num_read = 0
+        self.progress = PrefillProgress(num_computed_tokens=43, num_prompt_tokens=100)
+        self.num_cached_tokens = 0
+
+    def __aiter__(self) -> AsyncIterator[Batch]:
+        return self
+
+    async def __anext__(self) -> Batch:
+        await asyncio.sleep(0)
+        if not self._script:
+            raise StopAsyncIteration
+        item = self._script.pop(0)
+        self.num_read += 1
+        if isinstance(item, Exception):
+            raise item
+        if isinstance(item, str):
+            await self._closed.wait()
+            raise StopAsyncIteration
+        return item
+
+    def abort(self, index: int) -> None:
+        self.aborted.append(index)
+
+    async def aclose(self) -> None:
+        self.num_closed += 1
+        self._closed.set()
+
+
+class FakeEngine:
+    """A scripted Engine; every submission plays the same script. `refusal` is raised by `submit`."""
+
+    def __init__(self, script: Script = (), *, info: ModelInfo | None = None, is_loaded: bool = True) -> None:
+        self.script = script
+        self.model_info = (info or ModelInfo(context_limit=64, vocab_size=260)) if is_loaded else None
+        self.refusal: EngineError | None = None
+        self.failure: BaseException | None = None
+        self.state = EngineHealth(status="ok" if is_loaded else "loading", load=LoadProgress())
+        self.requests: list[GenerationRequest] = []
+        self.streams: list[FakeStream] = []
+        self.num_started = self.num_closed = 0
+        self.callbacks: list[Callable[[], None]] = []
+
+    def start(self) -> None:
+        self.num_started += 1
+
+    def submit(self, requests: Sequence[GenerationRequest]) -> FakeStream:
+        if self.refusal is not None:
+            raise self.refusal
+        self.requests += requests
+        self.streams.append(FakeStream(self.script))
+        return self.streams[-1]
+
+    def stats(self) -> EngineStats:
+        return EngineStats()
+
+    def health(self) -> EngineHealth:
+        return self.state
+
+    def on_death(self, callback: Callable[[], None]) -> None:
+        self.callbacks.append(callback)
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        self.num_closed += 1

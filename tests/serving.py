@@ -1,0 +1,91 @@
+"""What tests of the HTTP side need: an application over an engine, in process or behind a real uvicorn."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import httpx
+import uvicorn
+
+from mlx_backend.factory import create_engine
+from mlx_backend.interface import Engine, EngineConfig, HealthConfig, MockConfig
+from server.app import create_app
+from server.config import Config
+from server.service.registry import ModelRegistry, ServedModel
+from server.text.tokenizer import ByteTokenizer
+
+DEADLINE_S = 30.0
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Return when `condition` holds; fail when it does not within DEADLINE_S."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+def build_registry(engine: Engine, *, id: str = "mock", is_started: bool = True) -> ModelRegistry:
+    """One model over `engine`; its tokenizer loaded, unless not started."""
+    model = ServedModel(id, engine, ByteTokenizer)
+    if is_started:
+        model.start()
+        wait_until(lambda: model.tokenizer is not None)
+    return ModelRegistry([model])
+
+
+@asynccontextmanager
+async def client_of(engine: Engine, config: Config | None = None) -> AsyncIterator[httpx.AsyncClient]:
+    """A client that talks to an application in process."""
+    app = create_app(config or Config(), build_registry(engine))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        yield client
+
+
+def mock_engine(*, stall_s: float = 60.0, **pace: object) -> Engine:
+    """The real engine over the mock runner, not started."""
+    mock = MockConfig(**pace)  # type: ignore[arg-type]
+    return create_engine(
+        EngineConfig(model_path="mock", backend="mock", mock=mock, health=HealthConfig(stall_s=stall_s))
+    )
+
+
+class LiveServer:
+    """A running server: where it listens, and the engine behind it."""
+
+    def __init__(self, engine: Engine, port: int) -> None:
+        self.engine = engine
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+
+    def wait_until_idle(self) -> None:
+        """Return when no sequence is left in the engine."""
+        wait_until(self._is_idle)
+
+    def _is_idle(self) -> bool:
+        stats = self.engine.stats()
+        return stats.num_waiting + stats.num_prefilling + stats.num_running == 0
+
+
+@contextmanager
+def serve(engine: Engine, config: Config | None = None, *, until_ready: bool = True) -> Iterator[LiveServer]:
+    """A real uvicorn on loopback, in a thread."""
+    registry = build_registry(engine, is_started=False)
+    app = create_app(config or Config(), registry)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        wait_until(lambda: server.started or not thread.is_alive())
+        assert server.started
+        port = server.servers[0].sockets[0].getsockname()[1]
+        if until_ready:
+            wait_until(lambda: all(model.health().status == "ok" for model in registry.list()))
+        yield LiveServer(engine, port)
+    finally:
+        server.should_exit = True
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
