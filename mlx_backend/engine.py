@@ -65,6 +65,7 @@ class DeviceEngine:
         self._pace = Pace()
         self._scheduler = Scheduler(config.scheduler, self._pace, config.scheduler.max_num_seqs)
         self._in_flight: Step | None = None
+        self._has_rows = False
         self._collected_at: float | None = None
         self._streams: set[EventStream] = set()
         self._outbox = Outbox()
@@ -183,8 +184,8 @@ class DeviceEngine:
         if idle:
             self._busy = False
             self._collected_at = None
-            self._runner.idle()
-            self._kv_bytes = self._runner.kv_bytes()
+            self._let_go_of_rows()
+            self._kv_bytes = self._runner.kv_bytes(())
         with self._changed:
             while not (self._inbox or self._aborts or self._closing or self._has_work()):
                 self._changed.wait()
@@ -214,11 +215,20 @@ class DeviceEngine:
             self._collected_at = None
         self._in_flight = started
         self._outbox.send()
+        self._let_go_of_rows()
         for chunk in plan.chunks:
             self._prefill(chunk)
         self._outbox.send()
+        self._kv_bytes = self._runner.kv_bytes(self._scheduler.prefilling)
+
+    def _let_go_of_rows(self) -> None:
+        """Rows leave when a step starts without them; where none will start for long, they leave here."""
+        if self._has_rows and self._in_flight is None and not self._scheduler.running:
+            self._runner.idle()
+            self._has_rows = False
 
     def _start(self, sequences: tuple[Sequence, ...]) -> Step | None:
+        self._has_rows = True
         try:
             return self._runner.start(sequences)
         except SequenceFailed as error:
@@ -324,7 +334,7 @@ def _check_token_ids(request: GenerationRequest, vocab_size: int) -> None:
     """A device reads or writes out of bounds for an id it has no row for. Raises UnknownToken."""
     biased = [token_id for token_id, _ in request.sampling.logit_bias]
     for ids in (request.prompt_ids, biased):
-        if ids and not (0 <= min(ids) and max(ids) < vocab_size):
+        if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
             raise UnknownToken(next(i for i in ids if not 0 <= i < vocab_size), vocab_size)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import collections.abc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mlx_backend.interface import LoadProgress, ModelInfo, TokenLogprobs
 from mlx_backend.scheduler import Chunk
-from mlx_backend.sequence import Sequence
+from mlx_backend.sequence import Prefill, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class Runner(Protocol):
     def idle(self) -> None:
         """Nothing is left to do: let go of every row and of the device's spare buffers."""
 
-    def kv_bytes(self) -> int:
-        """Bytes of the KV caches of the batch."""
+    def kv_bytes(self, prefills: Iterable[Prefill]) -> int:
+        """Bytes of the KV caches of the batch, and of prompts that are being computed."""
 
     def interrupt(self) -> None:
         """Called from any thread when the engine closes: cut short what only waits."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections.abc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from mlx_backend.runners.base import Sampled, Step
 from mlx_backend.runners.probe import check_batching
 from mlx_backend.sampling.sampler import BatchSampler, Drawn
 from mlx_backend.scheduler import Chunk
-from mlx_backend.sequence import Sequence
+from mlx_backend.sequence import Prefill, Sequence
 
 logger = logging.getLogger("pippin.mlx")
 
@@ -177,8 +177,9 @@ class MLXRunner:
         self._reset()
         mx.clear_cache()
 
-    def kv_bytes(self) -> int:
-        return int(self._batch.nbytes)
+    def kv_bytes(self, prefills: Iterable[Prefill]) -> int:
+        single = [cache for prefill in prefills for cache in prefill.state or ()]
+        return int(self._batch.nbytes) + sum(int(cache.nbytes) for cache in single if not cache.empty())
 
     def interrupt(self) -> None:
         """Nothing here only waits."""

@@ -13,14 +13,14 @@ import random
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from mlx_backend.errors import ModelLoadError, OutOfMemory, SequenceFailed
 from mlx_backend.interface import EngineConfig, LoadProgress, ModelInfo, TokenLogprobs
 from mlx_backend.runners.base import Sampled, Step
 from mlx_backend.scheduler import Chunk
-from mlx_backend.sequence import Sequence
+from mlx_backend.sequence import Prefill, Sequence
 
 VOCAB_SIZE = 260
 WORDS = (
@@ -99,8 +99,9 @@ class MockRunner:
     def idle(self) -> None:
         self._rows = ()
 
-    def kv_bytes(self) -> int:
-        return sum(sequence.num_computed_tokens for sequence in self._rows) * _BYTES_PER_TOKEN
+    def kv_bytes(self, prefills: Iterable[Prefill]) -> int:
+        num_tokens = sum(row.num_computed_tokens for row in self._rows) + sum(p.num_computed_tokens for p in prefills)
+        return num_tokens * _BYTES_PER_TOKEN
 
     def interrupt(self) -> None:
         self._interrupted.set()

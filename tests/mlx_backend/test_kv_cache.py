@@ -5,18 +5,16 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache
 
-mx = pytest.importorskip("mlx.core")
-
-from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache  # noqa: E402
-
-from mlx_backend.interface import GenerationRequest  # noqa: E402
-from mlx_backend.kv_cache import spec  # noqa: E402
-from mlx_backend.kv_cache.batch import RowBatch, fork  # noqa: E402
-from mlx_backend.sequence import Prefill, Sequence  # noqa: E402
+from mlx_backend.interface import GenerationRequest
+from mlx_backend.kv_cache import spec
+from mlx_backend.kv_cache.batch import RowBatch, fork
+from mlx_backend.sequence import Prefill, Sequence
 
 pytestmark = pytest.mark.mlx
 

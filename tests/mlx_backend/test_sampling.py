@@ -7,16 +7,15 @@ import math
 from collections import Counter
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-mx = pytest.importorskip("mlx.core")
-
-from mlx_backend.interface import GenerationRequest, SamplingParams  # noqa: E402
-from mlx_backend.sampling.filters import filter_min_p, filter_top_k_top_p  # noqa: E402
-from mlx_backend.sampling.sampler import BatchSampler, base_key, step_key  # noqa: E402
-from mlx_backend.sequence import Prefill, Sequence  # noqa: E402
+from mlx_backend.interface import GenerationRequest, SamplingParams
+from mlx_backend.sampling.filters import filter_min_p, filter_top_k_top_p
+from mlx_backend.sampling.sampler import BatchSampler, base_key, step_key
+from mlx_backend.sequence import Prefill, Sequence
 
 pytestmark = pytest.mark.mlx
 
