@@ -64,7 +64,9 @@ def build_model(config: Config) -> ServedModel:
         return load_tokenizer(path)
 
     is_folder = Path(name).expanduser().is_dir()
-    return ServedModel(path.resolve().name if is_folder else name, create_engine(engine_config(config, str(path))), tokenizer)
+    return ServedModel(
+        path.resolve().name if is_folder else name, create_engine(engine_config(config, str(path))), tokenizer
+    )
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -83,7 +83,9 @@ def serve(engine: Engine, config: Config | None = None, *, until_ready: bool = T
         assert server.started
         port = server.servers[0].sockets[0].getsockname()[1]
         if until_ready:
-            wait_until(lambda: all(model.health().status == "ok" for model in registry.list()))
+            (model,) = registry.list()
+            wait_until(lambda: model.health().status != "loading")
+            assert model.health().status == "ok", model.failure
         yield LiveServer(engine, port)
     finally:
         server.should_exit = True

@@ -1,0 +1,12 @@
+"""The public APIs this server speaks, one folder each; no dialect imports another. A new one is a row here."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from server.dialects.health.routes import router as health
+from server.dialects.models.routes import router as models
+from server.dialects.openai_chat.routes import router as openai_chat
+from server.dialects.openai_completions.routes import router as openai_completions
+
+DIALECTS: tuple[APIRouter, ...] = (openai_completions, openai_chat, models, health)

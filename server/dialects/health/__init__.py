@@ -1,0 +1,1 @@
+"""Probes: `/health`, `/ready`, `/version`."""

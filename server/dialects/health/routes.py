@@ -1,0 +1,67 @@
+"""`GET /health` (is the process worth keeping), `GET /ready` (may it get requests), `GET /version`.
+
+They read what the engines say of themselves and wait for nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse
+
+from mlx_backend.interface import EngineHealth
+from server import __version__
+from server.errors import RETRY_AFTER_S
+from server.service.registry import ModelRegistry
+
+router = APIRouter(tags=["Probes"])
+
+_WORST_FIRST = ("dead", "stalled", "loading", "ok")
+_UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"description": "With `status` and `detail`"}}
+
+
+@router.get("/health", response_class=JSONResponse, responses=_UNAVAILABLE)
+async def health(request: Request) -> JSONResponse:
+    """200 while the server works or loads, 503 when an engine is stalled or dead."""
+    body = _report(request.app.state.registry)
+    return JSONResponse(body, 200 if body["status"] in ("ok", "loading") else 503)
+
+
+@router.get("/ready", response_class=JSONResponse, responses=_UNAVAILABLE)
+async def ready(request: Request) -> JSONResponse:
+    """200 when every model can answer; 503 until then, with how far loading has come."""
+    body = _report(request.app.state.registry)
+    if body["status"] == "ok":
+        return JSONResponse(body)
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if body["status"] == "loading" else None
+    return JSONResponse(body, 503, headers)
+
+
+@router.get("/version", response_class=JSONResponse)
+async def version() -> JSONResponse:
+    """Name and version of the server."""
+    return JSONResponse({"name": "pippin", "version": __version__})
+
+
+def _report(registry: ModelRegistry) -> dict[str, Any]:
+    """The worst of the models' states, with its detail, and each model's own."""
+    models = [_encode(model.id, model.health()) for model in registry.list()]
+    worst = min(models, key=lambda model: _WORST_FIRST.index(model["status"]), default=None)
+    if worst is None:
+        return {"status": "ok", "detail": "", "models": []}
+    return {"status": worst["status"], "detail": worst["detail"], "models": models}
+
+
+def _encode(id: str, health: EngineHealth) -> dict[str, Any]:
+    done, total = health.load.done_bytes, health.load.total_bytes
+    return {
+        "id": id,
+        "status": health.status,
+        "detail": health.detail,
+        "load": {
+            "done_bytes": done,
+            "total_bytes": total,
+            "percent": round(100 * done / total, 1) if total else None,
+        },
+    }

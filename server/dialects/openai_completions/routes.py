@@ -1,0 +1,22 @@
+"""`POST /v1/completions`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.dialects.openai_completions.decode import decode
+from server.dialects.openai_completions.encode import build_encoder, fold
+from server.dialects.openai_completions.schema import CompletionRequest
+from server.dialects.openai_shared import ERROR_RESPONSES, OK_RESPONSE, Dialect, answer
+
+router = APIRouter(tags=["OpenAI"])
+
+_DIALECT = Dialect(build_encoder, fold)
+
+
+@router.post("/v1/completions", response_class=Response, responses={**ERROR_RESPONSES, **OK_RESPONSE})
+async def create_completion(request: Request, body: CompletionRequest) -> Response:
+    """Continue one or more prompts."""
+    job, ignored = decode(body, request.state.request_id)
+    return await answer(request, job, body, _DIALECT, ignored)

@@ -1,0 +1,377 @@
+"""What OpenAI's dialects have in common on the wire: sampling fields, usage, errors, the way to answer.
+
+The one place besides the dialects' schemas that knows pydantic. Imports no dialect.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from json.encoder import encode_basestring
+from typing import Annotated, Any
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator
+from starlette.responses import Response
+
+from mlx_backend.interface import SamplingParams
+from server.disconnect import ClientGone, while_connected
+from server.errors import APIError, InvalidRequest, UnsupportedParameter, openai_body
+from server.service import generation
+from server.service.job import GenerationJob
+from server.sse import StreamingAnswer
+from server.text.events import Finished, OutputEvent, TextDelta, TokenText, Usage
+
+logger = logging.getLogger("pippin.dialects")
+
+MAX_STOPS = 16
+MAX_CHOICES = 128
+LEAST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON does not have."""
+
+IGNORED_HEADER = "X-Pippin-Ignored-Fields"
+DONE = "data: [DONE]\n\n"
+
+
+class WireModel(BaseModel):
+    """A body as clients write it: strict types, no NaN, unknown fields kept to be looked at."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every failure."""
+
+    error: ErrorDetail
+
+
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorBody, "description": "Any failure"}}
+OK_RESPONSE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer whole, or with `stream` as server-sent events",
+        "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
+    }
+}
+
+
+def check_text(value: object) -> str:
+    """`value`, a string that can be encoded. Raises ValueError."""
+    if not isinstance(value, str):
+        raise ValueError("Input should be a valid string")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it is not valid Unicode (half of a surrogate pair)") from None
+    return value
+
+
+def check_stop(value: object) -> list[str] | None:
+    """None, a string, or a list of up to MAX_STOPS strings, none empty. Raises ValueError."""
+    if value is None:
+        return None
+    stops = value if isinstance(value, list) else [value]
+    if len(stops) > MAX_STOPS:
+        raise ValueError(f"there may be at most {MAX_STOPS} stop strings")
+    if not all(isinstance(stop, str) for stop in stops):
+        raise ValueError("Input should be a string or a list of strings")
+    if not all(stops):
+        raise ValueError("a stop string must not be empty")
+    return [check_text(stop) for stop in stops]
+
+
+class StreamOptions(WireModel):
+    include_usage: bool | None = None
+
+
+class SamplingFields(WireModel):
+    """What both dialects call the same. None is the same as absent."""
+
+    model: str | None = None
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    stop: Annotated[list[str] | None, PlainValidator(check_stop, json_schema_input_type=str | list[str] | None)] = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    ignore_eos: bool | None = None
+    user: str | None = None
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _check_bias_keys(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for key in value or ():
+            if not re.fullmatch(r"[0-9]{1,9}", key):
+                raise ValueError("the keys must be token ids")
+        return value
+
+
+def decode_sampling(fields: SamplingFields, num_logprobs: int | None) -> SamplingParams:
+    bias = fields.logit_bias or {}
+    neutral = SamplingParams()
+    return SamplingParams(
+        temperature=_or(fields.temperature, neutral.temperature),
+        top_p=_or(fields.top_p, neutral.top_p),
+        top_k=max(_or(fields.top_k, neutral.top_k), 0),
+        min_p=_or(fields.min_p, neutral.min_p),
+        repetition_penalty=_or(fields.repetition_penalty, neutral.repetition_penalty),
+        presence_penalty=_or(fields.presence_penalty, neutral.presence_penalty),
+        frequency_penalty=_or(fields.frequency_penalty, neutral.frequency_penalty),
+        logit_bias=tuple(sorted((int(key), value) for key, value in bias.items())),
+        seed=None if fields.seed is None else fields.seed % 2**64,
+        num_logprobs=num_logprobs,
+    )
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "response_format": ({"type": "text"},),
+    "best_of": (),
+    "min_tokens": (0,),
+    "min_length": (0,),
+    "stop_token_ids": ([],),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "truncate_prompt_tokens": (),
+    "prompt_logprobs": (),
+    "return_tokens_as_token_ids": (False,),
+    "return_token_ids": (False,),
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "logits_processors": ([],),
+    "use_beam_search": (False,),
+    "length_penalty": (1.0,),
+    "early_stopping": (False,),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "structured_outputs": (),
+    "grammar": ("",),
+    "json_schema": (),
+    "regex": (),
+    "ebnf": (),
+    "typical_p": (1.0,),
+    "tfs_z": (1.0,),
+    "top_a": (0.0,),
+    "top_n_sigma": (-1.0, 0.0),
+    "dynatemp_range": (0.0,),
+    "mirostat": (0,),
+    "xtc_probability": (0.0,),
+    "dry_multiplier": (0.0,),
+    "repeat_penalty": (1.0,),
+    "no_repeat_ngram_size": (0,),
+    "repetition_context_size": (),
+    "n_predict": (),
+    "max_new_tokens": (),
+    "num_predict": (),
+    "adapter": (),
+    "adapters": (),
+    "lora": ([],),
+}
+"""Known to change the output and not supported: name -> the values that change nothing. None never does."""
+
+NO_EFFECT = frozenset(
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
+)
+"""Accepted, and rightly without effect on what is generated."""
+
+
+def check_extra(
+    extra: Mapping[str, Any], unsupported: Mapping[str, tuple[Any, ...]], no_effect: Collection[str]
+) -> list[str]:
+    """Names in `extra` that nobody knows. Raises UnsupportedParameter for the known that cannot be obeyed."""
+    for name, neutral in unsupported.items():
+        value = extra.get(name)
+        if value is not None and not any(_is_same(value, one) for one in neutral):
+            raise UnsupportedParameter(name)
+    return [name for name in extra if name not in unsupported and name not in no_effect]
+
+
+def _is_same(value: Any, neutral: Any) -> bool:
+    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
+
+
+def check_stream_options(fields: SamplingFields) -> list[str]:
+    """Unknown names in `stream_options`, dotted. Raises InvalidRequest where there is no stream."""
+    options = fields.stream_options
+    if options is None:
+        return []
+    if not fields.stream:
+        raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
+    extra = options.model_extra or {}
+    try:
+        unknown = check_extra(extra, {"continuous_usage_stats": (False,)}, {"include_obfuscation"})
+    except UnsupportedParameter as error:
+        raise UnsupportedParameter(f"stream_options.{error.param}") from None
+    return [f"stream_options.{name}" for name in unknown]
+
+
+def ignored_header(names: Iterable[str]) -> dict[str, str]:
+    """The header that lists fields nobody looked at, in characters and a length that a header can have."""
+    clean = sorted({re.sub(r"[^A-Za-z0-9_.-]", "?", name[:64]) for name in names})
+    if not clean:
+        return {}
+    logger.info("ignored unknown fields: %s", ", ".join(clean[:32]))
+    return {IGNORED_HEADER: ", ".join(clean[:32])}
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What every object of one answer repeats."""
+
+    id: str
+    created: int
+    model: str
+
+
+def encode_usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.num_prompt_tokens,
+        "completion_tokens": usage.num_output_tokens,
+        "total_tokens": usage.num_prompt_tokens + usage.num_output_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.num_cached_tokens},
+    }
+
+
+def finite(logprob: float) -> float:
+    """`logprob`, or LEAST_LOGPROB for what is below it or no number."""
+    return logprob if logprob > LEAST_LOGPROB else LEAST_LOGPROB
+
+
+quote = encode_basestring
+"""A string as JSON, not escaped beyond need. Text of a detokenizer has no lone surrogates."""
+
+
+def dump(value: Any) -> str:
+    """Compact JSON."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def encode_error_event(error: APIError) -> bytes:
+    """The error as the last event of a stream."""
+    return f"data: {json.dumps(openai_body(error))}\n\n".encode()
+
+
+class ChunkEncoder:
+    """Encodes the batches of one stream, in order, one chunk an event; with Usage come the end and `[DONE]`."""
+
+    def __init__(
+        self,
+        head: Head,
+        name: str,
+        include_usage: bool,
+        encode_choices: Callable[[TextDelta | Finished], Sequence[str]],
+    ) -> None:
+        known = f'"id":{quote(head.id)},"object":"{name}","created":{head.created},"model":{quote(head.model)}'
+        self._before = f'data: {{{known},"choices":[{{'
+        self._after = '}],"usage":null}\n\n' if include_usage else "}]}\n\n"
+        self._usage = f'data: {{{known},"choices":[],"usage":' if include_usage else None
+        self._encode_choices = encode_choices
+
+    def encode(self, events: Sequence[OutputEvent]) -> bytes:
+        written = ""
+        for event in events:
+            if isinstance(event, Usage):
+                written += self._end(event)
+            else:
+                for choice in self._encode_choices(event):
+                    written += self._before + choice + self._after
+        return written.encode()
+
+    def _end(self, usage: Usage) -> str:
+        if self._usage is None:
+            return DONE
+        return f"{self._usage}{dump(encode_usage(usage))}}}\n\n{DONE}"
+
+
+@dataclass(slots=True)
+class FoldedChoice:
+    """One choice of a JSON answer."""
+
+    text: str = ""
+    tokens: list[TokenText] = field(default_factory=list)
+    reason: str | None = None
+
+
+def fold_choices(events: Iterable[OutputEvent]) -> tuple[list[tuple[int, FoldedChoice]], dict[str, Any]]:
+    """All events of a job as (index, choice) in order, and the usage as it is written."""
+    texts: dict[int, list[str]] = {}
+    choices: dict[int, FoldedChoice] = {}
+    usage: dict[str, Any] = {}
+    for event in events:
+        if isinstance(event, Usage):
+            usage = encode_usage(event)
+            continue
+        choice = choices.setdefault(event.index, FoldedChoice())
+        if isinstance(event, Finished):
+            choice.reason = event.reason
+        else:
+            texts.setdefault(event.index, []).append(event.text)
+            choice.tokens += event.tokens
+    for index, pieces in texts.items():
+        choices[index].text = "".join(pieces)
+    return sorted(choices.items()), usage
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one dialect writes its answers."""
+
+    build_encoder: Callable[[Head, bool], ChunkEncoder]
+    """Of the head and whether usage is wanted."""
+    fold: Callable[[Head, Iterable[OutputEvent]], dict[str, Any]]
+    """The JSON answer: all events at once."""
+
+
+async def answer(
+    request: Request, job: GenerationJob, fields: SamplingFields, dialect: Dialect, ignored: Iterable[str]
+) -> Response:
+    """Generate `job` and answer it, streamed or whole. Raises APIError and EngineError before the first byte."""
+    headers = ignored_header(ignored)
+    stream = await generation.open(request.app.state.registry, job)
+    head = Head(job.request_id, int(time.time()), stream.model_id)
+    if fields.stream:
+        config = request.app.state.config
+        include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
+        return StreamingAnswer(
+            stream,
+            encode=dialect.build_encoder(head, include_usage).encode,
+            encode_error=encode_error_event,
+            keep_alive_s=config.stream.keep_alive_s,
+            send_timeout_s=config.security.send_timeout_s,
+            headers=headers,
+        )
+    try:
+        async with aclosing(stream):
+            events = await while_connected(request.receive, _collect(stream))
+    except ClientGone:
+        return Response(status_code=499)
+    return Response(dump(dialect.fold(head, events)), headers=headers, media_type="application/json")
+
+
+async def _collect(stream: generation.OutputStream) -> list[OutputEvent]:
+    return [event async for batch in stream for event in batch]

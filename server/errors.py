@@ -1,0 +1,214 @@
+"""What a client is told when something goes wrong, and the one table from the engine's errors to it.
+
+    APIError                     status  type                    code
+    ├── InvalidRequest           400     invalid_request_error   -
+    │   └── UnsupportedParameter 400     invalid_request_error   unsupported_parameter
+    ├── ModelNotFound            404     invalid_request_error   model_not_found
+    ├── BodyTooLarge             413     invalid_request_error   request_too_large
+    ├── Unavailable              503     server_error            -            with Retry-After
+    └── InternalError            500     server_error            internal_error
+
+Before the first byte an error is a status and a body; after it, one event in the dialect's shape (`sse`).
+Knows OpenAI's error body, the shape of every answer no dialect claims. Knows nothing of jobs or streams.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from mlx_backend import errors as engine_errors
+
+logger = logging.getLogger("pippin.errors")
+
+RETRY_AFTER_S = 5
+
+
+class APIError(Exception):
+    """An error a client can read. `param` is the wire's name of what was wrong, dotted."""
+
+    status: int = 500
+    type: str = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of the answer, beyond those of every answer."""
+        return {}
+
+
+class InvalidRequest(APIError):
+    """The request cannot be served as it is; the same request will fail again."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class UnsupportedParameter(InvalidRequest):
+    """An option that would change the output, and that this server does not have."""
+
+    code = "unsupported_parameter"
+
+    def __init__(self, param: str, message: str | None = None) -> None:
+        super().__init__(message or f"The parameter '{param}' is not supported with this value.", param=param)
+
+
+class ModelNotFound(InvalidRequest):
+    """No served model has this name."""
+
+    status = 404
+    code = "model_not_found"
+
+    def __init__(self, name: str, served: Sequence[str]) -> None:
+        known = ", ".join(served) or "none"
+        super().__init__(f"The model '{name}' does not exist here. Served: {known}.", param="model")
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is over `security.max_body_bytes`."""
+
+    status = 413
+    code = "request_too_large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The request body is larger than {limit} bytes, the most this server accepts.")
+
+
+class Unavailable(APIError):
+    """Nothing is wrong with the request; later it may be served."""
+
+    status = 503
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(RETRY_AFTER_S)}
+
+
+class InternalError(APIError):
+    """A fault of the server. The message says nothing of its inside; the log does."""
+
+    code = "internal_error"
+
+    def __init__(self, message: str = "The server had an error while processing the request.") -> None:
+        super().__init__(message)
+
+
+class _EngineFailure(APIError):
+    """An engine error without a class of its own here: status, type and code come from the table."""
+
+    def __init__(self, message: str, status: int, type: str, code: str, param: str | None) -> None:
+        super().__init__(message, param=param, code=code)
+        self.status = status
+        self.type = type
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(RETRY_AFTER_S)} if self.code in _RETRY_CODES else {}
+
+
+ENGINE_ERRORS: Mapping[type[engine_errors.EngineError], tuple[int, str, str]] = {
+    engine_errors.EngineError: (500, "server_error", "engine_error"),
+    engine_errors.ModelLoadError: (503, "server_error", "model_load_error"),
+    engine_errors.EngineNotReady: (503, "server_error", "model_loading"),
+    engine_errors.EngineDead: (503, "server_error", "engine_dead"),
+    engine_errors.QueueFull: (503, "server_error", "queue_full"),
+    engine_errors.ContextLengthExceeded: (400, "invalid_request_error", "context_length_exceeded"),
+    engine_errors.UnknownToken: (400, "invalid_request_error", "invalid_value"),
+    engine_errors.SequenceFailed: (500, "server_error", "sequence_failed"),
+    engine_errors.OutOfMemory: (503, "server_error", "out_of_memory"),
+}
+_RETRY_CODES = frozenset({"model_loading", "queue_full"})
+
+
+def to_api_error(error: BaseException, param: str | None = None) -> APIError:
+    """The error a client sees for `error`. What nobody foresaw becomes an InternalError."""
+    if isinstance(error, APIError):
+        return error
+    for kind in type(error).__mro__:
+        if kind in ENGINE_ERRORS:
+            return _EngineFailure(str(error) or kind.__name__, *ENGINE_ERRORS[kind], param)
+    return InternalError()
+
+
+def openai_body(error: APIError) -> dict[str, Any]:
+    """OpenAI's error body."""
+    return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+
+
+def openai_response(error: APIError) -> Response:
+    """The error as an answer of its own. Pure ASCII: the message may quote what is no valid Unicode."""
+    logger.info("answered %d %s: %s", error.status, error.code or error.type, error.message)
+    return Response(json.dumps(openai_body(error)), error.status, headers=error.headers, media_type="application/json")
+
+
+def from_validation(error: RequestValidationError) -> InvalidRequest:
+    """The first of the validation's complaints as one sentence that names the parameter."""
+    first = error.errors()[0]
+    kind, location = first["type"], first["loc"][1:]
+    if kind == "json_invalid":
+        at = location[0] if location else 0
+        return InvalidRequest(f"The request body is not valid JSON: {first['ctx']['error']} at position {at}.")
+    if not location:
+        return InvalidRequest("The request body must be a JSON object, sent with 'Content-Type: application/json'.")
+    param = ".".join(map(str, location))
+    if kind == "missing":
+        return InvalidRequest(f"The parameter '{param}' is required.", param=param, code="missing_required_parameter")
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return InvalidRequest(f"Invalid value for '{param}': {message}.", param=param, code="invalid_value")
+
+
+def from_http(error: HTTPException, method: str, path: str) -> APIError:
+    """A routing error of the framework, in words."""
+    if error.status_code == 404:
+        answer: APIError = InvalidRequest(f"Unknown path: {method} {path}", code="not_found")
+    elif error.status_code == 405:
+        answer = InvalidRequest(f"The method {method} is not allowed for {path}", code="method_not_allowed")
+    elif error.status_code == 400:
+        answer = InvalidRequest("The request body cannot be read as JSON.")
+    else:
+        answer = APIError(str(error.detail))
+    answer.status = error.status_code
+    return answer
+
+
+async def _answer_api_error(_: Request, error: Exception) -> Response:
+    return openai_response(to_api_error(error))
+
+
+async def _answer_unexpected(_: Request, __: Exception) -> Response:
+    return openai_response(InternalError())
+
+
+async def _answer_validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return openai_response(from_validation(error))
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = openai_response(from_http(error, request.method, request.url.path))
+    response.headers.update(error.headers or {})
+    return response
+
+
+def install(app: FastAPI) -> None:
+    """Have every error of `app` answered in OpenAI's shape. The unforeseen ones are logged by `middleware`."""
+    app.add_exception_handler(APIError, _answer_api_error)
+    app.add_exception_handler(engine_errors.EngineError, _answer_api_error)
+    app.add_exception_handler(RequestValidationError, _answer_validation_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(Exception, _answer_unexpected)

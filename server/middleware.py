@@ -1,0 +1,161 @@
+"""The outermost layer of every request: its id, the limit of its body, the last catch of errors.
+
+Pure ASGI, so that it costs a stream nothing per event. Knows no dialect, no route and no engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import uuid
+from contextvars import ContextVar
+
+from sse_starlette.sse import SendTimeoutError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import APIError, BodyTooLarge, InternalError, openai_body
+
+logger = logging.getLogger("pippin.http")
+
+LINGER_S = 2.0
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+current_request_id: ContextVar[str] = ContextVar("request_id", default="-")
+
+
+class RequestIdFilter(logging.Filter):
+    """Gives every log record the `request_id` of the request it was written for, `-` outside of any."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.request_id = current_request_id.get()
+        return True
+
+
+class RequestEnvelope:
+    """Wraps the application: request id in and out, body limit, a 500 for what nobody caught."""
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = _choose_id(headers.get("x-request-id"))
+        scope.setdefault("state", {})["request_id"] = request_id
+        token = current_request_id.set(request_id)
+        try:
+            exchange = _Exchange(receive, send, request_id, self._max_body_bytes)
+            if _declared_length(headers) > self._max_body_bytes:
+                await exchange.refuse_body()
+            else:
+                await exchange.run(self._app, scope)
+        finally:
+            current_request_id.reset(token)
+
+
+class _Exchange:
+    """One request and its answer, as they pass through. Owned by one call of the envelope."""
+
+    def __init__(self, receive: Receive, send: Send, request_id: str, max_body_bytes: int) -> None:
+        self._receive = receive
+        self._send = send
+        self._request_id = request_id
+        self._limit = max_body_bytes
+        self._num_body_bytes = 0
+        self._has_body_left = True
+        self._is_too_large = False
+        self._is_started = False
+
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
+        try:
+            await app(scope, self.receive, self.send)
+        except SendTimeoutError:
+            logger.warning("the client stopped reading; connection closed")
+            await _cut_off(self._send)
+            return
+        except Exception:
+            # The last seam of every request. An answer that has begun stays cut short.
+            if not self._is_too_large:
+                logger.exception("unexpected error")
+                if not self._is_started:
+                    await self._answer(InternalError())
+        if self._is_too_large:
+            await self.refuse_body()
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._num_body_bytes += len(message.get("body", b""))
+            self._has_body_left = bool(message.get("more_body", False))
+            if self._num_body_bytes > self._limit:
+                self._is_too_large = True
+                raise BodyTooLarge(self._limit)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            if self._is_too_large:
+                return
+            self._is_started = True
+            MutableHeaders(scope=message)["X-Request-Id"] = self._request_id
+        elif self._is_too_large and not self._is_started:
+            # Whatever the application made of the broken body: the answer is a 413.
+            return
+        await self._send(message)
+
+    async def refuse_body(self) -> None:
+        if not self._is_started:
+            await self._answer(BodyTooLarge(self._limit), linger=True)
+
+    async def _answer(self, error: APIError, *, linger: bool = False) -> None:
+        body = json.dumps(openai_body(error)).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"x-request-id", self._request_id.encode()),
+        ]
+        if linger:
+            headers.append((b"connection", b"close"))
+        await self._send({"type": "http.response.start", "status": error.status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        if linger:
+            await self._discard_body()
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _discard_body(self) -> None:
+        """Read and drop the rest for a moment: a close with unread bytes would take the answer with it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while self._has_body_left:
+                    message = await self._receive()
+                    self._has_body_left = message["type"] == "http.request" and bool(message.get("more_body"))
+
+
+def _choose_id(wanted: str | None) -> str:
+    if wanted is not None and _SANE_ID.fullmatch(wanted):
+        return wanted
+    return uuid.uuid4().hex
+
+
+def _declared_length(headers: Headers) -> int:
+    declared = headers.get("content-length", "")
+    return int(declared) if declared.isdecimal() else 0
+
+
+async def _cut_off(send: Send) -> None:
+    """End the connection without flushing what nobody reads, where the server lets us reach it.
+
+    A close alone would wait for the unread bytes for ever. Uvicorn's `send` belongs to the object that holds
+    the transport; on a server where it does not, the return without an end closes the connection.
+    """
+    transport = getattr(getattr(send, "__self__", None), "transport", None)
+    if transport is not None:
+        transport.abort()
+        await asyncio.sleep(0)

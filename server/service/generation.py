@@ -1,0 +1,179 @@
+"""From a job to its output: resolve the model, encode the prompts, check the limits, admit, generate.
+
+`open` does all that can still be answered with a status code; the OutputStream it returns does the rest.
+Knows nothing of HTTP or of any dialect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+
+from mlx_backend.errors import ContextLengthExceeded, EngineDead, UnknownToken
+from mlx_backend.interface import GenerationRequest, ModelInfo, PrefillProgress, TokenEvent, TokenStream
+from server.errors import InvalidRequest, to_api_error
+from server.service.job import ChatPrompt, GenerationJob, Prompt, TextPrompt, TokenPrompt
+from server.service.record import JobRecord
+from server.service.registry import ModelRegistry
+from server.text.chat_template import TemplateError, render_chat
+from server.text.events import Finished, OutputEvent
+from server.text.pipeline import ChoicePipeline
+from server.text.tokenizer import Tokenizer
+
+LONG_TEXT_CHARS = 20_000
+"""Encoding a longer text leaves the event loop to others meanwhile."""
+
+
+async def open(registry: ModelRegistry, job: GenerationJob) -> OutputStream:
+    """Admit a job. Raises APIError and EngineError, with nothing left behind."""
+    started_at = time.perf_counter()
+    model = registry.resolve(job.model)
+    tokenizer, info = model.ready()
+    _check_ids((token_id for token_id, _ in job.sampling.logit_bias), info, "logit_bias")
+    prompts = [await _encode(tokenizer, prompt, job, info) for prompt in job.prompts]
+    requests = [
+        GenerationRequest(
+            request_id=f"{job.request_id}-{position}",
+            prompt_ids=ids,
+            max_tokens=_choose_max_tokens(job, len(ids), info.context_limit),
+            n=job.n,
+            sampling=job.sampling,
+            stop_ids=frozenset() if job.ignore_eos else frozenset(tokenizer.eos_ids),
+        )
+        for position, ids in enumerate(prompts)
+    ]
+    tokens = model.engine.submit(requests)
+    return OutputStream(job, model.id, tokens, tokenizer, sum(map(len, prompts)), started_at)
+
+
+class OutputStream:
+    """The output of one job: batches of OutputEvent, each all that was there at once, Usage the last of all.
+
+    Raises EngineError when the engine fails. Belongs to one reader, who closes it.
+    """
+
+    def __init__(
+        self,
+        job: GenerationJob,
+        model_id: str,
+        tokens: TokenStream,
+        tokenizer: Tokenizer,
+        num_prompt_tokens: int,
+        started_at: float,
+    ) -> None:
+        wants_logprobs = job.sampling.num_logprobs is not None
+        count = len(job.prompts) * job.n
+        self.model_id = model_id
+        self._tokens = tokens
+        self._batches = aiter(tokens)
+        self._choices = [ChoicePipeline(index, tokenizer, job.stop, wants_logprobs) for index in range(count)]
+        self._num_open = count
+        self._record = JobRecord(job.request_id, model_id, num_prompt_tokens, started_at)
+        self._is_done = False
+        self._is_closed = False
+
+    @property
+    def progress(self) -> PrefillProgress:
+        return self._tokens.progress
+
+    def __aiter__(self) -> OutputStream:
+        return self
+
+    async def __anext__(self) -> list[OutputEvent]:
+        if self._is_done or self._is_closed:
+            raise StopAsyncIteration
+        events: list[OutputEvent] = []
+        try:
+            while not events:
+                self._take(await anext(self._batches), events)
+        except StopAsyncIteration:
+            self._record.error = EngineDead("the engine ended the stream with choices unfinished")
+            raise self._record.error from None
+        except Exception as error:
+            self._record.error = error
+            raise
+        if self._num_open == 0:
+            self._is_done = True
+            events.append(self._record.usage(self._tokens.num_cached_tokens))
+        return events
+
+    async def aclose(self) -> None:
+        """Give up what has not finished, and write the job's line in the log. Idempotent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            await self._tokens.aclose()
+        finally:
+            self._record.write(self._tokens.num_cached_tokens, self._is_done)
+
+    def _take(self, batch: Sequence[TokenEvent], events: list[OutputEvent]) -> None:
+        self._record.tick()
+        for token in batch:
+            choice = self._choices[token.index]
+            if choice.done:
+                continue  # the token came while its abort was on the way
+            self._record.num_output_tokens += 1
+            new = choice.feed(token)
+            events += new
+            if choice.done:
+                self._num_open -= 1
+                self._record.finished += [event for event in new if isinstance(event, Finished)]
+                if token.finish_reason is None:
+                    self._tokens.abort(token.index)
+
+
+async def _encode(tokenizer: Tokenizer, prompt: Prompt, job: GenerationJob, info: ModelInfo) -> tuple[int, ...]:
+    """Token ids of one prompt. Raises InvalidRequest, naming the wire's parameter."""
+    if isinstance(prompt, TokenPrompt):
+        ids = prompt.ids
+        _check_ids(ids, info, job.prompt_param)
+    elif _text_length(prompt) > LONG_TEXT_CHARS:
+        ids = await asyncio.to_thread(_encode_text, tokenizer, prompt, job.prompt_param)
+    else:
+        ids = _encode_text(tokenizer, prompt, job.prompt_param)
+    if not ids:
+        raise InvalidRequest(
+            f"Invalid value for '{job.prompt_param}': the prompt is empty.",
+            param=job.prompt_param,
+            code="invalid_value",
+        )
+    return ids
+
+
+def _encode_text(tokenizer: Tokenizer, prompt: TextPrompt | ChatPrompt, param: str) -> tuple[int, ...]:
+    try:
+        if isinstance(prompt, ChatPrompt):
+            return tuple(render_chat(tokenizer, prompt.messages, prompt.template_kwargs))
+        return tuple(tokenizer.encode(prompt.text, add_special_tokens=True)) if prompt.text else ()
+    except TemplateError as error:
+        raise InvalidRequest(str(error), param=param, code="invalid_value") from error
+    except UnicodeError as error:
+        raise InvalidRequest(f"Invalid value for '{param}': it is not valid Unicode.", param=param) from error
+
+
+def _text_length(prompt: TextPrompt | ChatPrompt) -> int:
+    if isinstance(prompt, TextPrompt):
+        return len(prompt.text)
+    return sum(len(str(message.get("content", ""))) for message in prompt.messages)
+
+
+def _check_ids(ids: Iterable[int], info: ModelInfo, param: str) -> None:
+    for token_id in ids:
+        if not 0 <= token_id < info.vocab_size:
+            raise to_api_error(UnknownToken(token_id, info.vocab_size), param)
+
+
+def _choose_max_tokens(job: GenerationJob, num_prompt_tokens: int, limit: int) -> int:
+    """The job's own, or its default as far as there is room. Raises APIError with the three numbers."""
+    room = limit - num_prompt_tokens
+    if job.max_tokens is not None:
+        wanted = job.max_tokens
+    elif job.default_max_tokens is not None:
+        wanted = max(1, min(job.default_max_tokens, room))
+    else:
+        wanted = max(1, room)
+    if wanted > room:
+        raise to_api_error(ContextLengthExceeded(num_prompt_tokens, wanted, limit), job.prompt_param)
+    return wanted

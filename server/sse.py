@@ -1,0 +1,89 @@
+"""A stream of events as an answer: over sse-starlette, with errors after the first byte as one last event.
+
+Knows when to comment and how long a client may stop reading; knows neither the events nor their encoding.
+The source given to it is closed when the answer ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from sse_starlette.event import ServerSentEvent
+from sse_starlette.sse import AppStatus, EventSourceResponse
+from starlette.types import Receive, Scope, Send
+
+from mlx_backend.errors import EngineError
+from mlx_backend.interface import PrefillProgress
+from server.errors import APIError, to_api_error
+
+logger = logging.getLogger("pippin.stream")
+
+
+class EventSource(Protocol):
+    """What is streamed: batches of events, each batch all that was there at once."""
+
+    def __aiter__(self) -> AsyncIterator[Sequence[Any]]: ...
+
+    async def aclose(self) -> None: ...
+
+    @property
+    def progress(self) -> PrefillProgress: ...
+
+
+class StreamingAnswer(EventSourceResponse):
+    """Server-sent events of a source; one write per batch."""
+
+    def __init__(
+        self,
+        source: EventSource,
+        *,
+        encode: Callable[[Sequence[Any]], bytes],
+        encode_error: Callable[[APIError], bytes],
+        keep_alive_s: float,
+        send_timeout_s: float,
+        headers: Mapping[str, str],
+    ) -> None:
+        super().__init__(
+            _encoded(source, encode, encode_error),
+            headers=headers,
+            sep="\n",
+            ping=keep_alive_s,
+            ping_message_factory=lambda: keep_alive(source.progress),
+            send_timeout=send_timeout_s,
+        )
+        self._source = source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Here and not in the generator, which never runs when the client leaves before its first event.
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._source.aclose()
+
+
+async def _encoded(
+    source: EventSource, encode: Callable[[Sequence[Any]], bytes], encode_error: Callable[[APIError], bytes]
+) -> AsyncIterator[bytes]:
+    try:
+        async for events in source:
+            if chunk := encode(events):
+                yield chunk
+    except Exception as error:
+        # The status is sent: whatever it is can only be told as an event.
+        if not isinstance(error, (APIError, EngineError)):
+            logger.exception("unexpected error in a stream")
+        yield encode_error(to_api_error(error))
+
+
+def keep_alive(progress: PrefillProgress) -> ServerSentEvent:
+    """A comment: how much of the prompt is computed, or just that somebody is here."""
+    done, total = progress.num_computed_tokens, progress.num_prompt_tokens
+    comment = f"prefill {100 * done // total}%" if done < total else "keep-alive"
+    return ServerSentEvent(comment=comment, sep="\n")
+
+
+def let_streams_finish() -> None:
+    """Have streams run on when the server is told to stop; its own grace period is their bound."""
+    AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]

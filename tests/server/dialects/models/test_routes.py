@@ -1,0 +1,58 @@
+"""`/v1/models`, also while the model loads."""
+
+from __future__ import annotations
+
+from openai.types import Model
+
+from mlx_backend.interface import ModelInfo
+from tests.fake_engine import FakeEngine
+from tests.serving import client_of
+
+INFO = ModelInfo(
+    context_limit=512,
+    vocab_size=260,
+    num_parameters=7,
+    weights_bytes=99,
+    is_batched=False,
+    unbatched_reason="its cache cannot be batched",
+    kv_cache_kinds=(("plain", 3), ("rotating", 2)),
+)
+
+
+async def test_list() -> None:
+    async with client_of(FakeEngine(info=INFO)) as client:
+        answer = (await client.get("/v1/models")).json()
+    assert answer["object"] == "list"
+    (model,) = answer["data"]
+    Model.model_validate(model)
+    assert (model["id"], model["object"], model["owned_by"], model["max_model_len"]) == ("mock", "model", "pippin", 512)
+    assert model["pippin"] == {
+        "context_limit": 512,
+        "vocab_size": 260,
+        "num_parameters": 7,
+        "weights_bytes": 99,
+        "is_batched": False,
+        "unbatched_reason": "its cache cannot be batched",
+        "kv_cache_kinds": [{"kind": "plain", "num_layers": 3}, {"kind": "rotating", "num_layers": 2}],
+    }
+
+
+async def test_one() -> None:
+    async with client_of(FakeEngine()) as client:
+        assert (await client.get("/v1/models/mock")).json()["id"] == "mock"
+
+
+async def test_while_loading() -> None:
+    async with client_of(FakeEngine(is_loaded=False)) as client:
+        model = (await client.get("/v1/models/mock")).json()
+    assert model["max_model_len"] is None
+    assert model["pippin"] is None
+
+
+async def test_an_unknown_model() -> None:
+    async with client_of(FakeEngine()) as client:
+        for path in ("/v1/models/other", "/v1/models/org/name", "/v1/models/"):
+            answer = await client.get(path)
+            assert answer.status_code == 404, path
+            assert answer.json()["error"]["code"] == "model_not_found"
+            assert answer.json()["error"]["param"] == "model"

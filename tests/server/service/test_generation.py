@@ -1,0 +1,224 @@
+"""What is refused before the engine is asked, what the engine is asked, and the stream that comes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from mlx_backend.errors import ContextLengthExceeded, EngineDead, EngineNotReady, QueueFull, SequenceFailed
+from mlx_backend.interface import ModelInfo, SamplingParams
+from server.errors import APIError, InvalidRequest, ModelNotFound
+from server.service import generation
+from server.service.job import ChatPrompt, GenerationJob, TextPrompt, TokenPrompt
+from server.text.events import Finished, OutputEvent, TextDelta, Usage
+from server.text.tokenizer import ByteTokenizer
+from tests.fake_engine import HANG, FakeEngine, one_by_one, spell
+from tests.serving import build_registry
+
+LIMIT = 64
+
+
+def build_job(*prompts: Any, **changes: Any) -> GenerationJob:
+    return GenerationJob(
+        request_id="cmpl-1", model="mock", prompts=prompts or (TextPrompt("hi"),), prompt_param="prompt", **changes
+    )
+
+
+async def run(engine: FakeEngine, job: GenerationJob) -> list[OutputEvent]:
+    async with aclosing(await generation.open(build_registry(engine), job)) as stream:
+        return [event async for batch in stream for event in batch]
+
+
+async def refused(job: GenerationJob, engine: FakeEngine | None = None) -> APIError:
+    engine = engine or FakeEngine()
+    with pytest.raises(APIError) as caught:
+        await generation.open(build_registry(engine), job)
+    assert not engine.requests
+    return caught.value
+
+
+async def test_what_the_engine_is_asked() -> None:
+    engine = FakeEngine([spell("x"), spell("x", index=1), spell("x", index=2), spell("x", index=3)])
+    sampling = SamplingParams(temperature=0, seed=7)
+    job = build_job(TextPrompt("hi"), TokenPrompt((1, 2, 3)), n=2, max_tokens=5, sampling=sampling)
+    await run(engine, job)
+    first, second = engine.requests
+    assert (first.request_id, second.request_id) == ("cmpl-1-0", "cmpl-1-1")
+    assert first.prompt_ids == (ByteTokenizer.BOS_ID, *b"hi")
+    assert second.prompt_ids == (1, 2, 3)
+    assert (first.n, first.max_tokens, first.sampling) == (2, 5, sampling)
+    assert first.stop_ids == {ByteTokenizer.EOS_ID}
+
+
+async def test_ignore_eos_leaves_no_stop_ids() -> None:
+    engine = FakeEngine([spell("x")])
+    await run(engine, build_job(ignore_eos=True))
+    assert engine.requests[0].stop_ids == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "default", "num_prompt", "expected"),
+    [
+        (10, 16, 4, 10),
+        (60, None, 4, 60),
+        (None, 16, 4, 16),
+        (None, 16, 60, 4),
+        (None, None, 4, 60),
+        (None, None, 63, 1),
+    ],
+)
+async def test_max_tokens(max_tokens: int | None, default: int | None, num_prompt: int, expected: int) -> None:
+    engine = FakeEngine([spell("x")])
+    prompt = TokenPrompt((1,) * num_prompt)
+    await run(engine, build_job(prompt, max_tokens=max_tokens, default_max_tokens=default))
+    assert engine.requests[0].max_tokens == expected
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "default", "num_prompt", "asked"),
+    [(61, None, 4, 61), (1, None, 64, 1), (None, 16, 64, 1), (None, None, 64, 1), (None, None, 100, 1)],
+)
+async def test_over_the_limit(max_tokens: int | None, default: int | None, num_prompt: int, asked: int) -> None:
+    prompt = TokenPrompt((1,) * num_prompt)
+    error = await refused(build_job(prompt, max_tokens=max_tokens, default_max_tokens=default))
+    assert (error.status, error.code, error.param) == (400, "context_length_exceeded", "prompt")
+    assert error.message == str(ContextLengthExceeded(num_prompt, asked, LIMIT))
+
+
+async def test_every_prompt_is_checked() -> None:
+    error = await refused(build_job(TokenPrompt((1,)), TokenPrompt((1,) * 100)))
+    assert error.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("prompt", [TextPrompt(""), TokenPrompt(())])
+async def test_an_empty_prompt(prompt: Any) -> None:
+    error = await refused(build_job(prompt))
+    assert (error.status, error.param) == (400, "prompt")
+    assert "empty" in error.message
+
+
+@pytest.mark.parametrize("ids", [(260,), (1, -1), (2**70,)])
+async def test_ids_out_of_the_vocabulary(ids: tuple[int, ...]) -> None:
+    error = await refused(build_job(TokenPrompt(ids)))
+    assert (error.status, error.param) == (400, "prompt")
+    assert "0 to 259" in error.message
+
+
+async def test_a_bias_for_a_token_that_is_not() -> None:
+    error = await refused(build_job(sampling=SamplingParams(logit_bias=((260, 1.0),))))
+    assert (error.status, error.param) == (400, "logit_bias")
+
+
+async def test_an_unknown_model() -> None:
+    job = GenerationJob(request_id="1", model="other", prompts=(TextPrompt("x"),), prompt_param="prompt")
+    assert isinstance(await refused(job), ModelNotFound)
+
+
+async def test_the_template_is_quoted() -> None:
+    error = await refused(build_job(ChatPrompt(())))
+    assert isinstance(error, InvalidRequest)
+    assert "at least one message" in error.message
+
+
+async def test_a_long_text_is_encoded_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "LONG_TEXT_CHARS", 3)
+    calls = []
+
+    async def to_thread(function: Any, *args: Any) -> Any:
+        calls.append(args)
+        return function(*args)
+
+    monkeypatch.setattr(asyncio, "to_thread", to_thread)
+    engine = FakeEngine([spell("x"), spell("x", index=1)])
+    messages = ({"role": "user", "content": "long"},)
+    await run(engine, build_job(TextPrompt("abc"), ChatPrompt(messages)))
+    assert len(calls) == 1
+    assert bytes(engine.requests[1].prompt_ids) == b"user: long\nassistant:"
+
+
+async def test_a_model_that_is_not_ready() -> None:
+    with pytest.raises(EngineNotReady):
+        await generation.open(build_registry(FakeEngine(is_loaded=False)), build_job())
+
+
+async def test_a_full_queue() -> None:
+    engine = FakeEngine()
+    engine.refusal = QueueFull(3)
+    with pytest.raises(QueueFull):
+        await generation.open(build_registry(engine), build_job())
+
+
+async def test_deltas_end_and_usage() -> None:
+    events = await run(FakeEngine(one_by_one("ab", reason="stop")), build_job())
+    # the end token "b" is not text
+    assert events == [TextDelta(0, "a"), Finished(0, "stop", 2), Usage(3, 0, 2)]
+
+
+async def test_a_batch_is_passed_on_as_one() -> None:
+    engine = FakeEngine([spell("ab", reason=None), spell("c")])
+    async with aclosing(await generation.open(build_registry(engine), build_job())) as stream:
+        batches = [batch async for batch in stream]
+    assert [len(batch) for batch in batches] == [2, 3]
+    assert engine.streams[0].num_closed == 1
+
+
+async def test_text_that_is_held_back_makes_no_empty_batch() -> None:
+    engine = FakeEngine(one_by_one("é"))
+    async with aclosing(await generation.open(build_registry(engine), build_job())) as stream:
+        assert await anext(stream) == [TextDelta(0, "é"), Finished(0, "length", 2), Usage(3, 0, 2)]
+
+
+async def test_a_stop_string_aborts_its_choice_alone() -> None:
+    script = [spell("aSTOPrest", reason=None), spell("aSTOP"[:3], index=1), spell("more", reason=None)]
+    engine = FakeEngine(script)
+    events = await run(engine, build_job(n=2, stop=("STOP",)))
+    assert engine.streams[0].aborted == [0]
+    assert [event for event in events if isinstance(event, Finished)] == [
+        Finished(0, "stop", 5),
+        Finished(1, "length", 3),
+    ]
+    assert events[-1] == Usage(3, 0, 8)
+    # nothing is read of an engine that is no longer needed
+    assert engine.streams[0].num_read == 2
+
+
+async def test_an_engine_failure(caplog: pytest.LogCaptureFixture) -> None:
+    engine = FakeEngine([spell("a", reason=None), SequenceFailed("it broke")])
+    stream = await generation.open(build_registry(engine), build_job())
+    async with aclosing(stream):
+        assert await anext(stream) == [TextDelta(0, "a")]
+        with pytest.raises(SequenceFailed):
+            await anext(stream)
+    assert engine.streams[0].num_closed == 1
+    assert "failed (SequenceFailed: it broke)" in caplog.text
+
+
+async def test_a_stream_that_ends_too_early_is_an_error() -> None:
+    with pytest.raises(EngineDead):
+        await run(FakeEngine([spell("a", reason=None)]), build_job())
+
+
+async def test_leaving_early(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pippin.request")
+    engine = FakeEngine([spell("a", reason=None), HANG])
+    stream = await generation.open(build_registry(engine), build_job())
+    await anext(stream)
+    await stream.aclose()
+    await stream.aclose()
+    assert engine.streams[0].num_closed == 1
+    assert caplog.text.count("finish=aborted") == 1
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
+async def test_progress_and_cached_tokens_are_the_engines() -> None:
+    engine = FakeEngine([spell("a")], info=ModelInfo(context_limit=LIMIT, vocab_size=260))
+    async with aclosing(await generation.open(build_registry(engine), build_job())) as stream:
+        assert stream.progress.num_computed_tokens == 43
+        engine.streams[0].num_cached_tokens = 2
+        events = [event async for batch in stream for event in batch]
+    assert events[-1] == Usage(3, 2, 1)

@@ -1,0 +1,48 @@
+"""The line in the log of one job."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import pytest
+
+from server.service.record import JobRecord
+from server.text.events import Finished, Usage
+
+
+def build_record() -> JobRecord:
+    return JobRecord("cmpl-1", "m", num_prompt_tokens=5, started_at=time.perf_counter())
+
+
+def test_usage_sums_over_the_choices() -> None:
+    record = build_record()
+    record.finished = [Finished(1, "stop", 3), Finished(0, "length", 4)]
+    assert record.usage(2) == Usage(5, 2, 7)
+
+
+def test_a_finished_job(caplog: pytest.LogCaptureFixture) -> None:
+    record = build_record()
+    for _ in range(3):
+        record.tick()
+        record.num_output_tokens += 2
+    record.finished = [Finished(1, "length", 3), Finished(0, "stop", 3)]
+    with caplog.at_level(logging.INFO, "pippin.request"):
+        record.write(2, True)
+    assert "cmpl-1 model=m prompt=5 cached=2 output=6 ttft=0." in caplog.text
+    assert "finish=stop,length" in caplog.text
+    assert "tok/s=-" not in caplog.text
+
+
+def test_an_aborted_job_that_had_no_token(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "pippin.request"):
+        build_record().write(0, False)
+    assert "output=0 ttft=- tok/s=- finish=aborted" in caplog.text
+
+
+def test_a_failed_job_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    record = build_record()
+    record.error = ValueError("broken")
+    record.write(0, False)
+    assert caplog.records[0].levelno == logging.WARNING
+    assert "finish=failed (ValueError: broken)" in caplog.text
