@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint check bench clean
+.PHONY: help serve test soak lint check bench clean
 
 # A variable counts only where it is written on the command line: a HOST or PORT in the environment is somebody else's.
 given = $(filter command,$(origin $(1)))
@@ -13,6 +13,7 @@ help:
 	@echo "make serve BACKEND=mock               serve made-up text; no model, no MLX needed"
 	@echo "           HOST= PORT= CONFIG=<file> LOG_LEVEL= ARGS='--any-flag value'; see: pippin serve --help"
 	@echo "make test  [ARGS=...]                 the test suite; ARGS goes to pytest"
+	@echo "make soak                             the long proofs, minutes; Linux"
 	@echo "make lint                             ruff: rules and format"
 	@echo "make check                            mypy and lint"
 	@echo "make bench [ARGS=...]                 measure"
@@ -26,6 +27,9 @@ serve:
 
 test:
 	@scripts/test $(ARGS)
+
+soak:
+	@scripts/test -m soak -n 0 -s $(ARGS)
 
 lint:
 	@scripts/lint

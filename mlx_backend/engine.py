@@ -21,6 +21,7 @@ from mlx_backend.errors import (
     OutOfMemory,
     QueueFull,
     SequenceFailed,
+    TooManyPrompts,
     UnknownToken,
 )
 from mlx_backend.interface import (
@@ -95,10 +96,12 @@ class DeviceEngine:
             raise self._dead()
         if info is None:
             raise EngineNotReady("the model is still loading")
+        if len(requests) > self._config.scheduler.max_waiting:
+            raise TooManyPrompts(len(requests), self._config.scheduler.max_waiting)
         for request in requests:
             if len(request.prompt_ids) + request.max_tokens > info.context_limit:
                 raise ContextLengthExceeded(len(request.prompt_ids), request.max_tokens, info.context_limit)
-            _check_token_ids(request, info.vocab_size)
+            check_token_ids(request, info.vocab_size)
         prefills = _build_prefills(requests)
         stream = EventStream(prefills, self._request_abort)
         for prefill in prefills:
@@ -330,12 +333,12 @@ class DeviceEngine:
                 callback()
 
 
-def _check_token_ids(request: GenerationRequest, vocab_size: int) -> None:
+def check_token_ids(request: GenerationRequest, vocab_size: int) -> None:
     """A device reads or writes out of bounds for an id it has no row for. Raises UnknownToken."""
-    biased = [token_id for token_id, _ in request.sampling.logit_bias]
-    for ids in (request.prompt_ids, biased):
-        if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
-            raise UnknownToken(next(i for i in ids if not 0 <= i < vocab_size), vocab_size)
+    bias = [token_id for token_id, _ in request.sampling.logit_bias]
+    for ids, is_bias in ((request.prompt_ids, False), (bias, True)):
+        if ids and (min(ids) < 0 or max(ids) >= vocab_size):
+            raise UnknownToken(next(i for i in ids if not 0 <= i < vocab_size), vocab_size, is_bias=is_bias)
 
 
 def _build_prefills(requests: Iterable[GenerationRequest]) -> tuple[Prefill, ...]:

@@ -43,6 +43,13 @@ class QueueFull(EngineError):
         self.num_waiting = num_waiting
 
 
+class TooManyPrompts(EngineError):
+    """More prompts in one submission than `scheduler.max_waiting`: waiting would not help."""
+
+    def __init__(self, num_prompts: int, limit: int) -> None:
+        super().__init__(f"The request has {num_prompts} prompts; at most {limit} can be taken at once.")
+
+
 class ContextLengthExceeded(EngineError):
     """Prompt and output together do not fit into the context limit."""
 
@@ -59,12 +66,11 @@ class ContextLengthExceeded(EngineError):
 
 
 class UnknownToken(EngineError):
-    """A token id, of a prompt or of a logit bias, is not in the model's vocabulary."""
+    """A token id, of a prompt or (`is_bias`) of a logit bias, is not in the model's vocabulary."""
 
-    def __init__(self, token_id: int, vocab_size: int) -> None:
+    def __init__(self, token_id: int, vocab_size: int, *, is_bias: bool = False) -> None:
         super().__init__(f"There is no token {token_id}: this model's token ids go from 0 to {vocab_size - 1}.")
-        self.token_id = token_id
-        self.vocab_size = vocab_size
+        self.is_bias = is_bias
 
 
 class SequenceFailed(EngineError):

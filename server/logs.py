@@ -1,15 +1,19 @@
 """The log on the console: its format, its level, and which libraries are asked to be quiet.
 
-Knows nothing of what is logged.
+Knows nothing of what is logged, but for which request.
 """
 
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 from typing import TextIO
 
 _FORMAT = "%(asctime)s %(levelname)-5s %(name)s: %(message)s"
 _TIME = "%Y-%m-%d %H:%M:%S"
+
+current_request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""The id of the request that the current task works for; empty outside of any."""
 
 QUIET = {
     "uvicorn.access": logging.CRITICAL,  # the server writes its own line per request
@@ -28,11 +32,13 @@ _CONTROL = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160
 class LineFormatter(logging.Formatter):
     """One line per record: control characters of a message, which a client may have written, are escaped.
 
-    A traceback keeps its lines.
+    A traceback keeps its lines. A line that is written for a request ends with its id, unless it has it already.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return super().formatMessage(record).translate(_CONTROL)
+        line = super().formatMessage(record).translate(_CONTROL)
+        request_id = current_request_id.get()
+        return line if request_id in line else f"{line} [{request_id}]"
 
 
 class ConsoleLog(logging.StreamHandler[TextIO]):

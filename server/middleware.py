@@ -11,28 +11,18 @@ import json
 import logging
 import re
 import uuid
-from contextvars import ContextVar
 
 from sse_starlette.sse import SendTimeoutError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import APIError, BodyTooLarge, InternalError, openai_body
+from server.logs import current_request_id
 
 logger = logging.getLogger("pippin.http")
 
 LINGER_S = 2.0
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-
-current_request_id: ContextVar[str] = ContextVar("request_id", default="-")
-
-
-class RequestIdFilter(logging.Filter):
-    """Gives every log record the `request_id` of the request it was written for, `-` outside of any."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = current_request_id.get()
-        return True
 
 
 class RequestEnvelope:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
+from mlx_backend.engine import check_token_ids
 from mlx_backend.errors import EngineError
 from mlx_backend.interface import (
     EngineHealth,
@@ -98,6 +99,8 @@ class FakeEngine:
     def submit(self, requests: Sequence[GenerationRequest]) -> FakeStream:
         if self.refusal is not None:
             raise self.refusal
+        for request in requests:
+            check_token_ids(request, self.model_info.vocab_size if self.model_info else 0)
         self.requests += requests
         self.streams.append(FakeStream(self.script))
         return self.streams[-1]

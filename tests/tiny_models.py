@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.tiny_tokenizer import write_tiny_tokenizer
+
 VOCAB_SIZE = 320
 COMMON: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -103,12 +105,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_model(folder: Path, name: str, seed: int = 0) -> Path:
-    """Write the named checkpoint (no tokenizer) into `folder`; needs MLX."""
+def write_served_model(folder: Path, name: str = "llama") -> Path:
+    """Write a checkpoint with a tokenizer, as `pippin serve` takes it."""
+    write_tiny_tokenizer(folder)
+    return write_model(
+        folder, name, vocab_size=1 + json.loads((folder / "tokenizer.json").read_text())["added_tokens"][-1]["id"]
+    )
+
+
+def write_model(folder: Path, name: str, seed: int = 0, **changes: Any) -> Path:
+    """Write the named checkpoint (no tokenizer) into `folder`; `changes` go over its config."""
     import mlx.core as mx
     from mlx.utils import tree_flatten, tree_map
 
-    config = {**COMMON, "eos_token_id": 0, **CONFIGS[name]}
+    config = {**COMMON, "eos_token_id": 0, **CONFIGS[name], **changes}
     folder.mkdir(parents=True, exist_ok=True)
     module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
     mx.random.seed(seed)

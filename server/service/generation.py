@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from mlx_backend.errors import ContextLengthExceeded, EngineDead, UnknownToken
-from mlx_backend.interface import GenerationRequest, ModelInfo, PrefillProgress, TokenEvent, TokenStream
+from mlx_backend.errors import ContextLengthExceeded, EngineDead, TooManyPrompts, UnknownToken
+from mlx_backend.interface import GenerationRequest, PrefillProgress, TokenEvent, TokenStream
 from server.errors import InvalidRequest, to_api_error
 from server.service.job import ChatPrompt, GenerationJob, Prompt, TextPrompt, TokenPrompt
 from server.service.record import JobRecord
@@ -30,8 +30,7 @@ async def open(registry: ModelRegistry, job: GenerationJob) -> OutputStream:
     started_at = time.perf_counter()
     model = registry.resolve(job.model)
     tokenizer, info = model.ready()
-    _check_ids((token_id for token_id, _ in job.sampling.logit_bias), info, "logit_bias")
-    prompts = [await _encode(tokenizer, prompt, job, info) for prompt in job.prompts]
+    prompts = [await _encode(tokenizer, prompt, job) for prompt in job.prompts]
     requests = [
         GenerationRequest(
             request_id=f"{job.request_id}-{position}",
@@ -43,7 +42,12 @@ async def open(registry: ModelRegistry, job: GenerationJob) -> OutputStream:
         )
         for position, ids in enumerate(prompts)
     ]
-    tokens = model.engine.submit(requests)
+    try:
+        tokens = model.engine.submit(requests)
+    except UnknownToken as error:
+        raise to_api_error(error, "logit_bias" if error.is_bias else job.prompt_param) from error
+    except TooManyPrompts as error:
+        raise to_api_error(error, job.prompt_param) from error
     return OutputStream(job, model.id, tokens, tokenizer, sum(map(len, prompts)), started_at)
 
 
@@ -124,11 +128,10 @@ class OutputStream:
                     self._tokens.abort(token.index)
 
 
-async def _encode(tokenizer: Tokenizer, prompt: Prompt, job: GenerationJob, info: ModelInfo) -> tuple[int, ...]:
+async def _encode(tokenizer: Tokenizer, prompt: Prompt, job: GenerationJob) -> tuple[int, ...]:
     """Token ids of one prompt. Raises InvalidRequest, naming the wire's parameter."""
     if isinstance(prompt, TokenPrompt):
         ids = prompt.ids
-        _check_ids(ids, info, job.prompt_param)
     elif _text_length(prompt) > LONG_TEXT_CHARS:
         ids = await asyncio.to_thread(_encode_text, tokenizer, prompt, job.prompt_param)
     else:
@@ -157,12 +160,6 @@ def _text_length(prompt: TextPrompt | ChatPrompt) -> int:
     if isinstance(prompt, TextPrompt):
         return len(prompt.text)
     return sum(len(str(message.get("content", ""))) for message in prompt.messages)
-
-
-def _check_ids(ids: Iterable[int], info: ModelInfo, param: str) -> None:
-    for token_id in ids:
-        if not 0 <= token_id < info.vocab_size:
-            raise to_api_error(UnknownToken(token_id, info.vocab_size), param)
 
 
 def _choose_max_tokens(job: GenerationJob, num_prompt_tokens: int, limit: int) -> int:

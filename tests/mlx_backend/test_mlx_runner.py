@@ -32,7 +32,7 @@ def config(folder: Path, **sections: Any) -> EngineConfig:
 
 
 def runner_of(engine: Engine) -> MLXRunner:
-    return engine._runner  # type: ignore[attr-defined, no-any-return]
+    return engine._runner  # type: ignore[attr-defined]
 
 
 class Raising:
@@ -122,7 +122,8 @@ async def test_logprobs_only_for_those_who_asked(folder: Path) -> None:
         for event in events[0]:
             assert event.logprobs is not None
             assert len(event.logprobs.top) == 4
-            assert event.logprobs.top[0] == (event.token_id, pytest.approx(event.logprobs.logprob))
+            assert event.logprobs.top[0][0] == event.token_id
+            assert event.logprobs.top[0][1] == pytest.approx(event.logprobs.logprob)
             assert event.logprobs.logprob < 0
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.logs import QUIET, ConsoleLog, configure_logging
+from server.logs import QUIET, ConsoleLog, LineFormatter, configure_logging, current_request_id
 
 
 @pytest.fixture(autouse=True)
@@ -90,3 +90,16 @@ def test_configuring_twice_logs_once_and_leaves_other_handlers(capsys: pytest.Ca
     assert [h.stream for h in root.handlers if isinstance(h, ConsoleLog)] == [sys.stderr]
     logging.getLogger("server").info("once")
     assert logged(capsys).count("once") == 1
+
+
+def test_a_line_written_for_a_request_names_it_once() -> None:
+    def line(message: str) -> str:
+        return LineFormatter("%(message)s").format(logging.LogRecord("x", logging.INFO, "x", 1, message, (), None))
+
+    assert line("outside") == "outside"
+    token = current_request_id.set("abc7")
+    try:
+        assert line("inside") == "inside [abc7]"
+        assert line("cmpl-abc7 is done") == "cmpl-abc7 is done"
+    finally:
+        current_request_id.reset(token)

@@ -5,15 +5,15 @@ They read what the engines say of themselves and wait for nothing.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
-from mlx_backend.interface import EngineHealth
 from server import __version__
 from server.errors import RETRY_AFTER_S
-from server.service.registry import ModelRegistry
+from server.service.registry import ModelRegistry, ServedModel
 
 router = APIRouter(tags=["Probes"])
 
@@ -46,17 +46,18 @@ async def version() -> JSONResponse:
 
 def _report(registry: ModelRegistry) -> dict[str, Any]:
     """The worst of the models' states, with its detail, and each model's own."""
-    models = [_encode(model.id, model.health()) for model in registry.list()]
+    models = [_encode(model) for model in registry.list()]
     worst = min(models, key=lambda model: _WORST_FIRST.index(model["status"]), default=None)
     if worst is None:
         return {"status": "ok", "detail": "", "models": []}
     return {"status": worst["status"], "detail": worst["detail"], "models": models}
 
 
-def _encode(id: str, health: EngineHealth) -> dict[str, Any]:
+def _encode(model: ServedModel) -> dict[str, Any]:
+    health = model.health()
     done, total = health.load.done_bytes, health.load.total_bytes
     return {
-        "id": id,
+        "id": model.id,
         "status": health.status,
         "detail": health.detail,
         "load": {
@@ -64,4 +65,5 @@ def _encode(id: str, health: EngineHealth) -> dict[str, Any]:
             "total_bytes": total,
             "percent": round(100 * done / total, 1) if total else None,
         },
+        "stats": dataclasses.asdict(model.engine.stats()),
     }

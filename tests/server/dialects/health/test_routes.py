@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from mlx_backend.interface import EngineHealth, LoadProgress
+from mlx_backend.interface import EngineHealth, EngineStats, LoadProgress
 from server import __version__
 from tests.fake_engine import FakeEngine
 from tests.serving import client_of
@@ -43,6 +45,7 @@ async def test_progress_of_loading() -> None:
             "status": "loading",
             "detail": "reading",
             "load": {"done_bytes": 250, "total_bytes": 1000, "percent": 25.0},
+            "stats": dataclasses.asdict(EngineStats()),
         }
     ]
 

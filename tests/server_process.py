@@ -1,0 +1,83 @@
+"""`pippin serve` as a process of its own, as a user starts it: for exit codes, signals and memory."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+DEADLINE_S = 60.0
+
+
+class ServerProcess:
+    """A started process; `lines` is what it has written to stderr so far."""
+
+    def __init__(self, *arguments: str) -> None:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-m", "server", "serve", *arguments, "--port", "0"]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        self.lines: list[str] = []
+        self._urls: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip())
+            if found := re.search(r" serving .* on (http://[\d.:]+):", line):
+                self._urls.put(found[1])
+        self._urls.put(None)
+
+    def url(self) -> str:
+        """Where it serves, once it does."""
+        url = self._urls.get(timeout=DEADLINE_S)
+        assert url is not None, self.lines
+        return url
+
+    def wait(self) -> int:
+        """The exit code, with every line read."""
+        code = self.process.wait(DEADLINE_S)
+        self._reader.join(DEADLINE_S)
+        return code
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def rss_bytes(self) -> int:
+        """Resident memory; Linux only."""
+        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
+        assert found is not None
+        return int(found[1]) * 1024
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[tuple[ServerProcess, httpx.Client]]:
+    """A process that is ready, and a client of it; ended afterwards."""
+    server = ServerProcess(*arguments)
+    try:
+        with httpx.Client(base_url=server.url(), timeout=DEADLINE_S) as client:
+            yield server, client
+    finally:
+        if server.process.poll() is None:
+            server.stop()
+        assert server.process.stderr is not None
+        server.process.stderr.close()
+
+
+def live_stats(client: httpx.Client) -> dict[str, Any]:
+    """The engine's counters, as /health tells them."""
+    (model,) = client.get("/health").json()["models"]
+    stats: dict[str, Any] = model["stats"]
+    return stats
