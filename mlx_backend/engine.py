@@ -46,6 +46,10 @@ _MAX_FAILURES_IN_A_ROW = 3
 """So many failed computations with no decode step between them mean that the device is not sound."""
 
 
+class _ClosedWhileLoading(Exception):
+    """Gets the device thread out of loading when the engine closes; no failure."""
+
+
 class DeviceEngine:
     """Implements `interface.Engine` over a Runner."""
 
@@ -168,6 +172,8 @@ class DeviceEngine:
             self._info = info
             while self._take_work():
                 self._turn()
+        except _ClosedWhileLoading:
+            logger.info("loading was given up")
         except BaseException as error:  # noqa: BLE001 - whatever ends this thread ends the engine, and is told to all
             self._die(error)
         finally:
@@ -178,7 +184,7 @@ class DeviceEngine:
         self._load = progress
         self._progress_at = time.monotonic()
         if self._closing:
-            raise ModelLoadError("loading was given up: the server is shutting down")
+            raise _ClosedWhileLoading
 
     def _take_work(self) -> bool:
         """Empty the inbox, waiting for something to do; False when the engine is to close."""

@@ -7,6 +7,7 @@ port is taken or the engine died.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -36,6 +37,8 @@ _BACKLOG = 2048
 def serve(config: Config) -> int:
     """Serve until a signal or the engine's death; the exit code of the process."""
     configure_logging(config.log_level)
+    # It writes past the log, of models it would not recognise; what matters of a model is said here.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         model = build_model(config)
         listener = _bind(config.host, config.port)

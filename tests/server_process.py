@@ -33,10 +33,11 @@ class ServerProcess:
 
     def _read(self) -> None:
         assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line.rstrip())
-            if found := re.search(r" serving .* on (http://[\d.:]+):", line):
-                self._urls.put(found[1])
+        with self.process.stderr as stream:
+            for line in stream:
+                self.lines.append(line.rstrip())
+                if found := re.search(r" serving .* on (http://[\d.:]+):", line):
+                    self._urls.put(found[1])
         self._urls.put(None)
 
     def url(self) -> str:
@@ -72,8 +73,6 @@ def serving(*arguments: str) -> Iterator[tuple[ServerProcess, httpx.Client]]:
     finally:
         if server.process.poll() is None:
             server.stop()
-        assert server.process.stderr is not None
-        server.process.stderr.close()
 
 
 def live_stats(client: httpx.Client) -> dict[str, Any]:
