@@ -1,0 +1,1 @@
+"""The benchmark: Pippin beside raw mlx-lm and mlx_lm.server, in one run. Imports neither `server` nor `mlx_backend`."""

@@ -1,0 +1,110 @@
+"""From records to figures: what is computed of each workload, and how each figure is called and read. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from bench.record import Record
+
+Figures = dict[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A row of the report: `key` names the value among its workload's figures, `scale` turns it into `unit`."""
+
+    workload: str
+    key: str
+    label: str
+    unit: str
+    better: Literal["more", "less"]
+    scale: float = 1.0
+    digits: int = 1
+
+    def shown(self, value: float) -> str:
+        """The value in its unit, without the unit."""
+        return f"{value * self.scale:,.{self.digits}f}"
+
+
+MS = 1e3
+MIB = 1 / 2**20
+
+FIGURES = (
+    Figure("single", "decode_tok_s", "one stream, decode", "tok/s", "more"),
+    Figure("single", "ttft_s", "one stream, TTFT", "ms", "less", MS),
+    Figure("batch8", "tok_s", "8 at once, total", "tok/s", "more"),
+    Figure("conns256", "num_answered", "256 at once, answered", "", "more", digits=0),
+    Figure("fair", "longest_gap_s", "long prompt arrives, longest gap of the others", "ms", "less", MS),
+    Figure("fair", "ttft_s", "long prompt, TTFT then", "ms", "less", MS, 0),
+    Figure("fair", "ttft_alone_s", "long prompt, TTFT alone", "ms", "less", MS, 0),
+    Figure("fair", "ttft_ratio", "long prompt, then / alone", "x", "less", digits=2),
+    Figure("prefix", "cold_ttft_s", "shared prefix, TTFT of the first", "ms", "less", MS, 0),
+    Figure("prefix", "warm_ttft_s", "shared prefix, TTFT of the next", "ms", "less", MS, 0),
+    Figure("memory", "peak_bytes", "peak resident memory", "MiB", "less", MIB, 0),
+)
+
+
+def ratio(value: float | None, base: float | None) -> float | None:
+    """`value / base`; None where either is missing or the base is zero."""
+    return value / base if value is not None and base else None
+
+
+def middle(values: Iterable[float | None]) -> float | None:
+    """The median of those that are there; None of none."""
+    there = [value for value in values if value is not None]
+    return median(there) if there else None
+
+
+def total_tok_s(records: Sequence[Record]) -> float | None:
+    """Tokens of all answers a second, from the first sending to the last text."""
+    answered = [record for record in records if record.is_answered]
+    if not answered:
+        return None
+    span_s = max(record.stamps[-1] for record in answered) - min(record.sent_s for record in records)
+    return sum(record.num_output_tokens for record in answered) / span_s
+
+
+def single_figures(records: Sequence[Record]) -> Figures:
+    """Of requests one after the other."""
+    answered = [record for record in records if record.is_answered]
+    return {
+        "decode_tok_s": middle(record.decode_tok_s for record in answered),
+        "ttft_s": middle(record.ttft_s for record in answered),
+    }
+
+
+def batch_figures(batches: Sequence[Sequence[Record]]) -> Figures:
+    """Of several batches, each of requests sent at once."""
+    return {"tok_s": middle(total_tok_s(batch) for batch in batches)}
+
+
+def conns_figures(records: Sequence[Record]) -> Figures:
+    """Of many connections at once."""
+    return {"num_answered": float(sum(record.is_answered for record in records)), "tok_s": total_tok_s(records)}
+
+
+def fair_figures(streams: Sequence[Record], long: Record, alone: Sequence[Record]) -> Figures:
+    """Of `streams` that decode while the prompt of `long` arrives, and of such prompts on an idle server."""
+    gaps = [gap for stream in streams for gap in stream.gaps(after_s=long.sent_s)]
+    alone_s = middle(record.ttft_s for record in alone if record.is_answered)
+    then_s = long.ttft_s if long.is_answered else None
+    return {
+        "longest_gap_s": max(gaps, default=None),
+        "ttft_s": then_s,
+        "ttft_alone_s": alone_s,
+        "ttft_ratio": ratio(then_s, alone_s),
+    }
+
+
+def prefix_figures(records: Sequence[Record]) -> Figures:
+    """Of prompts with the same beginning, one after the other."""
+    cold, *warm = records
+    cached = [record.num_cached_tokens for record in warm]
+    return {
+        "cold_ttft_s": cold.ttft_s if cold.is_answered else None,
+        "warm_ttft_s": middle(record.ttft_s for record in warm if record.is_answered),
+        "warm_num_cached_tokens": middle(cached),
+    }

@@ -1,0 +1,131 @@
+"""From measurements to a table for people and a document for programs. Pure, but for the machine's description."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+from rich.table import Table
+
+from bench.figures import FIGURES, Figure, middle, ratio
+from bench.rounds import Measurement
+
+CAPTION = "raw: mlx-lm in a process of its own, in turn with ours; peer: mlx_lm.server; median (each round)"
+
+Values = tuple[float | None, ...]
+"""One a round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure, round by round."""
+
+    figure: Figure
+    raw: Values
+    ours: Values
+    peer: Values
+    ours_to_raw: Values
+    ours_to_peer: Values
+
+
+def build_rows(measurements: Sequence[Measurement], num_rounds: int) -> list[Row]:
+    """A row for each figure that was measured. Of raw, what took turns with ours; the rest is in the measurements."""
+    rows = [_row(figure, measurements, range(1, num_rounds + 1)) for figure in FIGURES]
+    return [row for row in rows if any(value is not None for value in (*row.raw, *row.ours, *row.peer))]
+
+
+def build_table(rows: Iterable[Row]) -> Table:
+    """The table: the median of the rounds, and behind it each round where there are several."""
+    table = Table("", "unit", "better", "raw", "ours", "peer", "ours/raw", "ours/peer", caption=CAPTION)
+    for column in table.columns[3:]:
+        column.justify = "right"
+    for row in rows:
+        figure = row.figure
+        values = [_cell(values, figure.shown) for values in (row.raw, row.ours, row.peer)]
+        ratios = [_cell(values, _shown_ratio) for values in (row.ours_to_raw, row.ours_to_peer)]
+        table.add_row(figure.label, figure.unit, figure.better, *values, *ratios)
+    return table
+
+
+def failures(measurements: Iterable[Measurement]) -> list[str]:
+    """A line for each measurement in which requests failed."""
+    return [
+        f"round {m.round}, {m.subject}, {m.workload}: "
+        + ", ".join(f"{number} x {kind}" for kind, number in sorted(m.errors.items()))
+        for m in measurements
+        if m.errors
+    ]
+
+
+def build_document(
+    measurements: Sequence[Measurement], rows: Iterable[Row], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """All of it, as JSON has it; seconds and bytes, unscaled."""
+    return {
+        "machine": machine(),
+        "settings": settings,
+        "figures": [_row_document(row) for row in rows],
+        "measurements": [asdict(measurement) for measurement in measurements],
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on: system, processors, load at this moment, versions."""
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "num_cpus": os.cpu_count(),
+        "load_average": list(os.getloadavg()),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("mlx", "mlx-lm")},
+    }
+
+
+def _row(figure: Figure, measurements: Sequence[Measurement], rounds: range) -> Row:
+    def values(subject: str, beside: str | None = None) -> Values:
+        """The figure of a subject in each round; with `beside`, only what was measured beside that server."""
+        return tuple(
+            middle(
+                m.figures.get(figure.key)
+                for m in measurements
+                if (m.round, m.subject, m.workload) == (number, subject, figure.workload) and beside in (None, m.beside)
+            )
+            for number in rounds
+        )
+
+    ours, peer, raw = values("ours"), values("peer"), values("raw", beside="ours")
+    return Row(
+        figure=figure,
+        raw=raw,
+        ours=ours,
+        peer=peer,
+        ours_to_raw=_ratios(ours, raw),
+        ours_to_peer=_ratios(ours, peer),
+    )
+
+
+def _ratios(values: Values, bases: Values) -> Values:
+    return tuple(ratio(value, base) for value, base in zip(values, bases, strict=True))
+
+
+def _cell(values: Values, shown: Callable[[float], str]) -> str:
+    typical = middle(values)
+    if typical is None:
+        return "-"
+    each = " ".join("-" if value is None else shown(value) for value in values)
+    return f"{shown(typical)} [dim]({each})[/dim]" if len(values) > 1 else shown(typical)
+
+
+def _shown_ratio(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _row_document(row: Row) -> dict[str, Any]:
+    figure = row.figure
+    names = ("raw", "ours", "peer", "ours_to_raw", "ours_to_peer")
+    columns = {name: {"median": middle(getattr(row, name)), "rounds": list(getattr(row, name))} for name in names}
+    return {"workload": figure.workload, "figure": figure.key, "better": figure.better, **columns}
