@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mlx_backend.interface import LoadProgress, ModelInfo
 from server.service.registry import ServedModel
@@ -15,14 +15,14 @@ logger = logging.getLogger("pippin.load")
 _POLL_S = 0.05
 
 
-def report_loading(model: ServedModel, url: str) -> threading.Thread:
-    """Report on a thread of its own until the model is ready or has failed."""
-    thread = threading.Thread(target=_report, args=(model, url), name="load report", daemon=True)
+def report_loading(model: ServedModel, url: str, when_ready: Callable[[], None]) -> threading.Thread:
+    """Report on a thread of its own until the model is ready or has failed; then call `when_ready`, if it is."""
+    thread = threading.Thread(target=_report, args=(model, url, when_ready), name="load report", daemon=True)
     thread.start()
     return thread
 
 
-def _report(model: ServedModel, url: str) -> None:
+def _report(model: ServedModel, url: str, when_ready: Callable[[], None]) -> None:
     logger.info("loading %s; listening on %s", model.id, url)
     if sys.stderr.isatty():
         _draw_bar(model)
@@ -30,6 +30,7 @@ def _report(model: ServedModel, url: str) -> None:
         _log_tenths(model)
     info = model.engine.model_info
     if model.failure is None and info is not None:
+        when_ready()
         logger.info("serving %s on %s: %s", model.id, url, describe(info))
         if info.unbatched_reason is not None:
             logger.warning("%s is served one sequence at a time: %s", model.id, info.unbatched_reason)

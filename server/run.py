@@ -6,6 +6,7 @@ port is taken or the engine died.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -50,7 +51,7 @@ def serve(config: Config) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _ignore)
     host, port = listener.getsockname()[:2]
-    report_loading(model, f"http://{host}:{port}")
+    report_loading(model, f"http://{host}:{port}", _settle)
     server.run(sockets=[listener])
     return 0 if model.failure is None else _give_up(model.failure)
 
@@ -104,6 +105,12 @@ def _stop_soon(server: uvicorn.Server, model: ServedModel) -> None:
     timer = threading.Timer(delay_s, setattr, (server, "should_exit", True))
     timer.daemon = True
     timer.start()
+
+
+def _settle() -> None:
+    """What is loaded stays: keep the garbage collector from walking through it, which holds up every stream."""
+    gc.collect()
+    gc.freeze()
 
 
 def _give_up(error: BaseException) -> int:

@@ -50,7 +50,7 @@ def test_it_serves_and_a_signal_ends_it_with_0() -> None:
 
 def test_a_signal_lets_a_running_answer_finish() -> None:
     with serving("--backend", "mock", "--mock-itl-s", "0.02") as (server, client):
-        lines = []
+        lines: list[str] = []
         body = {"prompt": "hello", "max_tokens": 50, "stream": True, "ignore_eos": True}
         with client.stream("POST", "/v1/completions", json=body) as response:
             for line in response.iter_lines():

@@ -20,7 +20,7 @@ import server
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-SCRIPTS = ("scripts/install", "scripts/lint", "scripts/check", "scripts/test", ".ci/run")
+SCRIPTS = ("scripts/bench", "scripts/install", "scripts/lint", "scripts/check", "scripts/test", ".ci/run")
 NOT_OURS = {".git", ".venv", "build", "dist", "__pycache__"}
 
 
