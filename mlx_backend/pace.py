@@ -10,8 +10,8 @@ from __future__ import annotations
 _FIRST_BUCKET_TOKENS = 256
 _UNKNOWN_CHUNK_TOKENS = 32
 _GROWTH_PER_BUCKET = 1.5
-_ROUND_TO_TOKENS = 32
-"""Sizes repeat, so that the device's freed buffers fit again."""
+_SIZES_PER_OCTAVE = 8
+"""Chunks come in so many sizes between a power of two and the next: repeating sizes find freed buffers that fit."""
 
 
 class Pace:
@@ -39,9 +39,7 @@ class Pace:
         if token_s is None:
             return max(1, min(limit, _UNKNOWN_CHUNK_TOKENS))
         fitting = int(min(limit, max(seconds, 0.0) / token_s)) if token_s > 0 else limit
-        if _ROUND_TO_TOKENS <= fitting < limit:
-            fitting -= fitting % _ROUND_TO_TOKENS
-        return max(1, fitting)
+        return limit if fitting == limit else max(1, _round_down(fitting))
 
     def token_s(self, start: int) -> float | None:
         """Seconds per token at `start`; from the nearest bucket below, made dearer, where none was measured."""
@@ -57,3 +55,8 @@ class Pace:
 
 def _bucket(start: int) -> int:
     return (start // _FIRST_BUCKET_TOKENS).bit_length()
+
+
+def _round_down(num_tokens: int) -> int:
+    step = max(1, (1 << num_tokens.bit_length() >> 1) // _SIZES_PER_OCTAVE)
+    return num_tokens - num_tokens % step

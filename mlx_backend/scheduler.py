@@ -17,7 +17,7 @@ from mlx_backend.interface import SchedulerConfig
 from mlx_backend.pace import Pace
 from mlx_backend.sequence import Prefill, Sequence, Status
 
-_STALL_SHARE = 0.7
+_STALL_SHARE = 0.6
 """Of the promised stall, what a chunk is planned for; the rest is for what measures cannot foresee."""
 _ALONE_FACTOR = 4
 """A chunk that stalls nobody may take so many stalls: longer ones gain nothing, and an abort waits for it."""
