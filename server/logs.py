@@ -16,6 +16,7 @@ current_request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The id of the request that the current task works for; empty outside of any."""
 
 QUIET = {
+    "uvicorn.error": logging.WARNING,
     "uvicorn.access": logging.CRITICAL,  # the server writes its own line per request
     "httpx": logging.WARNING,
     "httpcore": logging.WARNING,
