@@ -2,14 +2,15 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help serve test soak lint check bench clean
+.PHONY: help serve test soak lint check bench pocket clean
 
 # A variable counts only where it is written on the command line: a HOST or PORT in the environment is somebody else's.
 given = $(filter command,$(origin $(1)))
 flag = $(if $(call given,$(1)),$(2) '$($(1))')
 
 help:
-	@echo "make serve MODEL=<folder or hub id>   serve a model on http://127.0.0.1:8080"
+	@echo "make serve                            serve the model that comes with Pippin on http://127.0.0.1:8080"
+	@echo "make serve MODEL=<folder or hub id>   serve another one"
 	@echo "make serve BACKEND=mock               serve made-up text; no model, no MLX needed"
 	@echo "           HOST= PORT= CONFIG=<file> LOG_LEVEL= ARGS='--any-flag value'; see: pippin serve --help"
 	@echo "make test  [ARGS=...]                 the test suite; ARGS goes to pytest"
@@ -17,6 +18,7 @@ help:
 	@echo "make lint                             ruff: rules and format"
 	@echo "make check                            mypy and lint"
 	@echo "make bench [ARGS=...]                 measure"
+	@echo "make pocket [ARGS=...]                train, evaluate and package the model that comes with Pippin; an hour"
 	@echo "make clean                            remove .venv and everything else that is made"
 
 serve:
@@ -41,6 +43,9 @@ bench:
 	@if [ ! -x scripts/bench ]; then echo "make bench: scripts/bench is missing" >&2; exit 1; fi
 	@scripts/install
 	@scripts/bench $(ARGS)
+
+pocket:
+	@scripts/pocket/make $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

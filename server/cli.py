@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from server import __version__
+from server import __version__, pocket
 from server.config import ConfigError, Field, Resolved, fields, resolve, sections, value_of
 
 app = typer.Typer(
@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 # --- options out of fields
 
+_MODEL_HELP = f"Same as --model; without either, {pocket.MODEL_ID!r}, the model that comes with Pippin."
+
 
 def _with_config_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give `command(resolved, **own)` the parameters MODEL, --config and one flag per declared field.
@@ -57,7 +59,7 @@ def _with_config_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _config_parameters() -> Iterator[inspect.Parameter]:
-    model = typer.Argument(None, metavar="MODEL", help="Same as --model.", show_default=False)
+    model = typer.Argument(None, metavar="MODEL", help=_MODEL_HELP, show_default=False)
     yield _parameter("positional_model", str | None, model)
     file = typer.Option(None, "--config", metavar="FILE", help="YAML file of settings.", show_default=False)
     yield _parameter("file", Path | None, file)
@@ -109,7 +111,7 @@ def _resolve(given: dict[str, Any]) -> Resolved:
 def serve(resolved: Resolved) -> None:
     """Serve a model over HTTP until told to stop."""
     config = resolved.config
-    if config.backend == "mlx" and config.model is None:
+    if config.backend == "mlx" and config.model is None and not pocket.is_here():
         raise ConfigError(
             "no model: say `pippin serve MODEL`, MODEL being a folder or hub id of an MLX model, or --backend mock"
         )

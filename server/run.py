@@ -21,6 +21,7 @@ import uvicorn
 from mlx_backend.checkpoint import find_model, open_checkpoint
 from mlx_backend.errors import ModelLoadError
 from mlx_backend.factory import create_engine
+from server import pocket
 from server.app import create_app
 from server.config import Config, engine_config
 from server.load_report import report_loading
@@ -60,17 +61,23 @@ def build_model(config: Config) -> ServedModel:
     """The model of the configuration, not started. Raises ModelLoadError."""
     if config.backend == "mock":
         return ServedModel("mock", create_engine(engine_config(config, "mock")), ByteTokenizer)
-    name = config.model or ""
-    path = find_model(name)
+    name, path = _find(config.model)
     open_checkpoint(path)  # before anything heavy is imported: a broken folder is told at once
 
     def tokenizer() -> Tokenizer:
         return load_tokenizer(path)
 
+    return ServedModel(name, create_engine(engine_config(config, str(path))), tokenizer)
+
+
+def _find(model: str | None) -> tuple[str, Path]:
+    """What the model is called over HTTP, and its folder."""
+    if pocket.is_meant(model):
+        return pocket.MODEL_ID, pocket.folder()
+    name = model or ""
+    path = find_model(name)
     is_folder = Path(name).expanduser().is_dir()
-    return ServedModel(
-        path.resolve().name if is_folder else name, create_engine(engine_config(config, str(path))), tokenizer
-    )
+    return path.resolve().name if is_folder else name, path
 
 
 def _bind(host: str, port: int) -> socket.socket:

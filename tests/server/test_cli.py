@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import server
-from server import cli
+from server import cli, pocket
 from server.config import Config, fields
 
 ROOT = Path(__file__).parents[2]
@@ -74,11 +74,20 @@ def test_the_model_is_an_argument_or_a_flag(served: list[Config], argv: tuple[st
     assert served[0].model == "a"
 
 
-def test_mlx_needs_a_model_and_the_mock_does_not(served: list[Config], capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_the_pocket_model_mlx_needs_one_and_the_mock_does_not(
+    served: list[Config], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pocket, "is_here", lambda: False)
     assert run("serve") == 2
     assert run("serve", "--backend", "mock") == 7
     assert len(served) == 1
     assert "no model: say `pippin serve MODEL`" in capsys.readouterr().err
+
+
+def test_with_the_pocket_model_no_model_need_be_named(served: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pocket, "is_here", lambda: True)
+    assert run("serve") == 7
+    assert served[0].model is None
 
 
 # --- errors

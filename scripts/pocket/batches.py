@@ -1,0 +1,85 @@
+"""Rows of tokens from the corpus: conversations one after the other, with what is trained on marked. No torch.
+
+A worker process generates and encodes ahead of the training loop.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from scripts.pocket import corpus
+from scripts.pocket.items import Item
+from scripts.pocket.tokenizer import encode
+
+END_OF_TEXT = 0
+_QUEUE_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """A stretch of training: rows of `row_tokens`, look-ups in contexts of `recall_tokens` (least, most)."""
+
+    share: float
+    row_tokens: int
+    recall_tokens: tuple[int, int]
+    weights: dict[str, float] | None = None
+
+
+def rows(tokenizer: Tokenizer, items: Iterable[Item], row_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of row_tokens + 1 ids (uint16) and marks (bool). A conversation that does not fit begins the next row."""
+    ids: list[int] = []
+    marks: list[bool] = []
+    for item in items:
+        new_ids, new_marks = encode(tokenizer, item)
+        if len(new_ids) > row_tokens:
+            continue
+        if len(ids) + len(new_ids) + 1 > row_tokens + 1:
+            missing = row_tokens + 1 - len(ids)
+            yield np.array(ids + [END_OF_TEXT] * missing, np.uint16), np.array(marks + [False] * missing)
+            ids, marks = [], []
+        if ids:
+            ids.append(END_OF_TEXT)
+            marks.append(False)
+        ids += new_ids
+        marks += new_marks
+
+
+def batches(tokenizer_file: Path, phase: Phase, num_rows: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches [num_rows, row_tokens + 1] from a worker process, without end."""
+    context = multiprocessing.get_context("spawn")
+    queue: Any = context.Queue(_QUEUE_SIZE)
+    worker = context.Process(target=_fill, args=(queue, tokenizer_file, phase, num_rows, seed), daemon=True)
+    worker.start()
+    try:
+        while True:
+            yield queue.get()
+    finally:
+        worker.terminate()
+
+
+def _fill(queue: Any, tokenizer_file: Path, phase: Phase, num_rows: int, seed: int) -> None:
+    os.nice(19)  # the training threads wait for one another: whoever takes a core from one holds up both
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    options: dict[str, Any] = {"recall_tokens": phase.recall_tokens}
+    if phase.weights is not None:
+        options["weights"] = phase.weights
+    source = rows(tokenizer, corpus.stream("train", seed, **options), phase.row_tokens)
+    while True:
+        batch = [next(source) for _ in range(num_rows)]
+        queue.put((np.stack([ids for ids, _ in batch]), np.stack([marks for _, marks in batch])))
+
+
+def held_out(tokenizer: Tokenizer, skill: str, count: int, seed: int, **options: Any) -> list[tuple[list[int], list[bool]]]:
+    """Encoded items of one skill that training never sees."""
+    source = random.Random(seed)
+    items: Sequence[Item] = [corpus.generate(skill, "test", source, **options) for _ in range(count)]
+    return [encode(tokenizer, item) for item in items]

@@ -1,0 +1,337 @@
+"""How often the model is right, skill by skill, on generated conversations that training never sees.
+
+Asks through a running server or an engine in this process, always greedily and with the rendered prompt, and judges
+by `Item.is_right`. Knows nothing of how the model was made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from mlx_backend.errors import EngineError, ModelLoadError
+from mlx_backend.factory import create_engine
+from mlx_backend.interface import (
+    Engine,
+    EngineConfig,
+    GenerationRequest,
+    KVCacheConfig,
+    SamplingParams,
+    SchedulerConfig,
+)
+from scripts.pocket import corpus
+from scripts.pocket.items import Item
+from scripts.pocket.tokenizer import CONTEXT, prompt
+from server import pocket
+from server.text.tokenizer import Tokenizer, load_tokenizer
+
+MAX_TOKENS = 768
+"""Far above the longest reasoning of the corpus: an answer that comes to its length has lost its way."""
+_KEPT_MISTAKES = 5
+_PROMPT_TAIL = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One question, and the row of the table that it counts for."""
+
+    row: str
+    item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """All that the model wrote."""
+
+    text: str
+    num_prompt_tokens: int
+    num_tokens: int
+    is_whole: bool
+    """It ended its turn itself."""
+
+    @property
+    def content(self) -> str:
+        """The text after the thought; empty where the thought was never ended."""
+        thought, end, rest = self.text.partition("</think>")
+        if end:
+            return rest.strip()
+        return "" if "<think>" in thought else thought.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    case: Case
+    reply: Reply
+    is_right: bool
+
+
+Ask = Callable[[str], Awaitable[Reply]]
+"""From a rendered prompt to what the model writes after it."""
+
+
+# --- the questions
+
+
+def cases(
+    skills: Sequence[str], contexts: Sequence[int], count: int, seed: int, measure: Callable[[str], int]
+) -> list[Case]:
+    """`count` held-out items of every skill; of recall, of every context length, in tokens as `measure` counts."""
+    found: list[Case] = []
+    for skill in skills:
+        for row, options in _rows(skill, contexts):
+            rng = random.Random(f"{seed} {row}")
+            if "context_tokens" in options:
+                options["measure"] = measure
+            found += [Case(row, item) for item in islice(_judgeable(skill, rng, options), count)]
+    return found
+
+
+def _rows(skill: str, contexts: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:
+    if skill != "recall":
+        yield skill, {}
+        return
+    yield "recall", {}  # short, in all its forms
+    for length in contexts:
+        yield f"recall at {length}", {"context_tokens": length}
+
+
+def _judgeable(skill: str, rng: random.Random, options: dict[str, Any]) -> Iterator[Item]:
+    while True:
+        item = corpus.generate(skill, "test", rng, **options)
+        if item.is_right is not None:
+            yield item
+
+
+# --- who is asked
+
+
+@asynccontextmanager
+async def in_process(folder: Path, tokenizer: Tokenizer, batch: int, kv_bits: int | None) -> AsyncIterator[Ask]:
+    """An engine of this process. Raises ModelLoadError."""
+    engine = create_engine(
+        EngineConfig(
+            model_path=str(folder),
+            scheduler=SchedulerConfig(max_num_seqs=batch),
+            kv_cache=KVCacheConfig(bits=kv_bits),
+        )
+    )
+    engine.start()
+    try:
+        await _loaded(engine)
+        yield lambda text: _generate(engine, tokenizer, text)
+    finally:
+        engine.close()
+
+
+async def _loaded(engine: Engine) -> None:
+    while engine.model_info is None:
+        if engine.failure is not None:
+            raise engine.failure
+        await asyncio.sleep(0.005)
+
+
+async def _generate(engine: Engine, tokenizer: Tokenizer, text: str) -> Reply:
+    ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+    request = GenerationRequest(
+        request_id="evaluate",
+        prompt_ids=ids,
+        max_tokens=_room(len(ids)),
+        sampling=SamplingParams(temperature=0),
+        stop_ids=tokenizer.eos_ids,
+    )
+    events = [event async for arrived in engine.submit([request]) for event in arrived]
+    written = [event.token_id for event in events]
+    return Reply(tokenizer.decode(written), len(ids), len(written), events[-1].finish_reason == "stop")
+
+
+@asynccontextmanager
+async def through_server(url: str, tokenizer: Tokenizer) -> AsyncIterator[Ask]:
+    """A running server; `tokenizer` is that of the model it serves, and counts the prompts."""
+    async with httpx.AsyncClient(base_url=url, timeout=None) as client:
+
+        async def ask(text: str) -> Reply:
+            num_prompt_tokens = len(tokenizer.encode(text, add_special_tokens=False))
+            body = {"prompt": text, "max_tokens": _room(num_prompt_tokens), "temperature": 0}
+            response = await client.post("/v1/completions", json=body)
+            response.raise_for_status()
+            answer = response.json()
+            (choice,) = answer["choices"]
+            num_tokens = answer["usage"]["completion_tokens"]
+            return Reply(choice["text"], num_prompt_tokens, num_tokens, choice["finish_reason"] == "stop")
+
+        yield ask
+
+
+def _room(num_prompt_tokens: int) -> int:
+    return max(1, min(MAX_TOKENS, CONTEXT - num_prompt_tokens))
+
+
+# --- asking and judging
+
+
+async def put(questions: Sequence[Case], ask: Ask, batch: int, told: Callable[[], None]) -> list[Judged]:
+    """Ask everything, `batch` at once; `told` is called after each answer."""
+    places = asyncio.Semaphore(batch)
+
+    async def one(case: Case) -> Judged:
+        async with places:
+            reply = await ask(prompt(case.item))
+        told()
+        return Judged(case, reply, judge(case.item, reply))
+
+    return list(await asyncio.gather(*map(one, questions)))
+
+
+def judge(item: Item, reply: Reply) -> bool:
+    """Whether the answer is right and was brought to its end."""
+    assert item.is_right is not None, "only what can be judged is asked"
+    return reply.is_whole and item.is_right(reply.content)
+
+
+def summary(answers: Iterable[Judged], total_s: float) -> dict[str, Any]:
+    """Accuracy per row, with a few mistakes of each to look at. JSON."""
+    rows: dict[str, list[Judged]] = {}
+    for answer in answers:
+        rows.setdefault(answer.case.row, []).append(answer)
+    num_tokens = sum(answer.reply.num_tokens for row in rows.values() for answer in row)
+    return {
+        "total_s": round(total_s, 2),
+        "tokens_per_s": round(num_tokens / total_s, 1),
+        "skills": {name: _row(row) for name, row in rows.items()},
+        "mistakes": {name: _mistakes(row) for name, row in rows.items() if not all(a.is_right for a in row)},
+    }
+
+
+def _row(answers: Sequence[Judged]) -> dict[str, Any]:
+    right = sum(answer.is_right for answer in answers)
+    return {
+        "right": right,
+        "items": len(answers),
+        "accuracy": round(right / len(answers), 4),
+        "cut_off": sum(not answer.reply.is_whole for answer in answers),
+        "prompt_tokens": round(fmean(answer.reply.num_prompt_tokens for answer in answers), 1),
+        "answer_tokens": round(fmean(answer.reply.num_tokens for answer in answers), 1),
+    }
+
+
+def _mistakes(answers: Sequence[Judged]) -> list[dict[str, str]]:
+    wrong = [answer for answer in answers if not answer.is_right]
+    return [
+        {
+            "prompt": prompt(answer.case.item)[-_PROMPT_TAIL:],
+            "expected": _expected(answer.case.item),
+            "written": answer.reply.text,
+        }
+        for answer in wrong[:_KEPT_MISTAKES]
+    ]
+
+
+def _expected(item: Item) -> str:
+    last = item.messages[-1]
+    return str(last.get("content") or last.get("tool_calls"))
+
+
+# --- the command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate as the arguments say; 1 and one line where it cannot be done."""
+    arguments = _arguments(argv)
+    try:
+        result = asyncio.run(_evaluate(arguments))
+    except (ModelLoadError, EngineError, httpx.HTTPError, OSError) as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 1
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    _print(result)
+    return 0
+
+
+async def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    tokenizer = load_tokenizer(arguments.model)
+    questions = cases(
+        arguments.skills,
+        arguments.context,
+        arguments.items,
+        arguments.seed,
+        lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
+    )
+    asked = (
+        through_server(arguments.url, tokenizer)
+        if arguments.url
+        else in_process(arguments.model, tokenizer, arguments.batch, arguments.kv_bits)
+    )
+    async with asked as ask:
+        with _progress() as bar:
+            task = bar.add_task("asking", total=len(questions))
+            start = time.perf_counter()
+            answers = await put(questions, ask, arguments.batch, lambda: bar.advance(task))
+            total_s = time.perf_counter() - start
+    settings = {name: getattr(arguments, name) for name in ("url", "items", "context", "batch", "kv_bits", "seed")}
+    return {"model": arguments.model.name, **settings, **summary(answers, total_s)}
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m scripts.pocket.evaluate", description=__doc__)
+    parser.add_argument("--url", help="ask this running server, e.g. http://127.0.0.1:8080")
+    parser.add_argument("--model", type=Path, default=pocket.folder(), help="model folder (default: the shipped one)")
+    parser.add_argument("--items", type=int, default=100, help="items per row (default 100)")
+    parser.add_argument("--skills", type=_names, default=list(corpus.SKILLS), help="a,b (default: all)")
+    parser.add_argument("--context", type=_numbers, default=[256, 1024, 4000], help="recall's prompt lengths, tokens")
+    parser.add_argument("--batch", type=int, default=8, help="questions in flight together (default 8)")
+    parser.add_argument("--kv-bits", type=int, help="bits of quantized keys and values, in process")
+    parser.add_argument("--json", type=Path, help="write the result here")
+    parser.add_argument("--seed", type=int, default=0, help="which held-out items (default 0)")
+    arguments = parser.parse_args(argv)
+    if arguments.url and arguments.kv_bits:
+        parser.error("--kv-bits is the server's to set: start it with --kv-cache-bits")
+    if unknown := sorted(set(arguments.skills) - set(corpus.SKILLS)):
+        parser.error(f"there is no skill {unknown[0]}; there are {', '.join(corpus.SKILLS)}")
+    return arguments
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _print(result: dict[str, Any]) -> None:
+    columns = ("skill", "right", "of", "accuracy", "cut off", "prompt tokens", "answer tokens")
+    table = Table(*columns, box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, row in result["skills"].items():
+        cells = row | {"accuracy": f"{row['accuracy']:.1%}"}
+        table.add_row(name, *map(str, cells.values()))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"{result['total_s']:.1f} s, {result['tokens_per_s']:.0f} tokens/s, {result['batch']} at once")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
