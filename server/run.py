@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -34,6 +35,8 @@ logger = logging.getLogger("pippin.run")
 _LINGER_S = 1.0
 """A dead engine's server answers so long before it ends: its streams get their error, a probe sees the 503."""
 _BACKLOG = 2048
+_MAX_OPEN_FILES = 10_240
+"""macOS takes no more (OPEN_MAX), whatever the hard limit says."""
 
 
 def serve(config: Config) -> int:
@@ -46,6 +49,7 @@ def serve(config: Config) -> int:
         listener = _bind(config.host, config.port)
     except (ModelLoadError, OSError) as error:
         return _give_up(error)
+    _allow_many_connections()
     server = uvicorn.Server(_uvicorn_config(config, model))
     model.on_death(lambda: _stop_soon(server, model))
     # uvicorn restores and raises again what it caught; here that is nothing, and the exit code is ours.
@@ -112,6 +116,12 @@ def _stop_soon(server: uvicorn.Server, model: ServedModel) -> None:
     timer = threading.Timer(delay_s, setattr, (server, "should_exit", True))
     timer.daemon = True
     timer.start()
+
+
+def _allow_many_connections() -> None:
+    """As many open files as may be: a connection is one. mlx-lm sets 2,048 of 4,096 when it is imported."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MAX_OPEN_FILES)), hard))
 
 
 def _settle() -> None:

@@ -5,12 +5,14 @@ A worker process generates and encodes ahead of the training loop.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Full
 from typing import Any
 
 import numpy as np
@@ -73,12 +75,16 @@ def _fill(queue: Any, tokenizer_file: Path, phase: Phase, num_rows: int, seed: i
     if phase.weights is not None:
         options["weights"] = phase.weights
     source = rows(tokenizer, corpus.stream("train", seed, **options), phase.row_tokens)
-    while True:
+    parent = os.getppid()
+    while os.getppid() == parent:  # a training that was killed takes nothing more
         batch = [next(source) for _ in range(num_rows)]
-        queue.put((np.stack([ids for ids, _ in batch]), np.stack([marks for _, marks in batch])))
+        with contextlib.suppress(Full):
+            queue.put((np.stack([ids for ids, _ in batch]), np.stack([marks for _, marks in batch])), timeout=60)
 
 
-def held_out(tokenizer: Tokenizer, skill: str, count: int, seed: int, **options: Any) -> list[tuple[list[int], list[bool]]]:
+def held_out(
+    tokenizer: Tokenizer, skill: str, count: int, seed: int, **options: Any
+) -> list[tuple[list[int], list[bool]]]:
     """Encoded items of one skill that training never sees."""
     source = random.Random(seed)
     items: Sequence[Item] = [corpus.generate(skill, "test", source, **options) for _ in range(count)]

@@ -1,6 +1,6 @@
 """Write a training checkpoint as a Hugging Face folder, which mlx-lm's own converter turns into MLX weights.
 
-    python -m scripts.pocket.export WORK_DIR OUT_DIR
+python -m scripts.pocket.export WORK_DIR OUT_DIR
 """
 
 from __future__ import annotations

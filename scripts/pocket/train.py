@@ -30,7 +30,7 @@ PHASES = (
     Phase(share=0.30, row_tokens=1024, recall_tokens=(30, 800)),
     Phase(share=0.15, row_tokens=4096, recall_tokens=(30, 3200)),
 )
-STEP_TOKENS = 16_384
+STEP_TOKENS = 8_192
 MICRO_TOKENS = 4_096
 """Of one forward and backward pass: what stays in a processor's cache is worth more than a larger matrix."""
 MUON_LR, ADAM_LR = 0.002, 0.004
@@ -40,7 +40,10 @@ BALANCE_RATE = 0.002
 SAVE_EVERY_S = 120.0
 EVALUATE_EVERY_S = 240.0
 CHECKS: dict[str, dict[str, Any]] = {
-    **{skill: {} for skill in ("letters", "decimals", "arithmetic", "lists", "json_answer", "tools", "system", "identity")},
+    **{
+        skill: {}
+        for skill in ("letters", "decimals", "arithmetic", "lists", "json_answer", "tools", "system", "identity")
+    },
     "recall": {"context_tokens": 200},
 }
 
@@ -73,7 +76,9 @@ class Training:
             for ids, marks in self._batches():
                 loss = self._step(ids, marks)
                 self.spent_s = time.monotonic() - began
-                self.history.append({"step": self.num_steps, "s": self.spent_s, "tokens": self.num_tokens, "loss": loss})
+                self.history.append(
+                    {"step": self.num_steps, "s": self.spent_s, "tokens": self.num_tokens, "loss": loss}
+                )
                 bar.update(task, completed=self.spent_s, description=f"step {self.num_steps} loss {loss:.3f}")
                 if self.spent_s - evaluated_at > EVALUATE_EVERY_S:
                     evaluated_at = self.spent_s
@@ -135,9 +140,9 @@ class Training:
                 computed.copy_(own)
 
     def _set_rates(self) -> None:
-        """Warm up by steps; then constant, and over the last 40 % of the time down to FINAL_LR."""
+        """Warm up by steps; then constant, and over the last 70 % of the time down to FINAL_LR."""
         left = 1 - self.spent_s / self.total_s
-        factor = min(1.0, (self.num_steps + 1) / WARMUP_STEPS) * max(FINAL_LR, min(1.0, left / 0.4))
+        factor = min(1.0, (self.num_steps + 1) / WARMUP_STEPS) * max(FINAL_LR, min(1.0, left / 0.7))
         for optimizer, rate in zip(self.optimizers, (MUON_LR, ADAM_LR), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
