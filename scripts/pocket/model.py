@@ -1,4 +1,4 @@
-"""DeepSeek V3's architecture in PyTorch, small: multi-head latent attention, and a mixture of experts with a shared one.
+"""DeepSeek V3's architecture in PyTorch, small: latent attention, and a mixture of experts with a shared one.
 
 Parameter names are those of the published checkpoints, so that mlx-lm's own converter takes the export.
 Follows arXiv 2412.19437 sections 2.1 and 2.1.2 (sigmoid routing, balanced by a bias and without a loss).
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 
 _UNFUSED_TOKENS = 1024
 

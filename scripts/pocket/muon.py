@@ -1,4 +1,6 @@
-"""Muon: momentum whose matrices are made orthogonal before they are applied (Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982).
+"""Muon: momentum whose matrices are made orthogonal before they are applied.
+
+Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982.
 
 Matrices of one shape are orthogonalized in one batch, which on a CPU is most of the gain over one at a time.
 """
@@ -39,7 +41,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(list(matrices), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             shapes: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:

@@ -70,7 +70,7 @@ class Training:
 
     def run(self) -> None:
         with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()) as bar:
-            task = bar.add_task("training", total=self.total_s, completed=self.spent_s)
+            task = bar.add_task("training", total=self.total_s, completed=int(self.spent_s))
             saved_at = evaluated_at = self.spent_s
             began = time.monotonic() - self.spent_s
             for ids, marks in self._batches():
