@@ -189,14 +189,14 @@ class DeviceEngine:
     def _take_work(self) -> bool:
         """Empty the inbox, waiting for something to do; False when the engine is to close."""
         with self._changed:
-            idle = not (self._inbox or self._aborts or self._closing or self._has_work())
+            idle = self._is_idle()
         if idle:
             self._busy = False
             self._collected_at = None
             self._let_go_of_rows()
             self._kv_bytes = self._runner.kv_bytes(())
         with self._changed:
-            while not (self._inbox or self._aborts or self._closing or self._has_work()):
+            while self._is_idle():
                 self._changed.wait()
             arrived, aborted = list(self._inbox), list(self._aborts)
             self._inbox.clear()
@@ -211,8 +211,10 @@ class DeviceEngine:
             self._end(sequence, "aborted")
         return not self._closing
 
-    def _has_work(self) -> bool:
-        return self._scheduler.has_work or self._in_flight is not None
+    def _is_idle(self) -> bool:
+        """Whether there is nothing to do and nothing has come. Asked under the lock."""
+        has_work = self._scheduler.has_work or self._in_flight is not None
+        return not (self._inbox or self._aborts or self._closing or has_work)
 
     def _turn(self) -> None:
         """Start the next step, then read the last one: the device computes while Python talks."""
