@@ -9,7 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Full
@@ -24,42 +24,50 @@ from scripts.pocket.tokenizer import encode
 
 END_OF_TEXT = 0
 _QUEUE_SIZE = 16
+_OPEN_ROWS = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Phase:
-    """A stretch of training: rows of `row_tokens`, look-ups in contexts of `recall_tokens` (least, most)."""
+class Source:
+    """Rows of `row_tokens`, look-ups in contexts of `recall_tokens` (least, most); `weights` of the skills."""
 
-    share: float
     row_tokens: int
     recall_tokens: tuple[int, int]
     weights: dict[str, float] | None = None
 
 
 def rows(tokenizer: Tokenizer, items: Iterable[Item], row_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows of row_tokens + 1 ids (uint16) and marks (bool). A conversation that does not fit begins the next row."""
-    ids: list[int] = []
-    marks: list[bool] = []
+    """Rows of row_tokens + 1 ids (uint16) and marks (bool): whole conversations, END_OF_TEXT after each.
+
+    A conversation goes into the fullest of the open rows that it fits; a longer one than a row is left out.
+    """
+    opened: list[tuple[list[int], list[bool]]] = [([], []) for _ in range(_OPEN_ROWS)]
     for item in items:
         new_ids, new_marks = encode(tokenizer, item)
         if len(new_ids) > row_tokens:
             continue
-        if len(ids) + len(new_ids) + 1 > row_tokens + 1:
-            missing = row_tokens + 1 - len(ids)
-            yield np.array(ids + [END_OF_TEXT] * missing, np.uint16), np.array(marks + [False] * missing)
-            ids, marks = [], []
-        if ids:
-            ids.append(END_OF_TEXT)
-            marks.append(False)
-        ids += new_ids
-        marks += new_marks
+        fitting = [row for row in opened if len(row[0]) + len(new_ids) <= row_tokens]
+        if not fitting:
+            fullest = max(opened, key=lambda row: len(row[0]))
+            yield _padded(*fullest, row_tokens + 1)
+            fullest[0].clear()
+            fullest[1].clear()
+            fitting = [fullest]
+        ids, marks = max(fitting, key=lambda row: len(row[0]))
+        ids += [*new_ids, END_OF_TEXT]
+        marks += [*new_marks, False]
 
 
-def batches(tokenizer_file: Path, phase: Phase, num_rows: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _padded(ids: list[int], marks: list[bool], size: int) -> tuple[np.ndarray, np.ndarray]:
+    missing = size - len(ids)
+    return np.array(ids + [END_OF_TEXT] * missing, np.uint16), np.array(marks + [False] * missing)
+
+
+def batches(tokenizer_file: Path, source: Source, num_rows: int, seed: int) -> Generator[tuple[np.ndarray, np.ndarray]]:
     """Batches [num_rows, row_tokens + 1] from a worker process, without end."""
     context = multiprocessing.get_context("spawn")
     queue: Any = context.Queue(_QUEUE_SIZE)
-    worker = context.Process(target=_fill, args=(queue, tokenizer_file, phase, num_rows, seed), daemon=True)
+    worker = context.Process(target=_fill, args=(queue, tokenizer_file, source, num_rows, seed), daemon=True)
     worker.start()
     try:
         while True:
@@ -68,16 +76,14 @@ def batches(tokenizer_file: Path, phase: Phase, num_rows: int, seed: int) -> Ite
         worker.terminate()
 
 
-def _fill(queue: Any, tokenizer_file: Path, phase: Phase, num_rows: int, seed: int) -> None:
+def _fill(queue: Any, tokenizer_file: Path, source: Source, num_rows: int, seed: int) -> None:
     os.nice(19)  # the training threads wait for one another: whoever takes a core from one holds up both
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    options: dict[str, Any] = {"recall_tokens": phase.recall_tokens}
-    if phase.weights is not None:
-        options["weights"] = phase.weights
-    source = rows(tokenizer, corpus.stream("train", seed, **options), phase.row_tokens)
+    items = corpus.stream("train", seed, source.weights, recall_tokens=source.recall_tokens)
+    made = rows(tokenizer, items, source.row_tokens)
     parent = os.getppid()
     while os.getppid() == parent:  # a training that was killed takes nothing more
-        batch = [next(source) for _ in range(num_rows)]
+        batch = [next(made) for _ in range(num_rows)]
         with contextlib.suppress(Full):
             queue.put((np.stack([ids for ids, _ in batch]), np.stack([marks for _, marks in batch])), timeout=60)
 

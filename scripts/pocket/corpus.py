@@ -38,17 +38,17 @@ class Skill:
 
 
 SKILLS: Mapping[str, Skill] = {
-    "letters": Skill(letters.make, 0.18),
+    "letters": Skill(letters.make, 0.16),
     "recall": Skill(recall.make, 0.22),
-    "arithmetic": Skill(arithmetic.make, 0.14),
-    "decimals": Skill(decimals.make, 0.08),
-    "json_answer": Skill(json_answer.make, 0.09),
-    "tools": Skill(tools.make, 0.09),
-    "lists": Skill(lists.make, 0.07),
-    "system": Skill(system.make, 0.04),
-    "identity": Skill(identity.make, 0.05),
-    "unknown": Skill(unknown.make, 0.02),
-    "chinese": Skill(chinese.make, 0.08),
+    "arithmetic": Skill(arithmetic.make, 0.15),
+    "decimals": Skill(decimals.make, 0.1),
+    "json_answer": Skill(json_answer.make, 0.11),
+    "tools": Skill(tools.make, 0.1),
+    "lists": Skill(lists.make, 0.06),
+    "system": Skill(system.make, 0.045),
+    "identity": Skill(identity.make, 0.04),
+    "unknown": Skill(unknown.make, 0.015),
+    "chinese": Skill(chinese.make, 0.07),
     "chat": Skill(chat.make, 0.03),
 }
 

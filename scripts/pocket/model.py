@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_UNFUSED_TOKENS = 1024
+_QUERY_BLOCK = 256
+_ROOM_STEP = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,16 +26,16 @@ class PocketConfig:
     intermediate_size: int = 512
     moe_intermediate_size: int = 128
     num_hidden_layers: int = 6
-    num_attention_heads: int = 2
-    num_key_value_heads: int = 2
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 4
     n_shared_experts: int = 1
     n_routed_experts: int = 8
     num_experts_per_tok: int = 2
     routed_scaling_factor: float = 1.0
     kv_lora_rank: int = 128
     qk_rope_head_dim: int = 32
-    qk_nope_head_dim: int = 64
-    v_head_dim: int = 96
+    qk_nope_head_dim: int = 32
+    v_head_dim: int = 48
     first_k_dense_replace: int = 1
     max_position_embeddings: int = 4096
     rms_norm_eps: float = 1e-6
@@ -80,13 +81,20 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention. PyTorch's fused one is the slower on a CPU while the scores fit its cache."""
-    tokens = q.shape[2]
-    if tokens > _UNFUSED_TOKENS:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    later = torch.full((tokens, tokens), -torch.inf, dtype=q.dtype).triu(1)
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT + later
-    return torch.softmax(scores, dim=-1) @ v
+    """Causal attention [rows, heads, tokens, dim], by blocks of queries: half of the scores are never computed.
+
+    On a CPU this is faster than PyTorch's fused one, as long as a block's scores fit the cache.
+    """
+    q = q * q.shape[-1] ** -0.5
+    later = torch.full((_QUERY_BLOCK, _QUERY_BLOCK), -torch.inf, dtype=q.dtype).triu(1)
+    outs = []
+    for start in range(0, q.shape[2], _QUERY_BLOCK):
+        block = q[:, :, start : start + _QUERY_BLOCK]
+        size = block.shape[2]
+        scores = block @ k[:, :, : start + size].mT
+        scores[..., start:] += later[:size, :size]
+        outs.append(torch.softmax(scores, dim=-1) @ v[:, :, : start + size])
+    return torch.cat(outs, dim=2)
 
 
 class Attention(nn.Module):
@@ -140,6 +148,40 @@ class Gate(nn.Module):
         return chosen, weights / weights.sum(-1, keepdim=True) * self.scale
 
 
+def _slots(chosen: Tensor, counts: Tensor) -> tuple[Tensor, int]:
+    """(a slot for every choice: int [tokens, chosen], the slots that each expert has).
+
+    Expert e has the slots from e * room on. Room is rounded up, so that few sizes occur: the library that multiplies
+    compiles a kernel for each new one, which at this size takes four times as long as the product itself.
+    """
+    room = -(-int(counts.max()) // _ROOM_STEP) * _ROOM_STEP
+    order = chosen.flatten().argsort(stable=True)
+    firsts = counts.cumsum(0) - counts
+    ranks = torch.arange(len(order)) - firsts.repeat_interleave(counts)
+    slots = torch.empty_like(order)
+    slots[order] = chosen.flatten()[order] * room + ranks
+    return slots.view_as(chosen), room
+
+
+class _Take(torch.autograd.Function):
+    """Rows by their index, zeros for an index past the end; the gradient is taken back the same way.
+
+    PyTorch's own indexing would add the gradients up row by row, in one thread.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, back: Tensor) -> Tensor:
+        """rows: [rows, size]; index: any shape; back: [rows, n], the places in `index` where each row was taken."""
+        ctx.save_for_backward(back)
+        return F.pad(rows, (0, 0, 0, 1))[index]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (back,) = ctx.saved_tensors
+        padded = F.pad(gradient.flatten(0, -2), (0, 0, 0, 1))
+        return sum((padded[places] for places in back.unbind(-1)), torch.zeros(())), None, None
+
+
 class MoE(nn.Module):
     def __init__(self, config: PocketConfig) -> None:
         super().__init__()
@@ -153,16 +195,25 @@ class MoE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         chosen, weights = self.gate(flat)
-        order = chosen.flatten().argsort(stable=True)
         counts = torch.bincount(chosen.flatten(), minlength=len(self.experts))
         if self.training:
             self.load += counts
-        tokens = order // chosen.shape[-1]
-        parts = flat[tokens].split(counts.tolist())
-        outputs = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
-        outputs = outputs * weights.flatten()[order, None].to(outputs.dtype)
-        mixed = torch.zeros_like(flat, dtype=outputs.dtype).index_add(0, tokens, outputs)
+        slots, room = _slots(chosen, counts)
+        choices = torch.full((len(self.experts) * room,), slots.numel())  # of each slot; past the end: of none
+        choices[slots.flatten()] = torch.arange(slots.numel())
+        inputs = _Take.apply(flat, choices // chosen.shape[-1], slots).view(len(self.experts), room, -1)
+        outputs = _Take.apply(self._experts(inputs).flatten(0, 1), slots, choices[:, None])
+        weighted = outputs * weights[..., None].to(outputs.dtype)
+        mixed = sum(weighted.unbind(-2), torch.zeros(()))
         return (mixed + self.shared_experts(flat)).view_as(x)
+
+    def _experts(self, inputs: Tensor) -> Tensor:
+        """Every expert over its own tokens; [experts, room, hidden] to the same."""
+        gate, up, down = (
+            torch.stack([getattr(expert, name).weight for expert in self.experts]).mT
+            for name in ("gate_proj", "up_proj", "down_proj")
+        )
+        return (F.silu(inputs @ gate) * (inputs @ up)) @ down
 
     @torch.no_grad()
     def balance(self, rate: float) -> None:
@@ -210,7 +261,9 @@ class Pocket(nn.Module):
         x = self.model["embed_tokens"](ids)
         for layer in self.model["layers"]:
             x = layer(x, cos, sin)
-        return self.lm_head(self.model["norm"](x[marks]))
+        x = x[marks]
+        room = -x.shape[0] % _ROOM_STEP
+        return self.lm_head(self.model["norm"](F.pad(x, (0, 0, 0, room))))[: x.shape[0]]
 
     def to_bfloat16(self) -> Pocket:
         """All but the routing bias, whose steps are too small for it."""

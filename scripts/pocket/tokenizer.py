@@ -16,12 +16,13 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from scripts.pocket import words
 from scripts.pocket.items import Item
 
 VOCAB_SIZE = 1024
 CONTEXT = 4096
-LONGEST_TOKEN = 8
-"""Characters (bytes, outside ASCII): a token has to be short for the model to learn how it is spelled."""
+LONGEST_TOKEN = 16
+"""Characters (bytes, outside ASCII)."""
 PAD, EOS = "<|endoftext|>", "<|im_end|>"
 SPECIAL = (PAD, "<|im_start|>", EOS)
 MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
@@ -29,19 +30,15 @@ MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 _MARK = re.compile("|".join(map(re.escape, (*SPECIAL, *MARKS))))
 DEFAULT_ITEMS = 30_000
 
-_WITH_SPACE = (
-    "am an and are as at can code comes do does each for from has have in is it know larger letter letters list many "
-    "me more next no not number of on or smaller than that the these this times to very vs was which with word words "
-    "you your"
-).replace(" ", "|")
-"""The words that take the space before them into their piece. Every other word is the same tokens with a space
-before it, a quote or nothing, so that copying it is copying tokens, and has to be learned once."""
+_WITH_SPACE = "|".join(words.FRAME)
+_WITHOUT_SPACE = "|".join((*words.CITIES, *words.COLOURS, *words.ANIMALS, *words.FOODS, *words.JOBS, *words.DAYS))
+"""Values: the same token after a space and after a quote, so that copying one is copying a token."""
 
 _PIECES = "|".join(
     [
         rf" (?:{_WITH_SPACE})(?![A-Za-z])",
-        r"[A-Z]?[a-z]+",  # a word; a letter that stands alone, as in `s0 t0 r1` or `s-t-r`, is a word of one
-        r"[A-Z]",  # capitals stay single: codes are copied letter by letter
+        rf"(?<![A-Za-z])(?:{_WITH_SPACE}|{_WITHOUT_SPACE})(?![A-Za-z])",
+        r"[A-Za-z]",  # every other word is its letters: spelled, counted, sorted and copied one by one
         r"\p{N}",
         r"\p{Han}",
         r"\p{L}+",

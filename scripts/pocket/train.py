@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +23,34 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from scripts.pocket.batches import Phase, batches, held_out
+from scripts.pocket.batches import Source, batches, held_out
 from scripts.pocket.model import Pocket, PocketConfig
 from scripts.pocket.muon import Muon
 
-PHASES = (
-    Phase(share=0.55, row_tokens=256, recall_tokens=(30, 180)),
-    Phase(share=0.30, row_tokens=1024, recall_tokens=(30, 800)),
-    Phase(share=0.15, row_tokens=4096, recall_tokens=(30, 3200)),
-)
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A share of the time, in which the steps take their batches from `sources` in turn."""
+
+    share: float
+    sources: tuple[Source, ...]
+
+
+LOOK_UPS = {"recall": 0.8, "tools": 0.1, "chat": 0.1}
+SHORT = Source(row_tokens=256, recall_tokens=(30, 230))
+MIDDLE = Source(row_tokens=1024, recall_tokens=(150, 1000), weights=LOOK_UPS)
+LONG = Source(row_tokens=4096, recall_tokens=(500, 4000), weights=LOOK_UPS)
+PHASES = (Phase(0.45, (SHORT,)), Phase(0.25, (SHORT, MIDDLE)), Phase(0.30, (SHORT, SHORT, MIDDLE, LONG)))
+"""Long rows cost most, in attention: they come late, and only what needs them is in them."""
 STEP_TOKENS = 8_192
-MICRO_TOKENS = 4_096
-"""Of one forward and backward pass: what stays in a processor's cache is worth more than a larger matrix."""
+MICRO_TOKENS = 8_192
+"""Of one forward and backward pass."""
 MUON_LR, ADAM_LR = 0.002, 0.004
 WARMUP_STEPS = 40
 FINAL_LR = 0.05
 BALANCE_RATE = 0.002
 SAVE_EVERY_S = 120.0
-EVALUATE_EVERY_S = 240.0
+EVALUATE_EVERY_S = 480.0
 CHECKS: dict[str, dict[str, Any]] = {
     **{
         skill: {}
@@ -102,11 +114,18 @@ class Training:
             end += phase.share * self.total_s
             if self.spent_s >= end:
                 continue
-            seed = 1000 * self.seed + 100 * number + self.num_steps
-            source = batches(self.folder / "tokenizer.json", phase, STEP_TOKENS // phase.row_tokens, seed)
-            while self.spent_s < end:
-                yield next(source)
-            source.close()  # type: ignore[attr-defined]
+            made = [self._source(source, 10 * number + place) for place, source in enumerate(phase.sources)]
+            for batch in map(next, cycle(made)):
+                yield batch
+                if self.spent_s >= end:
+                    break
+            for source in made:
+                source.close()
+
+    def _source(self, source: Source, number: int) -> Generator[tuple[np.ndarray, np.ndarray]]:
+        """Goes on with other items after every resumption: its seed depends on the steps made."""
+        seed = 1_000_000 * self.seed + 100 * self.num_steps + number
+        return batches(self.folder / "tokenizer.json", source, STEP_TOKENS // source.row_tokens, seed)
 
     def _step(self, ids: np.ndarray, marks: np.ndarray) -> float:
         self._set_rates()

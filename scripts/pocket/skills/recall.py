@@ -40,7 +40,7 @@ _FILLER = (
 _OPENINGS = ("Notes:", "Read these notes.", "Here are some facts.", "Remember these facts.", "Use these notes.")
 _KEYED = "{name}: {value}"
 _SAID = "The {what} for {name} is {value}."
-_PIECE = re.compile(r" (?:for|is|the|of|in)\b|[Tt]he\b|code\b|[A-Z][a-z]?|[a-z]{1,2}|.|\n")
+_PIECE = re.compile(rf" ?\b(?:{'|'.join(words.FRAME)})\b|\b(?:{'|'.join((*words.CITIES, *words.COLOURS))})\b|.|\n")
 
 
 def approximate_tokens(text: str) -> int:
