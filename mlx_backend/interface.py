@@ -44,9 +44,36 @@ class KVCacheConfig:
     bits: int | None = option(
         None, "bits of quantized keys and values; none: the model's precision", choices=(4, 5, 6, 8)
     )
+    key_bits: int | None = option(None, "bits of keys, where they differ from kv_cache.bits", choices=(4, 5, 6, 8))
+    value_bits: int | None = option(None, "bits of values, where they differ from kv_cache.bits", choices=(4, 5, 6, 8))
+    group_size: int | None = option(
+        None, "numbers that share a scale in a quantized cache; none: 64", choices=(32, 64, 128)
+    )
+    start: int | None = option(
+        None, "first tokens of every sequence that stay in full precision in a quantized cache; none: 0", ge=0
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
+        for name in ("group_size", "start"):
+            if getattr(self, name) is not None and not self.is_quantized:
+                raise ValueError(f"{name} says how a quantized cache is held; set bits too, or leave it unset")
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.effective_key_bits is not None or self.effective_value_bits is not None
+
+    @property
+    def effective_key_bits(self) -> int | None:
+        return self.bits if self.key_bits is None else self.key_bits
+
+    @property
+    def effective_value_bits(self) -> int | None:
+        return self.bits if self.value_bits is None else self.value_bits
+
+    @property
+    def effective_group_size(self) -> int:
+        return 64 if self.group_size is None else self.group_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +164,41 @@ class TokenEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KVCachePart:
+    """Keys or values (of latent attention: the latent or the rotary part) as they were asked for and are held.
+
+    Bits are None for the model's own precision; `note` says why `bits` is not what was requested.
+    """
+
+    name: str
+    num_heads: int
+    dim: int
+    requested_bits: int | None
+    bits: int | None
+    group_size: int | None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVCacheReport:
+    """The KV caches of the layers that are alike: how they are held, and bytes per token of one layer."""
+
+    kind: str
+    num_layers: int
+    window: int | None = None
+    """Tokens that a sliding-window layer holds at most."""
+    parts: tuple[KVCachePart, ...] = ()
+    start: int = 0
+    """First tokens of a sequence that are held in full precision."""
+    bytes_per_token: int = 0
+    full_bytes_per_token: int = 0
+    """What it would be in the model's own precision."""
+    state_bytes: int = 0
+    """Of recurrent state: per sequence, however long."""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What is known of a loaded model."""
 
@@ -148,8 +210,9 @@ class ModelInfo:
     is_batched: bool = True
     unbatched_reason: str | None = None
     """Why sequences are served one at a time, where they are."""
-    kv_cache_kinds: tuple[tuple[str, int], ...] = ()
-    """(kind, number of layers)"""
+    kv_caches: tuple[KVCacheReport, ...] = ()
+    dequantized_reason: str | None = None
+    """Why attention gets a dequantized copy of every layer's keys and values in every step, where it does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,9 +18,8 @@ _READ_BYTES = 256 << 20
 """Weights are read in pieces of about this size: large enough to keep a disk busy, small enough for a bar."""
 
 
-def load_model(checkpoint: Checkpoint, report: Callable[[LoadProgress], None]) -> nn.Module:
-    """The model with all weights in memory. Raises ModelLoadError."""
-    model = _build(checkpoint)
+def read_weights(model: nn.Module, checkpoint: Checkpoint, report: Callable[[LoadProgress], None]) -> None:
+    """Bring all weights into memory. Raises ModelLoadError."""
     arrays = [array for _, array in tree_flatten(model.parameters())]
     total = sum(array.nbytes for array in arrays)
     done = 0
@@ -33,7 +32,6 @@ def load_model(checkpoint: Checkpoint, report: Callable[[LoadProgress], None]) -
         done += sum(array.nbytes for array in piece)
         report(LoadProgress(done_bytes=done, total_bytes=total))
     mx.clear_cache()
-    return model
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -41,7 +39,8 @@ def count_parameters(model: nn.Module) -> int:
     return int(mlx_lm_utils.get_total_parameters(model))
 
 
-def _build(checkpoint: Checkpoint) -> nn.Module:
+def build_model(checkpoint: Checkpoint) -> nn.Module:
+    """The model, no weight of it read yet. Raises ModelLoadError."""
     model_type = checkpoint.config["model_type"]
     try:
         model, _ = mlx_lm_utils.load_model(checkpoint.path, lazy=True)

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-from mlx_backend.interface import LoadProgress, ModelInfo
+from mlx_backend.interface import KVCachePart, KVCacheReport, LoadProgress, ModelInfo
 from server.service.registry import ServedModel
 
 logger = logging.getLogger("pippin.load")
@@ -32,16 +32,49 @@ def _report(model: ServedModel, url: str, when_ready: Callable[[], None]) -> Non
     if model.failure is None and info is not None:
         when_ready()
         logger.info("serving %s on %s: %s", model.id, url, describe(info))
+        for line in describe_kv_caches(info):
+            logger.info("KV cache: %s", line)
+        if info.dequantized_reason is not None:
+            logger.warning("attention dequantizes every layer's KV cache in every step: %s", info.dequantized_reason)
         if info.unbatched_reason is not None:
             logger.warning("%s is served one sequence at a time: %s", model.id, info.unbatched_reason)
 
 
 def describe(info: ModelInfo) -> str:
     """One line on a loaded model."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in info.kv_cache_kinds)
     rows = "batched" if info.is_batched else "one sequence at a time"
     weights = f"{info.num_parameters / 1e6:,.1f} M parameters in {info.weights_bytes / 1e6:,.1f} MB"
-    return f"{weights}, context {info.context_limit} tokens, KV caches: {kinds}, {rows}"
+    return f"{weights}, context {info.context_limit} tokens, {rows}"
+
+
+def describe_kv_caches(info: ModelInfo) -> list[str]:
+    """A line for every kind of layer: how its keys and values are held, as requested or not, and what a token takes."""
+    return [_describe_kv_cache(cache) for cache in info.kv_caches]
+
+
+def _describe_kv_cache(cache: KVCacheReport) -> str:
+    facts = [f"{cache.num_layers} x {cache.kind}{f' of {cache.window} tokens' if cache.window else ''}"]
+    facts += [_describe_part(part) for part in cache.parts]
+    if cache.start:
+        facts.append(f"the first {cache.start} tokens in full precision")
+    if cache.bytes_per_token:
+        facts.append(f"{cache.num_layers * cache.bytes_per_token:,} bytes per token{_against_full(cache)}")
+    if cache.state_bytes:
+        facts.append(f"{cache.num_layers * cache.state_bytes:,} bytes per sequence")
+    return "; ".join([*facts, *filter(None, [cache.note])])
+
+
+def _describe_part(part: KVCachePart) -> str:
+    held = "full precision" if part.bits is None else f"{part.bits} bits in groups of {part.group_size}"
+    asked = f" ({part.requested_bits} bits requested; {part.note})" if part.note else ""
+    return f"{part.name} {part.num_heads} x {part.dim} in {held}{asked}"
+
+
+def _against_full(cache: KVCacheReport) -> str:
+    if cache.bytes_per_token == cache.full_bytes_per_token or not cache.full_bytes_per_token:
+        return ""
+    share = cache.bytes_per_token / cache.full_bytes_per_token
+    return f" instead of {cache.num_layers * cache.full_bytes_per_token:,} ({share:.2f})"
 
 
 def _steps(model: ServedModel) -> Iterator[LoadProgress]:

@@ -163,7 +163,7 @@ def test_no_such_folder() -> None:
         ("architecture", "no architecture 'nonesuch'"),
         ("no tokenizer", "tokenizer"),
         ("limit", "more than the model's own 2048"),
-        ("bits", "kv_cache.bits is not supported"),
+        ("bits", "does not divide this model's heads of 16; no group size does; leave it unset"),
     ],
 )
 def test_a_folder_that_cannot_be_served(tmp_path: Path, damage: str, message: str) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_backend.kv_cache.codec import FULL, Codec
 from mlx_backend.kv_cache.plain import PlainRows
-from mlx_backend.kv_cache.rows import RowLengths
+from mlx_backend.kv_cache.quantized import QuantizedKV
+from mlx_backend.kv_cache.rows import Lengths
 
 
 class RingRows(PlainRows):
@@ -19,8 +21,8 @@ class RingRows(PlainRows):
 
     width: int
 
-    def __init__(self, lengths: RowLengths, width: int) -> None:
-        super().__init__(lengths)
+    def __init__(self, lengths: Lengths, width: int, keys: Codec = FULL, values: Codec = FULL) -> None:
+        super().__init__(lengths, keys, values, limit=width)
         self.width = width
 
     def _columns(self, num_tokens: int) -> int:
@@ -29,11 +31,12 @@ class RingRows(PlainRows):
     def _adopt(self, single: Any) -> bool:
         return False  # mlx-lm's cache has its own order, and after a chunk it is longer than the window
 
-    def _content(self, single: Any, length: int) -> tuple[mx.array, mx.array]:
+    def _content(self, single: Any, length: int) -> list[mx.array]:
+        if isinstance(single, QuantizedKV):
+            return single.content(length)
         kept = min(length, self.width)
         # `_temporal_order` is RotatingKVCache's own undoing of its rotation
-        keys, values = single._temporal_order(single.keys), single._temporal_order(single.values)
-        return keys[..., -kept:, :], values[..., -kept:, :]
+        return [single._temporal_order(part)[..., -kept:, :] for part in (single.keys, single.values)]
 
     def _spans(self, length: int, num_kept: int) -> list[tuple[int, int, int]]:
         first = (length - num_kept) % self.width

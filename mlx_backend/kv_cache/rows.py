@@ -1,4 +1,4 @@
-"""RowLengths: how many tokens each row of the batch holds; shared by the caches of all layers.
+"""Lengths: how many tokens each row of the batch holds; shared by the caches of all layers.
 
 Rows are right-padded: row r holds its tokens in columns [0, length r), so that a row can join, grow and
 leave without moving another row's columns. Lengths are known to the host; nothing here asks the device.
@@ -20,11 +20,12 @@ EAGER_BYTES = 4 << 20
 """Larger arrays are moved a layer at a time: in one graph, old and new of all layers would live together."""
 
 
-class RowLengths:
+class Lengths:
     """Tokens held by each row before the current step, and what follows from them: offsets and masks."""
 
+    values: list[int]
+
     def __init__(self) -> None:
-        self.values: list[int] = []
         self._cached: dict[Any, Any] = {}
 
     def __len__(self) -> int:
@@ -93,20 +94,56 @@ class RowLengths:
             mask = mask & (position > last - window)
         return mask[:, None, None, :]
 
+
+class RowLengths(Lengths):
+    """The lengths of the rows of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = []
+        self._stretches: list[Stretch] = []
+
+    def stretch(self, first: int, end: int | None) -> Stretch:
+        """How many of each row's tokens are at positions in [first, end)."""
+        stretch = Stretch(self, first, end)
+        self._stretches.append(stretch)
+        return stretch
+
     def join(self, length: int) -> None:
-        self.values.append(length)
-        self._cached.clear()
+        self._change([*self.values, length])
 
     def leave(self, row: int) -> None:
         """The last row takes the place of the one that leaves."""
         self.values[row] = self.values[-1]
-        self.values.pop()
-        self._cached.clear()
+        self._change(self.values[:-1])
 
     def advance(self) -> None:
         """The step is done: every row holds one token more."""
-        self.values = [length + 1 for length in self.values]
+        self._change([length + 1 for length in self.values])
+
+    def _change(self, values: list[int]) -> None:
+        self.values = values
         self._cached.clear()
+        for stretch in self._stretches:
+            stretch.follow()
+
+
+class Stretch(Lengths):
+    """Lengths within a stretch of positions; they follow those of the whole rows."""
+
+    def __init__(self, whole: Lengths, first: int, end: int | None) -> None:
+        super().__init__()
+        self._whole, self._first, self._end = whole, first, end
+        self.follow()
+
+    def follow(self) -> None:
+        """The whole rows' lengths have changed."""
+        self.values = [self.of(length) for length in self._whole.values]
+        self._cached.clear()
+
+    def of(self, length: int) -> int:
+        """What of `length` tokens lies in the stretch."""
+        return max(0, min(length, self._end or length) - self._first)
 
 
 class Rows(Protocol):
@@ -137,7 +174,7 @@ def capacity_for(num_rows: int, num_tokens: int, row_token_bytes: int) -> tuple[
 
 
 def resize(arrays: Sequence[mx.array], num_rows: int, num_tokens: int, keep_rows: int) -> list[mx.array]:
-    """Copies of [rows, heads, tokens, dim] arrays in another capacity, the first `keep_rows` rows kept."""
+    """Copies of [rows, heads, tokens, …] arrays in another capacity, the first `keep_rows` rows kept."""
     moved = []
     for array in arrays:
         _, heads, tokens, dim = array.shape

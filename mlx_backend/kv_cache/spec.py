@@ -5,7 +5,6 @@ No MLX here: caches are told apart by the name of their class.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -47,9 +46,3 @@ def unbatched_reason(caches: Iterable[Any]) -> str | None:
             if getattr(leaf, "keep", 0):
                 return f"its sliding-window cache keeps the first {leaf.keep} tokens, which cannot be batched"
     return None
-
-
-def count_kinds(caches: Iterable[Any]) -> tuple[tuple[str, int], ...]:
-    """(kind, number of layers' caches of it), in order of first appearance; unknown kinds by class name."""
-    names = [type(leaf).__name__ for cache in caches for leaf in leaves(cache)]
-    return tuple(Counter(KINDS[name].name if name in KINDS else name for name in names).items())

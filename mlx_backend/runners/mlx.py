@@ -20,11 +20,13 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_backend.checkpoint import Checkpoint, open_checkpoint
 from mlx_backend.errors import ModelLoadError, OutOfMemory, SequenceFailed
 from mlx_backend.interface import EngineConfig, LoadProgress, ModelInfo
-from mlx_backend.kv_cache import spec
+from mlx_backend.kv_cache import attention, plan, spec
 from mlx_backend.kv_cache.batch import RowBatch, SingleBatch
-from mlx_backend.loader import count_parameters, load_model
+from mlx_backend.kv_cache.build import measure, quantized
+from mlx_backend.kv_cache.plan import CachePlan
+from mlx_backend.loader import build_model, count_parameters, read_weights
 from mlx_backend.runners.base import Sampled, Step
-from mlx_backend.runners.probe import check_batching
+from mlx_backend.runners.probe import check_batching, check_columns
 from mlx_backend.sampling.sampler import BatchSampler, Drawn
 from mlx_backend.scheduler import Chunk
 from mlx_backend.sequence import Prefill, Sequence
@@ -45,23 +47,24 @@ class MLXRunner:
     """Implements `runners.base.Runner` over a model of mlx-lm."""
 
     def __init__(self, config: EngineConfig) -> None:
-        if config.kv_cache.bits is not None:
-            raise ModelLoadError("kv_cache.bits is not supported by the mlx backend yet; leave it unset")
         self._config = config
         self._num_steps = 0
         self._last_tokens: mx.array | None = None
+        self._plans: tuple[CachePlan, ...] = ()
+        self._is_dequantized = False
 
     # ---- loading ----
 
     def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
         checkpoint = open_checkpoint(Path(self._config.model_path))
         limit = self._context_limit(checkpoint)
-        self._model = load_model(checkpoint, report)
-        template = self._make_caches()
-        reason = spec.unbatched_reason(template)
-        self._vocab_size = self._probe_vocab()
+        self._model = build_model(checkpoint)
+        self._vocab_size = self._plan(checkpoint)
+        read_weights(self._model, checkpoint, report)
+        dequantized_reason = self._check_columns()
+        reason = spec.unbatched_reason(make_prompt_cache(self._model))
         if reason is None:
-            reason = check_batching(self._model, self._vocab_size)
+            reason = check_batching(self._model, self._make_caches, self._vocab_size)
         self._is_batched = reason is None
         self._reset()
         arrays = [array for _, array in tree_flatten(self._model.parameters())]
@@ -72,7 +75,8 @@ class MLXRunner:
             weights_bytes=sum(array.nbytes for array in arrays),
             is_batched=self._is_batched,
             unbatched_reason=reason,
-            kv_cache_kinds=spec.count_kinds(template),
+            kv_caches=plan.report(self._plans, self._config.kv_cache),
+            dequantized_reason=dequantized_reason,
         )
 
     def _context_limit(self, checkpoint: Checkpoint) -> int:
@@ -81,13 +85,40 @@ class MLXRunner:
             raise ModelLoadError(f"context.limit {configured} is more than the model's own {own}; lower it")
         return configured or own
 
-    def _make_caches(self) -> list[Any]:
-        caches: list[Any] = make_prompt_cache(self._model)
-        return caches
+    def _plan(self, checkpoint: Checkpoint) -> int:
+        """Plan the KV caches and return the width of the logits: from a pass that is built and never computed."""
+        caches = make_prompt_cache(self._model)
+        logits = self._model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)
+        self._plans = plan.plan_caches(measure(caches, checkpoint.config), self._config.kv_cache)
+        if self._is_quantized:
+            attention.install()
+        return int(logits.shape[-1])
 
-    def _probe_vocab(self) -> int:
-        """The width of the logits, from their shape: nothing is computed."""
-        return int(self._model(mx.zeros((1, 1), dtype=mx.int32), cache=self._make_caches()).shape[-1])
+    @property
+    def _is_quantized(self) -> bool:
+        return any(each.is_quantized for each in self._plans)
+
+    def _make_caches(self, is_dequantized: bool | None = None) -> list[Any]:
+        caches: list[Any] = make_prompt_cache(self._model)
+        if not self._is_quantized:
+            return caches
+        return quantized(caches, self._plans, self._is_dequantized if is_dequantized is None else is_dequantized)
+
+    def _check_columns(self) -> str | None:
+        """Why attention gets dequantized copies in every step, where it does."""
+        if not self._is_quantized:
+            return None
+        try:
+            reason = check_columns(
+                self._model, lambda: self._make_caches(False), lambda: self._make_caches(True), self._vocab_size
+            )
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            what = f"{type(error).__name__}: {str(error)[:200]}"
+            raise ModelLoadError(
+                f"kv_cache.bits: this model's code does not take a quantized KV cache ({what}); leave it unset"
+            ) from error
+        self._is_dequantized = reason is not None
+        return reason
 
     # ---- prefill ----
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from mlx_backend.errors import ModelLoadError, OutOfMemory, SequenceFailed
-from mlx_backend.interface import EngineConfig, LoadProgress, ModelInfo, TokenLogprobs
+from mlx_backend.interface import EngineConfig, KVCacheReport, LoadProgress, ModelInfo, TokenLogprobs
 from mlx_backend.runners.base import Sampled, Step
 from mlx_backend.scheduler import Chunk
 from mlx_backend.sequence import Prefill, Sequence
@@ -64,6 +64,8 @@ class MockRunner:
         self._rows: tuple[Sequence, ...] = ()
 
     def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
+        if self._config.kv_cache.is_quantized:
+            raise ModelLoadError("kv_cache.bits: the mock holds no keys and values to quantize; leave it unset")
         for done in range(_LOAD_SLICES + 1):
             report(LoadProgress(done_bytes=_WEIGHTS_BYTES * done // _LOAD_SLICES, total_bytes=_WEIGHTS_BYTES))
             self._interrupted.wait(self._pace.load_s / (_LOAD_SLICES + 1))
@@ -72,7 +74,7 @@ class MockRunner:
             context_limit=min(limit, self._config.context.limit or limit),
             vocab_size=VOCAB_SIZE,
             weights_bytes=_WEIGHTS_BYTES,
-            kv_cache_kinds=(("mock", 1),),
+            kv_caches=(KVCacheReport(kind="mock", num_layers=1, bytes_per_token=_BYTES_PER_TOKEN),),
         )
 
     def prefill(self, chunk: Chunk) -> None:

@@ -1,15 +1,17 @@
-"""A self-check at start-up: does a batch of rows give the logits that one row at a time gives?
+"""Self-checks at start-up: does a batch of rows give the logits that one row at a time gives, and do quantized
+columns give what their dequantized copies give?
 
-A model's code decides that (an offset it takes for one number, a cache it indexes itself), not the kind
-of its caches alone. It costs a few forward passes, which also compile what a first request would wait for.
+A model's code decides that (an offset it takes for one number, a cache it indexes itself, keys it computes with
+before attention does), not the kind of its caches alone. It costs a few forward passes, which also compile what a
+first request would wait for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_backend.interface import GenerationRequest
 from mlx_backend.kv_cache.batch import RowBatch
@@ -19,36 +21,68 @@ _TOLERANCE = 0.15
 """Relative L2 distance of logits. Rounding stays far below it, a wrong position or mask far above."""
 _LENGTHS = (9, 4)
 _NUM_STEPS = 2
+_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
+
+MakeCaches = Callable[[], list[Any]]
+"""Empty caches of one sequence, one per layer."""
 
 
-def check_batching(model: Any, vocab_size: int) -> str | None:
+def check_batching(model: Any, make_caches: MakeCaches, vocab_size: int) -> str | None:
     """None where two rows of different lengths give the logits of each alone; else what went wrong."""
-    prompts = [[(7 * i + 3 * row) % vocab_size for i in range(length)] for row, length in enumerate(_LENGTHS)]
+    prompts = _prompts(vocab_size)
     try:
-        alone = [_single(model, prompt) for prompt in prompts]
-        together = _batched(model, prompts)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
-        return f"its code does not take a batch of rows ({type(error).__name__}: {str(error)[:200]})"
+        alone = [_single(model, make_caches, prompt) for prompt in prompts]
+        together = _batched(model, make_caches, prompts)
+    except _ERRORS as error:
+        return f"its code does not take a batch of rows ({_told(error)})"
     for expected, got in zip(alone, together, strict=True):
-        distance = float(mx.linalg.norm(expected - got) / (mx.linalg.norm(expected) + 1e-6))
+        distance = _distance(expected, got)
         if not distance < _TOLERANCE:
             return f"a batch of rows changes its logits (relative distance {distance:.2f})"
     return None
 
 
-def _single(model: Any, prompt: list[int]) -> mx.array:
-    caches = make_prompt_cache(model)
+def check_columns(model: Any, make_quantized: MakeCaches, make_dequantized: MakeCaches, vocab_size: int) -> str | None:
+    """None where the model takes quantized columns as it takes their copies; else what went wrong.
+
+    Raises one of the errors that a model's code raises where it takes neither.
+    """
+    prompt = _prompts(vocab_size)[0]
+    expected = _single(model, make_dequantized, prompt)
+    try:
+        distance = _distance(expected, _single(model, make_quantized, prompt))
+    except _ERRORS as error:
+        return f"its code computes with keys or values itself ({_told(error)})"
+    if not distance < _TOLERANCE:
+        return f"quantized columns change its logits (relative distance {distance:.2f})"
+    return None
+
+
+def _prompts(vocab_size: int) -> list[list[int]]:
+    return [[(7 * i + 3 * row) % vocab_size for i in range(length)] for row, length in enumerate(_LENGTHS)]
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"
+
+
+def _distance(expected: mx.array, got: mx.array) -> float:
+    return float(mx.linalg.norm(expected - got) / (mx.linalg.norm(expected) + 1e-6))
+
+
+def _single(model: Any, make_caches: MakeCaches, prompt: list[int]) -> mx.array:
+    caches = make_caches()
     _prefill(model, caches, prompt[:-_NUM_STEPS])
     steps = [model(mx.array([[token]]), cache=caches)[:, -1] for token in prompt[-_NUM_STEPS:]]
     return _evaluated(steps)
 
 
-def _batched(model: Any, prompts: list[list[int]]) -> list[mx.array]:
-    batch = RowBatch(make_prompt_cache(model))
+def _batched(model: Any, make_caches: MakeCaches, prompts: list[list[int]]) -> list[mx.array]:
+    batch = RowBatch(make_caches())
     rows: list[Sequence] = []
     for prompt in prompts:
         request = GenerationRequest(request_id="probe", prompt_ids=tuple(prompt[: 1 - _NUM_STEPS]), max_tokens=1)
-        prefill = Prefill(request, state=make_prompt_cache(model))
+        prefill = Prefill(request, state=make_caches())
         _prefill(model, prefill.state, prompt[:-_NUM_STEPS])
         rows.append(Sequence(prefill, len(rows), 0))
     batch.set_rows(rows)

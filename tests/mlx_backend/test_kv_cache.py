@@ -13,7 +13,8 @@ from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache
 
 from mlx_backend.interface import GenerationRequest
 from mlx_backend.kv_cache import spec
-from mlx_backend.kv_cache.batch import RowBatch, fork
+from mlx_backend.kv_cache.batch import RowBatch
+from mlx_backend.kv_cache.build import fork
 from mlx_backend.sequence import Prefill, Sequence
 
 pytestmark = pytest.mark.mlx
@@ -136,7 +137,7 @@ def test_the_only_row_takes_over_its_arrays_without_a_copy() -> None:
     keys = cache.keys
     batch = RowBatch([KVCache()])
     batch.set_rows([Sequence(prefilled(cache, 10), 0, 0)])
-    assert batch.caches[0].keys is keys
+    assert batch.caches[0].arrays[0] is keys
 
 
 def test_rows_joining_together_are_allocated_once() -> None:
@@ -147,7 +148,7 @@ def test_rows_joining_together_are_allocated_once() -> None:
         cache.update_and_fetch(mx.ones((1, 2, 10, 4)), mx.ones((1, 2, 10, 4)))
         sequences.append(Sequence(prefilled(cache, 10), index, 0))
     batch.set_rows(sequences)
-    assert batch.caches[0].keys.shape == (8, 2, 256, 4)  # rows to the next power of two: they are small
+    assert batch.caches[0].arrays[0].shape == (8, 2, 256, 4)  # rows to the next power of two: they are small
 
 
 def test_a_fork_does_not_write_to_its_twin() -> None:
@@ -167,8 +168,7 @@ def test_a_batch_takes_one_token_per_row() -> None:
         cache.update_and_fetch(mx.zeros((1, 1, 2, 4)), mx.zeros((1, 1, 2, 4)))
 
 
-def test_kinds_and_what_cannot_be_batched() -> None:
-    assert spec.count_kinds(template()) == (("plain", 2), ("sliding-window", 1), ("recurrent", 1))
+def test_what_cannot_be_batched() -> None:
     assert spec.unbatched_reason(template()) is None
     assert "keeps the first 4" in (spec.unbatched_reason([RotatingKVCache(max_size=8, keep=4)]) or "")
     assert "int" in (spec.unbatched_reason([3]) or "")

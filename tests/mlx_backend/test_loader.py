@@ -16,7 +16,8 @@ pytestmark = pytest.mark.mlx
 
 def load(folder: Path) -> list[LoadProgress]:
     seen: list[LoadProgress] = []
-    loader.load_model(open_checkpoint(folder), seen.append)
+    checkpoint = open_checkpoint(folder)
+    loader.read_weights(loader.build_model(checkpoint), checkpoint, seen.append)
     return seen
 
 
@@ -65,7 +66,7 @@ def test_a_config_that_lacks_a_field(folder: Path) -> None:
 def test_parameters_of_a_quantized_model_are_counted_unpacked(folder: Path) -> None:
     import mlx.nn as nn
 
-    model = loader.load_model(open_checkpoint(folder), lambda progress: None)
+    model = loader.build_model(open_checkpoint(folder))
     count = loader.count_parameters(model)
     nn.quantize(model, group_size=32, bits=4)
     assert loader.count_parameters(model) == count

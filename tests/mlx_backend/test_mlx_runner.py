@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx_lm.models import base
+from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_backend.errors import ModelLoadError, OutOfMemory, SequenceFailed
 from mlx_backend.interface import ContextConfig, Engine, EngineConfig, KVCacheConfig, SamplingParams, SchedulerConfig
+from mlx_backend.kv_cache import attention
+from mlx_backend.kv_cache.batch import RowBatch
+from mlx_backend.kv_cache.plan import CachePlan
+from mlx_backend.kv_cache.quantized import QuantizedKV
 from mlx_backend.runners.mlx import MLXRunner
 from mlx_backend.runners.probe import check_batching
+from mlx_backend.sequence import Prefill, Sequence
 from tests.engine_client import one, read, request, running, tokens, until
 from tests.tiny_models import VOCAB_SIZE, write_model
 
@@ -139,9 +147,95 @@ async def test_the_context_limit_is_the_smaller_one(folder: Path) -> None:
         assert "more than the model's own 2048" in str(engine.failure)
 
 
-def test_quantized_kv_is_refused_as_long_as_there_is_none(folder: Path) -> None:
-    with pytest.raises(ModelLoadError, match=r"kv_cache\.bits is not supported"):
-        MLXRunner(config(folder, kv_cache=KVCacheConfig(bits=8)))
+async def test_a_refusal_comes_before_the_weights_are_read(folder: Path) -> None:
+    seen: list[object] = []
+    runner = MLXRunner(config(folder, kv_cache=KVCacheConfig(bits=8)))
+    with pytest.raises(ModelLoadError, match="does not divide this model's heads of 16"):
+        runner.load(seen.append)
+    assert seen == []
+
+
+def quantized_runner(folder: Path, **kv: int) -> MLXRunner:
+    runner = MLXRunner(config(folder, kv_cache=KVCacheConfig(**kv)))
+    runner.load(lambda progress: None)
+    return runner
+
+
+@pytest.mark.parametrize("bits", [4, 5, 6, 8])
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("llama", {"head_dim": 64}),
+        ("deepseek_v3", {"kv_lora_rank": 64, "qk_rope_head_dim": 32}),
+        ("gpt_oss", {"head_dim": 64}),
+        ("gemma3", {"head_dim": 64}),
+        ("falcon_h1", {"head_dim": 64}),
+    ],
+)
+def test_the_bytes_held_are_those_that_were_planned(
+    tmp_path: Path, model: str, changes: dict[str, int], bits: int
+) -> None:
+    """One sequence of 256 tokens, the step in which columns are allocated; rows of it then hold the same."""
+    runner = quantized_runner(write_model(tmp_path / model, model, **changes), bits=bits, group_size=64)
+    caches = runner._make_caches()
+    inputs = mx.ones((1, 256), dtype=mx.int32)
+    runner._model(inputs, cache=caches)
+    mx.eval([cache.state for cache in caches])
+    planned = sum(
+        each.bytes_per_token * min(each.shape.window or 256, 256) + each.shape.state_bytes for each in runner._plans
+    )
+    assert sum(cache.nbytes for cache in caches) == planned
+    full = make_prompt_cache(runner._model)
+    runner._model(inputs, cache=full)
+    if model != "gpt_oss":  # mlx-lm's own window cache holds more than its window after a chunk
+        unquantized = sum(
+            CachePlan(each.shape).bytes_per_token * 256 + each.shape.state_bytes for each in runner._plans
+        )
+        assert sum(cache.nbytes for cache in full) >= unquantized > planned
+    batch = RowBatch(runner._make_caches())
+    prefill = Prefill(request(tuple(range(256)), 1), state=caches)
+    batch.set_rows([Sequence(prefill, 0, 0)])
+    runner._model(mx.ones((1, 1), dtype=mx.int32), cache=batch.caches)
+    assert sum(cache.nbytes for cache in batch.caches) < 2.2 * planned
+
+
+@pytest.mark.parametrize("start", [1, 40, 300])
+def test_the_first_tokens_take_their_full_bytes(tmp_path: Path, start: int) -> None:
+    folder = write_model(tmp_path / "llama", "llama", head_dim=64)
+    runner = quantized_runner(folder, bits=8, start=start)
+    caches = runner._make_caches()
+    runner._model(mx.ones((1, 256 + start), dtype=mx.int32), cache=caches)
+    full = sum(CachePlan(each.shape).bytes_per_token for each in runner._plans)
+    assert sum(cache.nbytes for cache in caches) == start * full + 256 * sum(e.bytes_per_token for e in runner._plans)
+
+
+def test_quantized_columns_that_a_model_does_not_take_are_dequantized_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_lm.models import llama
+
+    def meddling(queries: Any, keys: Any, *others: Any, **options: Any) -> Any:
+        return attention.attend(queries, keys + 0, *others, **options)
+
+    monkeypatch.setattr(attention, "install", lambda: monkeypatch.setattr(llama, attention._NAME, meddling))
+    runner = MLXRunner(config(write_model(tmp_path / "llama", "llama", head_dim=64), kv_cache=KVCacheConfig(bits=8)))
+    info = runner.load(lambda progress: None)
+    assert "computes with keys or values itself" in (info.dequantized_reason or "")
+    assert info.is_batched
+    runner._model(mx.ones((1, 5), dtype=mx.int32), cache=runner._make_caches())
+
+
+def test_a_model_that_takes_neither_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_lm.models import llama
+
+    def broken(*parts: Any, cache: Any, **options: Any) -> Any:
+        if isinstance(cache, QuantizedKV):
+            raise TypeError("no such cache")
+        return base.scaled_dot_product_attention(*parts, cache=cache, **options)
+
+    monkeypatch.setattr(attention, "install", lambda: monkeypatch.setattr(llama, attention._NAME, broken))
+    with pytest.raises(ModelLoadError, match=r"does not take a quantized KV cache \(TypeError: no such cache\); leave"):
+        quantized_runner(write_model(tmp_path / "llama", "llama", head_dim=64), bits=8)
 
 
 async def test_a_long_prompt_does_not_stop_a_running_stream(folder: Path) -> None:
@@ -176,7 +270,8 @@ def test_the_self_check_finds_a_model_that_cannot_be_batched(folder: Path) -> No
     from mlx_lm.utils import load_model
 
     model, _ = load_model(folder)
-    assert check_batching(model, VOCAB_SIZE) is None
-    assert "changes its logits" in (check_batching(Ignorant(model), VOCAB_SIZE) or "")
+    make = partial(make_prompt_cache, model)
+    assert check_batching(model, make, VOCAB_SIZE) is None
+    assert "changes its logits" in (check_batching(Ignorant(model), make, VOCAB_SIZE) or "")
     broken = Raising(model, TypeError("an int is required"), lambda inputs: inputs.shape[0] > 1)
-    assert "an int is required" in (check_batching(broken, VOCAB_SIZE) or "")
+    assert "an int is required" in (check_batching(broken, make, VOCAB_SIZE) or "")

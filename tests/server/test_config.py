@@ -119,6 +119,8 @@ def layers(draw: st.DrawFn) -> dict[str, dict[str, Any]]:
     for key in draw(st.sets(st.sampled_from(sorted(FIELDS)))):
         for source in draw(st.sets(st.sampled_from(sorted(chosen)))):
             chosen[source][key] = draw(valid_values(FIELDS[key]))
+    if any("kv_cache" in key for values in chosen.values() for key in values):
+        chosen["flag"]["kv_cache.bits"] = 8  # the section's other fields say how a quantized cache is held
     return chosen
 
 
@@ -209,7 +211,7 @@ def test_null_and_none_are_no_value(write: Write) -> None:
         ("kv_cache.bits: 8", "unknown key 'kv_cache.bits'; sections are nested, as in kv_cache: {bits: …}"),
         ("port: 1\n7: 8", "unknown key '7'"),
         ("'': 8", "unknown key ''"),
-        ("kv_cache: 8", "kv_cache must be a mapping of bits, not 8"),
+        ("kv_cache: 8", "kv_cache must be a mapping of bits, key_bits, value_bits, group_size, start, not 8"),
         ("port: [1]", "port must be a whole number, not [1]"),
         ("port: {a: 1}", "port must be a whole number, not {'a': 1}"),
         ("port: true", "port must be a whole number, not True"),

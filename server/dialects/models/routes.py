@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from fastapi import APIRouter, Request
 
-from server.dialects.models.schema import KVCacheKind, ModelDetails, ModelList, ModelObject
+from server.dialects.models.schema import KVCache, ModelDetails, ModelList, ModelObject
 from server.dialects.openai_shared import ERROR_RESPONSES
 from server.errors import ModelNotFound
 from server.service.registry import ModelRegistry, ServedModel
@@ -49,5 +51,6 @@ def _encode_details(model: ServedModel) -> ModelDetails | None:
         weights_bytes=info.weights_bytes,
         is_batched=info.is_batched,
         unbatched_reason=info.unbatched_reason,
-        kv_cache_kinds=[KVCacheKind(kind=kind, num_layers=count) for kind, count in info.kv_cache_kinds],
+        kv_caches=[KVCache.model_validate(asdict(cache)) for cache in info.kv_caches],
+        dequantized_reason=info.dequantized_reason,
     )

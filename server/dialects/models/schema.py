@@ -7,13 +7,37 @@ from typing import Literal
 from pydantic import BaseModel
 
 
-class KVCacheKind(BaseModel):
+class KVCachePart(BaseModel):
+    """Keys or values, of latent attention the latent or the rotary part. Bits are null for full precision."""
+
+    name: str
+    num_heads: int
+    dim: int
+    requested_bits: int | None
+    bits: int | None
+    group_size: int | None
+    note: str
+
+
+class KVCache(BaseModel):
+    """The KV caches of all layers that are alike; bytes are those of one layer."""
+
     kind: str
     num_layers: int
+    window: int | None
+    parts: list[KVCachePart]
+    start: int
+    bytes_per_token: int
+    full_bytes_per_token: int
+    state_bytes: int
+    note: str
 
 
 class ModelDetails(BaseModel):
-    """What is known of a loaded model. `unbatched_reason` says why sequences are served one at a time."""
+    """What is known of a loaded model. `unbatched_reason` says why sequences are served one at a time.
+
+    `dequantized_reason`: why attention dequantizes the KV cache in every step.
+    """
 
     context_limit: int
     vocab_size: int
@@ -21,7 +45,8 @@ class ModelDetails(BaseModel):
     weights_bytes: int
     is_batched: bool
     unbatched_reason: str | None
-    kv_cache_kinds: list[KVCacheKind]
+    kv_caches: list[KVCache]
+    dequantized_reason: str | None
 
 
 class ModelObject(BaseModel):

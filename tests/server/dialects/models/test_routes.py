@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 from openai.types import Model
 
-from mlx_backend.interface import ModelInfo
+from mlx_backend.interface import KVCachePart, KVCacheReport, ModelInfo
 from tests.fake_engine import FakeEngine
 from tests.serving import client_of
 
@@ -15,7 +18,23 @@ INFO = ModelInfo(
     weights_bytes=99,
     is_batched=False,
     unbatched_reason="its cache cannot be batched",
-    kv_cache_kinds=(("plain", 3), ("rotating", 2)),
+    kv_caches=(
+        KVCacheReport(
+            kind="plain",
+            num_layers=3,
+            parts=(
+                KVCachePart(name="keys", num_heads=2, dim=64, requested_bits=8, bits=8, group_size=64),
+                KVCachePart(
+                    name="values", num_heads=2, dim=32, requested_bits=8, bits=None, group_size=None, note="no"
+                ),
+            ),
+            start=5,
+            bytes_per_token=400,
+            full_bytes_per_token=768,
+        ),
+        KVCacheReport(kind="recurrent", num_layers=2, state_bytes=99, note="stays"),
+    ),
+    dequantized_reason="its code is in the way",
 )
 
 
@@ -33,7 +52,8 @@ async def test_list() -> None:
         "weights_bytes": 99,
         "is_batched": False,
         "unbatched_reason": "its cache cannot be batched",
-        "kv_cache_kinds": [{"kind": "plain", "num_layers": 3}, {"kind": "rotating", "num_layers": 2}],
+        "kv_caches": [json.loads(json.dumps(asdict(cache))) for cache in INFO.kv_caches],
+        "dequantized_reason": "its code is in the way",
     }
 
 

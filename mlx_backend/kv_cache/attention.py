@@ -1,0 +1,132 @@
+"""Attention over quantized columns: one token per row without dequantizing, chunks through the fused kernel.
+
+mlx-lm's models call the `scaled_dot_product_attention` of `mlx_lm.models.base`, which takes arrays, or one cache's
+worth of its own quantized tuples without sinks. `install` puts `attend` in its place; the models stay as they are.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models import base
+
+from mlx_backend.kv_cache.codec import Part, QuantizedColumns
+
+_MAX_SHADOW_BYTES = 256 << 20
+"""Keys and values of a layer that may be dequantized at once, for a chunk; beyond it, some heads at a time."""
+_NAME = "scaled_dot_product_attention"
+_attend_arrays = base.scaled_dot_product_attention
+
+
+def install() -> None:
+    """Make every model of mlx-lm that is imported, and that will be, call `attend`. With arrays nothing changes."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("mlx_lm.models.")]
+    for module in modules:
+        if getattr(module, _NAME, None) is _attend_arrays:
+            setattr(module, _NAME, attend)
+
+
+def attend(
+    queries: mx.array,
+    keys: Part,
+    values: Part,
+    cache: Any,
+    scale: float,
+    mask: mx.array | str | None,
+    sinks: mx.array | None = None,
+) -> mx.array:
+    """queries: [rows, heads, n, dim]; keys and values: [rows, kv heads, tokens, dim]; gives [rows, heads, n, dim].
+
+    mask: bool or additive, broadcastable to [rows, heads, n, tokens], or "causal"; sinks: [heads].
+    """
+    if isinstance(keys, mx.array) and isinstance(values, mx.array):
+        out: mx.array = _attend_arrays(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
+        return out
+    if queries.shape[2] == 1 and not isinstance(mask, str):
+        return _attend_token(queries, keys, values, scale, mask, sinks)
+    return _attend_chunk(queries, keys, values, scale, mask, sinks)
+
+
+def _attend_token(
+    queries: mx.array, keys: Part, values: Part, scale: float, mask: mx.array | None, sinks: mx.array | None
+) -> mx.array:
+    """One token per row, straight from the quantized columns: they are read once and never written out."""
+    rows, heads, _, dim = queries.shape
+    kv_heads = keys.shape[1]
+    grouped = (rows, kv_heads, heads // kv_heads)
+    # Products of float32 are much the fastest on a CPU, whatever the cache holds; elsewhere the model's own.
+    dtype = mx.float32 if mx.default_device() == mx.cpu else queries.dtype
+    scores = _transposed_product(keys, (queries * scale).astype(dtype).reshape(*grouped, dim))
+    if mask is not None:
+        scores = _masked(scores, _grouped(mask, grouped))
+    weights = _softmax(scores, None if sinks is None else sinks.astype(dtype).reshape(1, *grouped[1:], 1))
+    out = _product(values, weights).astype(queries.dtype)
+    return out.reshape(rows, heads, 1, out.shape[-1])
+
+
+def _grouped(mask: mx.array, grouped: tuple[int, int, int]) -> mx.array:
+    """[…, heads or 1, 1, tokens] to what broadcasts over [rows, kv heads, heads per kv head, tokens]."""
+    if mask.ndim == 4 and mask.shape[1] > 1:
+        return mask.reshape(mask.shape[0], *grouped[1:], mask.shape[-1])
+    return mask
+
+
+def _masked(scores: mx.array, mask: mx.array) -> mx.array:
+    if mask.dtype == mx.bool_:
+        return mx.where(mask, scores, mx.array(mx.finfo(scores.dtype).min, scores.dtype))
+    return scores + mask.astype(scores.dtype)
+
+
+def _softmax(scores: mx.array, sinks: mx.array | None) -> mx.array:
+    """Over the last axis; a sink takes its share of the weight and gives nothing."""
+    if sinks is None:
+        return mx.softmax(scores, axis=-1, precise=True)
+    top = mx.maximum(scores.max(axis=-1, keepdims=True), sinks)
+    weights = mx.exp(scores - top)
+    return weights / (weights.sum(axis=-1, keepdims=True) + mx.exp(sinks - top))
+
+
+def _transposed_product(part: Part, x: mx.array) -> mx.array:
+    if isinstance(part, QuantizedColumns):
+        return part.transposed_product(x)
+    return x @ part.astype(x.dtype).swapaxes(-1, -2)
+
+
+def _product(part: Part, x: mx.array) -> mx.array:
+    return part.product(x) if isinstance(part, QuantizedColumns) else x @ part.astype(x.dtype)
+
+
+def _attend_chunk(
+    queries: mx.array, keys: Part, values: Part, scale: float, mask: mx.array | str | None, sinks: mx.array | None
+) -> mx.array:
+    """Many tokens per row: a dequantized copy is read by all of them, and the fused kernel keeps no score matrix."""
+    heads, kv_heads = queries.shape[1], keys.shape[1]
+    shadow = sum(math.prod(part.shape) * queries.dtype.size for part in (keys, values))
+    step = max(1, kv_heads // max(1, -(-shadow // _MAX_SHADOW_BYTES)))
+    outs = []
+    for start in range(0, kv_heads, step):
+        some = slice(start, start + step)
+        some_queries = slice(start * heads // kv_heads, (start + step) * heads // kv_heads)
+        outs.append(
+            mx.fast.scaled_dot_product_attention(
+                queries[:, some_queries],
+                _dequantized(keys, some, queries.dtype),
+                _dequantized(values, some, queries.dtype),
+                scale=scale,
+                mask=mask[:, some_queries] if isinstance(mask, mx.array) and _has_heads(mask) else mask,
+                sinks=None if sinks is None else sinks[some_queries],
+            )
+        )
+    return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=1)
+
+
+def _has_heads(mask: mx.array) -> bool:
+    return bool(mask.ndim == 4 and mask.shape[1] > 1)
+
+
+def _dequantized(part: Part, heads: slice, dtype: mx.Dtype) -> mx.array:
+    array = part.dequantize(heads) if isinstance(part, QuantizedColumns) else part[:, heads]
+    return array.astype(dtype)

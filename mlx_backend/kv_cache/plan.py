@@ -1,0 +1,217 @@
+"""What becomes of a model's KV caches under a configuration: which part is held in how many bits, and at what size.
+
+Pure decisions. Knows shapes and bits; no MLX, no model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mlx_backend.errors import ModelLoadError
+from mlx_backend.interface import KVCacheConfig, KVCachePart, KVCacheReport
+
+GROUP_SIZES = (32, 64, 128)
+"""What MLX's quantize takes."""
+_SCALES_PER_GROUP = 2
+"""A scale and a bias, each in the cache's own precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """`bits` per number, and a scale and a bias for each `group_size` of them."""
+
+    bits: int
+    group_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartShape:
+    """Keys or values of one token: numbers of `itemsize` bytes, [num_heads, dim]."""
+
+    num_heads: int
+    dim: int
+    itemsize: int
+
+    def num_bytes(self, precision: Precision | None) -> int:
+        """Bytes per token, in full precision (None) or quantized."""
+        if precision is None:
+            return self.num_heads * self.dim * self.itemsize
+        packed = self.dim * precision.bits // 8
+        return self.num_heads * (packed + _SCALES_PER_GROUP * self.itemsize * self.dim // precision.group_size)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """One layer's cache (one of them, where it has several), as it was measured.
+
+    `kind`: plain, latent, sliding-window or recurrent, or the class name of a cache that is none of them.
+    A latent cache holds the compressed keys and values as `keys` and the rotary part of the keys as `values`.
+    """
+
+    kind: str
+    keys: PartShape | None = None
+    values: PartShape | None = None
+    window: int | None = None
+    state_bytes: int = 0
+    """Of a recurrent cache: per sequence, however long."""
+
+    @property
+    def part_names(self) -> tuple[str, str]:
+        return ("latent", "rope") if self.kind == "latent" else ("keys", "values")
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """How one cache is held. None: in the model's own precision."""
+
+    shape: CacheShape
+    keys: Precision | None = None
+    values: Precision | None = None
+    start: int = 0
+    """Tokens at the beginning of a sequence that stay in full precision."""
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.keys is not None or self.values is not None
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Past `start`."""
+        parts = ((self.shape.keys, self.keys), (self.shape.values, self.values))
+        return sum(part.num_bytes(precision) for part, precision in parts if part is not None)
+
+
+def plan_caches(shapes: Sequence[CacheShape], config: KVCacheConfig) -> tuple[CachePlan, ...]:
+    """A plan for each cache. Raises ModelLoadError where the configuration cannot be done, naming what can."""
+    if not config.is_quantized:
+        return tuple(CachePlan(shape) for shape in shapes)
+    holding = [shape for shape in shapes if shape.kind != "recurrent"]
+    _refuse_unknown(holding)
+    if not holding:
+        raise ModelLoadError("kv_cache.bits: this model keeps no keys and values, only recurrent state; leave it unset")
+    _refuse_split_latent(holding, config)
+    _refuse_group_size(holding, config)
+    plans = tuple(CachePlan(shape) if shape.kind == "recurrent" else _planned(shape, config) for shape in shapes)
+    if config.start and not any(plan.start for plan in plans):
+        raise ModelLoadError(
+            "kv_cache.start: all of this model's layers attend to a sliding window, whose first tokens are soon "
+            "overwritten; leave it unset"
+        )
+    return plans
+
+
+def report(plans: Sequence[CachePlan], config: KVCacheConfig) -> tuple[KVCacheReport, ...]:
+    """What the plans say, one entry for all caches that are alike, in order of first appearance."""
+    return tuple(_reported(plan, count, config) for plan, count in Counter(plans).items())
+
+
+def _planned(shape: CacheShape, config: KVCacheConfig) -> CachePlan:
+    key_bits, value_bits = config.effective_key_bits, config.effective_value_bits
+    if shape.kind == "latent":
+        value_bits = key_bits  # the rotary part belongs to the keys
+    return CachePlan(
+        shape,
+        _precision(shape.keys, key_bits, config.effective_group_size),
+        _precision(shape.values, value_bits, config.effective_group_size),
+        0 if shape.window is not None else config.start or 0,
+    )
+
+
+def _precision(part: PartShape | None, bits: int | None, group_size: int) -> Precision | None:
+    if part is None or bits is None or part.dim % group_size:
+        return None
+    return Precision(bits, group_size)
+
+
+def _refuse_unknown(shapes: Iterable[CacheShape]) -> None:
+    for shape in shapes:
+        if shape.keys is None:
+            raise ModelLoadError(
+                f"kv_cache.bits: this model has KV caches of a kind that cannot be quantized ({shape.kind}); "
+                "leave it unset"
+            )
+
+
+def _refuse_split_latent(shapes: Iterable[CacheShape], config: KVCacheConfig) -> None:
+    is_split = config.effective_key_bits != config.effective_value_bits
+    if is_split and any(shape.kind == "latent" for shape in shapes):
+        raise ModelLoadError(
+            "kv_cache.key_bits and value_bits: this model's attention keeps keys and values as one latent, which has "
+            "one precision; set kv_cache.bits instead"
+        )
+
+
+def _main_dims(shapes: Iterable[CacheShape], config: KVCacheConfig) -> set[int]:
+    """Numbers per head that groups must divide: of every part but the small rotary one of a latent cache."""
+    dims: set[int] = set()
+    for shape in shapes:
+        if shape.keys is not None and config.effective_key_bits is not None:
+            dims.add(shape.keys.dim)
+        if shape.values is not None and config.effective_value_bits is not None and shape.kind != "latent":
+            dims.add(shape.values.dim)
+    return dims
+
+
+def _refuse_group_size(shapes: Sequence[CacheShape], config: KVCacheConfig) -> None:
+    group_size = config.effective_group_size
+    dims = sorted(_main_dims(shapes, config))
+    if all(dim % group_size == 0 for dim in dims):
+        return
+    common = math.gcd(*dims)
+    fitting = [str(size) for size in GROUP_SIZES if common % size == 0]
+    advice = f"use kv_cache.group_size {' or '.join(fitting)}" if fitting else "no group size does; leave it unset"
+    sizes = " and ".join(map(str, dims))
+    raise ModelLoadError(f"kv_cache.group_size {group_size} does not divide this model's heads of {sizes}; {advice}")
+
+
+def _reported(plan: CachePlan, num_layers: int, config: KVCacheConfig) -> KVCacheReport:
+    shape = plan.shape
+    requested = (config.effective_key_bits, config.effective_value_bits)
+    if shape.kind == "latent":
+        requested = (requested[0], requested[0])
+    parts = [
+        _reported_part(name, part, bits, precision, config.effective_group_size)
+        for name, part, bits, precision in zip(
+            shape.part_names, (shape.keys, shape.values), requested, (plan.keys, plan.values), strict=True
+        )
+        if part is not None
+    ]
+    return KVCacheReport(
+        kind=shape.kind,
+        num_layers=num_layers,
+        window=shape.window,
+        parts=tuple(parts),
+        start=plan.start,
+        bytes_per_token=plan.bytes_per_token,
+        full_bytes_per_token=CachePlan(shape).bytes_per_token,
+        state_bytes=shape.state_bytes,
+        note=_note(plan, config),
+    )
+
+
+def _reported_part(
+    name: str, part: PartShape, requested: int | None, precision: Precision | None, group_size: int
+) -> KVCachePart:
+    refused = requested is not None and precision is None
+    return KVCachePart(
+        name=name,
+        num_heads=part.num_heads,
+        dim=part.dim,
+        requested_bits=requested,
+        bits=None if precision is None else precision.bits,
+        group_size=None if precision is None else precision.group_size,
+        note=f"in full precision: groups of {group_size} do not divide its {part.dim}" if refused else "",
+    )
+
+
+def _note(plan: CachePlan, config: KVCacheConfig) -> str:
+    if not config.is_quantized:
+        return ""
+    if plan.shape.kind == "recurrent":
+        return "recurrent state is not keys and values: it stays in full precision"
+    if config.start and plan.shape.window is not None:
+        return "kv_cache.start does not apply: a window soon overwrites its first tokens"
+    return ""

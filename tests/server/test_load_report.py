@@ -1,0 +1,34 @@
+"""What is said of a loaded model's KV caches, line by line."""
+
+from __future__ import annotations
+
+from mlx_backend.interface import KVCachePart, KVCacheReport, ModelInfo
+from server.load_report import describe_kv_caches
+
+
+def part(name: str, dim: int, bits: int | None, note: str = "", requested: int | None = 8) -> KVCachePart:
+    group_size = None if bits is None else 64
+    return KVCachePart(
+        name=name, num_heads=2, dim=dim, requested_bits=requested, bits=bits, group_size=group_size, note=note
+    )
+
+
+def test_a_line_for_each_kind() -> None:
+    latent = KVCacheReport(
+        kind="latent",
+        num_layers=6,
+        parts=(part("latent", 128, 8), part("rope", 32, None, "in full precision: groups of 64 do not divide its 32")),
+        start=4,
+        bytes_per_token=1000,
+        full_bytes_per_token=2000,
+    )
+    window = KVCacheReport(kind="sliding-window", num_layers=2, window=128, bytes_per_token=64, full_bytes_per_token=64)
+    recurrent = KVCacheReport(kind="recurrent", num_layers=3, state_bytes=1000, note="it stays")
+    info = ModelInfo(context_limit=1, vocab_size=1, kv_caches=(latent, window, recurrent))
+    assert describe_kv_caches(info) == [
+        "6 x latent; latent 2 x 128 in 8 bits in groups of 64; rope 2 x 32 in full precision (8 bits requested; in "
+        "full precision: groups of 64 do not divide its 32); the first 4 tokens in full precision; 6,000 bytes per "
+        "token instead of 12,000 (0.50)",
+        "2 x sliding-window of 128 tokens; 128 bytes per token",
+        "3 x recurrent; 3,000 bytes per sequence; it stays",
+    ]
