@@ -29,6 +29,7 @@ MLX_FILES = (
 )
 NO_MLX_FILES = (
     "mlx_backend/kv_cache/spec.py",
+    "mlx_backend/kv_cache/plan.py",
     "mlx_backend/runners/base.py",
     "mlx_backend/runners/mock.py",
     "mlx_backend/*/__init__.py",
