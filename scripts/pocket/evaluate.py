@@ -13,8 +13,8 @@ import random
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from mlx_backend.errors import EngineError, ModelLoadError
+from mlx_backend.errors import EngineError
 from mlx_backend.factory import create_engine
 from mlx_backend.interface import (
     Engine,
@@ -89,20 +89,33 @@ Ask = Callable[[str], Awaitable[Reply]]
 
 
 def cases(
-    skills: Sequence[str], contexts: Sequence[int], count: int, seed: int, measure: Callable[[str], int]
+    skills: Sequence[str],
+    contexts: Sequence[int],
+    count: int,
+    seed: int,
+    measure: Callable[[str], int],
+    thinking: bool = True,
 ) -> list[Case]:
-    """`count` held-out items of every skill; of recall, of every context length, in tokens as `measure` counts."""
+    """`count` held-out items of every skill; of recall, of every context length, in tokens as `measure` counts.
+
+    `thinking`: as the chat template has it by default, or switched off.
+    """
     found: list[Case] = []
     for skill in skills:
         for row, options in _rows(skill, contexts):
             rng = random.Random(f"{seed} {row}")
             if "context_tokens" in options:
                 options["measure"] = measure
+            options["thinking"] = thinking
             found += [Case(row, item) for item in islice(_judgeable(skill, rng, options), count)]
     return found
 
 
 def _rows(skill: str, contexts: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:
+    if skill == "letters":
+        yield "letters: counting", {"kind": "count"}
+        yield "letters: spelling", {"kind": "spell"}
+        return
     if skill != "recall":
         yield skill, {}
         return
@@ -122,13 +135,13 @@ def _judgeable(skill: str, rng: random.Random, options: dict[str, Any]) -> Itera
 
 
 @asynccontextmanager
-async def in_process(folder: Path, tokenizer: Tokenizer, batch: int, kv_bits: int | None) -> AsyncIterator[Ask]:
+async def in_process(folder: Path, tokenizer: Tokenizer, batch: int, kv_cache: KVCacheConfig) -> AsyncIterator[Ask]:
     """An engine of this process. Raises ModelLoadError."""
     engine = create_engine(
         EngineConfig(
             model_path=str(folder),
             scheduler=SchedulerConfig(max_num_seqs=batch),
-            kv_cache=KVCacheConfig(bits=kv_bits),
+            kv_cache=kv_cache,
         )
     )
     engine.start()
@@ -204,12 +217,23 @@ def judge(item: Item, reply: Reply) -> bool:
     return reply.is_whole and item.is_right(reply.content)
 
 
+def is_json(reply: Reply) -> bool:
+    """Whether the answer is JSON, right or wrong."""
+    with suppress(ValueError):
+        json.loads(reply.content)
+        return reply.is_whole
+    return False
+
+
 def summary(answers: Iterable[Judged], total_s: float) -> dict[str, Any]:
     """Accuracy per row, with a few mistakes of each to look at. JSON."""
     rows: dict[str, list[Judged]] = {}
+    num_tokens = 0
     for answer in answers:
+        num_tokens += answer.reply.num_tokens
         rows.setdefault(answer.case.row, []).append(answer)
-    num_tokens = sum(answer.reply.num_tokens for row in rows.values() for answer in row)
+        if answer.case.row == "json_answer":
+            rows.setdefault("json_answer: is JSON", []).append(replace(answer, is_right=is_json(answer.reply)))
     return {
         "total_s": round(total_s, 2),
         "tokens_per_s": round(num_tokens / total_s, 1),
@@ -255,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
     try:
         result = asyncio.run(_evaluate(arguments))
-    except (ModelLoadError, EngineError, httpx.HTTPError, OSError) as error:
+    except (EngineError, httpx.HTTPError, OSError, ValueError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
     if arguments.json:
@@ -272,11 +296,13 @@ async def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.items,
         arguments.seed,
         lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
+        arguments.thinking,
     )
+    kv_cache = KVCacheConfig(**{field.name: getattr(arguments, f"kv_{field.name}") for field in fields(KVCacheConfig)})
     asked = (
         through_server(arguments.url, tokenizer)
         if arguments.url
-        else in_process(arguments.model, tokenizer, arguments.batch, arguments.kv_bits)
+        else in_process(arguments.model, tokenizer, arguments.batch, kv_cache)
     )
     async with asked as ask:
         with _progress() as bar:
@@ -284,7 +310,8 @@ async def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             start = time.perf_counter()
             answers = await put(questions, ask, arguments.batch, lambda: bar.advance(task))
             total_s = time.perf_counter() - start
-    settings = {name: getattr(arguments, name) for name in ("url", "items", "context", "batch", "kv_bits", "seed")}
+    names = ("url", "items", "context", "thinking", "batch", "seed")
+    settings = {name: getattr(arguments, name) for name in names} | {"kv_cache": asdict(kv_cache)}
     return {"model": arguments.model.name, **settings, **summary(answers, total_s)}
 
 
@@ -296,12 +323,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--skills", type=_names, default=list(corpus.SKILLS), help="a,b (default: all)")
     parser.add_argument("--context", type=_numbers, default=[256, 1024, 4000], help="recall's prompt lengths, tokens")
     parser.add_argument("--batch", type=int, default=8, help="questions in flight together (default 8)")
-    parser.add_argument("--kv-bits", type=int, help="bits of quantized keys and values, in process")
+    parser.add_argument("--no-thinking", dest="thinking", action="store_false", help="with the switch off")
+    for field in fields(KVCacheConfig):
+        flag = f"--kv-{field.name.replace('_', '-')}"
+        parser.add_argument(flag, type=int, metavar="N", help=f"in process: {field.metadata['help']}")
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--seed", type=int, default=0, help="which held-out items (default 0)")
     arguments = parser.parse_args(argv)
-    if arguments.url and arguments.kv_bits:
-        parser.error("--kv-bits is the server's to set: start it with --kv-cache-bits")
+    if arguments.url and any(getattr(arguments, f"kv_{field.name}") is not None for field in fields(KVCacheConfig)):
+        parser.error("how the KV cache is held is the server's to set: start it with --kv-cache-bits")
     if unknown := sorted(set(arguments.skills) - set(corpus.SKILLS)):
         parser.error(f"there is no skill {unknown[0]}; there are {', '.join(corpus.SKILLS)}")
     return arguments

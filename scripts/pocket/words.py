@@ -126,7 +126,7 @@ def spelling_word(rng: Random) -> str:
     """A word of 3 to 12 letters to spell: a common one, a made-up one, or a common one made longer."""
     kind = rng.random()
     if kind < 0.03:
-        return rng.choice(FRAME).lower()
+        return rng.choice([word for word in FRAME if 3 <= len(word) <= 12]).lower()
     if kind < 0.45:
         return rng.choice(WORDS)
     if kind < 0.8:

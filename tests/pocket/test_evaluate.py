@@ -35,18 +35,32 @@ def letters_of(text: str) -> int:
 
 def test_every_skill_is_a_row_and_recall_one_per_length() -> None:
     found = cases(["letters", "recall"], [256, 512], 3, 0, letters_of)
-    assert [case.row for case in found[::3]] == ["letters", "recall", "recall at 256", "recall at 512"]
-    assert len(found) == 12
+    rows = ["letters: counting", "letters: spelling", "recall", "recall at 256", "recall at 512"]
+    assert [case.row for case in found[::3]] == rows
+    assert len(found) == 15
     assert all(case.item.is_right is not None for case in found)
 
 
 def test_the_questions_depend_on_the_seed_and_on_nothing_else() -> None:
-    def asked(seed: int, skills: Sequence[str] = ("letters", "tools")) -> list[str]:
+    def asked(seed: int, skills: Sequence[str] = ("decimals", "tools")) -> list[str]:
         return [prompt(case.item) for case in cases(skills, [], 5, seed, letters_of)]
 
     assert asked(1) == asked(1)
     assert asked(1) != asked(2)
     assert asked(1)[5:] == asked(1, ["tools"])
+
+
+def test_the_switch_of_thinking() -> None:
+    assert all(case.item.enable_thinking for case in cases(["decimals"], [], 30, 0, letters_of))
+    assert not any(case.item.enable_thinking for case in cases(["decimals"], [], 30, 0, letters_of, thinking=False))
+
+
+def test_json_counts_twice_as_right_and_as_json() -> None:
+    written = ['{"a":1}', '{"a":2}', '{"a":', "<think>\n\n</think>\n\n{}"]
+    answers = [Judged(Case("json_answer", item()), reply(text), text == written[0]) for text in written]
+    answers.append(Judged(Case("json_answer", item()), reply("{}", is_whole=False), False))
+    rows = summary(answers, 1.0)["skills"]
+    assert (rows["json_answer"]["right"], rows["json_answer: is JSON"]["right"]) == (1, 3)
 
 
 @pytest.mark.parametrize("length", [300, 4000])
