@@ -21,7 +21,7 @@ from bench.prompts import open_prompts
 from bench.raw_process import run_raw
 from bench.report import Row, build_document, build_rows, build_table, failures
 from bench.rounds import Measurement, Plan, measure
-from bench.servers import OURS, PEER, StartError
+from bench.servers import OURS, StartError, kinds
 from bench.workloads import WORKLOADS
 
 NUM_FILES = 4096
@@ -39,6 +39,9 @@ def main(
     ] = None,
     shape: Annotated[str, typer.Option(help=f"Of the made model: {', '.join(SHAPES)}.")] = "llama",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
+    kv_bits: Annotated[
+        int | None, typer.Option(help="Quantize the KV caches of ours and of the peer; ours without it runs beside.")
+    ] = None,
     peer: Annotated[bool, typer.Option("--peer/--no-peer", help="Measure mlx_lm.server too.")] = True,
     raw: Annotated[
         bool, typer.Option("--raw/--no-raw", help="Measure raw mlx-lm too; it has a model of its own in memory.")
@@ -54,12 +57,12 @@ def main(
     _allow_many_files()
     signal.signal(signal.SIGTERM, _leave)  # so that the servers end with us
     with _model(model, shape) as folder:
-        plan = Plan(folder, [OURS, PEER] if peer else [OURS], chosen, rounds, say=_say)
+        plan = Plan(folder, kinds(kv_bits, peer), chosen, rounds, say=_say)
         measurements = _measure(plan, has_raw=raw)
     rows = build_rows(measurements, rounds)
     _print(rows, failures(measurements))
     if json_file:
-        settings = {"model": str(model) if model else shape, "workloads": chosen, "rounds": rounds}
+        settings = {"model": str(model) if model else shape, "workloads": chosen, "rounds": rounds, "kv_bits": kv_bits}
         document = build_document(measurements, rows, settings)
         json_file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if not any(measurement.subject == OURS.name for measurement in measurements):

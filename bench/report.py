@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from itertools import chain
 from typing import Any
 
 from rich.table import Table
@@ -15,6 +16,7 @@ from bench.figures import FIGURES, Figure, middle, ratio
 from bench.rounds import Measurement
 
 CAPTION = "raw: mlx-lm in a process of its own, in turn with ours; peer: mlx_lm.server; median (each round)"
+FULL_CAPTION = "KV caches of ours and of the peer quantized; full: ours with a KV cache in full precision"
 
 Values = tuple[float | None, ...]
 """One a round."""
@@ -28,25 +30,36 @@ class Row:
     raw: Values
     ours: Values
     peer: Values
+    full: Values
+    """Ours with a KV cache in full precision, where ours has a quantized one."""
     ours_to_raw: Values
     ours_to_peer: Values
+    ours_to_full: Values
 
 
 def build_rows(measurements: Sequence[Measurement], num_rounds: int) -> list[Row]:
     """A row for each figure that was measured. Of raw, what took turns with ours; the rest is in the measurements."""
     rows = [_row(figure, measurements, range(1, num_rounds + 1)) for figure in FIGURES]
-    return [row for row in rows if any(value is not None for value in (*row.raw, *row.ours, *row.peer))]
+    measured = (chain(row.raw, row.ours, row.peer, row.full) for row in rows)
+    return [row for row, values in zip(rows, measured, strict=True) if any(value is not None for value in values)]
 
 
 def build_table(rows: Iterable[Row]) -> Table:
     """The table: the median of the rounds, and behind it each round where there are several."""
-    table = Table("", "unit", "better", "raw", "ours", "peer", "ours/raw", "ours/peer", caption=CAPTION)
+    rows = list(rows)
+    bases = ["raw", "peer"]
+    if any(value is not None for row in rows for value in row.full):
+        bases.append("full")
+    shown = ["ours", *bases]
+    captions = [CAPTION, FULL_CAPTION] if "full" in bases else [CAPTION]
+    headers = ["", "unit", "better", *shown, *(f"ours/{base}" for base in bases)]
+    table = Table(*headers, caption="\n".join(captions))
     for column in table.columns[3:]:
         column.justify = "right"
     for row in rows:
         figure = row.figure
-        values = [_cell(values, figure.shown) for values in (row.raw, row.ours, row.peer)]
-        ratios = [_cell(values, _shown_ratio) for values in (row.ours_to_raw, row.ours_to_peer)]
+        values = [_cell(getattr(row, name), figure.shown) for name in shown]
+        ratios = [_cell(getattr(row, f"ours_to_{base}"), _shown_ratio) for base in bases]
         table.add_row(figure.label, figure.unit, figure.better, *values, *ratios)
     return table
 
@@ -97,14 +110,16 @@ def _row(figure: Figure, measurements: Sequence[Measurement], rounds: range) -> 
             for number in rounds
         )
 
-    ours, peer, raw = values("ours"), values("peer"), values("raw", beside="ours")
+    ours, peer, raw, full = values("ours"), values("peer"), values("raw", beside="ours"), values("full")
     return Row(
         figure=figure,
         raw=raw,
         ours=ours,
         peer=peer,
+        full=full,
         ours_to_raw=_ratios(ours, raw),
         ours_to_peer=_ratios(ours, peer),
+        ours_to_full=_ratios(ours, full),
     )
 
 
@@ -126,6 +141,6 @@ def _shown_ratio(value: float) -> str:
 
 def _row_document(row: Row) -> dict[str, Any]:
     figure = row.figure
-    names = ("raw", "ours", "peer", "ours_to_raw", "ours_to_peer")
+    names = ("raw", "ours", "peer", "full", "ours_to_raw", "ours_to_peer", "ours_to_full")
     columns = {name: {"median": middle(getattr(row, name)), "rounds": list(getattr(row, name))} for name in names}
     return {"workload": figure.workload, "figure": figure.key, "better": figure.better, **columns}

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -37,6 +37,10 @@ class ServerKind:
     names_its_model: bool
     """Whether the model's name is read from `/v1/models`; else it is the folder."""
 
+    def having(self, *arguments: str, name: str | None = None) -> ServerKind:
+        """The same kind, with more arguments, and another name if given."""
+        return replace(self, name=name or self.name, arguments=(*self.arguments, *arguments))
+
     def command(self, model: Path, port: int) -> list[str]:
         filled = (argument.format(model=model, port=port) for argument in self.arguments)
         return [sys.executable, "-m", *filled]
@@ -45,12 +49,22 @@ class ServerKind:
 OURS = ServerKind(
     "ours", ("server", "serve", "{model}", "--port", "{port}", "--log-level", "warning"), "/ready", names_its_model=True
 )
+FULL = "full"
+"""The name of ours with a KV cache in full precision, where ours has a quantized one."""
 PEER = ServerKind(
     "peer",
     ("mlx_lm.server", "--model", "{model}", "--port", "{port}", "--log-level", "WARNING"),
     "/health",  # its /v1/models wants a download cache, which need not be there
     names_its_model=False,
 )
+
+
+def kinds(kv_bits: int | None, has_peer: bool) -> list[ServerKind]:
+    """The servers to measure. With `kv_bits`, ours and the peer with such a KV cache, and ours with a full one."""
+    if kv_bits is None:
+        return [OURS, PEER] if has_peer else [OURS]
+    quantized = [OURS.having("--kv-cache-bits", str(kv_bits)), OURS.having(name=FULL)]
+    return [*quantized, PEER.having("--kv-bits", str(kv_bits))] if has_peer else quantized
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,7 +176,7 @@ class _Take(torch.autograd.Function):
         return F.pad(rows, (0, 0, 0, 1))[index]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (back,) = ctx.saved_tensors
         padded = F.pad(gradient.flatten(0, -2), (0, 0, 0, 1))
         return sum((padded[places] for places in back.unbind(-1)), torch.zeros(())), None, None

@@ -47,7 +47,9 @@ MICRO_TOKENS = 8_192
 """Of one forward and backward pass."""
 MUON_LR, ADAM_LR = 0.002, 0.004
 WARMUP_STEPS = 40
-FINAL_LR = 0.05
+FAST_SHARE = 0.22
+SLOW_LR, FINAL_LR = 0.4, 0.02
+"""Of the rates above: after FAST_SHARE of the time, and at its end."""
 BALANCE_RATE = 0.002
 SAVE_EVERY_S = 120.0
 EVALUATE_EVERY_S = 480.0
@@ -159,9 +161,10 @@ class Training:
                 computed.copy_(own)
 
     def _set_rates(self) -> None:
-        """Warm up by steps; then constant, and over the last 70 % of the time down to FINAL_LR."""
-        left = 1 - self.spent_s / self.total_s
-        factor = min(1.0, (self.num_steps + 1) / WARMUP_STEPS) * max(FINAL_LR, min(1.0, left / 0.7))
+        """Warm up by steps; constant while that teaches much; then lower, and linearly down to FINAL_LR."""
+        spent = self.spent_s / self.total_s
+        factor = 1.0 if spent < FAST_SHARE else max(FINAL_LR, SLOW_LR * (1 - spent) / (1 - FAST_SHARE))
+        factor *= min(1.0, (self.num_steps + 1) / WARMUP_STEPS)
         for optimizer, rate in zip(self.optimizers, (MUON_LR, ADAM_LR), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
