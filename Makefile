@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help serve test soak lint check bench pocket clean
+.PHONY: help serve test soak lint check bench kv-quality kv-memory pocket clean
 
 # A variable counts only where it is written on the command line: a HOST or PORT in the environment is somebody else's.
 given = $(filter command,$(origin $(1)))
@@ -18,6 +18,8 @@ help:
 	@echo "make lint                             ruff: rules and format"
 	@echo "make check                            mypy and lint"
 	@echo "make bench [ARGS=...]                 measure"
+	@echo "make kv-quality [ARGS=...]            what a quantized KV cache costs, into docs/kv-cache.md"
+	@echo "make kv-memory [ARGS=...]             peak memory of a long prefill, ours and mlx-lm's"
 	@echo "make pocket [ARGS=...]                train, evaluate and package the model that comes with Pippin; an hour"
 	@echo "make clean                            remove .venv and everything else that is made"
 
@@ -43,6 +45,14 @@ bench:
 	@if [ ! -x scripts/bench ]; then echo "make bench: scripts/bench is missing" >&2; exit 1; fi
 	@scripts/install
 	@scripts/bench $(ARGS)
+
+kv-quality:
+	@EXTRA=plots scripts/install
+	@.venv/bin/python -m scripts.kv_quality $(ARGS)
+
+kv-memory:
+	@scripts/install
+	@.venv/bin/python -m bench.kv_memory $(ARGS)
 
 pocket:
 	@scripts/pocket/make $(ARGS)

@@ -15,8 +15,9 @@ from mlx_lm.models import base
 
 from mlx_backend.kv_cache.codec import Part, QuantizedColumns
 
-_MAX_SHADOW_BYTES = 256 << 20
-"""Keys and values of a layer that may be dequantized at once, for a chunk; beyond it, some heads at a time."""
+_MAX_SHADOW_BYTES = 64 << 20
+"""What a chunk's attention may take at once, of dequantized keys and values and, where no fused kernel spares it, of
+scores. Beyond it, some heads at a time."""
 _NAME = "scaled_dot_product_attention"
 _attend_arrays = base.scaled_dot_product_attention
 
@@ -58,13 +59,17 @@ def _attend_token(
     kv_heads = keys.shape[1]
     grouped = (rows, kv_heads, heads // kv_heads)
     # Products of float32 are much the fastest on a CPU, whatever the cache holds; elsewhere the model's own.
-    dtype = mx.float32 if mx.default_device() == mx.cpu else queries.dtype
+    dtype = mx.float32 if _is_on_cpu() else queries.dtype
     scores = _transposed_product(keys, (queries * scale).astype(dtype).reshape(*grouped, dim))
     if mask is not None:
         scores = _masked(scores, _grouped(mask, grouped))
     weights = _softmax(scores, None if sinks is None else sinks.astype(dtype).reshape(1, *grouped[1:], 1))
     out = _product(values, weights).astype(queries.dtype)
     return out.reshape(rows, heads, 1, out.shape[-1])
+
+
+def _is_on_cpu() -> bool:
+    return bool(mx.default_device() == mx.Device(mx.cpu))
 
 
 def _grouped(mask: mx.array, grouped: tuple[int, int, int]) -> mx.array:
@@ -104,7 +109,9 @@ def _attend_chunk(
 ) -> mx.array:
     """Many tokens per row: a dequantized copy is read by all of them, and the fused kernel keeps no score matrix."""
     heads, kv_heads = queries.shape[1], keys.shape[1]
-    shadow = sum(math.prod(part.shape) * queries.dtype.size for part in (keys, values))
+    shadow = sum(math.prod(part.shape) for part in (keys, values)) * queries.itemsize
+    if _is_on_cpu():
+        shadow += math.prod(queries.shape[:3]) * keys.shape[2] * queries.itemsize
     step = max(1, kv_heads // max(1, -(-shadow // _MAX_SHADOW_BYTES)))
     outs = []
     for start in range(0, kv_heads, step):
