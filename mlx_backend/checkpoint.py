@@ -36,11 +36,16 @@ class Checkpoint:
     @property
     def context_length(self) -> int:
         """The model's own context length, tokens."""
-        for config in (self.config, self.config.get("text_config") or {}):
-            for key in _CONTEXT_KEYS:
-                if isinstance(config.get(key), int):
-                    return int(config[key])
-        return _WITHOUT_LIMIT
+        return context_length(self.config)
+
+
+def context_length(config: Mapping[str, Any]) -> int:
+    """The context length that a config.json names, tokens."""
+    for section in (config, config.get("text_config") or {}):
+        for key in _CONTEXT_KEYS:
+            if isinstance(section.get(key), int):
+                return int(section[key])
+    return _WITHOUT_LIMIT
 
 
 def find_model(name: str) -> Path:

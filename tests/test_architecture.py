@@ -21,6 +21,7 @@ SERVER_MAY_IMPORT = {
 }
 MLX_FILES = (
     "mlx_backend/loader.py",
+    "mlx_backend/skeleton.py",
     "mlx_backend/distributed.py",
     "mlx_backend/runners/*.py",
     "mlx_backend/kv_cache/*.py",

@@ -1,0 +1,193 @@
+"""The one model of memory: what weights, KV caches and a prefill take, and what therefore fits. Pure; no MLX.
+
+Sizes are bytes. `pippin plan` reads it before there is a machine; loading and admission read it while serving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mlx_backend.kv_cache.plan import CachePlan
+
+TOKEN_STEP = 256
+"""Columns of a KV cache are allocated in such steps, by mlx-lm's caches and by ours."""
+PREFILL_STEPS = (2048, 1024, 512, 256, 128, 64)
+"""Tokens of a prefill chunk that a plan chooses from, the fastest first."""
+FUSED_HEAD_DIMS = frozenset({64, 72, 80, 96, 128})
+"""Head sizes for which Metal's attention keeps no score matrix (mlx 0.32, scaled_dot_product_attention.cpp)."""
+_SCORE_COPIES = 2.15
+"""Score matrices alive at once in latent attention, of which the mask is one: fitted to the published peaks of a
+DeepSeek-V3-class model at 4k, 8k and 16k tokens (mlx-lm#839), which it meets within 0.15 GB."""
+_FIXED_BYTES = 300_000_000
+"""What those measurements have on top at any length."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionShape:
+    """One layer's attention: `num_heads` queries, of `key_dim` numbers against keys, `value_dim` out.
+
+    `is_latent`: a chunk expands latents to keys and values of every head, and keeps its scores.
+    """
+
+    num_heads: int
+    key_dim: int
+    value_dim: int
+    is_latent: bool = False
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether a chunk's attention keeps no score matrix, on Metal."""
+        return not self.is_latent and self.key_dim == self.value_dim and self.key_dim in FUSED_HEAD_DIMS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """A model as far as memory and speed depend on it."""
+
+    model_type: str
+    num_parameters: int
+    weights_bytes: int
+    active_parameters: int
+    """Parameters that a token is computed with: of the experts those that are chosen, of embeddings one row."""
+    active_bytes: int
+    """The same as bytes of weights that a decode step of one sequence reads."""
+    num_layers: int
+    hidden_size: int
+    widest: int
+    """Most numbers per token that a layer holds at once between attention and the next layer."""
+    vocab_size: int
+    context_length: int
+    itemsize: int
+    """Bytes of an activation."""
+    attention: AttentionShape | None
+    """The widest layer's; None where there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Where the bytes go when `num_users` sequences of `context` tokens are held and one of them is prefilled."""
+
+    weights_bytes: int
+    kv_bytes: int
+    transient_bytes: int
+    """Of a prefill chunk of `prefill_step` tokens at the end of the context, or of a decode step, if that is more."""
+    reserve_bytes: int
+    context: int
+    num_users: int
+    prefill_step: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.kv_bytes + self.transient_bytes + self.reserve_bytes
+
+
+def allocated(num_tokens: int) -> int:
+    """Columns that are allocated for so many tokens."""
+    return -(-num_tokens // TOKEN_STEP) * TOKEN_STEP
+
+
+def kv_bytes(plans: Iterable[CachePlan], num_tokens: int, num_rows: int = 1) -> int:
+    """All layers' KV caches of `num_rows` sequences of `num_tokens` tokens each, as they are allocated."""
+    return num_rows * sum(_row_bytes(plan, num_tokens) for plan in plans)
+
+
+def _row_bytes(plan: CachePlan, num_tokens: int) -> int:
+    shape = plan.shape
+    if shape.window is not None:
+        return shape.state_bytes + plan.bytes_per_token * min(allocated(num_tokens), shape.window)
+    in_start = min(plan.start, num_tokens)
+    full = CachePlan(shape).bytes_per_token * in_start
+    return shape.state_bytes + full + plan.bytes_per_token * allocated(num_tokens - in_start)
+
+
+def prefill_bytes(shape: ModelShape, plans: Sequence[CachePlan], step: int, context: int) -> int:
+    """Peak of what a chunk of `step` tokens, the last of `context`, needs besides weights and caches.
+
+    Latent attention: scores [heads, step, context], and keys and values of every head, expanded. Attention without
+    a fused kernel: scores. Quantized caches: a layer's keys and values, dequantized. And the activations of a layer.
+    """
+    step = min(step, context)
+    needed = step * shape.itemsize * (2 * shape.hidden_size + shape.widest)
+    attention = shape.attention
+    if attention is not None:
+        if not attention.is_fused:
+            needed += int(_SCORE_COPIES * attention.num_heads * step * context * shape.itemsize)
+        if attention.is_latent:
+            needed += attention.num_heads * context * (attention.key_dim + attention.value_dim) * shape.itemsize
+    needed += max((_shadow_bytes(plan, context) for plan in plans), default=0)
+    return needed + _FIXED_BYTES
+
+
+def _shadow_bytes(plan: CachePlan, context: int) -> int:
+    """A layer's dequantized copy, and its caches' old arrays while they are moved to larger ones."""
+    tokens = context if plan.shape.window is None else min(context, plan.shape.window)
+    copy = CachePlan(plan.shape).bytes_per_token * tokens if plan.is_quantized else 0
+    return copy + plan.bytes_per_token * tokens
+
+
+def decode_bytes(shape: ModelShape, context: int, num_rows: int) -> int:
+    """Peak of what a decode step of `num_rows` sequences needs besides weights and caches: scores and logits."""
+    heads = shape.attention.num_heads if shape.attention else 0
+    scores = 2 * num_rows * heads * context * 4
+    logits = 4 * num_rows * shape.vocab_size * 4
+    return scores + logits + num_rows * shape.itemsize * (2 * shape.hidden_size + shape.widest) + _FIXED_BYTES
+
+
+def memory_of(
+    shape: ModelShape,
+    plans: Sequence[CachePlan],
+    *,
+    context: int,
+    num_users: int,
+    prefill_step: int,
+    reserve_bytes: int,
+) -> Memory:
+    """What it takes to hold `num_users` sequences of `context` tokens and to prefill the last chunk of one."""
+    return Memory(
+        weights_bytes=shape.weights_bytes,
+        kv_bytes=kv_bytes(plans, context, num_users),
+        transient_bytes=max(
+            prefill_bytes(shape, plans, prefill_step, context), decode_bytes(shape, context, num_users)
+        ),
+        reserve_bytes=reserve_bytes,
+        context=context,
+        num_users=num_users,
+        prefill_step=prefill_step,
+    )
+
+
+def largest_context(
+    shape: ModelShape,
+    plans: Sequence[CachePlan],
+    *,
+    budget_bytes: int,
+    num_users: int,
+    reserve_bytes: int,
+    prefill_steps: Sequence[int] = PREFILL_STEPS,
+) -> Memory | None:
+    """The most tokens that every one of `num_users` can have, of the model's own; None where not one chunk fits.
+
+    The prefill step is the largest with which that context fits: a smaller step never makes the context shorter.
+    """
+
+    def fits(context: int, step: int) -> bool:
+        memory = memory_of(
+            shape,
+            plans,
+            context=context,
+            num_users=num_users,
+            prefill_step=step,
+            reserve_bytes=reserve_bytes,
+        )
+        return memory.total_bytes <= budget_bytes
+
+    smallest = min(prefill_steps)
+    low, high = 0, shape.context_length
+    while low < high:  # fits() is monotone in the context
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle, smallest) else (low, middle - 1)
+    if low == 0:
+        return None
+    step = next(step for step in sorted(prefill_steps, reverse=True) if fits(low, step))
+    return memory_of(shape, plans, context=low, num_users=num_users, prefill_step=step, reserve_bytes=reserve_bytes)

@@ -1,0 +1,159 @@
+"""A model's shape, read from the model itself: built lazily by mlx-lm, from a folder or from a config alone.
+
+Nothing is evaluated, so a model of any size takes a second and some hundred MB. Exact to the byte where the weights'
+headers are there; from a config alone, as exact as its quantization section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm import utils as mlx_lm_utils
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+
+from mlx_backend.checkpoint import Checkpoint, context_length
+from mlx_backend.errors import ModelLoadError
+from mlx_backend.kv_cache.build import measure
+from mlx_backend.kv_cache.plan import CacheShape
+from mlx_backend.loader import build_model
+from mlx_backend.memory import AttentionShape, ModelShape
+
+_CHOSEN_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "top_k_experts")
+_EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
+_EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """A model without its weights' values: what memory depends on, and the shape of every KV cache."""
+
+    shape: ModelShape
+    caches: tuple[CacheShape, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """Affine quantization of all that can be quantized, `bits` per number in groups of `group_size`."""
+
+    bits: int
+    group_size: int
+
+
+def from_checkpoint(checkpoint: Checkpoint) -> Skeleton:
+    """Of a model folder: the files' headers say what every weight takes. Raises ModelLoadError."""
+    return _read(build_model(checkpoint), checkpoint.config)
+
+
+def from_config(config: Mapping[str, Any], quantization: Quantization | None = None) -> Skeleton:
+    """Of a config.json alone, in bfloat16 or as its `quantization` section says, or quantized as told.
+
+    Raises ModelLoadError for an architecture that mlx-lm does not know.
+    """
+    own = {**config}
+    try:
+        model_class, arguments_class = mlx_lm_utils._get_classes(own)
+        model = model_class(arguments_class.from_dict(own))
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ModelLoadError(
+            f"config.json of model_type {config.get('model_type')!r} builds no model ({what})"
+        ) from error
+    model.set_dtype(mx.bfloat16)
+    section = config.get("quantization") if quantization is None else None
+    if quantization is not None:
+        section = {"bits": quantization.bits, "group_size": quantization.group_size}
+    if section:
+        _quantize(model, section)
+    return _read(model, config)
+
+
+def _quantize(model: nn.Module, section: Mapping[str, Any]) -> None:
+    """As mlx-lm's loader does it, taking every weight that can be quantized for quantized, but for what is named."""
+
+    def how(path: str, module: nn.Module) -> Any:
+        if path in section:
+            return section[path]
+        last = getattr(module, "weight", None)
+        return hasattr(module, "to_quantized") and last is not None and last.shape[-1] % section["group_size"] == 0
+
+    nn.quantize(model, section["group_size"], section["bits"], mode=section.get("mode", "affine"), class_predicate=how)
+
+
+def _read(model: Any, config: Mapping[str, Any]) -> Skeleton:
+    caches = make_prompt_cache(model)
+    logits = model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)
+    shapes = measure(caches, config)
+    text = {**config, **(config.get("text_config") or {})}
+    parts = list(_parts(model, text))
+    return Skeleton(
+        ModelShape(
+            model_type=str(config.get("model_type")),
+            num_parameters=round(sum(part.num_parameters for part in parts)),
+            weights_bytes=sum(array.nbytes for _, array in tree_flatten(model.parameters())),
+            active_parameters=round(sum(part.active_parameters for part in parts)),
+            active_bytes=round(sum(part.active_bytes for part in parts)),
+            num_layers=len(caches),
+            hidden_size=int(text.get("hidden_size") or max(part.width for part in parts)),
+            widest=max((part.width for part in parts), default=0),
+            vocab_size=int(logits.shape[-1]),
+            context_length=context_length(config),
+            itemsize=logits.itemsize,
+            attention=_attention(shapes, text),
+        ),
+        shapes,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A module with weights of its own: what of it a token uses, and how many numbers per token it gives out."""
+
+    num_parameters: float
+    active_parameters: float
+    active_bytes: float
+    width: int
+
+
+def _parts(model: Any, config: Mapping[str, Any]) -> Iterator[_Part]:
+    modules = dict(model.named_modules())
+    is_tied = not any(name.endswith("lm_head") for name in modules)
+    chosen = next((int(config[key]) for key in _CHOSEN_EXPERTS if config.get(key)), 1)
+    for module in modules.values():
+        arrays = [value for value in module.values() if isinstance(value, mx.array)]
+        if not arrays:
+            continue
+        share, width = 1.0, 0
+        if isinstance(module, _EXPERTS):
+            share = min(1.0, chosen / module.num_experts)
+            width = chosen * module.weight.shape[-2]
+        elif isinstance(module, _EMBEDDINGS):
+            share = 1.0 if is_tied else 1 / module.weight.shape[0]
+        elif "weight" in module and module.weight.ndim == 2 and module.weight.shape[0] != config.get("vocab_size"):
+            width = module.weight.shape[0]
+        numbers = float(sum(array.size for array in arrays))
+        if "scales" in module:  # packed integers of 32 bits
+            numbers = module.weight.size * 32 / module.bits
+        yield _Part(numbers, share * numbers, share * sum(array.nbytes for array in arrays), width)
+
+
+def _attention(caches: tuple[CacheShape, ...], config: Mapping[str, Any]) -> AttentionShape | None:
+    holding = [shape for shape in caches if shape.keys is not None and shape.values is not None]
+    if not holding:
+        return None
+    num_heads = int(config.get("num_attention_heads") or 1)
+    if any(shape.kind == "latent" for shape in holding):
+        return AttentionShape(
+            num_heads=num_heads,
+            key_dim=int(config["qk_nope_head_dim"]),
+            value_dim=int(config["v_head_dim"]),
+            is_latent=True,
+        )
+    key_dim = max(shape.keys.dim for shape in holding if shape.keys)
+    value_dim = max(shape.values.dim for shape in holding if shape.values)
+    return AttentionShape(num_heads=num_heads, key_dim=key_dim, value_dim=value_dim)

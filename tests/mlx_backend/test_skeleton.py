@@ -1,0 +1,106 @@
+"""Shapes read from models that are built and never computed, against the models themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.utils import load_model
+
+from mlx_backend.checkpoint import open_checkpoint
+from mlx_backend.errors import ModelLoadError
+from mlx_backend.kv_cache.plan import CachePlan
+from mlx_backend.memory import kv_bytes
+from mlx_backend.skeleton import Quantization, from_checkpoint, from_config
+from tests.tiny_models import write_model
+
+pytestmark = pytest.mark.mlx
+
+R1: dict[str, Any] = {
+    "model_type": "deepseek_v3",
+    "num_hidden_layers": 61,
+    "first_k_dense_replace": 3,
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "n_group": 8,
+    "topk_group": 4,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+    "max_position_embeddings": 163840,
+    "vocab_size": 129280,
+    "norm_topk_prob": True,
+    "rope_scaling": None,
+}
+
+
+@pytest.mark.parametrize("name", ["llama", "deepseek_v3", "gpt_oss", "gemma3", "falcon_h1"])
+def test_weights_and_kv_caches_to_the_byte(tmp_path: Path, name: str) -> None:
+    folder = write_model(tmp_path / name, name)
+    read = from_checkpoint(open_checkpoint(folder))
+    model, _ = load_model(folder)
+    arrays = [array for _, array in tree_flatten(model.parameters())]
+    assert read.shape.weights_bytes == sum(array.nbytes for array in arrays)
+    assert read.shape.num_parameters == sum(array.size for array in arrays)
+    caches = make_prompt_cache(model)
+    model(mx.ones((1, 256), dtype=mx.int32), cache=caches)
+    if (
+        name == "gpt_oss"
+    ):  # after a chunk longer than its window mlx-lm's cache holds the chunk; a token later, the window
+        model(mx.ones((1, 1), dtype=mx.int32), cache=caches)
+        caches = [cache for cache in caches if not hasattr(cache, "max_size")]
+        plain = [CachePlan(shape) for shape in read.caches if shape.window is None]
+        assert sum(cache.nbytes for cache in caches) == kv_bytes(plain, 257)
+        return
+    windows = [shape.window for shape in read.caches if shape.window is not None]
+    held = sum(cache.nbytes for cache in caches)
+    planned = kv_bytes([CachePlan(shape) for shape in read.caches], 256)
+    if windows:
+        assert held > planned  # a window that has just seen a chunk
+    else:
+        assert held == planned
+
+
+def test_deepseek_r1_from_its_config_alone() -> None:
+    full, quantized = from_config(R1), from_config(R1, Quantization(bits=4, group_size=64))
+    assert full.shape.num_parameters == quantized.shape.num_parameters == 671_026_419_200
+    assert full.shape.weights_bytes == pytest.approx(1342.1e9, rel=1e-4)
+    assert quantized.shape.weights_bytes == 377_606_822_912
+    assert quantized.shape.active_bytes == pytest.approx(20.76e9, rel=1e-3)
+    assert quantized.shape.active_parameters == pytest.approx(36.63e9, rel=1e-3)
+    assert kv_bytes([CachePlan(shape) for shape in quantized.caches], 256) == 256 * 70_272
+    assert quantized.shape.attention is not None and quantized.shape.attention.is_latent
+
+
+def test_the_quantization_that_a_config_names_is_taken() -> None:
+    named = {**R1, "quantization": {"bits": 3, "group_size": 64, "lm_head": {"bits": 8, "group_size": 64}}}
+    wide = from_config({**R1, "quantization": {"bits": 3, "group_size": 64}})
+    assert from_config(named).shape.weights_bytes - wide.shape.weights_bytes == 129_280 * 7168 * 5 // 8
+    assert wide.shape.weights_bytes == pytest.approx(293.7e9, rel=1e-3)
+
+
+def test_tied_embeddings_are_read_whole(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "llama", "llama")
+    tied = from_checkpoint(open_checkpoint(folder)).shape
+    assert tied.active_bytes == tied.weights_bytes
+    config = {**json.loads((folder / "config.json").read_text()), "tie_word_embeddings": False}
+    own = from_config(config).shape
+    assert own.weights_bytes - own.active_bytes == (config["vocab_size"] - 1) * config["hidden_size"] * 2
+
+
+def test_an_unknown_architecture() -> None:
+    with pytest.raises(ModelLoadError, match="model_type 'nonesuch' builds no model"):
+        from_config({"model_type": "nonesuch"})
