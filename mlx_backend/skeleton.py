@@ -125,7 +125,7 @@ def _parts(model: Any, config: Mapping[str, Any]) -> Iterator[_Part]:
     is_tied = not any(name.endswith("lm_head") for name in modules)
     chosen = next((int(config[key]) for key in _CHOSEN_EXPERTS if config.get(key)), 1)
     for module in modules.values():
-        arrays = [value for value in module.values() if isinstance(value, mx.array)]
+        arrays = [v for name, v in module.items() if isinstance(v, mx.array) and not name.startswith("_")]
         if not arrays:
             continue
         share, width = 1.0, 0
