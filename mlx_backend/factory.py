@@ -1,10 +1,16 @@
-"""Picks the runner by name and imports it late. The only module besides tests that names a runner."""
+"""Picks the runner by name and imports it late; so, too, what reads a model's shape. Nothing else names a runner."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+from mlx_backend.checkpoint import find_model, open_checkpoint
 from mlx_backend.engine import DeviceEngine
 from mlx_backend.errors import ModelLoadError
 from mlx_backend.interface import Engine, EngineConfig
+from mlx_backend.kv_cache.plan import CacheShape
+from mlx_backend.memory import ModelShape
 from mlx_backend.runners.base import Runner
 
 
@@ -25,3 +31,40 @@ def _create_runner(config: EngineConfig) -> Runner:
             f"the mlx backend needs mlx and mlx-lm ({error}); install them, or say --backend mock"
         ) from error
     return MLXRunner(config)
+
+
+def read_shape(
+    model: str, weight_bits: int | None = None, group_size: int = 64
+) -> tuple[ModelShape, tuple[CacheShape, ...]]:
+    """What memory and speed depend on, of a model folder, a hub id or a config.json; nothing is computed.
+
+    `weight_bits` plans for weights quantized so; then the config alone counts. Raises ModelLoadError.
+    """
+    try:
+        from mlx_backend import skeleton
+    except ImportError as error:
+        raise ModelLoadError(f"a model's shape is read with mlx and mlx-lm ({error}); install them") from error
+    path = Path(model).expanduser()
+    quantization = None if weight_bits is None else skeleton.Quantization(weight_bits, group_size)
+    if path.is_file() or quantization is not None:
+        file = path if path.is_file() else find_model(model) / "config.json"
+        found = skeleton.from_config(_read_json(file), quantization)
+    else:
+        folder = find_model(model)
+        has_weights = any(folder.glob("model*.safetensors"))
+        found = (
+            skeleton.from_checkpoint(open_checkpoint(folder))
+            if has_weights
+            else skeleton.from_config(_read_json(folder / "config.json"))
+        )
+    return found.shape, found.caches
+
+
+def _read_json(file: Path) -> dict[str, object]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{file} cannot be read as a config.json ({error})") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelLoadError(f"{file} names no model_type; is it a model's config.json?")
+    return config

@@ -33,6 +33,8 @@ class AttentionShape:
     num_heads: int
     key_dim: int
     value_dim: int
+    rope_dim: int = 0
+    """Of latent attention: numbers of a key beside `key_dim`, the same for all heads."""
     is_latent: bool = False
 
     @property
@@ -52,6 +54,10 @@ class ModelShape:
     """Parameters that a token is computed with: of the experts those that are chosen, of embeddings one row."""
     active_bytes: int
     """The same as bytes of weights that a decode step of one sequence reads."""
+    routed_active_bytes: int = 0
+    """Of active_bytes, those of routed experts."""
+    routed_share: float = 0.0
+    """Experts that a token chooses, of all; 0 where there are none."""
     num_layers: int
     hidden_size: int
     widest: int
@@ -62,6 +68,20 @@ class ModelShape:
     """Bytes of an activation."""
     attention: AttentionShape | None
     """The widest layer's; None where there is none."""
+    num_full_attention_layers: int = 0
+    """Layers whose attention has no window."""
+
+    @property
+    def is_moe(self) -> bool:
+        return self.routed_share > 0
+
+    @property
+    def attention_width(self) -> int:
+        """Sum over the layers with full attention of heads x (whole key + value)."""
+        if self.attention is None:
+            return 0
+        per_head = self.attention.key_dim + self.attention.rope_dim + self.attention.value_dim
+        return self.num_full_attention_layers * self.attention.num_heads * per_head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

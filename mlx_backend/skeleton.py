@@ -98,6 +98,8 @@ def _read(model: Any, config: Mapping[str, Any]) -> Skeleton:
             weights_bytes=sum(array.nbytes for _, array in tree_flatten(model.parameters())),
             active_parameters=round(sum(part.active_parameters for part in parts)),
             active_bytes=round(sum(part.active_bytes for part in parts)),
+            routed_active_bytes=round(sum(part.active_bytes for part in parts if part.routed_share)),
+            routed_share=max((part.routed_share for part in parts), default=0.0),
             num_layers=len(caches),
             hidden_size=int(text.get("hidden_size") or max(part.width for part in parts)),
             widest=max((part.width for part in parts), default=0),
@@ -105,6 +107,7 @@ def _read(model: Any, config: Mapping[str, Any]) -> Skeleton:
             context_length=context_length(config),
             itemsize=logits.itemsize,
             attention=_attention(shapes, text),
+            num_full_attention_layers=sum(cache.keys is not None and cache.window is None for cache in shapes),
         ),
         shapes,
     )
@@ -118,6 +121,8 @@ class _Part:
     active_parameters: float
     active_bytes: float
     width: int
+    routed_share: float
+    """Of routed experts, how many of all a token chooses; 0 for anything else."""
 
 
 def _parts(model: Any, config: Mapping[str, Any]) -> Iterator[_Part]:
@@ -128,9 +133,9 @@ def _parts(model: Any, config: Mapping[str, Any]) -> Iterator[_Part]:
         arrays = [v for name, v in module.items() if isinstance(v, mx.array) and not name.startswith("_")]
         if not arrays:
             continue
-        share, width = 1.0, 0
+        share, width, routed = 1.0, 0, 0.0
         if isinstance(module, _EXPERTS):
-            share = min(1.0, chosen / module.num_experts)
+            share = routed = min(1.0, chosen / module.num_experts)
             width = chosen * module.weight.shape[-2]
         elif isinstance(module, _EMBEDDINGS):
             share = 1.0 if is_tied else 1 / module.weight.shape[0]
@@ -139,7 +144,7 @@ def _parts(model: Any, config: Mapping[str, Any]) -> Iterator[_Part]:
         numbers = float(sum(array.size for array in arrays))
         if "scales" in module:  # packed integers of 32 bits
             numbers = module.weight.size * 32 / module.bits
-        yield _Part(numbers, share * numbers, share * sum(array.nbytes for array in arrays), width)
+        yield _Part(numbers, share * numbers, share * sum(array.nbytes for array in arrays), width, routed)
 
 
 def _attention(caches: tuple[CacheShape, ...], config: Mapping[str, Any]) -> AttentionShape | None:
@@ -152,6 +157,7 @@ def _attention(caches: tuple[CacheShape, ...], config: Mapping[str, Any]) -> Att
             num_heads=num_heads,
             key_dim=int(config["qk_nope_head_dim"]),
             value_dim=int(config["v_head_dim"]),
+            rope_dim=int(config["qk_rope_head_dim"]),
             is_latent=True,
         )
     key_dim = max(shape.keys.dim for shape in holding if shape.keys)

@@ -1,4 +1,4 @@
-"""The command line: serve · config · version. The options of `serve` and `config` come from the declared fields.
+"""The command line: serve · plan · config · version. The options of `serve` and `config` come from the declared fields.
 
 Everything heavy is imported by the command that needs it, so that `pippin --help` answers at once.
 """
@@ -132,6 +132,77 @@ def show_config(
         _print_json(rows)
     else:
         _print_table(rows)
+
+
+@app.command()
+def plan(
+    model: str = typer.Argument(
+        pocket.MODEL_ID, metavar="MODEL", help="A model folder, a hub id, or a config.json.", show_default=True
+    ),
+    machine: str | None = typer.Option(
+        None, help="Plan for this machine, such as m3-ultra-512 (see --machines); else for the one at hand."
+    ),
+    bits: int | None = typer.Option(None, help="Plan with weights quantized to so many bits."),
+    group_size: int = typer.Option(64, help="... in groups of so many."),
+    kv_bits: int | None = typer.Option(None, help="Plan with a KV cache of so many bits: 8, 6, 5 or 4."),
+    kv_group_size: int | None = typer.Option(None, help="... in groups of so many: 32, 64 or 128."),
+    users: str = typer.Option("1,2,4,8", help="For so many users at once, with commas between."),
+    context: int | None = typer.Option(None, min=1, help="No more context than that for a user, tokens."),
+    budget_gb: float | None = typer.Option(None, min=0, help="Memory for the model; else the GPU's limit."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
+    plot: str | None = typer.Option(None, help="Draw memory against context into this PNG or SVG file."),
+    machines: bool = typer.Option(False, "--machines", help="List the machines that are known, and end."),
+) -> None:
+    """Say what of a model fits a machine: context, users, speed, and what would help. Nothing is loaded."""
+    from server import plan as shown
+
+    if machines:
+        shown.show_machines()
+        return
+    kv = {"bits": kv_bits, "group_size": kv_group_size}
+    weights = (bits, group_size)
+    budget = None if budget_gb is None else round(budget_gb * 1e9)
+    found, name = _planned(model, machine, weights, kv, users=users, context=context, budget_bytes=budget)
+    if as_json:
+        shown.print_json(shown.to_document(found, name))
+    else:
+        shown.show(found, name)
+    if plot is not None:
+        try:
+            shown.draw(found, name, Path(plot))
+        except ImportError:
+            raise ConfigError("--plot needs matplotlib; install it, or Pippin with the extra plots") from None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--plot {plot}: {error}") from None
+    raise typer.Exit(0 if found.fits else 3)
+
+
+def _planned(
+    model: str, machine: str | None, weights: tuple[int | None, int], kv: dict[str, int | None], **options: Any
+) -> tuple[Any, str]:
+    """(the plan, the model's name). Raises ConfigError for what cannot be planned."""
+    from mlx_backend.errors import ModelLoadError
+    from mlx_backend.factory import read_shape
+    from mlx_backend.interface import KVCacheConfig
+    from mlx_backend.machines import UnknownMachine, find_machine, this_machine
+    from mlx_backend.planner import build_plan
+    from server.plan import numbers
+
+    is_pocket = pocket.is_meant(model)
+    try:
+        options["users"] = numbers(options["users"])
+    except ValueError:
+        raise ConfigError(f"--users {options['users']!r}: whole numbers from 1, with commas between") from None
+    try:
+        at = find_machine(machine) if machine is not None else this_machine()
+        if at is None:
+            raise ConfigError("this machine's memory cannot be told; name one with --machine (see --machines)")
+        shape, caches = read_shape(str(pocket.folder()) if is_pocket else model, *weights)
+        found = build_plan(shape, caches, at, KVCacheConfig(**kv), **options)
+    except (ModelLoadError, UnknownMachine, ValueError) as error:
+        raise ConfigError(str(error)) from None
+    path = Path(model)
+    return found, (path.parent.name or str(path)) if path.is_file() else path.name if path.is_dir() else model
 
 
 @app.command()

@@ -1,0 +1,188 @@
+"""`pippin plan`: a plan as a table, as JSON, as a plot. Knows how a plan is shown, not how it is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mlx_backend.machines import Machine, load_machines
+from mlx_backend.memory import Memory
+from mlx_backend.planner import Plan, Row, memory_at
+from mlx_backend.speed import Estimate
+
+_PLOTTED_CONTEXTS = 64
+
+
+def show(plan: Plan, name: str, console: Console | None = None) -> None:
+    """Print a plan for people."""
+    out = console or Console(highlight=False)
+    for line in _heading(plan, name):
+        out.print(line, markup=False)
+    out.print(_table(plan))
+    if len(plan.kv_choices) > 1:
+        out.print(_kv_line(plan), markup=False)
+    for line in plan.advice:
+        out.print(f"-> {line}", markup=False)
+    if any(row.decode is not None for row in plan.rows):
+        out.print("Speeds are estimates; each range is as wide as the published measurements behind it lie apart.")
+
+
+def to_document(plan: Plan, name: str) -> dict[str, Any]:
+    """The same for programs; bytes, seconds, tokens per second."""
+    return {
+        "model": name,
+        "fits": plan.fits,
+        "shape": asdict(plan.shape),
+        "machine": asdict(plan.machine),
+        "budget_bytes": plan.budget_bytes,
+        "reserve_bytes": plan.reserve_bytes,
+        "kv_cache": asdict(plan.kv_cache),
+        "kv_bytes_per_token": sum(cache.bytes_per_token for cache in plan.caches),
+        "users": [_row_document(row) for row in plan.rows],
+        "kv_choices": [asdict(choice) for choice in plan.kv_choices],
+        "advice": list(plan.advice),
+    }
+
+
+def draw(plan: Plan, name: str, file: Path) -> None:
+    """Memory against context, one user and the most users of the plan, into a PNG or SVG. Raises ImportError."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    longest = plan.shape.context_length
+    contexts = sorted({max(1, longest * i // _PLOTTED_CONTEXTS) for i in range(1, _PLOTTED_CONTEXTS + 1)})
+    figure, axes = pyplot.subplots(figsize=(9, 5.5))
+    memories = memory_at(plan, contexts)
+    parts = {
+        "weights": [m.weights_bytes for m in memories],
+        "reserve": [m.reserve_bytes for m in memories],
+        "KV cache, 1 user": [m.kv_bytes for m in memories],
+        "prefill": [m.transient_bytes for m in memories],
+    }
+    axes.stackplot(contexts, [[each / 1e9 for each in part] for part in parts.values()], labels=list(parts), alpha=0.8)
+    most = max(row.num_users for row in plan.rows)
+    if most > 1:
+        totals = [m.total_bytes / 1e9 for m in memory_at(plan, contexts, most)]
+        axes.plot(contexts, totals, "k--", label=f"all of it, {most} users")
+    axes.axhline(plan.budget_bytes / 1e9, color="tab:red", label="limit for the GPU")
+    axes.axhline(plan.machine.memory_bytes / 1e9, color="tab:gray", label="memory of the machine")
+    axes.set(xlabel="context, tokens", ylabel="GB", title=f"{name} on {plan.machine.name}", xlim=(0, longest))
+    axes.legend(loc="upper left", fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+def show_machines(console: Console | None = None) -> None:
+    """Print the table of known machines."""
+    table = Table("id", "chip", "GPU cores", "memory, GB", "GB/s", "GPU limit, GB", box=None, pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for machine in load_machines():
+        table.add_row(*_machine_cells(machine))
+    (console or Console(highlight=False)).print(table)
+
+
+def _machine_cells(machine: Machine) -> tuple[str, ...]:
+    sizes = (f"{machine.memory_bytes // 2**30}", f"{machine.bandwidth / 1e9:,.0f}")
+    return (machine.id, machine.chip, str(machine.gpu_cores), *sizes, f"{machine.gpu_limit_bytes / 1e9:,.0f}")
+
+
+def _heading(plan: Plan, name: str) -> Iterator[str]:
+    shape, machine = plan.shape, plan.machine
+    active = f", {_count(shape.active_parameters)} of them for a token" if shape.is_moe else ""
+    yield f"{name}: {shape.model_type}, {_count(shape.num_parameters)} parameters{active}"
+    per_token = sum(cache.bytes_per_token for cache in plan.caches)
+    held = "in full precision" if not plan.kv_cache.is_quantized else "quantized"
+    yield (
+        f"weights {_gb(shape.weights_bytes)} GB, KV cache {per_token:,} bytes per token {held}, "
+        f"context up to {shape.context_length:,} tokens"
+    )
+    limit = f"{_gb(plan.budget_bytes)} GB for the model"
+    basis = f" ({machine.gpu_limit_basis})" if plan.budget_bytes == machine.gpu_limit_bytes else ""
+    yield f"{machine.name}: {limit}{basis}, {_gb(plan.reserve_bytes)} GB of them kept in reserve"
+
+
+def _table(plan: Plan) -> Table:
+    headers = ("users", "context", "KV GB", "prefill GB", "step", "all GB")
+    speeds = ("tok/s", "prefill tok/s", "TTFT")
+    table = Table(*headers, *speeds, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in table.columns:
+        column.justify = "right"
+    for row in plan.rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def _cells(row: Row) -> list[str]:
+    if row.memory is None:
+        return [str(row.num_users), "does not fit", *[""] * 7]
+    memory = row.memory
+    cells = [str(row.num_users), f"{memory.context:,}", _gb(memory.kv_bytes), _gb(memory.transient_bytes)]
+    cells += [str(memory.prefill_step), _gb(memory.total_bytes), _estimate(row.decode), _estimate(row.prefill)]
+    return [*cells, "" if row.ttft_s is None else _duration(row.ttft_s)]
+
+
+def _kv_line(plan: Plan) -> str:
+    told = [
+        f"{'full' if choice.bits is None else f'{choice.bits} bits'}: "
+        + ("does not fit" if choice.context is None else f"{choice.context:,} tokens")
+        for choice in plan.kv_choices
+    ]
+    return f"KV cache, and the context that one user gets: {'; '.join(told)}"
+
+
+def _estimate(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    digits = 1 if estimate.low < 20 else 0
+    return f"{estimate.low:,.{digits}f}-{estimate.high:,.{digits}f}"
+
+
+def _duration(seconds: float) -> str:
+    """`12 s`, `4 min`, `1.4 h`: no more digits than the estimate has."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _count(number: int) -> str:
+    """`671.0 B`, `4.9 M`."""
+    return f"{number / 1e9:,.1f} B" if number >= 10**9 else f"{number / 1e6:,.1f} M"
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f}" if num_bytes >= 10**8 else f"{num_bytes / 1e9:,.3f}"
+
+
+def _row_document(row: Row) -> dict[str, Any]:
+    memory: Memory | None = row.memory
+    return {
+        "num_users": row.num_users,
+        "memory": None if memory is None else {**asdict(memory), "total_bytes": memory.total_bytes},
+        "decode_tokens_per_s": None if row.decode is None else asdict(row.decode),
+        "prefill_tokens_per_s": None if row.prefill is None else asdict(row.prefill),
+        "ttft_s": row.ttft_s,
+    }
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """To standard output."""
+    print(json.dumps(document, indent=2))
+
+
+def numbers(text: str) -> Sequence[int]:
+    """`1,2,4` as whole numbers from 1. Raises ValueError."""
+    found = [int(part) for part in text.split(",")]
+    if not found or min(found) < 1:
+        raise ValueError(text)
+    return found
