@@ -13,10 +13,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from mlx_backend.admission import Claim
 from mlx_backend.errors import (
     ContextLengthExceeded,
     EngineDead,
     EngineNotReady,
+    MemoryLimitExceeded,
     ModelLoadError,
     OutOfMemory,
     QueueFull,
@@ -76,7 +78,8 @@ class DeviceEngine:
         self._outbox = Outbox()
         self._failures_in_a_row = 0
         self._num_steps = self._num_finished = self._num_aborted = self._num_failed = 0
-        self._kv_bytes = 0
+        self._kv_bytes = self._planned_bytes = 0
+        self._device_bytes = (0, 0)
 
     # ---- any thread ----
 
@@ -106,6 +109,7 @@ class DeviceEngine:
             if len(request.prompt_ids) + request.max_tokens > info.context_limit:
                 raise ContextLengthExceeded(len(request.prompt_ids), request.max_tokens, info.context_limit)
             check_token_ids(request, info.vocab_size)
+            self._check_memory(request)
         prefills = _build_prefills(requests)
         stream = EventStream(prefills, self._request_abort)
         for prefill in prefills:
@@ -121,6 +125,17 @@ class DeviceEngine:
             self._changed.notify()
         return stream
 
+    def _check_memory(self, request: GenerationRequest) -> None:
+        """Raise MemoryLimitExceeded for what would not fit even alone."""
+        budget = self._runner.budget
+        if budget is None:
+            return
+        total = len(request.prompt_ids) + request.max_tokens
+        claim = Claim(request.n, len(request.prompt_ids), total)
+        if not budget.admits([claim]):
+            needed, largest = budget.needed([claim]), budget.largest_alone(request.n)
+            raise MemoryLimitExceeded(total, request.n, needed, budget.limit_bytes, largest)
+
     def stats(self) -> EngineStats:
         scheduler = self._scheduler
         return EngineStats(
@@ -132,6 +147,9 @@ class DeviceEngine:
             num_aborted=self._num_aborted,
             num_failed=self._num_failed,
             kv_bytes=self._kv_bytes,
+            planned_bytes=self._planned_bytes,
+            active_bytes=self._device_bytes[0],
+            peak_bytes=self._device_bytes[1],
         )
 
     def health(self) -> EngineHealth:
@@ -168,7 +186,7 @@ class DeviceEngine:
         try:
             info = self._runner.load(self._report_load)
             max_rows = self._config.scheduler.max_num_seqs if info.is_batched else 1
-            self._scheduler = Scheduler(self._config.scheduler, self._pace, max_rows)
+            self._scheduler = Scheduler(self._config.scheduler, self._pace, max_rows, self._runner.budget)
             self._info = info
             while self._take_work():
                 self._turn()
@@ -194,7 +212,7 @@ class DeviceEngine:
             self._busy = False
             self._collected_at = None
             self._let_go_of_rows()
-            self._kv_bytes = self._runner.kv_bytes(())
+            self._measure(())
         with self._changed:
             while self._is_idle():
                 self._changed.wait()
@@ -230,7 +248,12 @@ class DeviceEngine:
         for chunk in plan.chunks:
             self._prefill(chunk)
         self._outbox.send()
-        self._kv_bytes = self._runner.kv_bytes(self._scheduler.prefilling)
+        self._measure(self._scheduler.prefilling)
+
+    def _measure(self, prefills: Iterable[Prefill]) -> None:
+        self._kv_bytes = self._runner.kv_bytes(prefills)
+        self._planned_bytes = self._scheduler.planned_bytes
+        self._device_bytes = self._runner.device_bytes()
 
     def _let_go_of_rows(self) -> None:
         """Rows leave when a step starts without them; where none will start for long, they leave here."""

@@ -6,6 +6,7 @@ EngineError
 ├── EngineDead               the device thread has ended; nothing will be answered any more
 ├── QueueFull                as many requests wait as `scheduler.max_waiting` allows
 ├── ContextLengthExceeded    prompt + max_tokens is more than the context limit
+├── MemoryLimitExceeded      the request alone needs more memory than there is
 └── SequenceFailed           one computation failed; names whom it concerns, the others go on
     └── OutOfMemory          ... because the device had no memory for it
 """
@@ -62,6 +63,19 @@ class ContextLengthExceeded(EngineError):
             f"This model's maximum context length is {limit} tokens. However, you requested {total} tokens "
             f"({num_prompt_tokens} in the prompt, {max_tokens} for the output). "
             "Please shorten the prompt or ask for fewer tokens."
+        )
+
+
+class MemoryLimitExceeded(EngineError):
+    """The request could not be computed even alone: `largest` tokens, prompt and output, could."""
+
+    def __init__(self, num_tokens: int, num_rows: int, needed_bytes: int, limit_bytes: int, largest: int) -> None:
+        self.largest = largest
+        rows = "" if num_rows == 1 else f" for {num_rows} continuations"
+        super().__init__(
+            f"This request may need {needed_bytes / 1e9:.2f} GB of memory beside the model ({num_tokens} tokens of "
+            f"prompt and output{rows}), and {limit_bytes / 1e9:.2f} GB are there. "
+            f"At most {largest} tokens{rows} fit; please shorten the prompt or ask for fewer tokens."
         )
 
 

@@ -77,6 +77,19 @@ class KVCacheConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryConfig:
+    """How much memory may be used, in GB (1e9 bytes)."""
+
+    limit_gb: float | None = option(
+        None, "memory for weights, KV caches and computing; none: what the system lets the device have", gt=0
+    )
+    reserve_gb: float | None = option(None, "of the limit, what stays unused; none: a tenth, at most 3 GB", ge=0)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HealthConfig:
     """When the server calls itself unhealthy."""
 
@@ -109,6 +122,7 @@ class EngineConfig:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
     kv_cache: KVCacheConfig = field(default_factory=KVCacheConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     mock: MockConfig = field(default_factory=MockConfig)
 
@@ -199,11 +213,27 @@ class KVCacheReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryReport:
+    """How the memory is divided; bytes. `limit_basis` says where the limit is from."""
+
+    limit_bytes: int
+    limit_basis: str
+    weights_bytes: int
+    reserve_bytes: int
+
+    @property
+    def free_bytes(self) -> int:
+        """For KV caches and computing."""
+        return self.limit_bytes - self.weights_bytes - self.reserve_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What is known of a loaded model."""
 
     context_limit: int
-    """The effective limit: the smaller of the model's own and the configured one, tokens."""
+    """The effective limit, tokens: the smallest of the model's own, the configured one and what fits into memory."""
+    context_limited_by: Literal["model", "configuration", "memory"] = "model"
     vocab_size: int
     num_parameters: int = 0
     weights_bytes: int = 0
@@ -211,6 +241,8 @@ class ModelInfo:
     unbatched_reason: str | None = None
     """Why sequences are served one at a time, where they are."""
     kv_caches: tuple[KVCacheReport, ...] = ()
+    memory: MemoryReport | None = None
+    """None where nothing bounds it."""
     dequantized_reason: str | None = None
     """Why attention gets a dequantized copy of every layer's keys and values in every step, where it does."""
 
@@ -244,6 +276,12 @@ class EngineStats:
     num_failed: int = 0
     kv_bytes: int = 0
     """Bytes held by the KV caches of live sequences."""
+    planned_bytes: int = 0
+    """Bytes that live sequences may come to need, KV caches and computing: what admission counts with."""
+    active_bytes: int = 0
+    """Bytes that the device has allocated now, weights among them."""
+    peak_bytes: int = 0
+    """The most it has had allocated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,6 +104,15 @@ def this_machine(
     return None
 
 
+def available_bytes(meminfo: Callable[[], str] = _read_meminfo) -> int | None:
+    """Memory that programs can still have on Linux, as the kernel estimates it; None where it does not say."""
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
 def _mac(chip: str, memory_bytes: int) -> Machine:
     of_chip = [machine for machine in load_machines() if machine.chip == chip]
     if not of_chip:

@@ -12,6 +12,8 @@ from mlx_backend.kv_cache.plan import CachePlan
 
 TOKEN_STEP = 256
 """Columns of a KV cache are allocated in such steps, by mlx-lm's caches and by ours."""
+_SLACK_BYTES = 32 << 20
+"""Spare rows may cost so much per layer: less copying as rows join, bounded where rows are long."""
 PREFILL_STEPS = (2048, 1024, 512, 256, 128, 64)
 """Tokens of a prefill chunk that a plan chooses from, the fastest first."""
 FUSED_HEAD_DIMS = frozenset({64, 72, 80, 96, 128})
@@ -19,8 +21,6 @@ FUSED_HEAD_DIMS = frozenset({64, 72, 80, 96, 128})
 _SCORE_COPIES = 2.15
 """Score matrices alive at once in latent attention, of which the mask is one: fitted to the published peaks of a
 DeepSeek-V3-class model at 4k, 8k and 16k tokens (mlx-lm#839), which it meets within 0.15 GB."""
-_FIXED_BYTES = 300_000_000
-"""What those measurements have on top at any length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +107,42 @@ def allocated(num_tokens: int) -> int:
     return -(-num_tokens // TOKEN_STEP) * TOKEN_STEP
 
 
+def capacity_for(num_rows: int, num_tokens: int, row_token_bytes: int) -> tuple[int, int]:
+    """(rows, columns) that a batch's cache allocates: rows up to a power of two while that is cheap.
+
+    `row_token_bytes`: of one column of one row.
+    """
+    columns = max(TOKEN_STEP, allocated(num_tokens))
+    spare = (1 << (num_rows - 1).bit_length()) - num_rows
+    affordable = _SLACK_BYTES // max(columns * row_token_bytes, 1)
+    return num_rows + min(spare, affordable), columns
+
+
+def batch_bytes(plans: Iterable[CachePlan], num_rows: int, longest: int) -> int:
+    """All layers' KV caches of a batch: `num_rows` rows, each padded to `longest` tokens, as they are allocated."""
+    return sum(_batch_bytes(plan, num_rows, longest) for plan in plans) if num_rows else 0
+
+
+def _batch_bytes(plan: CachePlan, num_rows: int, longest: int) -> int:
+    shape = plan.shape
+    state = num_rows * shape.state_bytes
+    if shape.keys is None:
+        return state
+    if plan.start:
+        full = CachePlan(shape).bytes_per_token
+        head = _stretch_bytes(full, num_rows, min(longest, plan.start + 1), plan.start + 1)
+        rest = max(0, longest - plan.start)
+        return head + (_stretch_bytes(plan.bytes_per_token, num_rows, rest, None) if rest else 0)
+    return state + _stretch_bytes(plan.bytes_per_token, num_rows, longest, shape.window)
+
+
+def _stretch_bytes(row_token_bytes: int, num_rows: int, num_tokens: int, limit: int | None) -> int:
+    rows, columns = capacity_for(num_rows, num_tokens, row_token_bytes)
+    return row_token_bytes * rows * (columns if limit is None else min(columns, limit))
+
+
 def kv_bytes(plans: Iterable[CachePlan], num_tokens: int, num_rows: int = 1) -> int:
-    """All layers' KV caches of `num_rows` sequences of `num_tokens` tokens each, as they are allocated."""
+    """All layers' KV caches of `num_rows` sequences of `num_tokens` tokens, each in caches of its own."""
     return num_rows * sum(_row_bytes(plan, num_tokens) for plan in plans)
 
 
@@ -121,22 +155,25 @@ def _row_bytes(plan: CachePlan, num_tokens: int) -> int:
     return shape.state_bytes + full + plan.bytes_per_token * allocated(num_tokens - in_start)
 
 
-def prefill_bytes(shape: ModelShape, plans: Sequence[CachePlan], step: int, context: int) -> int:
+def prefill_bytes(
+    shape: ModelShape, plans: Sequence[CachePlan], step: int, context: int, *, has_fused: bool = True
+) -> int:
     """Peak of what a chunk of `step` tokens, the last of `context`, needs besides weights and caches.
 
     Latent attention: scores [heads, step, context], and keys and values of every head, expanded. Attention without
-    a fused kernel: scores. Quantized caches: a layer's keys and values, dequantized. And the activations of a layer.
+    a fused kernel (none has one where not `has_fused`): scores. Quantized caches: a layer's keys and values,
+    dequantized. And the activations of a layer.
     """
     step = min(step, context)
     needed = step * shape.itemsize * (2 * shape.hidden_size + shape.widest)
     attention = shape.attention
     if attention is not None:
-        if not attention.is_fused:
+        if not (attention.is_fused and has_fused):
             needed += int(_SCORE_COPIES * attention.num_heads * step * context * shape.itemsize)
         if attention.is_latent:
             needed += attention.num_heads * context * (attention.key_dim + attention.value_dim) * shape.itemsize
     needed += max((_shadow_bytes(plan, context) for plan in plans), default=0)
-    return needed + _FIXED_BYTES
+    return needed
 
 
 def _shadow_bytes(plan: CachePlan, context: int) -> int:
@@ -151,7 +188,7 @@ def decode_bytes(shape: ModelShape, context: int, num_rows: int) -> int:
     heads = shape.attention.num_heads if shape.attention else 0
     scores = 2 * num_rows * heads * context * 4
     logits = 4 * num_rows * shape.vocab_size * 4
-    return scores + logits + num_rows * shape.itemsize * (2 * shape.hidden_size + shape.widest) + _FIXED_BYTES
+    return scores + logits + num_rows * shape.itemsize * (2 * shape.hidden_size + shape.widest)
 
 
 def memory_of(

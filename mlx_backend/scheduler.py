@@ -3,6 +3,8 @@
 The rules:
 - every running sequence decodes in every turn;
 - beside decodes, prefill gets as many tokens as should take what `max_stall_s` leaves; alone, more;
+- who does not fit into memory beside those who run, by everybody's worst case, waits; whoever is behind waits too;
+- a chunk is no longer than what fits into memory at its place in the prompt;
 - prompts take turns: the oldest goes first in one turn, the one with the least left in the next. The
   oldest gets every other turn whatever arrives, and a short prompt does not wait for a long one.
 """
@@ -13,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mlx_backend.admission import Budget, Claim
 from mlx_backend.interface import SchedulerConfig
 from mlx_backend.pace import Pace
 from mlx_backend.sequence import Prefill, Sequence, Status
@@ -42,18 +45,38 @@ class StepPlan:
     chunks: tuple[Chunk, ...]
 
 
-class Scheduler:
-    """Queues and rows. `max_rows` is 1 for a model whose KV cache cannot be batched."""
+def claim_of(prefill: Prefill) -> Claim:
+    """What a request may come to hold, from now on."""
+    alive = sum(sequence.status is not Status.ENDED for sequence in prefill.sequences)
+    total = prefill.num_prompt_tokens + prefill.request.max_tokens
+    return Claim(alive, prefill.num_prompt_tokens, total, is_prefilled=not prefill.is_wanted)
 
-    def __init__(self, config: SchedulerConfig, pace: Pace, max_rows: int) -> None:
+
+class Scheduler:
+    """Queues and rows. `max_rows` is 1 for a model whose KV cache cannot be batched; `budget` None: no bound."""
+
+    def __init__(self, config: SchedulerConfig, pace: Pace, max_rows: int, budget: Budget | None = None) -> None:
         self._config = config
         self._pace = pace
         self._max_rows = max_rows
+        self._budget = budget
         self._turn = 0
         self.waiting: deque[Prefill] = deque()
         self.prefilling: list[Prefill] = []
         self.ready: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self._admitted: list[Prefill] = []
+        """Whose sequences have not all ended, of those that were let in."""
+
+    @property
+    def claims(self) -> list[Claim]:
+        """What every request that was let in may come to hold."""
+        return [claim_of(prefill) for prefill in self._admitted]
+
+    @property
+    def planned_bytes(self) -> int:
+        """Most bytes that those who were let in come to; 0 without a budget."""
+        return self._budget.needed(self.claims) if self._budget is not None else 0
 
     @property
     def has_work(self) -> bool:
@@ -83,12 +106,17 @@ class Scheduler:
             return
         was_running = sequence.status is Status.RUNNING
         sequence.status = Status.ENDED
+        self._forget(sequence.prefill)
         if was_running:
             self.running.remove(sequence)
             return
         if sequence in self.ready:
             self.ready.remove(sequence)
         self._drop_unwanted(sequence.prefill)
+
+    def _forget(self, prefill: Prefill) -> None:
+        if prefill in self._admitted and all(s.status is Status.ENDED for s in prefill.sequences):
+            self._admitted.remove(prefill)
 
     def _drop_unwanted(self, prefill: Prefill) -> None:
         if prefill.is_wanted:
@@ -110,15 +138,19 @@ class Scheduler:
         promised = len(self.running) + len(self.ready) + sum(p.request.n for p in self.prefilling)
         while self.waiting:
             prefill = self.waiting[0]
-            if promised and promised + prefill.request.n > self._max_rows:
+            if promised and (promised + prefill.request.n > self._max_rows or not self._has_room(prefill)):
                 return
             self.waiting.popleft()
+            self._admitted.append(prefill)
             promised += prefill.request.n
             if prefill.num_remaining_tokens == 0:
                 self._complete(prefill)
                 self._join()
             else:
                 self.prefilling.append(prefill)
+
+    def _has_room(self, prefill: Prefill) -> bool:
+        return self._budget is None or self._budget.admits([*self.claims, claim_of(prefill)])
 
     def _complete(self, prefill: Prefill) -> None:
         if prefill in self.prefilling:
@@ -133,6 +165,8 @@ class Scheduler:
                 return
             start = prefill.num_computed_tokens
             fitting = self._pace.tokens_for(start, left_s, self._config.max_chunk_tokens)
+            if self._budget is not None:
+                fitting = self._budget.step_for(self.claims, start + fitting, fitting)
             chunk = Chunk(prefill, start, min(fitting, prefill.num_remaining_tokens))
             yield chunk
             token_s = self._pace.token_s(start)

@@ -47,7 +47,7 @@ class Quantization:
 
 def from_checkpoint(checkpoint: Checkpoint) -> Skeleton:
     """Of a model folder: the files' headers say what every weight takes. Raises ModelLoadError."""
-    return _read(build_model(checkpoint), checkpoint.config)
+    return read_model(build_model(checkpoint), checkpoint.config)
 
 
 def from_config(config: Mapping[str, Any], quantization: Quantization | None = None) -> Skeleton:
@@ -70,7 +70,7 @@ def from_config(config: Mapping[str, Any], quantization: Quantization | None = N
         section = {"bits": quantization.bits, "group_size": quantization.group_size}
     if section:
         _quantize(model, section)
-    return _read(model, config)
+    return read_model(model, config)
 
 
 def _quantize(model: nn.Module, section: Mapping[str, Any]) -> None:
@@ -85,7 +85,8 @@ def _quantize(model: nn.Module, section: Mapping[str, Any]) -> None:
     nn.quantize(model, section["group_size"], section["bits"], mode=section.get("mode", "affine"), class_predicate=how)
 
 
-def _read(model: Any, config: Mapping[str, Any]) -> Skeleton:
+def read_model(model: Any, config: Mapping[str, Any]) -> Skeleton:
+    """Of a model that was built, whether its weights are in memory or not."""
     caches = make_prompt_cache(model)
     logits = model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)
     shapes = measure(caches, config)

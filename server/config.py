@@ -20,6 +20,7 @@ from mlx_backend.interface import (
     EngineConfig,
     HealthConfig,
     KVCacheConfig,
+    MemoryConfig,
     MockConfig,
     SchedulerConfig,
 )
@@ -76,6 +77,7 @@ class Config:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
     kv_cache: KVCacheConfig = field(default_factory=KVCacheConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)

@@ -127,6 +127,7 @@ ENGINE_ERRORS: Mapping[type[engine_errors.EngineError], tuple[int, str, str]] = 
     engine_errors.EngineDead: (503, "server_error", "engine_dead"),
     engine_errors.QueueFull: (503, "server_error", "queue_full"),
     engine_errors.ContextLengthExceeded: (400, "invalid_request_error", "context_length_exceeded"),
+    engine_errors.MemoryLimitExceeded: (400, "invalid_request_error", "memory_limit_exceeded"),
     engine_errors.TooManyPrompts: (400, "invalid_request_error", "too_many_prompts"),
     engine_errors.UnknownToken: (400, "invalid_request_error", "invalid_value"),
     engine_errors.SequenceFailed: (500, "server_error", "sequence_failed"),

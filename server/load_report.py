@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-from mlx_backend.interface import KVCachePart, KVCacheReport, LoadProgress, ModelInfo
+from mlx_backend.interface import KVCachePart, KVCacheReport, LoadProgress, MemoryReport, ModelInfo
 from server.service.registry import ServedModel
 
 logger = logging.getLogger("pippin.load")
@@ -32,6 +32,8 @@ def _report(model: ServedModel, url: str, when_ready: Callable[[], None]) -> Non
     if model.failure is None and info is not None:
         when_ready()
         logger.info("serving %s on %s: %s", model.id, url, describe(info))
+        if info.memory is not None:
+            logger.info("memory: %s", describe_memory(info.memory))
         for line in describe_kv_caches(info):
             logger.info("KV cache: %s", line)
         if info.dequantized_reason is not None:
@@ -44,7 +46,16 @@ def describe(info: ModelInfo) -> str:
     """One line on a loaded model."""
     rows = "batched" if info.is_batched else "one sequence at a time"
     weights = f"{info.num_parameters / 1e6:,.1f} M parameters in {info.weights_bytes / 1e6:,.1f} MB"
-    return f"{weights}, context {info.context_limit} tokens, {rows}"
+    return f"{weights}, context {info.context_limit} tokens (by the {info.context_limited_by}), {rows}"
+
+
+def describe_memory(memory: MemoryReport) -> str:
+    """One line on where the bytes go."""
+    parts = ((memory.weights_bytes, "weights"), (memory.free_bytes, "KV caches and computing"))
+    told = ", ".join(f"{size / 1e9:.2f} for {what}" for size, what in parts)
+    return (
+        f"of {memory.limit_bytes / 1e9:.2f} GB ({memory.limit_basis}) {told}, {memory.reserve_bytes / 1e9:.2f} unused"
+    )
 
 
 def describe_kv_caches(info: ModelInfo) -> list[str]:

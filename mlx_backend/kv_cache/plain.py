@@ -8,7 +8,8 @@ import mlx.core as mx
 
 from mlx_backend.kv_cache.codec import FULL, Codec, Part
 from mlx_backend.kv_cache.quantized import QuantizedKV
-from mlx_backend.kv_cache.rows import EAGER_BYTES, Lengths, capacity_for, resize
+from mlx_backend.kv_cache.rows import EAGER_BYTES, Lengths, resize
+from mlx_backend.memory import capacity_for
 
 
 class PlainRows:

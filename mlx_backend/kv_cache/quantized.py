@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx_lm.models import cache as mlx_lm_cache
 
 from mlx_backend.kv_cache.codec import FULL, Codec, Part, with_head
-from mlx_backend.kv_cache.rows import TOKEN_STEP
+from mlx_backend.memory import allocated
 
 
 class QuantizedKV:
@@ -59,8 +59,7 @@ class QuantizedKV:
     def _extend(self, new: list[mx.array], num_new: int) -> list[mx.array]:
         end = self.offset + num_new
         if not self.arrays or self.arrays[0].shape[2] < end:
-            stepped = -(-end // TOKEN_STEP) * TOKEN_STEP
-            self._grow(new, stepped if self._limit is None else min(stepped, self._limit))
+            self._grow(new, allocated(end) if self._limit is None else min(allocated(end), self._limit))
         for array, columns in zip(self.arrays, new, strict=True):
             array[:, :, self.offset : end] = columns
         return [array[:, :, :end] for array in self.arrays]

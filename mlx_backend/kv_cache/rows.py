@@ -6,16 +6,11 @@ leave without moving another row's columns. Lengths are known to the host; nothi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
 
-TOKEN_STEP = 256
-"""Columns are allocated in such steps, as mlx-lm's caches do."""
-_SLACK_BYTES = 32 << 20
-"""Spare rows may cost so much per array: less copying as rows join, bounded where rows are long."""
 EAGER_BYTES = 4 << 20
 """Larger arrays are moved a layer at a time: in one graph, old and new of all layers would live together."""
 
@@ -163,14 +158,6 @@ class Rows(Protocol):
 
     @property
     def nbytes(self) -> int: ...
-
-
-def capacity_for(num_rows: int, num_tokens: int, row_token_bytes: int) -> tuple[int, int]:
-    """(rows, tokens) to allocate: tokens in steps of 256, rows up to a power of two while that is cheap."""
-    tokens = max(TOKEN_STEP, math.ceil(num_tokens / TOKEN_STEP) * TOKEN_STEP)
-    spare = (1 << (num_rows - 1).bit_length()) - num_rows
-    affordable = _SLACK_BYTES // max(tokens * row_token_bytes, 1)
-    return num_rows + min(spare, affordable), tokens
 
 
 def resize(arrays: Sequence[mx.array], num_rows: int, num_tokens: int, keep_rows: int) -> list[mx.array]:

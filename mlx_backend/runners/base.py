@@ -5,9 +5,10 @@ from __future__ import annotations
 import collections.abc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from mlx_backend.interface import LoadProgress, ModelInfo, TokenLogprobs
+from mlx_backend.admission import Budget
+from mlx_backend.interface import ContextConfig, LoadProgress, ModelInfo, TokenLogprobs
 from mlx_backend.scheduler import Chunk
 from mlx_backend.sequence import Prefill, Sequence
 
@@ -29,8 +30,18 @@ class Step:
     state: Any
 
 
+def limited_by(config: ContextConfig, limit: int, fitting: int) -> Literal["model", "configuration", "memory"]:
+    """What makes the context limit. `limit`: the smaller of the model's and the configured one; `fitting`: effective."""
+    if fitting < limit:
+        return "memory"
+    return "model" if config.limit is None else "configuration"
+
+
 class Runner(Protocol):
     """Computes. A SequenceFailed it raises names the sequences that are lost; the others go on unharmed."""
+
+    budget: Budget | None
+    """What live sequences may need together, once the model is loaded; None: no bound."""
 
     def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
         """Load the model. Raises ModelLoadError."""
@@ -53,6 +64,9 @@ class Runner(Protocol):
 
     def kv_bytes(self, prefills: Iterable[Prefill]) -> int:
         """Bytes of the KV caches of the batch, and of prompts that are being computed."""
+
+    def device_bytes(self) -> tuple[int, int]:
+        """(allocated now, the most so far) by the device, weights among them."""
 
     def interrupt(self) -> None:
         """Called from any thread when the engine closes: cut short what only waits."""

@@ -17,22 +17,27 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
+from mlx_backend.admission import Budget
 from mlx_backend.checkpoint import Checkpoint, open_checkpoint
 from mlx_backend.errors import ModelLoadError, OutOfMemory, SequenceFailed
-from mlx_backend.interface import EngineConfig, LoadProgress, ModelInfo
+from mlx_backend.interface import EngineConfig, LoadProgress, MemoryReport, ModelInfo
 from mlx_backend.kv_cache import attention, plan, spec
 from mlx_backend.kv_cache.batch import RowBatch, SingleBatch
-from mlx_backend.kv_cache.build import measure, quantized
+from mlx_backend.kv_cache.build import quantized
 from mlx_backend.kv_cache.plan import CachePlan
 from mlx_backend.loader import build_model, count_parameters, read_weights
-from mlx_backend.runners.base import Sampled, Step
+from mlx_backend.machines import available_bytes
+from mlx_backend.memory import ModelShape
+from mlx_backend.runners.base import Sampled, Step, limited_by
 from mlx_backend.runners.probe import check_batching, check_columns
 from mlx_backend.sampling.sampler import BatchSampler, Drawn
 from mlx_backend.scheduler import Chunk
 from mlx_backend.sequence import Prefill, Sequence
+from mlx_backend.skeleton import read_model
 
 logger = logging.getLogger("pippin.mlx")
 
+_MOST_RESERVE_BYTES = 3 * 10**9
 _CLEAR_EVERY_STEPS = 256
 """Freed buffers are kept for reuse, by size; as contexts grow the sizes stop fitting. mlx-lm clears as often."""
 
@@ -45,6 +50,8 @@ class _InFlight:
 
 class MLXRunner:
     """Implements `runners.base.Runner` over a model of mlx-lm."""
+
+    budget: Budget | None = None
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
@@ -59,7 +66,10 @@ class MLXRunner:
         checkpoint = open_checkpoint(Path(self._config.model_path))
         limit = self._context_limit(checkpoint)
         self._model = build_model(checkpoint)
-        self._vocab_size = self._plan(checkpoint)
+        skeleton = read_model(self._model, checkpoint.config)
+        self._vocab_size = skeleton.shape.vocab_size
+        self._plans = plan.plan_caches(skeleton.caches, self._config.kv_cache)
+        memory = self._plan_memory(skeleton.shape, checkpoint)
         read_weights(self._model, checkpoint, report)
         dequantized_reason = self._check_columns()
         reason = spec.unbatched_reason(make_prompt_cache(self._model))
@@ -67,12 +77,15 @@ class MLXRunner:
             reason = check_batching(self._model, self._make_caches, self._vocab_size)
         self._is_batched = reason is None
         self._reset()
+        fitting = limit if self.budget is None else min(limit, self.budget.largest_alone(1))
         arrays = [array for _, array in tree_flatten(self._model.parameters())]
         return ModelInfo(
-            context_limit=limit,
+            context_limit=fitting,
+            context_limited_by=limited_by(self._config.context, limit, fitting),
             vocab_size=self._vocab_size,
             num_parameters=count_parameters(self._model),
             weights_bytes=sum(array.nbytes for array in arrays),
+            memory=memory,
             is_batched=self._is_batched,
             unbatched_reason=reason,
             kv_caches=plan.report(self._plans, self._config.kv_cache),
@@ -85,14 +98,20 @@ class MLXRunner:
             raise ModelLoadError(f"context.limit {configured} is more than the model's own {own}; lower it")
         return configured or own
 
-    def _plan(self, checkpoint: Checkpoint) -> int:
-        """Plan the KV caches and return the width of the logits: from a pass that is built and never computed."""
-        caches = make_prompt_cache(self._model)
-        logits = self._model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)
-        self._plans = plan.plan_caches(measure(caches, checkpoint.config), self._config.kv_cache)
-        if self._is_quantized:
-            attention.install()
-        return int(logits.shape[-1])
+    def _plan_memory(self, shape: ModelShape, checkpoint: Checkpoint) -> MemoryReport | None:
+        """Divide the memory, before a weight is read. Raises ModelLoadError where nothing is left to serve with."""
+        given = self._config.memory
+        limit, basis = _memory_limit() if given.limit_gb is None else (round(given.limit_gb * 1e9), "memory.limit_gb")
+        if limit is None:
+            return None
+        reserve = min(_MOST_RESERVE_BYTES, limit // 10) if given.reserve_gb is None else round(given.reserve_gb * 1e9)
+        memory = MemoryReport(
+            limit_bytes=limit, limit_basis=basis, weights_bytes=shape.weights_bytes, reserve_bytes=reserve
+        )
+        self.budget = Budget(shape, self._plans, memory.free_bytes, has_fused=mx.default_device() != mx.cpu)
+        if self.budget.largest_alone(1) == 0:
+            raise ModelLoadError(_too_large(memory, checkpoint))
+        return memory
 
     @property
     def _is_quantized(self) -> bool:
@@ -108,6 +127,7 @@ class MLXRunner:
         """Why attention gets dequantized copies in every step, where it does."""
         if not self._is_quantized:
             return None
+        attention.install()
         try:
             reason = check_columns(
                 self._model, lambda: self._make_caches(False), lambda: self._make_caches(True), self._vocab_size
@@ -212,6 +232,9 @@ class MLXRunner:
         single = [cache for prefill in prefills for cache in prefill.state or ()]
         return int(self._batch.nbytes) + sum(int(cache.nbytes) for cache in single if not cache.empty())
 
+    def device_bytes(self) -> tuple[int, int]:
+        return mx.get_active_memory(), mx.get_peak_memory()
+
     def interrupt(self) -> None:
         """Nothing here only waits."""
 
@@ -222,6 +245,22 @@ class MLXRunner:
         mx.clear_cache()
         # Without it the thread's streams are torn down while the process exits, which aborts it now and then.
         mx.clear_streams()
+
+
+def _memory_limit() -> tuple[int | None, str]:
+    """(bytes that the device may have, where that is from)."""
+    info = mx.device_info()
+    if "max_recommended_working_set_size" in info:
+        return int(info["max_recommended_working_set_size"]), "the GPU's limit, of macOS"
+    return available_bytes(), "memory available at start"
+
+
+def _too_large(memory: MemoryReport, checkpoint: Checkpoint) -> str:
+    return (
+        f"{checkpoint.path.name} does not fit: its weights take {memory.weights_bytes / 1e9:.2f} GB, of "
+        f"{memory.limit_bytes / 1e9:.2f} GB ({memory.limit_basis}) less {memory.reserve_bytes / 1e9:.2f} GB of "
+        f"reserve, and what is left does not hold one token's computation; see: pippin plan {checkpoint.path}"
+    )
 
 
 def _failed(what: str, error: BaseException, sequences: collections.abc.Iterable[Sequence]) -> SequenceFailed:

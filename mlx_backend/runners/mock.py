@@ -16,9 +16,12 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from mlx_backend.admission import Budget
 from mlx_backend.errors import ModelLoadError, OutOfMemory, SequenceFailed
-from mlx_backend.interface import EngineConfig, KVCacheReport, LoadProgress, ModelInfo, TokenLogprobs
-from mlx_backend.runners.base import Sampled, Step
+from mlx_backend.interface import EngineConfig, KVCacheReport, LoadProgress, MemoryReport, ModelInfo, TokenLogprobs
+from mlx_backend.kv_cache.plan import CachePlan, CacheShape, PartShape
+from mlx_backend.memory import ModelShape
+from mlx_backend.runners.base import Sampled, Step, limited_by
 from mlx_backend.scheduler import Chunk
 from mlx_backend.sequence import Prefill, Sequence
 
@@ -30,6 +33,20 @@ WORDS = (
 _LOAD_SLICES = 20
 _WEIGHTS_BYTES = 1 << 20
 _BYTES_PER_TOKEN = 16
+_SHAPE = ModelShape(
+    model_type="mock",
+    num_parameters=0,
+    weights_bytes=_WEIGHTS_BYTES,
+    active_parameters=0,
+    active_bytes=0,
+    num_layers=1,
+    hidden_size=1,
+    widest=1,
+    vocab_size=VOCAB_SIZE,
+    context_length=1 << 20,
+    itemsize=1,
+    attention=None,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +80,40 @@ class MockRunner:
         self._free_at = 0.0
         self._rows: tuple[Sequence, ...] = ()
 
+    budget: Budget | None = None
+
     def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
         if self._config.kv_cache.is_quantized:
             raise ModelLoadError("kv_cache.bits: the mock holds no keys and values to quantize; leave it unset")
         for done in range(_LOAD_SLICES + 1):
             report(LoadProgress(done_bytes=_WEIGHTS_BYTES * done // _LOAD_SLICES, total_bytes=_WEIGHTS_BYTES))
             self._interrupted.wait(self._pace.load_s / (_LOAD_SLICES + 1))
-        limit = self._pace.context
+        limit = min(self._pace.context, self._config.context.limit or self._pace.context)
+        memory = self._plan_memory()
+        fitting = limit if self.budget is None else min(limit, self.budget.largest_alone(1))
         return ModelInfo(
-            context_limit=min(limit, self._config.context.limit or limit),
+            context_limit=fitting,
+            context_limited_by=limited_by(self._config.context, limit, fitting),
             vocab_size=VOCAB_SIZE,
             weights_bytes=_WEIGHTS_BYTES,
+            memory=memory,
             kv_caches=(KVCacheReport(kind="mock", num_layers=1, bytes_per_token=_BYTES_PER_TOKEN),),
         )
+
+    def _plan_memory(self) -> MemoryReport | None:
+        """A budget where a limit is configured: the mock's tokens are then counted as if they were held."""
+        given = self._config.memory
+        if given.limit_gb is None:
+            return None
+        report = MemoryReport(
+            limit_bytes=round(given.limit_gb * 1e9),
+            limit_basis="memory.limit_gb",
+            weights_bytes=_WEIGHTS_BYTES,
+            reserve_bytes=round((given.reserve_gb or 0.0) * 1e9),
+        )
+        part = PartShape(num_heads=1, dim=_BYTES_PER_TOKEN // 2, itemsize=1)
+        self.budget = Budget(_SHAPE, [CachePlan(CacheShape("plain", part, part))], report.free_bytes)
+        return report
 
     def prefill(self, chunk: Chunk) -> None:
         share = chunk.num_tokens / max(chunk.prefill.num_prompt_tokens - 1, 1)
@@ -104,6 +142,9 @@ class MockRunner:
     def kv_bytes(self, prefills: Iterable[Prefill]) -> int:
         num_tokens = sum(row.num_computed_tokens for row in self._rows) + sum(p.num_computed_tokens for p in prefills)
         return num_tokens * _BYTES_PER_TOKEN
+
+    def device_bytes(self) -> tuple[int, int]:
+        return _WEIGHTS_BYTES, _WEIGHTS_BYTES
 
     def interrupt(self) -> None:
         self._interrupted.set()

@@ -117,7 +117,7 @@ async def test_abort_while_prefilling_and_while_queued() -> None:
 
 
 async def test_aborting_one_index_lets_the_other_go_on() -> None:
-    async with running(config()) as engine:
+    async with running(config(mock=MockConfig(itl_s=0.002))) as engine:
         alone = await tokens(engine.submit([request(PROMPT, 200, n=2)]))
         stream = engine.submit([request(PROMPT, 200, n=2)])
         await anext(aiter(stream))

@@ -15,6 +15,7 @@ from mlx_backend.memory import (
     PREFILL_STEPS,
     AttentionShape,
     ModelShape,
+    batch_bytes,
     kv_bytes,
     largest_context,
     memory_of,
@@ -117,3 +118,12 @@ def test_fused_attention_needs_no_scores() -> None:
     odd = replace(R1, attention=AttentionShape(num_heads=128, key_dim=192, value_dim=192))
     assert prefill_bytes(fused, [], 2048, 65_536) < GB
     assert prefill_bytes(odd, [], 2048, 65_536) > 70 * GB
+
+
+@given(plans, st.integers(1, 40), st.integers(1, 20_000))
+def test_a_batch_takes_no_less_than_its_rows(found: list[CachePlan], rows: int, longest: int) -> None:
+    assert batch_bytes(found, rows, longest) >= sum(
+        rows * plan.bytes_per_token * min(longest, plan.shape.window or longest) for plan in found
+    )
+    assert batch_bytes(found, rows, longest) <= batch_bytes(found, rows + 1, longest + 1)
+    assert batch_bytes(found, 0, longest) == 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mlx_backend.interface import KVCachePart, KVCacheReport, ModelInfo
-from server.load_report import describe_kv_caches
+from mlx_backend.interface import KVCachePart, KVCacheReport, MemoryReport, ModelInfo
+from server.load_report import describe_kv_caches, describe_memory
 
 
 def part(name: str, dim: int, bits: int | None, note: str = "", requested: int | None = 8) -> KVCachePart:
@@ -25,6 +25,10 @@ def test_a_line_for_each_kind() -> None:
     window = KVCacheReport(kind="sliding-window", num_layers=2, window=128, bytes_per_token=64, full_bytes_per_token=64)
     recurrent = KVCacheReport(kind="recurrent", num_layers=3, state_bytes=1000, note="it stays")
     info = ModelInfo(context_limit=1, vocab_size=1, kv_caches=(latent, window, recurrent))
+    memory = MemoryReport(limit_bytes=10**10, limit_basis="here", weights_bytes=6 * 10**9, reserve_bytes=10**9)
+    assert describe_memory(memory) == (
+        "of 10.00 GB (here) 6.00 for weights, 3.00 for KV caches and computing, 1.00 unused"
+    )
     assert describe_kv_caches(info) == [
         "6 x latent; latent 2 x 128 in 8 bits in groups of 64; rope 2 x 32 in full precision (8 bits requested; in "
         "full precision: groups of 64 do not divide its 32); the first 4 tokens in full precision; 6,000 bytes per "

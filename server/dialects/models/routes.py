@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from fastapi import APIRouter, Request
 
-from server.dialects.models.schema import KVCache, ModelDetails, ModelList, ModelObject
+from server.dialects.models.schema import KVCache, Memory, ModelDetails, ModelList, ModelObject
 from server.dialects.openai_shared import ERROR_RESPONSES
 from server.errors import ModelNotFound
 from server.service.registry import ModelRegistry, ServedModel
@@ -46,6 +46,7 @@ def _encode_details(model: ServedModel) -> ModelDetails | None:
         return None
     return ModelDetails(
         context_limit=info.context_limit,
+        context_limited_by=info.context_limited_by,
         vocab_size=info.vocab_size,
         num_parameters=info.num_parameters,
         weights_bytes=info.weights_bytes,
@@ -53,4 +54,5 @@ def _encode_details(model: ServedModel) -> ModelDetails | None:
         unbatched_reason=info.unbatched_reason,
         kv_caches=[KVCache.model_validate(asdict(cache)) for cache in info.kv_caches],
         dequantized_reason=info.dequantized_reason,
+        memory=None if info.memory is None else Memory(**asdict(info.memory), free_bytes=info.memory.free_bytes),
     )

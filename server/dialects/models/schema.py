@@ -33,6 +33,16 @@ class KVCache(BaseModel):
     note: str
 
 
+class Memory(BaseModel):
+    """How the memory is divided, bytes; `limit_basis` says where the limit is from."""
+
+    limit_bytes: int
+    limit_basis: str
+    weights_bytes: int
+    reserve_bytes: int
+    free_bytes: int
+
+
 class ModelDetails(BaseModel):
     """What is known of a loaded model. `unbatched_reason` says why sequences are served one at a time.
 
@@ -40,6 +50,7 @@ class ModelDetails(BaseModel):
     """
 
     context_limit: int
+    context_limited_by: Literal["model", "configuration", "memory"]
     vocab_size: int
     num_parameters: int
     weights_bytes: int
@@ -47,6 +58,7 @@ class ModelDetails(BaseModel):
     unbatched_reason: str | None
     kv_caches: list[KVCache]
     dequantized_reason: str | None
+    memory: Memory | None
 
 
 class ModelObject(BaseModel):

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from openai.types import Model
 
-from mlx_backend.interface import KVCachePart, KVCacheReport, ModelInfo
+from mlx_backend.interface import KVCachePart, KVCacheReport, MemoryReport, ModelInfo
 from tests.fake_engine import FakeEngine
 from tests.serving import client_of
 
@@ -35,6 +35,8 @@ INFO = ModelInfo(
         KVCacheReport(kind="recurrent", num_layers=2, state_bytes=99, note="stays"),
     ),
     dequantized_reason="its code is in the way",
+    context_limited_by="memory",
+    memory=MemoryReport(limit_bytes=1000, limit_basis="memory.limit_gb", weights_bytes=99, reserve_bytes=1),
 )
 
 
@@ -54,6 +56,14 @@ async def test_list() -> None:
         "unbatched_reason": "its cache cannot be batched",
         "kv_caches": [json.loads(json.dumps(asdict(cache))) for cache in INFO.kv_caches],
         "dequantized_reason": "its code is in the way",
+        "context_limited_by": "memory",
+        "memory": {
+            "limit_bytes": 1000,
+            "limit_basis": "memory.limit_gb",
+            "weights_bytes": 99,
+            "reserve_bytes": 1,
+            "free_bytes": 900,
+        },
     }
 
 
