@@ -31,7 +31,7 @@ class Step:
 
 
 def limited_by(config: ContextConfig, limit: int, fitting: int) -> Literal["model", "configuration", "memory"]:
-    """What makes the context limit. `limit`: the smaller of the model's and the configured one; `fitting`: effective."""
+    """What makes the context limit `fitting`, where the model and the configuration together allow `limit`."""
     if fitting < limit:
         return "memory"
     return "model" if config.limit is None else "configuration"

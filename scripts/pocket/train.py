@@ -48,7 +48,7 @@ MICRO_TOKENS = 8_192
 MUON_LR, ADAM_LR = 0.002, 0.004
 WARMUP_STEPS = 40
 FAST_SHARE = 0.22
-SLOW_LR, FINAL_LR = 0.4, 0.02
+SLOW_LR, FINAL_LR = 0.4, 0.01
 """Of the rates above: after FAST_SHARE of the time, and at its end."""
 BALANCE_RATE = 0.002
 SAVE_EVERY_S = 120.0
@@ -161,9 +161,9 @@ class Training:
                 computed.copy_(own)
 
     def _set_rates(self) -> None:
-        """Warm up by steps; constant while that teaches much; then lower, and linearly down to FINAL_LR."""
-        spent = self.spent_s / self.total_s
-        factor = 1.0 if spent < FAST_SHARE else max(FINAL_LR, SLOW_LR * (1 - spent) / (1 - FAST_SHARE))
+        """Warm up by steps; constant while that teaches much; then lower, and exponentially down to FINAL_LR."""
+        slow = (self.spent_s / self.total_s - FAST_SHARE) / (1 - FAST_SHARE)
+        factor = 1.0 if slow < 0 else SLOW_LR * (FINAL_LR / SLOW_LR) ** min(slow, 1.0)
         factor *= min(1.0, (self.num_steps + 1) / WARMUP_STEPS)
         for optimizer, rate in zip(self.optimizers, (MUON_LR, ADAM_LR), strict=True):
             for group in optimizer.param_groups:
