@@ -1,0 +1,124 @@
+"""`pippin plan` as a person and as a program meet it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.cli import main
+from tests.tiny_models import write_model
+
+pytestmark = pytest.mark.mlx
+
+R1: dict[str, Any] = {
+    "model_type": "deepseek_v3",
+    "num_hidden_layers": 61,
+    "first_k_dense_replace": 3,
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "n_group": 8,
+    "topk_group": 4,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+    "max_position_embeddings": 163840,
+    "vocab_size": 129280,
+    "norm_topk_prob": True,
+    "rope_scaling": None,
+}
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", *arguments])
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "r1" / "config.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(R1))
+    return file
+
+
+def test_a_table_for_people(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(str(config), "--bits", "4", "--machine", "m3-ultra-512") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "r1: deepseek_v3, 671.0 B parameters, 36.6 B of them for a token" in said
+    assert "weights 377.6 GB, KV cache 70,272 bytes per token" in said
+    assert "163,840" in said
+
+
+def test_what_does_not_fit_ends_with_3_and_says_what_helps(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(str(config), "--bits", "4", "--machine", "m2-ultra-192") == 3
+    said = " ".join(capsys.readouterr().out.split())
+    assert "does not fit" in said
+    assert "Use a machine with more memory" in said
+
+
+def test_json_for_programs(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(str(config), "--bits", "4", "--machine", "m3-ultra-512", "--json", "--users", "1,3") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["shape"]["weights_bytes"] == 377_606_822_912
+    assert [row["num_users"] for row in found["users"]] == [1, 3]
+    first = found["users"][0]["memory"]
+    parts = ("weights_bytes", "kv_bytes", "transient_bytes", "reserve_bytes")
+    assert first["total_bytes"] == sum(first[part] for part in parts) <= found["budget_bytes"]
+
+
+def test_a_folder_on_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_model(tmp_path / "tiny", "llama")
+    assert run(str(folder), "--budget-gb", "1") in (0, 3)
+    assert "tiny: llama" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--machine", "m3-ultra-500"], "There is no machine 'm3-ultra-500'. Nearest: m3-ultra-512"),
+        (["--users", "0"], "--users '0': whole numbers from 1"),
+        (["--users", "two"], "--users 'two': whole numbers from 1"),
+        (["--kv-bits", "7"], "bits must be one of 4, 5, 6, 8, not 7"),
+        (["--kv-group-size", "64"], "group_size says how a quantized cache is held"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(
+    config: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert run(str(config), *arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("pippin: ")
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read as a config.json"),
+        ("{}", "names no model_type"),
+        ('{"model_type": "x"}', "builds no model"),
+    ],
+)
+def test_a_config_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(content)
+    assert run(str(file)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    main_ended = run("--machines")
+    assert main_ended == 0
+    assert "m3-ultra-512" in capsys.readouterr().out
