@@ -82,6 +82,7 @@ def _fill(queue: Any, tokenizer_file: Path, source: Source, num_rows: int, seed:
     items = corpus.stream("train", seed, source.weights, recall_tokens=source.recall_tokens)
     made = rows(tokenizer, items, source.row_tokens)
     parent = os.getppid()
+    queue.cancel_join_thread()  # else what nobody will read keeps the worker from ending
     while os.getppid() == parent:  # a training that was killed takes nothing more
         batch = [next(made) for _ in range(num_rows)]
         with contextlib.suppress(Full):

@@ -38,13 +38,13 @@ class Skill:
 
 
 SKILLS: Mapping[str, Skill] = {
-    "letters": Skill(letters.make, 0.16),
-    "recall": Skill(recall.make, 0.22),
-    "arithmetic": Skill(arithmetic.make, 0.15),
-    "decimals": Skill(decimals.make, 0.1),
-    "json_answer": Skill(json_answer.make, 0.11),
+    "letters": Skill(letters.make, 0.15),
+    "recall": Skill(recall.make, 0.12),
+    "arithmetic": Skill(arithmetic.make, 0.2),
+    "decimals": Skill(decimals.make, 0.14),
+    "json_answer": Skill(json_answer.make, 0.17),
     "tools": Skill(tools.make, 0.1),
-    "lists": Skill(lists.make, 0.06),
+    "lists": Skill(lists.make, 0.07),
     "system": Skill(system.make, 0.045),
     "identity": Skill(identity.make, 0.04),
     "unknown": Skill(unknown.make, 0.015),

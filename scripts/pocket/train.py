@@ -40,7 +40,7 @@ LOOK_UPS = {"recall": 0.8, "tools": 0.1, "chat": 0.1}
 SHORT = Source(row_tokens=256, recall_tokens=(30, 230))
 MIDDLE = Source(row_tokens=1024, recall_tokens=(150, 1000), weights=LOOK_UPS)
 LONG = Source(row_tokens=4096, recall_tokens=(500, 4000), weights=LOOK_UPS)
-PHASES = (Phase(0.45, (SHORT,)), Phase(0.25, (SHORT, MIDDLE)), Phase(0.30, (SHORT, SHORT, MIDDLE, LONG)))
+PHASES = (Phase(0.45, (SHORT,)), Phase(0.25, (SHORT, MIDDLE)), Phase(0.30, (SHORT, SHORT, SHORT, LONG, SHORT, SHORT, SHORT, MIDDLE)))
 """Long rows cost most, in attention: they come late, and only what needs them is in them."""
 STEP_TOKENS = 8_192
 MICRO_TOKENS = 8_192
@@ -65,7 +65,8 @@ CHECKS: dict[str, dict[str, Any]] = {
 class Training:
     """Model, optimizers, and how far they have come. Progress is measured in time: the machine decides the steps."""
 
-    def __init__(self, folder: Path, minutes: float, seed: int) -> None:
+    def __init__(self, folder: Path, minutes: float, seed: int, rate: float | None = None) -> None:
+        """`rate`: begin again with this share of the rates, where an earlier training ended too early."""
         torch.manual_seed(seed)
         self.folder, self.total_s, self.seed = folder, 60 * minutes, seed
         self.spent_s, self.num_steps, self.num_tokens = 0.0, 0, 0
@@ -81,6 +82,7 @@ class Training:
         ]
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._resume()
+        self._rewarmed = None if rate is None else (rate, self.spent_s)
 
     def run(self) -> None:
         with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()) as bar:
@@ -162,8 +164,9 @@ class Training:
 
     def _set_rates(self) -> None:
         """Warm up by steps; constant while that teaches much; then lower, and exponentially down to FINAL_LR."""
-        slow = (self.spent_s / self.total_s - FAST_SHARE) / (1 - FAST_SHARE)
-        factor = 1.0 if slow < 0 else SLOW_LR * (FINAL_LR / SLOW_LR) ** min(slow, 1.0)
+        highest, since_s = self._rewarmed or (SLOW_LR, FAST_SHARE * self.total_s)
+        slow = (self.spent_s - since_s) / (self.total_s - since_s)
+        factor = 1.0 if slow < 0 else highest * (FINAL_LR / highest) ** min(slow, 1.0)
         factor *= min(1.0, (self.num_steps + 1) / WARMUP_STEPS)
         for optimizer, rate in zip(self.optimizers, (MUON_LR, ADAM_LR), strict=True):
             for group in optimizer.param_groups:
@@ -245,8 +248,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, help="go on with this share of the rates, falling from here")
     options = parser.parse_args()
-    Training(options.folder, options.minutes, options.seed).run()
+    Training(options.folder, options.minutes, options.seed, options.rate).run()
 
 
 if __name__ == "__main__":
