@@ -40,7 +40,11 @@ LOOK_UPS = {"recall": 0.8, "tools": 0.1, "chat": 0.1}
 SHORT = Source(row_tokens=256, recall_tokens=(30, 230))
 MIDDLE = Source(row_tokens=1024, recall_tokens=(150, 1000), weights=LOOK_UPS)
 LONG = Source(row_tokens=4096, recall_tokens=(500, 4000), weights=LOOK_UPS)
-PHASES = (Phase(0.45, (SHORT,)), Phase(0.25, (SHORT, MIDDLE)), Phase(0.30, (SHORT, SHORT, SHORT, LONG, SHORT, SHORT, SHORT, MIDDLE)))
+PHASES = (
+    Phase(0.45, (SHORT,)),
+    Phase(0.25, (SHORT, MIDDLE)),
+    Phase(0.30, (SHORT, SHORT, SHORT, LONG, SHORT, SHORT, SHORT, MIDDLE)),
+)
 """Long rows cost most, in attention: they come late, and only what needs them is in them."""
 STEP_TOKENS = 8_192
 MICRO_TOKENS = 8_192
