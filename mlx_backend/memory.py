@@ -21,6 +21,8 @@ FUSED_HEAD_DIMS = frozenset({64, 72, 80, 96, 128})
 _SCORE_COPIES = 2.15
 """Score matrices alive at once in latent attention, of which the mask is one: fitted to the published peaks of a
 DeepSeek-V3-class model at 4k, 8k and 16k tokens (mlx-lm#839), which it meets within 0.15 GB."""
+_CPU_SCORE_COPIES = {False: 1.85, True: 2.7}
+"""On a CPU, by whether attention is latent: fitted to `python -m bench.memory_model`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +171,8 @@ def prefill_bytes(
     attention = shape.attention
     if attention is not None:
         if not (attention.is_fused and has_fused):
-            needed += int(_SCORE_COPIES * attention.num_heads * step * context * shape.itemsize)
+            copies = _SCORE_COPIES if has_fused else _CPU_SCORE_COPIES[attention.is_latent]
+            needed += int(copies * attention.num_heads * step * context * shape.itemsize)
         if attention.is_latent:
             needed += attention.num_heads * context * (attention.key_dim + attention.value_dim) * shape.itemsize
     needed += max((_shadow_bytes(plan, context) for plan in plans), default=0)
