@@ -137,10 +137,14 @@ def show_config(
 @app.command()
 def plan(
     model: str = typer.Argument(
-        pocket.MODEL_ID, metavar="MODEL", help="A model folder, a hub id, or a config.json.", show_default=True
+        pocket.MODEL_ID,
+        metavar="MODEL",
+        help="A model folder, a hub id, a config.json, or a profile (see --list).",
+        show_default=True,
     ),
     machine: str | None = typer.Option(
-        None, help="Plan for this machine, such as m3-ultra-512 (see --machines); else for the one at hand."
+        None,
+        help="Plan for this machine, such as m3-ultra-512 (see --machines); else for the profile's or the one at hand.",
     ),
     bits: int | None = typer.Option(None, help="Plan with weights quantized to so many bits."),
     group_size: int = typer.Option(64, help="... in groups of so many."),
@@ -152,12 +156,16 @@ def plan(
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
     plot: str | None = typer.Option(None, help="Draw memory against context into this PNG or SVG file."),
     machines: bool = typer.Option(False, "--machines", help="List the machines that are known, and end."),
+    is_list: bool = typer.Option(False, "--list", help="Rank the shipped profiles for the machine, and end."),
 ) -> None:
     """Say what of a model fits a machine: context, users, speed, and what would help. Nothing is loaded."""
     from server import plan as shown
 
     if machines:
         shown.show_machines()
+        return
+    if is_list:
+        _list_profiles(machine, as_json)
         return
     kv = {"bits": kv_bits, "group_size": kv_group_size}
     weights = (bits, group_size)
@@ -184,25 +192,56 @@ def _planned(
     from mlx_backend.errors import ModelLoadError
     from mlx_backend.factory import read_shape
     from mlx_backend.interface import KVCacheConfig
-    from mlx_backend.machines import UnknownMachine, find_machine, this_machine
     from mlx_backend.planner import build_plan
     from server.plan import numbers
+    from server.profiles import find_profile
+    from server.profiles.planning import plan_profile
 
-    is_pocket = pocket.is_meant(model)
+    is_pocket, profile = pocket.is_meant(model), find_profile(model)
     try:
         options["users"] = numbers(options["users"])
     except ValueError:
         raise ConfigError(f"--users {options['users']!r}: whole numbers from 1, with commas between") from None
     try:
-        at = find_machine(machine) if machine is not None else this_machine()
-        if at is None:
-            raise ConfigError("this machine's memory cannot be told; name one with --machine (see --machines)")
+        if profile is not None:
+            at = _machine(machine or profile.machine)
+            kv_cache = KVCacheConfig(**{**kv, "bits": kv["bits"] or profile.kv_bits})
+            return plan_profile(profile, at, weights=weights, kv_cache=kv_cache, **options), model
+        at = _machine(machine)
         shape, caches = read_shape(str(pocket.folder()) if is_pocket else model, *weights)
         found = build_plan(shape, caches, at, KVCacheConfig(**kv), **options)
-    except (ModelLoadError, UnknownMachine, ValueError) as error:
+    except (ModelLoadError, ValueError) as error:
         raise ConfigError(str(error)) from None
     path = Path(model)
     return found, (path.parent.name or str(path)) if path.is_file() else path.name if path.is_dir() else model
+
+
+def _list_profiles(machine: str | None, as_json: bool) -> None:
+    from mlx_backend.errors import ModelLoadError
+    from server import plan as shown
+    from server.profiles.planning import ranked
+
+    try:
+        standings = ranked(_machine(machine))
+    except ModelLoadError as error:
+        raise ConfigError(str(error)) from None
+    if as_json:
+        shown.print_json(shown.profiles_document(standings))
+    else:
+        shown.show_profiles(standings)
+
+
+def _machine(name: str | None) -> Any:
+    """The machine of this id, or the one at hand. Raises ConfigError."""
+    from mlx_backend.machines import UnknownMachine, find_machine, this_machine
+
+    try:
+        found = find_machine(name) if name is not None else this_machine()
+    except UnknownMachine as error:
+        raise ConfigError(str(error)) from None
+    if found is None:
+        raise ConfigError("this machine's memory cannot be told; name one with --machine (see --machines)")
+    return found
 
 
 @app.command()

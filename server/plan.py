@@ -1,4 +1,4 @@
-"""`pippin plan`: a plan as a table, as JSON, as a plot. Knows how a plan is shown, not how it is made."""
+"""`pippin plan`: a plan as a table, as JSON, as a plot; the profiles as a table. Knows how they are shown, not made."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mlx_backend.machines import Machine, load_machines
 from mlx_backend.memory import Memory
 from mlx_backend.planner import Plan, Row, memory_at
 from mlx_backend.speed import Estimate
+from server.profiles.planning import SHORT_CONTEXT, Standing
 
 _PLOTTED_CONTEXTS = 64
 
@@ -90,6 +91,62 @@ def show_machines(console: Console | None = None) -> None:
     for machine in load_machines():
         table.add_row(*_machine_cells(machine))
     (console or Console(highlight=False)).print(table)
+
+
+def show_profiles(standings: Sequence[Standing], console: Console | None = None) -> None:
+    """Print the shipped profiles, in the order given: all of them on one machine."""
+    out = console or Console(highlight=False)
+    machine = standings[0].plan.machine
+    limit = f"{_gb(machine.gpu_limit_bytes)} GB for the model"
+    out.print(f"{machine.name}: {limit} ({machine.gpu_limit_basis})", markup=False)
+    table = Table("profile", "weights", "context", "tok/s", "", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.columns[0].no_wrap = True
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    for standing in standings:
+        context = "does not fit" if standing.context is None else f"{standing.context:,}"
+        weights = _gb(standing.plan.shape.weights_bytes)
+        table.add_row(standing.profile.name, weights, context, _estimate(standing.decode), _note(standing))
+    out.print(table)
+    for line in _legend(standings):
+        out.print(line, markup=False)
+
+
+def _legend(standings: Sequence[Standing]) -> Iterator[str]:
+    yield f"Weights in GB; the context that one user gets; the speed, an estimate, at {SHORT_CONTEXT:,} tokens."
+    if any(standing.profile.num_machines > 1 for standing in standings):
+        yield "2 machines: the weights on each; Pippin cannot serve over several machines yet."
+    if any(standing.raised_limit_mb is not None for standing in standings):
+        yield "limit raised: do that first; pippin plan PROFILE shows the command."
+
+
+def profiles_document(standings: Sequence[Standing]) -> list[dict[str, Any]]:
+    """The same for programs."""
+    return [
+        {
+            "profile": standing.profile.name,
+            "config_file": standing.profile.config_file,
+            "machine": standing.plan.machine.id,
+            "num_machines": standing.profile.num_machines,
+            "fits": standing.context is not None,
+            "weights_bytes": standing.plan.shape.weights_bytes,
+            "context": standing.context,
+            "decode_tokens_per_s": None if standing.decode is None else asdict(standing.decode),
+            "wired_limit_mb": standing.raised_limit_mb,
+            "note": _note(standing),
+        }
+        for standing in standings
+    ]
+
+
+def _note(standing: Standing) -> str:
+    plan, count = standing.plan, standing.profile.num_machines
+    notes = [] if count == 1 else [f"{count} machines"]
+    if standing.raised_limit_mb is not None:
+        notes.append("limit raised")
+    if standing.context is None:
+        notes.append(f"{_gb(max(0, plan.budget_bytes - plan.reserve_bytes))} GB there")
+    return "; ".join(notes)
 
 
 def _machine_cells(machine: Machine) -> tuple[str, ...]:
@@ -175,7 +232,7 @@ def _row_document(row: Row) -> dict[str, Any]:
     }
 
 
-def print_json(document: dict[str, Any]) -> None:
+def print_json(document: Any) -> None:
     """To standard output."""
     print(json.dumps(document, indent=2))
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.mlx
 
 @pytest.fixture
 def loaded(tmp_path: Path) -> tuple[Any, dict[str, Any]]:
-    changes = {"kv_lora_rank": 64, "qk_rope_head_dim": 32, "qk_nope_head_dim": 32, "q_lora_rank": None}
+    changes: dict[str, Any] = {"kv_lora_rank": 64, "qk_rope_head_dim": 32, "qk_nope_head_dim": 32, "q_lora_rank": None}
     model, config = load_model(write_model(tmp_path / "deepseek_v3", "deepseek_v3", **changes))
     return model, config
 

@@ -1,0 +1,60 @@
+"""The shipped profiles: which model, in which quantization, on which machine. A table; no MLX, no arithmetic.
+
+Their settings are in `configs/`. The JSON files here are the models' public config.json, with the quantization that
+the profile takes and without weights: all that a plan needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """One row."""
+
+    name: str
+    machine: str
+    """Id of the machine it is made for."""
+    model: str
+    """Name of the JSON file, without its ending."""
+    num_machines: int = 1
+    """Of that kind, which hold the model together."""
+    kv_bits: int | None = None
+    """Of keys and values, as the settings have them; None: full precision."""
+    wired_limit_mb: int | None = None
+    """What the GPU's limit must be raised to, in MiB as sysctl takes it; None: the default is enough."""
+
+    @property
+    def config_file(self) -> str:
+        """Of the settings, from the root of the repository."""
+        return f"configs/{self.name}.yaml"
+
+    @property
+    def model_file(self) -> Path:
+        return Path(__file__).resolve().parent / f"{self.model}.json"
+
+
+PROFILES = (
+    Profile(name="r1-m3-ultra-512", machine="m3-ultra-512", model="deepseek-r1-4bit"),
+    Profile(
+        name="r1-two-m2-ultra-192",
+        machine="m2-ultra-192",
+        model="deepseek-r1-3bit",
+        num_machines=2,
+        wired_limit_mb=175_000,
+    ),
+    Profile(name="qwen3-235b-192", machine="m2-ultra-192", model="qwen3-235b-4bit"),
+    Profile(name="qwen3-235b-128", machine="m4-max-128", model="qwen3-235b-3bit", kv_bits=8, wired_limit_mb=112_000),
+    Profile(name="gpt-oss-120b-192", machine="m2-ultra-192", model="gpt-oss-120b-mxfp4"),
+    Profile(name="gpt-oss-120b-128", machine="m4-max-128", model="gpt-oss-120b-mxfp4"),
+    Profile(name="laptop-16", machine="m1-16", model="qwen3-8b-4bit", kv_bits=8),
+)
+
+
+def find_profile(name: str) -> Profile | None:
+    """The profile of this name; None where there is none, or where a file or folder is called so."""
+    if Path(name).exists():
+        return None
+    return next((profile for profile in PROFILES if profile.name == name), None)

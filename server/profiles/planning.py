@@ -1,0 +1,142 @@
+"""Plans of the shipped profiles, and which of them suit a machine. Arithmetic on the planner's; no MLX, no printing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mlx_backend.factory import read_shape
+from mlx_backend.interface import KVCacheConfig
+from mlx_backend.machines import Machine, find_machine
+from mlx_backend.memory import ModelShape
+from mlx_backend.planner import Plan, build_plan
+from mlx_backend.speed import Estimate
+from server.profiles import PROFILES, Profile
+
+SHORT_CONTEXT = 4096
+"""Tokens at which the speeds of profiles are compared."""
+_MOST_RAISED = 0.9
+"""Of a machine's memory, what its GPU's limit may be raised to: macOS needs the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a profile does on a machine."""
+
+    profile: Profile
+    plan: Plan
+    """For one user, with all the context that fits."""
+    decode: Estimate | None
+    """Tokens per second at SHORT_CONTEXT; None where it does not fit or cannot be told."""
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that one user gets; None where the profile does not fit."""
+        memory = self.plan.rows[0].memory
+        return None if memory is None else memory.context
+
+    @property
+    def raised_limit_mb(self) -> int | None:
+        """What the GPU's limit must be raised to first, MiB; None where the plan does without."""
+        is_raised = self.plan.budget_bytes > self.plan.machine.gpu_limit_bytes
+        return self.profile.wired_limit_mb if is_raised else None
+
+
+def plan_profile(
+    profile: Profile,
+    machine: Machine,
+    *,
+    weights: tuple[int | None, int] = (None, 64),
+    kv_cache: KVCacheConfig | None = None,
+    users: Sequence[int] = (1, 2, 4, 8),
+    context: int | None = None,
+    budget_bytes: int | None = None,
+) -> Plan:
+    """The plan of a profile's model on a machine, or of what each of several such machines holds of it.
+
+    `weights`: other (bits, group size) than the profile's, where bits are given; `kv_cache`, `budget_bytes`: likewise.
+    Raises ModelLoadError as build_plan does, and where MLX is not installed.
+    """
+    shape, caches = _read(profile.model_file, *weights)
+    plan = build_plan(
+        share_of(shape, profile.num_machines),
+        caches,
+        machine,
+        kv_cache or KVCacheConfig(bits=profile.kv_bits),
+        users=users,
+        context=context,
+        budget_bytes=limit_bytes(profile, machine) if budget_bytes is None else budget_bytes,
+    )
+    conditions = _conditions(profile, machine, is_raised=budget_bytes is None)
+    plan = replace(plan, advice=(*conditions, *plan.advice))
+    if profile.num_machines == 1:
+        return plan
+    return replace(plan, rows=tuple(replace(row, decode=None, prefill=None) for row in plan.rows))  # nobody measured it
+
+
+def ranked(machine: Machine) -> list[Standing]:
+    """Every profile: those that fit, the largest model first, then those that fit on several such machines together,
+    then the others, the least too large first."""
+    return sorted((_standing(profile, machine) for profile in PROFILES), key=_rank)
+
+
+def limit_bytes(profile: Profile, machine: Machine) -> int:
+    """What the GPU may use by default, or more where the profile asks for that and the machine can spare it."""
+    raised = (profile.wired_limit_mb or 0) * 2**20
+    is_possible = bool(machine.chip) and raised <= _MOST_RAISED * machine.memory_bytes
+    return max(machine.gpu_limit_bytes, raised) if is_possible else machine.gpu_limit_bytes
+
+
+def share_of(shape: ModelShape, num_machines: int) -> ModelShape:
+    """What each of several machines holds: an even share of the layers' weights, and embedding and output head whole.
+
+    Caches and transients are left as they are, so that this is no less than either way of dividing a model takes:
+    by layers, or within layers, where a latent KV cache is on every machine.
+    """
+    whole = min(1.0, 2 * shape.vocab_size * shape.hidden_size / shape.num_parameters)
+    share = whole + (1.0 - whole) / num_machines
+    return replace(
+        shape,
+        num_parameters=round(share * shape.num_parameters),
+        weights_bytes=round(share * shape.weights_bytes),
+        active_parameters=round(shape.active_parameters / num_machines),
+        active_bytes=round(shape.active_bytes / num_machines),
+        routed_active_bytes=round(shape.routed_active_bytes / num_machines),
+    )
+
+
+@cache
+def _read(file: Path, bits: int | None, group_size: int) -> tuple[ModelShape, tuple[Any, ...]]:
+    return read_shape(str(file), bits, group_size)
+
+
+def _conditions(profile: Profile, machine: Machine, *, is_raised: bool) -> Iterator[str]:
+    """What a plan rests on that is not there by itself."""
+    if profile.num_machines > 1:
+        yield (
+            f"This is what each of {profile.num_machines} such machines would hold; its speed is not estimated. "
+            "Pippin cannot serve over several machines yet."
+        )
+    if is_raised and limit_bytes(profile, machine) > machine.gpu_limit_bytes:
+        yield (
+            f"This counts on a raised limit: sudo sysctl iogpu.wired_limit_mb={profile.wired_limit_mb} "
+            "(until the next start)."
+        )
+
+
+def _standing(profile: Profile, machine: Machine) -> Standing:
+    plan = plan_profile(profile, machine, users=(1,))
+    short = plan_profile(profile, machine, users=(1,), context=SHORT_CONTEXT)
+    return Standing(profile, plan, short.rows[0].decode)
+
+
+def _rank(standing: Standing) -> tuple[float, ...]:
+    profile, shape = standing.profile, standing.plan.shape
+    if standing.context is None:
+        return (2, shape.weights_bytes)
+    made_for = find_machine(profile.machine).memory_bytes
+    is_for_larger = made_for > standing.plan.machine.memory_bytes
+    return (profile.num_machines > 1, -shape.num_parameters, -shape.weights_bytes, is_for_larger, -made_for)
