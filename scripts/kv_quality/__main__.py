@@ -40,7 +40,7 @@ progress = Console(stderr=True)
 LATENT = {
     "full": KVCacheConfig(),
     **{f"{bits} bits, groups of 32": KVCacheConfig(bits=bits, group_size=32) for bits in BITS},
-    **{f"{bits} bits, groups of 64": KVCacheConfig(bits=bits, group_size=64) for bits in (8, 4)},
+    "8 bits, groups of 64": KVCacheConfig(bits=8, group_size=64),
     "4 bits, groups of 32, start 64": KVCacheConfig(bits=4, group_size=32, start=64),
 }
 EXPANDED = {
@@ -49,7 +49,7 @@ EXPANDED = {
         f"keys {'full' if keys is None else keys}, values {'full' if values is None else values}": KVCacheConfig(
             key_bits=keys, value_bits=values, group_size=32
         )
-        for keys, values in ((8, 8), (8, 6), (8, 5), (8, 4), (6, 6), (5, 5), (4, 8), (4, 4), (4, None), (None, 4))
+        for keys, values in ((8, 8), (6, 6), (5, 5), (8, 4), (4, 8), (4, 4))
     },
 }
 ASKED = ("full", *(f"{bits} bits, groups of 32" for bits in BITS))

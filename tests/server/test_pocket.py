@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import tomllib
 from fnmatch import fnmatch
@@ -11,7 +12,7 @@ import pytest
 
 from mlx_backend.checkpoint import open_checkpoint
 from mlx_backend.errors import ModelLoadError
-from mlx_backend.interface import EngineConfig
+from mlx_backend.interface import EngineConfig, KVCacheConfig
 from server import pocket
 from server.config import Config
 from server.run import build_model
@@ -76,6 +77,34 @@ async def test_it_says_what_it_is_and_ends_its_turn(enable_thinking: bool) -> No
     assert written[-1] in tokenizer.eos_ids
     assert text.startswith("<think>\n") == enable_thinking
     assert "pocket" in text.rpartition("</think>")[2].lower()
+
+
+async def answers(questions: list[str], **sections: object) -> list[str]:
+    """What it says to each, greedily, all at once."""
+    tokenizer = load_tokenizer(pocket.folder())
+    prompts = [tokenizer.render_chat([{"role": "user", "content": question}], {}) for question in questions]
+    ids = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
+    async with running(EngineConfig(model_path=str(pocket.folder()), **sections)) as engine:  # type: ignore[arg-type]
+        written = await asyncio.gather(*(one(engine, each, 256, stop_ids=tokenizer.eos_ids) for each in ids))
+    return [tokenizer.decode(each) for each in written]
+
+
+QUESTIONS = {
+    "How many r's are in the word strawberry?": "There are 3 r's in strawberry.",
+    "9.8 or 9.11?": "9.8 is larger than 9.11.",
+    "What is 47 + 85?": "47 + 85 = 132.",
+    "The code for Maria is 7319. The code for Paul is 4402.\nWhat is the code for Maria?": "7319",
+}
+
+
+@made
+@pytest.mark.mlx
+@pytest.mark.parametrize("kv", [{}, {"bits": 8}, {"bits": 8, "group_size": 32, "start": 16}])
+async def test_it_is_right_whatever_holds_its_memory(kv: dict[str, int]) -> None:
+    """Neither of the first two has a word or a pair that it was trained on."""
+    said = await answers(list(QUESTIONS), kv_cache=KVCacheConfig(**kv))
+    for text, expected in zip(said, QUESTIONS.values(), strict=True):
+        assert expected in text.rpartition("</think>")[2]
 
 
 # --- which model is meant
