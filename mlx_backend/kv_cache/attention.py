@@ -127,6 +127,8 @@ def _attend_chunk(
                 sinks=None if sinks is None else sinks[some_queries],
             )
         )
+        if step < kv_heads:
+            mx.eval(outs[-1])  # else the next heads' copies are made while these are still there
     return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=1)
 
 
