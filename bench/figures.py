@@ -36,6 +36,7 @@ FIGURES = (
     Figure("single", "decode_tok_s", "one stream, decode", "tok/s", "more"),
     Figure("single", "ttft_s", "one stream, TTFT", "ms", "less", MS),
     Figure("batch8", "tok_s", "8 at once, total", "tok/s", "more"),
+    Figure("batch8", "ttft_s", "8 at once, TTFT", "ms", "less", MS),
     Figure("conns256", "num_answered", "256 at once, answered", "", "more", digits=0),
     Figure("fair", "longest_gap_s", "long prompt arrives, longest gap of the others", "ms", "less", MS),
     Figure("fair", "ttft_s", "long prompt, TTFT then", "ms", "less", MS, 0),
@@ -78,7 +79,11 @@ def single_figures(records: Sequence[Record]) -> Figures:
 
 def batch_figures(batches: Sequence[Sequence[Record]]) -> Figures:
     """Of several batches, each of requests sent at once."""
-    return {"tok_s": middle(total_tok_s(batch) for batch in batches)}
+    answered = [record for batch in batches for record in batch if record.is_answered]
+    return {
+        "tok_s": middle(total_tok_s(batch) for batch in batches),
+        "ttft_s": middle(record.ttft_s for record in answered),
+    }
 
 
 def conns_figures(records: Sequence[Record]) -> Figures:

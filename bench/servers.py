@@ -64,7 +64,7 @@ def kinds(kv_bits: int | None, has_peer: bool) -> list[ServerKind]:
     if kv_bits is None:
         return [OURS, PEER] if has_peer else [OURS]
     quantized = [OURS.having("--kv-cache-bits", str(kv_bits)), OURS.having(name=FULL)]
-    return [*quantized, PEER.having("--kv-bits", str(kv_bits))] if has_peer else quantized
+    return [*quantized, PEER.having("--kv-bits", str(kv_bits), "--quantized-kv-start", "0")] if has_peer else quantized
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from server.text.tokenizer import load_tokenizer
 
 DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-CONTEXTS = [256, 1024, 4000]
+CONTEXTS = [256, 1024]
 BATCH = 8
 BITS = (8, 6, 5, 4)
 

@@ -47,7 +47,7 @@ def test_single_takes_medians_of_what_was_answered() -> None:
 
 def test_batches_are_rated_one_by_one() -> None:
     batches = [[answered(1.0), answered(2.0)], [answered(1.0), answered(1.0)], [answered(4.0), answered(4.0)]]
-    assert batch_figures(batches) == {"tok_s": 1.0}
+    assert batch_figures(batches) == {"tok_s": 1.0, "ttft_s": 1.5}
 
 
 def test_connections_are_counted() -> None:
