@@ -43,9 +43,9 @@ not know; it has no knowledge of the world, and its answers there mean nothing.
 
 ## How often it is right
 
-Greedy decoding, with the switch of thinking on; held-out items: in the forms of the training text, with words, names, codes and numbers
-that it does not have (see scripts/pocket/README.md). An answer counts where it is right and the model ended its turn
-itself. Measured in process, {batch} at once:
+Greedy decoding, with the switch of thinking on; held-out items: in the forms of the training text, with words, names,
+codes and numbers that it does not have (see scripts/pocket/README.md). An answer counts where it is right and the model
+ended its turn itself. Measured in process, {batch} at once:
 `python -m scripts.pocket.evaluate --items {items} --batch {batch} --seed {seed}` (fewer items where `of` says fewer).
 
 | skill | right | of | accuracy |
