@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mlx_backend.kv_cache.plan import CachePlan
-from mlx_backend.memory import ModelShape, batch_bytes, decode_bytes, kv_bytes, prefill_bytes
+from mlx_backend.memory import PREFILL_STEPS, ModelShape, batch_bytes, decode_bytes, kv_bytes, prefill_bytes
 
-SMALLEST_STEP = 64
+SMALLEST_STEP = PREFILL_STEPS[-1]
 """A prefill chunk is never made smaller than this to fit: below it a long prompt would take for ever."""
 
 
@@ -47,10 +47,11 @@ class Budget:
         return self._known(tuple(claims))[1]
 
     def _known(self, claims: tuple[Claim, ...]) -> tuple[tuple[Claim, ...], int, int]:
-        if claims != self._last[0]:
+        last = self._last  # read and written once: submitting threads ask, too
+        if claims != last[0]:
             held = self._held(claims)
-            self._last = (claims, held, held + self._transient(claims, SMALLEST_STEP))
-        return self._last
+            self._last = last = (claims, held, held + self._transient(claims, SMALLEST_STEP))
+        return last
 
     def _held(self, claims: Sequence[Claim]) -> int:
         rows = sum(claim.num_rows for claim in claims)

@@ -14,6 +14,8 @@ TOKEN_STEP = 256
 """Columns of a KV cache are allocated in such steps, by mlx-lm's caches and by ours."""
 _SLACK_BYTES = 32 << 20
 """Spare rows may cost so much per layer: less copying as rows join, bounded where rows are long."""
+MOST_RESERVE_BYTES = 3 * 10**9
+"""For the process itself, spare buffers and what no formula foresees: no more than this is kept back unasked."""
 PREFILL_STEPS = (2048, 1024, 512, 256, 128, 64)
 """Tokens of a prefill chunk that a plan chooses from, the fastest first."""
 FUSED_HEAD_DIMS = frozenset({64, 72, 80, 96, 128})
@@ -217,6 +219,31 @@ def memory_of(
     )
 
 
+def memory_at(
+    shape: ModelShape,
+    plans: Sequence[CachePlan],
+    *,
+    context: int,
+    budget_bytes: int,
+    num_users: int,
+    reserve_bytes: int,
+    prefill_steps: Sequence[int] = PREFILL_STEPS,
+) -> Memory:
+    """The same, in the largest of `prefill_steps` with which it fits, or else in the smallest."""
+    for step in sorted(prefill_steps, reverse=True):
+        memory = memory_of(
+            shape,
+            plans,
+            context=context,
+            num_users=num_users,
+            prefill_step=step,
+            reserve_bytes=reserve_bytes,
+        )
+        if memory.total_bytes <= budget_bytes:
+            break
+    return memory
+
+
 def largest_context(
     shape: ModelShape,
     plans: Sequence[CachePlan],
@@ -231,23 +258,21 @@ def largest_context(
     The prefill step is the largest with which that context fits: a smaller step never makes the context shorter.
     """
 
-    def fits(context: int, step: int) -> bool:
-        memory = memory_of(
+    def at(context: int, steps: Sequence[int]) -> Memory:
+        return memory_at(
             shape,
             plans,
             context=context,
+            budget_bytes=budget_bytes,
             num_users=num_users,
-            prefill_step=step,
             reserve_bytes=reserve_bytes,
+            prefill_steps=steps,
         )
-        return memory.total_bytes <= budget_bytes
 
-    smallest = min(prefill_steps)
+    smallest = (min(prefill_steps),)
     low, high = 0, shape.context_length
-    while low < high:  # fits() is monotone in the context
+    while low < high:  # what it takes is monotone in the context
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle, smallest) else (low, middle - 1)
-    if low == 0:
-        return None
-    step = next(step for step in sorted(prefill_steps, reverse=True) if fits(low, step))
-    return memory_of(shape, plans, context=low, num_users=num_users, prefill_step=step, reserve_bytes=reserve_bytes)
+        fits = at(middle, smallest).total_bytes <= budget_bytes
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return at(low, prefill_steps) if low else None

@@ -12,11 +12,9 @@ from mlx_backend.errors import ModelLoadError
 from mlx_backend.interface import KVCacheConfig
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape, plan_caches
 from mlx_backend.machines import Machine
-from mlx_backend.memory import Memory, ModelShape, kv_bytes, largest_context, memory_of
+from mlx_backend.memory import MOST_RESERVE_BYTES, Memory, ModelShape, kv_bytes, largest_context, memory_at
 from mlx_backend.speed import Estimate, decode_estimate, prefill_estimate
 
-DEFAULT_RESERVE_BYTES = 3 * 10**9
-"""For the server itself, spare buffers and what no formula foresees."""
 _SYSTEM_BYTES = 8 * 2**30
 """What macOS and its other programs should be left with when somebody raises the GPU's limit."""
 _TRIED_BITS = (8, 6, 5, 4, 3)
@@ -79,7 +77,7 @@ def build_plan(
     users: Sequence[int] = (1, 2, 4, 8),
     context: int | None = None,
     budget_bytes: int | None = None,
-    reserve_bytes: int = DEFAULT_RESERVE_BYTES,
+    reserve_bytes: int = MOST_RESERVE_BYTES,
 ) -> Plan:
     """`context`: no more than that for a user; `budget_bytes`: for the model, else the GPU's limit.
 
@@ -102,30 +100,19 @@ def build_plan(
     )
 
 
-def memory_at(plan: Plan, contexts: Sequence[int], num_users: int = 1) -> list[Memory]:
+def memory_by_context(plan: Plan, contexts: Sequence[int], num_users: int = 1) -> list[Memory]:
     """Where the bytes go at each of `contexts`, with the largest prefill step that fits, or the smallest."""
-    found = []
-    for context in contexts:
-        limited = _limited(plan.shape, context)
-        fitting = largest_context(
-            limited,
+    return [
+        memory_at(
+            plan.shape,
             plan.caches,
+            context=context,
             budget_bytes=plan.budget_bytes,
             num_users=num_users,
             reserve_bytes=plan.reserve_bytes,
         )
-        step = fitting.prefill_step if fitting is not None and fitting.context == context else 64
-        found.append(
-            memory_of(
-                limited,
-                plan.caches,
-                context=context,
-                num_users=num_users,
-                prefill_step=step,
-                reserve_bytes=plan.reserve_bytes,
-            )
-        )
-    return found
+        for context in contexts
+    ]
 
 
 def _limited(shape: ModelShape, context: int | None) -> ModelShape:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mlx_backend.machines import Machine, load_machines
 from mlx_backend.memory import Memory
-from mlx_backend.planner import Plan, Row, memory_at
+from mlx_backend.planner import Plan, Row, memory_by_context
 from mlx_backend.speed import Estimate
 from server.profiles.planning import SHORT_CONTEXT, Standing
 
@@ -61,7 +61,7 @@ def draw(plan: Plan, name: str, file: Path) -> None:
     longest = plan.shape.context_length
     contexts = sorted({max(1, longest * i // _PLOTTED_CONTEXTS) for i in range(1, _PLOTTED_CONTEXTS + 1)})
     figure, axes = pyplot.subplots(figsize=(9, 5.5))
-    memories = memory_at(plan, contexts)
+    memories = memory_by_context(plan, contexts)
     parts = {
         "weights": [m.weights_bytes for m in memories],
         "reserve": [m.reserve_bytes for m in memories],
@@ -71,7 +71,7 @@ def draw(plan: Plan, name: str, file: Path) -> None:
     axes.stackplot(contexts, [[each / 1e9 for each in part] for part in parts.values()], labels=list(parts), alpha=0.8)
     most = max(row.num_users for row in plan.rows)
     if most > 1:
-        totals = [m.total_bytes / 1e9 for m in memory_at(plan, contexts, most)]
+        totals = [m.total_bytes / 1e9 for m in memory_by_context(plan, contexts, most)]
         axes.plot(contexts, totals, "k--", label=f"all of it, {most} users")
     axes.axhline(plan.budget_bytes / 1e9, color="tab:red", label="limit for the GPU")
     axes.axhline(plan.machine.memory_bytes / 1e9, color="tab:gray", label="memory of the machine")

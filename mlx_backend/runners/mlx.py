@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_backend.admission import Budget
@@ -27,7 +26,7 @@ from mlx_backend.kv_cache.build import quantized
 from mlx_backend.kv_cache.plan import CachePlan
 from mlx_backend.loader import build_model, count_parameters, read_weights
 from mlx_backend.machines import available_bytes
-from mlx_backend.memory import ModelShape
+from mlx_backend.memory import MOST_RESERVE_BYTES, ModelShape
 from mlx_backend.runners.base import Sampled, Step, limited_by
 from mlx_backend.runners.probe import check_batching, check_columns
 from mlx_backend.sampling.sampler import BatchSampler, Drawn
@@ -37,7 +36,6 @@ from mlx_backend.skeleton import read_model
 
 logger = logging.getLogger("pippin.mlx")
 
-_MOST_RESERVE_BYTES = 3 * 10**9
 _CLEAR_EVERY_STEPS = 256
 """Freed buffers are kept for reuse, by size; as contexts grow the sizes stop fitting. mlx-lm clears as often."""
 
@@ -69,7 +67,10 @@ class MLXRunner:
         skeleton = read_model(self._model, checkpoint.config)
         self._vocab_size = skeleton.shape.vocab_size
         self._plans = plan.plan_caches(skeleton.caches, self._config.kv_cache)
-        memory = self._plan_memory(skeleton.shape, checkpoint)
+        memory = self._plan_memory(skeleton.shape)
+        fitting = limit if self.budget is None else min(limit, self.budget.largest_alone(1))
+        if fitting == 0 and memory is not None:
+            raise ModelLoadError(_too_large(memory, checkpoint))
         read_weights(self._model, checkpoint, report)
         dequantized_reason = self._check_columns()
         reason = spec.unbatched_reason(make_prompt_cache(self._model))
@@ -77,14 +78,12 @@ class MLXRunner:
             reason = check_batching(self._model, self._make_caches, self._vocab_size)
         self._is_batched = reason is None
         self._reset()
-        fitting = limit if self.budget is None else min(limit, self.budget.largest_alone(1))
-        arrays = [array for _, array in tree_flatten(self._model.parameters())]
         return ModelInfo(
             context_limit=fitting,
             context_limited_by=limited_by(self._config.context, limit, fitting),
             vocab_size=self._vocab_size,
             num_parameters=count_parameters(self._model),
-            weights_bytes=sum(array.nbytes for array in arrays),
+            weights_bytes=skeleton.shape.weights_bytes,
             memory=memory,
             is_batched=self._is_batched,
             unbatched_reason=reason,
@@ -98,19 +97,17 @@ class MLXRunner:
             raise ModelLoadError(f"context.limit {configured} is more than the model's own {own}; lower it")
         return configured or own
 
-    def _plan_memory(self, shape: ModelShape, checkpoint: Checkpoint) -> MemoryReport | None:
-        """Divide the memory, before a weight is read. Raises ModelLoadError where nothing is left to serve with."""
+    def _plan_memory(self, shape: ModelShape) -> MemoryReport | None:
+        """Divide the memory, before a weight is read. None where no limit is known."""
         given = self._config.memory
         limit, basis = _memory_limit() if given.limit_gb is None else (round(given.limit_gb * 1e9), "memory.limit_gb")
         if limit is None:
             return None
-        reserve = min(_MOST_RESERVE_BYTES, limit // 10) if given.reserve_gb is None else round(given.reserve_gb * 1e9)
+        reserve = min(MOST_RESERVE_BYTES, limit // 10) if given.reserve_gb is None else round(given.reserve_gb * 1e9)
         memory = MemoryReport(
             limit_bytes=limit, limit_basis=basis, weights_bytes=shape.weights_bytes, reserve_bytes=reserve
         )
         self.budget = Budget(shape, self._plans, memory.free_bytes, has_fused=mx.default_device() != mx.cpu)
-        if self.budget.largest_alone(1) == 0:
-            raise ModelLoadError(_too_large(memory, checkpoint))
         return memory
 
     @property

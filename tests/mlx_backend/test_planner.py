@@ -14,7 +14,7 @@ from mlx_backend.interface import KVCacheConfig
 from mlx_backend.kv_cache.plan import CacheShape, PartShape
 from mlx_backend.machines import find_machine, load_machines
 from mlx_backend.memory import largest_context
-from mlx_backend.planner import build_plan, memory_at
+from mlx_backend.planner import build_plan, memory_by_context
 from tests.mlx_backend.test_memory import R1 as DENSE_R1
 
 R1 = replace(DENSE_R1, routed_active_bytes=12 * 10**9, routed_share=8 / 256, num_full_attention_layers=61)
@@ -88,7 +88,7 @@ def test_more_users_never_get_more_context(machine: object, few: int, more: int)
 
 def test_the_parts_at_every_context_add_up() -> None:
     plan = build_plan(R1, CACHES, find_machine("m3-ultra-512"), KVCacheConfig())
-    found = memory_at(plan, [1000, 10_000, 100_000])
+    found = memory_by_context(plan, [1000, 10_000, 100_000])
     assert [memory.context for memory in found] == [1000, 10_000, 100_000]
     assert [memory.total_bytes for memory in found] == sorted(memory.total_bytes for memory in found)
     fitting = largest_context(

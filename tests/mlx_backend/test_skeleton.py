@@ -21,30 +21,9 @@ from tests.tiny_models import write_model
 
 pytestmark = pytest.mark.mlx
 
-R1: dict[str, Any] = {
-    "model_type": "deepseek_v3",
-    "num_hidden_layers": 61,
-    "first_k_dense_replace": 3,
-    "hidden_size": 7168,
-    "intermediate_size": 18432,
-    "moe_intermediate_size": 2048,
-    "n_routed_experts": 256,
-    "n_shared_experts": 1,
-    "num_experts_per_tok": 8,
-    "n_group": 8,
-    "topk_group": 4,
-    "num_attention_heads": 128,
-    "num_key_value_heads": 128,
-    "q_lora_rank": 1536,
-    "kv_lora_rank": 512,
-    "qk_rope_head_dim": 64,
-    "qk_nope_head_dim": 128,
-    "v_head_dim": 128,
-    "max_position_embeddings": 163840,
-    "vocab_size": 129280,
-    "norm_topk_prob": True,
-    "rope_scaling": None,
-}
+PROFILES = Path(__file__).parents[2] / "server" / "profiles"
+
+R1: dict[str, Any] = {**json.loads((PROFILES / "deepseek-r1-4bit.json").read_text()), "quantization": None}
 
 
 @pytest.mark.parametrize("name", ["llama", "deepseek_v3", "gpt_oss", "gemma3", "falcon_h1"])
