@@ -31,10 +31,17 @@ class Budget:
     """`limit_bytes` are for KV caches and the transients of computing; weights and reserve are taken off already."""
 
     def __init__(
-        self, shape: ModelShape, plans: Sequence[CachePlan], limit_bytes: int, *, has_fused: bool = True
+        self,
+        shape: ModelShape,
+        plans: Sequence[CachePlan],
+        limit_bytes: int,
+        *,
+        max_chunk: int = PREFILL_STEPS[0],
+        has_fused: bool = True,
     ) -> None:
+        """`max_chunk`: tokens of a prefill chunk, at most. `has_fused`: the device has fused attention kernels."""
         self.shape, self.plans, self.limit_bytes = shape, tuple(plans), limit_bytes
-        self._has_fused = has_fused
+        self._max_chunk, self._has_fused = max_chunk, has_fused
         self._last: tuple[tuple[Claim, ...], int, int] = ((), 0, 0)
         """Claims, and what is held and needed for them: asked in every turn, and seldom different."""
 
@@ -56,7 +63,8 @@ class Budget:
     def _held(self, claims: Sequence[Claim]) -> int:
         rows = sum(claim.num_rows for claim in claims)
         longest = max((claim.num_tokens for claim in claims), default=0)
-        alone = sum(kv_bytes(self.plans, claim.num_prompt_tokens) for claim in claims if not claim.is_prefilled)
+        computed = (claim for claim in claims if not claim.is_prefilled)
+        alone = sum(kv_bytes(self.plans, claim.num_prompt_tokens, chunk=self._max_chunk) for claim in computed)
         return batch_bytes(self.plans, rows, longest) + alone
 
     def admits(self, claims: Iterable[Claim]) -> bool:
@@ -86,7 +94,7 @@ class Budget:
         longest_prompt = max(claim.num_prompt_tokens for claim in claims)
         longest = max(claim.num_tokens for claim in claims)
         rows = sum(claim.num_rows for claim in claims)
-        return max(self._chunk(step, longest_prompt), decode_bytes(self.shape, longest, rows))
+        return max(self._chunk(step, longest_prompt), decode_bytes(self.shape, self.plans, longest, rows))
 
     def _chunk(self, step: int, context: int) -> int:
         return prefill_bytes(self.shape, self.plans, step, context, has_fused=self._has_fused)

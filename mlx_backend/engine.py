@@ -10,6 +10,7 @@ import collections.abc
 import logging
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -38,7 +39,7 @@ from mlx_backend.interface import (
 )
 from mlx_backend.pace import Pace
 from mlx_backend.runners.base import Runner, Sampled, Step
-from mlx_backend.scheduler import Chunk, Scheduler
+from mlx_backend.scheduler import Chunk, Scheduler, largest
 from mlx_backend.sequence import Prefill, Sequence, Status
 from mlx_backend.stream import EventStream, Outbox
 
@@ -72,6 +73,8 @@ class DeviceEngine:
         self._pace = Pace()
         self._scheduler = Scheduler(config.scheduler, self._pace, config.scheduler.max_num_seqs)
         self._in_flight: Step | None = None
+        self._ran_out: OutOfMemory | None = None
+        """Memory ran out in a decode step of this turn, and every row is lost."""
         self._has_rows = False
         self._collected_at: float | None = None
         self._streams: set[EventStream] = set()
@@ -238,11 +241,13 @@ class DeviceEngine:
         """Start the next step, then read the last one: the device computes while Python talks."""
         plan = self._scheduler.schedule()
         started = self._start(plan.decodes) if plan.decodes else None
-        if self._in_flight is not None:
-            self._collect(self._in_flight)
-        else:
+        if self._in_flight is None:
             self._collected_at = None
+        elif not self._collect(self._in_flight):
+            started = None  # was built on what is lost
         self._in_flight = started
+        if self._ran_out is not None:
+            self._recover(self._ran_out)
         self._outbox.send()
         self._let_go_of_rows()
         for chunk in plan.chunks:
@@ -265,16 +270,23 @@ class DeviceEngine:
         self._has_rows = True
         try:
             return self._runner.start(sequences)
+        except OutOfMemory as error:
+            self._ran_out = error  # the step before may still be whole: it is collected first
+            return None
         except SequenceFailed as error:
             self._fail(error, error.sequences or sequences)
             return None
 
-    def _collect(self, step: Step) -> None:
+    def _collect(self, step: Step) -> bool:
+        """Whether the step's tokens could be read. Where not, every row is lost."""
         try:
             sampled = self._runner.collect(step)
+        except OutOfMemory as error:
+            self._ran_out = error
+            return False
         except SequenceFailed as error:
-            self._fail(error, error.sequences or step.sequences)
-            return
+            self._fail(error, list(self._scheduler.running))
+            return False
         now = time.monotonic()
         if self._collected_at is not None:
             self._pace.observe_decode(now - self._collected_at)
@@ -283,6 +295,15 @@ class DeviceEngine:
         self._succeeded(now)
         for token in sampled:
             self._take_token(token)
+        return True
+
+    def _recover(self, error: OutOfMemory) -> None:
+        """Fail the request that holds most, and compute the others again: their clients notice a pause."""
+        self._ran_out = self._collected_at = None
+        running = list(self._scheduler.running)
+        if running:
+            self._fail(error, largest(running))
+            self._scheduler.recompute()
 
     def _prefill(self, chunk: Chunk) -> None:
         if not chunk.prefill.is_wanted:
@@ -323,6 +344,7 @@ class DeviceEngine:
     def _fail(self, error: SequenceFailed, sequences: Iterable[Sequence]) -> None:
         """Fail some sequences, and the streams they belong to; raise when it happens again and again."""
         logger.error("a computation failed: %s", error, exc_info=error.__cause__)
+        _let_go_of_frames(error)
         for sequence in sequences:
             if sequence.status is not Status.ENDED:
                 self._outbox.put(sequence.stream, error)
@@ -362,6 +384,13 @@ class DeviceEngine:
         if self._failure is not None:
             for callback in self._callbacks:
                 callback()
+
+
+def _let_go_of_frames(error: BaseException) -> None:
+    """Whoever keeps the error, a client's stream say, would keep the failed computation's arrays with it."""
+    traceback.clear_frames(error.__traceback__)
+    if error.__cause__ is not None:
+        traceback.clear_frames(error.__cause__.__traceback__)
 
 
 def check_token_ids(request: GenerationRequest, vocab_size: int) -> None:

@@ -107,7 +107,7 @@ class MockConfig:
     ttft_s: float = option(0.0, "time of a prefill, however long the prompt, seconds", ge=0)
     itl_s: float = option(0.0, "time of one decode step, seconds", ge=0)
     context: int = option(4096, "the mock model's own context length, tokens", ge=8)
-    fault: str | None = option(None, "KIND@STEP, KIND one of fail, oom, hang, die; STEP counts from 1")
+    fault: str | None = option(None, "KIND@STEP or KIND/STEPS (every so many), KIND one of fail, oom, hang, die")
 
     def __post_init__(self) -> None:
         check_options(self)

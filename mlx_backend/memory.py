@@ -12,6 +12,8 @@ from mlx_backend.kv_cache.plan import CachePlan
 
 TOKEN_STEP = 256
 """Columns of a KV cache are allocated in such steps, by mlx-lm's caches and by ours."""
+EAGER_BYTES = 4 << 20
+"""Larger arrays are moved a layer at a time: in one graph, old and new of all layers would live together."""
 _SLACK_BYTES = 32 << 20
 """Spare rows may cost so much per layer: less copying as rows join, bounded where rows are long."""
 MOST_RESERVE_BYTES = 3 * 10**9
@@ -23,8 +25,10 @@ FUSED_HEAD_DIMS = frozenset({64, 72, 80, 96, 128})
 _SCORE_COPIES = 2.15
 """Score matrices alive at once in latent attention, of which the mask is one: fitted to the published peaks of a
 DeepSeek-V3-class model at 4k, 8k and 16k tokens (mlx-lm#839), which it meets within 0.15 GB."""
-_CPU_SCORE_COPIES = {False: 1.85, True: 2.7}
-"""On a CPU, by whether attention is latent: fitted to `python -m bench.memory_model`."""
+_CPU_SCORE_COPIES = {False: 1.1, True: 2.05}
+"""On a CPU, by whether attention is latent. This and the next: fitted to `python -m bench.memory_model`."""
+_CPU_ACTIVATIONS = 4.5
+"""On a CPU a layer's activations are alive several times over: results are allocated ahead of what computes them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,15 +149,18 @@ def _stretch_bytes(row_token_bytes: int, num_rows: int, num_tokens: int, limit: 
     return row_token_bytes * rows * (columns if limit is None else min(columns, limit))
 
 
-def kv_bytes(plans: Iterable[CachePlan], num_tokens: int, num_rows: int = 1) -> int:
-    """All layers' KV caches of `num_rows` sequences of `num_tokens` tokens, each in caches of its own."""
-    return num_rows * sum(_row_bytes(plan, num_tokens) for plan in plans)
+def kv_bytes(plans: Iterable[CachePlan], num_tokens: int, num_rows: int = 1, chunk: int = 0) -> int:
+    """All layers' KV caches of `num_rows` sequences of `num_tokens` tokens, each in caches of its own.
+
+    `chunk`: tokens of the last prefill chunk, which a sliding window holds beside its own until the next step.
+    """
+    return num_rows * sum(_row_bytes(plan, num_tokens, chunk) for plan in plans)
 
 
-def _row_bytes(plan: CachePlan, num_tokens: int) -> int:
+def _row_bytes(plan: CachePlan, num_tokens: int, chunk: int) -> int:
     shape = plan.shape
     if shape.window is not None:
-        return shape.state_bytes + plan.bytes_per_token * min(allocated(num_tokens), shape.window)
+        return shape.state_bytes + plan.bytes_per_token * min(allocated(num_tokens), shape.window + chunk)
     in_start = min(plan.start, num_tokens)
     full = CachePlan(shape).bytes_per_token * in_start
     return shape.state_bytes + full + plan.bytes_per_token * allocated(num_tokens - in_start)
@@ -169,7 +176,8 @@ def prefill_bytes(
     dequantized. And the activations of a layer.
     """
     step = min(step, context)
-    needed = step * shape.itemsize * (2 * shape.hidden_size + shape.widest)
+    activations = step * shape.itemsize * (2 * shape.hidden_size + shape.widest)
+    needed = activations if has_fused else int(_CPU_ACTIVATIONS * activations)
     attention = shape.attention
     if attention is not None:
         if not (attention.is_fused and has_fused):
@@ -178,6 +186,7 @@ def prefill_bytes(
         if attention.is_latent:
             needed += attention.num_heads * context * (attention.key_dim + attention.value_dim) * shape.itemsize
     needed += max((_shadow_bytes(plan, context) for plan in plans), default=0)
+    needed += sum(plan.bytes_per_token * step for plan in plans if plan.shape.window is not None)
     return needed
 
 
@@ -188,12 +197,17 @@ def _shadow_bytes(plan: CachePlan, context: int) -> int:
     return copy + plan.bytes_per_token * tokens
 
 
-def decode_bytes(shape: ModelShape, context: int, num_rows: int) -> int:
-    """Peak of what a decode step of `num_rows` sequences needs besides weights and caches: scores and logits."""
+def decode_bytes(shape: ModelShape, plans: Iterable[CachePlan], context: int, num_rows: int) -> int:
+    """Peak of what a decode step of `num_rows` sequences needs besides weights and caches.
+
+    Scores, logits, and the new arrays of caches that are moved because rows come or go.
+    """
+    layers = [_batch_bytes(plan, num_rows, context) for plan in plans]
+    moved = sum(layer for layer in layers if layer <= EAGER_BYTES) + max(layers, default=0)
     heads = shape.attention.num_heads if shape.attention else 0
     scores = 2 * num_rows * heads * context * 4
     logits = 4 * num_rows * shape.vocab_size * 4
-    return scores + logits + num_rows * shape.itemsize * (2 * shape.hidden_size + shape.widest)
+    return moved + scores + logits + num_rows * shape.itemsize * (2 * shape.hidden_size + shape.widest)
 
 
 def memory_of(
@@ -210,7 +224,7 @@ def memory_of(
         weights_bytes=shape.weights_bytes,
         kv_bytes=kv_bytes(plans, context, num_users),
         transient_bytes=max(
-            prefill_bytes(shape, plans, prefill_step, context), decode_bytes(shape, context, num_users)
+            prefill_bytes(shape, plans, prefill_step, context), decode_bytes(shape, plans, context, num_users)
         ),
         reserve_bytes=reserve_bytes,
         context=context,

@@ -12,7 +12,7 @@ The rules:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mlx_backend.admission import Budget, Claim
@@ -48,8 +48,16 @@ class StepPlan:
 def claim_of(prefill: Prefill) -> Claim:
     """What a request may come to hold, from now on."""
     alive = sum(sequence.status is not Status.ENDED for sequence in prefill.sequences)
-    total = prefill.num_prompt_tokens + prefill.request.max_tokens
-    return Claim(alive, prefill.num_prompt_tokens, total, is_prefilled=not prefill.is_wanted)
+    return Claim(alive, prefill.num_tokens, prefill.max_num_tokens, is_prefilled=not prefill.is_wanted)
+
+
+def largest(sequences: Iterable[Sequence]) -> list[Sequence]:
+    """Those of the request that holds most, of these: the one a batch that ran out of memory can best do without."""
+    by_request: dict[int, list[Sequence]] = {}
+    for sequence in sequences:
+        by_request.setdefault(id(sequence.request), []).append(sequence)
+    held = {key: sum(s.num_computed_tokens for s in found) for key, found in by_request.items()}
+    return by_request[max(held, key=lambda key: held[key])]
 
 
 class Scheduler:
@@ -100,16 +108,27 @@ class Scheduler:
         if chunk.prefill.num_remaining_tokens == 0:
             self._complete(chunk.prefill)
 
+    def recompute(self) -> None:
+        """Every row is lost: who ran goes back to the front of the queue, as a prompt of all its tokens."""
+        while self.running:
+            sequence = self.running.pop()
+            former = sequence.prefill
+            former.sequences.remove(sequence)
+            self._forget(former)
+            self._drop_unwanted(former)
+            sequence.status = Status.PENDING
+            sequence.num_started_tokens = len(sequence.output_ids)
+            sequence.prefill = Prefill(former.request, tuple(sequence.output_ids), sequences=[sequence])
+            self.waiting.appendleft(sequence.prefill)
+
     def end(self, sequence: Sequence) -> None:
         """Take out a sequence that finished, failed or was aborted, wherever it stands. Idempotent."""
         if sequence.status is Status.ENDED:
             return
-        was_running = sequence.status is Status.RUNNING
         sequence.status = Status.ENDED
         self._forget(sequence.prefill)
-        if was_running:
+        if sequence in self.running:
             self.running.remove(sequence)
-            return
         if sequence in self.ready:
             self.ready.remove(sequence)
         self._drop_unwanted(sequence.prefill)
@@ -135,14 +154,15 @@ class Scheduler:
 
     def _admit(self) -> None:
         """First come, first served. Rows are promised before a prompt is computed, so that none waits prefilled."""
-        promised = len(self.running) + len(self.ready) + sum(p.request.n for p in self.prefilling)
+        promised = len(self.running) + len(self.ready) + sum(len(p.sequences) for p in self.prefilling)
         while self.waiting:
             prefill = self.waiting[0]
-            if promised and (promised + prefill.request.n > self._max_rows or not self._has_room(prefill)):
+            num_rows = len(prefill.sequences)
+            if promised and (promised + num_rows > self._max_rows or not self._has_room(prefill)):
                 return
             self.waiting.popleft()
             self._admitted.append(prefill)
-            promised += prefill.request.n
+            promised += num_rows
             if prefill.num_remaining_tokens == 0:
                 self._complete(prefill)
                 self._join()

@@ -25,10 +25,13 @@ class Prefill:
     """One prompt, computed once for the n sequences that continue it.
 
     All tokens but the last are prefilled. The last is every sequence's first decode input, so that
-    sampling has one place: the batched decode step.
+    sampling has one place: the batched decode step. Of a sequence that lost its row, its prompt and the
+    outputs it has had, computed again.
     """
 
     request: GenerationRequest
+    output_ids: tuple[int, ...] = ()
+    """What of the output is computed with the prompt: nothing, but for a sequence that lost its row."""
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     sequences: list[Sequence] = field(default_factory=list)
@@ -40,8 +43,23 @@ class Prefill:
         return len(self.request.prompt_ids)
 
     @property
+    def num_tokens(self) -> int:
+        return self.num_prompt_tokens + len(self.output_ids)
+
+    @property
+    def max_num_tokens(self) -> int:
+        """Prompt and output, at most."""
+        return self.num_prompt_tokens + self.request.max_tokens
+
+    @property
     def num_remaining_tokens(self) -> int:
-        return self.num_prompt_tokens - 1 - self.num_computed_tokens
+        return self.num_tokens - 1 - self.num_computed_tokens
+
+    def token_ids(self, start: int, stop: int) -> tuple[int, ...]:
+        """Those that are computed, from place `start` on and before `stop`."""
+        if stop <= self.num_prompt_tokens:
+            return self.request.prompt_ids[start:stop]
+        return (self.request.prompt_ids + self.output_ids)[start:stop]
 
     @property
     def is_wanted(self) -> bool:
@@ -73,6 +91,10 @@ class Sequence:
     def num_computed_tokens(self) -> int:
         """Tokens in the KV cache once every step that was started is done."""
         return self.prefill.num_prompt_tokens - 1 + self.num_started_tokens
+
+    @property
+    def max_num_tokens(self) -> int:
+        return self.prefill.max_num_tokens
 
     @property
     def can_decode(self) -> bool:

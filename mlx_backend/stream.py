@@ -21,8 +21,9 @@ class EventStream:
     def __init__(self, prefills: tuple[Prefill, ...], abort: Callable[[Iterable[Sequence]], None]) -> None:
         self.loop = asyncio.get_running_loop()
         self._prefills = prefills
+        self.sequences = [sequence for prefill in prefills for sequence in prefill.sequences]
         self._abort = abort
-        self._open = {sequence.index: sequence for prefill in prefills for sequence in prefill.sequences}
+        self._open = {sequence.index: sequence for sequence in self.sequences}
         self._pending: deque[TokenEvent] = deque()
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -52,10 +53,6 @@ class EventStream:
         self._pending = deque(event for event in self._pending if event.index != index)
         self._abort((sequence,))
         self._wake()
-
-    @property
-    def sequences(self) -> list[Sequence]:
-        return [sequence for prefill in self._prefills for sequence in prefill.sequences]
 
     async def aclose(self) -> None:
         if self._open:

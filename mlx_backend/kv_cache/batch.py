@@ -26,6 +26,10 @@ class RowBatch:
         """Make `rows` the given sequences, in an order of the batch's own choosing."""
         wanted = set(sequences)
         self._drop([row for row, sequence in enumerate(self.rows) if sequence not in wanted])
+        if self.rows:  # admission counts with what the rows of now may come to, and nothing more may be held
+            most = max(self._lengths.longest + 1, *(sequence.max_num_tokens for sequence in sequences))
+            for cache in self.caches:
+                cache.fit(len(sequences), most)
         present = set(self.rows)
         self._join([sequence for sequence in sequences if sequence not in present])
 
@@ -44,9 +48,6 @@ class RowBatch:
             self._lengths.leave(row)
             self.rows[row] = self.rows[-1]
             self.rows.pop()
-        if leaving and self.rows:
-            for cache in self.caches:
-                cache.fit(len(self.rows), self._lengths.longest + 1)
 
     def _join(self, joining: list[Row]) -> None:
         if not joining:

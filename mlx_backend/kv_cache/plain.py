@@ -8,8 +8,8 @@ import mlx.core as mx
 
 from mlx_backend.kv_cache.codec import FULL, Codec, Part
 from mlx_backend.kv_cache.quantized import QuantizedKV
-from mlx_backend.kv_cache.rows import EAGER_BYTES, Lengths, resize
-from mlx_backend.memory import capacity_for
+from mlx_backend.kv_cache.rows import Lengths, resize
+from mlx_backend.memory import EAGER_BYTES, capacity_for
 
 
 class PlainRows:
@@ -100,9 +100,9 @@ class PlainRows:
         if not self.arrays:
             return
         rows, _, tokens, _ = self.arrays[0].shape
-        needed = capacity_for(num_rows, self._columns(num_tokens), _row_token_bytes(self.arrays))
-        if (needed[0] * 2 <= rows or needed[1] * 2 <= tokens) and self.nbytes > EAGER_BYTES:
-            self._resize(min(needed[0], rows), min(needed[1], tokens))
+        most = self._capacity(self.arrays, num_rows, self._columns(num_tokens))
+        if rows > most[0] or tokens > most[1]:
+            self._resize(min(most[0], rows), min(most[1], tokens))
 
     @property
     def nbytes(self) -> int:
@@ -139,8 +139,7 @@ class PlainRows:
             return
         rows, _, tokens, _ = self.arrays[0].shape
         if num_rows > rows or num_tokens > tokens:
-            capacity = self._capacity(like, num_rows, num_tokens)
-            self._resize(max(capacity[0], rows), max(capacity[1], tokens))
+            self._resize(*self._capacity(like, num_rows, max(num_tokens, tokens)))
 
     def _capacity(self, like: list[mx.array], num_rows: int, num_tokens: int) -> tuple[int, int]:
         rows, tokens = capacity_for(num_rows, num_tokens, _row_token_bytes(like))

@@ -11,8 +11,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-EAGER_BYTES = 4 << 20
-"""Larger arrays are moved a layer at a time: in one graph, old and new of all layers would live together."""
+from mlx_backend.memory import EAGER_BYTES
 
 
 class Lengths:
@@ -154,7 +153,7 @@ class Rows(Protocol):
         """Drop a row; the last row takes its place. RowLengths still counts it."""
 
     def fit(self, num_rows: int, num_tokens: int) -> None:
-        """Give memory back where rows or tokens fell to less than half of what is held."""
+        """Hold no more than so many rows of at most so many tokens can come to."""
 
     @property
     def nbytes(self) -> int: ...

@@ -38,7 +38,11 @@ def limited_by(config: ContextConfig, limit: int, fitting: int) -> Literal["mode
 
 
 class Runner(Protocol):
-    """Computes. A SequenceFailed it raises names the sequences that are lost; the others go on unharmed."""
+    """Computes. A SequenceFailed it raises names the sequences that are lost; the others go on unharmed.
+
+    But where memory runs out in a decode step, or a step cannot be collected, every row is lost, and may be started
+    again from a prefill.
+    """
 
     budget: Budget | None
     """What live sequences may need together, once the model is loaded; None: no bound."""

@@ -107,7 +107,13 @@ class MLXRunner:
         memory = MemoryReport(
             limit_bytes=limit, limit_basis=basis, weights_bytes=shape.weights_bytes, reserve_bytes=reserve
         )
-        self.budget = Budget(shape, self._plans, memory.free_bytes, has_fused=mx.default_device() != mx.cpu)
+        self.budget = Budget(
+            shape,
+            self._plans,
+            memory.free_bytes,
+            max_chunk=self._config.scheduler.max_chunk_tokens,
+            has_fused=mx.default_device() != mx.cpu,
+        )
         return memory
 
     @property
@@ -141,17 +147,20 @@ class MLXRunner:
 
     def prefill(self, chunk: Chunk) -> None:
         prefill = chunk.prefill
-        tokens = prefill.request.prompt_ids[chunk.start : chunk.start + chunk.num_tokens]
+        tokens = prefill.token_ids(chunk.start, chunk.start + chunk.num_tokens)
         try:
             if prefill.state is None:
                 prefill.state = self._make_caches()
-            # Only the caches are evaluated: a chunk's logits are never computed.
-            self._model(mx.array(tokens)[None], cache=prefill.state)
-            mx.eval([cache.state for cache in prefill.state])
-            mx.clear_cache()
+            self._compute(tokens, prefill.state)
         except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
             prefill.state = None
             raise _failed("prefill", error, prefill.sequences) from error
+
+    def _compute(self, tokens: tuple[int, ...], caches: list[Any]) -> None:
+        """A chunk into its caches. Only they are evaluated: its logits are never computed."""
+        self._model(mx.array(tokens)[None], cache=caches)
+        mx.eval([cache.state for cache in caches])
+        mx.clear_cache()
 
     # ---- decode ----
 
@@ -159,7 +168,7 @@ class MLXRunner:
         try:
             drawn = self._start(sequences)
         except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
-            self._reset()
+            self.idle()
             raise _failed("decode", error, sequences) from error
         rows = list(self._batch.rows)
         for sequence in rows:
@@ -207,7 +216,7 @@ class MLXRunner:
         try:
             mx.eval(in_flight.drawn.arrays)
         except (RuntimeError, ValueError, MemoryError) as error:
-            self._reset()
+            self.idle()
             raise _failed("decode", error, step.sequences) from error
         tokens = in_flight.drawn.tokens.tolist()
         asked = in_flight.drawn.logprobs

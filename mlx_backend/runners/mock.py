@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections.abc
 import functools
 import random
+import re
 import threading
 import time
 import zlib
@@ -51,21 +52,29 @@ _SHAPE = ModelShape(
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What goes wrong, at which decode step, counted from 1.
+    """What goes wrong, at which decode step, counted from 1, or at every so many of them.
 
-    fail, oom: the first sequence of that step is lost. hang: the step never ends. die: the device thread does.
+    fail: the first sequence of that step is lost. oom: the rows of all are. hang: the step never ends. die: the
+    device thread does.
     """
 
     kind: str
     step: int
+    is_repeated: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Fault:
-        """`KIND@STEP`. Raises ModelLoadError."""
-        kind, _, step = text.partition("@")
-        if kind not in {"fail", "oom", "hang", "die"} or not step.isdecimal() or int(step) < 1:
-            raise ModelLoadError(f"mock.fault must be fail, oom, hang or die, @, a step from 1; not {text!r}")
-        return cls(kind, int(step))
+        """`KIND@STEP` or `KIND/STEPS`. Raises ModelLoadError."""
+        found = re.fullmatch(r"(fail|oom|hang|die)([@/])([1-9][0-9]{0,8})", text)
+        if found is None:
+            raise ModelLoadError(
+                "mock.fault must be fail, oom, hang or die, then @ and a step from 1, or / and every how many steps; "
+                f"not {text!r}"
+            )
+        return cls(found[1], int(found[3]), is_repeated=found[2] == "/")
+
+    def strikes(self, step: int) -> bool:
+        return step % self.step == 0 if self.is_repeated else step == self.step
 
 
 class MockRunner:
@@ -116,12 +125,12 @@ class MockRunner:
         return report
 
     def prefill(self, chunk: Chunk) -> None:
-        share = chunk.num_tokens / max(chunk.prefill.num_prompt_tokens - 1, 1)
+        share = chunk.num_tokens / max(chunk.prefill.num_tokens - 1, 1)
         self._interrupted.wait(self._pace.ttft_s * share)
 
     def start(self, sequences: collections.abc.Sequence[Sequence]) -> Step:
         self._num_steps += 1
-        if self._fault is not None and self._fault.step == self._num_steps:
+        if self._fault is not None and self._fault.strikes(self._num_steps):
             self._fail(self._fault, sequences)
         self._rows = tuple(sequences)
         sampled = tuple(_sample(sequence) for sequence in sequences)
@@ -156,7 +165,7 @@ class MockRunner:
         if fault.kind == "fail":
             raise SequenceFailed("the mock was told to fail this sequence", sequences[:1])
         if fault.kind == "oom":
-            raise OutOfMemory("the mock was told to run out of memory", sequences[:1])
+            raise OutOfMemory("the mock was told to run out of memory", sequences)
         if fault.kind == "die":
             raise RuntimeError("the mock was told to kill the device thread")
         self._interrupted.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from typing import Any
 
@@ -147,6 +148,40 @@ async def test_a_failed_sequence_fails_alone(kind: str, error: type[Exception]) 
         assert whole == [[await one(engine, PROMPT, 50)]] * 3
         assert engine.health().status == "ok"
         assert engine.stats().num_failed == 1
+
+
+async def test_when_memory_runs_out_the_largest_request_fails_and_the_others_go_on_where_they_were() -> None:
+    async with running(config()) as engine:
+        expected = [await one(engine, (*PROMPT, i), 40) for i in range(6)]
+    async with running(config(mock=MockConfig(fault="oom@17"))) as engine:
+        streams = [engine.submit([request((*PROMPT, i), 40)]) for i in range(6)]
+        large = engine.submit([request(PROMPT * 9, 40, n=2)])
+        with pytest.raises(OutOfMemory):
+            await tokens(large)
+        assert [(await tokens(stream))[0] for stream in streams] == expected
+        await large.aclose()
+        assert engine.stats().num_failed == 2
+        await until(lambda: is_empty(engine))
+
+
+@pytest.mark.parametrize("every", [1, 2, 7, 20])
+async def test_memory_that_runs_out_again_and_again_leaves_nothing_hanging(every: int) -> None:
+    source = random.Random(every)
+    async with running(config(scheduler=SchedulerConfig(max_num_seqs=8))) as engine:
+        asked = [(tuple(source.randbytes(source.randint(1, 300))), source.randint(1, 60)) for _ in range(60)]
+        expected = [await one(engine, *each) for each in asked]
+    async with running(
+        config(mock=MockConfig(fault=f"oom/{every}"), scheduler=SchedulerConfig(max_num_seqs=8))
+    ) as engine:
+        answers = await asyncio.gather(*(one(engine, *each) for each in asked), return_exceptions=True)
+        failed = [answer for answer in answers if isinstance(answer, BaseException)]
+        assert {type(answer) for answer in failed} == {OutOfMemory}
+        assert len(failed) == engine.stats().num_failed
+        assert (len(failed) == 60) == (every == 1)
+        whole = [pair for pair in zip(answers, expected, strict=True) if not isinstance(pair[0], BaseException)]
+        assert all(answer == right for answer, right in whole)
+        assert engine.health().status == "ok"
+        await until(lambda: is_empty(engine))
 
 
 async def test_a_dead_device_thread_fails_everybody_and_refuses() -> None:

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from mlx_backend.errors import MemoryLimitExceeded, ModelLoadError
-from mlx_backend.interface import Engine, EngineConfig, MemoryConfig, MockConfig, SchedulerConfig
-from tests.engine_client import one, read, request, running, tokens
-from tests.tiny_models import write_model
+from mlx_backend.errors import MemoryLimitExceeded, ModelLoadError, OutOfMemory
+from mlx_backend.interface import Engine, EngineConfig, KVCacheConfig, MemoryConfig, MockConfig, SchedulerConfig
+from mlx_backend.runners.mlx import MLXRunner
+from tests.engine_client import one, read, request, running, tokens, until
+from tests.tiny_models import VOCAB_SIZE, write_model
 
 LIMIT_GB = 0.0013
 """Of which the mock's weights take 1,048,576 bytes; a token takes 16, in steps of 256."""
+FLOOD_GB = {"llama": 0.005, "deepseek_v3": 0.003}
 
 
 def mock(limit_gb: float | None = LIMIT_GB, **scheduler: Any) -> EngineConfig:
@@ -135,3 +137,123 @@ async def _most_running(engine: Engine, prompts: list[tuple[int, ...]]) -> int:
         await asyncio.sleep(0)
     await asyncio.gather(*tasks)
     return most
+
+
+# --- memory that runs out all the same
+
+
+def _runs_out_every(steps: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let every so many-th decode step and chunk fail as MLX fails: half of them before, half after the model ran."""
+    counted = [0]
+    for name in ("_start", "_compute"):
+        whole = getattr(MLXRunner, name)
+
+        def failing(self: Any, *given: Any, whole: Any = whole) -> Any:
+            counted[0] += 1
+            fails = counted[0] % steps == 0
+            if fails and counted[0] // steps % 2:
+                raise RuntimeError("[malloc] Unable to allocate 8192 bytes.")
+            result = whole(self, *given)
+            if fails:
+                raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (00000008)")
+            return result
+
+        monkeypatch.setattr(MLXRunner, name, failing)
+    return counted
+
+
+async def flood(engine: Engine, asked: list[tuple[tuple[int, ...], int]], at_once: int) -> list[Any]:
+    """The outputs, or what was raised; while bytes are sampled, at every answer and in between."""
+    places, is_done = asyncio.Semaphore(at_once), False
+    info = engine.model_info
+    assert info is not None and info.memory is not None
+
+    async def ask(prompt: tuple[int, ...], max_tokens: int) -> list[int]:
+        async with places:
+            return await one(engine, prompt, max_tokens)
+
+    async def sample() -> None:
+        while not is_done:
+            stats = engine.stats()
+            assert max(stats.planned_bytes, stats.kv_bytes) <= info.memory.free_bytes  # type: ignore[union-attr]
+            await asyncio.sleep(0.001)
+
+    sampling = asyncio.create_task(sample())
+    answers = await asyncio.gather(*(ask(*each) for each in asked), return_exceptions=True)
+    is_done = True
+    await sampling
+    return answers
+
+
+async def prove_flood(folder: Path, num_requests: int, limit_gb: float, **other: Any) -> tuple[list[Any], int, int]:
+    """(answers, peak of what was allocated, the limit in bytes): random lengths up to the limit, 32 at once."""
+    import mlx.core as mx
+
+    mx.clear_cache()
+    base = mx.get_active_memory()
+    mx.reset_peak_memory()
+    source = random.Random(num_requests)
+    async with running(limited(folder, limit_gb, **other)) as engine:
+        info = engine.model_info
+        assert info is not None and info.context_limited_by == "memory", engine.failure
+        print(f"context limit {info.context_limit}; peak of loading {(mx.get_peak_memory() - base) / 1e6:.2f} MB")
+        asked = []
+        for _ in range(num_requests):
+            total = source.randint(2, info.context_limit)
+            output = source.randint(1, min(total - 1, 60))
+            asked.append((tuple(source.randrange(1, VOCAB_SIZE) for _ in range(total - output)), output))
+        answers = await flood(engine, asked, at_once=32)
+        for (_, output), answer in zip(asked, answers, strict=True):
+            assert isinstance(answer, OutOfMemory) or len(answer) == output
+        assert engine.health().status == "ok"
+        await until(lambda: not engine.stats().kv_bytes)
+        return answers, mx.get_peak_memory() - base, round(limit_gb * 1e9)
+
+
+@pytest.mark.mlx
+@pytest.mark.parametrize("kind", ["llama", "deepseek_v3"])
+async def test_under_a_flood_what_is_allocated_stays_within_the_limit(kind: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / kind, kind)
+    answers, peak, limit = await prove_flood(folder, 60, FLOOD_GB[kind])
+    assert not any(isinstance(answer, BaseException) for answer in answers)
+    print(f"{kind}: peak {peak / 1e6:.2f} MB of {limit / 1e6:.2f} MB")
+    assert limit / 4 < peak <= limit
+
+
+@pytest.mark.mlx
+async def test_when_memory_runs_out_in_a_computation_the_others_get_the_same_tokens(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = random.Random(4)
+    asked = [(tuple(source.randrange(1, VOCAB_SIZE) for _ in range(source.randint(1, 200))), 40) for _ in range(16)]
+    async with running(EngineConfig(model_path=str(folder))) as engine:
+        expected = await asyncio.gather(*(one(engine, *each) for each in asked))
+        counted = _runs_out_every(20, monkeypatch)
+        answers = await asyncio.gather(*(one(engine, *each) for each in asked), return_exceptions=True)
+        assert counted[0] > 40
+        failed = [answer for answer in answers if isinstance(answer, BaseException)]
+        assert {type(answer) for answer in failed} == {OutOfMemory}
+        assert 0 < len(failed) <= counted[0] // 20
+        assert all(a == e for a, e in zip(answers, expected, strict=True) if not isinstance(a, BaseException))
+        assert engine.health().status == "ok"
+        await until(lambda: not engine.stats().kv_bytes)
+
+
+@pytest.mark.mlx
+@pytest.mark.soak
+@pytest.mark.parametrize("every", [None, 20])
+@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("kind", ["llama", "deepseek_v3"])
+async def test_three_hundred_requests_within_the_limit(
+    kind: str, bits: int | None, every: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model(tmp_path / kind, kind, **({"head_dim": 64} if kind == "llama" else {}))
+    if every is not None:
+        _runs_out_every(every, monkeypatch)
+    cache = KVCacheConfig(bits=bits, group_size=bits and 32)
+    answers, peak, limit = await prove_flood(folder, 300, 2 * FLOOD_GB[kind], kv_cache=cache)
+    num_failed = sum(isinstance(answer, OutOfMemory) for answer in answers)
+    print(f"{kind}, bits {bits}, out of memory every {every} steps: {num_failed} of 300 failed")
+    print(f"peak {peak / 1e6:.2f} of {limit / 1e6:.2f} MB")
+    assert peak <= limit
+    assert (num_failed > 0) == (every is not None)

@@ -6,7 +6,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from mlx_backend.interface import GenerationRequest, SchedulerConfig
 from mlx_backend.pace import Pace
-from mlx_backend.scheduler import Scheduler, StepPlan
+from mlx_backend.scheduler import Scheduler, StepPlan, largest
 from mlx_backend.sequence import Prefill, Sequence, Status
 
 MAX_ROWS = 4
@@ -29,6 +29,7 @@ def scheduler(max_rows: int = MAX_ROWS, token_s: float | None = 0.001, **config:
 def compute(target: Scheduler, plan: StepPlan) -> None:
     for sequence in plan.decodes:
         sequence.num_started_tokens += 1
+        sequence.output_ids.append(1)
     for chunk in plan.chunks:
         target.computed(chunk)
 
@@ -120,19 +121,30 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.target = scheduler(max_stall_s=0.05, max_chunk_tokens=64)
-        self.all: list[Prefill] = []
+        self.all: list[Sequence] = []
         self.oldest: tuple[Prefill, int, int] | None = None
 
     @rule(target=prompts, num_tokens=st.integers(1, 300), n=st.integers(1, 6), max_tokens=st.integers(1, 5))
-    def arrive(self, num_tokens: int, n: int, max_tokens: int) -> Prefill:
+    def arrive(self, num_tokens: int, n: int, max_tokens: int) -> list[Sequence]:
         prefill = prompt(num_tokens, n, max_tokens)
-        self.all.append(prefill)
+        self.all += prefill.sequences
         self.target.add(prefill)
-        return prefill
+        return list(prefill.sequences)
 
-    @rule(prefill=prompts, which=st.integers(0, 5))
-    def abort(self, prefill: Prefill, which: int) -> None:
-        self.target.end(prefill.sequences[which % len(prefill.sequences)])
+    @rule(sequences=prompts, which=st.integers(0, 5))
+    def abort(self, sequences: list[Sequence], which: int) -> None:
+        self.target.end(sequences[which % len(sequences)])
+
+    @rule()
+    def run_out_of_memory(self) -> None:
+        if not self.target.running:
+            return
+        victims = largest(self.target.running)
+        for sequence in victims:
+            self.target.end(sequence)
+        self.target.recompute()
+        assert not self.target.running
+        assert all(s.prefill.num_tokens == s.num_computed_tokens + 1 for p in self.target.waiting for s in p.sequences)
 
     @rule()
     def turn(self) -> None:
@@ -154,7 +166,7 @@ class Machine(RuleBasedStateMachine):
     def every_sequence_is_somewhere_once(self) -> None:
         places = [s for p in (*self.target.waiting, *self.target.prefilling) for s in p.sequences]
         pending = [s for s in places if s.status is Status.PENDING] + list(self.target.ready)
-        alive = [s for p in self.all for s in p.sequences if s.status is not Status.ENDED]
+        alive = [s for s in self.all if s.status is not Status.ENDED]
         assert len(pending) + len(self.target.running) == len(alive)
         assert set(pending) | set(self.target.running) == set(alive)
 
