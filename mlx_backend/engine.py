@@ -25,7 +25,6 @@ from mlx_backend.errors import (
     QueueFull,
     SequenceFailed,
     TooManyPrompts,
-    UnknownToken,
 )
 from mlx_backend.interface import (
     EngineConfig,
@@ -40,7 +39,7 @@ from mlx_backend.interface import (
 from mlx_backend.pace import Pace
 from mlx_backend.runners.base import Runner, Sampled, Step
 from mlx_backend.scheduler import Chunk, Scheduler, largest
-from mlx_backend.sequence import Prefill, Sequence, Status
+from mlx_backend.sequence import Prefill, Sequence, Status, build_prefills, check_token_ids
 from mlx_backend.stream import EventStream, Outbox
 
 logger = logging.getLogger("pippin.engine")
@@ -113,7 +112,7 @@ class DeviceEngine:
                 raise ContextLengthExceeded(len(request.prompt_ids), request.max_tokens, info.context_limit)
             check_token_ids(request, info.vocab_size)
             self._check_memory(request)
-        prefills = _build_prefills(requests)
+        prefills = build_prefills(requests)
         stream = EventStream(prefills, self._request_abort)
         for prefill in prefills:
             for sequence in prefill.sequences:
@@ -391,23 +390,3 @@ def _let_go_of_frames(error: BaseException) -> None:
     traceback.clear_frames(error.__traceback__)
     if error.__cause__ is not None:
         traceback.clear_frames(error.__cause__.__traceback__)
-
-
-def check_token_ids(request: GenerationRequest, vocab_size: int) -> None:
-    """A device reads or writes out of bounds for an id it has no row for. Raises UnknownToken."""
-    bias = [token_id for token_id, _ in request.sampling.logit_bias]
-    for ids, is_bias in ((request.prompt_ids, False), (bias, True)):
-        if ids and (min(ids) < 0 or max(ids) >= vocab_size):
-            raise UnknownToken(next(i for i in ids if not 0 <= i < vocab_size), vocab_size, is_bias=is_bias)
-
-
-def _build_prefills(requests: Iterable[GenerationRequest]) -> tuple[Prefill, ...]:
-    prefills = []
-    index = 0
-    for request in requests:
-        prefill = Prefill(request)
-        for ordinal in range(request.n):
-            prefill.sequences.append(Sequence(prefill, index, ordinal))
-            index += 1
-        prefills.append(prefill)
-    return tuple(prefills)

@@ -32,6 +32,9 @@ class ContextConfig:
     """How long prompt and output may be together."""
 
     limit: int | None = option(None, "prompt + output ceiling, tokens; none: the model's own", ge=1)
+    on_overflow: Literal["error", "truncate_oldest"] = option(
+        "error", "a chat that is too long: 400, or its oldest turns go (header and usage say how many tokens)"
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -84,9 +87,32 @@ class MemoryConfig:
         None, "memory for weights, KV caches and computing; none: what the system lets the device have", gt=0
     )
     reserve_gb: float | None = option(None, "of the limit, what stays unused; none: a tenth, at most 3 GB", ge=0)
+    cache_gb: float | None = option(
+        None, "freed buffers that MLX keeps for reuse; none: a quarter of what the weights leave, at most 4 GB", ge=0
+    )
+    wired: Literal["auto", "never", "always"] = option(
+        "auto",
+        "keep memory from being paged out (macOS); auto: weights over 55 % of it, then one sequence at a time",
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
+
+    @property
+    def limit_bytes(self) -> int | None:
+        return _bytes(self.limit_gb)
+
+    @property
+    def reserve_bytes(self) -> int | None:
+        return _bytes(self.reserve_gb)
+
+    @property
+    def cache_bytes(self) -> int | None:
+        return _bytes(self.cache_gb)
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else round(gigabytes * 1e9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +246,14 @@ class MemoryReport:
     limit_basis: str
     weights_bytes: int
     reserve_bytes: int
+    cache_bytes: int = 0
+    """Freed buffers that the device keeps for reuse, at most; within the limit."""
+    wired_bytes: int = 0
+    """What is kept from being paged out; 0 for nothing."""
+    wired_reason: str = ""
+    """Why it is wired, or is not, where the device could."""
+    raise_command: str | None = None
+    """What a person can run to let the device have more; None where nothing would."""
 
     @property
     def free_bytes(self) -> int:

@@ -74,6 +74,14 @@ def estimated_gpu_limit(memory_bytes: int) -> int:
     return memory_bytes * 3 // 4 if memory_bytes > 32 * _GIB else memory_bytes * 2 // 3
 
 
+def highest_gpu_limit(memory_bytes: int) -> int:
+    """What the GPU's limit should be raised to at most: nine tenths, and 8 GiB must be left to macOS.
+
+    448 of 512 GB and 170 of 192 GB are in use; 16 GB machines pushed past 85 % have panicked.
+    """
+    return max(0, min(memory_bytes * 9 // 10, memory_bytes - 8 * _GIB))
+
+
 def _read_sysctl() -> str:
     command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string", "hw.memsize"]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout

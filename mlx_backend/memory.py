@@ -110,6 +110,11 @@ class Memory:
         return self.weights_bytes + self.kv_bytes + self.transient_bytes + self.reserve_bytes
 
 
+def default_reserve(limit_bytes: int) -> int:
+    """What is kept back of a limit where nobody says how much."""
+    return min(MOST_RESERVE_BYTES, limit_bytes // 10)
+
+
 def allocated(num_tokens: int) -> int:
     """Columns that are allocated for so many tokens."""
     return -(-num_tokens // TOKEN_STEP) * TOKEN_STEP

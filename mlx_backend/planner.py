@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 from mlx_backend.errors import ModelLoadError
 from mlx_backend.interface import KVCacheConfig
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape, plan_caches
-from mlx_backend.machines import Machine
+from mlx_backend.limits import WIRED_SHARE
+from mlx_backend.machines import Machine, highest_gpu_limit
 from mlx_backend.memory import MOST_RESERVE_BYTES, Memory, ModelShape, kv_bytes, largest_context, memory_at
 from mlx_backend.speed import Estimate, decode_estimate, prefill_estimate
 
-_SYSTEM_BYTES = 8 * 2**30
-"""What macOS and its other programs should be left with when somebody raises the GPU's limit."""
 _TRIED_BITS = (8, 6, 5, 4, 3)
 _GROUP_SIZE = 64
 
@@ -96,7 +95,7 @@ def build_plan(
         caches=plans,
         rows=rows,
         kv_choices=_kv_choices(limited, caches, budget, reserve_bytes),
-        advice=tuple(_advice(limited, plans, machine, budget, reserve_bytes, rows)),
+        advice=(*_advice(limited, plans, machine, budget, reserve_bytes, rows), *_wiring(shape, machine, rows)),
     )
 
 
@@ -190,7 +189,7 @@ def _advice(
     ):
         return []
     found = []
-    raised = machine.memory_bytes - _SYSTEM_BYTES
+    raised = highest_gpu_limit(machine.memory_bytes)
     if machine.chip and raised > budget:
         more = largest_context(shape, plans, budget_bytes=raised, num_users=rows[0].num_users, reserve_bytes=reserve)
         if more is not None and (first.memory is None or more.context > first.memory.context):
@@ -201,6 +200,17 @@ def _advice(
     if first.memory is None:
         found += _smaller_weights(shape, plans, budget, reserve)
     return found
+
+
+def _wiring(shape: ModelShape, machine: Machine, rows: Sequence[Row]) -> list[str]:
+    """What several users should know where `memory.wired` is auto."""
+    is_wired = bool(machine.chip) and shape.weights_bytes > WIRED_SHARE * machine.memory_bytes
+    if not is_wired or all(row.memory is None or row.num_users == 1 for row in rows):
+        return []
+    return [
+        f"The weights take more than {WIRED_SHARE:.0%} of the memory: they are wired, and requests are computed one "
+        "after the other, unless memory.wired says never (slow where macOS pages) or always (macOS may panic)."
+    ]
 
 
 def _smaller_weights(shape: ModelShape, plans: Sequence[CachePlan], budget: int, reserve: int) -> list[str]:

@@ -6,9 +6,11 @@ No MLX. The device thread owns every object here; other threads may read the cou
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlx_backend.errors import UnknownToken
 from mlx_backend.interface import GenerationRequest
 
 
@@ -104,3 +106,24 @@ class Sequence:
     def last_token(self) -> int:
         """The newest token the host knows; the next input where no step is in flight."""
         return self.output_ids[-1] if self.output_ids else self.request.prompt_ids[-1]
+
+
+def build_prefills(requests: Iterable[GenerationRequest]) -> tuple[Prefill, ...]:
+    """A prefill for each, with its n sequences; these are numbered through."""
+    prefills = []
+    index = 0
+    for request in requests:
+        prefill = Prefill(request)
+        for ordinal in range(request.n):
+            prefill.sequences.append(Sequence(prefill, index, ordinal))
+            index += 1
+        prefills.append(prefill)
+    return tuple(prefills)
+
+
+def check_token_ids(request: GenerationRequest, vocab_size: int) -> None:
+    """A device reads or writes out of bounds for an id it has no row for. Raises UnknownToken."""
+    bias = [token_id for token_id, _ in request.sampling.logit_bias]
+    for ids, is_bias in ((request.prompt_ids, False), (bias, True)):
+        if ids and (min(ids) < 0 or max(ids) >= vocab_size):
+            raise UnknownToken(next(i for i in ids if not 0 <= i < vocab_size), vocab_size, is_bias=is_bias)

@@ -34,6 +34,8 @@ def _report(model: ServedModel, url: str, when_ready: Callable[[], None]) -> Non
         logger.info("serving %s on %s: %s", model.id, url, describe(info))
         if info.memory is not None:
             logger.info("memory: %s", describe_memory(info.memory))
+            if info.context_limited_by == "memory" and info.memory.raise_command:
+                logger.info("memory: the context would be longer after: %s", info.memory.raise_command)
         for line in describe_kv_caches(info):
             logger.info("KV cache: %s", line)
         if info.dequantized_reason is not None:
@@ -53,9 +55,11 @@ def describe_memory(memory: MemoryReport) -> str:
     """One line on where the bytes go."""
     parts = ((memory.weights_bytes, "weights"), (memory.free_bytes, "KV caches and computing"))
     told = ", ".join(f"{size / 1e9:.2f} for {what}" for size, what in parts)
-    return (
-        f"of {memory.limit_bytes / 1e9:.2f} GB ({memory.limit_basis}) {told}, {memory.reserve_bytes / 1e9:.2f} unused"
+    wired = (
+        "" if not memory.wired_reason else f"; {'wired' if memory.wired_bytes else 'not wired'}: {memory.wired_reason}"
     )
+    unused = f"{memory.reserve_bytes / 1e9:.2f} unused"
+    return f"of {memory.limit_bytes / 1e9:.2f} GB ({memory.limit_basis}) {told}, {unused}{wired}"
 
 
 def describe_kv_caches(info: ModelInfo) -> list[str]:

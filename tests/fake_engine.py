@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
-from mlx_backend.engine import check_token_ids
 from mlx_backend.errors import EngineError
 from mlx_backend.interface import (
     EngineHealth,
@@ -22,6 +21,7 @@ from mlx_backend.interface import (
     TokenEvent,
     TokenLogprobs,
 )
+from mlx_backend.sequence import check_token_ids
 
 HANG: Final = "hang"
 """In a script: from here on nothing comes, until the stream is closed."""

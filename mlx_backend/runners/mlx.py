@@ -24,9 +24,11 @@ from mlx_backend.kv_cache import attention, plan, spec
 from mlx_backend.kv_cache.batch import RowBatch, SingleBatch
 from mlx_backend.kv_cache.build import quantized
 from mlx_backend.kv_cache.plan import CachePlan
+from mlx_backend.limits import DeviceFacts, Limits, decide_limits, raise_command
 from mlx_backend.loader import build_model, count_parameters, read_weights
 from mlx_backend.machines import available_bytes
-from mlx_backend.memory import MOST_RESERVE_BYTES, ModelShape
+from mlx_backend.memory import ModelShape, default_reserve
+from mlx_backend.runners import device
 from mlx_backend.runners.base import Sampled, Step, limited_by
 from mlx_backend.runners.probe import check_batching, check_columns
 from mlx_backend.sampling.sampler import BatchSampler, Drawn
@@ -67,15 +69,19 @@ class MLXRunner:
         skeleton = read_model(self._model, checkpoint.config)
         self._vocab_size = skeleton.shape.vocab_size
         self._plans = plan.plan_caches(skeleton.caches, self._config.kv_cache)
-        memory = self._plan_memory(skeleton.shape)
+        memory, limits = self._plan_memory(skeleton.shape)
         fitting = limit if self.budget is None else min(limit, self.budget.largest_alone(1))
         if fitting == 0 and memory is not None:
             raise ModelLoadError(_too_large(memory, checkpoint))
+        if limits is not None:
+            device.apply_limits(limits)
         read_weights(self._model, checkpoint, report)
         dequantized_reason = self._check_columns()
         reason = spec.unbatched_reason(make_prompt_cache(self._model))
         if reason is None:
             reason = check_batching(self._model, self._make_caches, self._vocab_size)
+        if reason is None and limits is not None:
+            reason = limits.single_reason
         self._is_batched = reason is None
         self._reset()
         return ModelInfo(
@@ -97,24 +103,33 @@ class MLXRunner:
             raise ModelLoadError(f"context.limit {configured} is more than the model's own {own}; lower it")
         return configured or own
 
-    def _plan_memory(self, shape: ModelShape) -> MemoryReport | None:
+    def _plan_memory(self, shape: ModelShape) -> tuple[MemoryReport, Limits] | tuple[None, None]:
         """Divide the memory, before a weight is read. None where no limit is known."""
-        given = self._config.memory
-        limit, basis = _memory_limit() if given.limit_gb is None else (round(given.limit_gb * 1e9), "memory.limit_gb")
+        given, facts = self._config.memory, device.read_facts()
+        limit, basis = _memory_limit(facts) if given.limit_bytes is None else (given.limit_bytes, "memory.limit_gb")
         if limit is None:
-            return None
-        reserve = min(MOST_RESERVE_BYTES, limit // 10) if given.reserve_gb is None else round(given.reserve_gb * 1e9)
+            return None, None
+        limits = decide_limits(
+            facts, given.wired, given.cache_bytes, limit_bytes=limit, weights_bytes=shape.weights_bytes
+        )
         memory = MemoryReport(
-            limit_bytes=limit, limit_basis=basis, weights_bytes=shape.weights_bytes, reserve_bytes=reserve
+            limit_bytes=limit,
+            limit_basis=basis,
+            weights_bytes=shape.weights_bytes,
+            reserve_bytes=default_reserve(limit) if given.reserve_bytes is None else given.reserve_bytes,
+            cache_bytes=limits.cache_bytes,
+            wired_bytes=limits.wired_bytes,
+            wired_reason=limits.wired_reason,
+            raise_command=raise_command(facts, shape.weights_bytes) if given.limit_bytes is None else None,
         )
         self.budget = Budget(
             shape,
             self._plans,
             memory.free_bytes,
             max_chunk=self._config.scheduler.max_chunk_tokens,
-            has_fused=mx.default_device() != mx.cpu,
+            has_fused=device.has_fused_attention(),
         )
-        return memory
+        return memory, limits
 
     @property
     def _is_quantized(self) -> bool:
@@ -247,25 +262,24 @@ class MLXRunner:
     def close(self) -> None:
         for name in ("_model", "_batch", "_sampler", "_last_tokens"):
             self.__dict__.pop(name, None)
-        mx.synchronize()
-        mx.clear_cache()
+        device.release()
         # Without it the thread's streams are torn down while the process exits, which aborts it now and then.
         mx.clear_streams()
 
 
-def _memory_limit() -> tuple[int | None, str]:
+def _memory_limit(facts: DeviceFacts) -> tuple[int | None, str]:
     """(bytes that the device may have, where that is from)."""
-    info = mx.device_info()
-    if "max_recommended_working_set_size" in info:
-        return int(info["max_recommended_working_set_size"]), "the GPU's limit, of macOS"
+    if facts.recommended_bytes:
+        return facts.recommended_bytes, "the GPU's limit, of macOS"
     return available_bytes(), "memory available at start"
 
 
 def _too_large(memory: MemoryReport, checkpoint: Checkpoint) -> str:
+    raising = "" if memory.raise_command is None else f"; more is there for the GPU after: {memory.raise_command}"
     return (
         f"{checkpoint.path.name} does not fit: its weights take {memory.weights_bytes / 1e9:.2f} GB, of "
         f"{memory.limit_bytes / 1e9:.2f} GB ({memory.limit_basis}) less {memory.reserve_bytes / 1e9:.2f} GB of "
-        f"reserve, and what is left does not hold one token's computation; see: pippin plan {checkpoint.path}"
+        f"reserve, and what is left does not hold one token's computation{raising}; see: pippin plan {checkpoint.path}"
     )
 
 

@@ -35,6 +35,7 @@ LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON does not have."""
 
 IGNORED_HEADER = "X-Pippin-Ignored-Fields"
+TRUNCATED_HEADER = "X-Pippin-Truncated-Tokens"
 DONE = "data: [DONE]\n\n"
 
 
@@ -249,11 +250,14 @@ class Head:
 
 
 def encode_usage(usage: Usage) -> dict[str, Any]:
+    details = {"cached_tokens": usage.num_cached_tokens}
+    if usage.num_truncated_tokens:
+        details["truncated_tokens"] = usage.num_truncated_tokens
     return {
         "prompt_tokens": usage.num_prompt_tokens,
         "completion_tokens": usage.num_output_tokens,
         "total_tokens": usage.num_prompt_tokens + usage.num_output_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.num_cached_tokens},
+        "prompt_tokens_details": details,
     }
 
 
@@ -352,10 +356,13 @@ async def answer(
 ) -> Response:
     """Generate `job` and answer it, streamed or whole. Raises APIError and EngineError before the first byte."""
     headers = ignored_header(ignored)
-    stream = await generation.open(request.app.state.registry, job)
+    config = request.app.state.config
+    truncates = config.context.on_overflow == "truncate_oldest"
+    stream = await generation.open(request.app.state.registry, job, truncates=truncates)
+    if stream.num_truncated_tokens:
+        headers[TRUNCATED_HEADER] = str(stream.num_truncated_tokens)
     head = Head(job.request_id, int(time.time()), stream.model_id)
     if fields.stream:
-        config = request.app.state.config
         include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
         return StreamingAnswer(
             stream,

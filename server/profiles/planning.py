@@ -10,7 +10,7 @@ from typing import Any
 
 from mlx_backend.factory import read_shape
 from mlx_backend.interface import KVCacheConfig
-from mlx_backend.machines import Machine, find_machine
+from mlx_backend.machines import Machine, find_machine, highest_gpu_limit
 from mlx_backend.memory import ModelShape
 from mlx_backend.planner import Plan, build_plan
 from mlx_backend.speed import Estimate
@@ -18,8 +18,6 @@ from server.profiles import PROFILES, Profile
 
 SHORT_CONTEXT = 4096
 """Tokens at which the speeds of profiles are compared."""
-_MOST_RAISED = 0.9
-"""Of a machine's memory, what its GPU's limit may be raised to: macOS needs the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +84,7 @@ def ranked(machine: Machine) -> list[Standing]:
 def limit_bytes(profile: Profile, machine: Machine) -> int:
     """What the GPU may use by default, or more where the profile asks for that and the machine can spare it."""
     raised = (profile.wired_limit_mb or 0) * 2**20
-    is_possible = bool(machine.chip) and raised <= _MOST_RAISED * machine.memory_bytes
+    is_possible = bool(machine.chip) and raised <= highest_gpu_limit(machine.memory_bytes)
     return max(machine.gpu_limit_bytes, raised) if is_possible else machine.gpu_limit_bytes
 
 

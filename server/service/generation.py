@@ -1,4 +1,4 @@
-"""From a job to its output: resolve the model, encode the prompts, check the limits, admit, generate.
+"""From a job to its output: resolve the model, encode the prompts, fit them into the limits, admit, generate.
 
 `open` does all that can still be answered with a status code; the OutputStream it returns does the rest.
 Knows nothing of HTTP or of any dialect.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from mlx_backend.errors import ContextLengthExceeded, EngineDead, TooManyPrompts, UnknownToken
 from mlx_backend.interface import GenerationRequest, PrefillProgress, TokenEvent, TokenStream
@@ -20,17 +22,37 @@ from server.text.chat_template import TemplateError, render_chat
 from server.text.events import Finished, OutputEvent
 from server.text.pipeline import ChoicePipeline
 from server.text.tokenizer import Tokenizer
+from server.text.truncation import count_droppable, without_oldest
 
 LONG_TEXT_CHARS = 20_000
 """Encoding a longer text leaves the event loop to others meanwhile."""
 
 
-async def open(registry: ModelRegistry, job: GenerationJob) -> OutputStream:
-    """Admit a job. Raises APIError and EngineError, with nothing left behind."""
+_LEAST_ROOM = 1024
+"""Tokens left for an answer of unknown length where oldest turns may go; or a quarter of the limit, if that is less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One prompt's tokens, and how many of the oldest were left out so that it fits."""
+
+    ids: tuple[int, ...]
+    num_truncated_tokens: int = 0
+
+
+async def open(registry: ModelRegistry, job: GenerationJob, *, truncates: bool = False) -> OutputStream:
+    """Admit a job. `truncates`: the oldest turns of a chat that is too long are left out.
+
+    Raises APIError and EngineError, with nothing left behind.
+    """
     started_at = time.perf_counter()
     model = registry.resolve(job.model)
     tokenizer, info = model.ready()
-    prompts = [await _encode(tokenizer, prompt, job) for prompt in job.prompts]
+    encoded = [
+        await _encode(tokenizer, prompt, job, _prompt_limit(job, info.context_limit) if truncates else None)
+        for prompt in job.prompts
+    ]
+    prompts = [each.ids for each in encoded]
     requests = [
         GenerationRequest(
             request_id=f"{job.request_id}-{position}",
@@ -48,7 +70,9 @@ async def open(registry: ModelRegistry, job: GenerationJob) -> OutputStream:
         raise to_api_error(error, "logit_bias" if error.is_bias else job.prompt_param) from error
     except TooManyPrompts as error:
         raise to_api_error(error, job.prompt_param) from error
-    return OutputStream(job, model.id, tokens, tokenizer, sum(map(len, prompts)), started_at)
+    num_truncated = sum(each.num_truncated_tokens for each in encoded)
+    record = JobRecord(job.request_id, model.id, sum(map(len, prompts)), started_at, num_truncated)
+    return OutputStream(job, tokens, tokenizer, record)
 
 
 class OutputStream:
@@ -60,22 +84,28 @@ class OutputStream:
     def __init__(
         self,
         job: GenerationJob,
-        model_id: str,
         tokens: TokenStream,
         tokenizer: Tokenizer,
-        num_prompt_tokens: int,
-        started_at: float,
+        record: JobRecord,
     ) -> None:
         wants_logprobs = job.sampling.num_logprobs is not None
         count = len(job.prompts) * job.n
-        self.model_id = model_id
         self._tokens = tokens
         self._batches = aiter(tokens)
         self._choices = [ChoicePipeline(index, tokenizer, job.stop, wants_logprobs) for index in range(count)]
         self._num_open = count
-        self._record = JobRecord(job.request_id, model_id, num_prompt_tokens, started_at)
+        self._record = record
         self._is_done = False
         self._is_closed = False
+
+    @property
+    def model_id(self) -> str:
+        return self._record.model_id
+
+    @property
+    def num_truncated_tokens(self) -> int:
+        """Of the prompts, what was left out so that they fit."""
+        return self._record.num_truncated_tokens
 
     @property
     def progress(self) -> PrefillProgress:
@@ -128,32 +158,55 @@ class OutputStream:
                     self._tokens.abort(token.index)
 
 
-async def _encode(tokenizer: Tokenizer, prompt: Prompt, job: GenerationJob) -> tuple[int, ...]:
-    """Token ids of one prompt. Raises InvalidRequest, naming the wire's parameter."""
+async def _encode(tokenizer: Tokenizer, prompt: Prompt, job: GenerationJob, limit: int | None) -> Encoded:
+    """Token ids of one prompt, of a chat at most `limit` where that can be had by leaving turns out.
+
+    Raises InvalidRequest, naming the wire's parameter.
+    """
     if isinstance(prompt, TokenPrompt):
-        ids = prompt.ids
+        encoded = Encoded(prompt.ids)
     elif _text_length(prompt) > LONG_TEXT_CHARS:
-        ids = await asyncio.to_thread(_encode_text, tokenizer, prompt, job.prompt_param)
+        encoded = await asyncio.to_thread(_encode_text, tokenizer, prompt, job.prompt_param, limit)
     else:
-        ids = _encode_text(tokenizer, prompt, job.prompt_param)
-    if not ids:
+        encoded = _encode_text(tokenizer, prompt, job.prompt_param, limit)
+    if not encoded.ids:
         raise InvalidRequest(
             f"Invalid value for '{job.prompt_param}': the prompt is empty.",
             param=job.prompt_param,
             code="invalid_value",
         )
-    return ids
+    return encoded
 
 
-def _encode_text(tokenizer: Tokenizer, prompt: TextPrompt | ChatPrompt, param: str) -> tuple[int, ...]:
+def _encode_text(tokenizer: Tokenizer, prompt: TextPrompt | ChatPrompt, param: str, limit: int | None) -> Encoded:
     try:
         if isinstance(prompt, ChatPrompt):
-            return tuple(render_chat(tokenizer, prompt.messages, prompt.template_kwargs))
-        return tuple(tokenizer.encode(prompt.text, add_special_tokens=True)) if prompt.text else ()
+            return _encode_chat(tokenizer, prompt, limit)
+        return Encoded(tuple(tokenizer.encode(prompt.text, add_special_tokens=True)) if prompt.text else ())
     except TemplateError as error:
         raise InvalidRequest(str(error), param=param, code="invalid_value") from error
     except UnicodeError as error:
         raise InvalidRequest(f"Invalid value for '{param}': it is not valid Unicode.", param=param) from error
+
+
+def _encode_chat(tokenizer: Tokenizer, prompt: ChatPrompt, limit: int | None) -> Encoded:
+    """Without as few of the oldest turns as make it fit; whole where not even the last turn alone would."""
+
+    def ids(num_turns: int) -> tuple[int, ...]:
+        messages = without_oldest(prompt.messages, num_turns)
+        return tuple(render_chat(tokenizer, messages, prompt.template_kwargs))
+
+    whole = ids(0)
+    if limit is None or len(whole) <= limit:
+        return Encoded(whole)
+    most = count_droppable(prompt.messages)
+    found = bisect_left(range(most + 1), True, lo=1, key=lambda num_turns: len(ids(num_turns)) <= limit)
+    return Encoded(whole) if found > most else Encoded(fitting := ids(found), len(whole) - len(fitting))
+
+
+def _prompt_limit(job: GenerationJob, limit: int) -> int:
+    """Tokens that a prompt may have beside the answer."""
+    return limit - (job.max_tokens or min(_LEAST_ROOM, limit // 4))
 
 
 def _text_length(prompt: TextPrompt | ChatPrompt) -> int:

@@ -22,6 +22,7 @@ class JobRecord:
     model_id: str
     num_prompt_tokens: int
     started_at: float
+    num_truncated_tokens: int = 0
     num_output_tokens: int = 0
     finished: list[Finished] = field(default_factory=list)
     error: BaseException | None = None
@@ -41,17 +42,18 @@ class JobRecord:
     def usage(self, num_cached_tokens: int) -> Usage:
         """Of a finished job."""
         num_output_tokens = sum(event.num_output_tokens for event in self.finished)
-        return Usage(self.num_prompt_tokens, num_cached_tokens, num_output_tokens)
+        return Usage(self.num_prompt_tokens, num_cached_tokens, num_output_tokens, self.num_truncated_tokens)
 
     def write(self, num_cached_tokens: int, is_done: bool) -> None:
         """The job's line in the log."""
         level = logging.WARNING if self.error is not None else logging.INFO
         logger.log(
             level,
-            "%s model=%s prompt=%d cached=%d output=%d ttft=%s tok/s=%s finish=%s",
+            "%s model=%s prompt=%d%s cached=%d output=%d ttft=%s tok/s=%s finish=%s",
             self.request_id,
             self.model_id,
             self.num_prompt_tokens,
+            f" truncated={self.num_truncated_tokens}" if self.num_truncated_tokens else "",
             num_cached_tokens,
             self.num_output_tokens,
             f"{self._first_at - self.started_at:.3f}s" if self._first_at else "-",

@@ -48,6 +48,8 @@ class Usage:
     num_prompt_tokens: int
     num_cached_tokens: int
     num_output_tokens: int
+    num_truncated_tokens: int = 0
+    """Of the prompts, what was left out so that they fit; not in `num_prompt_tokens`."""
 
 
 OutputEvent = TextDelta | Finished | Usage

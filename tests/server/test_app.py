@@ -14,6 +14,7 @@ import httpx
 import openai
 import pytest
 
+from mlx_backend.interface import ContextConfig
 from server.app import create_app
 from server.config import Config, SecurityConfig, StreamConfig
 from tests.fake_engine import FakeEngine
@@ -312,6 +313,23 @@ def test_the_sdk_reads_over_comments() -> None:
     with serve(mock_engine(itl_s=0.01), config) as server, sdk_of(server) as sdk:
         chunks = list(sdk.chat.completions.create(model="mock", messages=HI, max_tokens=20, stream=True))
     assert chunks[-1].choices[0].finish_reason is not None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_that_lost_its_oldest_turns_says_so(stream: bool) -> None:
+    messages = [{"role": "user", "content": word * 60} for word in ("one ", "two ", "six ")]
+    body = {"messages": messages, "max_tokens": 8, "stream": stream}
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    for policy, status in (("error", 400), ("truncate_oldest", 200)):
+        config = Config(context=ContextConfig(on_overflow=policy))  # type: ignore[arg-type]
+        with serve(mock_engine(context=600), config) as server:
+            answer = httpx.post(f"{server.url}/v1/chat/completions", json=body)
+        assert answer.status_code == status
+    left_out = int(answer.headers["X-Pippin-Truncated-Tokens"])
+    last = json.loads(events_of(answer.text)[-2]) if stream else answer.json()
+    assert last["usage"]["prompt_tokens_details"]["truncated_tokens"] == left_out == len("user: \n") + 240
+    assert last["usage"]["prompt_tokens"] == 2 * left_out + len("assistant:")
 
 
 def test_a_failure_after_the_first_byte_is_one_event() -> None:

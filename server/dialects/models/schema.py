@@ -34,13 +34,17 @@ class KVCache(BaseModel):
 
 
 class Memory(BaseModel):
-    """How the memory is divided, bytes; `limit_basis` says where the limit is from."""
+    """How the memory is divided, bytes; `limit_basis` says where the limit is from, `raise_command` what raises it."""
 
     limit_bytes: int
     limit_basis: str
     weights_bytes: int
     reserve_bytes: int
     free_bytes: int
+    cache_bytes: int
+    wired_bytes: int
+    wired_reason: str
+    raise_command: str | None
 
 
 class ModelDetails(BaseModel):

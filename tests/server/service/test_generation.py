@@ -222,3 +222,46 @@ async def test_progress_and_cached_tokens_are_the_engines() -> None:
         engine.streams[0].num_cached_tokens = 2
         events = [event async for batch in stream for event in batch]
     assert events[-1] == Usage(3, 2, 1)
+
+
+def talk(*lengths: int) -> ChatPrompt:
+    """A system message, and turns whose questions are so long."""
+    turns = [{"role": "user", "content": chr(97 + place) * length} for place, length in enumerate(lengths)]
+    answered = [message for turn in turns[:-1] for message in (turn, {"role": "assistant", "content": "ok"})]
+    return ChatPrompt(({"role": "system", "content": "S"}, *answered, turns[-1]))
+
+
+async def prompt_of(job: GenerationJob, *, truncates: bool = True, limit: int = 120) -> tuple[str, Usage]:
+    engine = FakeEngine([spell("x")], info=ModelInfo(context_limit=limit, vocab_size=260))
+    async with aclosing(await generation.open(build_registry(engine), job, truncates=truncates)) as stream:
+        events = [event async for batch in stream for event in batch]
+        assert isinstance(events[-1], Usage)
+        assert stream.num_truncated_tokens == events[-1].num_truncated_tokens
+    return bytes(engine.requests[0].prompt_ids).decode(), events[-1]
+
+
+async def test_the_oldest_turns_of_a_long_chat_go_and_are_counted() -> None:
+    whole, usage = await prompt_of(build_job(talk(90, 2, 2), max_tokens=1), limit=200)
+    assert usage.num_truncated_tokens == 0
+    cut, usage = await prompt_of(build_job(talk(90, 2, 2), max_tokens=1))
+    assert cut == whole.replace("user: " + "a" * 90 + "\nassistant: ok\n", "")
+    assert (usage.num_prompt_tokens, usage.num_truncated_tokens) == (len(cut), len(whole) - len(cut))
+
+
+async def test_a_chat_is_cut_no_further_than_its_answer_needs() -> None:
+    for max_tokens, kept in ((39, "aaaabbbbcccc"), (40, "bbbbcccc"), (75, "cccc"), (None, "aaaabbbbcccc")):
+        cut, _ = await prompt_of(build_job(talk(4, 4, 4), max_tokens=max_tokens))
+        assert "".join(character for character in cut.replace("assistant", "") if character in "abc") == kept
+
+
+async def test_a_chat_is_whole_or_refused_where_turns_may_not_go_or_would_not_help() -> None:
+    with pytest.raises(APIError, match="maximum context length"):
+        await prompt_of(build_job(talk(90, 2, 2), max_tokens=30), truncates=False)
+    for job in (build_job(talk(2, 2, 120), max_tokens=1), build_job(talk(2, 2), max_tokens=120)):
+        with pytest.raises(APIError, match="maximum context length"):
+            await prompt_of(job)
+
+
+async def test_only_a_chat_is_cut() -> None:
+    with pytest.raises(APIError, match="maximum context length"):
+        await prompt_of(build_job(TextPrompt("a" * 130), max_tokens=1))

@@ -63,6 +63,10 @@ async def test_list() -> None:
             "weights_bytes": 99,
             "reserve_bytes": 1,
             "free_bytes": 900,
+            "cache_bytes": 0,
+            "wired_bytes": 0,
+            "wired_reason": "",
+            "raise_command": None,
         },
     }
 
