@@ -5,8 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from server.dialects.health.routes import router as health
+from server.dialects.metrics.routes import router as metrics
 from server.dialects.models.routes import router as models
 from server.dialects.openai_chat.routes import router as openai_chat
 from server.dialects.openai_completions.routes import router as openai_completions
 
-DIALECTS: tuple[APIRouter, ...] = (openai_completions, openai_chat, models, health)
+DIALECTS: tuple[APIRouter, ...] = (openai_completions, openai_chat, models, health, metrics)

@@ -1,0 +1,1 @@
+"""What the server counts and holds, in Prometheus' text format."""
