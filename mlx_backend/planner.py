@@ -138,6 +138,7 @@ def _row(
         shape.is_moe,
         num_users,
         is_latent=is_latent,
+        query_read_bytes=shape.itemsize * shape.attention_width * memory.context,
         routed_bytes=shape.routed_active_bytes,
         routed_share=shape.routed_share,
     )
@@ -183,21 +184,19 @@ def _advice(
     rows: Sequence[Row],
 ) -> list[str]:
     """What to change, most worth first; nothing where the whole context fits every number of users."""
-    first = rows[0]
-    if first.memory is not None and all(
-        row.memory is not None and row.memory.context == shape.context_length for row in rows
-    ):
+    short = next((row for row in rows if row.memory is None or row.memory.context < shape.context_length), None)
+    if short is None:
         return []
     found = []
     raised = highest_gpu_limit(machine.memory_bytes)
     if machine.chip and raised > budget:
-        more = largest_context(shape, plans, budget_bytes=raised, num_users=rows[0].num_users, reserve_bytes=reserve)
-        if more is not None and (first.memory is None or more.context > first.memory.context):
+        more = largest_context(shape, plans, budget_bytes=raised, num_users=short.num_users, reserve_bytes=reserve)
+        if more is not None and (short.memory is None or more.context > short.memory.context):
             found.append(
                 f"Raise the GPU's limit to {raised / 1e9:,.0f} GB: sudo sysctl iogpu.wired_limit_mb={raised // 2**20} "
-                f"(until the next start); then {more.context:,} tokens fit for {_users(rows[0].num_users)}."
+                f"(until the next start); then {more.context:,} tokens fit for {_users(short.num_users)}."
             )
-    if first.memory is None:
+    if rows[0].memory is None:
         found += _smaller_weights(shape, plans, budget, reserve)
     return found
 

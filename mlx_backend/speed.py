@@ -1,10 +1,11 @@
 """How fast a model decodes and prefills on a Mac: two formulas, fitted to published measurements. No MLX.
 
-    decode    step_s = layers x overhead + (weights read / W + KV read / K) / bandwidth
+    decode    step_s = layers x overhead + (weights read / W + KV read / K + KV of every query head / Q) / bandwidth
     prefill   tok/s  = GPU cores x F / (2 x active parameters + 2 x attention width x (context / 2) / A)
 
 `overhead` is what a layer costs however little it reads (kernels that wait for one another); W and K the
-shares of the bandwidth that reading weights and KV reach; F the FLOP/s a GPU core reaches in a prefill, A
+shares of the bandwidth that reading weights and KV reach; Q the same where every query head reads the KV that it
+shares with others, most of it out of caches; F the FLOP/s a GPU core reaches in a prefill, A
 the share of that in attention. The constants below were fitted to the rows of `data/anchors.json`, which
 have their sources; `residuals()` compares them with every row. An estimate's margin is what those rows
 leave unexplained.
@@ -27,14 +28,15 @@ Quantity = Literal["decode", "prefill"]
 
 _ROWS = Path(__file__).parent / "data" / "anchors.json"
 
-_LAYER_OVERHEAD_S = {1: 200e-6, 2: 200e-6, 3: 130e-6, 4: 60e-6}
-"""Of a mixture-of-experts layer, by generation of the chip; later chips are taken for the newest fitted."""
-_DENSE_OVERHEAD = 0.6
-"""A dense layer's overhead relative to that: it has no routing and no gathered products."""
-_DENSE_SHARE, _MOE_SHARE = 0.90, 0.70
+_LAYER_OVERHEAD_S = {1: 80e-6, 2: 80e-6, 3: 60e-6, 4: 43e-6}
+_ULTRA_OVERHEAD_S = {1: 175e-6, 2: 175e-6, 3: 80e-6, 4: 80e-6}
+"""Of a layer, by generation of the chip, of one die and of two; later chips are taken for the newest fitted. M1's are
+M2's, M3's of one die is between its neighbours', and the fourth Ultra's the third's: none of these was measured."""
+_DENSE_SHARE, _MOE_SHARE = 0.90, 0.615
 """Of the bandwidth, while reading weights; experts are gathered, which reads less evenly."""
-_KV_SHARE, _LATENT_KV_SHARE = 0.31, 0.09
-"""Of the bandwidth, while reading KV. All heads share one latent and the scores are materialized: read often."""
+_KV_SHARE, _QUERY_SHARE, _LATENT_KV_SHARE = 0.6, 4.45, 0.107
+"""Of the bandwidth, while reading KV, and KV as often as there are query heads. All heads share one latent, and its
+scores are materialized."""
 
 _DENSE_FLOPS = {1: 275e9, 2: 300e9, 3: 305e9, 4: 352e9}
 """Per second and GPU core. M1 and M2 are M3's by clock, unmeasured."""
@@ -128,13 +130,15 @@ def decode_estimate(
     num_sequences: int = 1,
     *,
     is_latent: bool = False,
+    query_read_bytes: float = 0.0,
     routed_bytes: float | None = None,
     routed_share: float = 0.0,
 ) -> Estimate | None:
     """Tokens per second of each of `num_sequences` decoding together; None where the machine's speed is unknown.
 
     `active_bytes` are the weights one token reads, the embedding's table not among them; `kv_read_bytes` the KV
-    of one sequence; `is_latent` says that it is a latent all heads share. Sequences of a mixture of experts read
+    of one sequence; `is_latent` says that it is a latent all heads share, and else `query_read_bytes` is that KV once
+    for every query head. Sequences of a mixture of experts read
     different experts: `routed_bytes` are the part of `active_bytes` in routed experts (unsaid: all of it), and
     `routed_share` the experts per token out of all (unsaid: no two sequences ever share one).
     """
@@ -144,7 +148,8 @@ def decode_estimate(
         return None
     routed = (active_bytes if routed_bytes is None else routed_bytes) if is_moe else 0.0
     weights = active_bytes - routed + routed * _distinct(num_sequences, routed_share)
-    value = 1.0 / _step_s(weights, kv_read_bytes * num_sequences, machine, num_layers, is_moe, is_latent)
+    kv_s = num_sequences * _kv_s(kv_read_bytes, query_read_bytes, machine, is_latent)
+    value = 1.0 / (_weights_s(weights, machine, num_layers, is_moe) + kv_s)
     return _with_margin(value, "decode", is_moe, machine.generation, is_measured=num_sequences == 1)
 
 
@@ -185,13 +190,16 @@ def _distinct(num_sequences: int, share: float) -> float:
     return float((1.0 - (1.0 - min(share, 1.0)) ** num_sequences) / min(share, 1.0))
 
 
-def _step_s(
-    weights_bytes: float, kv_bytes: float, machine: Machine, num_layers: int, is_moe: bool, is_latent: bool
-) -> float:
-    overhead_s = _LAYER_OVERHEAD_S[_fitted(machine.generation)] * (1.0 if is_moe else _DENSE_OVERHEAD)
-    weights_s = weights_bytes / (_MOE_SHARE if is_moe else _DENSE_SHARE) / machine.bandwidth
-    kv_s = kv_bytes / (_LATENT_KV_SHARE if is_latent else _KV_SHARE) / machine.bandwidth
-    return num_layers * overhead_s + weights_s + kv_s
+def _weights_s(weights_bytes: float, machine: Machine, num_layers: int, is_moe: bool) -> float:
+    overheads = _ULTRA_OVERHEAD_S if machine.chip.endswith("Ultra") else _LAYER_OVERHEAD_S
+    read_s = weights_bytes / (_MOE_SHARE if is_moe else _DENSE_SHARE) / machine.bandwidth
+    return num_layers * overheads[_fitted(machine.generation)] + read_s
+
+
+def _kv_s(kv_bytes: float, query_bytes: float, machine: Machine, is_latent: bool) -> float:
+    if is_latent:
+        return kv_bytes / _LATENT_KV_SHARE / machine.bandwidth
+    return (kv_bytes / _KV_SHARE + query_bytes / _QUERY_SHARE) / machine.bandwidth
 
 
 def _prefill_tokens_per_s(
@@ -221,8 +229,9 @@ def _with_margin(value: float, quantity: Quantity, is_moe: bool, generation: int
 def _predicted_decode(anchor: Anchor) -> float:
     model = anchor.model
     kv_bytes = model.kv_bytes_per_token * anchor.context_tokens
-    step_s = _step_s(model.active_bytes, kv_bytes, anchor.machine, model.num_layers, model.is_moe, model.is_latent)
-    return 1.0 / step_s
+    query_bytes = 2 * model.attention_width * anchor.context_tokens
+    weights_s = _weights_s(model.active_bytes, anchor.machine, model.num_layers, model.is_moe)
+    return 1.0 / (weights_s + _kv_s(kv_bytes, query_bytes, anchor.machine, model.is_latent))
 
 
 def _predicted_prefill(anchor: Anchor) -> float:

@@ -9,6 +9,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +152,13 @@ def plan(
     kv_bits: int | None = typer.Option(None, help="Plan with a KV cache of so many bits: 8, 6, 5 or 4."),
     kv_group_size: int | None = typer.Option(None, help="... in groups of so many: 32, 64 or 128."),
     users: str = typer.Option("1,2,4,8", help="For so many users at once, with commas between."),
+    count: int | None = typer.Option(None, min=1, max=64, help="On so many such machines together."),
     context: int | None = typer.Option(None, min=1, help="No more context than that for a user, tokens."),
     budget_gb: float | None = typer.Option(None, min=0, help="Memory for the model; else the GPU's limit."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
     plot: str | None = typer.Option(None, help="Draw memory against context into this PNG or SVG file."),
     machines: bool = typer.Option(False, "--machines", help="List the machines that are known, and end."),
+    anchors: bool = typer.Option(False, "--anchors", help="List the speeds that estimates are fitted to, and end."),
     is_list: bool = typer.Option(False, "--list", help="Rank the shipped profiles for the machine, and end."),
 ) -> None:
     """Say what of a model fits a machine: context, users, speed, and what would help. Nothing is loaded."""
@@ -164,13 +167,16 @@ def plan(
     if machines:
         shown.show_machines()
         return
+    if anchors:
+        shown.show_anchors()
+        return
     if is_list:
         _list_profiles(machine, as_json)
         return
     kv = {"bits": kv_bits, "group_size": kv_group_size}
     weights = (bits, group_size)
     budget = None if budget_gb is None else round(budget_gb * 1e9)
-    found, name = _planned(model, machine, weights, kv, users=users, context=context, budget_bytes=budget)
+    found, name = _planned(model, machine, count, weights, kv, users=users, context=context, budget_bytes=budget)
     if as_json:
         shown.print_json(shown.to_document(found, name))
     else:
@@ -186,16 +192,20 @@ def plan(
 
 
 def _planned(
-    model: str, machine: str | None, weights: tuple[int | None, int], kv: dict[str, int | None], **options: Any
+    model: str,
+    machine: str | None,
+    count: int | None,
+    weights: tuple[int | None, int],
+    kv: dict[str, int | None],
+    **options: Any,
 ) -> tuple[Any, str]:
     """(the plan, the model's name). Raises ConfigError for what cannot be planned."""
     from mlx_backend.errors import ModelLoadError
     from mlx_backend.factory import read_shape
     from mlx_backend.interface import KVCacheConfig
-    from mlx_backend.planner import build_plan
     from server.plan import numbers
     from server.profiles import find_profile
-    from server.profiles.planning import plan_profile
+    from server.profiles.planning import plan_profile, plan_together
 
     is_pocket, profile = pocket.is_meant(model), find_profile(model)
     try:
@@ -206,14 +216,21 @@ def _planned(
         if profile is not None:
             at = _machine(machine or profile.machine)
             kv_cache = KVCacheConfig(**{**kv, "bits": kv["bits"] or profile.kv_bits})
+            profile = replace(profile, num_machines=count or profile.num_machines)
             return plan_profile(profile, at, weights=weights, kv_cache=kv_cache, **options), model
         at = _machine(machine)
         shape, caches = read_shape(str(pocket.folder()) if is_pocket else model, *weights)
-        found = build_plan(shape, caches, at, KVCacheConfig(**kv), **options)
+        found = plan_together(shape, caches, at, KVCacheConfig(**kv), count or 1, **options)
     except (ModelLoadError, ValueError) as error:
         raise ConfigError(str(error)) from None
-    path = Path(model)
-    return found, (path.parent.name or str(path)) if path.is_file() else path.name if path.is_dir() else model
+    return found, _name_of(Path(model)) or model
+
+
+def _name_of(path: Path) -> str:
+    """What a model is called: by its folder, or by a file that is not every model's config.json."""
+    if path.is_file() and path.name != "config.json":
+        return path.stem
+    return path.resolve().name if path.is_dir() else path.resolve().parent.name if path.is_file() else ""
 
 
 def _list_profiles(machine: str | None, as_json: bool) -> None:

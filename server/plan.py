@@ -14,7 +14,7 @@ from rich.table import Table
 from mlx_backend.machines import Machine, load_machines
 from mlx_backend.memory import Memory
 from mlx_backend.planner import Plan, Row, memory_by_context
-from mlx_backend.speed import Estimate
+from mlx_backend.speed import Estimate, load_anchors, residuals
 from server.profiles.planning import SHORT_CONTEXT, Standing
 
 _PLOTTED_CONTEXTS = 64
@@ -76,7 +76,7 @@ def draw(plan: Plan, name: str, file: Path) -> None:
     axes.axhline(plan.budget_bytes / 1e9, color="tab:red", label="limit for the GPU")
     axes.axhline(plan.machine.memory_bytes / 1e9, color="tab:gray", label="memory of the machine")
     axes.set(xlabel="context, tokens", ylabel="GB", title=f"{name} on {plan.machine.name}", xlim=(0, longest))
-    axes.legend(loc="upper left", fontsize=8)
+    axes.legend(loc="lower right", fontsize=8)
     axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(file, dpi=120)
@@ -90,6 +90,20 @@ def show_machines(console: Console | None = None) -> None:
         column.justify = "right"
     for machine in load_machines():
         table.add_row(*_machine_cells(machine))
+    (console or Console(highlight=False)).print(table)
+
+
+def show_anchors(console: Console | None = None) -> None:
+    """Print the published speeds that the estimates are fitted to, and how far each estimate is off."""
+    columns = ("measurement", "machine", "context", "", "tok/s", "estimate", "error", "source")
+    table = Table(*columns, box=None, pad_edge=False)
+    for column in table.columns[2:3] + table.columns[4:7]:
+        column.justify = "right"
+    anchors = {anchor.id: anchor for anchor in load_anchors()}
+    for row in residuals():
+        anchor = anchors[row.name]
+        speeds = (row.quantity, f"{row.measured:,.1f}", f"{row.predicted:,.1f}", f"{row.error:+.0%}")
+        table.add_row(row.name, anchor.machine.id, f"{anchor.context_tokens:,}", *speeds, row.source)
     (console or Console(highlight=False)).print(table)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -59,20 +59,43 @@ def plan_profile(
     Raises ModelLoadError as build_plan does, and where MLX is not installed.
     """
     shape, caches = _read(profile.model_file, *weights)
-    plan = build_plan(
-        share_of(shape, profile.num_machines),
+    plan = plan_together(
+        shape,
         caches,
         machine,
         kv_cache or KVCacheConfig(bits=profile.kv_bits),
+        profile.num_machines,
         users=users,
         context=context,
         budget_bytes=limit_bytes(profile, machine) if budget_bytes is None else budget_bytes,
     )
-    conditions = _conditions(profile, machine, is_raised=budget_bytes is None)
-    plan = replace(plan, advice=(*conditions, *plan.advice))
-    if profile.num_machines == 1:
+    if budget_bytes is not None or limit_bytes(profile, machine) <= machine.gpu_limit_bytes:
         return plan
-    return replace(plan, rows=tuple(replace(row, decode=None, prefill=None) for row in plan.rows))  # nobody measured it
+    raised = f"sudo sysctl iogpu.wired_limit_mb={profile.wired_limit_mb} (until the next start)."
+    return replace(plan, advice=(f"This counts on a raised limit: {raised}", *plan.advice))
+
+
+def plan_together(
+    shape: ModelShape,
+    caches: Sequence[Any],
+    machine: Machine,
+    kv_cache: KVCacheConfig,
+    num_machines: int,
+    **options: Any,
+) -> Plan:
+    """What each of several such machines would hold of a model; shape and caches as read_shape gives them.
+
+    `options` are those of build_plan.
+    """
+    plan = build_plan(share_of(shape, num_machines), caches, machine, kv_cache, **options)
+    if num_machines == 1:
+        return plan
+    told = (
+        f"This is what each of {num_machines} such machines would hold; its speed is not estimated. "
+        "Pippin cannot serve over several machines yet."
+    )
+    rows = tuple(replace(row, decode=None, prefill=None) for row in plan.rows)  # nobody measured it
+    return replace(plan, rows=rows, advice=(told, *plan.advice))
 
 
 def ranked(machine: Machine) -> list[Standing]:
@@ -109,20 +132,6 @@ def share_of(shape: ModelShape, num_machines: int) -> ModelShape:
 @cache
 def _read(file: Path, bits: int | None, group_size: int) -> tuple[ModelShape, tuple[Any, ...]]:
     return read_shape(str(file), bits, group_size)
-
-
-def _conditions(profile: Profile, machine: Machine, *, is_raised: bool) -> Iterator[str]:
-    """What a plan rests on that is not there by itself."""
-    if profile.num_machines > 1:
-        yield (
-            f"This is what each of {profile.num_machines} such machines would hold; its speed is not estimated. "
-            "Pippin cannot serve over several machines yet."
-        )
-    if is_raised and limit_bytes(profile, machine) > machine.gpu_limit_bytes:
-        yield (
-            f"This counts on a raised limit: sudo sysctl iogpu.wired_limit_mb={profile.wired_limit_mb} "
-            "(until the next start)."
-        )
 
 
 def _standing(profile: Profile, machine: Machine) -> Standing:
