@@ -26,9 +26,9 @@ _SCORE_COPIES = 2.15
 """Score matrices alive at once in latent attention, of which the mask is one: fitted to the published peaks of a
 DeepSeek-V3-class model at 4k, 8k and 16k tokens (mlx-lm#839), which it meets within 0.15 GB."""
 _CPU_SCORE_COPIES = {False: 1.1, True: 2.05}
-"""On a CPU, by whether attention is latent. This and the next: fitted to `python -m bench.memory_model`."""
-_CPU_ACTIVATIONS = 4.5
-"""On a CPU a layer's activations are alive several times over: results are allocated ahead of what computes them."""
+_CPU_ACTIVATIONS = {False: 4.5, True: 3.0}
+"""On a CPU, by whether attention is latent, fitted to `python -m bench.memory_model`: how often scores, and a layer's
+activations, are alive at once. Results are allocated ahead of what computes them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,13 +182,14 @@ def prefill_bytes(
     """
     step = min(step, context)
     activations = step * shape.itemsize * (2 * shape.hidden_size + shape.widest)
-    needed = activations if has_fused else int(_CPU_ACTIVATIONS * activations)
     attention = shape.attention
+    is_latent = attention is not None and attention.is_latent
+    needed = activations if has_fused else int(_CPU_ACTIVATIONS[is_latent] * activations)
     if attention is not None:
         if not (attention.is_fused and has_fused):
-            copies = _SCORE_COPIES if has_fused else _CPU_SCORE_COPIES[attention.is_latent]
+            copies = _SCORE_COPIES if has_fused else _CPU_SCORE_COPIES[is_latent]
             needed += int(copies * attention.num_heads * step * context * shape.itemsize)
-        if attention.is_latent:
+        if is_latent:
             needed += attention.num_heads * context * (attention.key_dim + attention.value_dim) * shape.itemsize
     needed += max((_shadow_bytes(plan, context) for plan in plans), default=0)
     needed += sum(plan.bytes_per_token * step for plan in plans if plan.shape.window is not None)
