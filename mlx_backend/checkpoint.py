@@ -65,7 +65,7 @@ def find_model(name: str) -> Path:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Check config.json and every weight file's header against its size. Raises ModelLoadError."""
-    config = _read_config(path / "config.json")
+    config = read_config(path / "config.json")
     files = tuple(sorted(path.glob("model*.safetensors")))
     if not files:
         raise ModelLoadError(f"{path} has no model*.safetensors; convert the model with mlx_lm.convert first")
@@ -75,15 +75,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, config, files)
 
 
-def _read_config(file: Path) -> Mapping[str, Any]:
+def read_config(file: Path) -> Mapping[str, Any]:
+    """A model's config.json. Raises ModelLoadError."""
     if not file.is_file():
         raise ModelLoadError(f"{file.parent} has no config.json; is it a model folder?")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{file} cannot be read ({error}); fetch the model again") from error
+        raise ModelLoadError(f"{file} cannot be read as a config.json ({error}); fetch it again") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise ModelLoadError(f"{file} names no model_type; it is not the config of a language model")
+        raise ModelLoadError(f"{file} names no model_type; is it the config.json of a language model?")
     return config
 
 

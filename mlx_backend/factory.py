@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from mlx_backend.checkpoint import find_model, open_checkpoint
+from mlx_backend.checkpoint import find_model, open_checkpoint, read_config
 from mlx_backend.engine import DeviceEngine
 from mlx_backend.errors import ModelLoadError
 from mlx_backend.interface import Engine, EngineConfig
@@ -48,23 +47,13 @@ def read_shape(
     quantization = None if weight_bits is None else skeleton.Quantization(weight_bits, group_size)
     if path.is_file() or quantization is not None:
         file = path if path.is_file() else find_model(model) / "config.json"
-        found = skeleton.from_config(_read_json(file), quantization)
+        found = skeleton.from_config(read_config(file), quantization)
     else:
         folder = find_model(model)
         has_weights = any(folder.glob("model*.safetensors"))
         found = (
             skeleton.from_checkpoint(open_checkpoint(folder))
             if has_weights
-            else skeleton.from_config(_read_json(folder / "config.json"))
+            else skeleton.from_config(read_config(folder / "config.json"))
         )
     return found.shape, found.caches
-
-
-def _read_json(file: Path) -> dict[str, object]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{file} cannot be read as a config.json ({error})") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise ModelLoadError(f"{file} names no model_type; is it a model's config.json?")
-    return config
