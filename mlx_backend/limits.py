@@ -31,6 +31,14 @@ class DeviceFacts:
     memory_bytes: int = 0
     recommended_bytes: int = 0
     """What macOS lets the GPU use, `iogpu.wired_limit_mb` counted in; 0 where there is no such GPU."""
+    wired_limit_mb: int = 0
+    """`iogpu.wired_limit_mb`, MiB, where somebody has set it."""
+
+    @property
+    def limit_basis(self) -> str:
+        """Where `recommended_bytes` is from, in words."""
+        raised = f", iogpu.wired_limit_mb={self.wired_limit_mb}" if self.wired_limit_mb else ""
+        return f"the GPU's limit, of macOS{raised}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,8 @@ Written from MLX's documentation and source; the part for Metal was not run on a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -13,13 +14,26 @@ import mlx.core as mx
 from mlx_backend.limits import DeviceFacts, Limits
 
 
-def read_facts(info: Mapping[str, Any] | None = None) -> DeviceFacts:
-    """`info`: what `mx.device_info()` returns; a CPU's has a name and nothing of memory."""
+def _read_sysctl() -> str:
+    command = ["/usr/sbin/sysctl", "-n", "iogpu.wired_limit_mb"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout
+
+
+def read_facts(info: Mapping[str, Any] | None = None, sysctl: Callable[[], str] = _read_sysctl) -> DeviceFacts:
+    """`info`: what `mx.device_info()` returns; a CPU's has a name and nothing of memory. `sysctl`: the set limit."""
     said = mx.device_info() if info is None else info
+    name, recommended = str(said.get("device_name", "")), int(said.get("max_recommended_working_set_size", 0))
+    if not recommended:
+        return DeviceFacts(name=name)
+    try:
+        wired_limit_mb = int(sysctl())
+    except (OSError, ValueError, subprocess.SubprocessError):
+        wired_limit_mb = 0
     return DeviceFacts(
-        name=str(said.get("device_name", "")),
-        memory_bytes=int(said.get("memory_size", 0)) if "max_recommended_working_set_size" in said else 0,
-        recommended_bytes=int(said.get("max_recommended_working_set_size", 0)),
+        name=name,
+        memory_bytes=int(said.get("memory_size", 0)),
+        recommended_bytes=recommended,
+        wired_limit_mb=wired_limit_mb,
     )
 
 

@@ -270,7 +270,7 @@ class MLXRunner:
 def _memory_limit(facts: DeviceFacts) -> tuple[int | None, str]:
     """(bytes that the device may have, where that is from)."""
     if facts.recommended_bytes:
-        return facts.recommended_bytes, "the GPU's limit, of macOS"
+        return facts.recommended_bytes, facts.limit_basis
     return available_bytes(), "memory available at start"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,12 @@ def test_what_a_device_says_is_read_as_it_was_recorded() -> None:
     from mlx_backend.runners.device import read_facts
 
     recorded = json.loads((Path(__file__).parent / "device_info.json").read_text())
-    assert read_facts(recorded["metal"]) == DeviceFacts(
-        name="Apple M3 Ultra", memory_bytes=549_755_813_888, recommended_bytes=412_316_860_416
-    )
+    expected = DeviceFacts(name="Apple M3 Ultra", memory_bytes=549_755_813_888, recommended_bytes=412_316_860_416)
+    for nothing in ("0\n", "", "sysctl: unknown oid"):
+        assert read_facts(recorded["metal"], nothing.strip) == expected
+    raised = read_facts(recorded["metal"], lambda: "471859\n")
+    assert raised == replace(expected, wired_limit_mb=471_859)
+    assert raised.limit_basis == "the GPU's limit, of macOS, iogpu.wired_limit_mb=471859"
     assert read_facts(recorded["cpu"]) == DeviceFacts(name=recorded["cpu"]["device_name"])
     assert read_facts().recommended_bytes == 0 or read_facts().memory_bytes > 0
 
