@@ -111,10 +111,16 @@ def cases(
     return found
 
 
+_KINDS = {
+    "letters": {"counting": "count", "spelling": "spell"},
+    "tools": {"calling": "call", "answering": "answer", "none that fits": "none"},
+}
+"""Skills of several rows: each row's name, and the `kind` that the skill knows it by."""
+
+
 def _rows(skill: str, contexts: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:
-    if skill == "letters":
-        yield "letters: counting", {"kind": "count"}
-        yield "letters: spelling", {"kind": "spell"}
+    if skill in _KINDS:
+        yield from ((f"{skill}: {row}", {"kind": kind}) for row, kind in _KINDS[skill].items())
         return
     if skill != "recall":
         yield skill, {}

@@ -43,7 +43,7 @@ LONG = Source(row_tokens=4096, recall_tokens=(500, 4000), weights=LOOK_UPS)
 PHASES = (
     Phase(0.45, (SHORT,)),
     Phase(0.25, (SHORT, MIDDLE)),
-    Phase(0.30, (SHORT, SHORT, SHORT, LONG, SHORT, SHORT, SHORT, MIDDLE)),
+    Phase(0.30, (SHORT, SHORT, LONG, SHORT, SHORT, MIDDLE, SHORT, LONG)),
 )
 """Long rows cost most, in attention: they come late, and only what needs them is in them."""
 STEP_TOKENS = 8_192
