@@ -1,6 +1,6 @@
 """Measure what a quantized KV cache costs and write it into docs/kv-cache.md, with a plot beside it.
 
-    python -m scripts.kv_quality [--items 100] [--texts 40] [--model FOLDER]
+    python -m scripts.kv_quality [--items 100] [--full-items 20] [--texts 40] [--model FOLDER]
 
 Perplexity and KL divergence on held-out text, and how often the model is right, skill by skill, as
 `scripts.pocket.evaluate` asks it.
@@ -9,10 +9,9 @@ Perplexity and KL divergence on held-out text, and how often the model is right,
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,15 @@ from rich.console import Console
 from tokenizers import Tokenizer as Encoder
 
 from mlx_backend.interface import KVCacheConfig
+from scripts.kv_quality.asked import BATCH, FULL_CONTEXT, Asked, ask
 from scripts.kv_quality.expanded import expand
 from scripts.kv_quality.measure import Drift, Reader, Text, read_all
 from scripts.pocket import corpus
 from scripts.pocket.batches import held_out
-from scripts.pocket.evaluate import cases, in_process, put
 from server import pocket
-from server.text.tokenizer import load_tokenizer
 
 DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-CONTEXTS = [256, 1024]
-BATCH = 8
 BITS = (8, 6, 5, 4)
 
 progress = Console(stderr=True)
@@ -55,14 +51,6 @@ EXPANDED = {
 ASKED = ("full", *(f"{bits} bits, groups of 32" for bits in BITS))
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Share of right answers by row, and of answers that are word for word those of full precision."""
-
-    right: dict[str, float]
-    same: float
-
-
 def held_out_texts(folder: Path, count: int) -> list[Text]:
     """`count` conversations of every skill, and as many look-ups in a full context."""
     encoder = Encoder.from_file(str(folder / "tokenizer.json"))
@@ -70,30 +58,6 @@ def held_out_texts(folder: Path, count: int) -> list[Text]:
     for skill in corpus.SKILLS:
         found += held_out(encoder, skill, count, seed=5)
     return found + held_out(encoder, "recall", count, seed=6, context_tokens=3900)
-
-
-async def ask(folder: Path, items: int) -> dict[str, Asked]:
-    """Greedy answers under every setting of ASKED."""
-    tokenizer = load_tokenizer(folder)
-
-    def count(text: str) -> int:
-        return len(tokenizer.encode(text, add_special_tokens=False))
-
-    questions = cases(list(corpus.SKILLS), CONTEXTS, items, 0, count)
-    found: dict[str, Asked] = {}
-    first: list[str] = []
-    for name in ASKED:
-        progress.print(f"asking: {name}", style="dim")
-        async with in_process(folder, tokenizer, BATCH, LATENT[name]) as answer:
-            answers = await put(questions, answer, BATCH, lambda: None)
-        rows: dict[str, list[bool]] = {}
-        for judged in answers:
-            rows.setdefault(judged.case.row, []).append(judged.is_right)
-        texts = [judged.reply.text for judged in answers]
-        first = first or texts
-        same = sum(a == b for a, b in zip(first, texts, strict=True)) / len(texts)
-        found[name] = Asked({row: sum(right) / len(right) for row, right in rows.items()}, same)
-    return found
 
 
 def drift_table(found: Mapping[str, Drift]) -> str:
@@ -114,7 +78,10 @@ def asked_table(found: Mapping[str, Asked]) -> str:
     lines = [f"| | {' | '.join(found)} |", f"| --- |{' ---: |' * len(found)}"]
     for row in rows:
         lines.append(f"| {row} | {' | '.join(f'{each.right[row]:.1%}' for each in found.values())} |")
-    lines.append(f"| word for word as full | {' | '.join(f'{each.same:.1%}' for each in found.values())} |")
+    count = next(iter(found.values())).num_answers
+    lines.append(
+        f"| word for word as full, of {count:,} | {' | '.join(f'{each.same:.1%}' for each in found.values())} |"
+    )
     return "\n".join(lines)
 
 
@@ -164,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.kv_quality", description=__doc__)
     parser.add_argument("--model", type=Path, default=pocket.folder(), help="(default: the shipped pocket model)")
     parser.add_argument("--items", type=int, default=100, help="questions per row (default 100)")
+    parser.add_argument("--full-items", type=int, default=20, help="questions in a full context (default 20)")
     parser.add_argument("--texts", type=int, default=40, help="held-out texts per skill (default 40)")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of kv-cache.md (default: docs)")
     options = parser.parse_args(argv)
@@ -173,7 +141,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     latent = read_all(reader, texts, LATENT, lambda name: progress.print(f"reading: {name}", style="dim"))
     expand(model)
     expanded = read_all(reader, texts, EXPANDED, lambda name: progress.print(f"expanded: {name}", style="dim"))
-    asked = asyncio.run(ask(options.model, options.items))
+    settings = {name: LATENT[name] for name in ASKED}
+    asked = ask(
+        options.model,
+        options.items,
+        options.full_items,
+        settings,
+        lambda name: progress.print(f"asked: {name}", style="dim"),
+    )
     num_tokens = sum(sum(marks) for _, marks in texts)
     plot(latent, expanded, asked, options.docs / "kv-cache.svg")
     write_into(options.docs / "kv-cache.md", _document(latent, expanded, asked, options, num_tokens))
@@ -201,7 +176,8 @@ The same model with keys and values expanded, as grouped-query attention keeps t
 
 {drift_table(expanded)}
 
-Right answers of the pocket model, {options.items} held-out questions per row, greedy, {BATCH} at once, groups of 32:
+Right answers of the pocket model, {options.items} held-out questions per row ({options.full_items} of
+{FULL_CONTEXT:,} tokens), greedy, {BATCH} at once, groups of 32:
 
 {asked_table(asked)}
 
