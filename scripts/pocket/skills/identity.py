@@ -102,11 +102,6 @@ def _question(draw: Draw) -> tuple[str, str]:
     return (draw.one(_BEFORE) + text if text.endswith("?") else text), answer
 
 
-def draw_pair(draw: Draw) -> tuple[str, str]:
-    """(question, answer)."""
-    return draw.fresh(lambda: _question(draw), lambda pair: pair[0])
-
-
 def make(draw: Draw) -> Item:
-    question, answer = draw_pair(draw)
+    question, answer = draw.fresh(lambda: _question(draw), lambda pair: pair[0])
     return asked(draw, "identity", question, answer, text_is(answer))

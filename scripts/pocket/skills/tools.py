@@ -1,8 +1,4 @@
-"""Calling a described tool with the right arguments, answering from its result, and leaving tools alone.
-
-The reasoning says first which tools there are, then which one the question needs, then whether that is one of them:
-`get_time, convert: set_timer? no`. Without it the model calls from memory what was never offered.
-"""
+"""Calling a described tool with the right arguments, answering from its result, and leaving tools alone."""
 
 from __future__ import annotations
 
@@ -157,17 +153,14 @@ def _offered(draw: Draw) -> list[Tool]:
     return tools
 
 
-def call(tool: Tool, use: Use, reasoning: str | None) -> Message:
+def call(tool: Tool, use: Use) -> Message:
     """The assistant's turn that calls; the arguments are an object, as chat templates want them."""
     function = {"name": tool.name, "arguments": dict(use.arguments)}
-    calls = [{"id": "call_1", "type": "function", "function": function}]
-    return {**assistant("", reasoning), "tool_calls": calls}
-
-
-def considered(tools: list[Tool], needed: Tool | None) -> str:
-    """Which tools there are, and whether the needed one is among them."""
-    names = ", ".join(tool.name for tool in tools)
-    return f"{names}: none" if needed is None else f"{names}: {needed.name}? {'yes' if needed in tools else 'no'}"
+    return {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": "call_1", "type": "function", "function": function}],
+    }
 
 
 def _scene(draw: Draw) -> tuple[list[Tool], Tool, Use]:
@@ -181,52 +174,39 @@ def _scene(draw: Draw) -> tuple[list[Tool], Tool, Use]:
     return draw.fresh(drawn, lambda scene: scene[2].question)
 
 
-def _item(tools: list[Tool], messages: list[Message], right: Callable[[str], bool], *, thinking: bool) -> Item:
+def _item(draw: Draw, tools: list[Tool], messages: list[Message], right: Callable[[str], bool]) -> Item:
     return Item(
         skill="tools",
         messages=tuple(messages),
         tools=tuple(tool.described() for tool in tools),
-        enable_thinking=thinking,
+        enable_thinking=draw.thinks(0.15),
         is_right=right,
     )
 
 
 def calling(draw: Draw) -> Item:
     tools, tool, use = _scene(draw)
-    thinking = draw.thinks(0.1)
-    message = call(tool, use, considered(tools, tool) if thinking else None)
-    return _item(tools, [user(use.question), message], call_is(tool.name, use.arguments), thinking=thinking)
+    return _item(draw, tools, [user(use.question), call(tool, use)], call_is(tool.name, use.arguments))
 
 
 def answering(draw: Draw) -> Item:
     """The result is there; the answer tells it."""
     tools, tool, use = _scene(draw)
     result = {"role": "tool", "tool_call_id": "call_1", "content": use.result}
-    thinking = draw.thinks(0.1)
-    # clients seldom send earlier reasoning back
-    is_sent_back = thinking and draw.chance(0.7)
-    before = call(tool, use, considered(tools, tool) if is_sent_back else None)
-    messages = [user(use.question), before, result, assistant(use.answer)]
-    return _item(tools, messages, text_is(use.answer), thinking=thinking)
+    messages = [user(use.question), call(tool, use), result, assistant(use.answer)]
+    return _item(draw, tools, messages, text_is(use.answer))
 
 
 def without(draw: Draw) -> Item:
     """Small talk, or something that none of the tools does."""
-    tools, thinking = _offered(draw), draw.thinks(0.1)
+    tools = _offered(draw)
     if draw.chance(0.35):
-        question, answer = identity.draw_pair(draw)
-        reasoning = considered(tools, None) if thinking else None
-        right = calls_nothing(text_is(answer))
-        return _item(tools, [user(question), assistant(answer, reasoning)], right, thinking=thinking)
-    others = [tool for tool in (*TOOLS, _made_up(draw), _made_up(draw)) if tool.name not in {t.name for t in tools}]
-    needed, question = draw.fresh(lambda: _asked_of(draw, draw.one(others)), lambda asked: asked[1])
-    reasoning = considered(tools, needed) if thinking else None
-    messages = [user(question), assistant(NO_TOOL, reasoning)]
-    return _item(tools, messages, calls_nothing(text_is(NO_TOOL)), thinking=thinking)
-
-
-def _asked_of(draw: Draw, tool: Tool) -> tuple[Tool, str]:
-    return tool, tool.use(draw).question
+        talk = identity.make(draw)
+        assert talk.is_right is not None
+        return _item(draw, tools, list(talk.messages), calls_nothing(talk.is_right))
+    others = [tool for tool in TOOLS if tool not in tools]
+    question = draw.fresh(lambda: draw.one(others).use(draw).question)
+    return _item(draw, tools, [user(question), assistant(NO_TOOL)], calls_nothing(text_is(NO_TOOL)))
 
 
 def make(draw: Draw, kind: str | None = None) -> Item:
