@@ -10,7 +10,6 @@ import collections.abc
 import logging
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -25,6 +24,7 @@ from mlx_backend.errors import (
     QueueFull,
     SequenceFailed,
     TooManyPrompts,
+    let_go_of_frames,
 )
 from mlx_backend.interface import (
     EngineConfig,
@@ -39,7 +39,7 @@ from mlx_backend.interface import (
 from mlx_backend.pace import Pace
 from mlx_backend.runners.base import Runner, Sampled, Step
 from mlx_backend.scheduler import Chunk, Scheduler, largest
-from mlx_backend.sequence import Prefill, Sequence, Status, build_prefills, check_token_ids
+from mlx_backend.sequence import Prefill, Sequence, Status, build_prefills, check_token_ids, tell_prompt
 from mlx_backend.stream import EventStream, Outbox
 
 logger = logging.getLogger("pippin.engine")
@@ -227,6 +227,7 @@ class DeviceEngine:
         for prefill in arrived:
             self._streams.add(prefill.sequences[0].stream)
             self._scheduler.add(prefill)
+            self._tell(prefill)
         for sequence in aborted:
             self._end(sequence, "aborted")
         return not self._closing
@@ -318,7 +319,15 @@ class DeviceEngine:
         beside_s = self._pace.decode_s if self._in_flight is not None else 0.0
         self._pace.observe_chunk(chunk.start, chunk.num_tokens, max(now - began - beside_s, 0.2 * (now - began)))
         self._scheduler.computed(chunk)
+        self._tell(chunk.prefill)
         self._succeeded(now)
+
+    def _tell(self, prefill: Prefill) -> None:
+        """Say so where a prompt is computed; that is the end for whom no token is wanted."""
+        for sequence, event in tell_prompt(prefill):
+            self._outbox.put(sequence.stream, event)
+            if event.finish_reason is not None:
+                self._end(sequence, "finished")
 
     def _succeeded(self, now: float) -> None:
         self._num_steps += 1
@@ -343,7 +352,7 @@ class DeviceEngine:
     def _fail(self, error: SequenceFailed, sequences: Iterable[Sequence]) -> None:
         """Fail some sequences, and the streams they belong to; raise when it happens again and again."""
         logger.error("a computation failed: %s", error, exc_info=error.__cause__)
-        _let_go_of_frames(error)
+        let_go_of_frames(error)
         for sequence in sequences:
             if sequence.status is not Status.ENDED:
                 self._outbox.put(sequence.stream, error)
@@ -383,10 +392,3 @@ class DeviceEngine:
         if self._failure is not None:
             for callback in self._callbacks:
                 callback()
-
-
-def _let_go_of_frames(error: BaseException) -> None:
-    """Whoever keeps the error, a client's stream say, would keep the failed computation's arrays with it."""
-    traceback.clear_frames(error.__traceback__)
-    if error.__cause__ is not None:
-        traceback.clear_frames(error.__cause__.__traceback__)

@@ -13,6 +13,7 @@ EngineError
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -100,3 +101,10 @@ class SequenceFailed(EngineError):
 
 class OutOfMemory(SequenceFailed):
     """The device had no memory for this computation."""
+
+
+def let_go_of_frames(error: BaseException) -> None:
+    """Whoever keeps the error, a client's stream say, would keep the failed computation's arrays with it."""
+    traceback.clear_frames(error.__traceback__)
+    if error.__cause__ is not None:
+        traceback.clear_frames(error.__cause__.__traceback__)

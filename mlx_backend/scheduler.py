@@ -118,6 +118,7 @@ class Scheduler:
             self._drop_unwanted(former)
             sequence.status = Status.PENDING
             sequence.num_started_tokens = len(sequence.output_ids)
+            sequence.grammar_state = None  # may have been told of a token that is lost
             sequence.prefill = Prefill(former.request, tuple(sequence.output_ids), sequences=[sequence])
             self.waiting.appendleft(sequence.prefill)
 

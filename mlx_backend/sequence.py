@@ -6,12 +6,12 @@ No MLX. The device thread owns every object here; other threads may read the cou
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_backend.errors import UnknownToken
-from mlx_backend.interface import GenerationRequest
+from mlx_backend.interface import FinishReason, GenerationRequest, GrammarState, PromptEvent, TokenLogprobs
 
 
 class Status(enum.Enum):
@@ -39,6 +39,8 @@ class Prefill:
     sequences: list[Sequence] = field(default_factory=list)
     state: Any = None
     """The runner's own: the KV cache of what is computed."""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the prompt's tokens from the second on, as far as they are computed; empty where nobody asked."""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -64,6 +66,11 @@ class Prefill:
         return (self.request.prompt_ids + self.output_ids)[start:stop]
 
     @property
+    def num_top_logprobs(self) -> int | None:
+        """How many likely tokens are to be noted beside each of the prompt's; None: nothing is, or all is told."""
+        return None if all(s.knows_prompt for s in self.sequences) else self.request.num_prompt_logprobs
+
+    @property
     def is_wanted(self) -> bool:
         """Whether a sequence still needs this prompt's KV cache."""
         return any(sequence.status is Status.PENDING for sequence in self.sequences)
@@ -84,6 +91,11 @@ class Sequence:
     status: Status = Status.PENDING
     key: int | None = None
     """The runner's own: the row's random key, 64 bits."""
+    grammar_state: GrammarState | None = None
+    num_accepted: int = 0
+    """Outputs that `grammar_state` has been told of."""
+    knows_prompt: bool = False
+    """Its prompt has been computed, and whoever asked has been told of it."""
 
     @property
     def request(self) -> GenerationRequest:
@@ -119,6 +131,21 @@ def build_prefills(requests: Iterable[GenerationRequest]) -> tuple[Prefill, ...]
             index += 1
         prefills.append(prefill)
     return tuple(prefills)
+
+
+def tell_prompt(prefill: Prefill) -> Iterator[tuple[Sequence, PromptEvent]]:
+    """What is to be said of a prompt once it is computed, to each sequence once; nothing where nobody asked."""
+    if prefill.num_remaining_tokens > 0:
+        return
+    request, logprobs = prefill.request, tuple(prefill.logprobs)
+    reason: FinishReason | None = None if request.max_tokens else "length"
+    prefill.logprobs = []
+    for sequence in prefill.sequences:
+        is_told, sequence.knows_prompt = sequence.knows_prompt, True
+        if sequence.status is Status.ENDED or is_told:
+            continue
+        if reason is not None or request.num_prompt_logprobs is not None:
+            yield sequence, PromptEvent(sequence.index, logprobs, reason)
 
 
 def check_token_ids(request: GenerationRequest, vocab_size: int) -> None:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
-from mlx_backend.interface import PrefillProgress, TokenEvent
+from mlx_backend.interface import PrefillProgress, StreamEvent
 from mlx_backend.sequence import Prefill, Sequence
 
 
@@ -24,14 +24,14 @@ class EventStream:
         self.sequences = [sequence for prefill in prefills for sequence in prefill.sequences]
         self._abort = abort
         self._open = {sequence.index: sequence for sequence in self.sequences}
-        self._pending: deque[TokenEvent] = deque()
+        self._pending: deque[StreamEvent] = deque()
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    def __aiter__(self) -> AsyncIterator[tuple[TokenEvent, ...]]:
+    def __aiter__(self) -> AsyncIterator[tuple[StreamEvent, ...]]:
         return self
 
-    async def __anext__(self) -> tuple[TokenEvent, ...]:
+    async def __anext__(self) -> tuple[StreamEvent, ...]:
         while not self._pending:
             if self._error is not None:
                 raise self._error
@@ -72,9 +72,9 @@ class EventStream:
     def num_cached_tokens(self) -> int:
         return sum(prefill.num_cached_tokens for prefill in self._prefills)
 
-    def deliver(self, item: TokenEvent | BaseException) -> None:
+    def deliver(self, item: StreamEvent | BaseException) -> None:
         """Take one event, or the error that ends the stream. Called on the loop."""
-        if isinstance(item, TokenEvent):
+        if not isinstance(item, BaseException):
             if item.index in self._open:
                 self._pending.append(item)
         elif self._open and self._error is None:
@@ -92,7 +92,7 @@ class Outbox:
     def __init__(self) -> None:
         self._items: dict[asyncio.AbstractEventLoop, list[tuple[EventStream, Any]]] = {}
 
-    def put(self, stream: EventStream, item: TokenEvent | BaseException) -> None:
+    def put(self, stream: EventStream, item: StreamEvent | BaseException) -> None:
         self._items.setdefault(stream.loop, []).append((stream, item))
 
     def send(self) -> None:

@@ -8,7 +8,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from mlx_backend.factory import create_engine
-from mlx_backend.interface import Engine, EngineConfig, GenerationRequest, SamplingParams, TokenEvent, TokenStream
+from mlx_backend.interface import (
+    Engine,
+    EngineConfig,
+    GenerationRequest,
+    PromptEvent,
+    SamplingParams,
+    TokenEvent,
+    TokenStream,
+)
 
 GREEDY = SamplingParams(temperature=0)
 DEADLINE_S = 60.0
@@ -46,12 +54,22 @@ def request(prompt: Sequence[int], max_tokens: int = 16, **changes: object) -> G
 
 
 async def read(stream: TokenStream) -> dict[int, list[TokenEvent]]:
-    """All events of a stream, by index."""
+    """All tokens of a stream, by index."""
+    return (await read_all(stream))[1]
+
+
+async def read_all(stream: TokenStream) -> tuple[dict[int, PromptEvent], dict[int, list[TokenEvent]]]:
+    """What a stream says of prompts, and all of its tokens, by index; a prompt must come before its tokens."""
+    prompts: dict[int, PromptEvent] = {}
     events: dict[int, list[TokenEvent]] = {}
     async for arrived in stream:
         for event in arrived:
-            events.setdefault(event.index, []).append(event)
-    return events
+            if isinstance(event, TokenEvent):
+                events.setdefault(event.index, []).append(event)
+            else:
+                assert event.index not in events and event.index not in prompts
+                prompts[event.index] = event
+    return prompts, events
 
 
 async def tokens(stream: TokenStream) -> list[list[int]]:

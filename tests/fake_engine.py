@@ -18,6 +18,8 @@ from mlx_backend.interface import (
     LoadProgress,
     ModelInfo,
     PrefillProgress,
+    PromptEvent,
+    StreamEvent,
     TokenEvent,
     TokenLogprobs,
 )
@@ -27,7 +29,7 @@ HANG: Final = "hang"
 """In a script: from here on nothing comes, until the stream is closed."""
 
 Batch = tuple[TokenEvent, ...]
-Script = Sequence[Batch | Exception | str]
+Script = Sequence[tuple[StreamEvent, ...] | Exception | str]
 
 
 def spell(text: str, *, index: int = 0, reason: FinishReason | None = "length", logprob: float | None = None) -> Batch:
@@ -36,6 +38,15 @@ def spell(text: str, *, index: int = 0, reason: FinishReason | None = "length", 
     logprobs = None if logprob is None else TokenLogprobs(logprob, ((ids[0], logprob),))
     last = len(ids) - 1
     return tuple(TokenEvent(index, id, logprobs, reason if i == last else None) for i, id in enumerate(ids))
+
+
+def prompted(num_tokens: int, *, index: int = 0, num_top: int = 0, ends: bool = False) -> PromptEvent:
+    """A prompt of so many tokens whose i-th has the log-probability -i; beside it the tokens 0, 1, ... are likely."""
+    logprobs = tuple(
+        TokenLogprobs(-float(place), tuple((other, -other / 8) for other in range(num_top)))
+        for place in range(1, num_tokens)
+    )
+    return PromptEvent(index, logprobs, "length" if ends else None)
 
 
 def one_by_one(text: str, **options: object) -> list[Batch]:
@@ -55,10 +66,10 @@ class FakeStream:
         self.progress = PrefillProgress(num_computed_tokens=43, num_prompt_tokens=100)
         self.num_cached_tokens = 0
 
-    def __aiter__(self) -> AsyncIterator[Batch]:
+    def __aiter__(self) -> AsyncIterator[tuple[StreamEvent, ...]]:
         return self
 
-    async def __anext__(self) -> Batch:
+    async def __anext__(self) -> tuple[StreamEvent, ...]:
         await asyncio.sleep(0)
         if not self._script:
             raise StopAsyncIteration

@@ -31,6 +31,8 @@ from mlx_backend.memory import ModelShape, default_reserve
 from mlx_backend.runners import device
 from mlx_backend.runners.base import Sampled, Step, limited_by
 from mlx_backend.runners.probe import check_batching, check_columns
+from mlx_backend.sampling.grammar import follows_grammar, read_masks
+from mlx_backend.sampling.logprobs import rank, read_prompt
 from mlx_backend.sampling.sampler import BatchSampler, Drawn
 from mlx_backend.scheduler import Chunk
 from mlx_backend.sequence import Prefill, Sequence
@@ -40,6 +42,8 @@ logger = logging.getLogger("pippin.mlx")
 
 _CLEAR_EVERY_STEPS = 256
 """Freed buffers are kept for reuse, by size; as contexts grow the sizes stop fitting. mlx-lm clears as often."""
+_LOGITS_BYTES = 64 << 20
+"""Of a prompt's float32 logits, so many at a time. A model computes the logits of all its input or of nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +166,14 @@ class MLXRunner:
 
     def prefill(self, chunk: Chunk) -> None:
         prefill = chunk.prefill
-        tokens = prefill.token_ids(chunk.start, chunk.start + chunk.num_tokens)
+        num_top = prefill.num_top_logprobs
         try:
             if prefill.state is None:
                 prefill.state = self._make_caches()
-            self._compute(tokens, prefill.state)
+            if num_top is None:
+                self._compute(prefill.token_ids(chunk.start, chunk.start + chunk.num_tokens), prefill.state)
+            else:
+                self._compute_noting(chunk, num_top)
         except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
             prefill.state = None
             raise _failed("prefill", error, prefill.sequences) from error
@@ -175,6 +182,19 @@ class MLXRunner:
         """A chunk into its caches. Only they are evaluated: its logits are never computed."""
         self._model(mx.array(tokens)[None], cache=caches)
         mx.eval([cache.state for cache in caches])
+        mx.clear_cache()
+
+    def _compute_noting(self, chunk: Chunk, num_top: int) -> None:
+        """A chunk into its caches, in pieces, and of each the log-probabilities of the tokens that follow."""
+        prefill, stop = chunk.prefill, chunk.start + chunk.num_tokens
+        piece = max(1, _LOGITS_BYTES // (4 * self._vocab_size))
+        for start in range(chunk.start, stop, piece):
+            end = min(start + piece, stop)
+            logits = self._model(mx.array(prefill.token_ids(start, end))[None], cache=prefill.state)[0]
+            following = mx.array(prefill.token_ids(start + 1, end + 1))
+            ranked = rank(logits.astype(mx.float32), following, num_top)
+            mx.eval(*ranked, [cache.state for cache in prefill.state])
+            prefill.logprobs += read_prompt(ranked)
         mx.clear_cache()
 
     # ---- decode ----
@@ -202,10 +222,20 @@ class MLXRunner:
         inputs = self._inputs(previous)
         logits = self._model(inputs[:, None], cache=self._batch.caches)[:, -1]
         self._batch.advance()
-        drawn = self._sampler.draw(logits)
+        drawn = self._sampler.draw(logits, self._read_grammar(previous, logits))
         mx.async_eval(drawn.arrays)
         self._last_tokens = drawn.tokens
         return drawn
+
+    def _read_grammar(self, previous: list[Sequence], logits: mx.array) -> list[tuple[int, bytes]]:
+        """What rows with a grammar may draw. Waits for the step before, while the device computes this one's logits."""
+        rows = self._batch.rows
+        if not follows_grammar(rows):
+            return []
+        mx.async_eval(logits)
+        in_flight = {} if self._last_tokens is None else dict(zip(previous, self._last_tokens.tolist(), strict=True))
+        newest = [in_flight.get(row) if row.num_started_tokens > len(row.output_ids) else None for row in rows]
+        return read_masks(rows, newest)
 
     def _inputs(self, previous: list[Sequence]) -> mx.array:
         """Each row's newest token, [rows]: from the step in flight where the row was in it, else from the host."""

@@ -127,6 +127,7 @@ class MockRunner:
     def prefill(self, chunk: Chunk) -> None:
         share = chunk.num_tokens / max(chunk.prefill.num_tokens - 1, 1)
         self._interrupted.wait(self._pace.ttft_s * share)
+        _note_prompt(chunk, chunk.prefill.num_top_logprobs)
 
     def start(self, sequences: collections.abc.Sequence[Sequence]) -> Step:
         self._num_steps += 1
@@ -175,9 +176,18 @@ def _sample(sequence: Sequence) -> Sampled:
     request = sequence.request
     text = _continuation(request.prompt_ids, sequence.ordinal, request.sampling.seed if _is_random(sequence) else None)
     position = sequence.num_started_tokens
-    ended = position >= text.length and bool(request.stop_ids)
+    is_short = position < request.min_tokens
+    ended = position >= text.length and bool(request.stop_ids) and not is_short
     token_id = min(request.stop_ids) if ended else text.byte(position)
+    if is_short and token_id in request.stop_ids:
+        token_id = next(other for other in range(ord("a"), VOCAB_SIZE) if other not in request.stop_ids)
     return Sampled(sequence, token_id, _logprobs(token_id, request.sampling.num_logprobs))
+
+
+def _note_prompt(chunk: Chunk, num_top: int | None) -> None:
+    following = chunk.prefill.token_ids(chunk.start + 1, chunk.start + chunk.num_tokens + 1)
+    noted = (_logprobs(token_id, num_top) for token_id in following)
+    chunk.prefill.logprobs += [logprobs for logprobs in noted if logprobs is not None]
 
 
 def _is_random(sequence: Sequence) -> bool:

@@ -1,4 +1,4 @@
-"""Log-probabilities of sampled tokens, computed only for the rows that asked."""
+"""Log-probabilities of sampled tokens and of prompts, computed only for those who asked."""
 
 from __future__ import annotations
 
@@ -39,14 +39,34 @@ def compute_logprobs(logits: mx.array, tokens: mx.array, rows: Sequence[Row]) ->
         return None
     num_top = max(rows[i].request.sampling.num_logprobs or 0 for i in asking)
     indices = mx.array(asking, dtype=mx.int32)
-    chosen = logits[indices]
-    logprobs = chosen - mx.logsumexp(chosen, axis=-1, keepdims=True)
-    own = mx.take_along_axis(logprobs, tokens[indices][:, None], axis=-1)[:, 0]
-    ids = mx.argpartition(-logprobs, kth=max(num_top - 1, 0), axis=-1)[:, :num_top]
-    top = mx.take_along_axis(logprobs, ids, axis=-1)
+    ranked = rank(logits[indices], tokens[indices], num_top)
+    return StepLogprobs({row: place for place, row in enumerate(asking)}, *ranked)
+
+
+def rank(logits: mx.array, tokens: mx.array, num_top: int) -> tuple[mx.array, mx.array, mx.array]:
+    """The log-probabilities of `tokens` [rows], the ids [rows, num_top] of the likeliest, and theirs, best first.
+
+    logits: float32 [rows, vocab].
+    """
+    total = mx.logsumexp(logits, axis=-1, keepdims=True)
+    own = mx.take_along_axis(logits, tokens[:, None], axis=-1) - total
+    ids = _likeliest(logits, num_top)
+    top = mx.take_along_axis(logits, ids, axis=-1) - total
     order = mx.argsort(-top, axis=-1)
-    ids, top = mx.take_along_axis(ids, order, axis=-1), mx.take_along_axis(top, order, axis=-1)
-    return StepLogprobs({row: place for place, row in enumerate(asking)}, own, ids, top)
+    return own[:, 0], mx.take_along_axis(ids, order, axis=-1), mx.take_along_axis(top, order, axis=-1)
+
+
+def _likeliest(logits: mx.array, num: int) -> mx.array:
+    """Ids [rows, num], in any order."""
+    if num < 2:
+        return mx.argmax(logits, axis=-1, keepdims=True)[:, :num]
+    return mx.argpartition(-logits, kth=num - 1, axis=-1)[:, :num]
+
+
+def read_prompt(ranked: tuple[mx.array, mx.array, mx.array]) -> list[TokenLogprobs]:
+    """What `rank` found, on the host; waits for the device."""
+    chosen, ids, top = (part.tolist() for part in ranked)
+    return [TokenLogprobs(own, _pairs(ids[i], top[i], None)) for i, own in enumerate(chosen)]
 
 
 def _pairs(ids: list[int], logprobs: list[float], num_top: int | None) -> tuple[tuple[int, float], ...]:

@@ -34,6 +34,7 @@ from mlx_backend.interface import (
     KVCacheConfig,
     SamplingParams,
     SchedulerConfig,
+    TokenEvent,
 )
 from scripts.pocket import corpus
 from scripts.pocket.items import Item
@@ -174,7 +175,8 @@ async def _generate(engine: Engine, tokenizer: Tokenizer, text: str) -> Reply:
         sampling=SamplingParams(temperature=0),
         stop_ids=tokenizer.eos_ids,
     )
-    events = [event async for arrived in engine.submit([request]) for event in arrived]
+    arrivals = [event async for arrived in engine.submit([request]) for event in arrived]
+    events = [event for event in arrivals if isinstance(event, TokenEvent)]
     written = [event.token_id for event in events]
     return Reply(tokenizer.decode(written), len(ids), len(written), events[-1].finish_reason == "stop")
 

@@ -9,5 +9,6 @@ from server.dialects.metrics.routes import router as metrics
 from server.dialects.models.routes import router as models
 from server.dialects.openai_chat.routes import router as openai_chat
 from server.dialects.openai_completions.routes import router as openai_completions
+from server.dialects.tokenize.routes import router as tokenize
 
-DIALECTS: tuple[APIRouter, ...] = (openai_completions, openai_chat, models, health, metrics)
+DIALECTS: tuple[APIRouter, ...] = (openai_completions, openai_chat, tokenize, models, health, metrics)

@@ -5,25 +5,30 @@ The one place besides the dialects' schemas that knows pydantic. Imports no dial
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring
 from typing import Annotated, Any
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, PlainValidator, field_validator
 from starlette.responses import Response
 
 from mlx_backend.interface import SamplingParams
+from server.dialects.openai_refusals import NO_EFFECT as NO_EFFECT
+from server.dialects.openai_refusals import UNSUPPORTED as UNSUPPORTED
+from server.dialects.openai_refusals import check_extra as check_extra
 from server.disconnect import ClientGone, while_connected
 from server.errors import APIError, InvalidRequest, UnsupportedParameter, openai_body
 from server.service import generation
 from server.service.job import GenerationJob
+from server.service.transcript import Transcript
 from server.sse import StreamingAnswer
 from server.text.events import Finished, OutputEvent, TextDelta, TokenText, Usage
 
@@ -92,6 +97,10 @@ def check_stop(value: object) -> list[str] | None:
     return [check_text(stop) for stop in stops]
 
 
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Breaker = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(check_text)]
+
+
 class StreamOptions(WireModel):
     include_usage: bool | None = None
 
@@ -110,11 +119,31 @@ class SamplingFields(WireModel):
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0)
+    repetition_penalty: float | None = Field(
+        None, gt=0, validation_alias=AliasChoices("repetition_penalty", "repeat_penalty")
+    )
+    typical_p: float | None = Field(None, gt=0, le=1)
+    top_n_sigma: float | None = Field(None, ge=-1, le=100)
+    xtc_probability: float | None = Field(None, ge=0, le=1)
+    xtc_threshold: float | None = Field(None, ge=0, le=1)
+    dry_multiplier: float | None = Field(None, ge=0, le=100)
+    dry_base: float | None = Field(None, ge=1, le=8)
+    dry_allowed_length: int | None = Field(None, ge=1, le=50)
+    dry_range: int | None = Field(None, ge=2, le=8192)
+    dry_sequence_breakers: list[Breaker] | None = Field(None, max_length=64)
+    min_tokens: int | None = Field(None, ge=0)
+    stop_token_ids: list[TokenId] | None = Field(None, max_length=64)
+    allowed_token_ids: list[TokenId] | None = Field(None, min_length=1, max_length=2**16)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
+    response_format: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    structured_outputs: dict[str, Any] | None = None
     user: str | None = None
 
     @field_validator("logit_bias")
@@ -137,83 +166,28 @@ def decode_sampling(fields: SamplingFields, num_logprobs: int | None) -> Samplin
         repetition_penalty=_or(fields.repetition_penalty, neutral.repetition_penalty),
         presence_penalty=_or(fields.presence_penalty, neutral.presence_penalty),
         frequency_penalty=_or(fields.frequency_penalty, neutral.frequency_penalty),
+        typical_p=_or(fields.typical_p, neutral.typical_p),
+        top_n_sigma=max(_or(fields.top_n_sigma, neutral.top_n_sigma), 0.0),
+        xtc_probability=_or(fields.xtc_probability, neutral.xtc_probability),
+        xtc_threshold=_or(fields.xtc_threshold, neutral.xtc_threshold),
+        dry_multiplier=_or(fields.dry_multiplier, neutral.dry_multiplier),
+        dry_base=_or(fields.dry_base, neutral.dry_base),
+        dry_allowed_length=_or(fields.dry_allowed_length, neutral.dry_allowed_length),
+        dry_range=_or(fields.dry_range, neutral.dry_range),
         logit_bias=tuple(sorted((int(key), value) for key, value in bias.items())),
+        allowed_token_ids=tuple(sorted(set(fields.allowed_token_ids or ()))),
         seed=None if fields.seed is None else fields.seed % 2**64,
         num_logprobs=num_logprobs,
     )
 
 
+def decode_breakers(fields: SamplingFields) -> tuple[str, ...] | None:
+    breakers = fields.dry_sequence_breakers
+    return None if breakers is None else tuple(breakers)
+
+
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
-
-
-UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
-    "best_of": (),
-    "min_tokens": (0,),
-    "min_length": (0,),
-    "stop_token_ids": ([],),
-    "include_stop_str_in_output": (False,),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
-    "truncate_prompt_tokens": (),
-    "prompt_logprobs": (),
-    "return_tokens_as_token_ids": (False,),
-    "return_token_ids": (False,),
-    "allowed_token_ids": (),
-    "bad_words": ([],),
-    "logits_processors": ([],),
-    "use_beam_search": (False,),
-    "length_penalty": (1.0,),
-    "early_stopping": (False,),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "structured_outputs": (),
-    "grammar": ("",),
-    "json_schema": (),
-    "regex": (),
-    "ebnf": (),
-    "typical_p": (1.0,),
-    "tfs_z": (1.0,),
-    "top_a": (0.0,),
-    "top_n_sigma": (-1.0, 0.0),
-    "dynatemp_range": (0.0,),
-    "mirostat": (0,),
-    "xtc_probability": (0.0,),
-    "dry_multiplier": (0.0,),
-    "repeat_penalty": (1.0,),
-    "no_repeat_ngram_size": (0,),
-    "repetition_context_size": (),
-    "n_predict": (),
-    "max_new_tokens": (),
-    "num_predict": (),
-    "adapter": (),
-    "adapters": (),
-    "lora": ([],),
-}
-"""Known to change the output and not supported: name -> the values that change nothing. None never does."""
-
-NO_EFFECT = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
-)
-"""Accepted, and rightly without effect on what is generated."""
-
-
-def check_extra(
-    extra: Mapping[str, Any], unsupported: Mapping[str, tuple[Any, ...]], no_effect: Collection[str]
-) -> list[str]:
-    """Names in `extra` that nobody knows. Raises UnsupportedParameter for the known that cannot be obeyed."""
-    for name, neutral in unsupported.items():
-        value = extra.get(name)
-        if value is not None and not any(_is_same(value, one) for one in neutral):
-            raise UnsupportedParameter(name)
-    return [name for name in extra if name not in unsupported and name not in no_effect]
-
-
-def _is_same(value: Any, neutral: Any) -> bool:
-    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
 
 
 def check_stream_options(fields: SamplingFields) -> list[str]:
@@ -242,23 +216,27 @@ def ignored_header(names: Iterable[str]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What every object of one answer repeats."""
+    """What every object of one answer repeats, and what is kept of the job's tokens where it asked for that."""
 
     id: str
     created: int
     model: str
+    transcript: Transcript | None = None
 
 
 def encode_usage(usage: Usage) -> dict[str, Any]:
     details = {"cached_tokens": usage.num_cached_tokens}
     if usage.num_truncated_tokens:
         details["truncated_tokens"] = usage.num_truncated_tokens
-    return {
+    written: dict[str, Any] = {
         "prompt_tokens": usage.num_prompt_tokens,
         "completion_tokens": usage.num_output_tokens,
         "total_tokens": usage.num_prompt_tokens + usage.num_output_tokens,
         "prompt_tokens_details": details,
     }
+    if usage.num_reasoning_tokens is not None:
+        written["completion_tokens_details"] = {"reasoning_tokens": usage.num_reasoning_tokens}
+    return written
 
 
 def finite(logprob: float) -> float:
@@ -288,8 +266,9 @@ class ChunkEncoder:
         head: Head,
         name: str,
         include_usage: bool,
-        encode_choices: Callable[[TextDelta | Finished], Sequence[str]],
+        encode_choices: Callable[[Any], Sequence[str]],
     ) -> None:
+        """`encode_choices` is given the events that a job of its dialect has, Usage excepted."""
         known = f'"id":{quote(head.id)},"object":"{name}","created":{head.created},"model":{quote(head.model)}'
         self._before = f'data: {{{known},"choices":[{{'
         self._after = '}],"usage":null}\n\n' if include_usage else "}]}\n\n"
@@ -333,7 +312,7 @@ def fold_choices(events: Iterable[OutputEvent]) -> tuple[list[tuple[int, FoldedC
         choice = choices.setdefault(event.index, FoldedChoice())
         if isinstance(event, Finished):
             choice.reason = event.reason
-        else:
+        elif isinstance(event, TextDelta):
             texts.setdefault(event.index, []).append(event.text)
             choice.tokens += event.tokens
     for index, pieces in texts.items():
@@ -361,7 +340,7 @@ async def answer(
     stream = await generation.open(request.app.state.registry, job, truncates=truncates)
     if stream.num_truncated_tokens:
         headers[TRUNCATED_HEADER] = str(stream.num_truncated_tokens)
-    head = Head(job.request_id, int(time.time()), stream.model_id)
+    head = Head(job.request_id, int(time.time()), stream.model_id, stream.transcript)
     if fields.stream:
         include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
         return StreamingAnswer(
@@ -377,7 +356,11 @@ async def answer(
             events = await while_connected(request.receive, _collect(stream))
     except ClientGone:
         return Response(status_code=499)
-    return Response(dump(dialect.fold(head, events)), headers=headers, media_type="application/json")
+    if stream.transcript is None:
+        written = dump(dialect.fold(head, events))
+    else:  # a long prompt with its log-probabilities takes a while to write
+        written = await asyncio.to_thread(lambda: dump(dialect.fold(head, events)))
+    return Response(written, headers=headers, media_type="application/json")
 
 
 async def _collect(stream: generation.OutputStream) -> list[OutputEvent]:

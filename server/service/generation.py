@@ -13,13 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlx_backend.errors import ContextLengthExceeded, EngineDead, TooManyPrompts, UnknownToken
-from mlx_backend.interface import GenerationRequest, PrefillProgress, TokenEvent, TokenStream
-from server.errors import InvalidRequest, to_api_error
-from server.service.job import ChatPrompt, GenerationJob, Prompt, TextPrompt, TokenPrompt
+from mlx_backend.interface import GenerationRequest, PrefillProgress, PromptEvent, StreamEvent, TokenEvent, TokenStream
+from server.errors import InvalidRequest, UnsupportedParameter, to_api_error
+from server.service.grammars import compile_grammar
+from server.service.job import ChatPrompt, GenerationJob, InfillPrompt, Prompt, TextPrompt, TokenPrompt
 from server.service.record import JobRecord
 from server.service.registry import ModelRegistry
-from server.text.chat_template import TemplateError, render_chat
+from server.service.token_ids import check_min_tokens, resolve_sampling, resolve_stop_ids
+from server.service.transcript import Transcript
+from server.text.chat_template import TemplateError, render_text
 from server.text.events import Finished, OutputEvent
+from server.text.infill import InfillUnsupported, encode_infill
+from server.text.parsers.chat import ChatParser, opens_thought
+from server.text.parsers.parts import OutputParser
 from server.text.pipeline import ChoicePipeline
 from server.text.tokenizer import Tokenizer
 from server.text.truncation import count_droppable, without_oldest
@@ -38,6 +44,9 @@ class Encoded:
 
     ids: tuple[int, ...]
     num_truncated_tokens: int = 0
+    end_ids: frozenset[int] = frozenset()
+    """Tokens that end what follows this kind of prompt, beside the model's own."""
+    opens_thought: bool = False
 
 
 async def open(registry: ModelRegistry, job: GenerationJob, *, truncates: bool = False) -> OutputStream:
@@ -53,14 +62,23 @@ async def open(registry: ModelRegistry, job: GenerationJob, *, truncates: bool =
         for prompt in job.prompts
     ]
     prompts = [each.ids for each in encoded]
+    sampling = resolve_sampling(job, tokenizer, info.vocab_size)
+    stop_ids = resolve_stop_ids(job, tokenizer, info.vocab_size)
+    grammars = [
+        await compile_grammar(model.grammars, tokenizer, job, prompt, opens_thought=each.opens_thought)
+        for prompt, each in zip(job.prompts, encoded, strict=True)
+    ]
     requests = [
         GenerationRequest(
             request_id=f"{job.request_id}-{position}",
             prompt_ids=ids,
             max_tokens=_choose_max_tokens(job, len(ids), info.context_limit),
             n=job.n,
-            sampling=job.sampling,
-            stop_ids=frozenset() if job.ignore_eos else frozenset(tokenizer.eos_ids),
+            sampling=sampling,
+            stop_ids=stop_ids if job.ignore_eos else stop_ids | encoded[position].end_ids,
+            min_tokens=job.min_tokens,
+            num_prompt_logprobs=job.num_prompt_logprobs,
+            grammar=grammars[position],
         )
         for position, ids in enumerate(prompts)
     ]
@@ -72,7 +90,10 @@ async def open(registry: ModelRegistry, job: GenerationJob, *, truncates: bool =
         raise to_api_error(error, job.prompt_param) from error
     num_truncated = sum(each.num_truncated_tokens for each in encoded)
     record = JobRecord(job.request_id, model.id, sum(map(len, prompts)), started_at, num_truncated)
-    return OutputStream(job, tokens, tokenizer, record)
+    transcript = Transcript(tokenizer, job.prompts, prompts, job.n) if job.keeps_transcript else None
+    pairs = list(zip(job.prompts, encoded, strict=True))
+    parsers = [_parser(tokenizer, prompt, each) for prompt, each in pairs for _ in range(job.n)]
+    return OutputStream(job, tokens, tokenizer, record, parsers, transcript)
 
 
 class OutputStream:
@@ -87,14 +108,19 @@ class OutputStream:
         tokens: TokenStream,
         tokenizer: Tokenizer,
         record: JobRecord,
+        parsers: Sequence[OutputParser | None],
+        transcript: Transcript | None = None,
     ) -> None:
         wants_logprobs = job.sampling.num_logprobs is not None
-        count = len(job.prompts) * job.n
         self._tokens = tokens
         self._batches = aiter(tokens)
-        self._choices = [ChoicePipeline(index, tokenizer, job.stop, wants_logprobs) for index in range(count)]
-        self._num_open = count
+        self._choices = [
+            ChoicePipeline(index, tokenizer, job.stop, wants_logprobs, parser) for index, parser in enumerate(parsers)
+        ]
+        self._num_open = len(parsers)
         self._record = record
+        self.transcript = transcript
+        """What is kept for a job that asked; ahead of the events by no more than their batch."""
         self._is_done = False
         self._is_closed = False
 
@@ -142,12 +168,18 @@ class OutputStream:
         finally:
             self._record.write(self._tokens.num_cached_tokens, self._is_done)
 
-    def _take(self, batch: Sequence[TokenEvent], events: list[OutputEvent]) -> None:
-        self._record.tick()
+    def _take(self, batch: Sequence[StreamEvent], events: list[OutputEvent]) -> None:
+        if any(isinstance(event, TokenEvent) for event in batch):
+            self._record.tick()
         for token in batch:
             choice = self._choices[token.index]
             if choice.done:
                 continue  # the token came while its abort was on the way
+            if self.transcript is not None:
+                self.transcript.take(token)
+            if isinstance(token, PromptEvent):
+                self._take_prompt(token, events)
+                continue
             self._record.num_output_tokens += 1
             new = choice.feed(token)
             events += new
@@ -156,6 +188,12 @@ class OutputStream:
                 self._record.finished += [event for event in new if isinstance(event, Finished)]
                 if token.finish_reason is None:
                     self._tokens.abort(token.index)
+
+    def _take_prompt(self, event: PromptEvent, events: list[OutputEvent]) -> None:
+        if event.finish_reason is not None:
+            self._num_open -= 1
+            self._record.finished.append(Finished(event.index, event.finish_reason, 0))
+            events.append(self._record.finished[-1])
 
 
 async def _encode(tokenizer: Tokenizer, prompt: Prompt, job: GenerationJob, limit: int | None) -> Encoded:
@@ -178,11 +216,21 @@ async def _encode(tokenizer: Tokenizer, prompt: Prompt, job: GenerationJob, limi
     return encoded
 
 
-def _encode_text(tokenizer: Tokenizer, prompt: TextPrompt | ChatPrompt, param: str, limit: int | None) -> Encoded:
+def _encode_text(
+    tokenizer: Tokenizer, prompt: TextPrompt | ChatPrompt | InfillPrompt, param: str, limit: int | None
+) -> Encoded:
     try:
         if isinstance(prompt, ChatPrompt):
             return _encode_chat(tokenizer, prompt, limit)
-        return Encoded(tuple(tokenizer.encode(prompt.text, add_special_tokens=True)) if prompt.text else ())
+        if isinstance(prompt, InfillPrompt):
+            infill = encode_infill(tokenizer, prompt.prefix, prompt.suffix)
+            return Encoded(infill.ids, end_ids=infill.end_ids)
+        ids = tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
+        return Encoded(tuple(ids) if prompt.text else ())
+    except InfillUnsupported as error:
+        assert isinstance(prompt, InfillPrompt)
+        name = prompt.suffix_param
+        raise UnsupportedParameter(name, f"The parameter '{name}' is not supported: {error}.") from error
     except TemplateError as error:
         raise InvalidRequest(str(error), param=param, code="invalid_value") from error
     except UnicodeError as error:
@@ -192,16 +240,31 @@ def _encode_text(tokenizer: Tokenizer, prompt: TextPrompt | ChatPrompt, param: s
 def _encode_chat(tokenizer: Tokenizer, prompt: ChatPrompt, limit: int | None) -> Encoded:
     """Without as few of the oldest turns as make it fit; whole where not even the last turn alone would."""
 
-    def ids(num_turns: int) -> tuple[int, ...]:
+    def render(num_turns: int) -> str:
         messages = without_oldest(prompt.messages, num_turns)
-        return tuple(render_chat(tokenizer, messages, prompt.template_kwargs))
+        return render_text(tokenizer, messages, prompt.template_kwargs, prompt.tools)
 
-    whole = ids(0)
+    def encode(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer.encode(text, add_special_tokens=False))  # the template has written those
+
+    if prompt.tools and not tokenizer.chat_format.has_tools:
+        raise UnsupportedParameter("tools", "The parameter 'tools' is not supported: the model cannot call any.")
+    text = render(0)
+    whole, is_open = encode(text), opens_thought(tokenizer.chat_format, text)
     if limit is None or len(whole) <= limit:
-        return Encoded(whole)
+        return Encoded(whole, opens_thought=is_open)
     most = count_droppable(prompt.messages)
-    found = bisect_left(range(most + 1), True, lo=1, key=lambda num_turns: len(ids(num_turns)) <= limit)
-    return Encoded(whole) if found > most else Encoded(fitting := ids(found), len(whole) - len(fitting))
+    found = bisect_left(range(most + 1), True, lo=1, key=lambda num_turns: len(encode(render(num_turns))) <= limit)
+    fitting = whole if found > most else encode(render(found))
+    return Encoded(fitting, len(whole) - len(fitting), opens_thought=is_open)
+
+
+def _parser(tokenizer: Tokenizer, prompt: Prompt, encoded: Encoded) -> OutputParser | None:
+    """For one choice; a plain prompt's answer is not parsed."""
+    if not isinstance(prompt, ChatPrompt):
+        return None
+    only_one = not prompt.parallel_tool_calls
+    return ChatParser(tokenizer.chat_format, prompt.tools, is_open=encoded.opens_thought, only_one=only_one)
 
 
 def _prompt_limit(job: GenerationJob, limit: int) -> int:
@@ -209,9 +272,11 @@ def _prompt_limit(job: GenerationJob, limit: int) -> int:
     return limit - (job.max_tokens or min(_LEAST_ROOM, limit // 4))
 
 
-def _text_length(prompt: TextPrompt | ChatPrompt) -> int:
+def _text_length(prompt: TextPrompt | ChatPrompt | InfillPrompt) -> int:
     if isinstance(prompt, TextPrompt):
         return len(prompt.text)
+    if isinstance(prompt, InfillPrompt):
+        return len(prompt.prefix) + len(prompt.suffix)
     return sum(len(str(message.get("content", ""))) for message in prompt.messages)
 
 
@@ -226,4 +291,5 @@ def _choose_max_tokens(job: GenerationJob, num_prompt_tokens: int, limit: int) -
         wanted = max(1, room)
     if wanted > room:
         raise to_api_error(ContextLengthExceeded(num_prompt_tokens, wanted, limit), job.prompt_param)
+    check_min_tokens(job.min_tokens, wanted)
     return wanted

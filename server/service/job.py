@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_backend.interface import SamplingParams
+from server.text.grammar import GrammarSource
 
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
-    """A prompt as text, encoded with the tokenizer's own special tokens (a beginning-of-sequence, say)."""
+    """A prompt as text, encoded with the tokenizer's own special tokens (a beginning-of-sequence, say) unless not."""
 
     text: str
+    add_special_tokens: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +31,32 @@ class ChatPrompt:
 
     messages: tuple[Mapping[str, Any], ...]
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """What the model is offered, and calls of which are looked for in its answer."""
+    parallel_tool_calls: bool = True
+    """If not, an answer ends with its first call."""
+    must_call: bool = False
+    """The answer is a call of one of `tools`, or several."""
 
 
-Prompt = TextPrompt | TokenPrompt | ChatPrompt
+@dataclass(frozen=True, slots=True)
+class InfillPrompt:
+    """A text with a gap that is to be filled. `suffix_param` is the wire's name for what comes after it."""
+
+    prefix: str
+    suffix: str
+    suffix_param: str
+
+
+Prompt = TextPrompt | TokenPrompt | ChatPrompt | InfillPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarWish:
+    """What the answers must follow, and the wire's name for who asked for it."""
+
+    source: GrammarSource
+    param: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,4 +77,15 @@ class GenerationJob:
     default_max_tokens: int | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
+    grammar: GrammarWish | None = None
     ignore_eos: bool = False
+    min_tokens: int = 0
+    """Outputs before which no token ends the sequence; stop strings do."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end a sequence beside the model's own, also where those are ignored."""
+    dry_sequence_breakers: tuple[str, ...] | None = None
+    """Texts that no repetition goes across; None for the usual ones."""
+    num_prompt_logprobs: int | None = None
+    """None: no log-probabilities of the prompts; k >= 0: those of their tokens, and the k most likely ones'."""
+    keeps_transcript: bool = False
+    """Whether the output stream keeps what the answer may show of tokens."""

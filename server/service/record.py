@@ -42,7 +42,14 @@ class JobRecord:
     def usage(self, num_cached_tokens: int) -> Usage:
         """Of a finished job."""
         num_output_tokens = sum(event.num_output_tokens for event in self.finished)
-        return Usage(self.num_prompt_tokens, num_cached_tokens, num_output_tokens, self.num_truncated_tokens)
+        counted = [event.num_reasoning_tokens for event in self.finished if event.num_reasoning_tokens is not None]
+        return Usage(
+            self.num_prompt_tokens,
+            num_cached_tokens,
+            num_output_tokens,
+            self.num_truncated_tokens,
+            sum(counted) if counted else None,
+        )
 
     def write(self, num_cached_tokens: int, is_done: bool) -> None:
         """The job's line in the log."""

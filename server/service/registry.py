@@ -10,10 +10,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 from mlx_backend.errors import EngineDead, EngineNotReady
 from mlx_backend.interface import Engine, EngineHealth, ModelInfo
 from server.errors import InvalidRequest, ModelNotFound
+from server.text.grammar import GrammarCompiler
 from server.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("pippin.models")
@@ -51,6 +53,12 @@ class ServedModel:
     def tokenizer(self) -> Tokenizer | None:
         """None until it has loaded."""
         return self._tokenizer
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """The grammars that answers follow. To be asked for when the tokenizer has loaded."""
+        tokenizer, _ = self.ready()
+        return GrammarCompiler(tokenizer)
 
     @property
     def failure(self) -> BaseException | None:

@@ -1,4 +1,4 @@
-"""Messages to prompt ids, through the model's own chat template.
+"""Messages to a prompt, through the model's own chat template.
 
 Knows that a template is a program: what it raises is reported in its own words, and a request may not replace it.
 Knows nothing of what a message should hold.
@@ -21,6 +21,7 @@ _RESERVED = frozenset(
         "return_dict",
         "tokenize",
         "tokenizer",
+        "tools",
     }
 )
 
@@ -29,20 +30,27 @@ class TemplateError(Exception):
     """The chat template refused the messages or the arguments; the message quotes it."""
 
 
-def render_chat(
-    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]
-) -> list[int]:
-    """The prompt ids of a conversation, ready for the assistant's turn. Raises TemplateError."""
+def render_text(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    template_kwargs: Mapping[str, Any],
+    tools: Sequence[Mapping[str, Any]] = (),
+    *,
+    add_generation_prompt: bool = True,
+) -> str:
+    """The prompt of a conversation, ready for the assistant's turn; special tokens are there by their names.
+
+    Without `add_generation_prompt` it ends with the last message. Raises TemplateError.
+    """
     refused = sorted(_RESERVED & template_kwargs.keys())
     if refused:
         raise TemplateError(f"the chat template's arguments may not include {', '.join(refused)}")
     try:
-        text = tokenizer.render_chat(messages, template_kwargs)
+        opening = {} if add_generation_prompt else {"add_generation_prompt": False}
+        return tokenizer.render_chat(messages, {**template_kwargs, **opening}, tools)
     except Exception as error:
         # The template came with the model: it may raise anything, and none of it is this server's failure.
         raise TemplateError(f"the chat template cannot render these messages: {_words(error)}") from error
-    # The template writes the special tokens itself.
-    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def _words(error: Exception) -> str:

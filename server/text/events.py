@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mlx_backend.interface import FinishReason
+
+EndReason = FinishReason | Literal["tool_calls"]
+"""`tool_calls`: a chat's answer ended by itself, and has calls in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +36,35 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """More of what one choice thinks before it answers. `text` may be empty where only `tokens` has something new."""
+
+    index: int
+    text: str
+    tokens: tuple[TokenText, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A whole call of a tool, the `call_index`-th of one choice; `arguments` is the JSON of an object."""
+
+    index: int
+    call_index: int
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The end of one choice."""
 
     index: int
-    reason: FinishReason
+    reason: EndReason
     num_output_tokens: int
     """Tokens generated for this choice, an end-of-sequence token included."""
+    num_reasoning_tokens: int | None = None
+    """Those of them that are reasoning, tags included; None where none is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +76,8 @@ class Usage:
     num_output_tokens: int
     num_truncated_tokens: int = 0
     """Of the prompts, what was left out so that they fit; not in `num_prompt_tokens`."""
+    num_reasoning_tokens: int | None = None
+    """Of the output; None where none is looked for."""
 
 
-OutputEvent = TextDelta | Finished | Usage
+OutputEvent = TextDelta | ReasoningDelta | ToolCallDelta | Finished | Usage

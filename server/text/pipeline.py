@@ -1,4 +1,4 @@
-"""The way of one choice from the engine's tokens to what a dialect encodes: detokenize, then look for a stop.
+"""The way of one choice from the engine's tokens to what a dialect encodes: detokenize, look for a stop, parse.
 
 Owns the state of that choice. Knows which token goes out with which text; knows no dialect and no engine.
 """
@@ -9,26 +9,39 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from mlx_backend.interface import TokenEvent
-from server.text.events import Finished, OutputEvent, TextDelta, TokenText
+from server.text.events import EndReason, Finished, OutputEvent, ReasoningDelta, TextDelta, TokenText, ToolCallDelta
+from server.text.parsers.chat import RawText
+from server.text.parsers.parts import OutputParser, Part
 from server.text.stop import StopStrings
 from server.text.tokenizer import Tokenizer
 
 
 class ChoicePipeline:
-    """Turns the token events of one choice into its deltas and its end.
+    """Turns the token events of one choice into its deltas and its end. Without a `parser`, all is text.
 
-    After a stop string it is `done`: the caller aborts the sequence, and what the engine still sends is ignored.
+    After a stop string, or the one call that was wanted, it is `done`: the caller aborts the sequence, and what the
+    engine still sends is ignored.
     """
 
-    def __init__(self, index: int, tokenizer: Tokenizer, stop: tuple[str, ...], wants_logprobs: bool) -> None:
+    def __init__(
+        self,
+        index: int,
+        tokenizer: Tokenizer,
+        stop: tuple[str, ...],
+        wants_logprobs: bool,
+        parser: OutputParser | None = None,
+    ) -> None:
         self._index = index
         self._tokenizer = tokenizer
         self._wants_logprobs = wants_logprobs
-        self._detokenizer = tokenizer.detokenizer()
+        self._parser = parser or RawText()
+        self._detokenizer = tokenizer.detokenizer(self._parser.markup)
         self._stop = StopStrings(stop)
         self._tokens = _TokenLedger()
-        self._num_emitted = 0  # characters
+        self._num_parsed = 0  # characters
         self._num_output_tokens = 0
+        self._num_reasoning_tokens = None if parser is None else 0
+        self._num_calls = 0
         self._done = False
 
     @property
@@ -45,56 +58,90 @@ class ChoicePipeline:
         if self._done:
             return []
         self._num_output_tokens += 1
-        emit, matched = self._stop.feed(self._text_of(event))
-        reason = event.finish_reason
-        if matched is not None:
-            reason = "stop"
-        elif reason is not None:
-            emit += self._stop.flush()
-        self._num_emitted += len(emit)
+        text, matched = self._stop.feed(self._text_of(event))
+        reason: EndReason | None = event.finish_reason if matched is None else "stop"
         if reason is None:
-            return self._delta(emit, self._tokens.release(self._num_emitted) if emit else ())
-        self._done = True
-        last = self._delta(emit, self._tokens.release_last(self._num_emitted))
-        return [*last, Finished(self._index, reason, self._num_output_tokens)]
+            events = self._events(self._parser.feed(text), is_end=False)
+            return self._end(events, "stop") if self._parser.done else events
+        parts = self._parser.feed(text + self._stop.flush())
+        parts += [] if self._parser.done else self._parser.flush(matched or "")
+        return self._end(self._events(_joined(parts), is_end=True), "stop" if self._parser.done else reason)
 
     def _text_of(self, event: TokenEvent) -> str:
         text = ""
         if event.finish_reason != "stop":  # an end token says nothing
             text = self._detokenizer.push(event.token_id)
-            if self._wants_logprobs:
-                self._note(event)
+            self._tokens.add(self._note(event))
         if event.finish_reason is not None:
             text += self._detokenizer.flush()
         self._tokens.grow(len(text))
         return text
 
-    def _note(self, event: TokenEvent) -> None:
-        if event.logprobs is None:
-            return
+    def _note(self, event: TokenEvent) -> TokenText | None:
+        if event.logprobs is None or not self._wants_logprobs:
+            return None
         top = tuple(self._token_text(token_id, logprob) for token_id, logprob in event.logprobs.top)
-        self._tokens.add(self._token_text(event.token_id, event.logprobs.logprob, top))
+        return self._token_text(event.token_id, event.logprobs.logprob, top)
 
     def _token_text(self, token_id: int, logprob: float, top: tuple[TokenText, ...] = ()) -> TokenText:
         text, raw = self._tokenizer.token_text(token_id), self._tokenizer.token_bytes(token_id)
         return TokenText(token_id, text, raw, logprob, top)
 
-    def _delta(self, text: str, tokens: tuple[TokenText, ...]) -> list[OutputEvent]:
-        return [TextDelta(self._index, text, tokens)] if text or tokens else []
+    def _events(self, parts: list[Part], *, is_end: bool) -> list[OutputEvent]:
+        """Each part with the tokens whose text ends in it; the last of all also with those that are left."""
+        events: list[OutputEvent] = []
+        for number, part in enumerate(parts, 1):
+            self._num_parsed += part.size
+            tokens = self._tokens.release(self._num_parsed)
+            if is_end and number == len(parts):
+                tokens += self._tokens.release_last(self._num_parsed)
+            events += self._encode(part, tokens)
+        return events
+
+    def _encode(self, part: Part, tokens: tuple[TokenText | None, ...]) -> list[OutputEvent]:
+        noted = tuple(token for token in tokens if token is not None)
+        if part.kind == "call":
+            first = self._num_calls
+            self._num_calls += len(part.calls)
+            calls = enumerate(part.calls, first)
+            return [ToolCallDelta(self._index, place, call.id, call.name, call.arguments) for place, call in calls]
+        if part.kind == "reasoning":
+            assert self._num_reasoning_tokens is not None, "only a chat is parsed"
+            self._num_reasoning_tokens += len(tokens)
+            return [ReasoningDelta(self._index, part.text, noted)] if part.text or noted else []
+        return [TextDelta(self._index, part.text, noted)] if part.text or noted else []
+
+    def _end(self, events: list[OutputEvent], reason: EndReason) -> list[OutputEvent]:
+        self._done = True
+        if reason == "stop" and self._num_calls:
+            reason = "tool_calls"
+        return [*events, Finished(self._index, reason, self._num_output_tokens, self._num_reasoning_tokens)]
+
+
+def _joined(parts: list[Part]) -> list[Part]:
+    """Neighbours of one kind as one part."""
+    joined = parts[:1]
+    for part in parts[1:]:
+        last = joined[-1]
+        if last.kind == part.kind:
+            joined[-1] = Part(part.kind, last.text + part.text, last.size + part.size, last.calls + part.calls)
+        else:
+            joined.append(part)
+    return joined
 
 
 @dataclass(slots=True)
 class _TokenLedger:
-    """Which tokens made which characters, for those not given out yet.
+    """Which tokens made which characters, for those not given out yet; None stands for a token nobody asked for.
 
     A token that brought no text belongs with the next that does: together they are a character, or nothing.
     """
 
-    _waiting: list[TokenText] = field(default_factory=list)
-    _spans: deque[tuple[int, int, list[TokenText]]] = field(default_factory=deque)
+    _waiting: list[TokenText | None] = field(default_factory=list)
+    _spans: deque[tuple[int, int, list[TokenText | None]]] = field(default_factory=deque)
     _length: int = 0
 
-    def add(self, token: TokenText) -> None:
+    def add(self, token: TokenText | None) -> None:
         self._waiting.append(token)
 
     def grow(self, num_characters: int) -> None:
@@ -104,14 +151,14 @@ class _TokenLedger:
             self._waiting = []
         self._length += num_characters
 
-    def release(self, num_emitted: int) -> tuple[TokenText, ...]:
+    def release(self, num_emitted: int) -> tuple[TokenText | None, ...]:
         """The tokens whose text is out to the end."""
-        released: list[TokenText] = []
+        released: list[TokenText | None] = []
         while self._spans and self._spans[0][1] <= num_emitted:
             released += self._spans.popleft()[2]
         return tuple(released)
 
-    def release_last(self, num_emitted: int) -> tuple[TokenText, ...]:
+    def release_last(self, num_emitted: int) -> tuple[TokenText | None, ...]:
         """The tokens of which any text is out, and those that never made any."""
         begun = [token for start, _, tokens in self._spans if start < num_emitted for token in tokens]
         return (*begun, *self._waiting)

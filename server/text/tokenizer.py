@@ -7,12 +7,15 @@ are imported when a model's tokenizer is loaded, not before: this module runs wh
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from mlx_backend.errors import ModelLoadError
 from server.text.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer, strip_spaces
+from server.text.parsers import format_of
+from server.text.parsers.parts import ChatFormat
 from server.text.pieces import PieceScheme, scheme_of
 
 
@@ -27,6 +30,14 @@ class Tokenizer(Protocol):
     def eos_ids(self) -> frozenset[int]:
         """The tokens with which the model ends its answer."""
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens whose names are no text."""
+
+    @property
+    def chat_format(self) -> ChatFormat:
+        """How the model marks thoughts and calls."""
+
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -38,11 +49,16 @@ class Tokenizer(Protocol):
     def token_text(self, token_id: int) -> str:
         """The token decoded alone; a special token reads as its name."""
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> str:
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        template_kwargs: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         """The conversation as the model reads it, up to where its answer begins. Raises what the template raises."""
 
-    def detokenizer(self) -> Detokenizer:
-        """A fresh one, for one sequence."""
+    def detokenizer(self, markup: tuple[str, ...] = ()) -> Detokenizer:
+        """A fresh one, for one sequence. Special tokens of which a string of `markup` is made are text of it."""
 
 
 def load_tokenizer(model_path: Path) -> Tokenizer:
@@ -89,8 +105,11 @@ class HFTokenizer:
     def __init__(self, wrapper: Any) -> None:
         self._wrapper = wrapper
         self._scheme = _scheme_of(wrapper)
-        self._special_ids = _special_ids(wrapper)
-        self._bytes: dict[int, bytes] = {}  # filled as tokens are met; a race writes the same value twice
+        self.special_ids = _special_ids(wrapper)
+        # filled as they are met; a race writes the same value twice
+        self._bytes: dict[int, bytes] = {}
+        self._left_out: dict[tuple[str, ...], frozenset[int]] = {(): self.special_ids}
+        self.chat_format = format_of(wrapper)
         self.vocab_size = 1 + max(wrapper.get_vocab().values())
         self.eos_ids = frozenset(int(token_id) for token_id in wrapper.eos_token_ids)
 
@@ -112,26 +131,43 @@ class HFTokenizer:
     def token_text(self, token_id: int) -> str:
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> str:
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        template_kwargs: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         if not self._wrapper.has_chat_template:
             raise ValueError("the model has none; ask for a plain completion")
         conversation = [dict(message) for message in messages]
+        offered = {"tools": [dict(tool) for tool in tools]} if tools else {}
         return str(
             self._wrapper.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=True, **template_kwargs
+                conversation, tokenize=False, **{"add_generation_prompt": True, **offered, **template_kwargs}
             )
         )
 
-    def detokenizer(self) -> Detokenizer:
+    def detokenizer(self, markup: tuple[str, ...] = ()) -> Detokenizer:
+        left_out = self._left_out_for(markup)
         if self._scheme is None or not self._scheme.is_exact:
-            return WindowDetokenizer(self._library_text, self._special_ids)
-        return ByteDetokenizer(self._output_bytes, self._scheme.strip)
+            return WindowDetokenizer(partial(self._library_text, left_out=left_out), left_out)
+        return ByteDetokenizer(partial(self._output_bytes, left_out=left_out), self._scheme.strip)
 
-    def _output_bytes(self, token_id: int) -> bytes:
-        return b"" if token_id in self._special_ids else self.token_bytes(token_id)
+    def _left_out_for(self, markup: tuple[str, ...]) -> frozenset[int]:
+        """The special tokens that are no text where the strings of `markup` are."""
+        known = self._left_out.get(markup)
+        if known is None:
+            names = {token_id: self.token_text(token_id) for token_id in self.special_ids}
+            kept = (token_id for token_id, name in names.items() if not any(name in string for string in markup))
+            known = self._left_out[markup] = frozenset(kept)
+        return known
 
-    def _library_text(self, ids: Sequence[int]) -> str:
-        shown = [token_id for token_id in ids if token_id not in self._special_ids and token_id < self.vocab_size]
+    def _output_bytes(self, token_id: int, left_out: Set[int] | None = None) -> bytes:
+        return b"" if token_id in (self.special_ids if left_out is None else left_out) else self.token_bytes(token_id)
+
+    def _library_text(self, ids: Sequence[int], left_out: Set[int] | None = None) -> str:
+        left_out = self.special_ids if left_out is None else left_out
+        shown = [token_id for token_id in ids if token_id not in left_out and token_id < self.vocab_size]
         # Tidying spaces before punctuation would change text that has been given out already.
         return str(self._wrapper.decode(shown, clean_up_tokenization_spaces=False))
 
@@ -139,7 +175,7 @@ class HFTokenizer:
         piece = self._wrapper.convert_ids_to_tokens(token_id) if 0 <= token_id < self.vocab_size else None
         if piece is None:
             return b""
-        if token_id in self._special_ids:
+        if token_id in self.special_ids:
             return str(piece).encode()
         if self._scheme is None:
             return self._library_text([token_id]).encode()
@@ -172,6 +208,8 @@ class ByteTokenizer:
 
     vocab_size = 260
     eos_ids = frozenset({EOS_ID})
+    special_ids = frozenset(range(EOS_ID, 260))
+    chat_format = ChatFormat()
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         ids = list(_well_formed(text).encode())
@@ -188,12 +226,18 @@ class ByteTokenizer:
     def token_text(self, token_id: int) -> str:
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> str:
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        template_kwargs: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         if not messages:
             raise ValueError("a conversation needs at least one message")
-        return "".join(f"{message['role']}: {message.get('content') or ''}\n" for message in messages) + "assistant:"
+        opening = "assistant:" if template_kwargs.get("add_generation_prompt", True) else ""
+        return "".join(f"{message['role']}: {message.get('content') or ''}\n" for message in messages) + opening
 
-    def detokenizer(self) -> Detokenizer:
+    def detokenizer(self, markup: tuple[str, ...] = ()) -> Detokenizer:
         return ByteDetokenizer(self._output_bytes)
 
     def _output_bytes(self, token_id: int) -> bytes:

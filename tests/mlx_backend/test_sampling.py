@@ -5,41 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from typing import Any
 
 import mlx.core as mx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_backend.interface import GenerationRequest, SamplingParams
+from mlx_backend.interface import SamplingParams
 from mlx_backend.sampling.filters import filter_min_p, filter_top_k_top_p
-from mlx_backend.sampling.sampler import BatchSampler, base_key, step_key
-from mlx_backend.sequence import Prefill, Sequence
+from mlx_backend.sampling.keys import base_key, step_key
+from tests.sampling_rows import VOCAB, draw, row, sampler
 
 pytestmark = pytest.mark.mlx
-
-VOCAB = 12
-
-
-def row(params: SamplingParams, prompt: tuple[int, ...] = (1, 2), output: tuple[int, ...] = ()) -> Sequence:
-    request = GenerationRequest(request_id="x", prompt_ids=prompt, max_tokens=99, sampling=params)
-    sequence = Sequence(Prefill(request), 0, 0)
-    sequence.output_ids = list(output)
-    sequence.num_started_tokens = len(output)
-    return sequence
-
-
-def sampler(*rows: Sequence) -> BatchSampler:
-    made = BatchSampler()
-    made.set_rows(rows, VOCAB)
-    return made
-
-
-def draw(logits: Any, *rows: Sequence) -> list[int]:
-    tokens: list[int] = sampler(*rows).draw(mx.array(logits)).tokens.tolist()
-    return tokens
-
 
 logit_rows = st.lists(st.integers(-800, 800), min_size=VOCAB, max_size=VOCAB, unique=True).map(
     lambda hundredths: [number / 100 for number in hundredths]  # apart by more than rounding

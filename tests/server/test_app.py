@@ -164,8 +164,8 @@ def test_the_sdk_knows_our_errors(sdk: openai.OpenAI) -> None:
     assert too_long.value.code == "context_length_exceeded"
     assert "4096" in too_long.value.message
     with pytest.raises(openai.BadRequestError) as unsupported:
-        sdk.completions.create(model="mock", prompt="hi", echo=True)
-    assert unsupported.value.param == "echo"
+        sdk.completions.create(model="mock", prompt="hi", extra_body={"use_beam_search": True})
+    assert unsupported.value.param == "use_beam_search"
 
 
 # --- what travels besides
@@ -195,7 +195,7 @@ def test_openapi_has_our_errors_and_no_others() -> None:
     app = create_app(Config(), build_registry(FakeEngine()))
     schema = app.openapi()
     operations = [operation for path in schema["paths"].values() for operation in path.values()]
-    assert len(operations) == 7
+    assert len(operations) == 10
     assert all("422" not in operation["responses"] for operation in operations)
     assert "HTTPValidationError" not in schema["components"]["schemas"]
     body = schema["components"]["schemas"]["CompletionRequest"]

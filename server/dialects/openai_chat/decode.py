@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from server.dialects.openai_chat.schema import ChatRequest, Message
-from server.dialects.openai_shared import NO_EFFECT, UNSUPPORTED, check_extra, check_stream_options, decode_sampling
+from server.dialects.openai_chat.messages import decode_messages
+from server.dialects.openai_chat.schema import ChatRequest, Tool
+from server.dialects.openai_grammar import decode_grammar
+from server.dialects.openai_shared import (
+    NO_EFFECT,
+    UNSUPPORTED,
+    check_extra,
+    check_stream_options,
+    decode_breakers,
+    decode_sampling,
+)
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.service.job import ChatPrompt, GenerationJob
 
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     **UNSUPPORTED,
     "best_of": (1,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
     "audio": (),
     "modalities": (["text"],),
     "prediction": (),
-    "reasoning_effort": (),
     "reasoning": (),
     "thinking": (),
     "enable_thinking": (),
@@ -34,26 +38,22 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "documents": ([],),
     "mm_processor_kwargs": (),
 }
-_NO_EFFECT = NO_EFFECT | {"parallel_tool_calls"}
-
-_UNSUPPORTED_IN_MESSAGE: Mapping[str, tuple[Any, ...]] = {
-    "tool_calls": ([],),
-    "function_call": (),
-    "audio": (),
-    "refusal": ("",),
-    "prefix": (False,),
-    "prefill": (False,),
-    "partial": (False,),
-}
+_OLD: Mapping[str, tuple[Any, ...]] = {"functions": ([],), "function_call": ("none", "auto")}
+"""Names of an older API, and what changes nothing."""
+_NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
 def decode(body: ChatRequest, request_id: str) -> tuple[GenerationJob, list[str]]:
     """The job, and the names of the fields that nobody looked at. Raises InvalidRequest."""
-    ignored = check_extra(body.model_extra or {}, _UNSUPPORTED, _NO_EFFECT)
+    extra = body.model_extra or {}
+    _check_old(extra)
+    ignored = check_extra(extra, _UNSUPPORTED, NO_EFFECT | _OLD.keys())
     ignored += check_stream_options(body)
-    for position, message in enumerate(body.messages):
-        ignored += _check_message(position, message)
-    prompt = ChatPrompt(tuple(map(_decode_message, body.messages)), body.chat_template_kwargs or {})
+    messages, ignored_of_messages = decode_messages(body.messages)
+    ignored += ignored_of_messages
+    tools, must_call = _decode_tools(body)
+    kwargs, parallel = _decode_template_kwargs(body), body.parallel_tool_calls is not False
+    prompt = ChatPrompt(messages, kwargs, tools, parallel, must_call)
     job = GenerationJob(
         request_id=f"chatcmpl-{request_id}",
         model=body.model or "",
@@ -63,27 +63,59 @@ def decode(body: ChatRequest, request_id: str) -> tuple[GenerationJob, list[str]
         max_tokens=_decode_max_tokens(body),
         sampling=decode_sampling(body, _decode_num_logprobs(body)),
         stop=tuple(body.stop or ()),
+        grammar=decode_grammar(body),
         ignore_eos=bool(body.ignore_eos),
+        min_tokens=body.min_tokens or 0,
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        dry_sequence_breakers=decode_breakers(body),
     )
     return job, ignored
 
 
-def _check_message(position: int, message: Message) -> list[str]:
+def _check_old(extra: Mapping[str, Any]) -> None:
     try:
-        ignored = check_extra(message.model_extra or {}, _UNSUPPORTED_IN_MESSAGE, ())
+        check_extra(extra, _OLD, extra)
     except UnsupportedParameter as error:
-        raise UnsupportedParameter(f"messages.{position}.{error.param}") from None
-    return [f"messages.{name}" for name in ignored]
+        raise UnsupportedParameter(
+            str(error.param), f"The parameter '{error.param}' is not supported: use 'tools' and 'tool_choice'."
+        ) from None
 
 
-def _decode_message(message: Message) -> dict[str, str]:
-    role = "system" if message.role == "developer" else message.role
-    decoded = {"role": role, "content": message.content}
-    if message.name is not None:
-        decoded["name"] = message.name
-    if message.tool_call_id is not None:
-        decoded["tool_call_id"] = message.tool_call_id
+def _decode_tools(body: ChatRequest) -> tuple[tuple[Mapping[str, Any], ...], bool]:
+    """What the model is offered, and whether it has to call one. Raises InvalidRequest."""
+    choice, tools = body.tool_choice, tuple(map(_decode_tool, body.tools or ()))
+    if choice in (None, "auto"):
+        return tools, False
+    if choice == "none":
+        return (), False
+    if not tools:
+        raise InvalidRequest("'tool_choice' needs 'tools'.", param="tool_choice", code="invalid_value")
+    return (tools if choice == "required" else _named(choice, tools)), True
+
+
+def _named(choice: Any, tools: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[str, Any], ...]:
+    """The one tool that is named. Raises InvalidRequest."""
+    function = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    found = tuple(tool for tool in tools if tool["function"]["name"] == name)
+    if not found:
+        raise InvalidRequest("'tool_choice' names none of 'tools'.", param="tool_choice", code="invalid_value")
+    return found
+
+
+def _decode_tool(tool: Tool) -> Mapping[str, Any]:
+    """In the order of the API's own reference, whatever the client's; without parameters, the schema of none."""
+    decoded = tool.model_dump(exclude_unset=True)
+    decoded["function"]["parameters"] = tool.function.parameters or _NO_PARAMETERS
     return decoded
+
+
+def _decode_template_kwargs(body: ChatRequest) -> Mapping[str, Any]:
+    given = body.chat_template_kwargs or {}
+    if body.reasoning_effort is None:
+        return given
+    thinking = {"enable_thinking": False} if body.reasoning_effort == "none" else {}
+    return {"reasoning_effort": body.reasoning_effort, **thinking, **given}
 
 
 def _decode_max_tokens(body: ChatRequest) -> int | None:

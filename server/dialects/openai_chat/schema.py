@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PlainValidator
+from pydantic import AfterValidator, BaseModel, Field, PlainValidator, ValidationInfo, field_validator
 
 from server.dialects.openai_shared import SamplingFields, WireModel, check_text
 
@@ -33,15 +34,100 @@ def _check_part(position: int, part: Any) -> str:
     return check_text(part.get("text"))
 
 
+def check_message_content(value: Any, info: ValidationInfo) -> str | None:
+    """The text of a message; None where an assistant says something else instead. Raises ValueError."""
+    known = info.data
+    others = ("tool_calls", "function_call", "reasoning_content", "reasoning")
+    if value is None and known.get("role") == "assistant" and any(known.get(name) for name in others):
+        return None
+    return check_content(value)
+
+
+class FunctionCall(WireModel):
+    """A call that was made. Its arguments are an object, or the JSON of one."""
+
+    name: Annotated[str, Field(min_length=1), AfterValidator(check_text)]
+    arguments: str | dict[str, Any] = ""
+
+
+class ToolCall(WireModel):
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class Message(WireModel):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str, PlainValidator(check_content, json_schema_input_type=str | list[TextPart])]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     name: str | None = None
     tool_call_id: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    function_call: FunctionCall | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    # after those that may stand in for it
+    content: Annotated[
+        str | None, PlainValidator(check_message_content, json_schema_input_type=str | list[TextPart] | None)
+    ] = Field(None, validate_default=True)
+
+    @field_validator("tool_calls", "function_call")
+    @classmethod
+    def _check_caller(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("role", "assistant") != "assistant":
+            raise ValueError("only an assistant's message has calls")
+        return value
+
+
+def check_parameters(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The schema of an object. Raises ValueError."""
+    if value is not None and value.get("type", "object") != "object":
+        raise ValueError("the parameters' type must be 'object'")
+    if value is not None and not isinstance(value.get("properties", {}), Mapping):
+        raise ValueError("'properties' should be an object")
+    return value
+
+
+class FunctionTool(WireModel):
+    """A function that may be called."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    description: str | None = None
+    parameters: Annotated[dict[str, Any] | None, AfterValidator(check_parameters)] = None
+    strict: bool | None = None
+
+
+class Tool(WireModel):
+    type: Literal["function"]
+    function: FunctionTool
+
+
+class NamedTool(BaseModel):
+    """The tool that has to be called, for the schema; `check_tool_choice` is what checks it."""
+
+    type: Literal["function"]
+    function: dict[Literal["name"], str]
+
+
+ToolChoice = Literal["none", "auto", "required"]
+
+
+def check_tool_choice(value: Any) -> str | dict[str, Any] | None:
+    """One of the three words, or an object. Raises ValueError."""
+    if value is None or isinstance(value, dict):
+        return value
+    if value in ("none", "auto", "required"):
+        return str(value)
+    raise ValueError("Input should be 'none', 'auto', 'required' or an object")
 
 
 class ChatRequest(SamplingFields):
     messages: list[Message] = Field(min_length=1)
+    tools: list[Tool] | None = None
+    tool_choice: Annotated[
+        str | dict[str, Any] | None,
+        PlainValidator(check_tool_choice, json_schema_input_type=ToolChoice | NamedTool | None),
+    ] = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)

@@ -5,48 +5,87 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from server.dialects.openai_completions.schema import CompletionRequest, PromptInput
-from server.dialects.openai_shared import NO_EFFECT, UNSUPPORTED, check_extra, check_stream_options, decode_sampling
-from server.service.job import GenerationJob, Prompt, TextPrompt, TokenPrompt
+from server.dialects.openai_completions.schema import CompletionRequest
+from server.dialects.openai_grammar import decode_grammar
+from server.dialects.openai_shared import (
+    NO_EFFECT,
+    UNSUPPORTED,
+    check_extra,
+    check_stream_options,
+    decode_breakers,
+    decode_sampling,
+)
+from server.errors import InvalidRequest
+from server.service.job import GenerationJob, InfillPrompt, Prompt, TextPrompt, TokenPrompt
 
 DEFAULT_MAX_TOKENS = 16
 
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     **UNSUPPORTED,
-    "echo": (False,),
-    "suffix": ("",),
-    "add_special_tokens": (True,),
     "prompt_embeds": (),
 }
 
 
 def decode(body: CompletionRequest, request_id: str) -> tuple[GenerationJob, list[str]]:
     """The job, and the names of the fields that nobody looked at. Raises InvalidRequest."""
-    n = body.n or 1
-    ignored = check_extra(body.model_extra or {}, {**_UNSUPPORTED, "best_of": (n,)}, NO_EFFECT)
+    ignored = check_extra(body.model_extra or {}, _UNSUPPORTED, NO_EFFECT)
     ignored += check_stream_options(body)
+    best_of = _decode_best_of(body)
+    ranks = best_of > (body.n or 1)
     job = GenerationJob(
         request_id=f"cmpl-{request_id}",
         model=body.model or "",
-        prompts=_decode_prompts(body.prompt),
+        prompts=_decode_prompts(body),
         prompt_param="prompt",
-        n=n,
+        n=best_of,
         max_tokens=body.max_tokens,
         default_max_tokens=DEFAULT_MAX_TOKENS,
-        sampling=decode_sampling(body, body.logprobs),
+        sampling=decode_sampling(body, (body.logprobs or 0) if ranks else body.logprobs),
         stop=tuple(body.stop or ()),
+        grammar=decode_grammar(body),
         ignore_eos=bool(body.ignore_eos),
+        min_tokens=body.min_tokens or 0,
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        dry_sequence_breakers=decode_breakers(body),
+        num_prompt_logprobs=body.logprobs if body.echo else None,
+        keeps_transcript=bool(body.echo or ranks or body.return_token_ids),
     )
     return job, ignored
 
 
-def _decode_prompts(prompt: PromptInput) -> tuple[Prompt, ...]:
-    if isinstance(prompt, str):
-        return (TextPrompt(prompt),)
-    if isinstance(prompt[0], int):
-        return (_decode_prompt(prompt),)
-    return tuple(_decode_prompt(item) for item in prompt)
+def _decode_best_of(body: CompletionRequest) -> int:
+    """How many continuations to make of each prompt, of which `n` are shown."""
+    n = body.n or 1
+    best_of = body.best_of or n
+    if best_of < n:
+        raise _invalid("best_of", f"'best_of' ({best_of}) must not be less than 'n' ({n}).")
+    if best_of > n and body.stream:
+        raise _invalid("best_of", "'best_of' cannot be streamed when it is more than 'n'.")
+    return best_of
 
 
-def _decode_prompt(item: Any) -> Prompt:
-    return TextPrompt(item) if isinstance(item, str) else TokenPrompt(tuple(item))
+def _decode_prompts(body: CompletionRequest) -> tuple[Prompt, ...]:
+    prompts = body.prompt
+    if isinstance(prompts, str) or isinstance(prompts[0], int):
+        return (_decode_prompt(prompts, body),)
+    return tuple(_decode_prompt(item, body) for item in prompts)
+
+
+def _decode_prompt(item: Any, body: CompletionRequest) -> Prompt:
+    if body.suffix:
+        return _decode_infill(item, body.suffix, bool(body.echo))
+    if not isinstance(item, str):
+        return TokenPrompt(tuple(item))
+    return TextPrompt(item, add_special_tokens=body.add_special_tokens is not False)
+
+
+def _decode_infill(prefix: Any, suffix: str, echo: bool) -> InfillPrompt:
+    if not isinstance(prefix, str):
+        raise _invalid("suffix", "'suffix' needs a prompt that is text.")
+    if echo:
+        raise _invalid("echo", "'echo' and 'suffix' cannot be combined.")
+    return InfillPrompt(prefix, suffix, "suffix")
+
+
+def _invalid(param: str, message: str) -> InvalidRequest:
+    return InvalidRequest(message, param=param, code="invalid_value")

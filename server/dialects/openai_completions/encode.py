@@ -3,66 +3,171 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from server.dialects.openai_shared import ChunkEncoder, Head, dump, finite, fold_choices, quote
+from server.dialects.openai_shared import ChunkEncoder, FoldedChoice, Head, dump, finite, fold_choices, quote
+from server.service.transcript import PromptText, Transcript
 from server.text.events import Finished, OutputEvent, TextDelta, TokenText
 
 OBJECT = "text_completion"
 
 
-def build_encoder(head: Head, include_usage: bool) -> ChunkEncoder:
-    return ChunkEncoder(head, OBJECT, include_usage, _ChoiceEncoder().encode)
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What an answer shows beside the text. Of `best_of` continuations of a prompt it shows the `n` likeliest."""
+
+    echo: bool = False
+    logprobs: bool = False
+    token_ids: bool = False
+    n: int = 1
+    best_of: int = 1
 
 
-def fold(head: Head, events: Iterable[OutputEvent]) -> dict[str, Any]:
+def build_encoder(shown: Shown, head: Head, include_usage: bool) -> ChunkEncoder:
+    return ChunkEncoder(head, OBJECT, include_usage, _ChunkChoices(shown, head.transcript).encode)
+
+
+def fold(shown: Shown, head: Head, events: Iterable[OutputEvent]) -> dict[str, Any]:
     """The JSON answer."""
     choices, usage = fold_choices(events)
+    numbered = [(index, index, choice) for index, choice in choices]
+    if shown.best_of > shown.n:
+        numbered = _rank(shown, _kept(head), choices)
     return {
         "id": head.id,
         "object": OBJECT,
         "created": head.created,
         "model": head.model,
         "choices": [
-            {
-                "index": index,
-                "text": choice.text,
-                "logprobs": LogprobsEncoder().encode(choice.tokens) if choice.tokens else None,
-                "finish_reason": choice.reason,
-            }
-            for index, choice in choices
+            {"index": number, **_fold_choice(shown, head, index, choice)} for number, index, choice in numbered
         ],
         "usage": usage,
     }
 
 
-class _ChoiceEncoder:
+def _rank(
+    shown: Shown, transcript: Transcript, choices: Iterable[tuple[int, FoldedChoice]]
+) -> list[tuple[int, int, FoldedChoice]]:
+    """(its number in the answer, its index, the choice) of the likeliest per token, prompt by prompt."""
+    kept = []
+    for prompt, group in itertools.groupby(choices, key=lambda each: each[0] // shown.best_of):
+        best = sorted(group, key=lambda each: -transcript.mean_logprob(each[0]))[: shown.n]
+        kept += [(prompt * shown.n + place, index, choice) for place, (index, choice) in enumerate(best)]
+    return kept
+
+
+def _fold_choice(shown: Shown, head: Head, index: int, choice: FoldedChoice) -> dict[str, Any]:
+    text, encoder = choice.text, LogprobsEncoder()
+    parts = []
+    if shown.echo:
+        prompt = _kept(head).prompt(index, with_tokens=shown.logprobs)
+        text = prompt.text + text
+        parts.append(encoder.encode_prompt(prompt))
+    parts.append(encoder.encode(choice.tokens))
+    folded: dict[str, Any] = {
+        "text": text,
+        "logprobs": _join(parts) if shown.logprobs else None,
+        "finish_reason": choice.reason,
+    }
+    if shown.token_ids:
+        folded["prompt_token_ids"] = _kept(head).prompt_ids(index)
+        folded["token_ids"] = _kept(head).token_ids(index)
+    return folded
+
+
+def _join(parts: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Lists of log-probabilities one after the other; None where there is no token."""
+    if not any(part["tokens"] for part in parts):
+        return None
+    has_top = any(part["top_logprobs"] for part in parts)
+    tops = [part["top_logprobs"] or [None] * len(part["tokens"]) for part in parts] if has_top else None
+    joined = {name: [value for part in parts for value in part[name]] for name in ("tokens", "token_logprobs")}
+    return {
+        **joined,
+        "top_logprobs": None if tops is None else [top for part in tops for top in part],
+        "text_offset": [offset for part in parts for offset in part["text_offset"]],
+    }
+
+
+def _kept(head: Head) -> Transcript:
+    assert head.transcript is not None, "the job did not ask for a transcript"
+    return head.transcript
+
+
+class _ChunkChoices:
     """The choices of a stream's chunks, and how far the logarithms of each choice have come."""
 
-    def __init__(self) -> None:
+    def __init__(self, shown: Shown, transcript: Transcript | None) -> None:
+        self._shown = shown
+        self._transcript = transcript
         self._logprobs: dict[int, LogprobsEncoder] = {}
 
     def encode(self, event: TextDelta | Finished) -> Sequence[str]:
-        if isinstance(event, Finished):
-            return (f'"index":{event.index},"text":"","logprobs":null,"finish_reason":"{event.reason}"',)
-        logprobs = self._encode_logprobs(event) if event.tokens else "null"
-        return (f'"index":{event.index},"text":{quote(event.text)},"logprobs":{logprobs},"finish_reason":null',)
+        encoder = self._logprobs.get(event.index)
+        if encoder is not None:
+            return (self._encode(event, encoder) + self._ids(event.index),)
+        encoder = self._logprobs[event.index] = LogprobsEncoder()
+        opening = self._open(event.index, encoder)
+        choice = self._encode(event, encoder)
+        prompt_ids = self._prompt_ids(event.index)
+        ids = self._ids(event.index)
+        return (opening + prompt_ids, choice + ids) if opening else (choice + prompt_ids + ids,)
 
-    def _encode_logprobs(self, delta: TextDelta) -> str:
-        encoder = self._logprobs.setdefault(delta.index, LogprobsEncoder())
-        return dump(encoder.encode(delta.tokens))
+    def _encode(self, event: TextDelta | Finished, encoder: LogprobsEncoder) -> str:
+        if isinstance(event, Finished):
+            return _chunk_choice(event.index, "", "null", f'"{event.reason}"')
+        logprobs = dump(encoder.encode(event.tokens)) if event.tokens and self._shown.logprobs else "null"
+        return _chunk_choice(event.index, event.text, logprobs, "null")
+
+    def _open(self, index: int, encoder: LogprobsEncoder) -> str:
+        """The prompt, where it is echoed."""
+        if not self._shown.echo or self._transcript is None:
+            return ""
+        prompt = self._transcript.prompt(index, with_tokens=self._shown.logprobs)
+        logprobs = dump(encoder.encode_prompt(prompt)) if prompt.tokens else "null"
+        return _chunk_choice(index, prompt.text, logprobs, "null")
+
+    def _prompt_ids(self, index: int) -> str:
+        if not self._shown.token_ids or self._transcript is None:
+            return ""
+        return f',"prompt_token_ids":{dump(self._transcript.prompt_ids(index))}'
+
+    def _ids(self, index: int) -> str:
+        """Of the tokens that have come since the last chunk of the choice."""
+        if not self._shown.token_ids or self._transcript is None:
+            return ""
+        return f',"token_ids":{dump(self._transcript.token_ids(index))}'
+
+
+def _chunk_choice(index: int, text: str, logprobs: str, reason: str) -> str:
+    return f'"index":{index},"text":{quote(text)},"logprobs":{logprobs},"finish_reason":{reason}'
 
 
 class LogprobsEncoder:
     """The log-probabilities of one choice in the form of four parallel lists.
 
-    `text_offset` counts characters; the tokens of one character share its offset.
+    `text_offset` counts characters from the prompt's first where that is echoed; the tokens of one character share
+    its offset.
     """
 
     def __init__(self) -> None:
         self._offset = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def encode_prompt(self, prompt: PromptText) -> dict[str, Any]:
+        """Before anything else. The first token has no log-probability: it is null."""
+        self._offset = len(prompt.text)
+        first, rest = prompt.tokens[:1], prompt.tokens[1:]
+        tops = [*(None for _ in first), *map(_top, rest)]
+        return {
+            "tokens": [_name(token) for token in prompt.tokens],
+            "token_logprobs": [*(None for _ in first), *(finite(token.logprob) for token in rest)],
+            "top_logprobs": tops if any(token.top for token in rest) else None,
+            "text_offset": list(prompt.offsets),
+        }
 
     def encode(self, tokens: Sequence[TokenText]) -> dict[str, Any]:
         return {

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.dialects.openai_completions.decode import decode
-from server.dialects.openai_completions.encode import build_encoder, fold
+from server.dialects.openai_completions.encode import Shown, build_encoder, fold
 from server.dialects.openai_completions.schema import CompletionRequest
 from server.dialects.openai_shared import ERROR_RESPONSES, OK_RESPONSE, Dialect, answer
 
 router = APIRouter(tags=["OpenAI"])
-
-_DIALECT = Dialect(build_encoder, fold)
 
 
 @router.post("/v1/completions", response_class=Response, responses={**ERROR_RESPONSES, **OK_RESPONSE})
 async def create_completion(request: Request, body: CompletionRequest) -> Response:
     """Continue one or more prompts."""
     job, ignored = decode(body, request.state.request_id)
-    return await answer(request, job, body, _DIALECT, ignored)
+    shown = Shown(
+        echo=bool(body.echo),
+        logprobs=body.logprobs is not None,
+        token_ids=bool(body.return_token_ids),
+        n=body.n or 1,
+        best_of=job.n,
+    )
+    return await answer(request, job, body, Dialect(partial(build_encoder, shown), partial(fold, shown)), ignored)

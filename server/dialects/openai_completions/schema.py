@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator
+from pydantic import AfterValidator, Field, PlainValidator
 
-from server.dialects.openai_shared import SamplingFields, check_text
+from server.dialects.openai_shared import MAX_CHOICES, SamplingFields, check_text
 
 PromptInput = str | list[str] | list[int] | list[list[int]]
 
@@ -32,4 +32,10 @@ def _are_ids(items: list[Any]) -> bool:
 
 class CompletionRequest(SamplingFields):
     prompt: Annotated[PromptInput, PlainValidator(check_prompt, json_schema_input_type=PromptInput)]
+    max_tokens: int | None = Field(None, ge=0)
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    echo: bool | None = None
+    suffix: Annotated[str, AfterValidator(check_text)] | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
+    add_special_tokens: bool | None = None
+    return_token_ids: bool | None = None

@@ -87,7 +87,7 @@ async def test_a_body_that_does_not_say_it_is_json(client: httpx.AsyncClient, pa
     ("fields", "param"),
     [
         ({"max_tokens": "5"}, "max_tokens"),
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_tokens": -4}, "max_tokens"),
         ({"temperature": True}, "temperature"),
         ({"n": 1.5}, "n"),
@@ -96,8 +96,7 @@ async def test_a_body_that_does_not_say_it_is_json(client: httpx.AsyncClient, pa
         ({"logit_bias": {"999": 1}}, "logit_bias"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"guided_regex": "a+"}, "guided_regex"),
+        ({"ebnf": "root ::= x"}, "ebnf"),
     ],
     ids=lambda value: str(value),
 )

@@ -160,7 +160,7 @@ def test_unsupported_fields(name: str) -> None:
         assert check_extra({name: neutral}, UNSUPPORTED, ()) == []
 
 
-@pytest.mark.parametrize(("name", "value"), [("use_beam_search", 0), ("min_tokens", False), ("length_penalty", True)])
+@pytest.mark.parametrize(("name", "value"), [("use_beam_search", 0), ("min_length", False), ("length_penalty", True)])
 def test_a_neutral_value_has_the_right_type(name: str, value: Any) -> None:
     with pytest.raises(UnsupportedParameter):
         check_extra({name: value}, UNSUPPORTED, ())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.text.chat_template import TemplateError, render_chat
+from server.text.chat_template import TemplateError, render_text
 from server.text.tokenizer import ByteTokenizer
 
 _MESSAGES = ({"role": "user", "content": "hi"},)
@@ -19,25 +19,30 @@ class _Raising(ByteTokenizer):
     def __init__(self, error: Exception) -> None:
         self._error = error
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any]) -> str:
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        template_kwargs: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         raise self._error
 
 
-def test_the_prompt_is_the_template_text_without_further_special_tokens():
-    assert render_chat(ByteTokenizer(), _MESSAGES, {}) == list(b"user: hi\nassistant:")
+def test_the_prompt_is_the_templates_text():
+    assert render_text(ByteTokenizer(), _MESSAGES, {}) == "user: hi\nassistant:"
 
 
 @pytest.mark.parametrize(
-    "name", ["messages", "tokenize", "add_generation_prompt", "return_dict", "chat_template", "tokenizer"]
+    "name", ["messages", "tokenize", "add_generation_prompt", "return_dict", "chat_template", "tokenizer", "tools"]
 )
 def test_a_request_cannot_replace_the_template_or_its_frame(name):
     with pytest.raises(TemplateError, match=rf"may not include {name}$"):
-        render_chat(ByteTokenizer(), _MESSAGES, {name: "x"})
+        render_text(ByteTokenizer(), _MESSAGES, {name: "x"})
 
 
 def test_all_refused_arguments_are_named():
     with pytest.raises(TemplateError, match="chat_template, tokenize"):
-        render_chat(ByteTokenizer(), _MESSAGES, {"tokenize": True, "chat_template": "x", "enable_thinking": True})
+        render_text(ByteTokenizer(), _MESSAGES, {"tokenize": True, "chat_template": "x", "enable_thinking": True})
 
 
 @pytest.mark.parametrize(
@@ -51,10 +56,10 @@ def test_all_refused_arguments_are_named():
 )
 def test_what_the_template_raises_is_quoted(error, words):
     with pytest.raises(TemplateError, match=words) as caught:
-        render_chat(_Raising(error), _MESSAGES, {})
+        render_text(_Raising(error), _MESSAGES, {})
     assert caught.value.__cause__ is error
 
 
 def test_no_messages_are_a_template_error():
     with pytest.raises(TemplateError, match="at least one message"):
-        render_chat(ByteTokenizer(), (), {})
+        render_text(ByteTokenizer(), (), {})

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_backend.errors import ModelLoadError
-from server.text.chat_template import TemplateError, render_chat
+from server.text.chat_template import TemplateError, render_text
 from server.text.detokenizer import ByteDetokenizer, WindowDetokenizer
 from server.text.tokenizer import HFTokenizer, Tokenizer, load_tokenizer
 
@@ -93,6 +93,30 @@ def test_special_tokens_read_as_their_names_and_are_not_decoded(tokenizer, libra
     assert tokenizer.decode([end]) == ""
 
 
+def test_special_tokens_are_text_where_they_are_markup(tokenizer, library):
+    start, end = library.token_to_id("<|im_start|>"), library.token_to_id("<|im_end|>")
+    for markup, expected in (((), ""), (("<|im_start|>thought", "x"), "<|im_start|>")):
+        detokenizer = tokenizer.detokenizer(markup)
+        text = "".join([detokenizer.push(start), detokenizer.push(end), detokenizer.flush()])
+        assert text == expected
+
+
+def test_a_model_without_marks_has_none(tokenizer):
+    assert not tokenizer.chat_format.has_tools
+    assert not tokenizer.chat_format.has_reasoning
+
+
+def test_the_marks_are_mlx_lms_and_the_template_is_shown_the_tools(tmp_path):
+    calls = "{% for tool_call in [] %}<tool_call>{{ tool_call.name }}{% endfor %}"
+    template = "{% if tools %}{{ tools | tojson }}{% endif %}" + calls
+    tokenizer = load_tokenizer(write_tiny_tokenizer(tmp_path / "calling", chat_template=template))
+    assert (tokenizer.chat_format.tool_start, tokenizer.chat_format.tool_end) == ("<tool_call>", "</tool_call>")
+    assert tokenizer.chat_format.has_tools
+    tool = {"type": "function", "function": {"name": "f"}}
+    assert tokenizer.render_chat(_MESSAGES, {}, [tool]).startswith('[{"type": "function", "function": {"name": "f"}}]')
+    assert tokenizer.render_chat(_MESSAGES, {}) == ""
+
+
 def test_added_tokens_that_are_not_special_are_text(tokenizer, library):
     assert tokenizer.decode([library.token_to_id("<think>")]) == "<think>"
     assert tokenizer.token_text(library.token_to_id("「工具」")) == "「工具」"
@@ -123,7 +147,7 @@ def test_the_template_opens_the_answer(tokenizer):
 
 def test_the_templates_own_refusal_is_quoted(tokenizer):
     with pytest.raises(TemplateError, match=r"messages: this model knows no tools$"):
-        render_chat(tokenizer, ({"role": "tool", "content": "42"},), {})
+        render_text(tokenizer, ({"role": "tool", "content": "42"},), {})
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
@@ -145,7 +169,7 @@ def test_byte_fallback_keeps_sound_characters_beside_broken_ones(tmp_path):
 def test_without_a_template_a_chat_is_refused(tmp_path):
     tokenizer = load_tokenizer(write_tiny_tokenizer(tmp_path / "base", chat_template=None))
     with pytest.raises(TemplateError, match="the model has none"):
-        render_chat(tokenizer, _MESSAGES, {})
+        render_text(tokenizer, _MESSAGES, {})
 
 
 def test_a_tokenizer_with_a_way_of_its_own_is_asked(tmp_path):

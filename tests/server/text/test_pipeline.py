@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlx_backend.interface import FinishReason, TokenEvent, TokenLogprobs
-from server.text.events import Finished, OutputEvent, TextDelta, TokenText
+from server.text.events import Finished, OutputEvent, ReasoningDelta, TextDelta, TokenText, ToolCallDelta
+from server.text.parsers.chat import ChatParser
 from server.text.pipeline import ChoicePipeline
 from server.text.tokenizer import ByteTokenizer
+from tests.server.text.parsers.test_chat import CALL, FORMAT
+from tests.server.text.parsers.test_tool_calls import TOOLS
 from tests.server.text.test_stop import first_stop
 
 _TOKENIZER = ByteTokenizer()
@@ -180,3 +185,111 @@ def test_a_token_cut_by_a_stop_string_goes_out_with_what_is_left_of_it():
 def test_events_without_log_probabilities_carry_no_tokens(wants):
     pipeline = ChoicePipeline(0, _TOKENIZER, (), wants_logprobs=wants)
     assert pipeline.feed(TokenEvent(0, 97)) == [TextDelta(0, "a")]
+
+
+# --- parsed
+
+
+def parsed(text: str, reason: FinishReason = "length", *, stop: tuple[str, ...] = (), **options: bool):
+    """(the pipeline, what it gave) for a chat's answer, a token a byte."""
+    pipeline = ChoicePipeline(0, _TOKENIZER, stop, wants_logprobs=True, parser=ChatParser(FORMAT, TOOLS, **options))
+    ids = [*text.encode(), _EOS] if reason == "stop" else [*text.encode()]
+    return pipeline, run(pipeline, events(ids, reason))
+
+
+def joined(outputs: list[OutputEvent], kind: type[TextDelta] | type[ReasoningDelta]) -> tuple[str, str]:
+    """(the text of the deltas of a kind, the text of their tokens)."""
+    deltas: list[Any] = [out for out in outputs if isinstance(out, kind)]
+    tokens = [token.text for out in deltas for token in out.tokens]
+    return "".join(out.text for out in deltas), "".join(tokens)
+
+
+def test_tokens_go_out_with_what_they_are_of():
+    thought, content = "<think>\nhm\n</think>\n\n", "I ask."
+    pipeline, outputs = parsed(f"{thought}{content}\n{CALL}", "stop")
+    assert joined(outputs, ReasoningDelta) == ("hm", thought)
+    assert joined(outputs, TextDelta) == (content, content)
+    (call,) = [out for out in outputs if isinstance(out, ToolCallDelta)]
+    assert (call.index, call.call_index, call.name, call.arguments) == (0, 0, "f", '{"a": 1}')
+    assert outputs[-1] == Finished(0, "tool_calls", pipeline.num_output_tokens, len(thought))
+
+
+_WORDS = ("<think>", "</think>", CALL, "<tool>", "</t", "<", " ", "\n", "a", "bc")
+
+
+@given(
+    words=st.lists(st.sampled_from(_WORDS), min_size=1, max_size=12),
+    stops=st.lists(st.sampled_from(["a<", "c", "\n\n", "k>", "{", "tool"]), max_size=2).map(tuple),
+    is_open=st.booleans(),
+    ends_with_eos=st.booleans(),
+)
+def test_content_tokens_are_the_text_of_content(words, stops, is_open, ends_with_eos):
+    text = "".join(words)
+    pipeline, outputs = parsed(text, "stop" if ends_with_eos else "length", stop=stops, is_open=is_open)
+    content, tokens = joined(outputs, TextDelta)
+    assert tokens.startswith(content)
+    assert len(tokens) - len(content) < max(map(len, stops), default=0) or tokens == content
+    found = first_stop(text, stops)
+    raw = text if found is None else text[: found[0]]
+    whole = ChatParser(FORMAT, TOOLS, is_open=is_open)
+    parts = [*whole.feed(raw), *whole.flush(text[len(raw) :])]
+    assert content == "".join(part.text for part in parts if part.kind == "content")
+    assert joined(outputs, ReasoningDelta)[0] == "".join(part.text for part in parts if part.kind == "reasoning")
+    finished = outputs[-1]
+    assert isinstance(finished, Finished)
+    assert finished.num_reasoning_tokens == len(joined(outputs, ReasoningDelta)[1])
+    assert finished.num_output_tokens == pipeline.num_output_tokens
+
+
+def test_tokens_without_text_at_the_end_of_a_thought_are_of_the_thought():
+    pipeline = ChoicePipeline(0, _TOKENIZER, (), wants_logprobs=True, parser=ChatParser(FORMAT))
+    outputs = run(pipeline, events([*b"<think>a", _EOS, _EOS]))
+    assert joined(outputs, ReasoningDelta) == ("a", "<think>a<eos><eos>")
+    assert outputs[-1] == Finished(0, "length", 10, 10)
+
+
+@pytest.mark.parametrize("reason", ["stop", "length"])
+def test_calls_change_the_reason_of_an_answer_that_ended_itself(reason):
+    _, outputs = parsed(CALL, reason)
+    assert outputs[-1].reason == ("tool_calls" if reason == "stop" else "length")
+
+
+def test_the_first_call_ends_an_answer_that_may_have_one():
+    pipeline, outputs = parsed(f"{CALL}{CALL} more", only_one=True)
+    assert [type(out) for out in outputs] == [ToolCallDelta, Finished]
+    assert outputs[-1] == Finished(0, "tool_calls", len(CALL), 0)
+    assert pipeline.done
+
+
+def test_calls_are_numbered():
+    _, outputs = parsed(f"{CALL}\n{CALL}{CALL}")
+    assert [out.call_index for out in outputs if isinstance(out, ToolCallDelta)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "content", "reasoning"),
+    [
+        ("<think>hm</think>a", "</think>", "", "hm"),
+        ("<think>hm</think>a", "nk>", "", ""),
+        ("<think>hm</think>aSTOPb", "STOP", "a", "hm"),
+        ("<think>hm STOP</think>a", "STOP", "", "hm"),
+        (f"a {CALL}", "</tool>", "a", ""),
+        (f"a {CALL}", "ool>", "a ", ""),
+        ("a <think", "think", "a <", ""),
+    ],
+)
+def test_a_stop_string_sees_the_raw_text_and_leaves_no_half_tag(text, stop, content, reasoning):
+    _, outputs = parsed(text, stop=(stop,))
+    assert joined(outputs, TextDelta)[0] == content
+    assert joined(outputs, ReasoningDelta)[0] == reasoning
+    made = any(isinstance(out, ToolCallDelta) for out in outputs)
+    assert outputs[-1].reason == ("tool_calls" if made else "stop")
+    assert made == (stop == "</tool>")
+
+
+def test_without_a_parser_nothing_is_looked_for():
+    pipeline = ChoicePipeline(0, _TOKENIZER, (), wants_logprobs=False)
+    text = f"<think>a</think>{CALL}"
+    outputs = run(pipeline, events(list(text.encode())))
+    assert text_of(outputs) == text
+    assert outputs[-1] == Finished(0, "length", len(text))

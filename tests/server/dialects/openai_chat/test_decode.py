@@ -115,6 +115,11 @@ def test_top_logprobs_need_logprobs() -> None:
         ("top_logprobs", 21),
         ("max_completion_tokens", 0),
         ("chat_template_kwargs", []),
+        ("tool_choice", "sometimes"),
+        ("tool_choice", 7),
+        ("parallel_tool_calls", "no"),
+        ("reasoning_effort", "huge"),
+        ("tools", {}),
     ],
 )
 def test_bad_fields(name: str, value: Any) -> None:
@@ -125,15 +130,12 @@ def test_bad_fields(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
         ("functions", [{}]),
         ("function_call", {"name": "f"}),
-        ("response_format", {"type": "json_object"}),
         ("audio", {}),
         ("modalities", ["text", "audio"]),
         ("prediction", {}),
-        ("reasoning_effort", "high"),
+        ("reasoning", {"effort": "high"}),
         ("best_of", 2),
         ("chat_template", "{{ x }}"),
     ],
@@ -145,10 +147,16 @@ def test_unsupported(name: str, value: Any) -> None:
 
 
 def test_unsupported_in_a_message() -> None:
-    message = {"role": "assistant", "content": "x", "tool_calls": [{}]}
+    message = {"role": "assistant", "content": "x", "prefix": True}
     with pytest.raises(UnsupportedParameter) as caught:
         decoded(messages=[*HI, message])
-    assert caught.value.param == "messages.1.tool_calls"
+    assert caught.value.param == "messages.1.prefix"
+
+
+@pytest.mark.parametrize("name", ["functions", "function_call"])
+def test_the_older_names_of_tools_are_refused_with_the_newer_ones(name: str) -> None:
+    with pytest.raises(UnsupportedParameter, match="use 'tools' and 'tool_choice'"):
+        decoded(**{name: {"name": "f"}})
 
 
 def test_fields_without_effect_are_not_ignored_fields() -> None:
@@ -157,5 +165,181 @@ def test_fields_without_effect_are_not_ignored_fields() -> None:
 
 
 def test_unknown_fields() -> None:
-    message = {"role": "assistant", "content": "x", "reasoning_content": "hm"}
-    assert decoded(foo=1, messages=[message])[1] == ["foo", "messages.reasoning_content"]
+    message = {"role": "assistant", "content": "x", "mood": "good"}
+    assert decoded(foo=1, messages=[message])[1] == ["foo", "messages.mood"]
+
+
+# --- tools
+
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+
+
+def prompt_of(**body: Any) -> ChatPrompt:
+    (prompt,) = decoded(**body)[0].prompts
+    assert isinstance(prompt, ChatPrompt)
+    return prompt
+
+
+def test_tools_go_to_the_template_as_they_are() -> None:
+    described = {**WEATHER["function"], "description": "Weather", "strict": True}
+    for tool in (WEATHER, {"type": "function", "function": described}):
+        assert prompt_of(tools=[tool]).tools == (tool,)
+    assert prompt_of(tools=[WEATHER], tool_choice="auto").tools == (WEATHER,)
+
+
+def test_a_required_and_a_named_tool() -> None:
+    other = {"type": "function", "function": {"name": "other", "parameters": {"type": "object"}}}
+    named = {"type": "function", "function": {"name": "other"}}
+    for choice, tools, must_call in (
+        ("auto", (WEATHER, other), False),
+        ("required", (WEATHER, other), True),
+        (named, (other,), True),
+    ):
+        prompt = prompt_of(tools=[WEATHER, other], tool_choice=choice)
+        assert (prompt.tools, prompt.must_call) == (tools, must_call)
+
+
+@pytest.mark.parametrize(
+    ("choice", "tools"),
+    [
+        ("required", []),
+        ("required", None),
+        ({"type": "function", "function": {"name": "nobody"}}, [WEATHER]),
+        ({"type": "function"}, [WEATHER]),
+        ({}, [WEATHER]),
+        ({"type": "allowed_tools"}, [WEATHER]),
+    ],
+)
+def test_a_choice_that_cannot_be(choice: Any, tools: Any) -> None:
+    with pytest.raises(InvalidRequest, match="tool_choice"):
+        decoded(tools=tools, tool_choice=choice)
+
+
+@pytest.mark.parametrize("given", [{}, {"parameters": None}, {"parameters": {}}])
+def test_a_tool_without_parameters_has_the_schema_of_none(given: dict[str, Any]) -> None:
+    (tool,) = prompt_of(tools=[{"type": "function", "function": {"name": "f", **given}}]).tools
+    assert tool["function"] == {"name": "f", "parameters": {"type": "object", "properties": {}}}
+
+
+@pytest.mark.parametrize("body", [{"tool_choice": "none", "tools": [WEATHER]}, {"tools": []}, {"tools": None}, {}])
+def test_tools_that_are_not_to_be_used_are_not_shown(body: dict[str, Any]) -> None:
+    assert prompt_of(**body).tools == ()
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, True), (True, True), (False, False)])
+def test_parallel_tool_calls(value: Any, expected: bool) -> None:
+    prompt = prompt_of(tools=[WEATHER], parallel_tool_calls=value)
+    assert prompt.parallel_tool_calls is expected
+
+
+@pytest.mark.parametrize(
+    ("tool", "location"),
+    [
+        ({"type": "custom", "custom": {}}, ("type",)),
+        ({"function": {"name": "f"}}, ("type",)),
+        ({"type": "function"}, ("function",)),
+        ({"type": "function", "function": {}}, ("function", "name")),
+        ({"type": "function", "function": {"name": ""}}, ("function", "name")),
+        ({"type": "function", "function": {"name": "a b"}}, ("function", "name")),
+        ({"type": "function", "function": {"name": "f\n"}}, ("function", "name")),
+        ({"type": "function", "function": {"name": "x" * 65}}, ("function", "name")),
+        ({"type": "function", "function": {"name": "f", "parameters": []}}, ("function", "parameters")),
+        ({"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}, ("function", "parameters")),
+        ({"type": "function", "function": {"name": "f", "parameters": {"properties": []}}}, ("function", "parameters")),
+    ],
+)
+def test_bad_tools(tool: Any, location: tuple[Any, ...]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        decoded(tools=[WEATHER, tool])
+    assert caught.value.errors()[0]["loc"] == ("tools", 1, *location)
+
+
+# --- what was said before
+
+
+def messages_of(*messages: dict[str, Any]) -> list[Any]:
+    return list(prompt_of(messages=list(messages)).messages)
+
+
+def called(arguments: Any, **more: Any) -> dict[str, Any]:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": arguments}, **more}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ('{"a": 1}', {"a": 1}),
+        ({"a": 1}, {"a": 1}),
+        ("", {}),
+        ("{", "{"),
+        ("7", "7"),
+        ("[" * 100_000, "[" * 100_000),
+    ],
+    ids=lambda value: str(value)[:10],
+)
+def test_calls_are_objects_for_the_template(arguments: Any, expected: Any) -> None:
+    message, result = messages_of(called(arguments, index=0), {"role": "tool", "tool_call_id": "c1", "content": "5"})
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": expected}}
+    assert message == {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert result == {"role": "tool", "content": "5", "tool_call_id": "c1"}
+
+
+def test_calls_of_the_older_api_become_calls_with_ids() -> None:
+    calling = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+    result = {"role": "function", "name": "f", "content": "5"}
+    message, answer = messages_of(calling, result)
+    call = {"id": "call_0", "type": "function", "function": {"name": "f", "arguments": {}}}
+    assert message == {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert answer == {"role": "tool", "name": "f", "content": "5", "tool_call_id": "call_0"}
+    assert messages_of(result) == [{"role": "tool", "name": "f", "content": "5"}]
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_earlier_reasoning_goes_to_the_template(name: str) -> None:
+    said = {"role": "assistant", "content": "x", name: "hm"}
+    assert messages_of(said) == [{"role": "assistant", "content": "x", "reasoning_content": "hm"}]
+    assert messages_of({"role": "assistant", "content": None, name: "hm"})[0]["content"] == ""
+    assert messages_of({"role": "user", "content": "x", name: "hm"}) == [{"role": "user", "content": "x"}]
+
+
+@pytest.mark.parametrize(
+    ("message", "location"),
+    [
+        ({"role": "assistant"}, ("content",)),
+        ({"role": "assistant", "content": None}, ("content",)),
+        ({"role": "assistant", "content": None, "tool_calls": []}, ("content",)),
+        ({"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}, ("tool_calls",)),
+        ({"role": "tool", "content": "x", "function_call": {"name": "f"}}, ("function_call",)),
+        ({"role": "assistant", "tool_calls": [{"type": "custom", "custom": {}}]}, ("tool_calls", 0, "type")),
+        ({"role": "assistant", "tool_calls": [{"function": {"name": 7}}]}, ("tool_calls", 0, "function", "name")),
+        ({"role": "assistant", "tool_calls": [{"id": 7, "function": {"name": "f"}}]}, ("tool_calls", 0, "id")),
+    ],
+)
+def test_bad_calls(message: Any, location: tuple[Any, ...]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        decoded(messages=[message])
+    assert caught.value.errors()[0]["loc"] == ("messages", 0, *location)
+
+
+# --- reasoning
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({}, {}),
+        ({"reasoning_effort": "high"}, {"reasoning_effort": "high"}),
+        ({"reasoning_effort": "none"}, {"reasoning_effort": "none", "enable_thinking": False}),
+        (
+            {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True, "x": 1}},
+            {"reasoning_effort": "none", "enable_thinking": True, "x": 1},
+        ),
+        ({"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "max"}}, {"reasoning_effort": "max"}),
+    ],
+)
+def test_reasoning_effort_is_the_templates(body: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert prompt_of(**body).template_kwargs == expected

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
+from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from server.dialects.openai_chat.encode import build_encoder, encode_logprobs, fold
-from server.text.events import Finished, OutputEvent, TextDelta, TokenText, Usage
+from server.text.events import (
+    Finished,
+    OutputEvent,
+    ReasoningDelta,
+    TextDelta,
+    TokenText,
+    ToolCallDelta,
+    Usage,
+)
 from tests.server.dialects.streams import HEAD, encode_all, jobs, token
 
 
@@ -39,28 +49,97 @@ def test_no_usage_unless_asked() -> None:
     assert all("usage" not in chunk for chunk in chunks)
 
 
+def test_reasoning_and_calls() -> None:
+    call = ToolCallDelta(0, 0, "call_1", "f", '{"a": "é"}')
+    other = ToolCallDelta(0, 1, "call_2", "g", "{}")
+    end = Finished(0, "tool_calls", 9, 3)
+    batches: list[list[OutputEvent]] = [
+        [ReasoningDelta(0, 'h"', (token("h"),))],
+        [call, other, end, Usage(5, 0, 9, 0, 3)],
+    ]
+    chunks = encode_all(build_encoder(HEAD, True), batches)
+    assert [chunk["choices"][0]["delta"] for chunk in chunks[:-1]] == [
+        {"role": "assistant", "content": None},
+        {"reasoning_content": 'h"'},
+        {"tool_calls": [{"index": 0, **written(call)}]},
+        {"tool_calls": [{"index": 1, **written(other)}]},
+        {},
+    ]
+    assert [chunk["choices"][0]["logprobs"] for chunk in chunks[:-1]] == [None] * 5
+    assert chunks[-2]["choices"][0]["finish_reason"] == "tool_calls"
+    assert chunks[-1]["usage"]["completion_tokens_details"] == {"reasoning_tokens": 3}
+    for chunk in chunks:
+        ChatCompletionChunk.model_validate(chunk)
+    (choice,) = fold(HEAD, [event for batch in batches for event in batch])["choices"]
+    assert choice["message"] == {
+        "role": "assistant",
+        "content": None,
+        "reasoning_content": 'h"',
+        "tool_calls": [written(call), written(other)],
+        "refusal": None,
+    }
+    assert choice["logprobs"] is None
+
+
+def written(call: ToolCallDelta) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
 def concatenate(chunks: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """The choices as the SDK adds them up: strings grow, null gives way, calls are told apart by their index."""
     choices: dict[int, dict[str, Any]] = {}
     for chunk in chunks:
+        ChatCompletionChunk.model_validate(chunk)
         for piece in chunk["choices"]:
             index, delta = piece["index"], piece["delta"]
             assert ("role" in delta) == (index not in choices)
-            choice = choices.setdefault(index, {"role": "assistant", "content": "", "logprobs": [], "reason": None})
-            choice["content"] += delta.get("content", "")
+            choice = choices.setdefault(index, {"message": {"refusal": None}, "logprobs": [], "reason": None})
+            message = choice["message"]
+            for name, value in delta.items():
+                if name == "tool_calls":
+                    calls = message.setdefault("tool_calls", [])
+                    assert value[0].pop("index") == len(calls)
+                    calls += value
+                else:
+                    message[name] = value if message.get(name) is None else message[name] + value
             choice["reason"] = piece["finish_reason"] or choice["reason"]
             choice["logprobs"] += (piece["logprobs"] or {"content": []})["content"]
     return choices
 
 
-@given(jobs())
+_indices = st.integers(0, 1)
+_tokens = st.lists(st.builds(token, st.text(min_size=1, max_size=2)), max_size=2).map(tuple)
+_deltas = st.one_of(
+    st.builds(TextDelta, _indices, st.text(min_size=1), _tokens),
+    st.builds(TextDelta, _indices, st.just(""), st.just((token("a"),))),
+    st.builds(ReasoningDelta, _indices, st.text(min_size=1), _tokens),
+    st.builds(ToolCallDelta, _indices, st.just(0), st.text(), st.text(), st.just("{}")),
+)
+
+
+@st.composite
+def parsed_jobs(draw: st.DrawFn) -> list[list[OutputEvent]]:
+    """The batches of a chat with two choices, their deltas in any order."""
+    events: list[OutputEvent] = []
+    num_calls = [0, 0]
+    for delta in draw(st.lists(_deltas, max_size=12)):
+        if isinstance(delta, ToolCallDelta):
+            delta = replace(delta, call_index=num_calls[delta.index])
+            num_calls[delta.index] += 1
+        events.append(delta)
+    events += [Finished(index, draw(st.sampled_from(["stop", "length", "tool_calls"])), 3, 1) for index in (1, 0)]
+    size = draw(st.integers(1, 4))
+    return [*(events[start : start + size] for start in range(0, len(events), size)), [Usage(5, 1, 6, 0, 2)]]
+
+
+@given(st.one_of(jobs(), parsed_jobs()))
 def test_the_answer_is_the_fold_of_the_stream(batches: list[list[OutputEvent]]) -> None:
     chunks = encode_all(build_encoder(HEAD, True), batches)
     answer = fold(HEAD, [event for batch in batches for event in batch])
     ChatCompletion.model_validate(answer)
     folded = {
         choice["index"]: {
-            "role": choice["message"]["role"],
-            "content": choice["message"]["content"],
+            "message": choice["message"],
             "logprobs": (choice["logprobs"] or {"content": []})["content"],
             "reason": choice["finish_reason"],
         }

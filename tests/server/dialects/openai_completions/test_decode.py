@@ -65,7 +65,7 @@ def test_no_logprobs_is_not_zero_logprobs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("echo", True), ("suffix", "end"), ("best_of", 2), ("guided_json", {}), ("min_tokens", 1)]
+    ("name", "value"), [("prompt_logprobs", 1), ("prompt_embeds", "x"), ("regex", "a"), ("use_beam_search", True)]
 )
 def test_unsupported(name: str, value: Any) -> None:
     with pytest.raises(UnsupportedParameter) as caught:

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from openai.types import Completion
 
-from server.dialects.openai_completions.encode import LogprobsEncoder, build_encoder, fold
+from server.dialects.openai_completions.encode import LogprobsEncoder, Shown, build_encoder, fold
 from server.text.events import Finished, OutputEvent, TextDelta, TokenText, Usage
 from tests.server.dialects.streams import HEAD, encode_all, jobs, token
+
+SHOWN = Shown(logprobs=True)
 
 
 def test_chunks() -> None:
@@ -18,7 +20,7 @@ def test_chunks() -> None:
         [TextDelta(0, 'a"\n'), TextDelta(1, "é")],
         [Finished(1, "stop", 2), Finished(0, "length", 1), Usage(5, 2, 3)],
     ]
-    chunks = encode_all(build_encoder(HEAD, True), batches)
+    chunks = encode_all(build_encoder(SHOWN, HEAD, True), batches)
     head = {"id": "id-1", "object": "text_completion", "created": 1700000000, "model": "mock"}
     assert [chunk["choices"] for chunk in chunks] == [
         [{"index": 0, "text": 'a"\n', "logprobs": None, "finish_reason": None}],
@@ -35,7 +37,7 @@ def test_chunks() -> None:
 
 
 def test_no_usage_unless_asked() -> None:
-    chunks = encode_all(build_encoder(HEAD, False), [[Finished(0, "stop", 1), Usage(1, 0, 1)]])
+    chunks = encode_all(build_encoder(SHOWN, HEAD, False), [[Finished(0, "stop", 1), Usage(1, 0, 1)]])
     assert len(chunks) == 1
     assert "usage" not in chunks[0]
 
@@ -55,8 +57,8 @@ def concatenate(chunks: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
 
 @given(jobs())
 def test_the_answer_is_the_fold_of_the_stream(batches: list[list[OutputEvent]]) -> None:
-    chunks = encode_all(build_encoder(HEAD, True), batches)
-    answer = fold(HEAD, [event for batch in batches for event in batch])
+    chunks = encode_all(build_encoder(SHOWN, HEAD, True), batches)
+    answer = fold(SHOWN, HEAD, [event for batch in batches for event in batch])
     Completion.model_validate(answer)
     expected = concatenate(chunks)
     assert [choice["index"] for choice in answer["choices"]] == sorted(expected)
@@ -96,5 +98,5 @@ def test_parts_of_a_character_have_names_and_one_place() -> None:
 
 @pytest.mark.parametrize("reason", ["stop", "length"])
 def test_a_choice_without_text(reason: Any) -> None:
-    answer = fold(HEAD, [Finished(0, reason, 1), Usage(1, 0, 1)])
+    answer = fold(SHOWN, HEAD, [Finished(0, reason, 1), Usage(1, 0, 1)])
     assert answer["choices"] == [{"index": 0, "text": "", "logprobs": None, "finish_reason": reason}]

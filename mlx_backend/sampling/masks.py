@@ -1,0 +1,59 @@
+"""Tokens that a row may not draw: what it does not allow, and what would end it before its least length."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import mlx.core as mx
+
+from mlx_backend.sequence import Sequence as Row
+
+_NEVER = -float("inf")
+
+
+class TokenMasks:
+    """Masks for some rows of a batch. Built anew when the rows change."""
+
+    def __init__(self, rows: Sequence[Row], vocab_size: int) -> None:
+        self._rows = list(rows)
+        self._allowed = _allowed(rows, vocab_size)
+        self._ends = row_tokens([row.request.stop_ids if _is_short(row) else () for row in rows], vocab_size)
+
+    def apply(self, logits: mx.array) -> mx.array:
+        """-inf for what may not be drawn. logits: float32 [batch rows, vocab]."""
+        if self._allowed is not None:
+            batch_rows, allowed = self._allowed
+            logits = mx.array(logits)
+            logits[batch_rows] = mx.where(allowed, logits[batch_rows], _NEVER)
+        if self._ends is not None and any(map(_is_short, self._rows)):
+            batch_rows, ids = self._ends
+            bars = mx.array([_NEVER if _is_short(row) else 0.0 for row in self._rows])
+            barred = logits.at[batch_rows, ids].add(bars[batch_rows])
+            # where a grammar, say, leaves nothing but the end, the row ends
+            logits = mx.where(mx.max(barred, axis=-1, keepdims=True) > _NEVER, barred, logits)
+        return logits
+
+
+def row_tokens(ids_of_rows: Sequence[Collection[int]], vocab_size: int) -> tuple[mx.array, mx.array] | None:
+    """All (row, token id) as two int32 arrays; None for none. A tokenizer may know ids that the model does not."""
+    pairs = [(row, token) for row, ids in enumerate(ids_of_rows) for token in sorted(ids) if token < vocab_size]
+    if not pairs:
+        return None
+    return mx.array([row for row, _ in pairs], dtype=mx.int32), mx.array([token for _, token in pairs], dtype=mx.int32)
+
+
+def _is_short(row: Row) -> bool:
+    """Whether the output is too short to end with the token that is drawn next."""
+    return row.num_started_tokens < row.request.min_tokens
+
+
+def _allowed(rows: Sequence[Row], vocab_size: int) -> tuple[mx.array, mx.array] | None:
+    """(the rows that allow only some tokens: int32 [k], what each allows: bool [k, vocab])."""
+    asking = [i for i, row in enumerate(rows) if row.request.sampling.allowed_token_ids]
+    if not asking:
+        return None
+    allowed = mx.zeros((len(asking), vocab_size), dtype=mx.bool_)
+    tokens = row_tokens([rows[i].request.sampling.allowed_token_ids for i in asking], vocab_size)
+    if tokens is not None:
+        allowed[tokens] = True
+    return mx.array(asking, dtype=mx.int32), allowed

@@ -1,0 +1,74 @@
+"""A conversation on the wire to the messages that chat templates read. Knows roles; knows no template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from server.dialects.openai_chat.schema import FunctionCall, Message
+from server.dialects.openai_shared import check_extra
+from server.errors import UnsupportedParameter
+
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "audio": (),
+    "refusal": ("",),
+    "prefix": (False,),
+    "prefill": (False,),
+    "partial": (False,),
+}
+_ROLES = {"developer": "system", "function": "tool"}
+
+
+def decode_messages(messages: Sequence[Message]) -> tuple[tuple[Mapping[str, Any], ...], list[str]]:
+    """The template's messages, and the names of the fields that nobody looked at. Raises UnsupportedParameter."""
+    ignored: list[str] = []
+    decoded = []
+    last_call_id = None  # of the older API, whose calls have none
+    for position, message in enumerate(messages):
+        ignored += _check_extra(position, message)
+        decoded.append(_decode(message))
+        if message.function_call is not None:
+            last_call_id = f"call_{position}"
+            decoded[-1]["tool_calls"] = [_call(message.function_call, last_call_id)]
+        elif message.role == "function" and last_call_id is not None:
+            decoded[-1]["tool_call_id"] = last_call_id
+    return tuple(decoded), ignored
+
+
+def _check_extra(position: int, message: Message) -> list[str]:
+    try:
+        ignored = check_extra(message.model_extra or {}, _UNSUPPORTED, ())
+    except UnsupportedParameter as error:
+        raise UnsupportedParameter(f"messages.{position}.{error.param}") from None
+    return [f"messages.{name}" for name in ignored]
+
+
+def _decode(message: Message) -> dict[str, Any]:
+    decoded: dict[str, Any] = {"role": _ROLES.get(message.role, message.role), "content": message.content or ""}
+    if message.name is not None:
+        decoded["name"] = message.name
+    if message.tool_call_id is not None:
+        decoded["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        decoded["tool_calls"] = [_call(call.function, call.id) for call in message.tool_calls]
+    reasoning = message.reasoning_content or message.reasoning
+    if message.role == "assistant" and reasoning:
+        decoded["reasoning_content"] = reasoning
+    return decoded
+
+
+def _call(function: FunctionCall, call_id: str | None) -> dict[str, Any]:
+    call = {"type": "function", "function": {"name": function.name, "arguments": _arguments(function.arguments)}}
+    return call if call_id is None else {"id": call_id, **call}
+
+
+def _arguments(given: str | dict[str, Any]) -> str | dict[str, Any]:
+    """An object, as templates want it; a string that is the JSON of none stays what it is."""
+    if not isinstance(given, str):
+        return given
+    try:
+        parsed = json.loads(given or "{}")
+    except (ValueError, RecursionError):
+        return given
+    return parsed if isinstance(parsed, dict) else given

@@ -1,0 +1,66 @@
+"""Which fields of OpenAI's dialects are refused, which change nothing, and which nobody knows.
+
+Knows names and neutral values alone; the types of what is supported are in the schemas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from server.errors import UnsupportedParameter
+
+UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "best_of": (),
+    "min_length": (0,),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "truncate_prompt_tokens": (),
+    "prompt_logprobs": (),
+    "return_tokens_as_token_ids": (False,),
+    "return_token_ids": (False,),
+    "bad_words": ([],),
+    "logits_processors": ([],),
+    "use_beam_search": (False,),
+    "length_penalty": (1.0,),
+    "early_stopping": (False,),
+    "grammar": ("",),
+    "json_schema": (),
+    "regex": (),
+    "ebnf": (),
+    "tfs_z": (1.0,),
+    "top_a": (0.0,),
+    "dynatemp_range": (0.0,),
+    "mirostat": (0,),
+    "repeat_penalty": (1.0,),
+    "no_repeat_ngram_size": (0,),
+    "repetition_context_size": (),
+    "n_predict": (),
+    "max_new_tokens": (),
+    "num_predict": (),
+    "adapter": (),
+    "adapters": (),
+    "lora": ([],),
+}
+"""Known to change the output and not supported: name -> the values that change nothing. None never does."""
+
+NO_EFFECT = frozenset(
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
+)
+"""Accepted, and rightly without effect on what is generated."""
+
+
+def check_extra(
+    extra: Mapping[str, Any], unsupported: Mapping[str, tuple[Any, ...]], no_effect: Collection[str]
+) -> list[str]:
+    """Names in `extra` that nobody knows. Raises UnsupportedParameter for the known that cannot be obeyed."""
+    for name, neutral in unsupported.items():
+        value = extra.get(name)
+        if value is not None and not any(_is_same(value, one) for one in neutral):
+            raise UnsupportedParameter(name)
+    return [name for name in extra if name not in unsupported and name not in no_effect]
+
+
+def _is_same(value: Any, neutral: Any) -> bool:
+    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)

@@ -1,0 +1,85 @@
+"""`POST /tokenize` and `POST /detokenize`, as vLLM has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from server.dialects.openai_shared import ERROR_RESPONSES, NO_EFFECT, check_extra, ignored_header
+from server.dialects.tokenize.schema import (
+    DetokenizeAnswer,
+    DetokenizeRequest,
+    Message,
+    TokenizeAnswer,
+    TokenizeRequest,
+)
+from server.errors import InvalidRequest
+from server.service import tokenization
+from server.service.tokenization import Conversation
+
+router = APIRouter(tags=["Tokens"])
+
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "continue_final_message": (False,),
+    "chat_template": (),
+    "mm_processor_kwargs": (),
+}
+_OF_MESSAGES = ("add_generation_prompt", "chat_template_kwargs", "tools")
+
+
+@router.post("/tokenize", responses=ERROR_RESPONSES)
+async def tokenize(request: Request, response: Response, body: TokenizeRequest) -> TokenizeAnswer:
+    """The tokens of a text, or of a conversation as the model reads it."""
+    source = _decode_source(body)
+    response.headers.update(ignored_header(check_extra(body.model_extra or {}, _UNSUPPORTED, NO_EFFECT)))
+    # A chat template writes the special tokens itself.
+    specials = isinstance(source, str) if body.add_special_tokens is None else body.add_special_tokens
+    tokens = await tokenization.tokenize(
+        request.app.state.registry,
+        body.model or "",
+        source,
+        add_special_tokens=specials,
+        with_texts=bool(body.return_token_strs),
+    )
+    return TokenizeAnswer(
+        count=len(tokens.ids),
+        max_model_len=tokens.context_limit,
+        tokens=tokens.ids,
+        token_strs=tokens.texts if body.return_token_strs else None,
+    )
+
+
+@router.post("/detokenize", responses=ERROR_RESPONSES)
+async def detokenize(request: Request, response: Response, body: DetokenizeRequest) -> DetokenizeAnswer:
+    """The text of some tokens, special ones by their names."""
+    response.headers.update(ignored_header(check_extra(body.model_extra or {}, {}, NO_EFFECT)))
+    return DetokenizeAnswer(
+        prompt=await tokenization.detokenize(request.app.state.registry, body.model or "", body.tokens)
+    )
+
+
+def _decode_source(body: TokenizeRequest) -> str | Conversation:
+    if (body.prompt is None) == (body.messages is None):
+        raise _invalid("prompt", "Give either 'prompt' or 'messages'.")
+    if body.messages is None:
+        for name in _OF_MESSAGES:
+            if getattr(body, name) is not None:
+                raise _invalid(name, f"'{name}' is for 'messages'; a prompt is taken as it is.")
+        return body.prompt or ""
+    return Conversation(
+        messages=tuple(map(_decode_message, body.messages)),
+        tools=tuple(body.tools or ()),
+        template_kwargs=body.chat_template_kwargs or {},
+        add_generation_prompt=body.add_generation_prompt is not False,
+    )
+
+
+def _decode_message(message: Message) -> dict[str, Any]:
+    role = "system" if message.role == "developer" else message.role
+    return {"role": role, "content": message.content, **(message.model_extra or {})}
+
+
+def _invalid(param: str, message: str) -> InvalidRequest:
+    return InvalidRequest(message, param=param, code="invalid_value")

@@ -1,0 +1,91 @@
+"""Text to the token ids that a served model would read, and back. Knows nothing of HTTP; generates nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlx_backend.errors import UnknownToken
+from server.errors import InvalidRequest, to_api_error
+from server.service.generation import LONG_TEXT_CHARS
+from server.service.registry import ModelRegistry
+from server.text.chat_template import TemplateError, render_text
+from server.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages in the chat template's own form, and what else goes into it."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    add_generation_prompt: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a text is to a model; `texts` are the tokens decoded one by one."""
+
+    ids: list[int]
+    texts: list[str]
+    context_limit: int
+
+
+async def tokenize(
+    registry: ModelRegistry, model: str, source: str | Conversation, *, add_special_tokens: bool, with_texts: bool
+) -> Tokens:
+    """The tokens of a text, or of a conversation. Raises APIError and EngineError."""
+    tokenizer, info = registry.resolve(model).ready()
+
+    def encode() -> Tokens:
+        text = source if isinstance(source, str) else _render(tokenizer, source)
+        ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return Tokens(ids, [tokenizer.token_text(i) for i in ids] if with_texts else [], info.context_limit)
+
+    is_short = isinstance(source, str) and len(source) <= LONG_TEXT_CHARS
+    return encode() if is_short else await asyncio.to_thread(encode)
+
+
+def _render(tokenizer: Tokenizer, conversation: Conversation) -> str:
+    try:
+        return render_text(
+            tokenizer,
+            conversation.messages,
+            conversation.template_kwargs,
+            conversation.tools,
+            add_generation_prompt=conversation.add_generation_prompt,
+        )
+    except TemplateError as error:
+        raise InvalidRequest(str(error), param="messages", code="invalid_value") from error
+
+
+async def detokenize(registry: ModelRegistry, model: str, ids: Sequence[int]) -> str:
+    """The text of some tokens, special ones by their names. Raises APIError and EngineError."""
+    tokenizer, info = registry.resolve(model).ready()
+    unknown = next((i for i in ids if not 0 <= i < info.vocab_size), None)
+    if unknown is not None:
+        raise to_api_error(UnknownToken(unknown, info.vocab_size), "tokens")
+    if len(ids) <= LONG_TEXT_CHARS:
+        return _spell(tokenizer, ids)
+    return await asyncio.to_thread(_spell, tokenizer, ids)
+
+
+def _spell(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    special = {i: _special_name(tokenizer, i) for i in set(ids)}
+    written, run = [], list[int]()
+    for token_id in ids:
+        if name := special[token_id]:
+            written += [tokenizer.decode(run), name]
+            run = []
+        else:
+            run.append(token_id)
+    return "".join([*written, tokenizer.decode(run)])
+
+
+def _special_name(tokenizer: Tokenizer, token_id: int) -> str:
+    """The name of a token that decoding leaves out; empty for any other."""
+    name = tokenizer.token_text(token_id)
+    return name if name.strip() and not tokenizer.decode([token_id]) else ""

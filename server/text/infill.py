@@ -1,0 +1,76 @@
+"""Prompts for filling a gap in a text, where the tokenizer has tokens for it.
+
+Knows how the families of models name these tokens; what they are in one tokenizer is asked of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.text.tokenizer import Tokenizer
+
+
+class InfillUnsupported(Exception):
+    """The tokenizer has no tokens for a gap."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """What stands before the text before the gap, before the text after it, and before what fills it."""
+
+    prefix: str
+    suffix: str
+    middle: str
+    ends: tuple[str, ...] = ()
+    """With which the model may end what fills the gap, beside its end-of-sequence tokens."""
+
+
+_FAMILIES = (
+    _Names(
+        "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", ("<|endoftext|>", "<|file_sep|>", "<|file_separator|>")
+    ),
+    _Names("<fim_prefix>", "<fim_suffix>", "<fim_middle>", ("<|endoftext|>", "<file_sep>")),
+    _Names("<fim-prefix>", "<fim-suffix>", "<fim-middle>", ("<|endoftext|>",)),
+    _Names("\u2581<PRE>", "\u2581<SUF>", "\u2581<MID>", ("\u2581<EOT>",)),
+    _Names("<PRE>", "<SUF>", "<MID>", ("<EOT>",)),
+    _Names("<\uff5cfim\u2581begin\uff5c>", "<\uff5cfim\u2581hole\uff5c>", "<\uff5cfim\u2581end\uff5c>"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Infill:
+    """The ids of a prompt with a gap, and the tokens that end what fills it beside the model's own."""
+
+    ids: tuple[int, ...]
+    end_ids: frozenset[int]
+
+
+def encode_infill(tokenizer: Tokenizer, prefix: str, suffix: str) -> Infill:
+    """What makes the model write what belongs between the two. Raises InfillUnsupported."""
+    for names in _FAMILIES:
+        marks = [_id_of(tokenizer, name) for name in (names.prefix, names.suffix, names.middle)]
+        if None not in marks:
+            break
+    else:
+        raise InfillUnsupported("this model's tokenizer has no tokens for filling a gap in a text")
+    before, after, middle = (mark for mark in marks if mark is not None)
+    ids = [
+        *tokenizer.encode("", add_special_tokens=True),
+        before,
+        *tokenizer.encode(prefix, add_special_tokens=False),
+        after,
+        *tokenizer.encode(suffix, add_special_tokens=False),
+        middle,
+    ]
+    ends = (_id_of(tokenizer, name) for name in names.ends)
+    return Infill(tuple(ids), frozenset(end for end in ends if end is not None))
+
+
+def _id_of(tokenizer: Tokenizer, name: str) -> int | None:
+    """The token that is called so; None where the name is spelled with several, or with another."""
+    ids = tokenizer.encode(name, add_special_tokens=False)
+    return ids[0] if len(ids) == 1 and _bare(tokenizer.token_text(ids[0])) == _bare(name) else None
+
+
+def _bare(name: str) -> str:
+    return name.replace("\u2581", " ").strip()

@@ -1,0 +1,123 @@
+"""Rows that follow a grammar, in a batch with rows that do not: the ones obey, the others notice nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_backend.interface import EngineConfig, SamplingParams, SchedulerConfig
+from mlx_backend.runners.mlx import MLXRunner
+from tests.engine_client import one, request, running, tokens
+from tests.tiny_models import VOCAB_SIZE, write_model
+
+pytestmark = pytest.mark.mlx
+
+STEP = 7
+END = 3
+
+
+@dataclass
+class Ladder:
+    """Implements Grammar: a token is one of two above the one before, and after `length` of them only END may come."""
+
+    length: int
+    first_free: int = 0
+    """So many tokens may be anything."""
+
+    def start(self) -> LadderState:
+        return LadderState(self)
+
+    def holds(self, output: list[int]) -> bool:
+        state = self.start()
+        for token_id in output:
+            bits = state.allowed()
+            if bits is not None and not bits[token_id // 8] >> token_id % 8 & 1:
+                return False
+            state.accept(token_id)
+        return True
+
+
+@dataclass
+class LadderState:
+    ladder: Ladder
+    accepted: list[int] = field(default_factory=list)
+
+    def accept(self, token_id: int) -> None:
+        self.accepted.append(token_id)
+
+    def allowed(self) -> bytes | None:
+        if len(self.accepted) < self.ladder.first_free:
+            return None
+        last = self.accepted[-1] if self.accepted else 0
+        may = [END] if len(self.accepted) >= self.ladder.length else [(last + i * STEP) % VOCAB_SIZE for i in (1, 2)]
+        return sum(1 << token_id for token_id in set(may)).to_bytes((VOCAB_SIZE + 31) // 32 * 4, "little")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "llama", "llama")
+
+
+def prompts(count: int) -> list[tuple[int, ...]]:
+    source = random.Random(count)
+    return [tuple(source.randrange(1, VOCAB_SIZE) for _ in range(source.randint(1, 60))) for _ in range(count)]
+
+
+def config(folder: Path, **scheduler: Any) -> EngineConfig:
+    return EngineConfig(model_path=str(folder), scheduler=SchedulerConfig(**scheduler))
+
+
+async def test_rows_with_a_grammar_follow_it_and_the_others_are_as_ever(folder: Path) -> None:
+    async with running(config(folder)) as engine:
+        expected = await asyncio.gather(*(one(engine, prompt, 30) for prompt in prompts(6)))
+        ladders = [Ladder(length=5 + i, first_free=i % 3) for i in range(6)]
+        led = [one(engine, p, 40, grammar=g, stop_ids={END}) for p, g in zip(prompts(6), ladders, strict=True)]
+        plain = [one(engine, prompt, 30) for prompt in prompts(6)]
+        answers = await asyncio.gather(*led, *plain)
+        assert answers[6:] == expected
+        for ladder, output in zip(ladders, answers[:6], strict=True):
+            assert ladder.holds(output)
+            assert output[-1] == END
+            assert len(output) == ladder.length + 1
+        alone = [await one(engine, p, 40, grammar=g, stop_ids={END}) for p, g in zip(prompts(6), ladders, strict=True)]
+        assert alone == answers[:6]
+
+
+async def test_every_continuation_has_a_state_of_its_own_and_seeds_hold(folder: Path) -> None:
+    sampling = SamplingParams(temperature=1.0, seed=5)
+    ladder = Ladder(length=12)
+    asked = request(prompts(1)[0], 30, n=4, grammar=ladder, stop_ids={END}, sampling=sampling)
+    async with running(config(folder, max_num_seqs=3)) as engine:
+        first, again = await tokens(engine.submit([asked])), await tokens(engine.submit([asked]))
+    assert first == again
+    assert len({tuple(output) for output in first}) > 1
+    assert all(ladder.holds(output) and len(output) == 13 for output in first)
+
+
+async def test_a_grammar_goes_on_where_it_was_after_memory_ran_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ladder, asked = Ladder(length=25), prompts(4)
+    async with running(config(folder)) as engine:
+        expected = [await one(engine, prompt, 40, grammar=ladder, stop_ids={END}) for prompt in asked]
+        whole, counted = MLXRunner._start, [0]
+
+        def failing(self: MLXRunner, *given: Any) -> Any:
+            counted[0] += 1
+            drawn = whole(self, *given)
+            if counted[0] == 11:
+                raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (00000008)")
+            return drawn
+
+        monkeypatch.setattr(MLXRunner, "_start", failing)
+        answers = await asyncio.gather(
+            *(one(engine, prompt, 40, grammar=ladder, stop_ids={END}) for prompt in asked), return_exceptions=True
+        )
+    whole_answers = [pair for pair in zip(answers, expected, strict=True) if not isinstance(pair[0], BaseException)]
+    assert len(whole_answers) == 3
+    assert all(answer == right for answer, right in whole_answers)

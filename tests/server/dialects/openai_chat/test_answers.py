@@ -1,0 +1,245 @@
+"""Reasoning and calls end to end: what the openai SDK makes of what a scripted engine, and the pocket model, write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from mlx_backend.interface import ModelInfo
+from server import pocket
+from server.app import create_app
+from server.config import Config
+from server.run import build_model
+from server.service.registry import ModelRegistry, ServedModel
+from server.text.parsers.parts import ChatFormat
+from server.text.tokenizer import ByteTokenizer
+from tests.fake_engine import FakeEngine, Script, one_by_one, spell
+from tests.server.text.parsers.test_chat import FORMAT
+from tests.serving import wait_until
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Weather in a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+CALL = '<tool>{"name": "get_weather", "arguments": {"city": "Köln"}}</tool>'
+ANSWER = f"<think>\nhm\n</think>\n\nI ask. {CALL}\n{CALL}"
+
+
+def asked(question: str) -> Any:
+    return [{"role": "user", "content": question}]
+
+
+class Marked(ByteTokenizer):
+    """Bytes of a model that marks thoughts and calls; its template shows tools, and opens a thought where told."""
+
+    chat_format = FORMAT
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        template_kwargs: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
+        shown = json.dumps(tools) if tools else ""
+        return shown + super().render_chat(messages, template_kwargs) + template_kwargs.get("opening", "")
+
+
+class Plain(ByteTokenizer):
+    chat_format = ChatFormat(think_start="<think>", think_end="</think>")
+
+
+@asynccontextmanager
+async def client_of(model: ServedModel) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(Config(), ModelRegistry([model]))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test/v1") as client:
+        yield client
+
+
+@asynccontextmanager
+async def scripted(script: Script, tokenizer: type[ByteTokenizer] = Marked) -> AsyncIterator[httpx.AsyncClient]:
+    model = ServedModel("mock", FakeEngine(script, info=ModelInfo(context_limit=4096, vocab_size=260)), tokenizer)
+    model.start()
+    wait_until(lambda: model.tokenizer is not None)
+    async with client_of(model) as client:
+        yield client
+
+
+def sdk_of(client: Any) -> openai.AsyncOpenAI:
+    """Over the client, whichever library's the SDK expects it to be."""
+    return openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", max_retries=0, http_client=client)
+
+
+def prompt_of(client: httpx.AsyncClient) -> str:
+    """What the scripted engine was asked last."""
+    transport: Any = client._transport
+    (model,) = transport.app.state.registry.list()
+    return bytes(model.engine.requests[-1].prompt_ids).decode()
+
+
+async def test_reasoning_content_and_calls_are_told_apart() -> None:
+    async with scripted([spell(ANSWER + "\0", reason="stop")]) as client:
+        answer = await sdk_of(client).chat.completions.create(model="mock", messages=asked("hi"), tools=[WEATHER])
+        assert prompt_of(client).startswith('[{"type": "function", "function": {"name": "get_weather"')
+    (choice,) = answer.choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", "I ask.")
+    assert choice.message.reasoning_content == "hm"  # type: ignore[attr-defined]
+    calls = choice.message.tool_calls or []
+    assert [(call.type, call.function.name, call.function.arguments) for call in calls if call.type == "function"] == [
+        ("function", "get_weather", '{"city": "Köln"}')
+    ] * 2
+    assert len({call.id for call in calls}) == 2
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens_details is not None
+    assert answer.usage.completion_tokens_details.reasoning_tokens == len("<think>\nhm\n</think>\n\n")
+
+
+async def test_the_sdk_adds_a_stream_up_to_the_whole() -> None:
+    strict: Any = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
+    async with scripted(one_by_one(ANSWER + "\0", reason="stop")) as client:
+        sdk = sdk_of(client)
+        async with sdk.chat.completions.stream(model="mock", messages=asked("hi"), tools=[strict]) as stream:
+            kinds = {event.type async for event in stream}
+            streamed = (await stream.get_final_completion()).choices[0]
+        whole = (await sdk.chat.completions.create(model="mock", messages=asked("hi"), tools=[strict])).choices[0]
+    assert {"content.delta", "tool_calls.function.arguments.delta", "tool_calls.function.arguments.done"} <= kinds
+    assert (streamed.finish_reason, streamed.message.content) == ("tool_calls", "I ask.")
+    assert streamed.message.reasoning_content == whole.message.reasoning_content  # type: ignore[attr-defined]
+    for mine, other in zip(streamed.message.tool_calls or [], whole.message.tool_calls or [], strict=True):
+        assert other.type == "function"
+        assert mine.function.parsed_arguments == json.loads(other.function.arguments) == {"city": "Köln"}
+
+
+async def test_choices_are_parsed_apart_from_each_other() -> None:
+    texts = (ANSWER, "<think>so", "plain")
+    letters = [spell(text + "\0", index=index, reason="stop") for index, text in enumerate(texts)]
+    longest = max(map(len, letters))
+    script = [tuple(each[place] for each in letters if place < len(each)) for place in range(longest)]
+    async with scripted(script) as client:
+        answer = await sdk_of(client).chat.completions.create(model="mock", messages=asked("hi"), tools=[WEATHER], n=3)
+    told = [(choice.finish_reason, choice.message.content) for choice in answer.choices]
+    assert told == [("tool_calls", "I ask."), ("stop", ""), ("stop", "plain")]
+    assert answer.choices[1].message.reasoning_content == "so"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_log_probabilities_are_of_content_alone(stream: bool) -> None:
+    text = f"<think>hm</think>\nabc {CALL}"
+    async with scripted([spell(text + "\0", reason="stop", logprob=-0.5)]) as client:
+        body = {"messages": asked("hi"), "tools": [WEATHER], "logprobs": True, "stream": stream}
+        answer = await client.post("/chat/completions", json=body)
+    if stream:
+        events = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line.startswith("data: {")]
+        told = [choice["logprobs"] for event in events for choice in json.loads(event)["choices"]]
+    else:
+        told = [answer.json()["choices"][0]["logprobs"]]
+    assert "".join(token["token"] for logprobs in told if logprobs for token in logprobs["content"]) == "abc"
+
+
+async def test_without_parallel_calls_the_first_is_the_last() -> None:
+    async with scripted([spell(ANSWER + "more", reason=None)]) as client:
+        body = {"messages": asked("hi"), "tools": [WEATHER], "parallel_tool_calls": False}
+        (choice,) = (await client.post("/chat/completions", json=body)).json()["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert len(choice["message"]["tool_calls"]) == 1
+
+
+async def test_a_call_is_text_where_no_tools_are_to_be_used() -> None:
+    for extra in ({}, {"tools": [WEATHER], "tool_choice": "none"}):
+        async with scripted([spell(ANSWER + "\0", reason="stop")]) as client:
+            answer = await client.post("/chat/completions", json={"messages": asked("hi"), **extra})
+            assert prompt_of(client) == "user: hi\nassistant:"
+        (choice,) = answer.json()["choices"]
+        assert (choice["finish_reason"], choice["message"]["content"]) == ("stop", f"I ask. {CALL}\n{CALL}")
+
+
+async def test_a_thought_that_the_prompt_opened() -> None:
+    async with scripted([spell("hm\n</think>\n4\0", reason="stop")]) as client:
+        body = {"messages": asked("2 + 2?"), "chat_template_kwargs": {"opening": "<think>\n"}}
+        (choice,) = (await client.post("/chat/completions", json=body)).json()["choices"]
+    assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == ("hm", "4")
+
+
+async def test_a_plain_completion_is_raw_text() -> None:
+    async with scripted([spell(ANSWER + "\0", reason="stop")]) as client:
+        answer = (await client.post("/completions", json={"prompt": "hi"})).json()
+    assert answer["choices"][0]["text"] == ANSWER
+    assert "completion_tokens_details" not in answer["usage"]
+
+
+async def test_a_model_that_cannot_call_is_offered_no_tools() -> None:
+    async with scripted([spell("x")], Plain) as client:
+        refused = await client.post("/chat/completions", json={"messages": asked("hi"), "tools": [WEATHER]})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
+        body = {"messages": asked("hi"), "tools": [WEATHER], "tool_choice": "none"}
+        assert (await client.post("/chat/completions", json=body)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
+        ({"tools": [WEATHER], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": "maybe"}, "tool_choice"),
+        ({"functions": [WEATHER["function"]]}, "functions"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "messages.0.content"),
+        ({"chat_template_kwargs": {"tools": []}}, "messages"),
+    ],
+)
+async def test_refusals_name_what_they_are_about(body: dict[str, Any], param: str) -> None:
+    async with scripted([spell("x")]) as client:
+        refused = await client.post("/chat/completions", json={"messages": asked("hi"), **body})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
+# --- the pocket model
+
+
+@asynccontextmanager
+async def pocket_sdk() -> AsyncIterator[openai.AsyncOpenAI]:
+    model = build_model(Config(model="pocket"))
+    model.start()
+    try:
+        wait_until(lambda: model.health().status != "loading")
+        async with client_of(model) as client:
+            yield sdk_of(client)
+    finally:
+        model.close()
+
+
+@pytest.mark.mlx
+@pytest.mark.skipif(not pocket.is_here(), reason="the weights are not there; `make pocket` makes them")
+async def test_the_pocket_model_thinks_calls_and_reads_what_came_of_it() -> None:
+    async with pocket_sdk() as sdk:
+        create = sdk.chat.completions.create
+        counted = await create(
+            model="pocket", messages=asked("How many r's are in the word strawberry?"), temperature=0
+        )
+        question = asked("What is the weather in Paris?")
+        called = await create(model="pocket", messages=question, tools=[WEATHER], temperature=0)
+        message: Any = called.choices[0].message
+        result = {
+            "role": "tool",
+            "tool_call_id": message.tool_calls[0].id,
+            "content": '{"sky": "sunny", "degrees": 21}',
+        }
+        history: Any = [*question, message.model_dump(), result]
+        told = await create(model="pocket", messages=history, tools=[WEATHER], temperature=0)
+        quiet = await create(model="pocket", messages=asked("Who are you?"), temperature=0, reasoning_effort="none")
+    assert "3" in (counted.choices[0].message.content or "")
+    assert "3" in counted.choices[0].message.reasoning_content  # type: ignore[attr-defined]
+    assert "think>" not in counted.choices[0].message.to_json()
+    assert (called.choices[0].finish_reason, message.content) == ("tool_calls", None)
+    (call,) = message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("get_weather", {"city": "Paris"})
+    assert "21" in (told.choices[0].message.content or "")
+    assert not hasattr(quiet.choices[0].message, "reasoning_content")
