@@ -20,7 +20,7 @@ help:
 	@echo "make bench [ARGS=...]                 measure"
 	@echo "make kv-quality [ARGS=...]            what a quantized KV cache costs, into docs/kv-cache.md"
 	@echo "make kv-memory [ARGS=...]             peak memory of a long prefill, ours and mlx-lm's"
-	@echo "make pocket [ARGS=...]                train, evaluate and package the model that comes with Pippin; two hours"
+	@echo "make pocket [ARGS=...]                train, evaluate and package the model that comes with Pippin; hours"
 	@echo "make clean                            remove .venv and everything else that is made"
 
 serve:

@@ -1,6 +1,6 @@
 """Train the pocket model: seeded, resumable, with a progress bar and a plot of the loss.
 
-    python -m scripts.pocket.train WORK_DIR [--minutes 118] [--seed 0]
+    python -m scripts.pocket.train WORK_DIR [--minutes 190] [--seed 0]
 
 WORK_DIR holds tokenizer.json already, and gets checkpoint.pt, history.json and loss.png.
 """
@@ -250,7 +250,7 @@ def plot(history: list[dict[str, Any]], file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--minutes", type=float, default=118)
+    parser.add_argument("--minutes", type=float, default=190)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, help="go on with this share of the rates, falling from here")
     options = parser.parse_args()
