@@ -33,6 +33,7 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "top_a": (0.0,),
     "dynatemp_range": (0.0,),
     "mirostat": (0,),
+    "repeat_penalty": (1.0,),  # beside repetition_penalty, of which it is another name
     "no_repeat_ngram_size": (0,),
     "repetition_context_size": (),
     "n_predict": (),
