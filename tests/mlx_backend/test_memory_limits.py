@@ -251,7 +251,8 @@ async def test_three_hundred_requests_within_the_limit(
     if every is not None:
         _runs_out_every(every, monkeypatch)
     cache = KVCacheConfig(bits=bits, group_size=bits and 32)
-    answers, peak, limit = await prove_flood(folder, 300, 2 * FLOOD_GB[kind], kv_cache=cache)
+    limit_gb = FLOOD_GB[kind] * (2 if kind != "llama" or bits is None else 1.2)  # less than all of the context
+    answers, peak, limit = await prove_flood(folder, 300, limit_gb, kv_cache=cache)
     num_failed = sum(isinstance(answer, OutOfMemory) for answer in answers)
     print(f"{kind}, bits {bits}, out of memory every {every} steps: {num_failed} of 300 failed")
     print(f"peak {peak / 1e6:.2f} of {limit / 1e6:.2f} MB")
