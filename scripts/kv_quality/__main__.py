@@ -48,7 +48,7 @@ EXPANDED = {
         for keys, values in ((8, 8), (6, 6), (5, 5), (8, 4), (4, 8), (4, 4))
     },
 }
-ASKED = ("full", *(f"{bits} bits, groups of 32" for bits in BITS))
+ASKED = ("full", "8 bits, groups of 64", *(f"{bits} bits, groups of 32" for bits in BITS))
 
 
 def held_out_texts(folder: Path, count: int) -> list[Text]:
