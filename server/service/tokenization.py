@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_backend.errors import UnknownToken
-from server.errors import InvalidRequest, to_api_error
+from server.errors import InvalidRequest
 from server.service.generation import LONG_TEXT_CHARS
 from server.service.registry import ModelRegistry
+from server.service.token_ids import check_known
 from server.text.chat_template import TemplateError, render_text
 from server.text.tokenizer import Tokenizer
 
@@ -65,9 +65,7 @@ def _render(tokenizer: Tokenizer, conversation: Conversation) -> str:
 async def detokenize(registry: ModelRegistry, model: str, ids: Sequence[int]) -> str:
     """The text of some tokens, special ones by their names. Raises APIError and EngineError."""
     tokenizer, info = registry.resolve(model).ready()
-    unknown = next((i for i in ids if not 0 <= i < info.vocab_size), None)
-    if unknown is not None:
-        raise to_api_error(UnknownToken(unknown, info.vocab_size), "tokens")
+    check_known(ids, info.vocab_size, "tokens")
     if len(ids) <= LONG_TEXT_CHARS:
         return _spell(tokenizer, ids)
     return await asyncio.to_thread(_spell, tokenizer, ids)

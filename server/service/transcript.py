@@ -13,6 +13,7 @@ from mlx_backend.interface import PromptEvent, StreamEvent, TokenLogprobs
 from server.service.job import Prompt, TextPrompt
 from server.text.events import TokenText
 from server.text.offsets import token_offsets
+from server.text.pipeline import describe_token
 from server.text.tokenizer import Tokenizer
 
 
@@ -85,11 +86,6 @@ class Transcript:
     def _with_tokens(self, text: str, ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> PromptText:
         told = (TokenLogprobs(math.nan), *logprobs)
         tokens = tuple(
-            self._token(token_id, each.logprob, tuple(self._token(*one) for one in each.top))
-            for token_id, each in zip(ids, told, strict=True)
+            describe_token(self._tokenizer, token_id, each) for token_id, each in zip(ids, told, strict=True)
         )
         return PromptText(text, tokens, tuple(token_offsets(text, (token.raw for token in tokens))))
-
-    def _token(self, token_id: int, logprob: float, top: tuple[TokenText, ...] = ()) -> TokenText:
-        text, raw = self._tokenizer.token_text(token_id), self._tokenizer.token_bytes(token_id)
-        return TokenText(token_id, text, raw, logprob, top)

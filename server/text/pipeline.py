@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from mlx_backend.interface import TokenEvent
+from mlx_backend.interface import TokenEvent, TokenLogprobs
 from server.text.events import EndReason, Finished, OutputEvent, ReasoningDelta, TextDelta, TokenText, ToolCallDelta
 from server.text.parsers.chat import RawText
 from server.text.parsers.parts import OutputParser, Part
@@ -80,12 +80,7 @@ class ChoicePipeline:
     def _note(self, event: TokenEvent) -> TokenText | None:
         if event.logprobs is None or not self._wants_logprobs:
             return None
-        top = tuple(self._token_text(token_id, logprob) for token_id, logprob in event.logprobs.top)
-        return self._token_text(event.token_id, event.logprobs.logprob, top)
-
-    def _token_text(self, token_id: int, logprob: float, top: tuple[TokenText, ...] = ()) -> TokenText:
-        text, raw = self._tokenizer.token_text(token_id), self._tokenizer.token_bytes(token_id)
-        return TokenText(token_id, text, raw, logprob, top)
+        return describe_token(self._tokenizer, event.token_id, event.logprobs)
 
     def _events(self, parts: list[Part], *, is_end: bool) -> list[OutputEvent]:
         """Each part with the tokens whose text ends in it; the last of all also with those that are left."""
@@ -116,6 +111,12 @@ class ChoicePipeline:
         if reason == "stop" and self._num_calls:
             reason = "tool_calls"
         return [*events, Finished(self._index, reason, self._num_output_tokens, self._num_reasoning_tokens)]
+
+
+def describe_token(tokenizer: Tokenizer, token_id: int, found: TokenLogprobs) -> TokenText:
+    """A token and the likeliest in its place, as text and bytes."""
+    top = tuple(describe_token(tokenizer, other, TokenLogprobs(logprob)) for other, logprob in found.top)
+    return TokenText(token_id, tokenizer.token_text(token_id), tokenizer.token_bytes(token_id), found.logprob, top)
 
 
 def _joined(parts: list[Part]) -> list[Part]:

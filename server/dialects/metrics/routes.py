@@ -12,6 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
+from mlx_backend.interface import EngineStats
 from server.service.registry import ModelRegistry, ServedModel
 
 router = APIRouter(tags=["Probes"])
@@ -31,45 +32,43 @@ async def metrics(request: Request) -> Response:
 
 class _Snapshot(Collector):
     def __init__(self, registry: ModelRegistry) -> None:
-        self._models = registry.list()
+        self._models = [(model, model.engine.stats()) for model in registry.list()]
 
     def collect(self) -> Iterator[Metric]:
         yield from (self._requests(), self._ended(), self._steps(), self._bytes())
 
     def _requests(self) -> Metric:
         family = GaugeMetricFamily("pippin_requests", "Prompts and sequences, by state", labels=["model", "state"])
-        for model in self._models:
-            stats = model.engine.stats()
+        for model, stats in self._models:
             for state in ("waiting", "prefilling", "running"):
                 family.add_metric([model.id, state], getattr(stats, f"num_{state}"))
         return family
 
     def _ended(self) -> Metric:
         family = CounterMetricFamily("pippin_sequences", "Sequences that have ended, by how", labels=["model", "end"])
-        for model in self._models:
-            stats = model.engine.stats()
+        for model, stats in self._models:
             for end in ("finished", "aborted", "failed"):
                 family.add_metric([model.id, end], getattr(stats, f"num_{end}"))
         return family
 
     def _steps(self) -> Metric:
         family = CounterMetricFamily("pippin_engine_steps", "Decode steps and prefill chunks done", labels=["model"])
-        for model in self._models:
-            family.add_metric([model.id], model.engine.stats().num_steps)
+        for model, stats in self._models:
+            family.add_metric([model.id], stats.num_steps)
         return family
 
     def _bytes(self) -> Metric:
         about = "Memory: limit, weights and reserve as divided at start; planned is the worst case of live requests"
         family = GaugeMetricFamily("pippin_memory_bytes", about, labels=["model", "kind"])
-        for model in self._models:
-            for kind, size in _sizes(model):
+        for model, stats in self._models:
+            for kind, size in _sizes(model, stats):
                 family.add_metric([model.id, kind], size)
         return family
 
 
-def _sizes(model: ServedModel) -> Iterator[tuple[str, int]]:
+def _sizes(model: ServedModel, stats: EngineStats) -> Iterator[tuple[str, int]]:
     """(kind, bytes): what was planned, and what is held."""
-    info, stats = model.engine.model_info, model.engine.stats()
+    info = model.engine.model_info
     if info is not None and info.memory is not None:
         yield "limit", info.memory.limit_bytes
         yield "weights", info.memory.weights_bytes
