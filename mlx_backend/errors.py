@@ -9,7 +9,9 @@ EngineError
 ├── ContextLengthExceeded    prompt + max_tokens is more than the context limit
 ├── MemoryLimitExceeded      the request alone needs more memory than there is
 └── SequenceFailed           one computation failed; names whom it concerns, the others go on
-    └── OutOfMemory          ... because the device had no memory for it
+    ├── OutOfMemory          ... because the device had no memory for it
+    └── GrammarFailed        a sequence cannot follow its grammar any further
+        └── GrammarLost      ... because whatever follows the grammar has gone
 """
 
 from __future__ import annotations
@@ -109,6 +111,14 @@ class SequenceFailed(EngineError):
 
 class OutOfMemory(SequenceFailed):
     """The device had no memory for this computation."""
+
+
+class GrammarFailed(SequenceFailed):
+    """The sequence's grammar is too complex to be followed any further, or has come to a dead end."""
+
+
+class GrammarLost(GrammarFailed):
+    """What follows the grammar has gone, through no fault of the grammar."""
 
 
 def let_go_of_frames(error: BaseException) -> None:

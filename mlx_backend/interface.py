@@ -19,6 +19,8 @@ from mlx_backend.config import MockConfig as MockConfig
 from mlx_backend.config import PrefixCacheConfig as PrefixCacheConfig
 from mlx_backend.config import SchedulerConfig as SchedulerConfig
 from mlx_backend.config import SimulateConfig as SimulateConfig
+from mlx_backend.grammars import Grammar as Grammar
+from mlx_backend.grammars import GrammarState as GrammarState
 
 FinishReason = Literal["stop", "length"]
 
@@ -54,27 +56,6 @@ class SamplingParams:
     seed: int | None = None
     num_logprobs: int | None = None
     """None: no log-probabilities; k >= 0: the chosen token's and the k most likely ones'."""
-
-
-class GrammarState(Protocol):
-    """Where one sequence stands in its grammar. Used by the device thread."""
-
-    def accept(self, token_id: int) -> None:
-        """The sequence has one token more."""
-
-    def allowed(self) -> bytes | None:
-        """A bit for each token, in little-endian words of 32: whether it may come next. None: all may."""
-
-    @property
-    def num_free_tokens(self) -> int:
-        """So many tokens more can come, whichever they are, before `allowed` may be anything but None."""
-
-
-class Grammar(Protocol):
-    """What a sequence must follow, compiled."""
-
-    def start(self) -> GrammarState:
-        """The state of a sequence without a token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -172,7 +172,7 @@ class Scheduler:
             self._drop_unwanted(former)
             sequence.status = Status.PENDING
             sequence.num_started_tokens = len(sequence.output_ids)
-            sequence.grammar_state = None  # may have been told of a token that is lost
+            sequence.close_grammar()  # may have been told of a token that is lost
             sequence.prefill = Prefill(former.request, tuple(sequence.output_ids), sequences=[sequence])
             self.waiting.appendleft(sequence.prefill)
 
@@ -181,6 +181,7 @@ class Scheduler:
         if sequence.status is Status.ENDED:
             return
         sequence.status = Status.ENDED
+        sequence.close_grammar()
         self._forget(sequence.prefill)
         if sequence in self.running:
             self.running.remove(sequence)

@@ -124,6 +124,12 @@ class Sequence:
     def max_num_tokens(self) -> int:
         return self.prefill.max_num_tokens
 
+    def close_grammar(self) -> None:
+        """Let go of its place in its grammar: it has ended, or begins again."""
+        if self.grammar_state is not None:
+            self.grammar_state.close()
+            self.grammar_state = None
+
     @property
     def can_decode(self) -> bool:
         return self.status is Status.RUNNING and self.num_started_tokens < self.request.max_tokens

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 
 from mlx_backend.counters import Counters
-from mlx_backend.errors import EngineDead, OutOfMemory, SequenceFailed, let_go_of_frames
+from mlx_backend.errors import EngineDead, GrammarFailed, OutOfMemory, SequenceFailed, let_go_of_frames
 from mlx_backend.interface import FinishReason, SchedulerConfig, TokenEvent
 from mlx_backend.pace import Pace
 from mlx_backend.prefix_cache.cache import NoPrefixCache, PrefixCache
@@ -121,7 +121,7 @@ class Turns:
         self._prefixes.change_rows(sequences)
         self._has_rows = True
         try:
-            return self._runner.start(sequences)
+            step = self._runner.start(sequences)
         except OutOfMemory as error:
             self._ran_out = error  # the step before may still be whole: it is collected first
             return None
@@ -129,6 +129,9 @@ class Turns:
             self._prefixes.lose_rows()
             self._fail(error, error.sequences or sequences)
             return None
+        for failure in step.failures:
+            self._fail(failure, failure.sequences)
+        return step
 
     def _collect(self, step: Step) -> bool:
         """Whether the step's tokens could be read. Where not, every row is lost."""
@@ -219,8 +222,8 @@ class Turns:
             if sequence.status is not Status.ENDED:
                 self._outbox.put(sequence.stream, error)
                 self._end(sequence, "failed")
-        if isinstance(error, OutOfMemory):
-            return  # says that the request was too large, not that the device is broken
+        if isinstance(error, OutOfMemory | GrammarFailed):
+            return  # says something of the request, not that the device is broken
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:
             raise EngineDead(f"{self._failures_in_a_row} computations failed in a row; the last: {error}") from error

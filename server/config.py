@@ -94,6 +94,22 @@ class StreamConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GrammarConfig:
+    """Grammars that answers follow: schemas, regular expressions, choices. Each is compiled in its own process."""
+
+    compile_s: float = option(5.0, "processor time that compiling one grammar may take, seconds", gt=0)
+    memory_gb: float | None = option(
+        None,
+        "memory for all grammars of a model, GB; one may take a third; none: a quarter of memory.reserve_gb, "
+        "at most 1 GB",
+        gt=0,
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceConfig:
     """What the server does for the machine it runs on."""
 
@@ -144,6 +160,7 @@ class Config:
     health: HealthConfig = field(default_factory=HealthConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
+    grammars: GrammarConfig = field(default_factory=GrammarConfig)
     service: ServiceConfig = field(default_factory=ServiceConfig)
     mock: MockConfig = field(default_factory=MockConfig)
     simulate: SimulateConfig = field(default_factory=SimulateConfig)

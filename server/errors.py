@@ -140,6 +140,8 @@ ENGINE_ERRORS: Mapping[type[engine_errors.EngineError], tuple[int, str, str]] = 
     engine_errors.UnknownToken: (400, "invalid_request_error", "invalid_value"),
     engine_errors.SequenceFailed: (500, "server_error", "sequence_failed"),
     engine_errors.OutOfMemory: (503, "server_error", "out_of_memory"),
+    engine_errors.GrammarFailed: (400, "invalid_request_error", "grammar_failed"),
+    engine_errors.GrammarLost: (500, "server_error", "grammar_lost"),
 }
 _RETRY_CODES = frozenset({"model_loading", "queue_full", "engine_closed"})
 

@@ -67,14 +67,20 @@ def _recipe(config: Config, told: EngineConfig, path: Path | None) -> Recipe:
         return create_engine(replace(told, share=share))
 
     if path is None:
-        return Recipe(build_engine=build, load_tokenizer=ByteTokenizer)
+        return Recipe(build_engine=build, load_tokenizer=ByteTokenizer, grammars=config.grammars)
     is_repeated = config.residency.verify == "always"
 
     def check(report: Report) -> None:
         model_files.ensure(path, is_repeated=is_repeated, report=report)
 
     is_checked = config.residency.verify != "never"
-    return Recipe(build_engine=build, load_tokenizer=partial(load_tokenizer, path), check=check if is_checked else None)
+    return Recipe(
+        build_engine=build,
+        load_tokenizer=partial(load_tokenizer, path),
+        check=check if is_checked else None,
+        grammars=config.grammars,
+        warms_grammars=True,
+    )
 
 
 def _find(model: str | None) -> tuple[str, Path]:

@@ -41,9 +41,13 @@ def build_registry(engine: Engine, *, id: str = "mock", is_started: bool = True)
 @asynccontextmanager
 async def client_of(engine: Engine, config: Config | None = None) -> AsyncIterator[httpx.AsyncClient]:
     """A client that talks to an application in process."""
-    app = create_app(config or Config(), build_registry(engine))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
-        yield client
+    registry = build_registry(engine)
+    app = create_app(config or Config(), registry)
+    try:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            yield client
+    finally:
+        await registry.close()
 
 
 def mock_engine(*, stall_s: float = 60.0, **pace: object) -> Engine:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from mlx_backend.admission import Budget
-from mlx_backend.errors import OutOfMemory, SequenceFailed
+from mlx_backend.errors import GrammarFailed, OutOfMemory, SequenceFailed
 from mlx_backend.interface import ContextConfig, LoadProgress, ModelInfo, TokenLogprobs
 from mlx_backend.prefix_cache.store import Store
 from mlx_backend.scheduler import Chunk
@@ -30,6 +30,8 @@ class Step:
 
     sequences: tuple[Sequence, ...]
     state: Any
+    failures: tuple[GrammarFailed, ...] = ()
+    """Of sequences that cannot follow their grammar any further; what the step draws for them means nothing."""
 
 
 def limited_by(config: ContextConfig, limit: int, fitting: int) -> Literal["model", "configuration", "memory"]:

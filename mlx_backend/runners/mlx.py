@@ -18,7 +18,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_backend.admission import Budget
 from mlx_backend.checkpoint import Checkpoint, open_checkpoint
-from mlx_backend.errors import ModelLoadError
+from mlx_backend.errors import GrammarFailed, ModelLoadError
 from mlx_backend.interface import EmbeddingInfo, EngineConfig, LoadProgress, MemoryReport, ModelInfo
 from mlx_backend.kv_cache import attention, plan, spec
 from mlx_backend.kv_cache.batch import RowBatch, SingleBatch
@@ -32,7 +32,7 @@ from mlx_backend.prefix_cache.store_mlx import MLXStore
 from mlx_backend.runners import device, vectors
 from mlx_backend.runners.base import Sampled, Step, failed, limited_by
 from mlx_backend.runners.probe import check_batching, check_columns
-from mlx_backend.sampling.grammar import needs_mask, read_masks
+from mlx_backend.sampling.grammar import Masks, needs_mask, read_masks
 from mlx_backend.sampling.logprobs import rank, read_prompt
 from mlx_backend.sampling.sampler import BatchSampler, Drawn
 from mlx_backend.scheduler import Chunk
@@ -218,7 +218,7 @@ class MLXRunner:
 
     def start(self, sequences: collections.abc.Sequence[Sequence]) -> Step:
         try:
-            drawn = self._start(sequences)
+            drawn, failures = self._start(sequences)
         except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
             self.idle()
             raise failed("decode", error, sequences) from error
@@ -228,9 +228,9 @@ class MLXRunner:
         self._num_steps += 1
         if self._num_steps % _CLEAR_EVERY_STEPS == 0:
             mx.clear_cache()
-        return Step(tuple(rows), _InFlight(drawn, rows))
+        return Step(tuple(rows), _InFlight(drawn, rows), tuple(failures))
 
-    def _start(self, sequences: collections.abc.Sequence[Sequence]) -> Drawn:
+    def _start(self, sequences: collections.abc.Sequence[Sequence]) -> tuple[Drawn, list[GrammarFailed]]:
         previous = list(self._batch.rows)
         if len(previous) != len(sequences) or set(previous) != set(sequences):
             self._batch.set_rows(sequences)
@@ -239,16 +239,17 @@ class MLXRunner:
         inputs = self._inputs(previous)
         logits = self._model(inputs[:, None], cache=self._batch.caches)[:, -1]
         self._batch.advance()
-        drawn = self._sampler.draw(logits, self._read_grammar(previous, logits))
+        masks = self._read_masks(previous, logits)
+        drawn = self._sampler.draw(logits, masks.bits)
         mx.async_eval(drawn.arrays)
         self._last_tokens = drawn.tokens
-        return drawn
+        return drawn, masks.failures
 
-    def _read_grammar(self, previous: list[Sequence], logits: mx.array) -> list[tuple[int, bytes]]:
+    def _read_masks(self, previous: list[Sequence], logits: mx.array) -> Masks:
         """What rows with a grammar may draw. Waits for the step before, while the device computes this one's logits."""
         rows = self._batch.rows
         if not any(map(needs_mask, rows)):
-            return []
+            return Masks()
         mx.async_eval(logits)
         in_flight = {} if self._last_tokens is None else dict(zip(previous, self._last_tokens.tolist(), strict=True))
         newest = [in_flight.get(row) if row.num_started_tokens > len(row.output_ids) else None for row in rows]

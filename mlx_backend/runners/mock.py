@@ -36,6 +36,7 @@ from mlx_backend.kv_cache.plan import CachePlan, CacheShape, PartShape
 from mlx_backend.memory import ModelShape
 from mlx_backend.prefix_cache.store_mock import MockStore
 from mlx_backend.runners.base import Sampled, Step, limited_by
+from mlx_backend.sampling.grammar import read_masks
 from mlx_backend.scheduler import Chunk
 from mlx_backend.sequence import Prefill, Sequence
 
@@ -45,6 +46,8 @@ WORDS = (
     *("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "and", "again"),
     *("naïve", "café", "waiters", "juggle", "你好", "🙂", "emoji"),
 )
+_PUTS_OFF = frozenset(b" \n0123456789,")
+"""Bytes with which an answer in JSON could go on and on."""
 _LOAD_SLICES = 20
 _WEIGHTS_BYTES = 1 << 20
 _BYTES_PER_TOKEN = 16
@@ -102,6 +105,8 @@ class MockRunner:
         self._num_steps = 0
         self._free_at = 0.0
         self._rows: tuple[Sequence, ...] = ()
+        self._drawn: dict[Sequence, int] = {}
+        """The newest step's tokens."""
 
     budget: Budget | None = None
     prefix_store = MockStore(_BYTES_PER_TOKEN)
@@ -168,12 +173,18 @@ class MockRunner:
         if self._fault is not None and self._fault.strikes(self._num_steps):
             self._fail(self._fault, sequences)
         self._rows = tuple(sequences)
-        sampled = tuple(_sample(sequence) for sequence in sequences)
+        in_flight = [
+            self._drawn.get(row) if row.num_started_tokens > len(row.output_ids) else None for row in sequences
+        ]
+        masks = read_masks(sequences, in_flight)
+        held = dict(masks.bits)
+        sampled = tuple(_sample(sequence, held.get(place)) for place, sequence in enumerate(sequences))
+        self._drawn = {each.sequence: each.token_id for each in sampled}
         for sequence in sequences:
             sequence.num_started_tokens += 1
         # one step after the other, as a device computes them, though the next is handed over early
         self._free_at = max(self._free_at, self._now()) + self._step_s(sequences)
-        return Step(self._rows, (self._free_at, sampled))
+        return Step(self._rows, (self._free_at, sampled), tuple(masks.failures))
 
     def collect(self, step: Step) -> list[Sampled]:
         due, sampled = step.state
@@ -181,7 +192,7 @@ class MockRunner:
         return list(sampled)
 
     def idle(self) -> None:
-        self._rows = ()
+        self._rows, self._drawn = (), {}
 
     def kv_bytes(self, prefills: Iterable[Prefill]) -> int:
         num_tokens = sum(row.num_computed_tokens for row in self._rows) + sum(p.num_computed_tokens for p in prefills)
@@ -218,7 +229,8 @@ def _budget(limit_bytes: int) -> Budget:
     return Budget(_SHAPE, [CachePlan(CacheShape("plain", part, part))], limit_bytes)
 
 
-def _sample(sequence: Sequence) -> Sampled:
+def _sample(sequence: Sequence, bits: bytes | None) -> Sampled:
+    """`bits`: which tokens a grammar allows."""
     request = sequence.request
     text = _continuation(request.prompt_ids, sequence.ordinal, request.sampling.seed if _is_random(sequence) else None)
     position = sequence.num_started_tokens
@@ -227,7 +239,18 @@ def _sample(sequence: Sequence) -> Sampled:
     token_id = min(request.stop_ids) if ended else text.byte(position)
     if is_short and token_id in request.stop_ids:
         token_id = next(other for other in range(ord("a"), VOCAB_SIZE) if other not in request.stop_ids)
+    if bits is not None:
+        token_id = _choose(bits, token_id, request.stop_ids)
     return Sampled(sequence, token_id, _logprobs(token_id, request.sampling.num_logprobs))
+
+
+def _choose(bits: bytes, wanted: int, stop_ids: frozenset[int]) -> int:
+    """A token that a grammar allows: its end, else one that does not put the end off, `wanted` before others."""
+    allowed = [token_id for token_id in range(VOCAB_SIZE) if bits[token_id // 8] >> token_id % 8 & 1]
+    return min(
+        allowed or [wanted],
+        key=lambda token_id: (token_id not in stop_ids, token_id in _PUTS_OFF, token_id != wanted, -token_id),
+    )
 
 
 def _note_prompt(chunk: Chunk, num_top: int | None) -> None:

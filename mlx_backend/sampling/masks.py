@@ -1,4 +1,4 @@
-"""Tokens that a row may not draw: what it does not allow, and what would end it before its least length."""
+"""Tokens that a row may not draw: what its grammar or its request does not allow, and what would end it too early."""
 
 from __future__ import annotations
 
@@ -32,6 +32,25 @@ class TokenMasks:
             # where a grammar, say, leaves nothing but the end, the row ends
             logits = mx.where(mx.max(barred, axis=-1, keepdims=True) > _NEVER, barred, logits)
         return logits
+
+
+def mask_logits(logits: mx.array, masks: Sequence[tuple[int, bytes]]) -> mx.array:
+    """logits: float32 [rows, vocab]; what a row may not draw becomes -inf. Tokens past the bits may not be drawn.
+
+    `masks`: (place of a row, a bit for each token), as `grammar.read_masks` gives them.
+    """
+    if not masks:
+        return logits
+    vocab = logits.shape[-1]
+    num_words = (vocab + 31) // 32
+    padded = b"".join(bits[: 4 * num_words].ljust(4 * num_words, b"\0") for _, bits in masks)
+    words = mx.array(memoryview(padded).cast("I")).reshape(len(masks), num_words)
+    tokens = mx.arange(vocab, dtype=mx.uint32)
+    is_allowed = (words[:, tokens // 32] >> (tokens % 32)) & 1
+    places = mx.array([place for place, _ in masks])
+    masked = mx.array(logits)
+    masked[places] = mx.where(is_allowed.astype(mx.bool_), logits[places], -float("inf"))
+    return masked
 
 
 def row_tokens(ids_of_rows: Sequence[Collection[int]], vocab_size: int) -> tuple[mx.array, mx.array] | None:

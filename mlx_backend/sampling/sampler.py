@@ -15,10 +15,9 @@ import mlx.core as mx
 
 from mlx_backend.sampling.bad_words import BadWords, has_bad_words
 from mlx_backend.sampling.dry import Dry, has_dry
-from mlx_backend.sampling.grammar import mask_logits
 from mlx_backend.sampling.keys import base_key
 from mlx_backend.sampling.logprobs import StepLogprobs, compute_logprobs
-from mlx_backend.sampling.masks import TokenMasks
+from mlx_backend.sampling.masks import TokenMasks, mask_logits
 from mlx_backend.sampling.penalties import Penalties, has_penalty
 from mlx_backend.sampling.random_draw import RandomDraw
 from mlx_backend.sequence import Sequence as Row
@@ -69,7 +68,7 @@ class BatchSampler:
         self._random = RandomDraw(self._rows, vocab_size) if any(p.temperature > 0 for p in params) else None
 
     def draw(self, logits: mx.array, grammar: Sequence[tuple[int, bytes]] = ()) -> Drawn:
-        """Choose a token for each row. logits: [rows, vocab], any float; `grammar` as `grammar.read_masks` gives it."""
+        """Choose a token for each row. logits: [rows, vocab], any float; `grammar`: the bits of `grammar.Masks`."""
         raw = logits.astype(mx.float32)
         logits = raw
         if self._bias:

@@ -49,7 +49,7 @@ async def open(registry: ModelRegistry, job: GenerationJob, *, truncates: bool =
     log_prompts(job.request_id, job.prompts)
     lease = await registry.acquire(job.model)
     try:
-        stream = await _open(lease.model, job, started_at, truncates)
+        stream = await _open(lease, job, started_at, truncates)
     except BaseException:
         lease.release()
         raise
@@ -57,7 +57,8 @@ async def open(registry: ModelRegistry, job: GenerationJob, *, truncates: bool =
     return stream
 
 
-async def _open(model: ServedModel, job: GenerationJob, started_at: float, truncates: bool) -> OutputStream:
+async def _open(lease: Lease, job: GenerationJob, started_at: float, truncates: bool) -> OutputStream:
+    model = lease.model
     tokenizer, info = model.ready()
     limit = _prompt_limit(job, info.context_limit) if truncates else None
     find = _border_finding(model, info, job)
@@ -65,10 +66,12 @@ async def _open(model: ServedModel, job: GenerationJob, started_at: float, trunc
     prompts = [each.ids for each in encoded]
     sampling = resolve_sampling(job, tokenizer, info.vocab_size)
     stop_ids = resolve_stop_ids(job, tokenizer, info.vocab_size)
-    grammars = [
-        await compile_grammar(model.grammars, tokenizer, job, prompt, begins=each.begins)
-        for prompt, each in zip(job.prompts, encoded, strict=True)
-    ]
+    grammars = []
+    for prompt, each in zip(job.prompts, encoded, strict=True):
+        grammar = await compile_grammar(model.grammars, tokenizer, job, prompt, begins=each.begins)
+        if grammar is not None:
+            lease.on_release(grammar.release)
+        grammars.append(grammar)
     requests = [
         GenerationRequest(
             request_id=f"{job.request_id}-{position}",

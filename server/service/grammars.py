@@ -10,13 +10,13 @@ import json
 import re
 from dataclasses import replace
 
-from mlx_backend.interface import Grammar
-from server.errors import InvalidRequest, UnsupportedParameter
+from server.errors import InvalidRequest, Unavailable, UnsupportedParameter
+from server.grammars.compiler import GrammarCompiler, GrammarsBusy
+from server.grammars.process import Grammar
 from server.service.job import ChatPrompt, GenerationJob, Prompt
 from server.text.call_grammar import grammar_of_calls, grammar_of_text, harmony_grammar
 from server.text.chat_template import TemplateError, render_text
-from server.text.grammar import Grammar as FreeGrammar
-from server.text.grammar import GrammarCompiler, GrammarError, GrammarSource
+from server.text.grammar import GrammarError, GrammarSource
 from server.text.lark import Spell
 from server.text.parsers import harmony
 from server.text.parsers.parts import ChatFormat, Start
@@ -27,7 +27,10 @@ from server.text.tokenizer import Tokenizer
 async def compile_grammar(
     compiler: GrammarCompiler, tokenizer: Tokenizer, job: GenerationJob, prompt: Prompt, *, begins: Start
 ) -> Grammar | None:
-    """What each continuation of one of the job's prompts must follow; None for anything. Raises InvalidRequest."""
+    """The grammar of each continuation of one of the job's prompts; None for anything. The caller has to release it.
+
+    Raises InvalidRequest and Unavailable.
+    """
     wish = job.grammar
     thought = _thought(tokenizer, job, prompt, begins) if isinstance(prompt, ChatPrompt) else None
     try:
@@ -36,11 +39,13 @@ async def compile_grammar(
             if source is not None:
                 _check(job, "tools", *(("min_tokens",) if prompt.must_call else ()), "allowed_token_ids")
                 thought = None if tokenizer.chat_format.is_harmony else thought  # it is in the grammar
-                return await asyncio.to_thread(compiler.compile, source, thought)
+                return await compiler.compile(source, thought)
         if wish is None:
-            return None if thought is None or thought.budget is None else FreeGrammar(None, thought)
+            return None if thought is None or thought.budget is None else Grammar(None, thought)
         _check(job, wish.param, "min_tokens", "allowed_token_ids")
-        return await asyncio.to_thread(compiler.compile, wish.source, thought)
+        return await compiler.compile(wish.source, thought)
+    except GrammarsBusy as error:
+        raise Unavailable(str(error), code="grammars_busy") from error
     except GrammarError as error:
         param = "tools" if wish is None else wish.param
         raise InvalidRequest(

@@ -8,14 +8,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NoReturn
 
 from mlx_backend.errors import EngineNotReady, let_go_of_frames
 from mlx_backend.interface import Engine, EngineHealth, EngineStats, LoadProgress, MemoryShare
+from server.config import GrammarConfig
+from server.grammars.compiler import MEMORY_BYTES, GrammarBudget, GrammarCompiler
 from server.text.borders import BorderFinder
-from server.text.grammar import GrammarCompiler
 from server.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("pippin.models")
@@ -35,6 +36,9 @@ class Recipe:
     load_tokenizer: Callable[[], Tokenizer]
     check: Callable[[Report], None] | None = None
     """Looks at the files before anything is loaded from them, telling how far it is. Raises ModelLoadError."""
+    grammars: GrammarConfig = field(default_factory=GrammarConfig)
+    warms_grammars: bool = False
+    """What compiles grammars is started with the model; else with the first grammar."""
 
 
 class _Ended(Exception):
@@ -67,6 +71,8 @@ class Life:
         with self._lock:
             self._is_ended = True
         self.engine.close(_LONG_S)
+        if "grammars" in self.__dict__:  # the cache of the property
+            self.grammars.close()
 
     @property
     def is_ended(self) -> bool:
@@ -92,7 +98,15 @@ class Life:
 
     @cached_property
     def grammars(self) -> GrammarCompiler:
-        return GrammarCompiler(self._loaded_tokenizer())
+        """Those that answers follow, in processes of their own."""
+        given, info = self._recipe.grammars, self.engine.model_info
+        if given.memory_gb is not None:
+            memory_bytes = round(given.memory_gb * 1e9)
+        elif info is None or info.memory is None:
+            memory_bytes = MEMORY_BYTES
+        else:  # the reserve is for what no other part of the plan counts
+            memory_bytes = min(MEMORY_BYTES, info.memory.reserve_bytes // 4)
+        return GrammarCompiler(self._loaded_tokenizer(), GrammarBudget(given.compile_s, memory_bytes))
 
     @cached_property
     def borders(self) -> BorderFinder:
@@ -110,6 +124,8 @@ class Life:
             if self._built is None or self._recipe.check is not None:
                 self._start_engine(self._built or self._recipe.build_engine(share))
             self.tokenizer = self._recipe.load_tokenizer()
+            if self._recipe.warms_grammars and not self._is_ended:
+                self.grammars.warm_up()
         except _Ended:
             logger.info("loading '%s' was given up", name)
         except Exception as error:  # noqa: BLE001 - a thread has no caller: kept for whoever asks

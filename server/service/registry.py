@@ -15,11 +15,11 @@ from typing import Literal
 from mlx_backend.errors import EngineDead, EngineNotReady
 from mlx_backend.interface import Engine, EngineHealth, Footprint, MemoryShare, ModelInfo
 from server.errors import InvalidRequest, ModelNotFound
+from server.grammars.compiler import GrammarCompiler
 from server.service.life import NO_ENGINE, Life, Recipe
 from server.service.measures import Measures
 from server.service.residency import LOAD_WAIT_S, Lease, Residency, Watcher
 from server.text.borders import BorderFinder
-from server.text.grammar import GrammarCompiler
 from server.text.tokenizer import Tokenizer
 
 ModelState = Literal["unloaded", "loading", "loaded", "unloading", "failed"]

@@ -38,17 +38,25 @@ class Watcher(Protocol):
 
 
 class Lease:
-    """A model that stays until this is released."""
+    """A model that stays until this is released, and with it what a request holds of the model."""
 
     def __init__(self, model: ServedModel, release: Callable[[ServedModel], None]) -> None:
         self.model = model
         self._release: Callable[[ServedModel], None] | None = release
+        self._held: list[Callable[[], None]] = []
+
+    def on_release(self, let_go: Callable[[], None]) -> None:
+        """Have `let_go` called with the release."""
+        self._held.append(let_go)
 
     def release(self) -> None:
         """Idempotent."""
-        if self._release is not None:
-            self._release(self.model)
-            self._release = None
+        release, self._release = self._release, None
+        if release is None:
+            return
+        for let_go in self._held:
+            let_go()
+        release(self.model)
 
 
 class _Load:

@@ -61,7 +61,7 @@ class BareValues:
         return self._any() if types is None else self._of_type(schema, types)
 
     def _of_type(self, schema: Schema, name: object) -> str:
-        if name not in _TYPES:
+        if not isinstance(name, str) or name not in _TYPES:
             raise GrammarError(f"there is no type {name!r}")
         if name == "string":
             said = {key: schema[key] for key in schema.keys() & _OF_TEXT}
@@ -72,7 +72,7 @@ class BareValues:
             return self._array(schema)
         if name == "object":
             return self._object(schema)
-        bounds = {key: schema[key] for key in schema.keys() & _TYPES[str(name)]}
+        bounds = {key: schema[key] for key in schema.keys() & _TYPES[name]}
         if not bounds and name in ("integer", "number"):
             return self._rules.add("value", INTEGER if name == "integer" else NUMBER)
         return self._rules.add("value", self._rules.json({"type": name, **bounds}))

@@ -21,10 +21,12 @@ _MOST_CALLS = 8
 _MOST_NESTED = 8
 _PLACE = re.compile(r"\{(object|name|arguments|index|nl|key|flag|value)\}")
 _OF_PAIRS = frozenset({"type", "properties", "required", "additionalProperties", "$defs", "definitions", "$schema"})
-_SHAPES: Mapping[str, type] = {
-    "properties": Mapping, "$defs": Mapping, "definitions": Mapping, "required": list, "enum": list, "anyOf": list,
-    "oneOf": list, "allOf": list, "pattern": str, "minLength": int, "maxLength": int, "$ref": str,
+_SHAPES: Mapping[str, type | tuple[type, ...]] = {
+    "type": (str, list), "properties": Mapping, "$defs": Mapping, "definitions": Mapping, "required": list,
+    "enum": list, "anyOf": list, "oneOf": list, "allOf": list, "pattern": str, "$ref": str,
+    "minLength": int, "maxLength": int, "minItems": int, "maxItems": int,
 }  # fmt: skip
+_LISTS_OF_TEXTS = ("type", "required")
 _KEY = re.compile(r"[^\s<>\"'&]+")
 
 
@@ -166,7 +168,10 @@ class _Values:
         self._rules, self._root, self._end, self._has_flag = rules, root, end, has_flag
 
     def options(self, schema: Any, depth: int = 0, *, is_apart: bool = False) -> list[tuple[bool, str]]:
-        """(whether it is a text, what it may be), any of these; `is_apart`: beside others. Raises GrammarError."""
+        """(whether it is a text, what it may be), any of these. Raises GrammarError.
+
+        `is_apart`: a value may be something else than a text, and a text may not look like it.
+        """
         if depth == _MOST_NESTED:
             raise GrammarError("a choice of choices is nested too deeply, or is one of its own")
         if isinstance(schema, Mapping) and isinstance(schema.get("$ref"), str):
@@ -187,7 +192,8 @@ class _Values:
             raise GrammarError(
                 "an argument that may be a text and something else is supported with 'type' or 'anyOf' alone"
             )
-        return [option for choice in choices for option in self.options(choice, depth + 1, is_apart=True)]
+        is_apart = is_apart or any(types_of(choice, self._root) != {"string"} for choice in choices)
+        return [option for choice in choices for option in self.options(choice, depth + 1, is_apart=is_apart)]
 
     def _json(self, schema: Schema) -> str:
         line_end = "" if self._has_flag else '"\\n"?'
@@ -242,6 +248,8 @@ def _check_shape(schema: object) -> None:
     for keyword, kind in _SHAPES.items():
         value = schema.get(keyword)
         is_right = isinstance(value, kind) and not (isinstance(value, bool) or (isinstance(value, int) and value < 0))
+        if is_right and keyword in _LISTS_OF_TEXTS and isinstance(value, list):
+            is_right = all(isinstance(each, str) for each in value)
         if keyword in schema and not is_right:
             raise GrammarError(f"the keyword {keyword!r} has a value that makes no schema")
     for key, value in schema.items():

@@ -34,6 +34,7 @@ class Rules:
         self.spell = spell
         self._rules: dict[str, str] = {}
         self._names: dict[tuple[str, str, str], str] = {}
+        self._limited: dict[str, None] = {}
 
     def add(self, name: str, body: str, attributes: str = "") -> str:
         """The name of a rule, or of a terminal where `name` is in capitals; one for all that are alike."""
@@ -71,14 +72,23 @@ class Rules:
         if place is not None:  # no text has such a token in it: where one comes, the text has ended
             before = escaped("".join(map(json.loads, terminals[:place])))
             body = " & ".join((f"/(?s:.*){before}/", *(_limited(limit, before) for limit in limits)))
-            return self.add("text", f"{self.add('TEXT', body)} {' '.join(terminals[place:])}")
+            return self.add("text", f"{self._limited_text(body, limits)} {' '.join(terminals[place:])}")
         end = escaped(tag)
         only = (f"/(?s:.*){end}/", f"~/(?s:.*){end}(?s:.+)/")
         body = " & ".join((*only, *(_limited(limit, end) for limit in limits)))
-        return self.add("text", self.add("TEXT", body), "[lazy]")
+        return self.add("text", self._limited_text(body, limits), "[lazy]")
+
+    def _limited_text(self, body: str, limits: Sequence[str]) -> str:
+        """The name of a terminal, which is noted where its limits may contradict one another."""
+        if limits:
+            self._limited[body] = None
+        return self.add("TEXT", body)
 
     def source(self, start: str) -> GrammarSource:
-        return GrammarSource("lark", "\n".join((f"start: {start}", *self._rules.values())))
+        text = "\n".join((f"start: {start}", *self._rules.values()))
+        return GrammarSource(
+            "lark", text, is_ours=True, parts=tuple(f"start: PART\nPART: {each}" for each in self._limited)
+        )
 
     def text_value(self, schema: Schema, end: str, *, is_quoted: bool = False, is_apart: bool = False) -> str:
         """A text of the schema and the tag behind it. Raises GrammarError.

@@ -57,6 +57,12 @@ class LadderState:
     def num_free_tokens(self) -> int:
         return max(self.ladder.first_free - len(self.accepted), 0) if self.ladder.tells else 0
 
+    def ask(self) -> None:
+        """There is nothing to prepare."""
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
     def allowed(self) -> bytes | None:
         self.ladder.num_asked += 1
         if len(self.accepted) < self.ladder.first_free:

@@ -134,8 +134,11 @@ async def ask(
     body = {**PROMPT[kind.path], **kind.body, "stream": stream}
     if not stream:
         body.pop("stream_options", None)
-    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-        return await client.post(kind.path, json=body, headers={"X-Request-Id": "golden"})
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.post(kind.path, json=body, headers={"X-Request-Id": "golden"})
+    finally:
+        model.close()
 
 
 def check_golden(name: str, written: bytes) -> None:

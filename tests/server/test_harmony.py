@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +94,22 @@ async def test_the_last_message_goes_on(client: httpx.AsyncClient, tokenizer: To
     assert answer["choices"][0]["message"]["content"]
 
 
+_asked: list[ServedModel] = []
+
+
+@pytest.fixture(autouse=True)
+def closed_at_the_end() -> Iterator[None]:
+    """The models of `asked`, whose grammars the test still follows."""
+    yield
+    while _asked:
+        _asked.pop().close()
+
+
 async def asked(folder: Path, **body: Any) -> GenerationRequest:
     """What the engine gets to do."""
     engine = FakeEngine([], info=ModelInfo(context_limit=256, vocab_size=1000))
     model = ServedModel("tiny", engine, lambda: load_tokenizer(folder))
+    _asked.append(model)
     model.start()
     await until(lambda: model.tokenizer is not None)
     async with client_of(model) as client:

@@ -50,6 +50,12 @@ def resolve(ref: str, root: Schema) -> Any:
     return found if ref.startswith("#") else None
 
 
+def required_of(schema: Schema) -> frozenset[str]:
+    """The names that an object has to have; nothing where `required` is no list of names."""
+    names = schema.get("required")
+    return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
+
+
 def fit(arguments: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     """Texts that can be read as something else that is wanted, read as JSON; and what was read though a text is wanted.
 

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from server.text.parsers.parts import ChatFormat, Part, ToolCall, Tools
-from server.text.parsers.schemas import fit
+from server.text.parsers.schemas import fit, required_of
 from server.text.parsers.tags import find_tag, without_cut_tag
 
 
@@ -141,7 +141,7 @@ class ToolCallSplitter:
     def _is_complete(self, call: ToolCall) -> bool:
         """A tool that was offered, with all that it requires."""
         schema = self._schema_of(call.name)
-        return schema is not None and json.loads(call.arguments).keys() >= set(schema.get("required") or ())
+        return schema is not None and json.loads(call.arguments).keys() >= required_of(schema)
 
     def _schema_of(self, name: str) -> Mapping[str, Any] | None:
         for tool in self._tools:

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from server.grammars.process import Grammar
 from server.text.bare_values import BareValues
-from server.text.grammar import Grammar, GrammarError
+from server.text.grammar import GrammarError
 from server.text.lark import Rules
-from tests.server.text.test_grammar import COMPILER, END, allowed
+from tests.compiling import COMPILER
+from tests.server.text.test_grammar import END, allowed
 
 Q = '<|"|>'
 TREE = {

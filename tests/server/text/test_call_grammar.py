@@ -14,15 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.grammars.process import Grammar
 from server.text.call_grammar import grammar_of_calls, grammar_of_text, harmony_grammar
-from server.text.grammar import Grammar, GrammarError, GrammarSource
+from server.text.grammar import GrammarError, GrammarSource
 from server.text.parsers import FAMILIES, deepseek, format_of
 from server.text.parsers.chat import ChatParser
 from server.text.parsers.parts import CallSyntax, ChatFormat
+from tests.compiling import COMPILER
 from tests.schemas import random_schema
 from tests.server.text.parsers.test_deepseek import BARE, FENCED, INVOKED
 from tests.server.text.parsers.test_families import CALLS, PARAMETERS, TOOLS, wrapper
-from tests.server.text.test_grammar import COMPILER, END, PERSON, SLOW, allowed
+from tests.server.text.test_grammar import END, PERSON, SLOW, allowed
 
 
 def spelled(text: str, tokens: Mapping[str, str] = MappingProxyType({})) -> list[str]:
@@ -150,10 +152,11 @@ def test_whatever_is_drawn_is_a_right_call(name: str, seed: int) -> None:
     only_one = dice.random() < 0.5
     try:
         source = grammar_of_calls(tools, format_named(name), spelled, only_one=only_one)
+        assert source is not None
+        COMPILER.compile(source)
     except GrammarError as error:
-        assert "supported" in str(error) or "has a name" in str(error)
+        assert re.search("supported|has a name|contradict one another", str(error))
         return
-    assert source is not None
     text = drawn(source, name, dice)
     found = calls_of(name, text, tools)
     assert found
@@ -178,7 +181,7 @@ def text_with(tools: list[dict[str, Any]], tokens: Mapping[str, str] = MappingPr
     return source
 
 
-FREE = COMPILER.compile(text_with(WEIGH))
+FREE = COMPILER.compile(text_with(WEIGH), for_good=True)
 BOB = '<tool>\n{"name": "weigh", "arguments": {"name": "Bob", "age": 7}}\n</tool>'
 
 

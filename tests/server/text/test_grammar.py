@@ -10,20 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.text.grammar import (
-    ANY_OBJECT,
-    Grammar,
-    GrammarCompiler,
-    GrammarError,
-    GrammarSource,
-    GrammarState,
-)
+from server.grammars.process import Grammar, GrammarState
+from server.text.grammar import ANY_OBJECT, GrammarError, GrammarSource
 from server.text.thought import Thought
-from server.text.tokenizer import ByteTokenizer
+from tests.compiling import COMPILER, TOKENIZER, BlockingCompiler
 from tests.schemas import follows, random_schema
 
-TOKENIZER = ByteTokenizer()
-COMPILER = GrammarCompiler(TOKENIZER)
 (END,) = TOKENIZER.eos_ids
 SLOW = frozenset(b" \n0123456789")
 
@@ -116,7 +108,7 @@ def test_a_deep_schema_is_refused_and_not_followed_to_its_end() -> None:
 
 
 def test_the_same_source_is_compiled_once_and_its_states_are_apart() -> None:
-    compiler = GrammarCompiler(TOKENIZER)
+    compiler = BlockingCompiler(TOKENIZER)
     first, second = (compiler.compile(GrammarSource.of_schema(PERSON)).start() for _ in range(2))
     for token_id in b'{"name"':
         first.accept(token_id)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.text.grammar import Grammar, GrammarCompiler, GrammarSource, GrammarState
+from server.grammars.process import Grammar, GrammarState
+from server.text.grammar import GrammarSource
 from server.text.thought import FOR_EVER, Thought
-from server.text.tokenizer import ByteTokenizer
+from tests.compiling import COMPILER
 
 START, END, CLOSING = (ord("<"),), tuple(b"/>"), tuple(b"\n/>\n")
-COMPILER = GrammarCompiler(ByteTokenizer())
 DIGITS = GrammarSource("regex", "[0-9]{4}")
 
 

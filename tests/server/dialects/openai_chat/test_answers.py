@@ -62,8 +62,11 @@ class Plain(ByteTokenizer):
 @asynccontextmanager
 async def client_of(model: ServedModel) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(Config(), ModelRegistry([model]))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost/v1") as client:
-        yield client
+    try:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost/v1") as client:
+            yield client
+    finally:
+        model.close()
 
 
 @asynccontextmanager

@@ -1,0 +1,35 @@
+"""Grammars as the engine sees them: which tokens a sequence may write next. They are compiled elsewhere."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class GrammarState(Protocol):
+    """Where one sequence stands in its grammar. Used by the device thread."""
+
+    def accept(self, token_id: int) -> None:
+        """The sequence has one token more."""
+
+    def ask(self) -> None:
+        """Begin to compute what `allowed` returns, so that several sequences' masks are computed side by side."""
+
+    def allowed(self) -> bytes | None:
+        """A bit for each token, in little-endian words of 32: whether it may come next. None: all may.
+
+        Raises GrammarFailed.
+        """
+
+    def close(self) -> None:
+        """The sequence has ended."""
+
+    @property
+    def num_free_tokens(self) -> int:
+        """So many tokens more can come, whichever they are, before `allowed` may be anything but None."""
+
+
+class Grammar(Protocol):
+    """What a sequence must follow, compiled."""
+
+    def start(self) -> GrammarState:
+        """The state of a sequence without a token."""

@@ -1,0 +1,295 @@
+"""GrammarCompiler: from the source of a grammar to a process that follows it, within limits of time and memory.
+
+Each grammar is first compiled with a small limit, several at once; one that needs more is compiled again behind the
+others of its kind. So a cheap grammar never waits for an expensive one. Belongs to the event loop; imports no
+llguidance and knows no request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import socket
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from server.grammars import wire
+from server.grammars.limits import Limits
+from server.grammars.process import Grammar, GrammarProcess, describe_death
+from server.grammars.spawn import HostFailed, HostProcess
+from server.grammars.wire import Kind, Vocabulary
+from server.text.grammar import GrammarError, GrammarSource, explain
+from server.text.thought import Thought
+from server.text.tokenizer import Tokenizer
+
+logger = logging.getLogger("pippin.grammars")
+
+COMPILE_S = 5.0
+MEMORY_BYTES = 1 << 30
+_QUICK_S = 0.05
+_QUICK_AT_ONCE = 4
+_MOST_EXPENSIVE = 16
+"""Expensive grammars that wait for one another; one more is refused for now."""
+_STEP_S = 0.1
+"""Processor time of one step of one sequence. Other sequences wait for it."""
+_SLACK = 12
+"""Times its processor time that a compilation may take on a busy machine."""
+_MOST_REFUSED = 256
+
+OUTCOMES = ("compiled", "cached", "refused", "limit", "abandoned", "failed")
+"""How a compilation ends. `limit`: of time, memory or stack; `abandoned`: the client left first."""
+
+
+class GrammarsBusy(Exception):
+    """The grammar cannot be compiled now, for want of memory or of a place; later it may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarBudget:
+    """Seconds of processor time for one grammar, and bytes for all of a model's together."""
+
+    compile_s: float = COMPILE_S
+    memory_bytes: int = MEMORY_BYTES
+
+    @property
+    def quick(self) -> Limits:
+        """Of the first attempt, `_QUICK_AT_ONCE` of which may be under way."""
+        return Limits(min(_QUICK_S, self.compile_s), _STEP_S, self.memory_bytes // (8 * _QUICK_AT_ONCE))
+
+    @property
+    def thorough(self) -> Limits:
+        """Of the second attempt, one of which may be under way."""
+        return Limits(self.compile_s, _STEP_S, self.memory_bytes // 3)
+
+    @property
+    def kept_bytes(self) -> int:
+        """For compiled grammars: what attempts under way leave."""
+        return self.memory_bytes - self.thorough.memory_bytes - _QUICK_AT_ONCE * self.quick.memory_bytes
+
+
+@dataclass(slots=True)
+class GrammarStats:
+    """Counters of one model's grammars."""
+
+    num_processes: int = 0
+    num_bytes: int = 0
+    outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
+    """Compilations by how they ended; what was found in the cache is `cached`."""
+
+
+class _Work:
+    """A compilation that requests wait for. When the last of them leaves, it is cancelled."""
+
+    def __init__(self, task: asyncio.Task[GrammarProcess]) -> None:
+        self.task = task
+        self.num_waiting = 0
+
+
+class _LimitReached(Exception):
+    """An attempt has reached a limit: `time`, `memory` or `stack`."""
+
+    def __init__(self, limit: str) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+
+class GrammarCompiler:
+    """The grammars of one tokenizer: those that compile, and those that are compiled and in use or kept for later."""
+
+    def __init__(self, tokenizer: Tokenizer, budget: GrammarBudget | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._budget = budget or GrammarBudget()
+        self._host = HostProcess(self._read_vocabulary)
+        self._kept: OrderedDict[bytes, GrammarProcess] = OrderedDict()
+        self._working: dict[bytes, _Work] = {}
+        self._refused: OrderedDict[bytes, str] = OrderedDict()
+        self._quick = asyncio.Semaphore(_QUICK_AT_ONCE)
+        self._thorough = asyncio.Semaphore(1)
+        self._num_expensive = 0
+        self._outcomes = dict.fromkeys(OUTCOMES, 0)
+
+    def warm_up(self) -> None:
+        """Start the host, so that the first grammar does not wait for it. Called from any thread. Raises nothing."""
+        try:
+            self._host.start()
+        except HostFailed as error:
+            logger.warning("grammars cannot be compiled for now: %s", error)
+
+    async def compile(self, source: GrammarSource, thought: Thought | None = None) -> Grammar:
+        """The compiled grammar, which the caller has to `release`. Cancelling ends the compilation.
+
+        Raises GrammarError and GrammarsBusy.
+        """
+        process = await self._find(_encoded(source.to_lark(is_led=thought is not None)))
+        process.num_users += 1
+        return Grammar(process, thought)
+
+    def stats(self) -> GrammarStats:
+        """A snapshot."""
+        alive = [process for process in self._kept.values() if process.is_alive]
+        return GrammarStats(len(alive), sum(process.num_bytes for process in alive), dict(self._outcomes))
+
+    def close(self) -> None:
+        """End every process. Called from any thread, when nothing is generated any more."""
+        for process in list(self._kept.values()):
+            process.close()
+        self._host.close()
+
+    async def _find(self, source: bytes) -> GrammarProcess:
+        key = hashlib.sha256(source).digest()
+        process = self._kept.get(key)
+        if process is not None and process.is_alive:
+            self._kept.move_to_end(key)
+            self._outcomes["cached"] += 1
+            return process
+        if key in self._refused:
+            self._refused.move_to_end(key)
+            self._outcomes["cached"] += 1
+            raise GrammarError(self._refused[key])
+        return await self._join(key, source)
+
+    async def _join(self, key: bytes, source: bytes) -> GrammarProcess:
+        """Wait for the compilation of a grammar, which begins with the first that waits."""
+        work = self._working.get(key)
+        if work is None:
+            work = self._working[key] = _Work(asyncio.create_task(self._build(key, source)))
+        work.num_waiting += 1
+        try:
+            return await asyncio.shield(work.task)
+        finally:
+            work.num_waiting -= 1
+            if work.num_waiting == 0:
+                if self._working.get(key) is work:
+                    del self._working[key]
+                work.task.cancel()
+
+    async def _build(self, key: bytes, source: bytes) -> GrammarProcess:
+        try:
+            process = await self._compile(source)
+        except GrammarError as error:
+            self._outcomes["refused"] += 1
+            self._refuse(key, str(error))
+            raise
+        except _LimitReached as error:
+            self._outcomes["limit"] += 1
+            why = self._explain_limit(error.limit)
+            self._refuse(key, why)
+            raise GrammarError(why) from None
+        except asyncio.CancelledError:
+            self._outcomes["abandoned"] += 1
+            raise
+        except HostFailed as error:
+            self._outcomes["failed"] += 1
+            logger.error("a grammar was not compiled: %s", error)
+            raise GrammarsBusy("Grammars cannot be compiled at the moment; please try again.") from error
+        self._outcomes["compiled"] += 1
+        self._keep(key, process)
+        return process
+
+    async def _compile(self, source: bytes) -> GrammarProcess:
+        """Within the small limit or, where that is reached, within the large one."""
+        async with self._quick:
+            try:
+                return await self._attempt(source, self._budget.quick)
+            except _LimitReached as error:
+                if error.limit == "stack":  # is the same for all
+                    raise
+        if self._num_expensive == _MOST_EXPENSIVE:
+            raise GrammarsBusy("Too many large grammars are being compiled; please try again later.")
+        self._num_expensive += 1
+        try:
+            async with self._thorough:
+                return await self._attempt(source, self._budget.thorough)
+        finally:
+            self._num_expensive -= 1
+
+    async def _attempt(self, source: bytes, limits: Limits) -> GrammarProcess:
+        """Compile in a new process. Raises GrammarError, _LimitReached and HostFailed."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                for end in (ours, theirs):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, wire.BUFFER_BYTES)
+                await self._host.fork(limits, theirs)
+            ours.setblocking(False)
+            async with asyncio.timeout(30 + _SLACK * limits.compile_s):
+                await asyncio.get_running_loop().sock_sendall(ours, wire.frame(Kind.SOURCE, source))
+                kind, body = await _receive(ours)
+            return _compiled(ours, kind, body)
+        except BaseException as error:
+            ours.close()  # the host kills what is at the other end
+            if isinstance(error, TimeoutError | wire.Closed | OSError):
+                raise HostFailed(f"a grammar's process has gone ({type(error).__name__})") from error
+            raise
+
+    def _keep(self, key: bytes, process: GrammarProcess) -> None:
+        """Raises GrammarsBusy where the grammars in use leave no room."""
+        for old in [old for old, each in self._kept.items() if not each.is_alive]:
+            del self._kept[old]
+        room = self._budget.kept_bytes - process.num_bytes
+        for old, each in list(self._kept.items()):  # the one that was used longest ago first
+            if sum(other.num_bytes for other in self._kept.values()) <= room:
+                break
+            if each.num_users == 0:
+                self._kept.pop(old).end()
+        if self._kept and sum(other.num_bytes for other in self._kept.values()) > room:
+            process.end()
+            raise GrammarsBusy("The grammars of the requests in progress need all the memory there is for grammars.")
+        self._kept[key] = process
+
+    def _refuse(self, key: bytes, why: str) -> None:
+        self._refused[key] = why
+        while len(self._refused) > _MOST_REFUSED:
+            self._refused.popitem(last=False)
+
+    def _explain_limit(self, limit: str) -> str:
+        if limit == "time":
+            return f"compiling it takes more than {self._budget.compile_s:g} s of processor time (grammars.compile_s)"
+        if limit == "memory":
+            mb = self._budget.thorough.memory_bytes / 1e6
+            return f"compiling it takes more than {mb:.0f} MB of memory (a third of grammars.memory_gb)"
+        return "its rules refer to one another too deeply, or are nested too deeply"
+
+    def _read_vocabulary(self) -> Vocabulary:
+        tokenizer = self._tokenizer
+        tokens = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)]
+        return Vocabulary(tokens, sorted(tokenizer.eos_ids), sorted(tokenizer.special_ids | tokenizer.eos_ids))
+
+
+def _encoded(larks: Sequence[str]) -> bytes:
+    try:
+        return wire.pack_source(larks)
+    except UnicodeEncodeError:
+        raise GrammarError("it is not valid Unicode") from None
+
+
+async def _receive(sock: socket.socket) -> tuple[Kind, bytes]:
+    """The next frame of a socket that does not block. Raises wire.Closed and OSError."""
+    length, kind = wire.read_header(await _receive_exactly(sock, wire.HEADER_BYTES))
+    return kind, await _receive_exactly(sock, length)
+
+
+async def _receive_exactly(sock: socket.socket, num_bytes: int) -> bytes:
+    loop, found = asyncio.get_running_loop(), b""
+    while len(found) < num_bytes:
+        piece = await loop.sock_recv(sock, num_bytes - len(found))
+        if not piece:
+            raise wire.Closed
+        found += piece
+    return found
+
+
+def _compiled(sock: socket.socket, kind: Kind, body: bytes) -> GrammarProcess:
+    """What an attempt has come to. Raises GrammarError, _LimitReached and HostFailed."""
+    if kind is Kind.COMPILED:
+        used_bytes, _ = wire.unpack_compiled(body)
+        return GrammarProcess(sock, used_bytes)
+    if kind is Kind.REFUSED:
+        raise GrammarError(explain(body.decode("utf-8", "replace")))
+    death = wire.unpack_died(body)
+    limit = describe_death(death)
+    if limit is None:
+        raise HostFailed(f"a grammar's process could not be started, or ended (wait status {death.status})")
+    raise _LimitReached(limit)

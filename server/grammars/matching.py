@@ -1,0 +1,192 @@
+"""What a grammar process does: compile one grammar, try it, then say for each sequence which tokens may come next.
+
+Runs in grammar processes; the only module that imports llguidance. Nothing here may be trusted with its input: the
+process has limits, and may die at any point.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from typing import Any, NoReturn
+
+from server.grammars import wire
+from server.grammars.limits import OUT_OF_MEMORY, Limits, Meter, prepare_child, processor_s
+from server.grammars.wire import Kind, Vocabulary
+
+_HEAD = '%llguidance {"no_forcing": true}\n'
+"""A text that is forced may be written in any tokens: which ones is the model's choice, and no tokenizer is needed."""
+_MAX_ITEMS_IN_ROW = 25_000
+_STEP_MAX_ITEMS = 250_000
+_STEP_FUEL = 200_000
+_MAX_STATES = 100_000
+"""Of the lexer; 1 to 2 KB each."""
+_TRIAL_TOKENS = 48
+_TRIAL_S = 0.01
+
+
+class Refused(Exception):
+    """The grammar cannot be honoured; the message says why."""
+
+
+def build_tokenizer(vocabulary: Vocabulary) -> Any:
+    """llguidance's form of a vocabulary, with its trie."""
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    tokens = _Tokens(vocabulary)
+    tokenizer = LLTokenizer(
+        TokenizerWrapper(tokens), n_vocab=len(vocabulary.tokens), eos_token=list(vocabulary.eos_ids)
+    )
+    tokens.tokenizer = tokenizer
+    return tokenizer
+
+
+class _Tokens:
+    """A vocabulary in the form that llguidance reads."""
+
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.tokens, self.special_token_ids = vocabulary.tokens, list(vocabulary.special_ids)
+        self.eos_token_id = vocabulary.eos_ids[0]
+        self.tokenizer: Any = None
+
+    def __call__(self, text: bytes) -> list[int]:
+        """Tokens of a text, not always those of the model's own tokenizer; asked for only by a grammar that forces."""
+        if self.tokenizer is None:
+            return []
+        ids: list[int] = self.tokenizer.greedy_tokenize(text.decode("utf-8", "replace"))
+        return ids
+
+
+def run(sock: socket.socket, limits: Limits, tokenizer: Any) -> NoReturn:
+    """Be the process of one grammar, from its source to the end of its socket. Never returns."""
+    code = 1
+    try:
+        prepare_child()
+        _run(sock, Meter(limits), tokenizer)
+        code = 0
+    except MemoryError:
+        code = OUT_OF_MEMORY
+    except (wire.Closed, OSError):
+        code = 0  # the server has no more use for it
+    finally:
+        os._exit(code)
+
+
+def _run(sock: socket.socket, meter: Meter, tokenizer: Any) -> None:
+    _, body = wire.receive(sock)
+    began = processor_s()
+    try:
+        with meter.compiling():
+            whole, *parts = wire.unpack_source(body)
+            matcher = compile_matcher(tokenizer, whole)
+            for part in parts:
+                check_part(tokenizer, part)
+        try_out(matcher.deep_copy(), meter)
+    except Refused as error:
+        sock.sendall(wire.frame(Kind.REFUSED, str(error).encode()))
+        return
+    sock.sendall(wire.frame(Kind.COMPILED, wire.pack_compiled(meter.used_bytes, processor_s() - began)))
+    Matching(matcher, meter).serve(sock)
+
+
+def compile_matcher(tokenizer: Any, source: str) -> Any:
+    """An LLMatcher at the start of the grammar. Raises Refused."""
+    from llguidance import LLMatcher, LLParserLimits
+
+    limits = LLParserLimits(
+        max_items_in_row=_MAX_ITEMS_IN_ROW,
+        step_max_items=_STEP_MAX_ITEMS,
+        step_lexer_fuel=_STEP_FUEL,
+        max_lexer_states=_MAX_STATES,
+        verbose_errors=False,
+    )
+    matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(_HEAD + source), log_level=0, limits=limits)
+    if matcher.is_error():
+        raise Refused(matcher.get_error())
+    return matcher
+
+
+def check_part(tokenizer: Any, source: str) -> None:
+    """Raise Refused where a part of a grammar allows nothing."""
+    matcher = compile_matcher(tokenizer, source)
+    matcher.compute_bitmask()
+    if matcher.is_error():
+        raise Refused("its limits of a text contradict one another, so that nothing may follow where it should begin")
+
+
+def try_out(matcher: Any, meter: Meter) -> None:
+    """Follow the grammar for some tokens, drawn among the allowed. Raises Refused where that fails.
+
+    What is too complex to be followed shows in its first tokens, as a rule: an object of very many optional
+    properties, a choice among very many. What it learns of the grammar, its copies know.
+    """
+    source, began = random.Random(0), processor_s()
+    for number in range(_TRIAL_TOKENS):
+        with meter.step():
+            bits: bytes = matcher.compute_bitmask()
+        if matcher.is_error():
+            raise Refused(_failure(matcher, number))
+        token_id = draw(bits, source)
+        if matcher.is_stopped() or token_id is None or processor_s() - began > _TRIAL_S:
+            return
+        with meter.step():
+            is_taken = matcher.consume_token(token_id)
+        if not is_taken:
+            raise Refused(_failure(matcher, number))
+
+
+def draw(bits: bytes, source: random.Random) -> int | None:
+    """A token of those that the bits allow; None where they allow none."""
+    start = source.randrange(len(bits))
+    rest = bits[start:].lstrip(b"\0")
+    place = len(bits) - len(rest)
+    if not rest:
+        rest = bits.lstrip(b"\0")
+        place = len(bits) - len(rest)
+    if not rest:
+        return None
+    allowed = [bit for bit in range(8) if rest[0] >> bit & 1]
+    return 8 * place + source.choice(allowed)
+
+
+def _failure(matcher: Any, num_tokens: int) -> str:
+    """Why a grammar cannot be followed any further."""
+    said = " ".join(matcher.get_error().replace("<non-verbose/>", "").split())
+    if said.startswith("NoExtension"):
+        return "it allows no answer at all" if num_tokens == 0 else "it can come to a point where nothing may follow"
+    return f"it is too complex to be followed ({said.removeprefix('Parser Error: ')})"
+
+
+class Matching:
+    """The sequences that follow one grammar, by the ids that the server gives them."""
+
+    def __init__(self, matcher: Any, meter: Meter) -> None:
+        self._matcher = matcher
+        self._meter = meter
+        self._states: dict[int, Any] = {}
+        self._num_tokens: dict[int, int] = {}
+
+    def serve(self, sock: socket.socket) -> None:
+        """Answer until the socket closes. Raises wire.Closed."""
+        while True:
+            kind, body = wire.receive(sock)
+            if kind is Kind.ASK:
+                sock.sendall(self._answer(*wire.unpack_ask(body)))
+            elif kind is Kind.DROP:
+                self._states.pop(wire.unpack_drop(body), None)
+
+    def _answer(self, state_id: int, token_ids: list[int]) -> bytes:
+        with self._meter.step():
+            matcher = self._states.get(state_id)
+            if matcher is None:
+                matcher = self._states[state_id] = self._matcher.deep_copy()
+            for token_id in token_ids:
+                if not matcher.is_stopped():  # after its end anything may come
+                    matcher.consume_token(token_id)
+            bits: bytes = matcher.compute_bitmask()
+        if matcher.is_error():
+            return wire.frame(Kind.FAILED, wire.pack_failed(state_id, _failure(matcher, 1)))
+        return wire.frame(Kind.MASK, wire.pack_mask(state_id, self._meter.used_bytes, bits))

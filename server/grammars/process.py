@@ -1,0 +1,213 @@
+"""The server's side of a grammar process: a compiled grammar, and where each sequence stands in it.
+
+Implements `interface.Grammar` for the device thread, which owns a process from when it is compiled. Imports no
+llguidance and knows no request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import socket
+from collections.abc import Sequence
+
+from mlx_backend.errors import GrammarFailed, GrammarLost
+from server.grammars import wire
+from server.grammars.limits import OUT_OF_MEMORY
+from server.grammars.wire import Death, Kind
+from server.text.thought import Thought, ThoughtState
+
+_ANSWER_S = 10.0
+"""A process that says nothing for so long has been stopped by somebody: its own limits are much shorter."""
+LEAST_BYTES = 3 << 20
+"""What a process takes beside its grammar: the pages of Python that it writes to, and the kernel's tables."""
+
+
+class GrammarProcess:
+    """One grammar, compiled. Masks are asked for and read on the device thread; `end` may be called on any."""
+
+    def __init__(self, sock: socket.socket, used_bytes: int) -> None:
+        """`sock`: blocking from now on."""
+        sock.settimeout(_ANSWER_S)
+        self._sock = sock
+        self._used_bytes = used_bytes
+        self._ids = itertools.count()
+        self._masks: dict[int, bytes | GrammarFailed] = {}
+        self._failure: GrammarFailed | None = None
+        self.num_users = 0
+        """Requests that hold it. Counted on the event loop."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the process that it shares with no other."""
+        return LEAST_BYTES + self._used_bytes
+
+    @property
+    def is_alive(self) -> bool:
+        return self._failure is None
+
+    def new_id(self) -> int:
+        """The id of a sequence that has written nothing yet."""
+        return next(self._ids)
+
+    def ask(self, state_id: int, token_ids: Sequence[int]) -> None:
+        """Have the next mask of a sequence computed, behind the tokens that it has written since it asked last."""
+        self._send(wire.frame(Kind.ASK, wire.pack_ask(state_id, token_ids)))
+
+    def answer(self, state_id: int) -> bytes:
+        """The mask that was asked for, which may be waited for. Raises GrammarFailed."""
+        while state_id not in self._masks:
+            if self._failure is not None:
+                raise self._failure
+            self._read()
+        found = self._masks.pop(state_id)
+        if isinstance(found, GrammarFailed):
+            raise found
+        return found
+
+    def drop(self, state_id: int) -> None:
+        """A sequence has ended."""
+        self._masks.pop(state_id, None)
+        self._send(wire.frame(Kind.DROP, wire.pack_drop(state_id)))
+
+    def end(self) -> None:
+        """End the process. The device thread may be reading: the descriptor stays open until `close`."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End the process; the device thread reads no more."""
+        self._sock.close()
+
+    __del__ = close
+
+    def _send(self, frame: bytes) -> None:
+        if self._failure is None:
+            with contextlib.suppress(OSError):  # why shows when the answer is read
+                self._sock.sendall(frame)
+
+    def _read(self) -> None:
+        try:
+            kind, body = wire.receive(self._sock)
+        except TimeoutError:
+            self._failure = GrammarLost(f"the grammar's process did not answer within {_ANSWER_S:g} s")
+            self.end()
+        except (wire.Closed, OSError):
+            self._failure = GrammarLost("the grammar's process has ended")
+        else:
+            self._take(kind, body)
+
+    def _take(self, kind: Kind, body: bytes) -> None:
+        if kind is Kind.MASK:
+            state_id, self._used_bytes, bits = wire.unpack_mask(body)
+            self._masks[state_id] = bits
+        elif kind is Kind.FAILED:
+            state_id, why = wire.unpack_failed(body)
+            self._masks[state_id] = GrammarFailed(f"the grammar cannot be followed any further: {why}")
+        elif kind is Kind.DIED:
+            self._failure = _failure_of(wire.unpack_died(body))
+
+
+def describe_death(death: Death) -> str | None:
+    """The limit that a process has reached, for its client; None where it died of something else."""
+    status = death.status
+    if status is None:
+        return None
+    if os.WIFEXITED(status):
+        return "memory" if os.WEXITSTATUS(status) == OUT_OF_MEMORY else None
+    return {
+        signal.SIGPROF: "time",
+        signal.SIGABRT: "memory",  # Rust, when an allocation fails
+        signal.SIGSEGV: "stack",
+        signal.SIGBUS: "stack",  # macOS, at the guard page
+    }.get(signal.Signals(os.WTERMSIG(status)))
+
+
+def _failure_of(death: Death) -> GrammarFailed:
+    limit = describe_death(death)
+    if limit is None:
+        return GrammarLost("the grammar's process has ended")
+    return GrammarFailed(f"the grammar cannot be followed any further: a step needs more {limit} than it may have")
+
+
+class Grammar:
+    """A compiled grammar, which may begin after a thought. Implements `interface.Grammar`.
+
+    Without a `process` nothing is asked of what follows the thought.
+    """
+
+    def __init__(self, process: GrammarProcess | None, thought: Thought | None) -> None:
+        self._process, self._thought = process, thought
+
+    def start(self) -> GrammarState:
+        return GrammarState(self._process, self._thought)
+
+    def release(self) -> None:
+        """The request is over: its process may be ended to make room. Called once, on the event loop."""
+        if self._process is not None:
+            self._process.num_users -= 1
+
+
+class GrammarState:
+    """Where one sequence stands in its grammar. Implements `interface.GrammarState`."""
+
+    def __init__(self, process: GrammarProcess | None, thought: Thought | None) -> None:
+        self._process = process
+        self._id = -1 if process is None else process.new_id()
+        self._thought = None if thought is None else ThoughtState(thought, is_strict=process is not None)
+        self._unsent: list[int] = []
+        self._is_asked = False
+
+    @property
+    def num_free_tokens(self) -> int:
+        return 0 if self._process is not None or self._thought is None else self._thought.num_free_tokens
+
+    def accept(self, token_id: int) -> None:
+        if self._thought is not None and self._thought.accept(token_id):
+            return
+        if self._process is not None:
+            self._unsent.append(token_id)
+
+    def ask(self) -> None:
+        if self._process is not None and not self._is_asked and not self._is_in_thought:
+            self._process.ask(self._id, self._unsent)
+            self._unsent, self._is_asked = [], True
+
+    def allowed(self) -> bytes | None:
+        thought = self._thought
+        forced = None if thought is None else thought.forced_id
+        if self._process is None or self._is_in_thought:
+            return None if forced is None else _bit(forced)
+        self.ask()
+        self._is_asked = False
+        bits = self._process.answer(self._id)
+        if thought is None:
+            return bits
+        if forced is not None and _has(bits, forced):
+            return _bit(forced)
+        thought.release()
+        return bits if thought.first_id is None else _with(bits, thought.first_id)
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.drop(self._id)
+
+    @property
+    def _is_in_thought(self) -> bool:
+        return self._thought is not None and self._thought.is_within
+
+
+def _bit(token_id: int) -> bytes:
+    return _with(bytes(4 * (token_id // 32 + 1)), token_id)
+
+
+def _has(bits: bytes, token_id: int) -> bool:
+    place, bit = divmod(token_id, 8)
+    return bool(bits[place] >> bit & 1)
+
+
+def _with(bits: bytes, token_id: int) -> bytes:
+    place, bit = divmod(token_id, 8)
+    return bits[:place] + bytes([bits[place] | 1 << bit]) + bits[place + 1 :]

@@ -1,0 +1,195 @@
+"""Frames between the server, the host and the grammar processes, over stream sockets.
+
+A frame is a length, a kind and a body. Imports the standard library alone: the host starts in milliseconds.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+_HEADER = struct.Struct("<IB")
+_STATE = struct.Struct("<I")
+_MASK = struct.Struct("<IQ")
+_COMPILED = struct.Struct("<Qd")
+_DIED = struct.Struct("<i")
+_VOCABULARY = struct.Struct("<III")
+HEADER_BYTES = _HEADER.size
+BUFFER_BYTES = 256 * 1024
+"""Of a grammar's socket: a mask of a large vocabulary, 32 KB, passes in one piece. macOS would give 8 KB."""
+
+
+class Kind(IntEnum):
+    """What a frame says."""
+
+    VOCABULARY = 1
+    """To the host: the tokens."""
+    READY = 2
+    """From the host: it can fork."""
+    SOURCE = 3
+    """To a grammar process: what to compile."""
+    COMPILED = 4
+    """The grammar can be followed; bytes of the process, and processor seconds taken."""
+    REFUSED = 5
+    """The grammar cannot be honoured; why."""
+    ASK = 6
+    """To a grammar process: tokens that one sequence has written, and that its next mask is wanted."""
+    DROP = 7
+    """To a grammar process: a sequence has ended."""
+    MASK = 8
+    """The tokens that may come next, a bit each."""
+    FAILED = 9
+    """The grammar cannot be followed any further by this sequence; why."""
+    DIED = 10
+    """From the host, in place of a process that has ended: its wait status."""
+
+
+class Closed(Exception):
+    """The other side has closed the socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A tokenizer's tokens as bytes, by id; `special_ids` have names in place of bytes."""
+
+    tokens: Sequence[bytes]
+    eos_ids: Sequence[int]
+    special_ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a grammar process ended: its wait status, or None where it could not be started."""
+
+    status: int | None
+
+
+def frame(kind: Kind, *parts: bytes) -> bytes:
+    """A whole frame."""
+    body = b"".join(parts)
+    return _HEADER.pack(len(body), kind) + body
+
+
+def read_header(header: bytes) -> tuple[int, Kind]:
+    """(length of the body, kind)."""
+    length, kind = _HEADER.unpack(header)
+    return length, Kind(kind)
+
+
+def receive(sock: socket.socket) -> tuple[Kind, bytes]:
+    """The next frame of a blocking socket. Raises Closed and OSError."""
+    length, kind = read_header(_receive_exactly(sock, HEADER_BYTES))
+    return kind, _receive_exactly(sock, length)
+
+
+def _receive_exactly(sock: socket.socket, num_bytes: int) -> bytes:
+    if num_bytes == 0:
+        return b""
+    first = sock.recv(num_bytes)
+    if len(first) == num_bytes:
+        return first
+    pieces, num_left = [first], num_bytes - len(first)
+    while pieces[-1] and num_left:
+        pieces.append(sock.recv(num_left))
+        num_left -= len(pieces[-1])
+    if num_left:
+        raise Closed
+    return b"".join(pieces)
+
+
+# --- bodies
+
+
+def pack_vocabulary(vocabulary: Vocabulary) -> bytes:
+    lengths = array("I", map(len, vocabulary.tokens))
+    ids = array("I", [*vocabulary.eos_ids, *vocabulary.special_ids])
+    counts = _VOCABULARY.pack(len(lengths), len(vocabulary.eos_ids), len(vocabulary.special_ids))
+    return b"".join((counts, lengths.tobytes(), ids.tobytes(), *vocabulary.tokens))
+
+
+def unpack_vocabulary(body: bytes) -> Vocabulary:
+    num_tokens, num_eos, num_special = _VOCABULARY.unpack_from(body)
+    numbers = array("I")
+    start = _VOCABULARY.size + numbers.itemsize * (num_tokens + num_eos + num_special)
+    numbers.frombytes(body[_VOCABULARY.size : start])
+    tokens = []
+    for length in numbers[:num_tokens]:
+        tokens.append(body[start : start + length])
+        start += length
+    ids = numbers[num_tokens:]
+    return Vocabulary(tokens, ids[:num_eos].tolist(), ids[num_eos:].tolist())
+
+
+def pack_source(larks: Sequence[str]) -> bytes:
+    """Raises UnicodeEncodeError."""
+    encoded = [lark.encode() for lark in larks]
+    return array("I", [len(encoded), *map(len, encoded)]).tobytes() + b"".join(encoded)
+
+
+def unpack_source(body: bytes) -> list[str]:
+    """The grammar in Lark, and behind it those of its parts that may allow nothing."""
+    size = array("I").itemsize
+    lengths = array("I")
+    lengths.frombytes(body[size : size * (1 + int.from_bytes(body[:size], sys.byteorder))])
+    start, larks = size * (1 + len(lengths)), []
+    for length in lengths:
+        larks.append(body[start : start + length].decode())
+        start += length
+    return larks
+
+
+def pack_ask(state_id: int, token_ids: Sequence[int]) -> bytes:
+    return _STATE.pack(state_id) + array("I", token_ids).tobytes()
+
+
+def unpack_ask(body: bytes) -> tuple[int, list[int]]:
+    """(id of the sequence's state, tokens that it has written since it asked last)."""
+    return _STATE.unpack_from(body)[0], array("I", body[_STATE.size :]).tolist()
+
+
+def pack_drop(state_id: int) -> bytes:
+    return _STATE.pack(state_id)
+
+
+def unpack_drop(body: bytes) -> int:
+    state_id: int = _STATE.unpack(body)[0]
+    return state_id
+
+
+def pack_mask(state_id: int, used_bytes: int, bits: bytes) -> bytes:
+    return _MASK.pack(state_id, used_bytes) + bits
+
+
+def unpack_mask(body: bytes) -> tuple[int, int, bytes]:
+    """(id of the state, bytes that the process uses, a bit for each token in little-endian words of 32)."""
+    return *_MASK.unpack_from(body), body[_MASK.size :]
+
+
+def pack_failed(state_id: int, why: str) -> bytes:
+    return _STATE.pack(state_id) + why.encode()
+
+
+def unpack_failed(body: bytes) -> tuple[int, str]:
+    return _STATE.unpack_from(body)[0], body[_STATE.size :].decode("utf-8", "replace")
+
+
+def pack_compiled(used_bytes: int, cpu_s: float) -> bytes:
+    return _COMPILED.pack(used_bytes, cpu_s)
+
+
+def unpack_compiled(body: bytes) -> tuple[int, float]:
+    return _COMPILED.unpack(body)
+
+
+def pack_died(death: Death) -> bytes:
+    return _DIED.pack(-1 if death.status is None else death.status)
+
+
+def unpack_died(body: bytes) -> Death:
+    (status,) = _DIED.unpack(body)
+    return Death(None if status < 0 else status)

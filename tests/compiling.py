@@ -1,0 +1,37 @@
+"""Grammars compiled for tests that have no event loop, each in a process of its own as in the server."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+from collections import deque
+
+from server.grammars.compiler import GrammarBudget, GrammarCompiler
+from server.grammars.process import Grammar
+from server.text.grammar import GrammarSource
+from server.text.thought import Thought
+from server.text.tokenizer import ByteTokenizer, Tokenizer
+
+_MOST_HELD = 16
+
+
+class BlockingCompiler:
+    """A GrammarCompiler whose `compile` waits. Its host lives as long as the test process."""
+
+    def __init__(self, tokenizer: Tokenizer, budget: GrammarBudget | None = None) -> None:
+        self.compiler = GrammarCompiler(tokenizer, budget)
+        self._newest: deque[Grammar] = deque()
+        atexit.register(self.compiler.close)
+
+    def compile(self, source: GrammarSource, thought: Thought | None = None, *, for_good: bool = False) -> Grammar:
+        """A grammar that lasts while few others are compiled after it, or `for_good`. Raises GrammarError."""
+        grammar = asyncio.run(self.compiler.compile(source, thought))
+        if not for_good:
+            self._newest.append(grammar)
+        if len(self._newest) > _MOST_HELD:
+            self._newest.popleft().release()
+        return grammar
+
+
+TOKENIZER = ByteTokenizer()
+COMPILER = BlockingCompiler(TOKENIZER)
