@@ -101,8 +101,8 @@ class GrammarConfig:
     memory_gb: float | None = option(
         None,
         "memory for all grammars of a model, GB; one may take a third; none: a quarter of memory.reserve_gb, "
-        "at most 1 GB",
-        gt=0,
+        "0.1 to 1 GB",
+        ge=0.1,
     )
 
     def __post_init__(self) -> None:

@@ -46,8 +46,8 @@ WORDS = (
     *("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "and", "again"),
     *("naïve", "café", "waiters", "juggle", "你好", "🙂", "emoji"),
 )
-_PUTS_OFF = frozenset(b" \n0123456789,")
-"""Bytes with which an answer in JSON could go on and on."""
+_CLOSES, _PUTS_OFF = frozenset(b'"]}'), frozenset(b" \n0123456789,")
+"""Bytes that bring the end of an answer in JSON closer, and bytes with which it could go on and on."""
 _LOAD_SLICES = 20
 _WEIGHTS_BYTES = 1 << 20
 _BYTES_PER_TOKEN = 16
@@ -245,11 +245,17 @@ def _sample(sequence: Sequence, bits: bytes | None) -> Sampled:
 
 
 def _choose(bits: bytes, wanted: int, stop_ids: frozenset[int]) -> int:
-    """A token that a grammar allows: its end, else one that does not put the end off, `wanted` before others."""
+    """A token that a grammar allows: the end, else one that brings it closer, else `wanted` before others."""
     allowed = [token_id for token_id in range(VOCAB_SIZE) if bits[token_id // 8] >> token_id % 8 & 1]
     return min(
         allowed or [wanted],
-        key=lambda token_id: (token_id not in stop_ids, token_id in _PUTS_OFF, token_id != wanted, -token_id),
+        key=lambda token_id: (
+            token_id not in stop_ids,
+            token_id not in _CLOSES,
+            token_id in _PUTS_OFF,
+            token_id != wanted,
+            token_id,
+        ),
     )
 
 

@@ -5,14 +5,14 @@ Knows names and forms; whether a grammar can be honoured is the compiler's to sa
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from server.errors import InvalidRequest
+from server.json_text import read_json
 from server.service.job import GrammarWish
-from server.text.grammar import ANY_OBJECT, GrammarSource
+from server.text.grammar import ANY_OBJECT, MOST_CHARS, GrammarSource
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -75,8 +75,10 @@ def _too_many() -> GrammarSource:
 
 def _of_json(param: str, value: Any) -> GrammarSource:
     if isinstance(value, str):
+        if len(value) > MOST_CHARS:
+            raise _invalid(param, f"'{param}' has {len(value)} characters; at most {MOST_CHARS} are supported.")
         try:
-            value = json.loads(value)
+            value = read_json(value)
         except ValueError as error:
             raise _invalid(param, f"'{param}' is not JSON ({error}).") from None
     if not isinstance(value, Mapping):

@@ -12,13 +12,12 @@ import hashlib
 import logging
 import socket
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from server.grammars import wire
 from server.grammars.limits import Limits
 from server.grammars.process import Grammar, GrammarProcess, describe_death
-from server.grammars.spawn import HostFailed, HostProcess
+from server.grammars.spawn import HostFailed, HostGone, HostProcess
 from server.grammars.wire import Kind, Vocabulary
 from server.text.grammar import GrammarError, GrammarSource, explain
 from server.text.thought import Thought
@@ -28,6 +27,8 @@ logger = logging.getLogger("pippin.grammars")
 
 COMPILE_S = 5.0
 MEMORY_BYTES = 1 << 30
+LEAST_MEMORY_BYTES = 96 << 20
+_LEAST_QUICK_BYTES = 8 << 20
 _QUICK_S = 0.05
 _QUICK_AT_ONCE = 4
 _MOST_EXPENSIVE = 16
@@ -37,6 +38,8 @@ _STEP_S = 0.1
 _SLACK = 12
 """Times its processor time that a compilation may take on a busy machine."""
 _MOST_REFUSED = 256
+_LONG_CHARS = 20_000
+"""A longer source is prepared on another thread: the event loop belongs to the streams."""
 
 OUTCOMES = ("compiled", "cached", "refused", "limit", "abandoned", "failed")
 """How a compilation ends. `limit`: of time, memory or stack; `abandoned`: the client left first."""
@@ -48,25 +51,31 @@ class GrammarsBusy(Exception):
 
 @dataclass(frozen=True, slots=True)
 class GrammarBudget:
-    """Seconds of processor time for one grammar, and bytes for all of a model's together."""
+    """Seconds of processor time for one grammar; bytes for all of a model's, at least LEAST_MEMORY_BYTES."""
 
     compile_s: float = COMPILE_S
     memory_bytes: int = MEMORY_BYTES
 
     @property
+    def process_bytes(self) -> int:
+        """For one grammar."""
+        return self.memory_bytes // 3
+
+    @property
     def quick(self) -> Limits:
-        """Of the first attempt, `_QUICK_AT_ONCE` of which may be under way."""
-        return Limits(min(_QUICK_S, self.compile_s), _STEP_S, self.memory_bytes // (8 * _QUICK_AT_ONCE))
+        """Limits of the first attempt, `_QUICK_AT_ONCE` of which may be under way."""
+        compile_bytes = max(self.memory_bytes // (8 * _QUICK_AT_ONCE), _LEAST_QUICK_BYTES)
+        return Limits(min(_QUICK_S, self.compile_s), _STEP_S, compile_bytes, self.process_bytes)
 
     @property
     def thorough(self) -> Limits:
-        """Of the second attempt, one of which may be under way."""
-        return Limits(self.compile_s, _STEP_S, self.memory_bytes // 3)
+        """Limits of the second attempt, one of which may be under way."""
+        return Limits(self.compile_s, _STEP_S, self.process_bytes, self.process_bytes)
 
     @property
     def kept_bytes(self) -> int:
         """For compiled grammars: what attempts under way leave."""
-        return self.memory_bytes - self.thorough.memory_bytes - _QUICK_AT_ONCE * self.quick.memory_bytes
+        return self.memory_bytes - self.process_bytes - _QUICK_AT_ONCE * self.quick.compile_bytes
 
 
 @dataclass(slots=True)
@@ -122,7 +131,12 @@ class GrammarCompiler:
 
         Raises GrammarError and GrammarsBusy.
         """
-        process = await self._find(_encoded(source.to_lark(is_led=thought is not None)))
+        is_led = thought is not None
+        if len(source.text) > _LONG_CHARS:
+            encoded = await asyncio.to_thread(_encode, source, is_led)
+        else:
+            encoded = _encode(source, is_led)
+        process = await self._find(encoded)
         process.num_users += 1
         return Grammar(process, thought)
 
@@ -206,7 +220,14 @@ class GrammarCompiler:
             self._num_expensive -= 1
 
     async def _attempt(self, source: bytes, limits: Limits) -> GrammarProcess:
-        """Compile in a new process. Raises GrammarError, _LimitReached and HostFailed."""
+        """Compile in a new process, and once more where the host has died. Raises as `_attempt_once`."""
+        try:
+            return await self._attempt_once(source, limits)
+        except HostGone:
+            return await self._attempt_once(source, limits)
+
+    async def _attempt_once(self, source: bytes, limits: Limits) -> GrammarProcess:
+        """Raises GrammarError, _LimitReached and HostFailed."""
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -220,8 +241,10 @@ class GrammarCompiler:
             return _compiled(ours, kind, body)
         except BaseException as error:
             ours.close()  # the host kills what is at the other end
-            if isinstance(error, TimeoutError | wire.Closed | OSError):
-                raise HostFailed(f"a grammar's process has gone ({type(error).__name__})") from error
+            if isinstance(error, TimeoutError):
+                raise HostFailed("a grammar's process was not let run") from error
+            if isinstance(error, wire.Closed | OSError):
+                raise HostGone(f"a grammar's process has gone ({type(error).__name__})") from error
             raise
 
     def _keep(self, key: bytes, process: GrammarProcess) -> None:
@@ -235,7 +258,7 @@ class GrammarCompiler:
             if each.num_users == 0:
                 self._kept.pop(old).end()
         if self._kept and sum(other.num_bytes for other in self._kept.values()) > room:
-            process.end()
+            process.close()
             raise GrammarsBusy("The grammars of the requests in progress need all the memory there is for grammars.")
         self._kept[key] = process
 
@@ -248,7 +271,7 @@ class GrammarCompiler:
         if limit == "time":
             return f"compiling it takes more than {self._budget.compile_s:g} s of processor time (grammars.compile_s)"
         if limit == "memory":
-            mb = self._budget.thorough.memory_bytes / 1e6
+            mb = self._budget.process_bytes / 1e6
             return f"compiling it takes more than {mb:.0f} MB of memory (a third of grammars.memory_gb)"
         return "its rules refer to one another too deeply, or are nested too deeply"
 
@@ -258,9 +281,10 @@ class GrammarCompiler:
         return Vocabulary(tokens, sorted(tokenizer.eos_ids), sorted(tokenizer.special_ids | tokenizer.eos_ids))
 
 
-def _encoded(larks: Sequence[str]) -> bytes:
+def _encode(source: GrammarSource, is_led: bool) -> bytes:
+    """Raises GrammarError."""
     try:
-        return wire.pack_source(larks)
+        return wire.pack_source(source.to_lark(is_led=is_led))
     except UnicodeEncodeError:
         raise GrammarError("it is not valid Unicode") from None
 

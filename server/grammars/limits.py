@@ -23,7 +23,7 @@ _STACK_BYTES = 8 << 20
 _WATCH_S = 0.01
 _MAX_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes in which `ru_maxrss` is counted: getrusage(2) of macOS and of Linux."""
-_LIMITS = struct.Struct("<ddQi")
+_LIMITS = struct.Struct("<ddQQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,13 @@ class Limits:
     compile_s: float
     step_s: float
     """For one step of one sequence, a mask included."""
+    compile_bytes: int
+    """Memory for the compilation, beyond what the host uses, which the process shares."""
     memory_bytes: int
-    """Beyond what the host uses, which the process shares."""
-    niceness: int = 0
+    """... and for following the grammar afterwards, the compiled grammar included."""
 
     def pack(self) -> bytes:
-        return _LIMITS.pack(self.compile_s, self.step_s, self.memory_bytes, self.niceness)
+        return _LIMITS.pack(self.compile_s, self.step_s, self.compile_bytes, self.memory_bytes)
 
     @classmethod
     def unpack(cls, packed: bytes) -> Limits:
@@ -57,15 +58,15 @@ class Meter:
     """
 
     def __init__(self, limits: Limits, *, has_address_limit: bool = sys.platform == "linux") -> None:
-        self._limits = limits
+        self.limits = limits
         self._has_address_limit = has_address_limit
         self._first_rss = _max_rss()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _lower(resource.RLIMIT_STACK, _STACK_BYTES)
+        self._most_bytes = limits.memory_bytes
         if has_address_limit:
-            resource.setrlimit(resource.RLIMIT_AS, (_address_bytes() + limits.memory_bytes,) * 2)
-        if limits.niceness:
-            os.nice(limits.niceness)
+            self._first_address_bytes = _address_bytes()
+            self._limit_memory(limits.memory_bytes)
 
     @property
     def used_bytes(self) -> int:
@@ -74,25 +75,33 @@ class Meter:
 
     def look(self) -> None:
         """End the process where it has more memory than it may."""
-        if self.used_bytes > self._limits.memory_bytes:
+        if self.used_bytes > self._most_bytes:
             os._exit(OUT_OF_MEMORY)
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
-        """The time limit of a compilation."""
+        """The limits of a compilation."""
+        self._limit_memory(self.limits.compile_bytes)
         done = threading.Event()
         if not self._has_address_limit:
             threading.Thread(target=self._watch, args=(done,), daemon=True).start()
         try:
-            with _processor_time(self._limits.compile_s):
+            with _processor_time(self.limits.compile_s):
                 yield
         finally:
             done.set()
+        self._limit_memory(self.limits.memory_bytes)
+
+    def _limit_memory(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        if self._has_address_limit:
+            _, hard = resource.getrlimit(resource.RLIMIT_AS)
+            resource.setrlimit(resource.RLIMIT_AS, (self._first_address_bytes + most_bytes, hard))
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
         """The time limit of a step."""
-        with _processor_time(self._limits.step_s):
+        with _processor_time(self.limits.step_s):
             yield
         self.look()
 

@@ -11,6 +11,7 @@ import itertools
 import os
 import signal
 import socket
+import weakref
 from collections.abc import Sequence
 
 from mlx_backend.errors import GrammarFailed, GrammarLost
@@ -32,6 +33,7 @@ class GrammarProcess:
         """`sock`: blocking from now on."""
         sock.settimeout(_ANSWER_S)
         self._sock = sock
+        self._close = weakref.finalize(self, sock.close)
         self._used_bytes = used_bytes
         self._ids = itertools.count()
         self._masks: dict[int, bytes | GrammarFailed] = {}
@@ -73,15 +75,13 @@ class GrammarProcess:
         self._send(wire.frame(Kind.DROP, wire.pack_drop(state_id)))
 
     def end(self) -> None:
-        """End the process. The device thread may be reading: the descriptor stays open until `close`."""
+        """End the process. The device thread may be reading: the descriptor stays open as long as this object."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """End the process; the device thread reads no more."""
-        self._sock.close()
-
-    __del__ = close
+        self._close()
 
     def _send(self, frame: bytes) -> None:
         if self._failure is None:

@@ -30,7 +30,11 @@ _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
 class HostFailed(Exception):
-    """There is no host, and none could be started; or a process of its own has gone without a word."""
+    """There is no host, and none could be started; or a process of its own could not do its work."""
+
+
+class HostGone(HostFailed):
+    """The host has died, and with it what it was asked to fork: another one may be asked."""
 
 
 class HostProcess:

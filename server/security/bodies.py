@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from itertools import accumulate
 
 from starlette.types import Message, Receive
 
 from server.errors import InvalidRequest
+from server.json_text import is_deeper, outside_texts, structure_of
 from server.security.refusals import RequestTimeout, TooManyBodies
 
 _LONG_BYTES = 256 * 1024
 """A longer body is looked through on another thread: the event loop belongs to the streams."""
-_NOT_STRUCTURE = bytes(set(range(256)) - set(b'[]{},"'))
 _NUMBERS_PER_ITEM = 20
-_STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 class BodyRoom:
@@ -94,9 +92,9 @@ async def check_body(body: bytes, content_type: str, max_depth: int, max_items: 
 
 def _check_structure(body: bytes, max_depth: int, max_items: int) -> None:
     """What it costs to read JSON depends on how many things are in it, far more than on how long it is."""
-    bare = body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NOT_STRUCTURE)
-    num_texts = bare.count(b'"') // 2
-    outside = b"".join(bare.split(b'"')[::2]) if num_texts <= max_items else b""
+    structure = structure_of(body)
+    num_texts = structure.count(b'"') // 2
+    outside = outside_texts(structure) if num_texts <= max_items else b""
     num_items = num_texts + outside.count(b"[") + outside.count(b"{")
     if num_items > max_items or outside.count(b",") > _NUMBERS_PER_ITEM * max_items:
         raise InvalidRequest(
@@ -106,14 +104,6 @@ def _check_structure(body: bytes, max_depth: int, max_items: int) -> None:
         )
     if is_deeper(outside, max_depth):
         raise InvalidRequest(f"The request body is nested deeper than {max_depth} levels.", code="too_deep")
-
-
-def is_deeper(outside: bytes, max_depth: int) -> bool:
-    """Whether JSON opens more than `max_depth` brackets at once; `outside`: what of it is in no text."""
-    brackets = outside.translate(None, b",")
-    if len(brackets) <= max_depth:
-        return False
-    return any(depth > max_depth for depth in accumulate(map(_STEP.__getitem__, brackets)))
 
 
 def _is_json(content_type: str) -> bool:

@@ -15,7 +15,7 @@ from typing import NoReturn
 from mlx_backend.errors import EngineNotReady, let_go_of_frames
 from mlx_backend.interface import Engine, EngineHealth, EngineStats, LoadProgress, MemoryShare
 from server.config import GrammarConfig
-from server.grammars.compiler import MEMORY_BYTES, GrammarBudget, GrammarCompiler
+from server.grammars.compiler import LEAST_MEMORY_BYTES, MEMORY_BYTES, GrammarBudget, GrammarCompiler, GrammarStats
 from server.text.borders import BorderFinder
 from server.text.tokenizer import Tokenizer
 
@@ -71,7 +71,7 @@ class Life:
         with self._lock:
             self._is_ended = True
         self.engine.close(_LONG_S)
-        if "grammars" in self.__dict__:  # the cache of the property
+        if self._has_grammars:
             self.grammars.close()
 
     @property
@@ -105,8 +105,17 @@ class Life:
         elif info is None or info.memory is None:
             memory_bytes = MEMORY_BYTES
         else:  # the reserve is for what no other part of the plan counts
-            memory_bytes = min(MEMORY_BYTES, info.memory.reserve_bytes // 4)
+            memory_bytes = max(LEAST_MEMORY_BYTES, min(MEMORY_BYTES, info.memory.reserve_bytes // 4))
         return GrammarCompiler(self._loaded_tokenizer(), GrammarBudget(given.compile_s, memory_bytes))
+
+    @property
+    def grammar_stats(self) -> GrammarStats:
+        """Counters of the grammars; zeros before the first."""
+        return self.grammars.stats() if self._has_grammars else GrammarStats()
+
+    @property
+    def _has_grammars(self) -> bool:
+        return "grammars" in self.__dict__  # the cache of the property
 
     @cached_property
     def borders(self) -> BorderFinder:

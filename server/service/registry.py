@@ -15,7 +15,7 @@ from typing import Literal
 from mlx_backend.errors import EngineDead, EngineNotReady
 from mlx_backend.interface import Engine, EngineHealth, Footprint, MemoryShare, ModelInfo
 from server.errors import InvalidRequest, ModelNotFound
-from server.grammars.compiler import GrammarCompiler
+from server.grammars.compiler import GrammarCompiler, GrammarStats
 from server.service.life import NO_ENGINE, Life, Recipe
 from server.service.measures import Measures
 from server.service.residency import LOAD_WAIT_S, Lease, Residency, Watcher
@@ -138,6 +138,11 @@ class ServedModel:
     def grammars(self) -> GrammarCompiler:
         """The grammars that answers follow. To be asked for when the tokenizer has loaded."""
         return self._alive().grammars
+
+    @property
+    def grammar_stats(self) -> GrammarStats:
+        """Counters of the grammars of this life; zeros where it is not loaded."""
+        return GrammarStats() if self._life is None else self._life.grammar_stats
 
     @property
     def borders(self) -> BorderFinder:

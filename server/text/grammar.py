@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from server.json_text import read_json
+
 MOST_CHARS = 200_000
 JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r"( |\n {0,16})?"}
 """One space, or a line's end and its indent: a model that cannot decide would write white space for ever."""
@@ -82,11 +84,9 @@ ANY_OBJECT = GrammarSource.of_schema({"type": "object"})
 
 def _checked(text: str) -> Any:
     try:
-        schema = json.loads(text)
+        schema = read_json(text)
     except ValueError as error:
         raise GrammarError(f"the schema is not JSON ({error})") from None
-    except RecursionError:
-        raise GrammarError("the schema is nested too deeply") from None
     if not isinstance(schema, dict):
         raise GrammarError("a schema must be an object")
     check_keywords(schema)

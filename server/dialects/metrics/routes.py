@@ -14,6 +14,7 @@ from starlette.datastructures import State
 from starlette.responses import Response
 
 from server.dialects.metrics.engines import build_families, engine_families, power_families
+from server.dialects.metrics.grammars import grammar_families
 from server.dialects.metrics.prefix_cache import prefix_cache_families
 from server.dialects.metrics.process import process_families
 from server.dialects.metrics.requests import error_families, request_families
@@ -47,6 +48,7 @@ class _Snapshot(Collector):
         yield from error_families(self._state.error_counts)
         yield from engine_families(models)
         yield from prefix_cache_families([(model.id, stats.prefix_cache) for model, stats in models])
+        yield from grammar_families([(model.id, model.grammar_stats) for model, _ in models])
         yield from power_families(self._state.power)
         yield from build_families()
         yield from process_families()

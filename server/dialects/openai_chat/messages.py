@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.dialects.openai_chat.schema import FunctionCall, Message
 from server.dialects.openai_shared import check_extra
 from server.errors import InvalidRequest, UnsupportedParameter
+from server.json_text import read_json
 from server.text.chat_template import Ending
 
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
@@ -86,7 +86,7 @@ def _arguments(given: str | dict[str, Any]) -> str | dict[str, Any]:
     if not isinstance(given, str):
         return given
     try:
-        parsed = json.loads(given or "{}")
-    except (ValueError, RecursionError):
+        parsed = read_json(given or "{}")
+    except ValueError:
         return given
     return parsed if isinstance(parsed, dict) else given

@@ -15,6 +15,7 @@ import re
 from functools import partial
 from typing import Any
 
+from server.json_text import read_json
 from server.text.parsers.parts import CallSyntax, ChatFormat, Tools
 
 START, END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
@@ -84,7 +85,7 @@ def parse_invocations(text: str, tools: Tools) -> list[dict[str, Any]]:
 
 
 def _value(flag: str, value: str) -> Any:
-    return value if flag == "true" else json.loads(value)
+    return value if flag == "true" else read_json(value)
 
 
 def parse_tool_call(text: str, tools: Tools) -> list[dict[str, Any]]:
@@ -95,7 +96,7 @@ def parse_tool_call(text: str, tools: Tools) -> list[dict[str, Any]]:
         found = _FENCED_BODY.fullmatch(body) or _BARE_BODY.fullmatch(body)
         if found is None:
             raise ValueError("a call is a name and its arguments")
-        calls.append({"name": found[1], "arguments": json.loads(found[2])})
+        calls.append({"name": found[1], "arguments": read_json(found[2])})
     if not calls:
         raise ValueError("there is no call")
     return calls

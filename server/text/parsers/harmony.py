@@ -12,6 +12,7 @@ import re
 from typing import Literal
 from uuid import uuid4
 
+from server.json_text import read_json
 from server.text.parsers.parts import Part, Start, ToolCall, Tools
 from server.text.parsers.tags import find_tag, without_cut_tag
 
@@ -138,11 +139,11 @@ def _recipient(header: str) -> str:
 def _arguments(body: str) -> str | None:
     """The JSON of an object; None where `body` is not whole, or is none."""
     try:
-        parsed = json.loads(body)
+        parsed = read_json(body)
         if not isinstance(parsed, dict):
             return None
         written = json.dumps(parsed, ensure_ascii=False, allow_nan=False)
         written.encode()
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
     return written

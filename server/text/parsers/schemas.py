@@ -9,6 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from server.json_text import read_json
+
 Schema = Mapping[str, Any]
 _ANY: frozenset[str] = frozenset({"string", "number", "boolean", "null", "object", "array"})
 _NAMES = {str: "string", bool: "boolean", int: "number", float: "number", dict: "object", list: "array"}
@@ -69,8 +71,8 @@ def fit(arguments: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
 def _fit(value: Any, types: frozenset[str]) -> Any:
     if isinstance(value, str) and types != _ANY and types != {"string"}:
         try:
-            parsed = json.loads(value)
-        except (ValueError, RecursionError):
+            parsed = read_json(value)
+        except ValueError:
             return value
         return parsed if type_of(parsed) in types - {"string"} else value
     if type_of(value) in types or "string" not in types:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
+from server.json_text import read_json
 from server.text.parsers.parts import ChatFormat, Part, ToolCall, Tools
 from server.text.parsers.schemas import fit, required_of
 from server.text.parsers.tags import find_tag, without_cut_tag
@@ -120,7 +121,7 @@ class ToolCallSplitter:
         """Raises ValueError, TypeError and others for what is no call."""
         name, arguments = parsed["name"], parsed.get("arguments")
         if isinstance(arguments, str):
-            arguments = json.loads(arguments or "{}")
+            arguments = read_json(arguments or "{}")
         elif arguments is None:
             arguments = {}
         if not isinstance(name, str) or not name or not isinstance(arguments, dict):
