@@ -22,9 +22,12 @@ DEADLINE_S = 60.0
 class ServerProcess:
     """A started process; `lines` is what it has written to stderr so far."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, memory_bytes: int | None = None) -> None:
+        """`memory_bytes`: of address space, its children's as well; None: no limit."""
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, "-m", "server", "serve", *arguments, "--port", "0"]
+        if memory_bytes is not None:
+            command = ["bash", "-c", f'ulimit -v {memory_bytes // 1024}; exec "$@"', "bash", *command]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         self.lines: list[str] = []
         self._urls: queue.Queue[str | None] = queue.Queue()
@@ -64,9 +67,9 @@ class ServerProcess:
 
 
 @contextmanager
-def serving(*arguments: str) -> Iterator[tuple[ServerProcess, httpx.Client]]:
+def serving(*arguments: str, memory_bytes: int | None = None) -> Iterator[tuple[ServerProcess, httpx.Client]]:
     """A process that is ready, and a client of it; ended afterwards."""
-    server = ServerProcess(*arguments)
+    server = ServerProcess(*arguments, memory_bytes=memory_bytes)
     try:
         with httpx.Client(base_url=server.url(), timeout=DEADLINE_S) as client:
             yield server, client

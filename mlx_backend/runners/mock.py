@@ -48,6 +48,7 @@ WORDS = (
 )
 _CLOSES, _PUTS_OFF = frozenset(b'"]}'), frozenset(b" \n0123456789,")
 """Bytes that bring the end of an answer in JSON closer, and bytes with which it could go on and on."""
+_MOST_RANDOM_TOKENS = 100
 _LOAD_SLICES = 20
 _WEIGHTS_BYTES = 1 << 20
 _BYTES_PER_TOKEN = 16
@@ -240,13 +241,22 @@ def _sample(sequence: Sequence, bits: bytes | None) -> Sampled:
     if is_short and token_id in request.stop_ids:
         token_id = next(other for other in range(ord("a"), VOCAB_SIZE) if other not in request.stop_ids)
     if bits is not None:
-        token_id = _choose(bits, token_id, request.stop_ids)
+        token_id = _choose(bits, token_id, sequence)
     return Sampled(sequence, token_id, _logprobs(token_id, request.sampling.num_logprobs))
 
 
-def _choose(bits: bytes, wanted: int, stop_ids: frozenset[int]) -> int:
-    """A token that a grammar allows: the end, else one that brings it closer, else `wanted` before others."""
+def _choose(bits: bytes, wanted: int, sequence: Sequence) -> int:
+    """A token that a grammar allows: the end, else one that brings it closer, else `wanted` before others.
+
+    With a temperature, now and then any of the allowed, as long as the answer is not long yet.
+    """
     allowed = [token_id for token_id in range(VOCAB_SIZE) if bits[token_id // 8] >> token_id % 8 & 1]
+    if _is_random(sequence) and allowed and sequence.num_started_tokens < _MOST_RANDOM_TOKENS:
+        seed, place = sequence.request.sampling.seed, sequence.num_started_tokens
+        drawn = zlib.crc32(repr((sequence.request.prompt_ids, sequence.ordinal, seed, place)).encode())
+        if drawn % 3 == 0:
+            return allowed[drawn // 3 % len(allowed)]
+    stop_ids = sequence.request.stop_ids
     return min(
         allowed or [wanted],
         key=lambda token_id: (
