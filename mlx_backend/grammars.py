@@ -12,7 +12,10 @@ class GrammarState(Protocol):
         """The sequence has one token more."""
 
     def ask(self) -> None:
-        """Begin to compute what `allowed` returns, so that several sequences' masks are computed side by side."""
+        """Want what `allowed` returns. Of several sequences, all ask first; then it is computed for all together."""
+
+    def send(self) -> None:
+        """Begin to compute what was asked for by now, of this sequence and of others with the same grammar."""
 
     def allowed(self) -> bytes | None:
         """A bit for each token, in little-endian words of 32: whether it may come next. None: all may.

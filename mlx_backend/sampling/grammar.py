@@ -48,6 +48,8 @@ def read_masks(rows: Sequence[Row], newest: Sequence[int | None]) -> Masks:
             row.num_accepted += 1
         row.grammar_state.ask()
         asked.append((place, row, row.grammar_state))
+    for _, _, state in asked:
+        state.send()
     masks = Masks()
     for place, row, state in asked:
         try:

@@ -99,9 +99,9 @@ class Meter:
             resource.setrlimit(resource.RLIMIT_AS, (self._first_address_bytes + most_bytes, hard))
 
     @contextlib.contextmanager
-    def step(self) -> Iterator[None]:
-        """The time limit of a step."""
-        with _processor_time(self.limits.step_s):
+    def steps(self, count: int) -> Iterator[None]:
+        """The limits of so many steps."""
+        with _processor_time(count * self.limits.step_s):
             yield
         self.look()
 

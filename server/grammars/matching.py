@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from server.grammars import wire
 from server.grammars.limits import OUT_OF_MEMORY, Limits, Meter, prepare_child, processor_s
-from server.grammars.wire import Kind, Vocabulary
+from server.grammars.wire import Ask, Kind, Mask, Vocabulary
 
 _HEAD = '%llguidance {"no_forcing": true}\n'
 """A text that is forced may be written in any tokens: which ones is the model's choice, and no tokenizer is needed."""
@@ -173,26 +173,27 @@ class Matching:
         self._matcher = matcher
         self._meter = meter
         self._states: dict[int, Any] = {}
-        self._num_tokens: dict[int, int] = {}
 
     def serve(self, sock: socket.socket) -> None:
         """Answer until the socket closes. Raises wire.Closed."""
         while True:
             kind, body = wire.receive(sock)
             if kind is Kind.ASK:
-                sock.sendall(self._answer(*wire.unpack_ask(body)))
+                asks = wire.unpack_asks(body)
+                with self._meter.steps(len(asks)):
+                    masks = [self._answer(ask) for ask in asks]
+                sock.sendall(wire.frame(Kind.ANSWER, wire.pack_answer(self._meter.used_bytes, masks)))
             elif kind is Kind.DROP:
                 self._states.pop(wire.unpack_drop(body), None)
 
-    def _answer(self, state_id: int, token_ids: list[int]) -> bytes:
-        with self._meter.step():
-            matcher = self._states.get(state_id)
-            if matcher is None:
-                matcher = self._states[state_id] = self._matcher.deep_copy()
-            for token_id in token_ids:
-                if not matcher.is_stopped():  # after its end anything may come
-                    matcher.consume_token(token_id)
-            bits: bytes = matcher.compute_bitmask()
+    def _answer(self, ask: Ask) -> Mask:
+        matcher = self._states.get(ask.state_id)
+        if matcher is None:
+            matcher = self._states[ask.state_id] = self._matcher.deep_copy()
+        for token_id in ask.token_ids:
+            if not matcher.is_stopped():  # after its end anything may come
+                matcher.consume_token(token_id)
+        bits: bytes = matcher.compute_bitmask()
         if matcher.is_error():
-            return wire.frame(Kind.FAILED, wire.pack_failed(state_id, _failure(matcher, 1)))
-        return wire.frame(Kind.MASK, wire.pack_mask(state_id, self._meter.used_bytes, bits))
+            return Mask(ask.state_id, failure=_failure(matcher, 1))
+        return Mask(ask.state_id, bits)

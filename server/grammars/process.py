@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from mlx_backend.errors import GrammarFailed, GrammarLost
 from server.grammars import wire
 from server.grammars.limits import OUT_OF_MEMORY
-from server.grammars.wire import Death, Kind
+from server.grammars.wire import Ask, Death, Kind, Mask
 from server.text.thought import Thought, ThoughtState
 
 _ANSWER_S = 10.0
@@ -36,7 +36,8 @@ class GrammarProcess:
         self._close = weakref.finalize(self, sock.close)
         self._used_bytes = used_bytes
         self._ids = itertools.count()
-        self._masks: dict[int, bytes | GrammarFailed] = {}
+        self._asks: list[Ask] = []
+        self._masks: dict[int, Mask] = {}
         self._failure: GrammarFailed | None = None
         self.num_users = 0
         """Requests that hold it. Counted on the event loop."""
@@ -55,19 +56,26 @@ class GrammarProcess:
         return next(self._ids)
 
     def ask(self, state_id: int, token_ids: Sequence[int]) -> None:
-        """Have the next mask of a sequence computed, behind the tokens that it has written since it asked last."""
-        self._send(wire.frame(Kind.ASK, wire.pack_ask(state_id, token_ids)))
+        """Want the next mask of a sequence, behind the tokens that it has written since it asked last."""
+        self._asks.append(Ask(state_id, token_ids))
+
+    def send(self) -> None:
+        """Have the masks computed that are wanted by now, those of all sequences in one go."""
+        if self._asks:
+            asks, self._asks = self._asks, []
+            self._send(wire.frame(Kind.ASK, wire.pack_asks(asks)))
 
     def answer(self, state_id: int) -> bytes:
-        """The mask that was asked for, which may be waited for. Raises GrammarFailed."""
+        """The mask that was wanted, which may have to be waited for. Raises GrammarFailed."""
+        self.send()
         while state_id not in self._masks:
             if self._failure is not None:
                 raise self._failure
             self._read()
-        found = self._masks.pop(state_id)
-        if isinstance(found, GrammarFailed):
-            raise found
-        return found
+        mask = self._masks.pop(state_id)
+        if mask.failure is not None:
+            raise GrammarFailed(f"the grammar cannot be followed any further: {mask.failure}")
+        return mask.bits
 
     def drop(self, state_id: int) -> None:
         """A sequence has ended."""
@@ -100,12 +108,9 @@ class GrammarProcess:
             self._take(kind, body)
 
     def _take(self, kind: Kind, body: bytes) -> None:
-        if kind is Kind.MASK:
-            state_id, self._used_bytes, bits = wire.unpack_mask(body)
-            self._masks[state_id] = bits
-        elif kind is Kind.FAILED:
-            state_id, why = wire.unpack_failed(body)
-            self._masks[state_id] = GrammarFailed(f"the grammar cannot be followed any further: {why}")
+        if kind is Kind.ANSWER:
+            self._used_bytes, masks = wire.unpack_answer(body)
+            self._masks.update((mask.state_id, mask) for mask in masks)
         elif kind is Kind.DIED:
             self._failure = _failure_of(wire.unpack_died(body))
 
@@ -174,6 +179,10 @@ class GrammarState:
         if self._process is not None and not self._is_asked and not self._is_in_thought:
             self._process.ask(self._id, self._unsent)
             self._unsent, self._is_asked = [], True
+
+    def send(self) -> None:
+        if self._process is not None:
+            self._process.send()
 
     def allowed(self) -> bytes | None:
         thought = self._thought

@@ -15,7 +15,8 @@ from enum import IntEnum
 
 _HEADER = struct.Struct("<IB")
 _STATE = struct.Struct("<I")
-_MASK = struct.Struct("<IQ")
+_ANSWER = struct.Struct("<QI")
+_MASK = struct.Struct("<I?I")
 _COMPILED = struct.Struct("<Qd")
 _DIED = struct.Struct("<i")
 _VOCABULARY = struct.Struct("<III")
@@ -38,14 +39,12 @@ class Kind(IntEnum):
     REFUSED = 5
     """The grammar cannot be honoured; why."""
     ASK = 6
-    """To a grammar process: tokens that one sequence has written, and that its next mask is wanted."""
+    """To a grammar process: the tokens that some sequences have written; the next mask of each is wanted."""
     DROP = 7
     """To a grammar process: a sequence has ended."""
-    MASK = 8
-    """The tokens that may come next, a bit each."""
-    FAILED = 9
-    """The grammar cannot be followed any further by this sequence; why."""
-    DIED = 10
+    ANSWER = 8
+    """The mask of each sequence that was asked for, or why its grammar cannot be followed any further."""
+    DIED = 9
     """From the host, in place of a process that has ended: its wait status."""
 
 
@@ -60,6 +59,24 @@ class Vocabulary:
     tokens: Sequence[bytes]
     eos_ids: Sequence[int]
     special_ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One sequence, by the id of its state, and the tokens that it has written since it asked last."""
+
+    state_id: int
+    token_ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Which tokens one sequence may write next: a bit for each, in little-endian words of 32."""
+
+    state_id: int
+    bits: bytes = b""
+    failure: str | None = None
+    """Why the grammar cannot be followed any further, in place of the bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +160,21 @@ def unpack_source(body: bytes) -> list[str]:
     return larks
 
 
-def pack_ask(state_id: int, token_ids: Sequence[int]) -> bytes:
-    return _STATE.pack(state_id) + array("I", token_ids).tobytes()
+def pack_asks(asks: Sequence[Ask]) -> bytes:
+    numbers = array("I")
+    for ask in asks:
+        numbers.extend((ask.state_id, len(ask.token_ids), *ask.token_ids))
+    return numbers.tobytes()
 
 
-def unpack_ask(body: bytes) -> tuple[int, list[int]]:
-    """(id of the sequence's state, tokens that it has written since it asked last)."""
-    return _STATE.unpack_from(body)[0], array("I", body[_STATE.size :]).tolist()
+def unpack_asks(body: bytes) -> list[Ask]:
+    numbers = array("I", body)
+    asks, place = [], 0
+    while place < len(numbers):
+        end = place + 2 + numbers[place + 1]
+        asks.append(Ask(numbers[place], numbers[place + 2 : end].tolist()))
+        place = end
+    return asks
 
 
 def pack_drop(state_id: int) -> bytes:
@@ -161,21 +186,25 @@ def unpack_drop(body: bytes) -> int:
     return state_id
 
 
-def pack_mask(state_id: int, used_bytes: int, bits: bytes) -> bytes:
-    return _MASK.pack(state_id, used_bytes) + bits
+def pack_answer(used_bytes: int, masks: Sequence[Mask]) -> bytes:
+    parts = [_ANSWER.pack(used_bytes, len(masks))]
+    for mask in masks:
+        content = mask.bits if mask.failure is None else mask.failure.encode()
+        parts += (_MASK.pack(mask.state_id, mask.failure is None, len(content)), content)
+    return b"".join(parts)
 
 
-def unpack_mask(body: bytes) -> tuple[int, int, bytes]:
-    """(id of the state, bytes that the process uses, a bit for each token in little-endian words of 32)."""
-    return *_MASK.unpack_from(body), body[_MASK.size :]
-
-
-def pack_failed(state_id: int, why: str) -> bytes:
-    return _STATE.pack(state_id) + why.encode()
-
-
-def unpack_failed(body: bytes) -> tuple[int, str]:
-    return _STATE.unpack_from(body)[0], body[_STATE.size :].decode("utf-8", "replace")
+def unpack_answer(body: bytes) -> tuple[int, list[Mask]]:
+    """(bytes that the process uses, masks)."""
+    used_bytes, count = _ANSWER.unpack_from(body)
+    masks, place = [], _ANSWER.size
+    for _ in range(count):
+        state_id, is_mask, length = _MASK.unpack_from(body, place)
+        place += _MASK.size
+        content = body[place : place + length]
+        place += length
+        masks.append(Mask(state_id, content) if is_mask else Mask(state_id, failure=content.decode("utf-8", "replace")))
+    return used_bytes, masks
 
 
 def pack_compiled(used_bytes: int, cpu_s: float) -> bytes:

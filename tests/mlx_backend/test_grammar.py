@@ -60,6 +60,9 @@ class LadderState:
     def ask(self) -> None:
         """There is nothing to prepare."""
 
+    def send(self) -> None:
+        """There is nobody to send it to."""
+
     def close(self) -> None:
         """There is nothing to let go of."""
 
