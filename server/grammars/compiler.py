@@ -37,6 +37,8 @@ _STEP_S = 0.1
 """Processor time of one step of one sequence. Other sequences wait for it."""
 _SLACK = 12
 """Times its processor time that a compilation may take on a busy machine."""
+_MOST_KEPT = 64
+"""Compiled grammars that are kept for later; those in use may be more."""
 _MOST_REFUSED = 256
 _LONG_CHARS = 20_000
 """A longer source is prepared on another thread: the event loop belongs to the streams."""
@@ -253,14 +255,18 @@ class GrammarCompiler:
             del self._kept[old]
         room = self._budget.kept_bytes - process.num_bytes
         for old, each in list(self._kept.items()):  # the one that was used longest ago first
-            if sum(other.num_bytes for other in self._kept.values()) <= room:
+            if self._held_bytes <= room and len(self._kept) < _MOST_KEPT:
                 break
             if each.num_users == 0:
                 self._kept.pop(old).end()
-        if self._kept and sum(other.num_bytes for other in self._kept.values()) > room:
+        if self._held_bytes > max(room, 0):
             process.close()
             raise GrammarsBusy("The grammars of the requests in progress need all the memory there is for grammars.")
         self._kept[key] = process
+
+    @property
+    def _held_bytes(self) -> int:
+        return sum(process.num_bytes for process in self._kept.values())
 
     def _refuse(self, key: bytes, why: str) -> None:
         self._refused[key] = why

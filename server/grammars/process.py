@@ -22,8 +22,6 @@ from server.text.thought import Thought, ThoughtState
 
 _ANSWER_S = 10.0
 """A process that says nothing for so long has been stopped by somebody: its own limits are much shorter."""
-LEAST_BYTES = 3 << 20
-"""What a process takes beside its grammar: the pages of Python that it writes to, and the kernel's tables."""
 
 
 class GrammarProcess:
@@ -45,7 +43,7 @@ class GrammarProcess:
     @property
     def num_bytes(self) -> int:
         """Memory of the process that it shares with no other."""
-        return LEAST_BYTES + self._used_bytes
+        return self._used_bytes
 
     @property
     def is_alive(self) -> bool:
