@@ -38,11 +38,12 @@ def create_app(
         sse.let_streams_finish()
         registry.start()
         app.state.power.start()
-        beating = asyncio.create_task(app.state.pulse.run())
+        running = [asyncio.create_task(app.state.pulse.run()), asyncio.create_task(app.state.gate.watch_keys())]
         try:
             yield
         finally:
-            beating.cancel()
+            for task in running:
+                task.cancel()
             app.state.power.close()
             await registry.close()
 

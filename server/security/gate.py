@@ -6,7 +6,9 @@ the request is, into its state.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,8 +19,8 @@ from server.config import Config, SecurityConfig
 from server.errors import APIError, InvalidRequest, note_error, openai_response
 from server.security.bodies import BodyPlace, BodyRoom, check_body, read_body, replay
 from server.security.hosts import HostRule, OriginRule
-from server.security.keys import Key, KeyRing
-from server.security.rate import Accounts
+from server.security.keys import RECHECK_S, Key, KeyRing
+from server.security.rate import Account, Accounts
 from server.security.refusals import (
     AdminRefused,
     HeadersTooLarge,
@@ -27,13 +29,15 @@ from server.security.refusals import (
     OriginRefused,
     TooManyConnections,
 )
-from server.security.tenant import Tenant
+from server.security.tenant import Revocation, Tenant
 
 PROBES = frozenset({"/health", "/ready", "/version"})
 METRICS = "/metrics"
 ADMIN = "/admin/"
 PAGE, PAGE_FILES = "/", "/dashboard/"
 """The dashboard as it is shipped; what it shows, it has to ask for, with a key."""
+_KEYS_WAIT_S = 1.0
+_key_reader = ThreadPoolExecutor(1, thread_name_prefix="keys")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _CORS_MAX_AGE_S = "600"
 _CORS_HEADERS = "authorization, content-type, x-api-key, x-request-id"
@@ -56,6 +60,9 @@ class Gate:
         self._bodies = BodyRoom(config.security.max_bodies_bytes)
         path = config.security.keys_file
         self.keys = None if path is None else KeyRing(Path(path).expanduser())
+        self._reading: asyncio.Task[None] | None = None
+        self._revocations: dict[str, Revocation] = {}
+        """Of the keys that were used, by hash."""
 
     def take_limits(self, limits: SecurityConfig) -> None:
         """Hold to these from the next request on: sizes, times and rates. What was asked of the file stays."""
@@ -63,9 +70,41 @@ class Gate:
         self._accounts.take_limits(limits)
         self._bodies.most = limits.max_bodies_bytes
 
+    async def refresh_keys(self) -> None:
+        """Read the keys file where it has changed and was not looked at a moment ago. On a thread: a disk may hang.
+
+        Requests wait for it, so that a key that was revoked a second ago is refused, but not for long.
+        """
+        if self.keys is None:
+            return
+        if self._reading is None and self.keys.is_due:
+            self.keys.begin()
+            self._reading = asyncio.create_task(self._read_keys(self.keys))
+        if self._reading is not None:
+            await asyncio.wait({self._reading}, timeout=_KEYS_WAIT_S)
+
     def reload_keys(self) -> None:
+        """Read the keys file now, where it has changed."""
         if self.keys is not None:
-            self.keys.reload()
+            self._revoke(self.keys.reload())
+
+    async def watch_keys(self) -> None:
+        """Keep looking, so that what runs for a key that is revoked ends, too. Until it is cancelled."""
+        while self.keys is not None:
+            await asyncio.sleep(RECHECK_S)
+            await self.refresh_keys()
+
+    async def _read_keys(self, keys: KeyRing) -> None:
+        try:
+            reading = await asyncio.get_running_loop().run_in_executor(_key_reader, keys.read)
+            self._revoke(keys.take(reading))
+        finally:
+            self._reading = None
+
+    def _revoke(self, hashes: frozenset[str]) -> None:
+        for hash in hashes:
+            if hash in self._revocations:
+                self._revocations.pop(hash).revoke()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -82,6 +121,7 @@ class Gate:
     async def _pass(self, scope: Scope, receive: Receive, send: Send, place: BodyPlace) -> None:
         headers, more = Headers(scope=scope), _MoreHeaders(send)
         try:
+            await self.refresh_keys()
             preflight = self._let_in(scope, headers, more)
             if preflight is not None:
                 await preflight(scope, receive, more.send)
@@ -116,11 +156,17 @@ class Gate:
             raise AdminRefused
         if scope["path"] not in PROBES:
             account = self._accounts.of(key)
-            state["tenant"] = Tenant(key.name if key else "", account.charge, self._limits.share_prefix_cache)
+            state["tenant"] = self._tenant(key, account)
             if scope["method"] not in _SAFE:
                 more.add(account.headers)
                 account.admit()
         return None
+
+    def _tenant(self, key: Key | None, account: Account) -> Tenant:
+        if key is None:
+            return Tenant("", account, self._limits.share_prefix_cache)
+        revocation = self._revocations.setdefault(key.hash, Revocation())
+        return Tenant(key.name, account, self._limits.share_prefix_cache, revocation)
 
     def _check_headers(self, scope: Scope) -> None:
         found, limits = scope["headers"], self._limits

@@ -31,7 +31,8 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 _ADMIN = "admin"
 _LIMITS = ("requests_per_minute", "tokens_per_minute")
 
-Signature = tuple[int, int, int]
+Signature = tuple[int, int, int, int]
+"""Changes with a file's text, and with who may read it: what could not be read is read once it can be."""
 
 
 class KeysError(Exception):
@@ -130,7 +131,8 @@ def _parse_limit(option: str) -> tuple[str, int]:
 def _read(path: Path) -> tuple[str, Signature]:
     """A file's text, and what changes when the file does; for its owner's eyes only, else refused."""
     try:
-        with path.open("rb") as file:
+        # A FIFO would be waited for, by whoever reads it; so it is opened without waiting, and then refused.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise KeysError(f"keys file {path}: is not a file")
@@ -150,7 +152,7 @@ def _read(path: Path) -> tuple[str, Signature]:
 
 
 def _signature(found: os.stat_result) -> Signature:
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:
@@ -170,8 +172,20 @@ def _write(path: Path, lines: Iterable[str]) -> None:
 # --- the ring
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A look at the keys file: its keys, or why there are none; both None where it is as it was."""
+
+    keys: tuple[Key, ...] | None = None
+    signature: Signature | None = None
+    failure: str | None = None
+
+
 class KeyRing:
-    """The keys that are valid now. A file that has changed is read again; what cannot be read changes nothing."""
+    """The keys that are valid now. A file that has changed is read again; a file that cannot be read changes nothing.
+
+    `read` may be called on any thread and may take long; everything else belongs to the event loop.
+    """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises KeysError."""
@@ -180,34 +194,54 @@ class KeyRing:
         self._checked_at = clock()
         text, self._signature = _read(path)
         self._keys = parse(path, text)
+        self._failure: str | None = None
         if not self._keys:
             logger.warning("keys file %s has no keys: nobody can use the server", path)
 
     def find(self, sent: str) -> Key | None:
         """The key that was sent. Every hash is compared, each in constant time: how long it takes tells nothing."""
-        if self._clock() - self._checked_at >= RECHECK_S:
-            self.reload()
         hash, found = hash_of(sent), None
         for key in self._keys:
             if hmac.compare_digest(key.hash, hash):
                 found = key
         return found
 
-    def reload(self) -> None:
-        """Read the file again where it has changed."""
+    @property
+    def is_due(self) -> bool:
+        """Whether the file was last looked at RECHECK_S ago."""
+        return self._clock() - self._checked_at >= RECHECK_S
+
+    def begin(self) -> None:
+        """The file is being looked at."""
         self._checked_at = self._clock()
+
+    def read(self) -> Reading:
+        """Look at the file, and read it where it has changed since it was last read. Changes nothing here."""
         try:
-            signature = _signature(os.stat(self._path))
-            if signature == self._signature:
-                return
-            self._signature = signature  # what is wrong is told once
-            text, self._signature = _read(self._path)
-            self._keys = parse(self._path, text)
+            if _signature(os.stat(self._path)) == self._signature:
+                return Reading()
+            text, signature = _read(self._path)
+            return Reading(parse(self._path, text), signature)
         except OSError as error:
-            if self._signature != (0, 0, 0):
-                self._signature = (0, 0, 0)
-                logger.error("keys file %s: %s; the keys stay as they were", self._path, error.strerror or error)
+            return Reading(failure=f"keys file {self._path}: {error.strerror or error}")
         except KeysError as error:
-            logger.error("%s; the keys stay as they were", error)
-        else:
-            logger.info("keys file %s read again: %d keys", self._path, len(self._keys))
+            return Reading(failure=str(error))
+
+    def take(self, reading: Reading) -> frozenset[str]:
+        """Have the keys of a reading valid from now on; the hashes of those that are not valid any more."""
+        if reading.failure is not None:
+            if reading.failure != self._failure:  # what is wrong is logged once
+                logger.error("%s; the keys stay as they were", reading.failure)
+            self._failure = reading.failure
+            return frozenset()
+        self._failure = None
+        if reading.keys is None or reading.signature is None:
+            return frozenset()
+        former, self._keys, self._signature = self._keys, reading.keys, reading.signature
+        logger.info("keys file %s read again: %d keys", self._path, len(self._keys))
+        return frozenset(key.hash for key in former) - frozenset(key.hash for key in self._keys)
+
+    def reload(self) -> frozenset[str]:
+        """Look at the file, and wait for it; the hashes of keys that are not valid any more."""
+        self.begin()
+        return self.take(self.read())

@@ -1,8 +1,8 @@
 """How much a key may use in a minute: requests and tokens, as buckets that fill up again steadily.
 
-A full bucket is a minute's worth. Of tokens, what a request takes is known when it is over: it is let in while there
-are any left, and what it took may put the bucket below zero, which the next one waits out. Knows nothing of HTTP but
-the names of OpenAI's headers.
+A full bucket is a minute's worth. A request takes its tokens when it is admitted, prompt and all that it may write, and
+gives back what it did not write. One that may write more than a full bucket has needs the bucket full, and puts it
+below zero, which the next one waits out. Knows nothing of HTTP but the names of OpenAI's headers.
 """
 
 from __future__ import annotations
@@ -37,15 +37,24 @@ class Bucket:
         """Also what is not there."""
         self._level = self.level - amount
 
+    def give_back(self, amount: int) -> None:
+        """Of what was taken."""
+        self._level = min(self.per_minute, self.level + amount)
+
     def wait_s(self, level: float) -> float:
         """Until there is so much."""
         return max(0.0, (level - self.level) * 60 / self.per_minute)
 
 
 class Account:
-    """What one key has left; without a limit, anything."""
+    """The requests and tokens that one key has left; without a limit, any number."""
 
-    def __init__(self, requests_per_minute: int | None, tokens_per_minute: int | None, clock: Clock) -> None:
+    def __init__(
+        self,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
         self.limits = (requests_per_minute, tokens_per_minute)
         self._requests = None if requests_per_minute is None else Bucket(requests_per_minute, clock)
         self._tokens = None if tokens_per_minute is None else Bucket(tokens_per_minute, clock)
@@ -58,10 +67,16 @@ class Account:
         if self._requests is not None:
             self._requests.take(1)
 
-    def charge(self, num_tokens: int) -> None:
-        """Count tokens that were taken."""
-        if self._tokens is not None:
-            self._tokens.take(num_tokens)
+    def reserve(self, num_tokens: int) -> Reservation:
+        """Take tokens for a request that may need so many. Raises RateLimited, and takes none."""
+        bucket = self._tokens
+        if bucket is None:
+            return Reservation(None, num_tokens)
+        needed = min(num_tokens, bucket.per_minute)
+        if bucket.level < needed:
+            raise RateLimited("tokens", bucket.per_minute, bucket.wait_s(needed), num_tokens)
+        bucket.take(num_tokens)
+        return Reservation(bucket, num_tokens)
 
     def headers(self) -> dict[str, str]:
         """OpenAI's headers, for what is limited."""
@@ -72,6 +87,28 @@ class Account:
                 found[f"x-ratelimit-remaining-{what}"] = str(max(0, int(bucket.level)))
                 found[f"x-ratelimit-reset-{what}"] = _duration(bucket.wait_s(bucket.per_minute))
         return found
+
+
+class Reservation:
+    """The tokens that one request has taken. Without a bucket nothing is counted."""
+
+    def __init__(self, bucket: Bucket | None, num_tokens: int) -> None:
+        self._bucket = bucket
+        self._num_tokens = num_tokens
+
+    def use(self, num_tokens: int) -> None:
+        """So many are used by now; those beyond what was taken are taken."""
+        if num_tokens > self._num_tokens:
+            if self._bucket is not None:
+                self._bucket.take(num_tokens - self._num_tokens)
+            self._num_tokens = num_tokens
+
+    def settle(self, num_tokens: int) -> None:
+        """So many were used in the end; the others are given back. Idempotent."""
+        self.use(num_tokens)
+        if self._bucket is not None:
+            self._bucket.give_back(self._num_tokens - num_tokens)
+            self._bucket = None
 
 
 class Accounts:

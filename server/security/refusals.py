@@ -18,6 +18,13 @@ class KeyRefused(InvalidRequest):
         return {"WWW-Authenticate": 'Bearer realm="pippin"'}
 
 
+class KeyRevoked(KeyRefused):
+    """The key was valid when the request came, and has been taken out of the keys file since."""
+
+    def __init__(self) -> None:
+        super().__init__("The API key has been revoked.")
+
+
 class AdminRefused(InvalidRequest):
     """The key is not one that may have models come and go."""
 
@@ -80,10 +87,12 @@ class RateLimited(APIError):
     status = 429
     code = "rate_limit_exceeded"
 
-    def __init__(self, what: str, per_minute: int, wait_s: float) -> None:
+    def __init__(self, what: str, per_minute: int, wait_s: float, num_tokens: int | None = None) -> None:
+        """`num_tokens`: prompt and output that the request may need."""
         self.retry_after_s = max(1, math.ceil(wait_s))
+        needed = "" if num_tokens is None else f" This request may need {num_tokens}."
         super().__init__(
-            f"Rate limit reached: {per_minute} {what} per minute. Please try again in {self.retry_after_s} s."
+            f"Rate limit reached: {per_minute} {what} per minute.{needed} Please try again in {self.retry_after_s} s."
         )
         self.type = what
 

@@ -1,26 +1,56 @@
-"""Whose a job is. All that the layers below the gate know of keys."""
+"""The tenant of a job: which key it belongs to. All that the layers below the gate know of keys."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from server.security.rate import Account, Reservation
+from server.security.refusals import KeyRevoked
 
 
-def _free(num_tokens: int) -> None:
-    """Nobody counts."""
+class Revocation:
+    """Whether a key has been revoked, and who wants to know. One for all requests of a key; on the event loop."""
+
+    def __init__(self) -> None:
+        self._is_revoked = False
+        self._watchers: list[Callable[[], None]] = []
+
+    def check(self) -> None:
+        """Raises KeyRevoked."""
+        if self._is_revoked:
+            raise KeyRevoked
+
+    def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Have `callback` called when the key is revoked; what ends that. Raises KeyRevoked where it is already."""
+        self.check()
+        self._watchers.append(callback)
+        return lambda: self._watchers.remove(callback) if callback in self._watchers else None
+
+    def revoke(self) -> None:
+        """Tell everybody."""
+        self._is_revoked = True
+        watchers, self._watchers = self._watchers, []
+        for callback in watchers:
+            callback()
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """The name of the key that was sent, empty where none is; and where the tokens that a job takes are counted."""
+    """The name of the key that was sent, empty where none is; and the account in which the job's tokens are counted."""
 
     name: str = ""
-    charge: Callable[[int], None] = _free
+    account: Account = field(default_factory=Account)
     shares_prefixes: bool = False
+    revocation: Revocation = field(default_factory=Revocation)
+
+    def reserve(self, num_tokens: int) -> Reservation:
+        """Take tokens before they are computed. Raises RateLimited."""
+        return self.account.reserve(num_tokens)
 
     @property
     def mark(self) -> str:
-        """What a line of the log has behind the model's name."""
+        """Its part of a line of the log, behind the model's name."""
         return f" key={self.name}" if self.name else ""
 
     @property
@@ -29,5 +59,5 @@ class Tenant:
         return {"key": self.name} if self.name else {}
 
     def salt(self, given: str) -> str:
-        """What keeps its prompts apart from others', with the salt that the request gave."""
+        """The salt that keeps its prompts apart from others', with the salt that the request gave."""
         return given if self.shares_prefixes or not self.name else f"{self.name}\0{given}"

@@ -77,7 +77,7 @@ async def _embed(model: ServedModel, job: EmbeddingJob, began: float) -> Embeddi
     for ids, param in zip(prompts, job.params, strict=True):
         _check_input(ids, param, info)
     num_tokens, ended = sum(map(len, prompts)), "aborted"
-    job.tenant.charge(num_tokens)
+    reservation = job.tenant.reserve(num_tokens)
     vectors: list[bytes] = []
     leave = model.measures.live.add(lambda: _describe(job, began, prompts, len(vectors)))
     try:
@@ -88,6 +88,7 @@ async def _embed(model: ServedModel, job: EmbeddingJob, began: float) -> Embeddi
         raise
     finally:
         leave()
+        reservation.settle(num_tokens)
         took_s = time.perf_counter() - began
         model.measures.ended(_ENDS.get(ended, "error"), num_tokens, 0, took_s)
         logger.info(
@@ -184,6 +185,7 @@ async def _compute(engine: Engine, job: EmbeddingJob, prompts: Sequence[Ids], ve
         for position, ids in enumerate(prompts)
     ]
     for first in range(0, len(requests), _AT_ONCE):
+        job.tenant.revocation.check()
         vectors += await _compute_together(engine, requests[first : first + _AT_ONCE])
 
 

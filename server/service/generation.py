@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
+from math import inf
 
 from mlx_backend.errors import ContextLengthExceeded, EngineDead, TooManyPrompts, UnknownToken
 from mlx_backend.interface import (
@@ -21,6 +22,7 @@ from mlx_backend.interface import (
     TokenStream,
 )
 from server.errors import to_api_error
+from server.security.refusals import KeyRevoked
 from server.service.encoding import Encoded, FindBorders, encode_prompt
 from server.service.grammars import compile_grammar
 from server.service.job import ChatPrompt, GenerationJob, Prompt
@@ -36,6 +38,9 @@ from server.text.parsers.parts import OutputParser
 from server.text.pipeline import ChoicePipeline
 from server.text.tokenizer import Tokenizer
 
+_USUAL_OUTPUT_TOKENS = 1024
+"""An answer of unknown length is taken for as long, where its key has a limit of tokens; what is beyond is counted as
+it comes."""
 _LEAST_ROOM = 1024
 """Tokens left for an answer of unknown length where oldest turns may go; or a quarter of the limit, if that is less."""
 
@@ -91,20 +96,27 @@ async def _open(lease: Lease, job: GenerationJob, started_at: float, truncates: 
         )
         for position, ids in enumerate(prompts)
     ]
+    job.tenant.revocation.check()
+    reservation = job.tenant.reserve(_num_needed(job, requests))
     try:
         tokens = model.engine.submit(requests)
     except UnknownToken as error:
+        reservation.settle(0)
         raise to_api_error(error, "logit_bias" if error.is_bias else job.prompt_param) from error
     except TooManyPrompts as error:
+        reservation.settle(0)
         raise to_api_error(error, job.prompt_param) from error
+    except BaseException:
+        reservation.settle(0)
+        raise
     num_truncated = sum(each.num_truncated_tokens for each in encoded)
     record = JobRecord(
         *(job.request_id, model.id, sum(map(len, prompts)), started_at, num_truncated),
         measures=model.measures,
         num_choices=len(prompts) * job.n,
         tenant=job.tenant,
+        reservation=reservation,
     )
-    job.tenant.charge(record.num_prompt_tokens)
     transcript = Transcript(tokenizer, job.prompts, prompts, job.n) if job.keeps_transcript else None
     pairs = list(zip(job.prompts, encoded, strict=True))
     parsers = [_parser(tokenizer, prompt, each) for prompt, each in pairs for _ in range(job.n)]
@@ -143,6 +155,7 @@ class OutputStream:
         self._is_closed = False
         self._max_output_tokens = None if job.max_tokens is None else job.max_tokens * len(parsers)
         self._leave = record.measures.live.add(self._describe)
+        self._unwatch = job.tenant.revocation.watch(self._revoke)
 
     @property
     def model_id(self) -> str:
@@ -168,7 +181,8 @@ class OutputStream:
             while not events:
                 self._take(await anext(self._batches), events)
         except StopAsyncIteration:
-            self._record.error = EngineDead("the engine ended the stream with choices unfinished")
+            if self._record.error is None:
+                self._record.error = EngineDead("the engine ended the stream with choices unfinished")
             raise self._record.error from None
         except Exception as error:
             self._record.error = error
@@ -184,6 +198,7 @@ class OutputStream:
             return
         self._is_closed = True
         self._leave()
+        self._unwatch()
         try:
             await self._tokens.aclose()
         finally:
@@ -191,6 +206,13 @@ class OutputStream:
             self._record.measure(self._is_done)
             if self.lease is not None:
                 self.lease.release()
+
+    def _revoke(self) -> None:
+        """End what is still written: the key is not valid any more. The reader is told when it reads on."""
+        if not self._is_done:
+            self._record.error = KeyRevoked()
+            for index in range(len(self._choices)):
+                self._tokens.abort(index)
 
     def _describe(self) -> LiveRequest:
         """For whoever watches."""
@@ -235,6 +257,13 @@ class OutputStream:
             self._num_open -= 1
             self._record.finished.append(Finished(event.index, event.finish_reason, 0))
             events.append(self._record.finished[-1])
+
+
+def _num_needed(job: GenerationJob, requests: Sequence[GenerationRequest]) -> int:
+    """Tokens that a job may take of its key's account: of an answer of unknown length, as many as most have."""
+    unknown = job.max_tokens is None and job.default_max_tokens is None
+    most = _USUAL_OUTPUT_TOKENS if unknown else inf
+    return sum(len(request.prompt_ids) + job.n * int(min(request.max_tokens, most)) for request in requests)
 
 
 def _border_finding(model: ServedModel, info: ModelInfo, job: GenerationJob) -> FindBorders | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,13 +18,16 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from mlx_backend.errors import QueueFull
+from mlx_backend.interface import EngineStats, ModelInfo
 from server.config import Config, SecurityConfig
 from server.security import keys
 from server.security.gate import PROBES, Gate
 from server.security.tenant import Tenant
+from tests.engine_client import until
 from tests.fake_engine import FakeEngine, spell
-from tests.serving import client_of
+from tests.serving import client_of, mock_engine
 
+BIG = ModelInfo(context_limit=100_000, vocab_size=260)
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize")
 CLOSED = ("/v1/models", "/metrics", "/status", "/admin/models", "/docs", "/openapi.json", "/nothing", *PATHS)
@@ -390,3 +395,97 @@ async def test_a_socket_does_not_come_in_by_another_protocol(keys_file: Path) ->
     gate = Gate(app, Config(security=SecurityConfig(keys_file=str(keys_file))))
     await gate({"type": "websocket", "path": "/"}, nothing, nothing)
     assert came == []
+
+
+# --- revoked while in use
+
+
+@asynccontextmanager
+async def slow(keys_file: Path, **security: object) -> AsyncIterator[httpx.AsyncClient]:
+    """Over the mock at 20 tokens a second, with the watch that the server keeps over its keys."""
+    config = Config(security=SecurityConfig(keys_file=str(keys_file), **security))  # type: ignore[arg-type]
+    engine = mock_engine(itl_s=0.05)
+    async with client_of(engine, config) as client:
+        await until(lambda: engine.model_info is not None)
+        gate: Gate = client._transport.app.state.gate  # type: ignore[attr-defined]
+        watching = asyncio.create_task(gate.watch_keys())
+        try:
+            yield client
+        finally:
+            watching.cancel()
+
+
+def stats_of(client: httpx.AsyncClient) -> EngineStats:
+    (model,) = client._transport.app.state.registry.list()  # type: ignore[attr-defined]
+    stats: EngineStats = model.engine.stats()
+    return stats
+
+
+LONG = {"prompt": "x", "max_tokens": 2000, "ignore_eos": True}
+
+
+async def test_what_runs_for_a_revoked_key_ends_and_nothing_else(keys_file: Path) -> None:
+    alice, bob = keys.add(keys_file, "alice"), keys.add(keys_file, "bob")
+    async with slow(keys_file) as client:
+        whole = asyncio.create_task(client.post("/v1/completions", json=LONG, headers=bearer(alice)))
+        other = asyncio.create_task(
+            client.post("/v1/completions", json={**LONG, "max_tokens": 60}, headers=bearer(bob))
+        )
+        streamed = asyncio.create_task(
+            client.post("/v1/completions", json={**LONG, "stream": True}, headers=bearer(alice))
+        )
+        await until(lambda: stats_of(client).num_running == 3)
+        keys.revoke(keys_file, "alice")
+        answer = await whole
+        assert (answer.status_code, error_of(answer)["message"]) == (401, "The API key has been revoked.")
+        events = [line for line in (await streamed).text.splitlines() if line.startswith("data: ")]
+        assert "revoked" in json.loads(events[-1].removeprefix("data: "))["error"]["message"]
+        assert len(events) > 1
+        assert (await other).json()["usage"]["completion_tokens"] == 60
+        await until(lambda: stats_of(client).num_running == 0)
+
+
+async def test_a_disk_that_hangs_holds_nobody_up_for_long(keys_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alice = keys.add(keys_file, "alice")
+    stuck = threading.Event()
+    monkeypatch.setattr("server.security.gate._KEYS_WAIT_S", 0.01)
+    monkeypatch.setattr(keys.KeyRing, "read", lambda _: stuck.wait(60) and keys.Reading())
+    monkeypatch.setattr(keys.KeyRing, "is_due", property(lambda _: True))
+    try:
+        async with guarded(keys_file=str(keys_file)) as client:
+            for _ in range(3):
+                assert (await client.get("/v1/models", headers=bearer(alice))).status_code == 200
+    finally:
+        stuck.set()
+
+
+# --- tokens in parallel
+
+
+async def test_requests_in_parallel_take_no_more_tokens_than_their_key_has(keys_file: Path) -> None:
+    alice = keys.add(keys_file, "alice", tokens_per_minute=600)
+    async with slow(keys_file) as client:
+        body = {"prompt": "x", "max_tokens": 250, "ignore_eos": True}
+        asked = [
+            asyncio.create_task(client.post("/v1/completions", json=body, headers=bearer(alice))) for _ in range(30)
+        ]
+        await until(lambda: sum(task.done() for task in asked) == 28)
+        running = [task for task in asked if not task.done()]
+        refused = [task.result() for task in asked if task.done()]
+        assert {answer.status_code for answer in refused} == {429}
+        assert all(int(answer.headers["Retry-After"]) > 5 for answer in refused)
+        assert all(answer.headers["x-ratelimit-limit-tokens"] == "600" for answer in refused)
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
+        await until(lambda: stats_of(client).num_running == 0)
+        answer = await client.post("/v1/completions", json={**body, "max_tokens": 1}, headers=bearer(alice))
+        assert int(answer.headers["x-ratelimit-remaining-tokens"]) > 400, "what was not written is given back"
+
+
+async def test_an_answer_of_unknown_length_is_let_in_and_counted_as_it_comes(keys_file: Path) -> None:
+    alice = keys.add(keys_file, "alice", tokens_per_minute=3000)
+    async with guarded(FakeEngine([spell("ok")], info=BIG), keys_file=str(keys_file)) as client:
+        chat = {"messages": [{"role": "user", "content": "hi"}]}
+        for _ in range(5):
+            assert (await client.post("/v1/chat/completions", json=chat, headers=bearer(alice))).status_code == 200

@@ -12,7 +12,7 @@ import pytest
 
 from server import cli
 from server.security import keys
-from server.security.keys import Key, KeyRing, KeysError, add, new_key, parse, read_keys, revoke
+from server.security.keys import Key, KeyRing, KeysError, add, hash_of, new_key, parse, read_keys, revoke
 
 HASH = hashlib.sha256(b"secret").hexdigest()
 
@@ -127,18 +127,66 @@ def test_a_key_is_added_and_revoked_while_others_stay(path: Path) -> None:
         add(path, "a:b")
 
 
+def found(ring: KeyRing, sent: str) -> Key | None:
+    """As the gate does it: the file is looked at where that is due."""
+    if ring.is_due:
+        ring.reload()
+    return ring.find(sent)
+
+
 def test_a_revoked_key_is_refused_within_a_second_without_a_restart(path: Path) -> None:
     clock = Clock()
     alice, bob = add(path, "alice"), add(path, "bob")
     ring = KeyRing(path, clock)
     revoke(path, "alice")
-    assert ring.find(alice) is not None  # looked at a moment ago
+    assert found(ring, alice) is not None  # looked at a moment ago
     clock.now += 1.0
-    assert ring.find(alice) is None
-    assert ring.find(bob) is not None
+    assert found(ring, alice) is None
+    assert found(ring, bob) is not None
     carol = add(path, "carol")
     clock.now += 1.0
-    assert ring.find(carol) is not None
+    assert found(ring, carol) is not None
+
+
+def test_what_is_revoked_is_said(path: Path) -> None:
+    alice, bob = add(path, "alice"), add(path, "bob")
+    ring = KeyRing(path, Clock())
+    assert ring.reload() == frozenset()
+    revoke(path, "alice")
+    assert ring.reload() == {hash_of(alice)}
+    lines = path.read_text().splitlines()
+    write(path, "\n".join(f"{line}:requests_per_minute=5" for line in lines))
+    assert ring.reload() == frozenset(), "another limit is no other key"
+    revoke(path, "bob")
+    add(path, "bob")
+    assert ring.reload() == {hash_of(bob)}, "another key of the same name is"
+
+
+def test_a_file_that_could_not_be_read_is_read_once_it_can_be(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Written anew with a mode that is refused, then `chmod 600`, as the log says: the text did not change since."""
+    clock = Clock()
+    alice = add(path, "alice")
+    ring = KeyRing(path, clock)
+    write(path, f"bob:{HASH}", 0o644)
+    clock.now += 1.0
+    assert found(ring, alice) is not None
+    assert "chmod 600" in caplog.text
+    path.chmod(0o600)
+    clock.now += 1.0
+    assert found(ring, alice) is None
+
+
+@pytest.mark.parametrize("at_start", [True, False])
+def test_a_fifo_is_not_waited_for(path: Path, at_start: bool) -> None:
+    alice = add(path, "alice")
+    ring = KeyRing(path, Clock())
+    path.unlink()
+    os.mkfifo(path, 0o600)
+    if at_start:
+        with pytest.raises(KeysError, match="is not a file"):
+            KeyRing(path)
+    ring.reload()
+    assert ring.find(alice) is not None
 
 
 def test_the_file_is_looked_at_once_a_second(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +200,7 @@ def test_the_file_is_looked_at_once_a_second(path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(keys, "os", types.SimpleNamespace(stat=look))
     for _ in range(50):
-        ring.find(key)
+        found(ring, key)
         clock.now += 0.1
     assert 4 <= len(looks) <= 5
 
@@ -172,13 +220,13 @@ def test_a_file_that_cannot_be_read_again_changes_nothing(
         path.unlink()
     for _ in range(3):
         clock.now += 1.0
-        assert ring.find(key) is not None
-        assert ring.find("secret") is None
+        assert found(ring, key) is not None
+        assert found(ring, "secret") is None
     assert caplog.text.count("stay as they were") == 1
     path.unlink(missing_ok=True)
     fresh = add(path, "bob")
     clock.now += 1.0
-    assert ring.find(fresh) is not None and ring.find(key) is None
+    assert found(ring, fresh) is not None and found(ring, key) is None
 
 
 def test_every_hash_is_compared_in_constant_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def test_tokens_may_go_below_zero_and_are_waited_out() -> None:
     clock = Clock()
     account = Account(None, 60, clock)
     account.admit()
-    account.charge(100)
+    account.reserve(100)
     with pytest.raises(RateLimited) as caught:
         account.admit()
     assert caught.value.type == "tokens"
@@ -44,7 +44,7 @@ def test_tokens_may_go_below_zero_and_are_waited_out() -> None:
 def test_a_refused_request_costs_nothing() -> None:
     clock = Clock()
     account = Account(60, 60, clock)
-    account.charge(120)
+    account.reserve(120)
     for _ in range(100):
         with pytest.raises(RateLimited):
             account.admit()
@@ -55,7 +55,7 @@ def test_the_headers_are_openais() -> None:
     clock = Clock()
     account = Account(60, 100_000, clock)
     account.admit()
-    account.charge(50_000)
+    reservation = account.reserve(50_000)
     assert account.headers() == {
         "x-ratelimit-limit-requests": "60",
         "x-ratelimit-remaining-requests": "59",
@@ -64,10 +64,72 @@ def test_the_headers_are_openais() -> None:
         "x-ratelimit-remaining-tokens": "50000",
         "x-ratelimit-reset-tokens": "30s",
     }
-    account.charge(150_000)
+    reservation.use(200_000)
     assert account.headers()["x-ratelimit-remaining-tokens"] == "0"
     assert account.headers()["x-ratelimit-reset-tokens"] == "2m0s"
     assert Account(None, None, clock).headers() == {}
+
+
+def test_requests_in_parallel_take_their_tokens_when_they_are_let_in() -> None:
+    clock = Clock()
+    account = Account(None, 600, clock)
+    first, second = account.reserve(400), account.reserve(200)
+    with pytest.raises(RateLimited) as caught:
+        account.reserve(100)
+    assert caught.value.headers == {"Retry-After": "10"}
+    assert "may need 100" in caught.value.message
+    first.settle(50)
+    third = account.reserve(350)
+    with pytest.raises(RateLimited):
+        account.reserve(1)
+    for reservation in (first, first, second, third):
+        reservation.settle(0)
+    assert account.headers()["x-ratelimit-remaining-tokens"] == "550"
+
+
+def test_one_that_may_take_more_than_a_minutes_worth_needs_it_whole_and_is_waited_out() -> None:
+    clock = Clock()
+    account = Account(None, 600, clock)
+    small = account.reserve(1)
+    with pytest.raises(RateLimited):
+        account.reserve(3000)
+    small.settle(0)
+    large = account.reserve(3000)
+    with pytest.raises(RateLimited) as caught:
+        account.reserve(600)
+    assert caught.value.headers == {"Retry-After": "300"}
+    large.settle(700)
+    clock.now += 70
+    account.reserve(600)
+
+
+def test_what_is_used_beyond_a_reservation_counts_at_once() -> None:
+    clock = Clock()
+    account = Account(None, 600, clock)
+    reservation = account.reserve(100)
+    reservation.use(90)
+    assert account.headers()["x-ratelimit-remaining-tokens"] == "500"
+    reservation.use(550)
+    assert account.headers()["x-ratelimit-remaining-tokens"] == "50"
+    reservation.settle(560)
+    assert account.headers()["x-ratelimit-remaining-tokens"] == "40"
+
+
+@given(st.lists(st.tuples(st.integers(0, 900), st.integers(0, 900), st.floats(0, 20)), max_size=60))
+def test_what_is_settled_is_what_was_used(requests: list[tuple[int, int, float]]) -> None:
+    """Whatever was reserved: the tokens that were used are bounded by the limit, but for the last request's."""
+    clock = Clock()
+    account, used, largest = Account(None, 600, clock), 0, 0
+    for reserved, taken, pause in requests:
+        clock.now += pause
+        try:
+            reservation = account.reserve(reserved)
+        except RateLimited:
+            continue
+        reservation.use(taken)
+        reservation.settle(taken)
+        used, largest = used + taken, max(largest, taken)
+    assert used <= 600 + (clock.now - 100) * 10 + 2 * largest + 1e-6
 
 
 @given(st.lists(st.floats(0, 10), max_size=200), st.integers(1, 100))
