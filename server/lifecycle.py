@@ -23,6 +23,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import RETRY_AFTER_S, APIError, note_error, openai_response
+from server.logs import flush_logs
 
 logger = logging.getLogger("pippin.lifecycle")
 
@@ -237,4 +238,5 @@ def _end_after(seconds: float) -> threading.Timer:
 
 def _end_by_force(seconds: float) -> None:
     logger.critical("the server did not end within %g s; it is ended by force", seconds)
+    flush_logs()
     os._exit(1)

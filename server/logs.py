@@ -12,9 +12,10 @@ import traceback
 from collections.abc import Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from logging.handlers import WatchedFileHandler
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
+
+from server.log_writer import BackgroundLog, ConsoleLog, FileLog
 
 LogFormat = Literal["console", "json"]
 
@@ -116,14 +117,6 @@ def _without_message(error: BaseException) -> Iterator[str]:
     yield f"{type(error).__module__}.{type(error).__qualname__} (its message may quote the request: see log_prompts)"
 
 
-class ConsoleLog(logging.StreamHandler[TextIO]):
-    """The one handler that `configure_logging` owns; standard error."""
-
-
-class FileLog(WatchedFileHandler):
-    """... or a file, which may be moved away while it is written, as rotation does: the next line begins a new one."""
-
-
 def configure_logging(
     level: str, form: LogFormat = "console", *, with_prompts: bool = False, file: str | None = None
 ) -> None:
@@ -132,7 +125,7 @@ def configure_logging(
     `with_prompts`: also what clients write. Raises OSError for a file that cannot be had.
     """
     root = logging.getLogger()
-    log: logging.Handler = ConsoleLog() if file is None else FileLog(Path(file).expanduser(), encoding="utf-8")
+    log = ConsoleLog() if file is None else FileLog(Path(file).expanduser())
     for handler in _our_handlers():
         root.removeHandler(handler)
         handler.close()
@@ -158,5 +151,11 @@ def is_structured() -> bool:
     return any(isinstance(handler.formatter, JSONFormatter) for handler in _our_handlers())
 
 
-def _our_handlers() -> list[logging.Handler]:
-    return [handler for handler in logging.getLogger().handlers if isinstance(handler, ConsoleLog | FileLog)]
+def flush_logs() -> None:
+    """Wait until what was logged is written, but not for long."""
+    for handler in _our_handlers():
+        handler.flush()
+
+
+def _our_handlers() -> list[BackgroundLog]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, BackgroundLog)]

@@ -43,7 +43,7 @@ class Reloading:
         """Read the sources again and tell every part. Logs what happened; raises nothing."""
         try:
             config = self._config if self._reread is None else self._reread()
-        except ConfigError as error:
+        except (ConfigError, OSError) as error:
             logger.error("nothing is reloaded: %s", error)
             return
         changed = {key for key, value in self._values.items() if value_of(config, key) != value}

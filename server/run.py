@@ -26,7 +26,7 @@ from server.appliance.awake import find_awake
 from server.config import Config
 from server.lifecycle import DrainingServer, Lifecycle, owned_signals
 from server.load_report import report_loading
-from server.logs import configure_logging, is_structured
+from server.logs import configure_logging, flush_logs, is_structured
 from server.models import build_models
 from server.reload_parts import register_parts
 from server.reloading import Reloading
@@ -176,5 +176,6 @@ def _give_up(error: BaseException) -> int:
     if is_structured():
         logger.critical("%s", error)
     else:
+        flush_logs()
         print(f"pippin: {error}", file=sys.stderr)
     return 1

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,18 +18,20 @@ from typing import Any
 import httpx
 
 DEADLINE_S = 60.0
+_SERVING = re.compile(r" serving .* on (http://[\d.:]+):")
 
 
 class ServerProcess:
     """A started process; `lines` is what it has written to stderr so far."""
 
-    def __init__(self, *arguments: str, memory_bytes: int | None = None) -> None:
-        """`memory_bytes`: of address space, its children's as well; None: no limit."""
+    def __init__(self, *arguments: str, memory_bytes: int | None = None, log: Path | None = None) -> None:
+        """`memory_bytes`: of address space, its children's as well; None: no limit. `log`: where it logs to a file."""
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, "-m", "server", "serve", *arguments, "--port", "0"]
         if memory_bytes is not None:
             command = ["bash", "-c", f'ulimit -v {memory_bytes // 1024}; exec "$@"', "bash", *command]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        self._log = log
         self.lines: list[str] = []
         self._urls: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -39,15 +42,25 @@ class ServerProcess:
         with self.process.stderr as stream:
             for line in stream:
                 self.lines.append(line.rstrip())
-                if found := re.search(r" serving .* on (http://[\d.:]+):", line):
+                if found := _SERVING.search(line):
                     self._urls.put(found[1])
         self._urls.put(None)
 
     def url(self) -> str:
         """Where it serves, once it does."""
+        if self._log is not None:
+            return self._logged_url(self._log)
         url = self._urls.get(timeout=DEADLINE_S)
         assert url is not None, self.lines
         return url
+
+    def _logged_url(self, log: Path) -> str:
+        deadline = time.monotonic() + DEADLINE_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if log.exists() and (found := _SERVING.search(log.read_text())):
+                return found[1]
+            time.sleep(0.01)
+        raise AssertionError(self.lines)
 
     def wait(self) -> int:
         """The exit code, with every line read."""
@@ -67,9 +80,11 @@ class ServerProcess:
 
 
 @contextmanager
-def serving(*arguments: str, memory_bytes: int | None = None) -> Iterator[tuple[ServerProcess, httpx.Client]]:
+def serving(
+    *arguments: str, memory_bytes: int | None = None, log: Path | None = None
+) -> Iterator[tuple[ServerProcess, httpx.Client]]:
     """A process that is ready, and a client of it; ended afterwards."""
-    server = ServerProcess(*arguments, memory_bytes=memory_bytes)
+    server = ServerProcess(*arguments, memory_bytes=memory_bytes, log=log)
     try:
         with httpx.Client(base_url=server.url(), timeout=DEADLINE_S) as client:
             yield server, client

@@ -202,10 +202,10 @@ class OutputStream:
         try:
             await self._tokens.aclose()
         finally:
-            self._record.write(self._tokens.num_cached_tokens, self._is_done)
-            self._record.measure(self._is_done)
             if self.lease is not None:
                 self.lease.release()
+            self._record.measure(self._is_done)
+            self._record.write(self._tokens.num_cached_tokens, self._is_done)
 
     def _revoke(self) -> None:
         """End what is still written: the key is not valid any more. The reader is told when it reads on."""

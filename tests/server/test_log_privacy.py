@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from mlx_backend.errors import OutOfMemory
-from server.logs import QUIET, LogFormat, configure_logging, current_request_id, prompt_log
+from server.logs import QUIET, LogFormat, configure_logging, current_request_id, flush_logs, prompt_log
 from tests.fake_engine import FakeEngine, Script, spell
 from tests.serving import client_of, mock_engine, wait_until
 
@@ -98,6 +98,11 @@ async def flood(client: httpx.AsyncClient) -> list[int]:
     return statuses
 
 
+def written(capsys: pytest.CaptureFixture[str]) -> str:
+    flush_logs()
+    return capsys.readouterr().err
+
+
 @pytest.mark.parametrize("form", ["console", "json"])
 @pytest.mark.parametrize("fault", [None, "fail/7", "oom/5"])
 async def test_no_prompt_is_logged(capsys: pytest.CaptureFixture[str], form: LogFormat, fault: str | None) -> None:
@@ -109,7 +114,7 @@ async def test_no_prompt_is_logged(capsys: pytest.CaptureFixture[str], form: Log
             statuses = await flood(client)
     finally:
         engine.close()
-    logged = capsys.readouterr().err
+    logged = written(capsys)
     assert {200, 400, 404} <= set(statuses)
     assert "answered 400" in logged and " model=mock prompt=" in logged  # it was there that we looked
     assert SECRET not in logged
@@ -135,7 +140,7 @@ async def test_errors_that_nobody_foresaw_are_logged_without_their_words(
         async with client_of(FakeEngine(script)) as client:
             for stream in (False, True):
                 await ask(client, "/v1/completions", {"prompt": SECRET, "stream": stream, "max_tokens": 9})
-    logged = capsys.readouterr().err
+    logged = written(capsys)
     assert "builtins.RuntimeError (its message may quote the request" in logged
     assert "builtins.ValueError" in logged and "Traceback" in logged and "server/service/generation.py" in logged
     assert SECRET not in logged
@@ -146,7 +151,7 @@ async def test_they_are_logged_where_that_is_asked_for(capsys: pytest.CaptureFix
     async with client_of(FakeEngine([spell("x")])) as client:
         await ask(client, "/v1/chat/completions", {"messages": [{"role": "user", "content": SECRET}]})
         await ask(client, "/v1/completions", {"prompt": {SECRET: 1}})
-    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    lines = [json.loads(line) for line in written(capsys).splitlines()]
     assert (lines[0]["level"], lines[0]["logger"]) == ("warning", "pippin.prompts")
     assert "log_prompts is true" in lines[0]["message"]
     (asked,) = [line for line in lines[1:] if line["logger"] == "pippin.prompts"]
@@ -166,7 +171,7 @@ async def test_lines_of_a_request_in_json(capsys: pytest.CaptureFixture[str]) ->
             await client.post("/v1/completions", json={"prompt": 7}, headers=headers)
     finally:
         engine.close()
-    ignored, done, embedded, refused = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    ignored, done, embedded, refused = [json.loads(line) for line in written(capsys).splitlines()]
     assert {line["request_id"] for line in (ignored, done, embedded, refused)} == {"me-1"}
     assert list(done)[:4] == ["time", "level", "logger", "message"]
     numbers = (done["id"], done["prompt_tokens"], done["cached_tokens"], done["output_tokens"], done["finish"])
@@ -188,7 +193,7 @@ def test_a_line_of_json_is_one_line_whatever_it_says(capsys: pytest.CaptureFixtu
         log.exception("failed")
     finally:
         current_request_id.reset(token)
-    text = capsys.readouterr().err
+    text = written(capsys)
     first, second = [json.loads(line) for line in text.splitlines()]
     assert text.isascii() and text.count("\n") == 2
     assert (first["message"], first["x"]) == ("a\nb\u2028\x85", 1)

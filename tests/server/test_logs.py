@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.logs import QUIET, ConsoleLog, LineFormatter, configure_logging, current_request_id
+from server.log_writer import ConsoleLog
+from server.logs import QUIET, LineFormatter, configure_logging, current_request_id, flush_logs
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +25,7 @@ def logging_restored() -> Iterator[None]:
 
 
 def logged(capsys: pytest.CaptureFixture[str]) -> str:
+    flush_logs()
     captured = capsys.readouterr()
     assert captured.out == ""
     return captured.err
