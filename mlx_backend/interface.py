@@ -322,7 +322,7 @@ class EngineHealth:
 class TokenStream(Protocol):
     """The events of one or more requests, read on the event loop that submitted them.
 
-    Iterating yields all events that arrived since the last read, in order; it ends when every sequence
+    Iterating yields events that arrived since the last read, in order, some at a time; it ends when every sequence
     has finished, and raises EngineError when the engine failed them.
     """
 

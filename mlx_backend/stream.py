@@ -14,6 +14,9 @@ from typing import Any
 from mlx_backend.interface import PrefillProgress, StreamEvent
 from mlx_backend.sequence import Prefill, Sequence
 
+_MOST_EVENTS = 64
+"""That are handed over at once: a reader that was slow finds a backlog of thousands, and encoding takes its time."""
+
 
 class EventStream:
     """The tokens of the sequences of some prompts. Implements `interface.TokenStream`."""
@@ -32,6 +35,8 @@ class EventStream:
         return self
 
     async def __anext__(self) -> tuple[StreamEvent, ...]:
+        if self._pending:  # a backlog: the others have the loop between its parts
+            await asyncio.sleep(0)
         while not self._pending:
             if self._error is not None:
                 raise self._error
@@ -39,8 +44,7 @@ class EventStream:
                 raise StopAsyncIteration
             self._waiter = self.loop.create_future()
             await self._waiter
-        events = tuple(self._pending)
-        self._pending.clear()
+        events = tuple(self._pending.popleft() for _ in range(min(_MOST_EVENTS, len(self._pending))))
         for event in events:
             if event.finish_reason is not None:
                 self._open.pop(event.index, None)

@@ -7,7 +7,7 @@ The source given to it is closed when the answer ends, however it ends.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from sse_starlette.event import ServerSentEvent
@@ -39,7 +39,7 @@ class StreamingAnswer(EventSourceResponse):
         self,
         source: EventSource,
         *,
-        encode: Callable[[Sequence[Any]], bytes],
+        encode: Callable[[Sequence[Any]], Awaitable[bytes]],
         encode_error: Callable[[APIError], bytes],
         keep_alive_s: float,
         send_timeout_s: float,
@@ -66,11 +66,14 @@ class StreamingAnswer(EventSourceResponse):
             await self._source.aclose()
 
     async def _encoded(
-        self, source: EventSource, encode: Callable[[Sequence[Any]], bytes], encode_error: Callable[[APIError], bytes]
+        self,
+        source: EventSource,
+        encode: Callable[[Sequence[Any]], Awaitable[bytes]],
+        encode_error: Callable[[APIError], bytes],
     ) -> AsyncIterator[bytes]:
         try:
             async for events in source:
-                if chunk := encode(events):
+                if chunk := await encode(events):
                     yield chunk
         except Exception as error:
             # The status is sent: whatever it is can only be told as an event.

@@ -1,39 +1,35 @@
-"""How OpenAI's dialects answer: what an answer's parts have in common, and the way from a job to a response.
+"""How OpenAI's dialects answer: the way from a job to a response, streamed or whole.
 
 Knows no field of a request but whether a stream is wanted. Imports no dialect.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from json.encoder import encode_basestring
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
 from fastapi import Request
 from starlette.responses import Response
 
+from server.dialects.openai_fold import Fold, joined
 from server.dialects.openai_shared import SamplingFields
+from server.dialects.openai_written import Head, dump, encode_usage, quote
 from server.disconnect import ClientGone, while_connected
 from server.errors import APIError, openai_body
 from server.service import generation
 from server.service.job import GenerationJob
 from server.service.opening import Opening
-from server.service.transcript import Transcript
 from server.sse import StreamingAnswer
-from server.text.events import Finished, OutputEvent, TextDelta, TokenText, Usage
+from server.text.events import OutputEvent, Usage
 
 logger = logging.getLogger("pippin.dialects")
-
-LEAST_LOGPROB = -9999.0
-"""Stands for minus infinity, which JSON does not have."""
 
 IGNORED_HEADER = "X-Pippin-Ignored-Fields"
 TRUNCATED_HEADER = "X-Pippin-Truncated-Tokens"
@@ -47,45 +43,6 @@ def ignored_header(names: Iterable[str]) -> dict[str, str]:
         return {}
     logger.info("ignored unknown fields: %s", ", ".join(clean[:32]))
     return {IGNORED_HEADER: ", ".join(clean[:32])}
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What every object of one answer repeats, and what is kept of the job's tokens where it asked for that."""
-
-    id: str
-    created: int
-    model: str
-    transcript: Transcript | None = None
-
-
-def encode_usage(usage: Usage) -> dict[str, Any]:
-    details = {"cached_tokens": usage.num_cached_tokens}
-    if usage.num_truncated_tokens:
-        details["truncated_tokens"] = usage.num_truncated_tokens
-    written: dict[str, Any] = {
-        "prompt_tokens": usage.num_prompt_tokens,
-        "completion_tokens": usage.num_output_tokens,
-        "total_tokens": usage.num_prompt_tokens + usage.num_output_tokens,
-        "prompt_tokens_details": details,
-    }
-    if usage.num_reasoning_tokens is not None:
-        written["completion_tokens_details"] = {"reasoning_tokens": usage.num_reasoning_tokens}
-    return written
-
-
-def finite(logprob: float) -> float:
-    """`logprob`, or LEAST_LOGPROB for what is below it or no number."""
-    return logprob if logprob > LEAST_LOGPROB else LEAST_LOGPROB
-
-
-quote = encode_basestring
-"""A string as JSON, not escaped beyond need. Text of a detokenizer has no lone surrogates."""
-
-
-def dump(value: Any) -> str:
-    """Compact JSON."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def encode_error_event(error: APIError) -> bytes:
@@ -102,8 +59,13 @@ class ChunkEncoder:
         name: str,
         include_usage: bool,
         encode_choices: Callable[[Any], Sequence[str]],
+        prepare: Callable[[Sequence[OutputEvent]], Awaitable[None]] | None = None,
     ) -> None:
-        """`encode_choices` is given the events that a job of its dialect has, Usage excepted."""
+        """`encode_choices` is given the events that a job of its dialect has, Usage excepted.
+
+        `prepare`: is awaited before the events of a batch are encoded, for what would take long.
+        """
+        self.prepare = prepare
         known = f'"id":{quote(head.id)},"object":"{name}","created":{head.created},"model":{quote(head.model)}'
         self._before = f'data: {{{known},"choices":[{{'
         self._after = '}],"usage":null}\n\n' if include_usage else "}]}\n\n"
@@ -126,44 +88,14 @@ class ChunkEncoder:
         return f"{self._usage}{dump(encode_usage(usage))}}}\n\n{DONE}"
 
 
-@dataclass(slots=True)
-class FoldedChoice:
-    """One choice of a JSON answer."""
-
-    text: str = ""
-    tokens: list[TokenText] = field(default_factory=list)
-    end_token: TokenText | None = None
-    reason: str | None = None
-
-
-def fold_choices(events: Iterable[OutputEvent]) -> tuple[list[tuple[int, FoldedChoice]], dict[str, Any]]:
-    """All events of a job as (index, choice) in order, and the usage as it is written."""
-    texts: dict[int, list[str]] = {}
-    choices: dict[int, FoldedChoice] = {}
-    usage: dict[str, Any] = {}
-    for event in events:
-        if isinstance(event, Usage):
-            usage = encode_usage(event)
-            continue
-        choice = choices.setdefault(event.index, FoldedChoice())
-        if isinstance(event, Finished):
-            choice.reason, choice.end_token = event.reason, event.end_token
-        elif isinstance(event, TextDelta):
-            texts.setdefault(event.index, []).append(event.text)
-            choice.tokens += event.tokens
-    for index, pieces in texts.items():
-        choices[index].text = "".join(pieces)
-    return sorted(choices.items()), usage
-
-
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """How one dialect writes its answers."""
 
     build_encoder: Callable[[Head, bool], ChunkEncoder]
     """Of the head and whether usage is wanted."""
-    fold: Callable[[Head, Iterable[OutputEvent]], dict[str, Any]]
-    """The JSON answer: all events at once."""
+    build_fold: Callable[[Head], Fold]
+    """The JSON answer."""
 
 
 async def answer(
@@ -176,7 +108,7 @@ async def answer(
     job = replace(job, tenant=request.state.tenant)
     registry = request.app.state.registry
     model = registry.resolve(job.model)
-    opening = Opening(generation.open(registry, job, truncates=truncates), model)
+    opening = Opening(generation.open(registry, job, truncates=truncates, is_whole=not fields.stream), model)
     # a stream whose model takes long to load begins without it; what goes wrong then is an event
     stream = await opening.wait(config.stream.keep_alive_s if fields.stream else inf)
     if stream is not None and stream.num_truncated_tokens:
@@ -191,17 +123,13 @@ async def answer(
             headers=headers,
         )
     assert stream is not None
+    fold = dialect.build_fold(_head(job, stream))
     try:
         async with aclosing(stream):
-            events = await while_connected(request.receive, _collect(stream))
+            await while_connected(request.receive, _collect(stream, fold))
     except ClientGone:
         return Response(status_code=499)
-    head = _head(job, stream)
-    if stream.transcript is None:
-        written = dump(dialect.fold(head, events))
-    else:  # a long prompt with its log-probabilities takes a while to write
-        written = await asyncio.to_thread(lambda: dump(dialect.fold(head, events)))
-    return Response(written, headers=headers, media_type="application/json")
+    return Response(await joined(fold.pieces()), headers=headers, media_type="application/json")
 
 
 class _LateEncoder:
@@ -212,10 +140,12 @@ class _LateEncoder:
         self._include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
         self._encoder: ChunkEncoder | None = None
 
-    def encode(self, events: Sequence[OutputEvent]) -> bytes:
+    async def encode(self, events: Sequence[OutputEvent]) -> bytes:
         if self._encoder is None:
             head = _head(self._job, self._opening.result())
             self._encoder = self._dialect.build_encoder(head, self._include_usage)
+        if self._encoder.prepare is not None:
+            await self._encoder.prepare(events)
         return self._encoder.encode(events)
 
 
@@ -223,5 +153,6 @@ def _head(job: GenerationJob, stream: generation.OutputStream) -> Head:
     return Head(job.request_id, int(time.time()), stream.model_id, stream.transcript)
 
 
-async def _collect(stream: generation.OutputStream) -> list[OutputEvent]:
-    return [event async for batch in stream for event in batch]
+async def _collect(stream: generation.OutputStream, fold: Fold) -> None:
+    async for batch in stream:
+        fold.add(batch)

@@ -21,7 +21,7 @@ from mlx_backend.interface import (
     TokenEvent,
     TokenStream,
 )
-from server.errors import to_api_error
+from server.errors import InvalidRequest, to_api_error
 from server.security.refusals import KeyRevoked
 from server.service.encoding import Encoded, FindBorders, encode_prompt
 from server.service.grammars import compile_grammar
@@ -41,12 +41,18 @@ from server.text.tokenizer import Tokenizer
 _USUAL_OUTPUT_TOKENS = 1024
 """An answer of unknown length is taken for as long, where its key has a limit of tokens; what is beyond is counted as
 it comes."""
+MOST_LOGPROBS = 1_000_000
+"""Of the tokens of an answer that is kept until its end, and of the prompts of any; some 60 bytes each."""
 _LEAST_ROOM = 1024
 """Tokens left for an answer of unknown length where oldest turns may go; or a quarter of the limit, if that is less."""
 
 
-async def open(registry: ModelRegistry, job: GenerationJob, *, truncates: bool = False) -> OutputStream:
+async def open(
+    registry: ModelRegistry, job: GenerationJob, *, truncates: bool = False, is_whole: bool = False
+) -> OutputStream:
     """Admit a job. `truncates`: the oldest turns of a chat that is too long are left out.
+
+    `is_whole`: all of the output is kept until its end.
 
     Raises APIError and EngineError, with nothing left behind.
     """
@@ -54,7 +60,7 @@ async def open(registry: ModelRegistry, job: GenerationJob, *, truncates: bool =
     log_prompts(job.request_id, job.prompts)
     lease = await registry.acquire(job.model)
     try:
-        stream = await _open(lease, job, started_at, truncates)
+        stream = await _open(lease, job, started_at, truncates, is_whole)
     except BaseException:
         lease.release()
         raise
@@ -62,7 +68,7 @@ async def open(registry: ModelRegistry, job: GenerationJob, *, truncates: bool =
     return stream
 
 
-async def _open(lease: Lease, job: GenerationJob, started_at: float, truncates: bool) -> OutputStream:
+async def _open(lease: Lease, job: GenerationJob, started_at: float, truncates: bool, is_whole: bool) -> OutputStream:
     model = lease.model
     tokenizer, info = model.ready()
     limit = _prompt_limit(job, info.context_limit) if truncates else None
@@ -96,6 +102,7 @@ async def _open(lease: Lease, job: GenerationJob, started_at: float, truncates: 
         )
         for position, ids in enumerate(prompts)
     ]
+    _check_logprobs(job, requests, is_whole)
     job.tenant.revocation.check()
     reservation = job.tenant.reserve(_num_needed(job, requests))
     try:
@@ -257,6 +264,24 @@ class OutputStream:
             self._num_open -= 1
             self._record.finished.append(Finished(event.index, event.finish_reason, 0))
             events.append(self._record.finished[-1])
+
+
+def _check_logprobs(job: GenerationJob, requests: Sequence[GenerationRequest], is_whole: bool) -> None:
+    """Refuse more log-probabilities than an answer can have. Raises InvalidRequest."""
+    num_prompt, num_output = job.num_prompt_logprobs, job.sampling.num_logprobs if is_whole else None
+    number = 0
+    for request in requests:
+        if num_prompt is not None:
+            number += job.n * len(request.prompt_ids) * (1 + num_prompt)
+        if num_output is not None and job.max_tokens is not None:
+            number += job.n * request.max_tokens * (1 + num_output)
+    if number > MOST_LOGPROBS:
+        raise InvalidRequest(
+            f"The answer would have up to {number} log-probabilities; at most {MOST_LOGPROBS} are sent in one piece. "
+            "Ask for it with 'stream', or for fewer tokens, choices or log-probabilities.",
+            param="logprobs",
+            code="answer_too_large",
+        )
 
 
 def _num_needed(job: GenerationJob, requests: Sequence[GenerationRequest]) -> int:

@@ -6,7 +6,7 @@ Kept for the jobs that ask for it, and filled as their output is read. Knows no 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mlx_backend.interface import PromptEvent, StreamEvent, TokenLogprobs
@@ -15,17 +15,6 @@ from server.text.events import TokenText
 from server.text.offsets import token_offsets
 from server.text.pipeline import describe_token
 from server.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class PromptText:
-    """A prompt as it is given back. `tokens` and `offsets` are empty where no log-probabilities were asked for."""
-
-    text: str
-    tokens: tuple[TokenText, ...] = ()
-    """The first has no log-probability: it is NaN."""
-    offsets: tuple[int, ...] = ()
-    """The character of `text` at which each token begins."""
 
 
 @dataclass(slots=True)
@@ -44,7 +33,7 @@ class Transcript:
         self._n = n
         self._choices = [_Choice() for _ in range(n * len(prompts))]
         self._logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}
-        self._known: dict[int, PromptText] = {}
+        self._texts: dict[int, str] = {}
 
     def take(self, event: StreamEvent) -> None:
         """One more event of the engine's, in order."""
@@ -60,16 +49,26 @@ class Transcript:
         """Of the prompt that choice `index` continues."""
         return self._prompts[index // self._n][1]
 
-    def prompt(self, index: int, *, with_tokens: bool) -> PromptText:
-        """The prompt that choice `index` continues; `with_tokens` needs its log-probabilities to have come."""
-        place = index // self._n
-        if place not in self._known:
+    def place(self, index: int) -> int:
+        """Which of the prompts choice `index` continues."""
+        return index // self._n
+
+    def prompt_text(self, place: int) -> str:
+        """A prompt as it is given back."""
+        if place not in self._texts:
             prompt, ids = self._prompts[place]
-            text = prompt.text if isinstance(prompt, TextPrompt) else self._tokenizer.decode(ids)
-            self._known[place] = (
-                self._with_tokens(text, ids, self._logprobs[place]) if with_tokens else PromptText(text)
-            )
-        return self._known[place]
+            self._texts[place] = prompt.text if isinstance(prompt, TextPrompt) else self._tokenizer.decode(ids)
+        return self._texts[place]
+
+    def prompt_tokens(self, place: int) -> Iterator[tuple[TokenText, int]]:
+        """The tokens of a prompt whose log-probabilities have come, each with its first character's place in the text.
+
+        The first has no log-probability: it is NaN. Each is made when it is asked for.
+        """
+        ids, logprobs = self._prompts[place][1], (TokenLogprobs(math.nan), *self._logprobs[place])
+        offsets = token_offsets(self.prompt_text(place), map(self._tokenizer.token_bytes, ids))
+        for token_id, found, offset in zip(ids, logprobs, offsets, strict=True):
+            yield describe_token(self._tokenizer, token_id, found), offset
 
     def token_ids(self, index: int) -> list[int]:
         """Those of a choice that were not asked for before, an end token included."""
@@ -82,10 +81,3 @@ class Transcript:
         """Log-probability per token of a choice, where these were asked for; 0 of one without a token."""
         choice = self._choices[index]
         return choice.sum_logprobs / max(len(choice.ids), 1)
-
-    def _with_tokens(self, text: str, ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...]) -> PromptText:
-        told = (TokenLogprobs(math.nan), *logprobs)
-        tokens = tuple(
-            describe_token(self._tokenizer, token_id, each) for token_id, each in zip(ids, told, strict=True)
-        )
-        return PromptText(text, tokens, tuple(token_offsets(text, (token.raw for token in tokens))))

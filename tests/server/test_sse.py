@@ -44,6 +44,10 @@ async def stay() -> Message:
     raise AssertionError
 
 
+async def encode(events: Sequence[str]) -> bytes:
+    return "".join(events).encode()
+
+
 def encode_error(error: APIError) -> bytes:
     return f"data: {json.dumps(openai_body(error))}\n\n".encode()
 
@@ -51,7 +55,7 @@ def encode_error(error: APIError) -> bytes:
 def build_answer(source: Source, *, keep_alive_s: float = 60.0, send_timeout_s: float = 60.0) -> StreamingAnswer:
     return StreamingAnswer(
         source,
-        encode=lambda events: "".join(events).encode(),
+        encode=encode,
         encode_error=encode_error,
         keep_alive_s=keep_alive_s,
         send_timeout_s=send_timeout_s,

@@ -2,64 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.dialects.openai_answers import ChunkEncoder, Head, dump, finite, fold_choices, quote
-from server.text.events import Finished, OutputEvent, ReasoningDelta, TextDelta, TokenText, ToolCallDelta, Usage
-
-ChoiceEvent = TextDelta | ReasoningDelta | ToolCallDelta | Finished
+from server.dialects.openai_answers import ChunkEncoder
+from server.dialects.openai_fold import ChoiceEvent, Fold, listed
+from server.dialects.openai_written import Head, dump, finite, quote
+from server.text.events import Finished, ReasoningDelta, TextDelta, TokenText, ToolCallDelta
 
 
 def build_encoder(head: Head, include_usage: bool) -> ChunkEncoder:
     return ChunkEncoder(head, "chat.completion.chunk", include_usage, _ChoiceEncoder().encode)
 
 
-def fold(head: Head, events: Iterable[OutputEvent]) -> dict[str, Any]:
+def build_fold(head: Head) -> Fold:
     """The JSON answer."""
-    kept = list(events)
-    choices, usage = fold_choices(kept)
-    messages: dict[int, _Message] = {}
-    for event in kept:
-        if not isinstance(event, Usage):
-            messages.setdefault(event.index, _Message()).add(event)
-    return {
-        "id": head.id,
-        "object": "chat.completion",
-        "created": head.created,
-        "model": head.model,
-        "choices": [
-            {
-                "index": index,
-                "message": messages[index].encode(choice.text),
-                "logprobs": encode_logprobs(choice.tokens) if choice.tokens else None,
-                "finish_reason": choice.reason,
-            }
-            for index, choice in choices
-        ],
-        "usage": usage,
-    }
+    return Fold(head, "chat.completion", lambda index: _FoldedMessage())
 
 
 @dataclass(slots=True)
-class _Message:
-    """What an answer is beside its text."""
+class _FoldedMessage:
+    """One choice of the JSON answer."""
 
+    text: list[str] = field(default_factory=list)
     has_content: bool = False
     reasoning: list[str] = field(default_factory=list)
     calls: list[ToolCallDelta] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    """Log-probabilities, each as JSON."""
+    reason: str | None = None
 
-    def add(self, event: ChoiceEvent) -> None:
-        if isinstance(event, TextDelta):
-            self.has_content = True
-        elif isinstance(event, ReasoningDelta):
-            self.reasoning.append(event.text)
-        elif isinstance(event, ToolCallDelta):
+    def add(self, event: ChoiceEvent) -> int:
+        if isinstance(event, Finished):
+            self.reason = event.reason
+            return 0
+        if isinstance(event, ToolCallDelta):
             self.calls.append(event)
+            return len(event.arguments)
+        if isinstance(event, ReasoningDelta):
+            self.reasoning.append(event.text)
+            return len(event.text)
+        self.has_content = True
+        self.text.append(event.text)
+        written = [dump(encode_logprob(token)) for token in event.tokens]
+        self.tokens += written
+        return len(event.text) + sum(map(len, written))
 
-    def encode(self, text: str) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": text if self.has_content or not self.calls else None}
+    def pieces(self, number: int) -> Iterator[str]:
+        yield f'{{"index":{number},"message":{dump(self._message())},"logprobs":'
+        if self.tokens:
+            yield '{"content":'
+            yield from listed(self.tokens)
+            yield ',"refusal":null}'
+        else:
+            yield "null"
+        yield f',"finish_reason":{dump(self.reason)}}}'
+
+    def _message(self) -> dict[str, Any]:
+        content = "".join(self.text) if self.has_content or not self.calls else None
+        message: dict[str, Any] = {"role": "assistant", "content": content}
         reasoning = "".join(self.reasoning)
         if reasoning:
             message["reasoning_content"] = reasoning
@@ -114,8 +116,11 @@ def _call(call: ToolCallDelta) -> dict[str, Any]:
 
 
 def encode_logprobs(tokens: Sequence[TokenText]) -> dict[str, Any]:
-    content = [{**_token(token), "top_logprobs": [_token(one) for one in token.top]} for token in tokens]
-    return {"content": content, "refusal": None}
+    return {"content": [encode_logprob(token) for token in tokens], "refusal": None}
+
+
+def encode_logprob(token: TokenText) -> dict[str, Any]:
+    return {**_token(token), "top_logprobs": [_token(one) for one in token.top]}
 
 
 def _token(token: TokenText) -> dict[str, Any]:

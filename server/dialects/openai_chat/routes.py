@@ -7,13 +7,13 @@ from starlette.responses import Response
 
 from server.dialects.openai_answers import Dialect, answer
 from server.dialects.openai_chat.decode import decode
-from server.dialects.openai_chat.encode import build_encoder, fold
+from server.dialects.openai_chat.encode import build_encoder, build_fold
 from server.dialects.openai_chat.schema import ChatCompletion, ChatCompletionChunk, ChatRequest
 from server.dialects.openai_schema import GENERATION_ERRORS, answer_response
 
 router = APIRouter(tags=["OpenAI"])
 
-_DIALECT = Dialect(build_encoder, fold)
+_DIALECT = Dialect(build_encoder, build_fold)
 _RESPONSES = {**answer_response(ChatCompletion, ChatCompletionChunk), **GENERATION_ERRORS}
 
 

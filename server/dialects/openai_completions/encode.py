@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import codecs
-import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
-from server.dialects.openai_answers import ChunkEncoder, FoldedChoice, Head, dump, finite, fold_choices, quote
-from server.service.transcript import PromptText, Transcript
-from server.text.events import Finished, OutputEvent, TextDelta, TokenText
+from server.dialects.openai_answers import ChunkEncoder
+from server.dialects.openai_fold import ChoiceEvent, Fold, joined, listed
+from server.dialects.openai_written import Head, dump, finite, quote
+from server.service.transcript import Transcript
+from server.text.events import Finished, OutputEvent, TextDelta, TokenText, Usage
 
 OBJECT = "text_completion"
 
@@ -27,74 +29,81 @@ class Shown:
 
 
 def build_encoder(shown: Shown, head: Head, include_usage: bool) -> ChunkEncoder:
-    return ChunkEncoder(head, OBJECT, include_usage, _ChunkChoices(shown, head.transcript).encode)
+    choices = _ChunkChoices(shown, head.transcript)
+    return ChunkEncoder(head, OBJECT, include_usage, choices.encode, choices.prepare if shown.echo else None)
 
 
-def fold(shown: Shown, head: Head, events: Iterable[OutputEvent]) -> dict[str, Any]:
+def build_fold(shown: Shown, head: Head) -> Fold:
     """The JSON answer."""
-    choices, usage = fold_choices(events)
-    numbered = [(index, index, choice) for index, choice in choices]
-    if shown.best_of > shown.n:
-        numbered = _rank(shown, _kept(head), choices)
-    return {
-        "id": head.id,
-        "object": OBJECT,
-        "created": head.created,
-        "model": head.model,
-        "choices": [
-            {"index": number, **_fold_choice(shown, head, index, choice)} for number, index, choice in numbered
-        ],
-        "usage": usage,
-    }
+    select = partial(_select, shown, _kept(head)) if shown.best_of > shown.n else None
+    return Fold(head, OBJECT, lambda index: _FoldedChoice(shown, head.transcript, index), select)
 
 
-def _rank(
-    shown: Shown, transcript: Transcript, choices: Iterable[tuple[int, FoldedChoice]]
-) -> list[tuple[int, int, FoldedChoice]]:
-    """(its number in the answer, its index, the choice) of the likeliest per token, prompt by prompt."""
-    kept = []
-    for prompt, group in itertools.groupby(choices, key=lambda each: each[0] // shown.best_of):
-        best = sorted(group, key=lambda each: -transcript.mean_logprob(each[0]))[: shown.n]
-        kept += [(prompt * shown.n + place, index, choice) for place, (index, choice) in enumerate(best)]
-    return kept
+def _select(shown: Shown, transcript: Transcript, indices: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(number in the answer, index) of the likeliest per token, prompt by prompt."""
+    for prompt, first in enumerate(range(0, len(indices), shown.best_of)):
+        group = indices[first : first + shown.best_of]
+        best = sorted(group, key=lambda index: -transcript.mean_logprob(index))[: shown.n]
+        yield from ((prompt * shown.n + place, index) for place, index in enumerate(best))
 
 
-def _fold_choice(shown: Shown, head: Head, index: int, choice: FoldedChoice) -> dict[str, Any]:
-    text, encoder = choice.text, LogprobsEncoder()
-    parts = []
-    if shown.echo:
-        prompt = _kept(head).prompt(index, with_tokens=shown.logprobs)
-        text = prompt.text + text
-        parts.append(encoder.encode_prompt(prompt))
-    parts.append(encoder.encode([*choice.tokens, *_ending(choice.end_token)]))
-    folded: dict[str, Any] = {
-        "text": text,
-        "logprobs": _join(parts) if shown.logprobs else None,
-        "finish_reason": choice.reason,
-    }
-    if shown.token_ids:
-        folded["prompt_token_ids"] = _kept(head).prompt_ids(index)
-        folded["token_ids"] = _kept(head).token_ids(index)
-    return folded
+@dataclass(slots=True)
+class _FoldedChoice:
+    """One choice of the JSON answer."""
+
+    shown: Shown
+    transcript: Transcript | None
+    index: int
+    text: list[str] = field(default_factory=list)
+    reason: str | None = None
+    tokens: list[Written] = field(default_factory=list)
+    encoder: LogprobsEncoder | None = None
+
+    def add(self, event: ChoiceEvent) -> int:
+        size = 0
+        if self.encoder is None:
+            self.encoder = LogprobsEncoder(self._prompt_text())
+            size = len(self._prompt_text())
+        if isinstance(event, Finished):
+            self.reason = event.reason
+            tokens: Sequence[TokenText] = _ending(event.end_token)
+        else:
+            assert isinstance(event, TextDelta), "only a chat is parsed"
+            self.text.append(event.text)
+            size += len(event.text)
+            tokens = event.tokens
+        if self.shown.logprobs:
+            written = [self.encoder.write(token) for token in tokens]
+            self.tokens += written
+            size += sum(each.size for each in written)
+        return size
+
+    def pieces(self, number: int) -> Iterator[str]:
+        yield f'{{"index":{number},"text":{quote(self._prompt_text() + "".join(self.text))},"logprobs":'
+        if self.shown.logprobs and self.shown.echo:
+            yield from _lists(_prompt_logprobs(self._kept, self._kept.place(self.index)), self.tokens)
+        elif self.shown.logprobs:
+            yield from _lists(self.tokens)
+        else:
+            yield "null"
+        yield f',"finish_reason":{dump(self.reason)}'
+        if self.shown.token_ids:
+            prompt_ids, ids = self._kept.prompt_ids(self.index), self._kept.token_ids(self.index)
+            yield f',"prompt_token_ids":{dump(prompt_ids)},"token_ids":{dump(ids)}'
+        yield "}"
+
+    @property
+    def _kept(self) -> Transcript:
+        assert self.transcript is not None, "the job did not ask for a transcript"
+        return self.transcript
+
+    def _prompt_text(self) -> str:
+        return self._kept.prompt_text(self._kept.place(self.index)) if self.shown.echo else ""
 
 
 def _ending(end_token: TokenText | None) -> tuple[TokenText, ...]:
     """The end token as the last one: who asks for one token more than the prompt's gets one, as with OpenAI."""
     return () if end_token is None else (end_token,)
-
-
-def _join(parts: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Lists of log-probabilities one after the other; None where there is no token."""
-    if not any(part["tokens"] for part in parts):
-        return None
-    has_top = any(part["top_logprobs"] for part in parts)
-    tops = [part["top_logprobs"] or [None] * len(part["tokens"]) for part in parts] if has_top else None
-    joined = {name: [value for part in parts for value in part[name]] for name in ("tokens", "token_logprobs")}
-    return {
-        **joined,
-        "top_logprobs": None if tops is None else [top for part in tops for top in part],
-        "text_offset": [offset for part in parts for offset in part["text_offset"]],
-    }
 
 
 def _kept(head: Head) -> Transcript:
@@ -109,13 +118,25 @@ class _ChunkChoices:
         self._shown = shown
         self._transcript = transcript
         self._logprobs: dict[int, LogprobsEncoder] = {}
+        self._prompts: dict[int, str] = {}
+        """Log-probabilities of prompts as JSON, by the prompt's place."""
+
+    async def prepare(self, events: Iterable[OutputEvent]) -> None:
+        """Write the log-probabilities of prompts that the events' choices begin with, in slices."""
+        for event in events:
+            if isinstance(event, Usage) or self._transcript is None or not self._shown.logprobs:
+                continue
+            place = self._transcript.place(event.index)
+            if event.index not in self._logprobs and place not in self._prompts:
+                pieces = _lists(_prompt_logprobs(self._transcript, place))
+                self._prompts[place] = (await joined(pieces)).decode()
 
     def encode(self, event: TextDelta | Finished) -> Sequence[str]:
         encoder = self._logprobs.get(event.index)
         if encoder is not None:
             return (self._encode(event, encoder) + self._ids(event.index),)
-        encoder = self._logprobs[event.index] = LogprobsEncoder()
-        opening = self._open(event.index, encoder)
+        opening = self._open(event.index)
+        encoder = self._logprobs[event.index]
         choice = self._encode(event, encoder)
         prompt_ids = self._prompt_ids(event.index)
         ids = self._ids(event.index)
@@ -128,15 +149,19 @@ class _ChunkChoices:
         return _chunk_choice(event.index, event.text, self._encode_logprobs(event.tokens, encoder), "null")
 
     def _encode_logprobs(self, tokens: Sequence[TokenText], encoder: LogprobsEncoder) -> str:
-        return dump(encoder.encode(tokens)) if tokens and self._shown.logprobs else "null"
+        if not tokens or not self._shown.logprobs:
+            return "null"
+        return "".join(_lists(map(encoder.write, tokens)))
 
-    def _open(self, index: int, encoder: LogprobsEncoder) -> str:
+    def _open(self, index: int) -> str:
         """The prompt, where it is echoed."""
         if not self._shown.echo or self._transcript is None:
+            self._logprobs[index] = LogprobsEncoder()
             return ""
-        prompt = self._transcript.prompt(index, with_tokens=self._shown.logprobs)
-        logprobs = dump(encoder.encode_prompt(prompt)) if prompt.tokens else "null"
-        return _chunk_choice(index, prompt.text, logprobs, "null")
+        place = self._transcript.place(index)
+        text = self._transcript.prompt_text(place)
+        self._logprobs[index] = LogprobsEncoder(text)
+        return _chunk_choice(index, text, self._prompts.get(place, "null"), "null")
 
     def _prompt_ids(self, index: int) -> str:
         if not self._shown.token_ids or self._transcript is None:
@@ -154,46 +179,73 @@ def _chunk_choice(index: int, text: str, logprobs: str, reason: str) -> str:
     return f'"index":{index},"text":{quote(text)},"logprobs":{logprobs},"finish_reason":{reason}'
 
 
+class Written(NamedTuple):
+    """One token in the four parallel lists of log-probabilities, as JSON. `top` is None where none were asked for."""
+
+    token: str
+    logprob: str
+    top: str | None
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Characters, about."""
+        return len(self.token) + len(self.logprob) + len(self.top or "") + 8
+
+
 class LogprobsEncoder:
-    """The log-probabilities of one choice in the form of four parallel lists.
+    """Writes the log-probabilities of one choice, in order.
 
     `text_offset` counts characters from the prompt's first where that is echoed; the tokens of one character share
     its offset.
     """
 
-    def __init__(self) -> None:
-        self._offset = 0
+    def __init__(self, prompt_text: str = "") -> None:
+        self._offset = len(prompt_text)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def encode_prompt(self, prompt: PromptText) -> dict[str, Any]:
-        """Before anything else. The first token has no log-probability: it is null."""
-        self._offset = len(prompt.text)
-        first, rest = prompt.tokens[:1], prompt.tokens[1:]
-        tops = [*(None for _ in first), *map(_top, rest)]
-        return {
-            "tokens": [_name(token) for token in prompt.tokens],
-            "token_logprobs": [*(None for _ in first), *(finite(token.logprob) for token in rest)],
-            "top_logprobs": tops if any(token.top for token in rest) else None,
-            "text_offset": list(prompt.offsets),
-        }
-
-    def encode(self, tokens: Sequence[TokenText]) -> dict[str, Any]:
-        return {
-            "tokens": [_name(token) for token in tokens],
-            "token_logprobs": [finite(token.logprob) for token in tokens],
-            "top_logprobs": [_top(token) for token in tokens] if any(token.top for token in tokens) else None,
-            "text_offset": [self._advance(token) for token in tokens],
-        }
-
-    def _advance(self, token: TokenText) -> int:
+    def write(self, token: TokenText) -> Written:
         offset = self._offset
         self._offset += len(self._decoder.decode(token.raw))
-        return offset
+        return Written(quote(_name(token)), dump(finite(token.logprob)), _top(token) if token.top else None, offset)
 
 
-def _top(token: TokenText) -> dict[str, float]:
+def _prompt_logprobs(transcript: Transcript, place: int) -> Iterator[Written]:
+    """The tokens of a prompt. The first has no log-probability: it is null, and so are the likeliest in its place."""
+    is_first = True
+    for token, offset in transcript.prompt_tokens(place):
+        logprob = "null" if is_first else dump(finite(token.logprob))
+        yield Written(quote(_name(token)), logprob, _top(token) if token.top and not is_first else None, offset)
+        is_first = False
+
+
+def _lists(*parts: Iterable[Written]) -> Iterator[str]:
+    """The four lists of all tokens as JSON, null where there is none; a piece for each token at the most."""
+    tokens = []
+    for part in parts:
+        for token in part:
+            tokens.append(token)
+            yield ""  # where the tokens are made as they are asked for, that takes a while
+    if not tokens:
+        yield "null"
+        return
+    yield '{"tokens":'
+    yield from listed(each.token for each in tokens)
+    yield ',"token_logprobs":'
+    yield from listed(each.logprob for each in tokens)
+    yield ',"top_logprobs":'
+    if any(each.top is not None for each in tokens):
+        yield from listed(each.top or "null" for each in tokens)
+    else:
+        yield "null"
+    yield ',"text_offset":'
+    yield from listed(str(each.offset) for each in tokens)
+    yield "}"
+
+
+def _top(token: TokenText) -> str:
     """The most likely tokens, and the chosen one where it is not among them."""
-    return {_name(one): finite(one.logprob) for one in (*token.top, token)}
+    return dump({_name(one): finite(one.logprob) for one in (*token.top, token)})
 
 
 def _name(token: TokenText) -> str:

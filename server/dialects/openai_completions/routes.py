@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from server.dialects.openai_answers import Dialect, answer
 from server.dialects.openai_completions.decode import decode
-from server.dialects.openai_completions.encode import Shown, build_encoder, fold
+from server.dialects.openai_completions.encode import Shown, build_encoder, build_fold
 from server.dialects.openai_completions.schema import Completion, CompletionChunk, CompletionRequest
 from server.dialects.openai_schema import GENERATION_ERRORS, answer_response
 
@@ -29,4 +29,5 @@ async def create_completion(request: Request, body: CompletionRequest) -> Respon
         n=body.n or 1,
         best_of=job.n,
     )
-    return await answer(request, job, body, Dialect(partial(build_encoder, shown), partial(fold, shown)), ignored)
+    dialect = Dialect(partial(build_encoder, shown), partial(build_fold, shown))
+    return await answer(request, job, body, dialect, ignored)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from server.dialects.openai_answers import dump
+from server.dialects.openai_written import dump
 from server.service.embedding import Embeddings, numbers
 
 

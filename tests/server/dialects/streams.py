@@ -8,7 +8,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from server.dialects.openai_answers import ChunkEncoder, Head
+from server.dialects.openai_answers import ChunkEncoder
+from server.dialects.openai_fold import Fold
+from server.dialects.openai_written import Head
 from server.text.events import Finished, OutputEvent, TextDelta, TokenText, Usage
 
 HEAD = Head("id-1", 1700000000, "mock")
@@ -26,6 +28,13 @@ def encode_all(encoder: ChunkEncoder, batches: Iterable[list[OutputEvent]]) -> l
     assert events.pop() == "data: [DONE]"
     assert all(event.startswith("data: ") for event in events)
     return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+def folded(fold: Fold, batches: Iterable[list[OutputEvent]]) -> Any:
+    """The JSON answer."""
+    for batch in batches:
+        fold.add(batch)
+    return json.loads("".join(fold.pieces()))
 
 
 _tokens = st.lists(st.builds(token, st.text(min_size=1, max_size=2), st.floats(-20, 0)), max_size=3).map(tuple)

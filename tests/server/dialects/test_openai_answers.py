@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.dialects.openai_answers import LEAST_LOGPROB, encode_usage, finite, ignored_header, quote
+from server.dialects.openai_answers import ignored_header
+from server.dialects.openai_written import LEAST_LOGPROB, encode_usage, finite, quote
 from server.text.events import Usage
 
 

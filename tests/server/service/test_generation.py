@@ -264,3 +264,24 @@ async def test_a_chat_is_whole_or_refused_where_turns_may_not_go_or_would_not_he
 async def test_only_a_chat_is_cut() -> None:
     with pytest.raises(APIError, match="maximum context length"):
         await prompt_of(build_job(TextPrompt("a" * 130), max_tokens=1))
+
+
+# --- large answers
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_more_log_probabilities_than_an_answer_can_have(monkeypatch: pytest.MonkeyPatch, is_whole: bool) -> None:
+    monkeypatch.setattr(generation, "MOST_LOGPROBS", 100)
+    registry = build_registry(FakeEngine([spell("x")]))
+    fits = build_job(n=2, max_tokens=10, sampling=SamplingParams(num_logprobs=4))
+    await (await generation.open(registry, fits, is_whole=is_whole)).aclose()
+    large = build_job(n=2, max_tokens=11, sampling=SamplingParams(num_logprobs=4))
+    if is_whole:
+        with pytest.raises(InvalidRequest, match="up to 110 log-probabilities") as caught:
+            await generation.open(registry, large, is_whole=True)
+        assert caught.value.code == "answer_too_large"
+    else:
+        await (await generation.open(registry, large)).aclose()
+    prompts = build_job(TokenPrompt(tuple(range(26))), n=2, num_prompt_logprobs=1, max_tokens=0)
+    with pytest.raises(InvalidRequest, match="up to 104"):
+        await generation.open(registry, prompts, is_whole=is_whole)

@@ -18,20 +18,18 @@ def transcript(n: int = 1) -> Transcript:
 def test_prompts_by_choice() -> None:
     kept = transcript(n=2)
     assert [kept.prompt_ids(index) for index in range(4)] == [(257, 97)] * 2 + [(98, 256, 99)] * 2
-    assert [kept.prompt(index, with_tokens=False).text for index in range(4)] == ["a", "a", "bc", "bc"]
-    assert kept.prompt(0, with_tokens=False).tokens == ()
+    assert [kept.prompt_text(kept.place(index)) for index in range(4)] == ["a", "a", "bc", "bc"]
 
 
 def test_tokens_of_a_prompt() -> None:
     kept = transcript(n=2)
     kept.take(PromptEvent(2, (TokenLogprobs(-1.0, ((98, -0.5),)), TokenLogprobs(-2.0))))
-    prompt = kept.prompt(3, with_tokens=True)
-    assert [token.text for token in prompt.tokens] == ["b", "<eos>", "c"]
-    assert math.isnan(prompt.tokens[0].logprob)
-    assert [token.logprob for token in prompt.tokens[1:]] == [-1.0, -2.0]
-    assert [(top.text, top.logprob) for top in prompt.tokens[1].top] == [("b", -0.5)]
-    assert prompt.offsets == (0, 1, 1)
-    assert kept.prompt(2, with_tokens=True) is prompt
+    tokens, offsets = zip(*kept.prompt_tokens(kept.place(3)), strict=True)
+    assert [token.text for token in tokens] == ["b", "<eos>", "c"]
+    assert math.isnan(tokens[0].logprob)
+    assert [token.logprob for token in tokens[1:]] == [-1.0, -2.0]
+    assert [(top.text, top.logprob) for top in tokens[1].top] == [("b", -0.5)]
+    assert offsets == (0, 1, 1)
 
 
 def test_ids_are_given_once() -> None:

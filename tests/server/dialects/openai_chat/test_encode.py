@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from server.dialects.openai_chat.encode import build_encoder, encode_logprobs, fold
+from server.dialects.openai_chat.encode import build_encoder, build_fold, encode_logprobs
 from server.text.events import (
     Finished,
     OutputEvent,
@@ -19,7 +19,7 @@ from server.text.events import (
     ToolCallDelta,
     Usage,
 )
-from tests.server.dialects.streams import HEAD, encode_all, jobs, token
+from tests.server.dialects.streams import HEAD, encode_all, folded, jobs, token
 
 
 def test_chunks() -> None:
@@ -70,7 +70,7 @@ def test_reasoning_and_calls() -> None:
     assert chunks[-1]["usage"]["completion_tokens_details"] == {"reasoning_tokens": 3}
     for chunk in chunks:
         ChatCompletionChunk.model_validate(chunk)
-    (choice,) = fold(HEAD, [event for batch in batches for event in batch])["choices"]
+    (choice,) = folded(build_fold(HEAD), batches)["choices"]
     assert choice["message"] == {
         "role": "assistant",
         "content": None,
@@ -135,9 +135,9 @@ def parsed_jobs(draw: st.DrawFn) -> list[list[OutputEvent]]:
 @given(st.one_of(jobs(), parsed_jobs()))
 def test_the_answer_is_the_fold_of_the_stream(batches: list[list[OutputEvent]]) -> None:
     chunks = encode_all(build_encoder(HEAD, True), batches)
-    answer = fold(HEAD, [event for batch in batches for event in batch])
+    answer = folded(build_fold(HEAD), batches)
     ChatCompletion.model_validate(answer)
-    folded = {
+    choices = {
         choice["index"]: {
             "message": choice["message"],
             "logprobs": (choice["logprobs"] or {"content": []})["content"],
@@ -145,8 +145,8 @@ def test_the_answer_is_the_fold_of_the_stream(batches: list[list[OutputEvent]]) 
         }
         for choice in answer["choices"]
     }
-    assert folded == concatenate(chunks)
-    assert list(folded) == sorted(folded)
+    assert choices == concatenate(chunks)
+    assert list(choices) == sorted(choices)
     assert answer["usage"] == chunks[-1]["usage"]
 
 

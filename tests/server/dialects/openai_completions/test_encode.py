@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from openai.types import Completion
 
-from server.dialects.openai_completions.encode import LogprobsEncoder, Shown, build_encoder, fold
+from server.dialects.openai_completions.encode import Shown, build_encoder, build_fold
 from server.text.events import Finished, OutputEvent, TextDelta, TokenText, Usage
-from tests.server.dialects.streams import HEAD, encode_all, jobs, token
+from tests.server.dialects.streams import HEAD, encode_all, folded, jobs, token
 
 SHOWN = Shown(logprobs=True)
 
@@ -58,7 +58,7 @@ def concatenate(chunks: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
 @given(jobs())
 def test_the_answer_is_the_fold_of_the_stream(batches: list[list[OutputEvent]]) -> None:
     chunks = encode_all(build_encoder(SHOWN, HEAD, True), batches)
-    answer = fold(SHOWN, HEAD, [event for batch in batches for event in batch])
+    answer = folded(build_fold(SHOWN, HEAD), batches)
     Completion.model_validate(answer)
     expected = concatenate(chunks)
     assert [choice["index"] for choice in answer["choices"]] == sorted(expected)
@@ -70,33 +70,42 @@ def test_the_answer_is_the_fold_of_the_stream(batches: list[list[OutputEvent]]) 
     assert answer["usage"] == chunks[-1]["usage"]
 
 
+def logprobs_of(*deltas: list[TokenText]) -> list[Any]:
+    """In the chunks of a stream."""
+    batches: list[list[OutputEvent]] = [[TextDelta(0, "x", tuple(tokens))] for tokens in deltas]
+    chunks = encode_all(build_encoder(SHOWN, HEAD, False), [*batches, [Usage(1, 0, 1)]])
+    return [chunk["choices"][0]["logprobs"] for chunk in chunks]
+
+
 def test_logprobs() -> None:
-    encoder = LogprobsEncoder()
-    first = encoder.encode([token("a", -0.5, token("b", -0.25), token("a", -0.5))])
+    first, second = logprobs_of(
+        [token("a", -0.5, token("b", -0.25), token("a", -0.5))],
+        [token("cd", -1.0, token("b", -0.25)), token("e", float("-inf"), token("b", -0.25))],
+    )
     assert first == {
         "tokens": ["a"],
         "token_logprobs": [-0.5],
         "top_logprobs": [{"b": -0.25, "a": -0.5}],
         "text_offset": [0],
     }
-    second = encoder.encode([token("cd", -1.0, token("b", -0.25)), token("e", float("-inf"), token("b", -0.25))])
     assert second["text_offset"] == [1, 3]
     # the chosen token is among them, likely or not
     assert second["top_logprobs"] == [{"b": -0.25, "cd": -1.0}, {"b": -0.25, "e": -9999.0}]
 
 
 def test_no_top_logprobs_when_none_were_asked_for() -> None:
-    assert LogprobsEncoder().encode([token("a")])["top_logprobs"] is None
+    (encoded,) = logprobs_of([token("a")])
+    assert encoded["top_logprobs"] is None
 
 
 def test_parts_of_a_character_have_names_and_one_place() -> None:
     parts = [TokenText(i, "\ufffd", bytes([byte]), -1.0) for i, byte in enumerate("é".encode())]
-    encoded = LogprobsEncoder().encode([*parts, token("x")])
+    (encoded,) = logprobs_of([*parts, token("x")])
     assert encoded["tokens"] == ["bytes:\\xc3", "bytes:\\xa9", "x"]
     assert encoded["text_offset"] == [0, 0, 1]
 
 
 @pytest.mark.parametrize("reason", ["stop", "length"])
 def test_a_choice_without_text(reason: Any) -> None:
-    answer = fold(SHOWN, HEAD, [Finished(0, reason, 1), Usage(1, 0, 1)])
+    answer = folded(build_fold(SHOWN, HEAD), [[Finished(0, reason, 1), Usage(1, 0, 1)]])
     assert answer["choices"] == [{"index": 0, "text": "", "logprobs": None, "finish_reason": reason}]

@@ -1,0 +1,53 @@
+"""What OpenAI's answers repeat, as JSON: heads, usage, numbers and quoted texts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from json.encoder import encode_basestring
+from typing import Any
+
+from server.service.transcript import Transcript
+from server.text.events import Usage
+
+LEAST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON does not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What every object of one answer repeats, and what is kept of the job's tokens where it asked for that."""
+
+    id: str
+    created: int
+    model: str
+    transcript: Transcript | None = None
+
+
+def encode_usage(usage: Usage) -> dict[str, Any]:
+    details = {"cached_tokens": usage.num_cached_tokens}
+    if usage.num_truncated_tokens:
+        details["truncated_tokens"] = usage.num_truncated_tokens
+    written: dict[str, Any] = {
+        "prompt_tokens": usage.num_prompt_tokens,
+        "completion_tokens": usage.num_output_tokens,
+        "total_tokens": usage.num_prompt_tokens + usage.num_output_tokens,
+        "prompt_tokens_details": details,
+    }
+    if usage.num_reasoning_tokens is not None:
+        written["completion_tokens_details"] = {"reasoning_tokens": usage.num_reasoning_tokens}
+    return written
+
+
+def finite(logprob: float) -> float:
+    """`logprob`, or LEAST_LOGPROB for what is below it or no number."""
+    return logprob if logprob > LEAST_LOGPROB else LEAST_LOGPROB
+
+
+quote = encode_basestring
+"""A string as JSON, not escaped beyond need. Text of a detokenizer has no lone surrogates."""
+
+
+def dump(value: Any) -> str:
+    """Compact JSON."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
