@@ -1,6 +1,7 @@
 """The bounds of a connection, below HTTP: how many there are, and how long and how large a request's head may be.
 
-Uvicorn's protocol with a timer and two counters. What comes complete and is still too much, the gate refuses.
+Uvicorn's protocol with a timer and two counters. What comes complete and is still too much, the gate refuses. Also what
+uvicorn leaves out of HTTP: answers to clients that speak HTTP/1.0, and to clients that send no more but still listen.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ import json
 from collections import deque
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from server.config import SecurityConfig
 from server.errors import APIError, InvalidRequest, openai_body
-from server.security.refusals import HeadersTooLarge, TooManyConnections
+from server.security.refusals import EncodingRefused, HeadersTooLarge, TooManyConnections
 
 PROBE_PLACES = 64
 """Connections beyond the limit that are still heard: /health answers on them, all else is a 503."""
 _SURPLUS_TIMEOUT_S = 2.0
 _LINGER_S = 0.5
+_FIRST_PROBE_S, _MOST_PROBE_S = 0.05, 5.0
+"""From the end of what a client sends to the second look whether it listens; and between later ones, at most."""
 _OVERHEAD = 8
 """Of a body's bytes, how many times as many its chunks may take; a byte of its own chunk takes six."""
 
@@ -55,6 +59,10 @@ class BoundedConnection(HttpToolsProtocol):
         self._is_in_body = False
         self._is_surplus = False
         self._is_refused = False
+        self._refusal: APIError | None = None
+        """Found while a head was parsed; to be answered once the parser is done."""
+        self._encodings: list[bytes] = []
+        self._probe: asyncio.TimerHandle | None = None
         self._unanswered: deque[RequestResponseCycle] = deque()
         """Requests in the order of their answers: the first is being worked on, those behind it wait."""
 
@@ -71,6 +79,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
+        self._stop_probing()
         self._drop_requests()
         super().connection_lost(exc)
 
@@ -82,6 +91,8 @@ class BoundedConnection(HttpToolsProtocol):
         elif self._is_in_head:
             self._num_head_bytes += len(data)
         super().data_received(data)
+        if self._refusal is not None and not self._is_refused:
+            self._refuse(self._refusal)
         if self._is_refused or self.transport.is_closing():
             return
         if self._num_head_bytes > self._limits.max_header_bytes or self._num_headers > self._limits.max_headers:
@@ -93,30 +104,55 @@ class BoundedConnection(HttpToolsProtocol):
         else:
             self._watch()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more. Whether the connection stays open: it may still want its answers."""
+        if not self._unanswered or self._is_in_head or self._is_in_body or self._is_refused:
+            return False
+        self._unanswered[-1].keep_alive = False
+        self._ask_whether_it_listens(_FIRST_PROBE_S)
+        return True
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._encodings = []
         self._num_raw_bytes = self._num_head_bytes = self._num_headers = 0
         self._is_in_head = True
         self.scope["state"]["is_surplus"] = self._is_surplus
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._num_headers += 1
-        if not self._is_in_body:  # what comes behind a body, as a trailer, is nobody's header
-            super().on_header(name, value)
+        if self._is_in_body:  # what comes behind a body, as a trailer, is nobody's header
+            return
+        super().on_header(name, value)
+        if name.lower() == b"transfer-encoding":
+            self._encodings.append(value.strip().lower())
 
     def on_headers_complete(self) -> None:
         self._num_head_bytes = self._num_headers = 0
         self._is_in_head, self._is_in_body = False, True
+        if self._encodings not in ([], [b"chunked"]):
+            self._refusal = EncodingRefused()
+            return
         before = self.cycle
         super().on_headers_complete()
         if self.cycle is not before:
             self._unanswered.append(self.cycle)
 
+    def on_body(self, body: bytes) -> None:
+        if self._refusal is None:
+            super().on_body(body)
+
     def on_message_complete(self) -> None:
         self._is_in_body = False
-        super().on_message_complete()
+        if self._refusal is None:
+            super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        is_old = cycle.scope["http_version"] == "1.0"
+        super()._start_asgi_task(cycle, _without_chunks(app, cycle) if is_old else app)
 
     def on_response_complete(self) -> None:
+        self._stop_probing()
         self._unanswered.popleft()
         super().on_response_complete()
         self._watch()
@@ -155,6 +191,26 @@ class BoundedConnection(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
+    def _ask_whether_it_listens(self, again_s: float) -> None:
+        """Whether a client that sends no more still listens, or has closed: only something sent to it tells.
+
+        `100 Continue` may come before any answer, and means nothing here. Sent to a closed socket it is answered with a
+        reset, which the next one runs into: that ends the connection, and the work that was done for it.
+        """
+        self._stop_probing()
+        if self.transport.is_closing() or not self._unanswered:
+            return
+        cycle = self._unanswered[0]
+        if not cycle.response_started and cycle.scope["http_version"] == "1.1":  # HTTP/1.0 knows no such thing
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        next_s = min(_MOST_PROBE_S, 4 * again_s)
+        self._probe = self.loop.call_later(again_s, self._ask_whether_it_listens, next_s)
+
+    def _stop_probing(self) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+            self._probe = None
+
     def _refuse(self, error: APIError) -> None:
         """Answer and close. Into an answer that is being written nothing is put: it ends cut short.
 
@@ -184,4 +240,35 @@ class BoundedConnection(HttpToolsProtocol):
             cycle.message_event.set()
 
 
-_PHRASES = {400: "Bad Request", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
+def _without_chunks(app: ASGI3Application, cycle: RequestResponseCycle) -> ASGI3Application:
+    """The application for a client that speaks HTTP/1.0: an answer of unknown length ends with its connection."""
+
+    async def run(scope: Any, receive: Any, send: Any) -> None:
+        is_open_ended = False
+
+        async def send_plain(message: Any) -> None:
+            nonlocal is_open_ended
+            if message["type"] == "http.response.start" and not cycle.disconnected:
+                headers = [(name.lower(), value) for name, value in message.get("headers", [])]
+                is_open_ended = all(name != b"content-length" for name, _ in headers)
+                if is_open_ended:
+                    cycle.response_started, cycle.chunked_encoding = True, False
+                    head = [(name, value) for name, value in headers if name != b"connection"]
+                    lines = b"".join(name + b": " + value + b"\r\n" for name, value in head)
+                    cycle.transport.write(STATUS_LINE[message["status"]] + lines + b"connection: close\r\n\r\n")
+                    return
+            if is_open_ended and message["type"] == "http.response.body":
+                cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, send_plain)
+
+    return run
+
+
+_PHRASES = {
+    400: "Bad Request",
+    431: "Request Header Fields Too Large",
+    501: "Not Implemented",
+    503: "Service Unavailable",
+}

@@ -67,6 +67,16 @@ class HeadersTooLarge(InvalidRequest):
     code = "headers_too_large"
 
 
+class EncodingRefused(InvalidRequest):
+    """A body in a transfer encoding that is not read here."""
+
+    status = 501
+    code = "unsupported_transfer_encoding"
+
+    def __init__(self) -> None:
+        super().__init__("The only transfer encoding that is supported is 'chunked'.")
+
+
 class RequestTimeout(InvalidRequest):
     """The body did not come in time."""
 

@@ -207,3 +207,90 @@ def _is_reset(connection: socket.socket) -> bool:
     except OSError:
         return True
     return False
+
+
+# --- what else HTTP has
+
+ASK = {"prompt": "hi", "max_tokens": 5, "ignore_eos": True}
+
+
+def posted(body: dict[str, object], version: str = "1.1", *headers: str) -> bytes:
+    content = json.dumps(body).encode()
+    lines = [f"POST /v1/completions HTTP/{version}", "Host: localhost", "Content-Type: application/json", *headers]
+    return "\r\n".join([*lines, f"Content-Length: {len(content)}", "", ""]).encode() + content
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_sends_no_more_is_answered(version: str, stream: bool) -> None:
+    with serve(mock_engine(itl_s=0.05)) as server:
+        answer = exchange(server.port, [posted({**ASK, "stream": stream}, version)])
+        final = statuses(answer)
+        assert final[-1] == 200 and set(final[:-1]) <= {100}
+        assert answer.count(b"HTTP/1.1 200") == 1
+        if stream:
+            assert b"data: [DONE]" in answer
+        else:
+            assert json.loads(answer.rpartition(b"\r\n\r\n")[2])["usage"]["completion_tokens"] == 5
+
+
+def test_a_client_that_closes_is_noticed_all_the_same() -> None:
+    """Before its answer begins there is nothing to be written to it."""
+    with serve(mock_engine(itl_s=0.02)) as server:
+        for _ in range(3):
+            with connect(server.port) as connection:
+                connection.sendall(posted({**ASK, "max_tokens": 3000}))
+                wait_until(lambda: server.engine.stats().num_running == 1)
+            server.wait_until_idle()
+        assert server.engine.stats().num_aborted == 3
+
+
+def test_half_a_request_is_no_request() -> None:
+    with serve(mock_engine()) as server:
+        whole = posted(ASK)
+        for cut in (5, 60, len(whole) - 1):
+            assert statuses(exchange(server.port, [whole[:cut]])) in ([], [400])
+
+
+def test_several_requests_and_then_no_more() -> None:
+    with serve(mock_engine(itl_s=0.01)) as server:
+        answer = exchange(server.port, [posted(ASK) * 3])
+        assert [status for status in statuses(answer) if status != 100] == [200, 200, 200]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_to_http_1_0_has_no_chunks(stream: bool) -> None:
+    with serve(mock_engine()) as server:
+        answer = exchange(server.port, [posted({**ASK, "stream": stream}, "1.0")], closes=False)
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert b"transfer-encoding" not in head.lower()
+        assert b"connection: close" in head.lower()
+        if stream:
+            assert body.startswith(b"data: {") and body.endswith(b"data: [DONE]\n\n")
+        else:
+            assert json.loads(body)["usage"]["completion_tokens"] == 5
+
+
+def test_the_head_of_a_stream_for_http_1_0() -> None:
+    with serve(mock_engine()) as server:
+        request = b"HEAD /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n"
+        assert statuses(exchange(server.port, [request], closes=False)) == [405]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ("Transfer-Encoding: gzip, chunked",),
+        ("Transfer-Encoding: gzip", "Transfer-Encoding: chunked"),
+        ("Transfer-Encoding: chunked, chunked",),
+        ("Transfer-Encoding: identity, chunked",),
+    ],
+)
+def test_a_body_that_is_encoded_otherwise_is_refused(headers: tuple[str, ...]) -> None:
+    with serve(mock_engine()) as server:
+        lines = ["POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json", *headers]
+        request = "\r\n".join([*lines, "", ""]).encode() + b"2\r\n{}\r\n0\r\n\r\n"
+        answer = exchange(server.port, [request], closes=False)
+        assert statuses(answer) in ([501], [400])
+        if b"501" in answer:
+            assert b"unsupported_transfer_encoding" in answer
