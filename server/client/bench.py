@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import string
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ where help through much before line right too mean old any same tell boy follow 
 three small set put end does another well large must big even such because turn here why ask went men read
 """
 WORDS = _TEXT.split()
+_LETTERS = 8
+"""Of a prompt's first word: 26 ** 8 of them."""
 
 
 class BenchError(Exception):
@@ -188,18 +191,21 @@ async def _calibrate(subject: Subject, source: random.Random) -> None:
     if few.error == "HTTP 400" and subject.client.extra:
         subject.client.extra.clear()  # another's API: answers end where they will
         few = await subject.client.complete(_prompt(source, 1), 2)
-    more = await subject.client.complete(_prompt(source, len(WORDS)), 2)  # each of them, so that the mean is exact
+    more = await subject.client.complete(_prompt(source, len(WORDS) + 1), 2)  # each of them, so that the mean is exact
     error = few.error or more.error
     if error is not None:
         raise BenchError(f"{subject.url}: {subject.model} does not complete a short prompt: {error}")
     if few.num_prompt_tokens and more.num_prompt_tokens and more.num_prompt_tokens > few.num_prompt_tokens:
-        subject.tokens_per_word = (more.num_prompt_tokens - few.num_prompt_tokens) / (len(WORDS) - 1)
+        subject.tokens_per_word = (more.num_prompt_tokens - few.num_prompt_tokens) / len(WORDS)
         subject.more_tokens = few.num_prompt_tokens - subject.tokens_per_word
 
 
 def _prompt(source: random.Random, num_words: int) -> str:
-    """Every word as often as any other, as far as that goes: the more even, the nearer to the length that is wanted."""
-    words: list[str] = []
+    """Every word as often as any other, as far as that goes: the more even, the nearer to the length that is wanted.
+
+    Before them stands one that no other prompt has: two prompts that begin alike would find one another in a cache.
+    """
+    words = ["".join(source.choices(string.ascii_lowercase, k=_LETTERS))]
     while len(words) < num_words:
         words += source.sample(WORDS, k=min(len(WORDS), num_words - len(words)))
     return " ".join(words)

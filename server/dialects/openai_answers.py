@@ -5,6 +5,7 @@ Knows no field of a request but whether a stream is wanted. Imports no dialect.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -23,6 +24,7 @@ from server.dialects.openai_shared import SamplingFields
 from server.dialects.openai_written import Head, dump, encode_usage, quote
 from server.disconnect import ClientGone, while_connected
 from server.errors import APIError, openai_body
+from server.heap import give_back
 from server.service import generation
 from server.service.job import GenerationJob
 from server.service.opening import Opening
@@ -34,6 +36,7 @@ logger = logging.getLogger("pippin.dialects")
 IGNORED_HEADER = "X-Pippin-Ignored-Fields"
 TRUNCATED_HEADER = "X-Pippin-Truncated-Tokens"
 DONE = "data: [DONE]\n\n"
+_LARGE_BYTES = 8 << 20
 
 
 def ignored_header(names: Iterable[str]) -> dict[str, str]:
@@ -129,7 +132,10 @@ async def answer(
             await while_connected(request.receive, _collect(stream, fold))
     except ClientGone:
         return Response(status_code=499)
-    return Response(await joined(fold.pieces()), headers=headers, media_type="application/json")
+    written = await joined(fold.pieces())
+    if len(written) > _LARGE_BYTES:
+        asyncio.get_running_loop().run_in_executor(None, give_back)
+    return Response(written, headers=headers, media_type="application/json")
 
 
 class _LateEncoder:

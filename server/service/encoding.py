@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from mlx_backend.errors import ContextLengthExceeded
 from server.errors import InvalidRequest, UnsupportedParameter, to_api_error
+from server.heap import give_back
 from server.service.job import ChatPrompt, GenerationJob, InfillPrompt, Prompt, TextPrompt, TokenPrompt
 from server.text.borders import Borders
 from server.text.chat_template import TemplateError
@@ -40,7 +41,11 @@ _threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="text")
 async def aside(work: Callable[..., T], *arguments: Any) -> T:
     """The result of work that takes long, done on a thread of its own, a little later where many want that."""
     call = partial(contextvars.copy_context().run, work, *arguments)
-    return await asyncio.get_running_loop().run_in_executor(_threads, call)
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.run_in_executor(_threads, call)
+    finally:
+        loop.run_in_executor(_threads, give_back)
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,7 +165,12 @@ def test_the_plot(tmp_path: Path) -> None:
 def test_words_are_chosen_at_random() -> None:
     prompt = measuring._prompt(random.Random(0), 50)
     assert len(prompt.split()) == 50
-    assert set(prompt.split()) <= set(measuring.WORDS)
+    assert set(prompt.split()[1:]) <= set(measuring.WORDS)
+
+
+def test_no_two_prompts_begin_alike() -> None:
+    source = random.Random(0)
+    assert len({measuring._prompt(source, 5)[:4] for _ in range(100)}) > 95
 
 
 # --- the command

@@ -14,7 +14,7 @@ PROGRAM = """
 import sys
 from server.grammars.limits import Limits, Meter, prepare_child
 prepare_child()
-limits = Limits(compile_s=0.2, step_s=0.1, compile_bytes=64 << 20, memory_bytes=128 << 20)
+limits = Limits(compile_s={seconds}, step_s={seconds}, compile_bytes=64 << 20, memory_bytes=128 << 20)
 meter = Meter(limits, has_address_limit={has_address_limit})
 {work}
 print("fine")
@@ -23,9 +23,9 @@ BURN = "while True: pass"
 HOARD = "kept = [bytearray(b'x') * (1 << 20) for _ in range({number})]"
 
 
-def ended(work: str, *, has_address_limit: bool = sys.platform == "linux") -> tuple[int, str]:
-    """(exit code, or minus the signal; what was printed)."""
-    program = PROGRAM.format(work=work, has_address_limit=has_address_limit)
+def ended(work: str, *, has_address_limit: bool = sys.platform == "linux", seconds: float = 20.0) -> tuple[int, str]:
+    """(exit code, or minus the signal; what was printed). `seconds`: of processor time."""
+    program = PROGRAM.format(work=work, has_address_limit=has_address_limit, seconds=seconds)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout
 
@@ -36,18 +36,18 @@ def within(context: str, work: str) -> str:
 
 @pytest.mark.parametrize("context", ["compiling()", "steps(1)"])
 def test_processor_time_ends_it(context: str) -> None:
-    assert ended(within(context, BURN)) == (-signal.SIGPROF, "")
+    assert ended(within(context, BURN), seconds=0.2) == (-signal.SIGPROF, "")
 
 
 @pytest.mark.parametrize("context", ["compiling()", "steps(1)"])
 def test_waiting_is_no_processor_time(context: str) -> None:
     """So that a machine that is busy with others ends nothing."""
-    assert ended(within(context, "import time; time.sleep(0.5)")) == (0, "fine\n")
+    assert ended(within(context, "import time; time.sleep(0.5)"), seconds=0.2) == (0, "fine\n")
 
 
 def test_what_comes_after_is_not_timed() -> None:
     burn = "import time; end = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
-    assert ended(within("compiling()", "pass") + f"\n{burn}") == (0, "fine\n")
+    assert ended(within("compiling()", "pass") + f"\n{burn}", seconds=0.2) == (0, "fine\n")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit addresses")
