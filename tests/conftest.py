@@ -1,9 +1,59 @@
-"""What all tests share: how hypothesis searches."""
+"""What all tests share: how hypothesis searches, exact products, and that no test leaves a process to the next."""
 
 from __future__ import annotations
 
-from hypothesis import settings
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
-# No deadline: how long an example takes says more about the machine than about the code.
-settings.register_profile("pippin", deadline=None)
-settings.load_profile("pippin")
+import pytest
+from hypothesis import HealthCheck, settings
+
+# No deadline, and no complaint of slow data: how long an example takes says more about the machine than about the code.
+# The same examples every time: a suite that fails by chance is not trusted. `HYPOTHESIS=search` looks for new ones.
+_ANYWHERE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("pippin", _ANYWHERE, derandomize=True, database=None)
+settings.register_profile("search", _ANYWHERE, max_examples=2000)
+settings.load_profile("search" if os.environ.get("HYPOTHESIS") == "search" else "pippin")
+
+# Tests compare tokens, and ranks of close probabilities: a GPU that multiplies with 10 bits of mantissa swaps some.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
+
+_LINGER_S = 30.0
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """Fail the test that leaves a child process behind, and kill the process: the next test starts clean."""
+    before = _children()
+    yield
+    until = time.monotonic() + _LINGER_S
+    while left := {pid: name for pid, name in _children().items() if pid not in before}:
+        if time.monotonic() > until:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            pytest.fail(f"left running: {left}")
+        time.sleep(0.01)
+
+
+def _children() -> dict[int, str]:
+    """Child processes of this one, and how they were started; none where there is no /proc.
+
+    The host of `tests.compiling`, which the tests of a process share, is not among them.
+    """
+    found = {}
+    for tasks in Path(f"/proc/{os.getpid()}/task").glob("*/children"):
+        try:
+            pids = tasks.read_text().split()
+        except OSError:  # the thread has ended
+            continue
+        for pid in map(int, pids):
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+            except OSError:
+                continue
+            if "pippin-grammars" not in command:
+                found[pid] = command[:200]
+    return found

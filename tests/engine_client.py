@@ -19,7 +19,7 @@ from mlx_backend.interface import (
 )
 
 GREEDY = SamplingParams(temperature=0)
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 
 
 async def until(condition: Callable[[], bool]) -> None:

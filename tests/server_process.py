@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 _SERVING = re.compile(r" serving .* on (http://[\d.:]+):")
 
 

@@ -18,7 +18,7 @@ from server.security.connection import bounded_protocol
 from server.service.registry import ModelRegistry, ServedModel
 from server.text.tokenizer import ByteTokenizer
 
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

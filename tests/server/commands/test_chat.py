@@ -10,11 +10,13 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mlx_backend.interface import MockConfig
 from tests.serving import DEADLINE_S, LiveServer, mock_engine, serve, wait_until
 
 MAIN = "import sys; sys.argv[0] = 'pippin'; from server.cli import main; main()"
@@ -23,9 +25,14 @@ ON_A_TERMINAL = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {
 
 @pytest.fixture
 def server() -> Iterator[LiveServer]:
-    engine = mock_engine(itl_s=0.02)
-    with serve(engine) as live:
+    with serve(mock_engine(itl_s=0.02)) as live:
         yield live
+
+
+def slow_down(server: LiveServer) -> None:
+    """From now on answers take a minute: a machine that is busy still finds them unfinished."""
+    engine: Any = server.engine
+    engine._runner._pace = MockConfig(itl_s=0.3)
 
 
 def environment(state: Path) -> dict[str, str]:
@@ -67,20 +74,38 @@ class Terminal:
 
     def close(self) -> int:
         """The exit code."""
-        try:
-            return self.process.wait(DEADLINE_S)
-        finally:
-            if self.process.poll() is None:
-                self.process.kill()
-                self.process.wait()
-            os.close(self._master)
+        return self.process.wait(DEADLINE_S)
+
+    def end(self) -> None:
+        """Leave nothing behind, whatever has happened."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._master)
 
 
-def test_a_conversation_on_a_terminal(server: LiveServer, tmp_path: Path) -> None:
-    terminal = Terminal(tmp_path, "--url", f"{server.url}/v1")
+Open = Callable[..., Terminal]
+
+
+@pytest.fixture
+def on_terminal(tmp_path: Path) -> Iterator[Open]:
+    opened: list[Terminal] = []
+
+    def open_terminal(*arguments: str) -> Terminal:
+        opened.append(Terminal(tmp_path, *arguments))
+        return opened[-1]
+
+    yield open_terminal
+    for terminal in opened:
+        terminal.end()
+
+
+def test_a_conversation_on_a_terminal(server: LiveServer, tmp_path: Path, on_terminal: Open) -> None:
+    terminal = on_terminal("--url", f"{server.url}/v1")
     terminal.expect(rf"mock at {server.url}; /help.*> ")
     terminal.type("hello\r")
     terminal.expect(r"s to the first token .* tok/s .* (\d+) tokens in.*, \d+ out.*> ")
+    slow_down(server)
     terminal.type("\x1b[A\x1b[A")  # the line before, out of the history
     terminal.expect("hello")
     terminal.type(", and a question that is answered at length\r")
@@ -107,12 +132,14 @@ def test_a_conversation_on_a_terminal(server: LiveServer, tmp_path: Path) -> Non
     ]
 
 
-def test_the_next_time_it_is_still_known_and_need_not_be_kept(server: LiveServer, tmp_path: Path) -> None:
+def test_the_next_time_it_is_still_known_and_need_not_be_kept(
+    server: LiveServer, tmp_path: Path, on_terminal: Open
+) -> None:
     history = tmp_path / "pippin" / "chat_history"
     history.parent.mkdir()
     history.write_text("asked long ago\n")
     history.chmod(0o644)
-    terminal = Terminal(tmp_path, "--url", server.url)
+    terminal = on_terminal("--url", server.url)
     terminal.expect("> ")
     terminal.type("\x1b[A")
     terminal.expect("asked long ago")
@@ -120,7 +147,7 @@ def test_the_next_time_it_is_still_known_and_need_not_be_kept(server: LiveServer
     assert terminal.close() == 0
     assert stat.S_IMODE(history.stat().st_mode) == 0o600  # closed to others
     history.unlink()
-    terminal = Terminal(tmp_path, "--url", server.url, "--no-history")
+    terminal = on_terminal("--url", server.url, "--no-history")
     terminal.expect("> ")
     terminal.type("/stats\r")
     terminal.expect(r"0 answers.*> ")

@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fake_hub import FakeHub, serving
+from tests.serving import wait_until
 
 MB = 1 << 20
 FILES = {
@@ -86,11 +86,16 @@ def test_weights_configuration_and_tokenizer_are_fetched_and_no_code(hub: FakeHu
     assert downloads(hub) == []
 
 
-def test_what_was_interrupted_goes_on_where_it_stopped(hub: FakeHub, start: Start, run: Run) -> None:
+def num_arrived(tmp_path: Path) -> int:
+    """Bytes of files that are on their way."""
+    return sum(path.stat().st_size for path in tmp_path.rglob("*.incomplete"))
+
+
+def test_what_was_interrupted_goes_on_where_it_stopped(hub: FakeHub, start: Start, run: Run, tmp_path: Path) -> None:
     hub.stalls_after = 15 * MB
     process = start("pull", "owner/tiny")
     assert hub.has_stalled.wait(DEADLINE_S)
-    time.sleep(1.0)  # what is on its way arrives; less of it only makes the rest longer
+    wait_until(lambda: num_arrived(tmp_path) >= 5 * MB)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=DEADLINE_S)
     assert (process.returncode, out) == (130, "stopped; `pippin pull owner/tiny` goes on where this one did\n")
