@@ -11,7 +11,9 @@ import asyncio
 import hashlib
 import logging
 import socket
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from server.grammars import wire
@@ -31,8 +33,8 @@ LEAST_MEMORY_BYTES = 96 << 20
 _LEAST_QUICK_BYTES = 8 << 20
 _QUICK_S = 0.05
 _QUICK_AT_ONCE = 4
-_MOST_EXPENSIVE = 16
-"""Expensive grammars that wait for one another; one more is refused for now."""
+_MOST_QUICK, _MOST_THOROUGH = 64, 16
+"""Attempts under way and waiting, of each kind; one more is refused for now."""
 _STEP_S = 0.1
 """Processor time of one step of one sequence. Other sequences wait for it."""
 _SLACK = 12
@@ -97,6 +99,13 @@ class _Work:
         self.task = task
         self.num_waiting = 0
 
+    def end(self) -> None:
+        """Nobody waits any more."""
+        if not self.task.done():
+            self.task.cancel()
+        elif not self.task.cancelled() and self.task.exception() is None:
+            self.task.result().num_users -= 1
+
 
 class _LimitReached(Exception):
     """An attempt has reached a limit: `time`, `memory` or `stack`."""
@@ -104,6 +113,33 @@ class _LimitReached(Exception):
     def __init__(self, limit: str) -> None:
         super().__init__(limit)
         self.limit = limit
+
+
+class _Lane:
+    """Compilations of one kind: so many at once, and so many behind them, of which one tenant may have half."""
+
+    def __init__(self, num_at_once: int, most: int) -> None:
+        self._places = asyncio.Semaphore(num_at_once)
+        self._most = most
+        self.num_waiting = 0
+        """Those under way among them."""
+        self._by_tenant = Counter[str]()
+
+    @asynccontextmanager
+    async def place(self, tenant: str) -> AsyncIterator[None]:
+        """Raises GrammarsBusy."""
+        is_full = self.num_waiting >= self._most or (bool(tenant) and self._by_tenant[tenant] >= self._most // 2)
+        if is_full:
+            raise GrammarsBusy("Too many grammars are being compiled; please try again later.")
+        self.num_waiting += 1
+        self._by_tenant[tenant] += 1
+        try:
+            async with self._places:
+                yield
+        finally:
+            self.num_waiting -= 1
+            self._by_tenant[tenant] -= 1
+            self._by_tenant += Counter()  # forget who has none
 
 
 class GrammarCompiler:
@@ -116,9 +152,8 @@ class GrammarCompiler:
         self._kept: OrderedDict[bytes, GrammarProcess] = OrderedDict()
         self._working: dict[bytes, _Work] = {}
         self._refused: OrderedDict[bytes, str] = OrderedDict()
-        self._quick = asyncio.Semaphore(_QUICK_AT_ONCE)
-        self._thorough = asyncio.Semaphore(1)
-        self._num_expensive = 0
+        self._quick = _Lane(_QUICK_AT_ONCE, _MOST_QUICK)
+        self._thorough = _Lane(1, _MOST_THOROUGH)
         self._outcomes = dict.fromkeys(OUTCOMES, 0)
 
     def warm_up(self) -> None:
@@ -128,19 +163,17 @@ class GrammarCompiler:
         except HostFailed as error:
             logger.warning("grammars cannot be compiled for now: %s", error)
 
-    async def compile(self, source: GrammarSource, thought: Thought | None = None) -> Grammar:
+    async def compile(self, source: GrammarSource, thought: Thought | None = None, tenant: str = "") -> Grammar:
         """The compiled grammar, which the caller has to `release`. Cancelling ends the compilation.
 
-        Raises GrammarError and GrammarsBusy.
+        `tenant`: no other waits for more than half of what it asks for. Raises GrammarError and GrammarsBusy.
         """
         is_led = thought is not None
         if len(source.text) > _LONG_CHARS:
             encoded = await asyncio.to_thread(_encode, source, is_led)
         else:
             encoded = _encode(source, is_led)
-        process = await self._find(encoded)
-        process.num_users += 1
-        return Grammar(process, thought)
+        return Grammar(await self._find(encoded, tenant), thought)
 
     def stats(self) -> GrammarStats:
         """A snapshot."""
@@ -153,37 +186,42 @@ class GrammarCompiler:
             process.close()
         self._host.close()
 
-    async def _find(self, source: bytes) -> GrammarProcess:
+    async def _find(self, source: bytes, tenant: str) -> GrammarProcess:
+        """The process of a grammar, with one user more."""
         key = hashlib.sha256(source).digest()
         process = self._kept.get(key)
         if process is not None and process.is_alive:
             self._kept.move_to_end(key)
             self._outcomes["cached"] += 1
+            process.num_users += 1
             return process
         if key in self._refused:
             self._refused.move_to_end(key)
             self._outcomes["cached"] += 1
             raise GrammarError(self._refused[key])
-        return await self._join(key, source)
+        return await self._join(key, source, tenant)
 
-    async def _join(self, key: bytes, source: bytes) -> GrammarProcess:
+    async def _join(self, key: bytes, source: bytes, tenant: str) -> GrammarProcess:
         """Wait for the compilation of a grammar, which begins with the first that waits."""
         work = self._working.get(key)
         if work is None:
-            work = self._working[key] = _Work(asyncio.create_task(self._build(key, source)))
+            work = self._working[key] = _Work(asyncio.create_task(self._build(key, source, tenant)))
         work.num_waiting += 1
         try:
-            return await asyncio.shield(work.task)
+            process = await asyncio.shield(work.task)
+            process.num_users += 1
+            return process
         finally:
             work.num_waiting -= 1
             if work.num_waiting == 0:
                 if self._working.get(key) is work:
                     del self._working[key]
-                work.task.cancel()
+                work.end()
 
-    async def _build(self, key: bytes, source: bytes) -> GrammarProcess:
+    async def _build(self, key: bytes, source: bytes, tenant: str) -> GrammarProcess:
+        """Compile and keep; the process has a user, so that it is not ended before those who wait have it."""
         try:
-            process = await self._compile(source)
+            process = await self._compile(source, tenant)
         except GrammarError as error:
             self._outcomes["refused"] += 1
             self._refuse(key, str(error))
@@ -202,24 +240,19 @@ class GrammarCompiler:
             raise GrammarsBusy("Grammars cannot be compiled at the moment; please try again.") from error
         self._outcomes["compiled"] += 1
         self._keep(key, process)
+        process.num_users += 1
         return process
 
-    async def _compile(self, source: bytes) -> GrammarProcess:
+    async def _compile(self, source: bytes, tenant: str) -> GrammarProcess:
         """Within the small limit or, where that is reached, within the large one."""
-        async with self._quick:
+        async with self._quick.place(tenant):
             try:
                 return await self._attempt(source, self._budget.quick)
             except _LimitReached as error:
                 if error.limit == "stack":  # is the same for all
                     raise
-        if self._num_expensive == _MOST_EXPENSIVE:
-            raise GrammarsBusy("Too many large grammars are being compiled; please try again later.")
-        self._num_expensive += 1
-        try:
-            async with self._thorough:
-                return await self._attempt(source, self._budget.thorough)
-        finally:
-            self._num_expensive -= 1
+        async with self._thorough.place(tenant):
+            return await self._attempt(source, self._budget.thorough)
 
     async def _attempt(self, source: bytes, limits: Limits) -> GrammarProcess:
         """Compile in a new process, and once more where the host has died. Raises as `_attempt_once`."""

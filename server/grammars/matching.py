@@ -17,7 +17,7 @@ from server.grammars.wire import Ask, Kind, Mask, Vocabulary
 
 _HEAD = '%llguidance {"no_forcing": true}\n'
 """A text that is forced may be written in any tokens: which ones is the model's choice, and no tokenizer is needed."""
-_MAX_ITEMS_IN_ROW = 5_000
+_MAX_ITEMS_IN_ROW = 2_500
 """Of the parser: a step takes about 4 µs for each (on the machine of the benchmarks), and every row waits for it.
 An object has four of them for each property that is not required."""
 _STEP_MAX_ITEMS = 100_000

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 from server.errors import InvalidRequest, Unavailable, UnsupportedParameter
@@ -35,15 +36,15 @@ async def compile_grammar(
     thought = _thought(tokenizer, job, prompt, begins) if isinstance(prompt, ChatPrompt) else None
     try:
         if isinstance(prompt, ChatPrompt) and (prompt.must_call or (wish is None and _has_strict_tools(prompt))):
-            source = await asyncio.to_thread(_of_calls, tokenizer, prompt, job, begins)
+            source = await asyncio.to_thread(_built, _of_calls, tokenizer, prompt, job, begins)
             if source is not None:
                 _check(job, "tools", *(("min_tokens",) if prompt.must_call else ()), "allowed_token_ids")
                 thought = None if tokenizer.chat_format.is_harmony else thought  # it is in the grammar
-                return await compiler.compile(source, thought)
+                return await compiler.compile(source, thought, job.tenant.name)
         if wish is None:
             return None if thought is None or thought.budget is None else Grammar(None, thought)
         _check(job, wish.param, "min_tokens", "allowed_token_ids")
-        return await compiler.compile(wish.source, thought)
+        return await compiler.compile(wish.source, thought, job.tenant.name)
     except GrammarsBusy as error:
         raise Unavailable(str(error), code="grammars_busy") from error
     except GrammarError as error:
@@ -51,6 +52,14 @@ async def compile_grammar(
         raise InvalidRequest(
             f"'{param}' cannot be honoured: {error}", param=param, code="unsupported_grammar"
         ) from error
+
+
+def _built(build: Callable[..., GrammarSource | None], *arguments: object) -> GrammarSource | None:
+    """What `build` returns. Raises GrammarError also for schemas that it cannot follow to their end."""
+    try:
+        return build(*arguments)
+    except RecursionError:
+        raise GrammarError("the schemas refer to one another too deeply") from None
 
 
 def _thought(tokenizer: Tokenizer, job: GenerationJob, prompt: ChatPrompt, begins: Start) -> Thought | None:

@@ -75,14 +75,17 @@ async def test_others_are_served_while_one_compiles(client: httpx.AsyncClient) -
 
 
 async def test_a_client_that_leaves_takes_its_grammar_along(client: httpx.AsyncClient) -> None:
-    async def outcomes() -> str:
-        return (await client.get("/metrics")).text
+    async def num_abandoned() -> str:
+        metrics = (await client.get("/metrics")).text
+        return metrics.partition('pippin_grammars_total{model="mock",outcome="abandoned"} ')[2][:1]
 
     asked = asyncio.create_task(attack(client, HOSTILE["24 intersections of a terminal"]))
     await choose(client, "yes")  # by then the other is being compiled
+    assert not asked.done()
+    assert await num_abandoned() == "0"
     asked.cancel()
     await asyncio.wait({asked})
-    while 'pippin_grammars_total{model="mock",outcome="abandoned"} 1.0' not in await outcomes():
+    while await num_abandoned() != "1":
         await asyncio.sleep(0.01)
 
 

@@ -39,16 +39,25 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def start(hub: FakeHub, tmp_path: Path) -> Start:
+def start(hub: FakeHub, tmp_path: Path) -> Iterator[Start]:
+    """Start the command; what still runs at the end of the test is killed."""
+    started: list[subprocess.Popen[str]] = []
+
     def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
         folders = {"HF_HOME": str(tmp_path / "hf"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
         environment = {**os.environ, **folders, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", **variables}
         command = [sys.executable, "-m", "server", *arguments]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
         )
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture
@@ -87,8 +96,8 @@ def test_weights_configuration_and_tokenizer_are_fetched_and_no_code(hub: FakeHu
 
 
 def num_arrived(tmp_path: Path) -> int:
-    """Bytes of files that are on their way."""
-    return sum(path.stat().st_size for path in tmp_path.rglob("*.incomplete"))
+    """Bytes of the largest file that is on its way, or there."""
+    return max((path.stat().st_size for path in (tmp_path / "hf").rglob("blobs/*")), default=0)
 
 
 def test_what_was_interrupted_goes_on_where_it_stopped(hub: FakeHub, start: Start, run: Run, tmp_path: Path) -> None:

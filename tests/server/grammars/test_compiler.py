@@ -114,7 +114,7 @@ async def test_no_limit_ends_what_serves_the_others() -> None:
 async def test_a_cheap_grammar_does_not_wait_for_expensive_ones() -> None:
     async with compiling(compile_s=60) as compiler:
         expensive = [asyncio.create_task(compiler.compile(lark(EXPENSIVE, number))) for number in range(8)]
-        await until(lambda: compiler._num_expensive == 8)
+        await until(lambda: compiler._thorough.num_waiting == 8)
         for number in range(5):
             assert first_of(await compiler.compile(choice(f"a{number}"))) == {ord("a")}
         assert not any(task.done() for task in expensive)
@@ -124,10 +124,10 @@ async def test_a_cheap_grammar_does_not_wait_for_expensive_ones() -> None:
 
 
 async def test_expensive_grammars_beyond_so_many_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.grammars.compiler._MOST_EXPENSIVE", 2)
+    monkeypatch.setattr("server.grammars.compiler._MOST_THOROUGH", 2)
     async with compiling(compile_s=60) as compiler:
         expensive = [asyncio.create_task(compiler.compile(lark(EXPENSIVE, number))) for number in range(2)]
-        await until(lambda: compiler._num_expensive == 2)
+        await until(lambda: compiler._thorough.num_waiting == 2)
         with pytest.raises(GrammarsBusy, match="being compiled"):
             await compiler.compile(lark(EXPENSIVE, 3))
         for task in expensive:
@@ -135,18 +135,42 @@ async def test_expensive_grammars_beyond_so_many_are_turned_away(monkeypatch: py
         await asyncio.gather(*expensive, return_exceptions=True)
 
 
+async def test_one_tenant_takes_no_more_than_half_of_the_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.grammars.compiler._MOST_THOROUGH", 4)
+    async with compiling(compile_s=60) as compiler:
+        crowd = [asyncio.create_task(compiler.compile(lark(EXPENSIVE, n), tenant="alice")) for n in range(2)]
+        await until(lambda: compiler._thorough.num_waiting == 2)
+        with pytest.raises(GrammarsBusy):
+            await compiler.compile(lark(EXPENSIVE, 9), tenant="alice")
+        other = asyncio.create_task(compiler.compile(lark(EXPENSIVE, 10), tenant="bob"))
+        await until(lambda: compiler._thorough.num_waiting == 3)
+        for task in (*crowd, other):
+            task.cancel()
+        await asyncio.gather(*crowd, other, return_exceptions=True)
+
+
+async def test_what_is_just_compiled_is_not_ended_before_those_who_wait_have_it() -> None:
+    async with compiling(memory_bytes=LEAST_MEMORY_BYTES) as compiler:
+        for start in range(0, 60, 6):
+            grammars = await asyncio.gather(*(compiler.compile(choice(f"a{start + n}")) for n in range(6)))
+            assert all(first_of(grammar) == {ord("a")} for grammar in grammars)
+            for grammar in grammars:
+                grammar.release()
+        assert all(process.num_users == 0 for process in compiler._kept.values())
+
+
 async def test_who_leaves_ends_the_compilation_and_its_process() -> None:
     async with compiling(compile_s=60) as compiler:
         asked = [asyncio.create_task(compiler.compile(lark(EXPENSIVE))) for _ in range(2)]
-        await until(lambda: compiler._num_expensive == 1 and bool(processes(compiler)))
+        await until(lambda: compiler._thorough.num_waiting == 1 and bool(processes(compiler)))
         asked[0].cancel()
         await asyncio.wait({asked[0]})
         await asyncio.sleep(0)
-        assert compiler._num_expensive == 1, "another waits for it"
+        assert compiler._thorough.num_waiting == 1, "another waits for it"
         asked[1].cancel()
         await until(lambda: not processes(compiler))
         assert compiler.stats().outcomes["abandoned"] == 1
-        assert compiler._num_expensive == 0
+        assert compiler._thorough.num_waiting == 0
 
 
 # --- room
@@ -210,7 +234,7 @@ async def test_no_process_is_left_behind() -> None:
     async with compiling(compile_s=60) as compiler:
         await compiler.compile(DIGITS)
         task = asyncio.create_task(compiler.compile(lark(EXPENSIVE)))
-        await until(lambda: compiler._num_expensive == 1 and len(processes(compiler)) == 2)
+        await until(lambda: compiler._thorough.num_waiting == 1 and len(processes(compiler)) == 2)
         found = {compiler._host._pid, *processes(compiler)}
         task.cancel()
     await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in found))

@@ -75,7 +75,7 @@ async def touch(registry: ModelRegistry, name: str) -> None:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not condition():
             await asyncio.sleep(0.005)
 
