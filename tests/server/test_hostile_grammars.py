@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +17,7 @@ from mlx_backend.errors import GrammarFailed
 from server.grammars.process import GrammarState
 from tests.engine_client import until
 from tests.server_process import serving
-from tests.serving import client_of, mock_engine
+from tests.serving import client_of, mock_engine, wait_until
 
 JSON = {"Content-Type": "application/json"}
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -149,3 +151,36 @@ def test_the_server_lives_and_its_memory_is_back() -> None:
         assert client.get("/health").status_code == 200
         assert sizes[1] - sizes[0] < 32 << 20
         assert server.stop() == 0
+
+
+def below(pid: int) -> set[int]:
+    """Ids of all processes that a process has started, and that those have started."""
+    children = {
+        int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()
+    }
+    return children.union(*map(below, children))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="reads /proc")
+@pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL", "unload"])
+def test_the_processes_of_grammars_go_with_their_model(end: str) -> None:
+    with serving("--backend", "mock") as (server, client):
+        ask = {"prompt": "?", "guided_choice": ["yes"]}
+        assert client.post(COMPLETIONS, json=ask).status_code == 200
+        found = below(server.process.pid)
+        assert len(found) == 2, "the host, and one grammar"
+        if end == "unload":
+            assert client.post("/admin/models/mock/unload").status_code == 200
+        else:
+            server.process.send_signal(signal.Signals[end])
+            server.wait()
+        wait_until(lambda: not any(map(is_alive, found)))
+        if end == "unload":
+            assert client.post(COMPLETIONS, json=ask).status_code == 200, "it is loaded again, and so is the grammar"
