@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,12 @@ settings.load_profile("search" if os.environ.get("HYPOTHESIS") == "search" else 
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 _LINGER_S = 30.0
+
+
+def pytest_configure() -> None:
+    """Let child processes be interrupted: a suite that a shell runs in the background is told to ignore SIGINT."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
