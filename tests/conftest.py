@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 
 # No deadline, and no complaint of slow data: how long an example takes says more about the machine than about the code.
 # The same examples every time: a suite that fails by chance is not trusted. `HYPOTHESIS=search` looks for new ones.
@@ -18,6 +20,9 @@ _ANYWHERE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 settings.register_profile("pippin", _ANYWHERE, derandomize=True, database=None)
 settings.register_profile("search", _ANYWHERE, max_examples=2000)
 settings.load_profile("search" if os.environ.get("HYPOTHESIS") == "search" else "pippin")
+# Hypothesis also tries the constants of modules that are imported by then, which depends on the order of the tests.
+if os.environ.get("HYPOTHESIS") != "search" and hasattr(providers, "_get_local_constants"):
+    providers._get_local_constants = Constants
 
 # Tests compare tokens, and ranks of close probabilities: a GPU that multiplies with 10 bits of mantissa swaps some.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")

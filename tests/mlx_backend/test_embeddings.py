@@ -69,7 +69,7 @@ async def test_every_token_is_computed(length: int) -> None:
 
 
 async def test_an_aborted_one_is_told_nothing_and_leaves_nothing() -> None:
-    async with running(EngineConfig(model_path="mock", backend="mock", mock=MockConfig(ttft_s=0.05))) as engine:
+    async with running(EngineConfig(model_path="mock", backend="mock", mock=MockConfig(ttft_s=0.5))) as engine:
         stream = engine.submit([embedding(b"a" * 400), embedding(b"b" * 400)])
         stream.abort(0)
         told, _ = await read_all(stream)

@@ -96,7 +96,7 @@ async def test_a_full_queue_refuses() -> None:
 
 
 async def test_abort_while_decoding_leaves_nothing() -> None:
-    async with running(config()) as engine:
+    async with running(config(mock=MockConfig(itl_s=0.02))) as engine:  # 80 s: it does not end before it is aborted
         stream = engine.submit([request(PROMPT, 4000, n=2)])
         await anext(aiter(stream))
         await stream.aclose()

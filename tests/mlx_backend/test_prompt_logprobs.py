@@ -66,7 +66,7 @@ async def test_a_prompt_of_one_token_has_nothing_to_tell() -> None:
 
 
 async def test_an_aborted_sequence_is_told_nothing() -> None:
-    async with running(EngineConfig(model_path="mock", backend="mock", mock=MockConfig(ttft_s=0.05))) as engine:
+    async with running(EngineConfig(model_path="mock", backend="mock", mock=MockConfig(ttft_s=0.5))) as engine:
         stream = engine.submit([request(b"a" * 400, 0, n=2, num_prompt_logprobs=0)])
         stream.abort(0)
         prompts, _ = await read_all(stream)

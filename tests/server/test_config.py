@@ -93,6 +93,10 @@ def test_engine_config_carries_its_sections_over() -> None:
 # --- precedence and round trips
 
 
+LEAST = {"grammars.memory_gb": 0.1}
+"""Of numbers that may be no smaller than this."""
+
+
 def valid_values(declared: Field) -> st.SearchStrategy[Any]:
     """Values in bounds; bounds are few, so what `Config` refuses is not drawn."""
     if declared.choices:
@@ -102,7 +106,7 @@ def valid_values(declared: Field) -> st.SearchStrategy[Any]:
     elif declared.type is int:
         values = st.integers(8, 65535)
     elif declared.type is float:
-        values = st.floats(1e-6, 1e6)
+        values = st.floats(LEAST.get(declared.key, 1e-6), 1e6)
     else:
         # text as people may write it, quotes and YAML's own characters among it; "none" means no value
         letters = st.characters(blacklist_categories=("Cs", "Cc"))
