@@ -14,13 +14,16 @@ _NOT_STRUCTURE = bytes(set(range(256)) - set(b'[]{},"'))
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
-def read_json(text: str) -> Any:
-    """The value. Raises ValueError, also for what is nested too deeply or has too much in it."""
+def read_json(text: str, **options: Any) -> Any:
+    """The value. Raises ValueError, also for what is nested too deeply or has too much in it.
+
+    `options`: those of `json.loads`.
+    """
     if any(text.count(mark) > _MOST_MARKS for mark in '[{,"'):
         raise ValueError(f"it has more than {_MOST_MARKS} values in it")
     if text.count("[") + text.count("{") > MOST_DEPTH and _is_deeper(text):
         raise ValueError(f"it is nested deeper than {MOST_DEPTH} levels")
-    return json.loads(text)
+    return json.loads(text, **options)
 
 
 def _is_deeper(text: str) -> bool:

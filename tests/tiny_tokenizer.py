@@ -44,7 +44,7 @@ DEEPSEEK_TEMPLATE = (
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}"
-    "{% if m['role'] == 'tool' %}{{ raise_exception('this model knows no tools') }}{% endif %}"
+    "{% if m['role'] in ('tool', 'critic') %}{{ raise_exception('this model knows no ' + m['role']) }}{% endif %}"
     "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{{ opening | default('') }}{% endif %}"
 )

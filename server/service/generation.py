@@ -24,7 +24,7 @@ from mlx_backend.interface import (
 from server.errors import InvalidRequest, to_api_error
 from server.security.refusals import KeyRevoked
 from server.service.encoding import Encoded, FindBorders, encode_prompt
-from server.service.grammars import compile_grammar
+from server.service.grammars import compile_grammar, is_held
 from server.service.job import ChatPrompt, GenerationJob, Prompt
 from server.service.live import LiveRequest
 from server.service.record import JobRecord, log_prompts
@@ -126,7 +126,7 @@ async def _open(lease: Lease, job: GenerationJob, started_at: float, truncates: 
     )
     transcript = Transcript(tokenizer, job.prompts, prompts, job.n) if job.keeps_transcript else None
     pairs = list(zip(job.prompts, encoded, strict=True))
-    parsers = [_parser(tokenizer, prompt, each) for prompt, each in pairs for _ in range(job.n)]
+    parsers = [_parser(tokenizer, job, prompt, each) for prompt, each in pairs for _ in range(job.n)]
     return OutputStream(job, tokens, tokenizer, record, parsers, transcript)
 
 
@@ -299,12 +299,18 @@ def _border_finding(model: ServedModel, info: ModelInfo, job: GenerationJob) -> 
     return partial(model.borders.find, with_positions=kept.needs_snapshots)
 
 
-def _parser(tokenizer: Tokenizer, prompt: Prompt, encoded: Encoded) -> OutputParser | None:
+def _parser(tokenizer: Tokenizer, job: GenerationJob, prompt: Prompt, encoded: Encoded) -> OutputParser | None:
     """For one choice; a plain prompt's answer is not parsed."""
     if not isinstance(prompt, ChatPrompt):
         return None
     only_one = not prompt.parallel_tool_calls
-    return build_parser(tokenizer.chat_format, prompt.tools, begins=encoded.begins, only_one=only_one)
+    return build_parser(
+        tokenizer.chat_format,
+        prompt.tools,
+        begins=encoded.begins,
+        only_one=only_one,
+        is_held=is_held(prompt, job),
+    )
 
 
 def _prompt_limit(job: GenerationJob, limit: int) -> int:

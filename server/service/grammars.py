@@ -15,10 +15,10 @@ from server.errors import InvalidRequest, Unavailable, UnsupportedParameter
 from server.grammars.compiler import GrammarCompiler, GrammarsBusy
 from server.grammars.process import Grammar
 from server.service.job import ChatPrompt, GenerationJob, Prompt
-from server.text.call_grammar import grammar_of_calls, grammar_of_text, harmony_grammar
+from server.text.calls.grammar import grammar_of_calls, grammar_of_text, harmony_grammar
+from server.text.calls.lark import Spell
 from server.text.chat_template import TemplateError, render_text
 from server.text.grammar import GrammarError, GrammarSource
-from server.text.lark import Spell
 from server.text.parsers import harmony
 from server.text.parsers.parts import ChatFormat, Start
 from server.text.thought import Thought
@@ -35,10 +35,11 @@ async def compile_grammar(
     wish = job.grammar
     thought = _thought(tokenizer, job, prompt, begins) if isinstance(prompt, ChatPrompt) else None
     try:
-        if isinstance(prompt, ChatPrompt) and (prompt.must_call or (wish is None and _has_strict_tools(prompt))):
+        if isinstance(prompt, ChatPrompt) and _needs_grammar(tokenizer, prompt, job):
             source = await asyncio.to_thread(_built, _of_calls, tokenizer, prompt, job, begins)
             if source is not None:
-                _check(job, "tools", *(("min_tokens",) if prompt.must_call else ()), "allowed_token_ids")
+                others = ("min_tokens",) if prompt.must_call or wish is not None else ()
+                _check(job, "tools", *others, "allowed_token_ids")
                 thought = None if tokenizer.chat_format.is_harmony else thought  # it is in the grammar
                 return await compiler.compile(source, thought, job.tenant.name)
         if wish is None:
@@ -52,6 +53,21 @@ async def compile_grammar(
         raise InvalidRequest(
             f"'{param}' cannot be honoured: {error}", param=param, code="unsupported_grammar"
         ) from error
+
+
+def is_held(prompt: ChatPrompt, job: GenerationJob) -> bool:
+    """Whether the client wants its answer's calls right by construction: it has to call, or a grammar says of what."""
+    if not prompt.tools:
+        return False
+    has_strict = any(tool["function"].get("strict") for tool in prompt.tools)
+    return prompt.must_call or job.grammar is not None or has_strict
+
+
+def _needs_grammar(tokenizer: Tokenizer, prompt: ChatPrompt, job: GenerationJob) -> bool:
+    """Whether a grammar is built of calls: also where a model knows their form from the prompt alone."""
+    calls = tokenizer.chat_format.calls
+    is_taught = bool(prompt.tools) and calls is not None and calls.own_words
+    return is_held(prompt, job) or (is_taught and not job.sampling.allowed_token_ids)
 
 
 def _built(build: Callable[..., GrammarSource | None], *arguments: object) -> GrammarSource | None:
@@ -75,7 +91,8 @@ def _thought(tokenizer: Tokenizer, job: GenerationJob, prompt: ChatPrompt, begin
         return None
     if tokenizer.chat_format.is_harmony:
         return _harmony_budget(tokenizer, thought, job.thinking_budget, has_grammar=job.grammar is not None)
-    call = tokenizer.chat_format.tool_start if prompt.tools else None
+    form = tokenizer.chat_format.calls
+    call = form.opening if form and prompt.tools else ""
     return replace(
         thought,
         budget=job.thinking_budget,
@@ -109,44 +126,36 @@ def _closing_ids(tokenizer: Tokenizer, thought: Thought) -> tuple[int, ...]:
     return (*around[0], *thought.end_ids, *around[1])
 
 
-def _has_strict_tools(prompt: ChatPrompt) -> bool:
-    return any(tool["function"].get("strict") for tool in prompt.tools)
-
-
 def _of_calls(tokenizer: Tokenizer, prompt: ChatPrompt, job: GenerationJob, begins: Start) -> GrammarSource | None:
-    """Calls of the prompt's tools in the model's own form, or any answer in which those of strict tools are right.
+    """Calls of the prompt's tools in the model's own form, or an answer, in which those of strict tools are right.
 
     None where the second cannot be had. Raises InvalidRequest where the first cannot, and GrammarError. With many tools
     it takes milliseconds.
     """
-    if job.grammar is not None:
-        message = f"'{job.grammar.param}' cannot be combined with a 'tool_choice' that requires a call."
-        raise InvalidRequest(message, param=job.grammar.param, code="invalid_value")
     marks, spell, must_call = tokenizer.chat_format, _speller(tokenizer), prompt.must_call
+    answer = None if must_call or job.grammar is None else job.grammar.source
     if marks.is_harmony and begins == "content":
         if must_call:
             raise InvalidRequest("A final message that goes on cannot become a call.", param="tool_choice")
         return None
     if marks.is_harmony:
         in_thought, budget = begins in ("opened", "thought"), job.thinking_budget
-        return harmony_grammar(prompt.tools, spell, must_call=must_call, in_thought=in_thought, budget=budget)
-    if not must_call:
-        return grammar_of_text(prompt.tools, marks, spell)
-    source = grammar_of_calls(prompt.tools, marks, spell, only_one=not prompt.parallel_tool_calls)
-    if source is None:
-        raise UnsupportedParameter("tool_choice", "This model's calls cannot be required: use 'auto' or 'none'.")
-    return source
+        return harmony_grammar(
+            prompt.tools, spell, must_call=must_call, in_thought=in_thought, budget=budget, answer=answer
+        )
+    assert marks.calls is not None, "a model that cannot call was refused its tools"
+    if not must_call and answer is None:
+        return grammar_of_text(prompt.tools, marks.calls, spell)
+    only_one = not prompt.parallel_tool_calls
+    return grammar_of_calls(prompt.tools, marks.calls, spell, only_one=only_one, answer=answer)
 
 
 def _speller(tokenizer: Tokenizer) -> Spell:
     """Texts as a grammar names them: special tokens by their ids, all else as it is."""
     marks = tokenizer.chat_format
-    tags = harmony.TAGS if marks.is_harmony else (marks.tool_start, marks.tool_end, *marks.inside)
-    tokens: dict[str, str] = {}
-    for tag in filter(None, tags):
-        ids = tokenizer.encode(tag, add_special_tokens=False)
-        if len(ids) == 1 and ids[0] in tokenizer.special_ids:
-            tokens[tag] = f"<[{ids[0]}]>"
+    markup = harmony.TAGS if marks.is_harmony else marks.calls.markup if marks.calls else ()
+    names = {tokenizer.token_text(token_id): token_id for token_id in tokenizer.special_ids}
+    tokens = {name: f"<[{token_id}]>" for name, token_id in names.items() if any(name in text for text in markup)}
     known = re.compile(f"({'|'.join(map(re.escape, tokens))})" if tokens else "(?!)")
     return lambda text: [tokens.get(piece) or json.dumps(piece) for piece in known.split(text) if piece]
 

@@ -1,23 +1,39 @@
-"""Messages as chat templates want them, which differ in what they take a call for.
+"""Messages in the form in which a chat template takes them all, and no word of them is lost.
 
-Some write its arguments as an object and some add them to a text; some write no call beside content, a few not even
-beside an empty text; some say nothing of the tools. Which it is shows when they are tried. Knows no template.
+Templates differ: some write a call's arguments as an object, some add them to a text; some take no system message, or
+only as the first; some want turns that alternate, or ids of nine characters. What one takes is in its `Traits`, which
+`template_traits` finds out. Knows no template.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Messages = Sequence[Mapping[str, Any]]
+WriteCalls = Callable[[Sequence[tuple[str, Mapping[str, Any]]]], str]
+"""Calls, each a name and its arguments, as the model itself would write them."""
 
-_NAME, _VALUE = "a_name_to_look_for", "a_value_to_look_for"
+_NINE = re.compile(r"[A-Za-z0-9]{9}")
+_ID_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+_BETWEEN = "\n\n"
+SYSTEM_MOVED = "takes one system message, the first: those that follow are added to it"
+NO_SYSTEM = "takes no system message: its text begins the first message of the user"
+TURNS_MERGED = "takes turns in alternation alone: messages of one role that follow one another are one"
+USER_ADDED = "wants a message of the user, or wants one first: an empty one is added"
+CALLS_SPLIT = "writes one call of a message alone: each call becomes a message of its own"
+IDS_RENAMED = "takes ids of calls of nine characters alone: they are renamed"
+CALLS_AS_TEXT = "writes no calls of earlier turns: they are in the content, as the model writes them"
+RESULTS_ANSWERED = "wants results of calls answered before the user goes on: an empty answer is added"
+RESULTS_AS_TEXT = "takes no results of calls: they are messages of the user"
 
 
 @dataclass(frozen=True, slots=True)
-class CallForm:
+class CallShape:
     """How a template takes the calls of a message; `beside`: what it may have for content, else they stand alone."""
 
     beside: Literal["content", "empty", "none"] = "content"
@@ -25,54 +41,221 @@ class CallForm:
     """The arguments are the text of an object."""
 
 
-_FORMS = tuple(CallForm(beside, as_text) for beside in ("content", "empty", "none") for as_text in (False, True))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What a template takes of a conversation."""
+
+    calls: CallShape | None = CallShape()
+    """None: it writes no calls."""
+    one_call: bool = False
+    """Of a message's calls it writes the first."""
+    nine_characters: bool = False
+    """The ids of calls have so many."""
+    results: bool = True
+    system: Literal["anywhere", "first", "nowhere"] = "anywhere"
+    alternates: bool = False
+    user_first: bool = False
+    needs_user: bool = False
+    thought_key: str = "reasoning_content"
+    """Under which it looks for the thought of a message with calls."""
+    answers_results: bool = False
+    """A message of the user may not follow results of calls at once."""
 
 
-def find_form(render: Callable[[list[dict[str, Any]]], str]) -> CallForm:
-    """The first in which a template writes a call at all; the plain one where there is none. `render` may raise."""
-    call = {"id": "000000000", "type": "function", "function": {"name": _NAME, "arguments": {"x": _VALUE}}}
-    said: list[dict[str, Any]] = [
-        {"role": "user", "content": "x"},
-        {"role": "assistant", "content": "x", "tool_calls": [call]},
-    ]
-    for form in _FORMS:
-        try:
-            text = render(prepare(said, form))
-        except Exception:  # noqa: BLE001 - a template raises anything at what it does not take
-            continue
-        if _NAME in text and _VALUE in text:
-            return form
-    return _FORMS[0]
+def prepare(
+    messages: Messages, traits: Traits, write_calls: WriteCalls, told: str | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the conversation as the template takes it, and what had to be changed.
+
+    `told`: what the system's message says as well, which there is then.
+    """
+    changes: list[str] = []
+    prepared = [dict(message) for message in messages]
+    if told is not None:
+        prepared = _with_system(prepared, told)
+    prepared = _with_calls(prepared, traits, write_calls, changes)
+    prepared = _with_system_in_place(prepared, traits, changes)
+    roles = [message.get("role") for message in prepared]
+    if traits.user_first and roles and roles[roles[0] == "system" :][:1] == ["assistant"]:
+        prepared.insert(roles.index("assistant"), {"role": "user", "content": ""})
+        changes.append(USER_ADDED)
+    elif traits.needs_user and "user" not in roles:
+        prepared.append({"role": "user", "content": ""})
+        changes.append(USER_ADDED)
+    if traits.answers_results and traits.results:
+        answered = list(_answered(prepared))
+        changes += [RESULTS_ANSWERED] if len(answered) > len(prepared) else []
+        prepared = answered
+    if traits.alternates:
+        merged = _merged(prepared, traits.calls or CallShape())
+        changes += [TURNS_MERGED] if len(merged) < len(prepared) else []
+        prepared = merged
+    return [_with_thought(message, traits.thought_key) for message in prepared], changes
 
 
-def prepare(messages: Messages, form: CallForm, told: str | None = None) -> list[dict[str, Any]]:
-    """In this form; `told`: what the system's message says as well, which there is then."""
-    prepared = [each for message in messages for each in _apart(message, form)]
-    return prepared if told is None else _with_system(prepared, told)
+# --- calls and their results
 
 
-def _apart(message: Mapping[str, Any], form: CallForm) -> Iterator[dict[str, Any]]:
+def _with_calls(
+    messages: list[dict[str, Any]], traits: Traits, write_calls: WriteCalls, changes: list[str]
+) -> list[dict[str, Any]]:
+    if traits.calls is None and any(message.get("tool_calls") for message in messages):
+        changes.append(CALLS_AS_TEXT)
+        messages = [_calls_as_text(message, write_calls) for message in messages]
+    if not traits.results and any(message.get("role") == "tool" for message in messages):
+        changes.append(RESULTS_AS_TEXT)
+        messages = [_result_as_text(message) for message in messages]
+    if traits.nine_characters:
+        renamed = [_with_short_ids(message) for message in messages]
+        changes += [IDS_RENAMED] if renamed != messages else []
+        messages = renamed
+    if traits.one_call and any(len(message.get("tool_calls") or ()) > 1 for message in messages):
+        changes.append(CALLS_SPLIT)
+        messages = list(_one_call_each(messages))
+    shape = traits.calls or CallShape()
+    return [each for message in messages for each in _apart(message, shape)]
+
+
+def _calls_as_text(message: dict[str, Any], write_calls: WriteCalls) -> dict[str, Any]:
     if not message.get("tool_calls"):
-        yield dict(message)
+        return message
+    calls = [call["function"] for call in message["tool_calls"]]
+    written = write_calls([(call["name"], _object_of(call.get("arguments"))) for call in calls])
+    others = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**others, "content": "\n".join(filter(None, (message.get("content"), written)))}
+
+
+def _object_of(arguments: Any) -> Mapping[str, Any]:
+    if isinstance(arguments, Mapping):
+        return arguments
+    return {"arguments": arguments} if arguments else {}
+
+
+def _result_as_text(message: dict[str, Any]) -> dict[str, Any]:
+    if message.get("role") != "tool":
+        return message
+    return {"role": "user", "content": f"<tool_response>\n{message.get('content') or ''}\n</tool_response>"}
+
+
+def _with_short_ids(message: dict[str, Any]) -> dict[str, Any]:
+    if message.get("tool_calls"):
+        calls = [{**call, "id": _short_id(call.get("id"))} for call in message["tool_calls"]]
+        return {**message, "tool_calls": calls}
+    if message.get("role") == "tool":
+        return {**message, "tool_call_id": _short_id(message.get("tool_call_id"))}
+    return message
+
+
+def _short_id(given: Any) -> str:
+    """Nine characters, the same for the same id."""
+    if isinstance(given, str) and _NINE.fullmatch(given):
+        return given
+    digest = hashlib.sha256(str(given).encode("utf-8", "replace")).digest()
+    return "".join(_ID_CHARACTERS[byte % len(_ID_CHARACTERS)] for byte in digest[:9])
+
+
+def _one_call_each(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Each call in a message of its own, followed by its result."""
+    at = 0
+    while at < len(messages):
+        message, at = messages[at], at + 1
+        calls = message.get("tool_calls") or ()
+        if len(calls) < 2:
+            yield message
+            continue
+        results = []
+        while at < len(messages) and messages[at].get("role") == "tool":
+            results.append(messages[at])
+            at += 1
+        for place, call in enumerate(calls):
+            of_first = message if place == 0 else {"role": message["role"], "content": ""}
+            yield {**of_first, "tool_calls": [call]}
+            answers = [each for each in results if each.get("tool_call_id") == call.get("id")]
+            answers = answers or results[:1] if place < len(calls) - 1 or not results else results
+            yield from answers
+            results = [each for each in results if not any(each is answer for answer in answers)]
+        yield from results
+
+
+def _apart(message: dict[str, Any], shape: CallShape) -> Iterator[dict[str, Any]]:
+    if not message.get("tool_calls"):
+        yield message
         return
-    calls = [_call(call, form) for call in message["tool_calls"]]
-    if form.beside == "content":
+    calls = [_call(call, shape) for call in message["tool_calls"]]
+    if shape.beside == "content":
         yield {**message, "tool_calls": calls}
         return
     if message.get("content"):
         yield {key: value for key, value in message.items() if key != "tool_calls"}
-    yield {**message, "content": None if form.beside == "none" else "", "tool_calls": calls}
+    yield {**message, "content": None if shape.beside == "none" else "", "tool_calls": calls}
 
 
-def _call(call: Mapping[str, Any], form: CallForm) -> dict[str, Any]:
+def _call(call: Mapping[str, Any], shape: CallShape) -> dict[str, Any]:
     function = dict(call["function"])
-    if form.as_text and not isinstance(function.get("arguments"), str):
+    if shape.as_text and not isinstance(function.get("arguments"), str):
         function["arguments"] = json.dumps(function.get("arguments"), ensure_ascii=False)
     return {**call, "function": function}
+
+
+# --- roles and their order
 
 
 def _with_system(messages: list[dict[str, Any]], told: str) -> list[dict[str, Any]]:
     if not messages or messages[0].get("role") != "system":
         return [{"role": "system", "content": told}, *messages]
-    said = "\n\n".join(filter(None, (messages[0].get("content"), told)))
-    return [{**messages[0], "content": said}, *messages[1:]]
+    return [{**messages[0], "content": _joined(messages[0].get("content"), told)}, *messages[1:]]
+
+
+def _with_system_in_place(messages: list[dict[str, Any]], traits: Traits, changes: list[str]) -> list[dict[str, Any]]:
+    systems = [message for message in messages if message.get("role") == "system"]
+    if traits.system == "anywhere" or not systems or (traits.system == "first" and systems == messages[:1]):
+        return messages
+    said = _joined(*(message.get("content") for message in systems))
+    others = [message for message in messages if message.get("role") != "system"]
+    if traits.system == "first":
+        changes.append(SYSTEM_MOVED)
+        return [{**systems[0], "content": said}, *others]
+    changes.append(NO_SYSTEM)
+    place = next((place for place, message in enumerate(others) if message.get("role") == "user"), None)
+    if place is None:
+        return [{"role": "user", "content": said}, *others]
+    user = {**others[place], "content": _joined(said, others[place].get("content"))}
+    if place == 0:
+        return [user, *others[1:]]
+    return [{"role": "user", "content": said}, *others]
+
+
+def _answered(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    role = None
+    for message in messages:
+        if (role, message.get("role")) == ("tool", "user"):
+            yield {"role": "assistant", "content": ""}
+        role = message.get("role")
+        yield message
+
+
+def _merged(messages: list[dict[str, Any]], shape: CallShape) -> list[dict[str, Any]]:
+    merged: list[dict[str, Any]] = []
+    for message in messages:
+        last = merged[-1] if merged else {}
+        role = message.get("role")
+        stands_alone = bool(message.get("tool_calls")) and shape.beside != "content"
+        if role not in ("user", "assistant") or last.get("role") != role or last.get("tool_calls") or stands_alone:
+            merged.append(message)
+            continue
+        thoughts = _joined(last.get("reasoning_content"), message.get("reasoning_content"))
+        thought = {"reasoning_content": thoughts} if thoughts else {}
+        said = _joined(last.get("content"), message.get("content"))
+        content = None if message.get("content") is None and not said else said
+        merged[-1] = {**last, **message, **thought, "content": content}
+    return merged
+
+
+def _with_thought(message: dict[str, Any], key: str) -> dict[str, Any]:
+    if key == "reasoning_content" or not message.get("reasoning_content"):
+        return message
+    return {**message, key: message["reasoning_content"]}
+
+
+def _joined(*texts: str | None) -> str:
+    return _BETWEEN.join(filter(None, texts))

@@ -10,6 +10,9 @@ import codecs
 from collections.abc import Callable, Sequence, Set
 from typing import Protocol
 
+CONTROL_MARK = "\ufdd0"
+"""Stands on both sides of the name of a special token; Unicode keeps this character for such use within a program."""
+
 _REPLACEMENT = "\ufffd"
 _MAX_HELD = 64
 """A character has at most four bytes: so many tokens without one are noise, and waiting longer costs their square."""
@@ -84,3 +87,18 @@ class WindowDetokenizer:
         self._num_read, self._read_text = 0, ""
         self._ids.clear()
         return text
+
+
+class MarkingDetokenizer:
+    """Writes the names of special tokens into the text of another, each between two `CONTROL_MARK`s."""
+
+    def __init__(self, plain: Detokenizer, special: Set[int], name_of: Callable[[int], str]) -> None:
+        self._plain, self._special, self._name_of = plain, special, name_of
+
+    def push(self, token_id: int) -> str:
+        if token_id not in self._special:
+            return self._plain.push(token_id)
+        return f"{self._plain.flush()}{CONTROL_MARK}{self._name_of(token_id)}{CONTROL_MARK}"
+
+    def flush(self) -> str:
+        return self._plain.flush()

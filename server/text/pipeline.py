@@ -1,4 +1,4 @@
-"""The way of one choice from the engine's tokens to what a dialect encodes: detokenize, look for a stop, parse.
+"""The way of one choice from the engine's tokens to what a dialect encodes: detokenize, parse, look for a stop.
 
 Owns the state of that choice. Knows which token goes out with which text; knows no dialect and no engine.
 """
@@ -62,16 +62,33 @@ class ChoicePipeline:
         if self._done:
             return []
         self._num_output_tokens += 1
-        text, matched = self._stop.feed(self._text_of(event), may_end=self._num_output_tokens > self._min_tokens)
-        if event.finish_reason == "stop" and matched is None:
+        reason: EndReason | None = event.finish_reason
+        parts = self._parser.feed(self._text_of(event))
+        if reason is not None and not self._parser.done:
+            parts += self._parser.flush(is_cut=reason != "stop")
+        is_end = reason is not None or self._parser.done
+        parts, is_stopped = self._up_to_stop(parts, is_end=is_end)
+        if reason == "stop" and not is_stopped:
             self._end_token = self._note(event)
-        reason: EndReason | None = event.finish_reason if matched is None else "stop"
-        if reason is None:
-            events = self._events(self._parser.feed(text), is_end=False)
-            return self._end(events, "stop") if self._parser.done else events
-        parts = self._parser.feed(text + self._stop.flush())
-        parts += [] if self._parser.done else self._parser.flush(matched or "")
-        return self._end(self._events(_joined(parts), is_end=True), "stop" if self._parser.done else reason)
+        if not is_end and not is_stopped:
+            return self._events(parts, is_end=False)
+        return self._end(self._events(_joined(parts), is_end=True), "stop" if is_stopped or not reason else reason)
+
+    def _up_to_stop(self, parts: list[Part], *, is_end: bool) -> tuple[list[Part], bool]:
+        """(the parts up to the first stop string in the content, whether there is one)."""
+        kept: list[Part] = []
+        for part in parts:
+            if part.kind != "content":
+                kept += _content(self._stop.flush() if part.size else "")
+                kept.append(part)
+                continue
+            may_end = self._num_output_tokens > self._min_tokens
+            text, matched = self._stop.feed(part.text, may_end=may_end)
+            kept += _content(text)
+            if matched is not None:
+                return kept or _nothing(), True
+        kept += _content(self._stop.flush() if is_end else "")
+        return kept or (_nothing() if is_end else []), False
 
     def _text_of(self, event: TokenEvent) -> str:
         text = ""
@@ -124,6 +141,14 @@ def describe_token(tokenizer: Tokenizer, token_id: int, found: TokenLogprobs) ->
     """A token and the likeliest in its place, as text and bytes."""
     top = tuple(describe_token(tokenizer, other, TokenLogprobs(logprob)) for other, logprob in found.top)
     return TokenText(token_id, tokenizer.token_text(token_id), tokenizer.token_bytes(token_id), found.logprob, top)
+
+
+def _content(text: str) -> list[Part]:
+    return [Part("content", text, len(text))] if text else []
+
+
+def _nothing() -> list[Part]:
+    return [Part("content", "", 0)]
 
 
 def _joined(parts: list[Part]) -> list[Part]:

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence, Set
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from mlx_backend.errors import ModelLoadError
-from server.text.conversation import CallForm, find_form, prepare
-from server.text.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer, strip_spaces
+from server.text.detokenizer import (
+    CONTROL_MARK,
+    ByteDetokenizer,
+    Detokenizer,
+    MarkingDetokenizer,
+    WindowDetokenizer,
+    strip_spaces,
+)
 from server.text.parsers import format_of, harmony
 from server.text.parsers.parts import ChatFormat
 from server.text.pieces import PieceScheme, scheme_of
+from server.text.rendering import ChatRenderer
 
 
 class Tokenizer(Protocol):
@@ -59,7 +66,10 @@ class Tokenizer(Protocol):
         """The conversation as the model reads it, up to where its answer begins. Raises what the template raises."""
 
     def detokenizer(self, markup: tuple[str, ...] = ()) -> Detokenizer:
-        """A fresh one, for one sequence. Special tokens of which a string of `markup` is made are text of it."""
+        """A fresh one, for one sequence. Special tokens of which a string of `markup` is made are text of it.
+
+        With `CONTROL_MARK` in `markup` the names of all others are, too, each between two such marks.
+        """
 
 
 def load_tokenizer(model_path: Path) -> Tokenizer:
@@ -111,6 +121,7 @@ class HFTokenizer:
         self._bytes: dict[int, bytes] = {}
         self._left_out: dict[tuple[str, ...], frozenset[int]] = {(): self.special_ids}
         self.chat_format = format_of(wrapper)
+        self._renderer = ChatRenderer(wrapper, self.chat_format)
         self.vocab_size = 1 + max(wrapper.get_vocab().values())
         self.eos_ids = frozenset(int(token_id) for token_id in wrapper.eos_token_ids)
         if self.chat_format.is_harmony:  # a checkpoint may name but one of them
@@ -140,35 +151,16 @@ class HFTokenizer:
         template_kwargs: Mapping[str, Any],
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
-        if not self._wrapper.has_chat_template:
-            raise ValueError("the model has none; ask for a plain completion")
-        describe = self.chat_format.describe_tools
-        told = describe(tools) if tools and describe is not None else None
-        form = self._call_form if any(message.get("tool_calls") for message in messages) else CallForm()
-        offered = {"tools": [dict(tool) for tool in tools]} if tools else {}
-        return self._render(prepare(messages, form, told), {**offered, **template_kwargs})
-
-    @cached_property
-    def _call_form(self) -> CallForm:
-        return find_form(lambda messages: self._render(messages, {}))
-
-    def _render(self, conversation: list[dict[str, Any]], template_kwargs: Mapping[str, Any]) -> str:
-        given = {"add_generation_prompt": True, **template_kwargs}
-        if all(message.get("content", "") is not None for message in conversation):
-            return str(self._wrapper.apply_chat_template(conversation, tokenize=False, **given))
-        # transformers would leave out the key, and a template that asks whether the content is none would not find it
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        tools = given.pop("tools", None)
-        template = self._wrapper.get_chat_template(None, tools)
-        given = {**self._wrapper.special_tokens_map, **given}
-        return str(render_jinja_template([conversation], tools=tools, chat_template=template, **given)[0][0])
+        return self._renderer.render(messages, template_kwargs, tools)
 
     def detokenizer(self, markup: tuple[str, ...] = ()) -> Detokenizer:
         left_out = self._left_out_for(markup)
+        plain: Detokenizer
         if self._scheme is None or not self._scheme.is_exact:
-            return WindowDetokenizer(partial(self._library_text, left_out=left_out), left_out)
-        return ByteDetokenizer(partial(self._output_bytes, left_out=left_out), self._scheme.strip)
+            plain = WindowDetokenizer(partial(self._library_text, left_out=left_out), left_out)
+        else:
+            plain = ByteDetokenizer(partial(self._output_bytes, left_out=left_out), self._scheme.strip)
+        return MarkingDetokenizer(plain, left_out, self.token_text) if CONTROL_MARK in markup else plain
 
     def _left_out_for(self, markup: tuple[str, ...]) -> frozenset[int]:
         """The special tokens that are no text where the strings of `markup` are."""

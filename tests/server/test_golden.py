@@ -103,7 +103,9 @@ class Numbered(Marked):
 
     def __init__(self) -> None:
         numbers = itertools.count()
-        self.chat_format = replace(Marked.chat_format, new_id=lambda: f"call_{next(numbers)}")
+        assert Marked.chat_format.calls is not None
+        calls = replace(Marked.chat_format.calls, new_id=lambda: f"call_{next(numbers)}")
+        self.chat_format = replace(Marked.chat_format, calls=calls)
 
 
 class Listening:

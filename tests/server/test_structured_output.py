@@ -120,10 +120,21 @@ async def test_a_named_call_is_the_one_and_only(client: httpx.AsyncClient, name:
     assert call["function"]["name"] == name
 
 
-async def test_a_required_call_and_a_schema_are_refused(client: httpx.AsyncClient) -> None:
-    body = {**PLAIN, "tools": TOOLS, "tool_choice": "required", "response_format": {"type": "json_object"}}
-    answer = await client.post("/v1/chat/completions", json=body)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "response_format")
+async def test_a_call_or_an_answer_in_the_form(client: httpx.AsyncClient) -> None:
+    form = {"response_format": {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}}
+    for choice in ("required", "auto"):
+        for seed in range(4):
+            asked = {**PLAIN, **form, "tools": TOOLS, "tool_choice": choice, "temperature": 1.5, "seed": seed}
+            answer = await client.post("/v1/chat/completions", json={**asked, "max_tokens": 200})
+            assert answer.status_code == 200, answer.text
+            told = answer.json()["choices"][0]
+            if told["message"].get("tool_calls"):
+                (call, *_) = told["message"]["tool_calls"]
+                assert call["function"]["name"] in ("get_weather", "get_time")
+                json.loads(call["function"]["arguments"])
+            else:
+                assert choice == "auto"
+                assert follows(json.loads(told["message"]["content"]), CITY)
 
 
 async def test_a_strict_call_of_its_own_will_holds_to_the_schema(client: httpx.AsyncClient) -> None:

@@ -7,14 +7,15 @@ content, and so is a commentary to nobody; `<|channel|>commentary to=functions.N
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Literal
-from uuid import uuid4
 
-from server.json_text import read_json
+from server.text.calls.arguments import json_arguments
+from server.text.calls.form import default_id
+from server.text.calls.growing import GrowingText, NotACall, Parse
+from server.text.calls.offered import OfferedTools
 from server.text.parsers.parts import Part, Start, ToolCall, Tools
-from server.text.parsers.tags import find_tag, without_cut_tag
+from server.text.parsers.tags import find_tag
 
 START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
 END, CALL, RETURN = "<|end|>", "<|call|>", "<|return|>"
@@ -36,14 +37,24 @@ class HarmonyParser:
     markup = TAGS
 
     def __init__(self, tools: Tools = (), *, begins: Start = "before", only_one: bool = False) -> None:
-        self._tools = tools
+        self._tools = OfferedTools(tools)
         self._only_one = only_one
         self._state: Literal["between", "header", "body"] = "between" if begins == "before" else "body"
         self._kind: _Kind = "content" if begins in ("before", "content") else "reasoning"
         self._held = ""
         self._header = ""  # of a call
-        self._num_searched = 0  # characters of a call's body that begin no tag
+        self._ending: tuple[bool, bool] = (False, False)  # whether the output has ended, and was cut off
+        self._begin_body()
         self.done = False
+
+    def _begin_body(self) -> None:
+        """Begin to read a call's arguments."""
+        self._body = GrowingText()
+        self._body.is_ended, self._body.is_cut = self._ending
+        self._parse = _object_in(self._body)
+        self._object = ""
+        self._end_of_object: int | None = None
+        self._is_broken = False
 
     def feed(self, text: str) -> list[Part]:
         """What is settled by now. Text after the one call that was wanted is nothing."""
@@ -56,16 +67,16 @@ class HarmonyParser:
             is_settled = before == (self._state, len(self._held))
         return parts
 
-    def flush(self, cut: str = "") -> list[Part]:
+    def flush(self, *, is_cut: bool = False) -> list[Part]:
+        self._ending = self._body.is_ended, self._body.is_cut = True, is_cut
+        parts = self.feed("")
         held, self._held = self._held, ""
-        if self._state == "body" and self._kind == "call":
-            return [self._call(held, "")]
         if self._state == "header" or (self._state == "between" and any(map(held.startswith, _HEADS))):
-            return [Part("reasoning", "", len(held))]
-        text = without_cut_tag(held, cut, TAGS)
-        tag = len(held) - len(text)
-        kind = self._kind if self._state == "body" else "content"
-        return [Part(kind, text, len(text)), *([Part("reasoning", "", tag)] if tag else [])]
+            return [*parts, Part("reasoning", "", len(held))]
+        return [*parts, Part(self._kind_of_text(), held, len(held))] if held or not parts else parts
+
+    def _kind_of_text(self) -> Literal["content", "reasoning"]:
+        return "reasoning" if self._state == "body" and self._kind == "reasoning" else "content"
 
     def _step(self) -> list[Part]:
         if self._state == "between":
@@ -92,6 +103,7 @@ class HarmonyParser:
             self._state, self._kind = "body", self._kind_of(header)
             if self._kind == "call":
                 self._header = header
+                self._begin_body()
                 return []
         return [Part("reasoning", "", size)]
 
@@ -112,38 +124,50 @@ class HarmonyParser:
         return parts
 
     def _hold_call(self) -> list[Part]:
-        place, tag = find_tag(self._held, (START, CHANNEL, *_ENDS), self._num_searched)
-        if tag is None:
-            self._num_searched = place
+        """A tag ends a call whose arguments are whole; one that stands in a text of theirs does not."""
+        self._body.text = self._held
+        if self._end_of_object is None and not self._is_broken:
+            self._read_object()
+        if self._end_of_object is None and not self._is_broken:
             return []
-        end = tag if tag in _ENDS else ""
-        body, self._held = self._held[:place], self._held[place + len(end) :]
-        self._state = "between"
-        return [self._call(body, end)]
+        place, tag = find_tag(self._held, (START, CHANNEL, *_ENDS), self._end_of_object or 0)
+        if tag is None and not self._body.is_ended:
+            return []
+        return [self._call(place, tag if tag in _ENDS else "")]
 
-    def _call(self, body: str, end: str) -> Part:
-        raw, self._state, self._num_searched = self._header + body + end, "between", 0
-        name = _recipient(self._header).removeprefix("functions.")
-        arguments = _arguments(body)
-        if not self._tools or not name or arguments is None:
+    def _read_object(self) -> None:
+        try:
+            next(self._parse)
+        except StopIteration as done:
+            self._object, self._end_of_object = done.value
+        except NotACall:
+            self._is_broken = True
+
+    def _call(self, place: int, end: str) -> Part:
+        name, arguments = self._tools.resolve(_recipient(self._header)), []
+        try:
+            arguments = json_arguments(self._object)
+        except ValueError:
+            name = None
+        if self._held[self._end_of_object or 0 : place].strip():
+            name = None
+        raw = self._header + self._held[: place + len(end)]
+        self._held = self._held[place + len(end) :]
+        self._state = "between"
+        if name is None:
             return Part("content", raw, len(raw))
         self.done = self._only_one
-        return Part("call", "", len(raw), (ToolCall(f"call_{uuid4().hex[:24]}", name, arguments),))
+        return Part("call", "", len(raw), (ToolCall(default_id(), name, self._tools.written(name, arguments)),))
+
+
+def _object_in(text: GrowingText) -> Parse[tuple[str, int]]:
+    """Return (the text of the object with which a call's body begins, where it ends). Raises NotACall."""
+    at = yield from text.space(0)
+    if (yield from text.starts(at, ("{",))) is None:
+        raise NotACall
+    return (yield from text.value(at, ends=(START, CHANNEL, *_ENDS)))
 
 
 def _recipient(header: str) -> str:
     found = re.search(r"(?:^|[\s>])to=([^\s<]+)", header)
     return found[1] if found else ""
-
-
-def _arguments(body: str) -> str | None:
-    """The JSON of an object; None where `body` is not whole, or is none."""
-    try:
-        parsed = read_json(body)
-        if not isinstance(parsed, dict):
-            return None
-        written = json.dumps(parsed, ensure_ascii=False, allow_nan=False)
-        written.encode()
-    except ValueError:
-        return None
-    return written

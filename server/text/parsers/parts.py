@@ -5,9 +5,11 @@ Knows characters only: no tokens, no tokenizer, no dialect.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+
+from server.text.calls.form import CallForm
 
 Tools = Sequence[Mapping[str, Any]]
 """The tools offered, as the chat template gets them: `{"type": "function", "function": {"name": ..., ...}}`."""
@@ -41,24 +43,34 @@ class Part:
     calls: tuple[ToolCall, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallSyntax:
-    """What a model writes between its tags of calls, for a grammar to say: texts with places.
+class ThoughtHabit:
+    """What a model's answers have shown so far: whether its thoughts come without an opening tag.
 
-    `{object}` is `{"name": ..., "arguments": {...}}`; or `{name}` and `{arguments}` have places of their own. `{index}`
-    is a number, `{nl}` a line's end that may be missing.
+    Some templates neither open a thought nor say anything of one, and the model thinks all the same, from its first
+    word to a closing tag. Such an answer is known for what it is only at that tag. So the first answers of a model are
+    held back, as far as `num_held` says; after two of them without a thought, none is. Once one such thought has been
+    seen, an answer that is not marked otherwise begins as a thought.
     """
 
-    call: str
-    pair: str | None = None
-    """One argument, with `{key}` and `{value}`; the value ends where the next tag does. `{flag}`: `true` before a text,
-    `false` before JSON. None: the arguments are JSON."""
-    quote: str = ""
-    """What stands around a text, where the arguments are an object of bare keys."""
-    before: str = ""
-    between: str | None = None
-    """Parts the calls within one pair of tags; None: each call has tags of its own."""
-    after: str = ""
+    _MOST_HELD = 400
+    _NUM_PLAIN = 2
+
+    def __init__(self) -> None:
+        self._num_plain = 0
+        self.is_unopened = False
+
+    @property
+    def num_held(self) -> int:
+        """Characters of an answer that are held back until it is known that they are no thought."""
+        return self._MOST_HELD if self._num_plain < self._NUM_PLAIN else 0
+
+    def note_plain(self) -> None:
+        """Note an answer that was no thought."""
+        self._num_plain += 1
+
+    def note_unopened(self) -> None:
+        """Note a thought that was closed, and had not been opened."""
+        self.is_unopened = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,22 +79,14 @@ class ChatFormat:
 
     think_start: str | None = None
     think_end: str | None = None
-    tool_start: str | None = None
-    tool_end: str | None = None
-    """Empty where a call ends with the output."""
-    parse_tool_call: Callable[[str, Tools], Any] | None = None
-    """What stands between the tags, to `{"name": ..., "arguments": ...}` or a list of such; raises anything."""
-    inside: tuple[str, ...] = ()
-    """Tokens with which calls are written, beside the tags."""
-    syntax: CallSyntax | None = None
-    """None where calls cannot be demanded."""
-    new_id: Callable[[], str] | None = None
-    """Names a call, where the model's template wants ids of its own kind."""
-    describe_tools: Callable[[Tools], str] | None = None
-    """Says which tools there are and how to call them, where the model's template does not; nothing at all where it
-    does, but only beside a system's message."""
+    calls: CallForm | None = None
+    tells_tools: Literal["template", "with a system message", "prompt"] = "template"
+    """What tells the model of the tools: its template, in some only beside a system's message, or else the prompt."""
+    frames: tuple[str, ...] = ()
+    """Tags around content, which are no part of it."""
     is_harmony: bool = False
     """Answers are messages with headers, as gpt-oss writes them, and nothing of the above is of use."""
+    habit: ThoughtHabit = field(default_factory=ThoughtHabit, compare=False)
 
     @property
     def has_reasoning(self) -> bool:
@@ -90,7 +94,7 @@ class ChatFormat:
 
     @property
     def has_tools(self) -> bool:
-        return self.is_harmony or (bool(self.tool_start) and self.parse_tool_call is not None)
+        return self.is_harmony or self.calls is not None
 
 
 class OutputParser(Protocol):
@@ -107,5 +111,8 @@ class OutputParser(Protocol):
     def feed(self, text: str) -> list[Part]:
         """What is settled by now, in order; a part may be short of `text`, never ahead of it."""
 
-    def flush(self, cut: str = "") -> list[Part]:
-        """The rest, at least one part; the sizes of all parts add up to the text. `cut` followed, and was cut off."""
+    def flush(self, *, is_cut: bool = False) -> list[Part]:
+        """The rest, at least one part; the sizes of all parts add up to the text.
+
+        `is_cut`: the model had not finished, so what is left out at the end of its text is not understood.
+        """

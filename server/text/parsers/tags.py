@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 
 def find_tag(text: str, tags: Sequence[str], start: int = 0) -> tuple[int, str | None]:
-    """(where the first tag to be complete begins, that tag), or (from where on `text` may begin one, None).
+    """Return (where the first tag to be complete begins, that tag), or (from where on `text` may begin one, None).
 
     Looks from `start` on. No tag may be empty.
     """
@@ -18,16 +19,34 @@ def find_tag(text: str, tags: Sequence[str], start: int = 0) -> tuple[int, str |
 
 
 def _place_of_half(text: str, tag: str, start: int) -> int:
-    """Where the longest tail of `text` that begins `tag` begins; len(text) where none does."""
+    """Return where the longest tail of `text` that begins `tag` begins; len(text) where none does."""
     place = text.find(tag[0], max(start, len(text) - len(tag) + 1))
     while place >= 0 and not tag.startswith(text[place:]):
         place = text.find(tag[0], place + 1)
     return place if place >= 0 else len(text)
 
 
-def without_cut_tag(text: str, cut: str, tags: Sequence[str]) -> str:
-    """`text` without half a tag at its end, where `cut`, which followed and was cut off, shows it to be one."""
-    place, found = find_tag(text, tags)
-    whole = text[place:] + cut
-    is_tag = cut and found is None and place < len(text) and any(tag.startswith(whole[: len(tag)]) for tag in tags)
-    return text[:place] if is_tag else text
+class TagSet:
+    """Many tags at once: to look for hundreds takes hardly longer than for one. Of two that begin alike the shorter."""
+
+    def __init__(self, tags: Iterable[str]) -> None:
+        """No tag may be empty."""
+        shortest: list[str] = []
+        for tag in sorted(set(tags), key=len):
+            if not tag.startswith(tuple(shortest)):
+                shortest.append(tag)
+        self._pattern = re.compile("|".join(map(re.escape, shortest)) if shortest else r"(?!)")
+        self._halves = frozenset(tag[:size] for tag in shortest for size in range(1, len(tag)))
+        self._longest = max(map(len, self._halves), default=0)
+
+    def find(self, text: str, start: int) -> tuple[int, str] | None:
+        """Return (where the first whole tag from `start` on begins, that tag); None if there is none."""
+        found = self._pattern.search(text, start)
+        return None if found is None else (found.start(), found[0])
+
+    def half_at(self, text: str, start: int) -> int:
+        """Return where, from `start` on, the longest tail of the text that begins a tag begins, else len(text)."""
+        for place in range(max(start, len(text) - self._longest), len(text)):
+            if text[place:] in self._halves:
+                return place
+        return len(text)

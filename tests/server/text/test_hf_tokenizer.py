@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_backend.errors import ModelLoadError
+from server.text.calls.forms import FORMS, GENERIC
 from server.text.chat_template import TemplateError, render_text
 from server.text.detokenizer import ByteDetokenizer, WindowDetokenizer
 from server.text.tokenizer import HFTokenizer, Tokenizer, load_tokenizer
@@ -101,16 +102,20 @@ def test_special_tokens_are_text_where_they_are_markup(tokenizer, library):
         assert text == expected
 
 
-def test_a_model_without_marks_has_none(tokenizer):
-    assert not tokenizer.chat_format.has_tools
+def test_a_model_without_marks_is_told_of_calls(tokenizer):
+    assert tokenizer.chat_format.calls == GENERIC
     assert not tokenizer.chat_format.has_reasoning
+    tool = {"type": "function", "function": {"name": "f"}}
+    text = tokenizer.render_chat(_MESSAGES, {}, [tool])
+    assert '{"name": "f"}' in text
+    assert '<tool_call>\n{"name": "NAME", "arguments": ARGUMENTS}\n</tool_call>' in text
 
 
 def test_the_marks_are_mlx_lms_and_the_template_is_shown_the_tools(tmp_path):
     calls = "{% for tool_call in [] %}<tool_call>{{ tool_call.name }}{% endfor %}"
     template = "{% if tools %}{{ tools | tojson }}{% endif %}" + calls
     tokenizer = load_tokenizer(write_tiny_tokenizer(tmp_path / "calling", chat_template=template))
-    assert (tokenizer.chat_format.tool_start, tokenizer.chat_format.tool_end) == ("<tool_call>", "</tool_call>")
+    assert tokenizer.chat_format.calls == FORMS["json_tools"]
     assert tokenizer.chat_format.has_tools
     tool = {"type": "function", "function": {"name": "f"}}
     assert tokenizer.render_chat(_MESSAGES, {}, [tool]).startswith('[{"type": "function", "function": {"name": "f"}}]')
@@ -146,8 +151,8 @@ def test_the_template_opens_the_answer(tokenizer):
 
 
 def test_the_templates_own_refusal_is_quoted(tokenizer):
-    with pytest.raises(TemplateError, match=r"messages: this model knows no tools$"):
-        render_text(tokenizer, ({"role": "tool", "content": "42"},), {})
+    with pytest.raises(TemplateError, match=r"messages: this model knows no critic$"):
+        render_text(tokenizer, ({"role": "critic", "content": "42"},), {})
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])

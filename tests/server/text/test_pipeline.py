@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -12,11 +13,11 @@ from hypothesis import strategies as st
 from mlx_backend.interface import FinishReason, TokenEvent, TokenLogprobs
 from server.text.events import Finished, OutputEvent, ReasoningDelta, TextDelta, TokenText, ToolCallDelta
 from server.text.parsers.chat import ChatParser
-from server.text.parsers.parts import Start
+from server.text.parsers.parts import Part, Start
 from server.text.pipeline import ChoicePipeline
 from server.text.tokenizer import ByteTokenizer
+from tests.server.text.calls.test_splitting import TOOLS
 from tests.server.text.parsers.test_chat import CALL, FORMAT
-from tests.server.text.parsers.test_tool_calls import TOOLS
 from tests.server.text.test_stop import first_stop
 
 _TOKENIZER = ByteTokenizer()
@@ -237,23 +238,36 @@ _WORDS = ("<think>", "</think>", CALL, "<tool>", "</t", "<", " ", "\n", "a", "bc
     is_open=st.booleans(),
     ends_with_eos=st.booleans(),
 )
-def test_content_tokens_are_the_text_of_content(words, stops, is_open, ends_with_eos):
+def test_a_stop_string_ends_the_content_and_nothing_else(words, stops, is_open, ends_with_eos):
     text = "".join(words)
     begins: Start = "opened" if is_open else "before"
-    pipeline, outputs = parsed(text, "stop" if ends_with_eos else "length", stop=stops, begins=begins)
+    reason: FinishReason = "stop" if ends_with_eos else "length"
+    pipeline, outputs = parsed(text, reason, stop=stops, begins=begins)
     content, tokens = joined(outputs, TextDelta)
     assert tokens.startswith(content)
     assert len(tokens) - len(content) < max(map(len, stops), default=0) or tokens == content
-    found = first_stop(text, stops)
-    raw = text if found is None else text[: found[0]]
     whole = ChatParser(FORMAT, TOOLS, begins=begins)
-    parts = [*whole.feed(raw), *whole.flush(text[len(raw) :])]
-    assert content == "".join(part.text for part in parts if part.kind == "content")
-    assert joined(outputs, ReasoningDelta)[0] == "".join(part.text for part in parts if part.kind == "reasoning")
+    parts = [*whole.feed(text), *whole.flush(is_cut=not ends_with_eos)]
+    said = up_to_stop([part for part in parts if part.size], stops)
+    assert content == "".join(part.text for part in said if part.kind == "content")
+    assert joined(outputs, ReasoningDelta)[0] == "".join(part.text for part in said if part.kind == "reasoning")
     finished = outputs[-1]
     assert isinstance(finished, Finished)
     assert finished.num_reasoning_tokens == len(joined(outputs, ReasoningDelta)[1])
     assert finished.num_output_tokens == pipeline.num_output_tokens
+
+
+def up_to_stop(parts: list[Part], stops: tuple[str, ...]) -> list[Part]:
+    """The parts up to the first stop string in a stretch of content that nothing interrupts."""
+    said: list[Part] = []
+    for kind, group in groupby(parts, key=lambda part: part.kind):
+        stretch = list(group)
+        text = "".join(part.text for part in stretch)
+        found = first_stop(text, stops) if kind == "content" else None
+        if found is not None:
+            return [*said, Part("content", text[: found[0]], found[0])]
+        said += stretch
+    return said
 
 
 def test_tokens_without_text_at_the_end_of_a_thought_are_of_the_thought():
@@ -282,24 +296,25 @@ def test_calls_are_numbered():
 
 
 @pytest.mark.parametrize(
-    ("text", "stop", "content", "reasoning"),
+    ("text", "stop", "content", "reasoning", "has_call"),
     [
-        ("<think>hm</think>a", "</think>", "", "hm"),
-        ("<think>hm</think>a", "nk>", "", ""),
-        ("<think>hm</think>aSTOPb", "STOP", "a", "hm"),
-        ("<think>hm STOP</think>a", "STOP", "", "hm"),
-        (f"a {CALL}", "</tool>", "a", ""),
-        (f"a {CALL}", "ool>", "a ", ""),
-        ("a <think", "think", "a <", ""),
+        ("<think>hm</think>a", "</think>", "a", "hm", False),
+        ("<think>hm</think>aSTOPb", "STOP", "a", "hm", False),
+        ("<think>hm STOP</think>a", "STOP", "a", "hm STOP", False),
+        ("<think>hm STOP</think>aSTOP", "STOP", "a", "hm STOP", False),
+        (f"a {CALL}", "</tool>", "a", "", True),
+        (f"a {CALL}", "name", "a", "", True),
+        (f"aSTOP {CALL}", "STOP", "a", "", False),
+        (f"a{CALL}b", "ab", "ab", "", True),
+        ("a <think", "think", "a <", "", False),
     ],
 )
-def test_a_stop_string_sees_the_raw_text_and_leaves_no_half_tag(text, stop, content, reasoning):
-    _, outputs = parsed(text, stop=(stop,))
+def test_a_stop_string_sees_content_alone(text, stop, content, reasoning, has_call):
+    _, outputs = parsed(text, "stop", stop=(stop,))
     assert joined(outputs, TextDelta)[0] == content
     assert joined(outputs, ReasoningDelta)[0] == reasoning
-    made = any(isinstance(out, ToolCallDelta) for out in outputs)
-    assert outputs[-1].reason == ("tool_calls" if made else "stop")
-    assert made == (stop == "</tool>")
+    assert any(isinstance(out, ToolCallDelta) for out in outputs) == has_call
+    assert outputs[-1].reason == ("tool_calls" if has_call else "stop")
 
 
 def test_without_a_parser_nothing_is_looked_for():

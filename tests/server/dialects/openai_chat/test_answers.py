@@ -253,7 +253,6 @@ async def test_a_model_that_cannot_call_is_offered_no_tools() -> None:
     ("body", "param"),
     [
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
-        ({"tools": [WEATHER], "tool_choice": "required"}, "tool_choice"),
         ({"tools": [WEATHER], "tool_choice": "maybe"}, "tool_choice"),
         ({"functions": [WEATHER["function"]]}, "functions"),
         ({"messages": [{"role": "assistant", "content": None}]}, "messages.0.content"),

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.text.calls.form import CallForm
+from server.text.detokenizer import CONTROL_MARK
 from server.text.parsers.chat import ChatParser, RawText, opens_thought
-from server.text.parsers.parts import ChatFormat
+from server.text.parsers.parts import ChatFormat, Start, ThoughtHabit
+from tests.server.text.calls.test_splitting import GOOD, TOOLS
 from tests.server.text.parsers.cuts import calls_of, every_cut, parts_of, pieces, text_of
-from tests.server.text.parsers.test_tool_calls import GOOD, TOOLS, parse_json
 
-FORMAT = ChatFormat(
-    think_start="<think>",
-    think_end="</think>",
-    tool_start="<tool>",
-    tool_end="</tool>",
-    parse_tool_call=parse_json,
-    inside=("<arg>",),
-)
+FORM = CallForm(start="<tool>", end="</tool>", inside=("<arg>",))
+
+
+def format_with(**changes: Any) -> ChatFormat:
+    """A format with a habit of its own, or with one that holds nothing back."""
+    return ChatFormat(**{"think_start": "<think>", "think_end": "</think>", "calls": FORM, **changes})
+
+
+def plain() -> ThoughtHabit:
+    """Of a model whose first answers were no thoughts."""
+    habit = ThoughtHabit()
+    for _ in range(2):
+        habit.note_plain()
+    return habit
+
+
+FORMAT = format_with(habit=plain())
 CALL = f"<tool>{GOOD}</tool>"
-_WORDS = ("<think>", "</think>", "<tool>", "</tool>", GOOD, CALL, "<", "</t", "<t", " ", "\n", "a")
+_WORDS = ("<think>", "</think>", "<tool>", "</tool>", GOOD, CALL, "<", "</t", "<t", " ", "\n", "a", "a.", "`")
 
 
 def everything(parser: ChatParser, cut: list[str]) -> tuple[str, str, list[tuple[str, str]]]:
@@ -32,28 +46,108 @@ def everything(parser: ChatParser, cut: list[str]) -> tuple[str, str, list[tuple
     cut=pieces(_WORDS),
     begins=st.sampled_from(["before", "opened", "thought", "content"]),
     tools=st.sampled_from([(), TOOLS]),
+    is_new=st.booleans(),
 )
-def test_any_cut_gives_what_the_whole_gives(cut, begins, tools):
+def test_any_cut_gives_what_the_whole_gives(cut, begins, tools, is_new):
+    def parser() -> ChatParser:
+        return ChatParser(format_with() if is_new else FORMAT, tools, begins=begins)
+
     text, given_pieces = cut
-    whole = everything(ChatParser(FORMAT, tools, begins=begins), [text])
-    assert everything(ChatParser(FORMAT, tools, begins=begins), given_pieces) == whole
-    assert everything(ChatParser(FORMAT, tools, begins=begins), list(text)) == whole
+    whole = everything(parser(), [text])
+    assert everything(parser(), given_pieces) == whole
+    assert everything(parser(), list(text)) == whole
+
+
+@given(cut=pieces(("<think>", "</think>", " ", "\n", "a", "b.", "`")))
+def test_no_word_is_lost(cut):
+    """Of a model that thinks, only tags and white space are in neither text."""
+    text, given_pieces = cut
+    parts = parts_of(ChatParser(format_with()), given_pieces)
+    said = "".join(part.text for part in parts)
+    bare = re.sub(r"\s", "", text)
+    left = re.sub(r"\s", "", said)
+    assert sorted(left.replace("<think>", "").replace("</think>", "")) == sorted(
+        bare.replace("<think>", "").replace("</think>", "")
+    )
 
 
 def test_an_output_that_goes_on_where_the_prompt_left_off():
-    """Its first white space is of the text; a tag in content is content."""
+    """Its first white space is of the text."""
     thought = everything(ChatParser(FORMAT, (), begins="thought"), [" so</think> 4"])
     assert thought == (" so", "4", [])
-    assert everything(ChatParser(FORMAT, (), begins="content"), [" <think>"]) == ("", " <think>", [])
+    assert everything(ChatParser(FORMAT, (), begins="content"), [" and on"]) == ("", " and on", [])
 
 
 F = ("f", '{"a": 1}')
+THOUGHTS: dict[str, tuple[str, Start, str, str]] = {
+    "a thought": ("<think>\nhm, 2 + 2\n</think>\n\n4 is it.", "before", "hm, 2 + 2", "4 is it."),
+    "opened by the prompt": ("\nhm\n</think>\n\n4", "opened", "hm", "4"),
+    "opened by both": ("<think>\nhm\n</think>\n\n4", "opened", "hm", "4"),
+    "never closed": ("<think>\nhm and hm\n", "before", "hm and hm", ""),
+    "opened by the prompt and never closed": ("hm and hm </thin", "opened", "hm and hm </thin", ""),
+    "an empty thought": ("<think>\n\n</think>\n\n4", "before", "", "4"),
+    "an empty thought, then a real one": ("<think></think>\n\n<think>hm</think>4", "before", "hm", "4"),
+    "an empty thought, then one that is not opened": ("<think>\n</think>\n\nhm\n</think>\n\n4", "before", "hm", "4"),
+    "nothing but a thought": ("<think>hm</think>\n", "before", "hm", ""),
+    "two thoughts": ("<think>a </think>\n<think> b</think> c", "before", "a\n\nb", "c"),
+    "a second thought after text": ("<think>a</think>So.\n\n<think>b</think>\n\n4", "before", "a\n\nb", "So.\n\n4"),
+    "a second thought behind a sentence": ("So. <think>b</think> 4", "before", "b", "So. 4"),
+    "a thought after text": ("So.\n<think>\nb\n</think>\n4", "before", "b", "So.\n4"),
+    "a thought where the prompt has closed one": ("<think>hm</think>4", "content", "hm", "4"),
+    "no thought": (" 4 < 5\n", "before", "", " 4 < 5\n"),
+    "tags that are spoken of": ("Write <think> and </think>.", "before", "", "Write <think> and </think>."),
+    "tags in quotes": ("Write `<think>`, then `</think>`", "before", "", "Write `<think>`, then `</think>`"),
+    "no opening tag": ("Okay, I add 2 and 2.\n</think>\n\n4", "before", "Okay, I add 2 and 2.", "4"),
+    "no opening tag in a line": ("Okay.</think>4", "before", "Okay.", "4"),
+    "a closing tag where the prompt has closed the thought": ("So.\n</think>\n\n4", "content", "", "So.\n4"),
+    "a closing tag more": ("<think>a</think>So.\n</think>\n\n4", "before", "a", "So.\n4"),
+    "half a tag": ("<think", "before", "", "<think"),
+    "nothing": ("", "before", "", ""),
+    "nothing, opened": ("", "opened", "", ""),
+}
+
+
+@pytest.mark.parametrize("case", THOUGHTS)
+def test_thoughts_cut_at_every_place(case):
+    text, begins, reasoning, content = THOUGHTS[case]
+    for cut in every_cut(text):
+        for tools in ((), TOOLS):
+            assert everything(ChatParser(format_with(), tools, begins=begins), cut) == (reasoning, content, [])
+
+
+def test_text_goes_out_as_soon_as_it_is_known():
+    parser = ChatParser(FORMAT)
+    assert [text_of(parser.feed(text), "reasoning") for text in ("<think>", "\n", "a", " ", "b", "<", "i")] == [
+        *("", "", "a", "", " b", "", "<i")
+    ]
+    parser.feed("</think>\n")
+    assert [text_of(parser.feed(text), "content") for text in ("\n", "c ", "\n", "d")] == ["", "c ", "\n", "d"]
+
+
+def test_a_model_is_known_by_its_first_answers():
+    """Held back is the beginning of the first answers alone; a thought without opening tag is remembered."""
+    format = format_with()
+    for _ in range(2):
+        assert text_of(ChatParser(format).feed("It is 4."), "content") == ""
+        assert text_of(parts_of(ChatParser(format), ["It is 4."]), "content") == "It is 4."
+    assert text_of(ChatParser(format).feed("It is 4."), "content") == "It is 4."
+    format = format_with()
+    assert text_of(ChatParser(format).feed("It is 4. " * 100), "content") == "It is 4. " * 100
+    assert everything(ChatParser(format), ["Okay.\n</think>\n\n4"]) == ("Okay.", "4", [])
+    assert text_of(ChatParser(format).feed("Okay, so"), "reasoning") == "Okay, so"
+    assert text_of(ChatParser(format, begins="content").feed("It is 4."), "content") == "It is 4."
+
+
 CASES = {
     "thought, text and call": (f"<think>\nhm\n</think>\n\nI ask.\n{CALL}", ("hm", "I ask.", [F])),
     "thought and call": (f"<think>\nhm\n</think>\n\n{CALL}\n{CALL}\n", ("hm", "", [F, F])),
     "a call that ends a thought": (f"<think>hm\n{CALL} so", ("hm", "so", [F])),
+    "a call in a thought that is closed": (f"<think>hm\n{CALL}\n</think>\n\nso", ("hm", "so", [F])),
+    "a thought after a call": (f"<think>a</think>{CALL}\n<think>b</think>\nso", ("a\n\nb", "so", [F])),
     "no thought": (f"a {CALL}", ("", "a", [F])),
-    "what is no call ends a thought too": ("<think>hm <tool>x</tool>y", ("hm", "<tool>x</tool>y", [])),
+    "no opening tag": (f"hm\n</think>\n\n{CALL}", ("hm", "", [F])),
+    "what is no call is of the thought": ("<think>hm <tool>x</tool>y", ("hm <tool>x</tool>y", "", [])),
+    "a tag that is spoken of in a thought": (f"<think>a <tool> it is</think>{CALL}", ("a <tool> it is", "", [F])),
 }
 
 
@@ -61,7 +155,13 @@ CASES = {
 def test_cases_cut_at_every_place(case):
     text, result = CASES[case]
     for cut in every_cut(text):
-        assert everything(ChatParser(FORMAT, TOOLS), cut) == result
+        assert everything(ChatParser(format_with(), TOOLS), cut) == result
+
+
+def test_frames_are_no_part_of_content():
+    format = format_with(frames=("<r>", "</r>"))
+    for cut in every_cut(f"<think>hm</think><r>It is 4.</r>{CALL}"):
+        assert everything(ChatParser(format, TOOLS), cut) == ("hm", "It is 4.", [F])
 
 
 def test_without_tools_a_call_is_text_and_without_thoughts_a_thought_is():
@@ -82,7 +182,8 @@ def test_the_last_part_says_where_the_output_ended():
 
 
 def test_markup_is_what_has_to_be_seen():
-    assert set(ChatParser(FORMAT, TOOLS).markup) == {"<think>", "</think>", "<tool>", "</tool>", "<arg>"}
+    tags = {"<think>", "</think>", "<tool>", "</tool>", "<arg>", CONTROL_MARK}
+    assert set(ChatParser(FORMAT, TOOLS).markup) == tags
     assert set(ChatParser(FORMAT).markup) == {"<think>", "</think>"}
     assert ChatParser(ChatFormat(), TOOLS).markup == RawText().markup == ()
 

@@ -58,7 +58,24 @@ CASES: dict[str, tuple[str, str, str, list[Any]]] = {
         CALLED,
     ),
     "two calls": (f"{CALL}{CALL}", "", "", CALLED * 2),
-    "a call that is cut off": (f"{HEADER}{BODY[:-1]}", "", f"{HEADER}{BODY[:-1]}", []),
+    "a call without its last brace": (f"{HEADER}{BODY[:-1]}", "", "", CALLED),
+    "a call that breaks off": (f"{HEADER}{BODY[:-3]}", "", f"{HEADER}{BODY[:-3]}", []),
+    "what was not offered": (CALL.replace("weather", "other"), "", CALL.replace("weather", "other"), []),
+    "more than arguments": (f"{HEADER}{BODY} so<|call|>", "", f"{HEADER}{BODY} so<|call|>", []),
+    "raw line ends in a text": (f'{HEADER}{{"city": "a\nb"}}<|call|>', "", "", [("weather", '{"city": "a\\nb"}')]),
+    "a tag in a text": (
+        f'{HEADER}{{"city": "a <|end|> b"}}<|call|>{FINAL}',
+        "",
+        "It is 4.",
+        [("weather", '{"city": "a <|end|> b"}')],
+    ),
+    "a call that is none, and then one": (f"{HEADER}[1]<|call|>{CALL}", "", f"{HEADER}[1]<|call|>", CALLED),
+    "large numbers": (
+        f'{HEADER}{{"city": 1234567890123456789}}<|call|>',
+        "",
+        "",
+        [("weather", '{"city": 1234567890123456789}')],
+    ),
     "a call that is none": (f"{HEADER}[1]<|call|>{FINAL}", "", f"{HEADER}[1]<|call|>It is 4.", []),
     "no header": ("It is 4.", "", "It is 4.", []),
     "a message without a channel": ("<|message|>It is 4.<|return|>", "", "It is 4.", []),
@@ -102,11 +119,10 @@ def test_after_the_one_call_that_was_wanted_nothing_follows() -> None:
     assert calls_of(parts) == CALLED
 
 
-def test_half_a_tag_before_a_stop_string() -> None:
-    for cut, content in (("nd|>", "a"), ("x", "a<|e"), ("", "a<|e")):
-        parser = HarmonyParser()
-        parts = [*parser.feed("<|channel|>final<|message|>a<|e"), *parser.flush(cut)]
-        assert text_of(parts, "content") == content
+def test_what_is_cut_off_is_not_completed() -> None:
+    parser = HarmonyParser(TOOLS)
+    parts = [*parser.feed(f"{HEADER}{BODY[:-1]}"), *parser.flush(is_cut=True)]
+    assert (text_of(parts, "content"), calls_of(parts)) == (f"{HEADER}{BODY[:-1]}", [])
 
 
 def test_what_is_settled_goes_out_at_once() -> None:

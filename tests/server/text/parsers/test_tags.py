@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.text.parsers.tags import find_tag, without_cut_tag
+from server.text.parsers.tags import TagSet, find_tag
 
 
 @pytest.mark.parametrize(
@@ -46,16 +46,23 @@ def test_what_is_given_out_is_never_a_part_of_a_tag(text, tags):
             assert place <= found[0]
 
 
-@pytest.mark.parametrize(
-    ("text", "cut", "left"),
-    [
-        ("x<th", "ink>", "x"),
-        ("x<th", "i", "x"),
-        ("x<th", "ink> and more", "x"),
-        ("x<th", "e", "x<th"),
-        ("x<th", "", "x<th"),
-        ("x", "<think>", "x"),
-    ],
-)
-def test_half_a_tag_that_was_cut_off_is_none(text, cut, left):
-    assert without_cut_tag(text, cut, ("<think>",)) == left
+@given(text=st.text("ab", max_size=12), tags=st.lists(st.text("ab", min_size=1, max_size=4), max_size=4))
+def test_a_set_of_tags_finds_what_each_alone_would(text, tags):
+    found = TagSet(tags).find(text, 0)
+    assert (found is None) == (not any(tag in text for tag in tags))
+    if found is not None:
+        place, tag = found
+        assert text.startswith(tag, place)
+        assert tag in tags
+        assert not any(text.startswith(other, earlier) for other in tags for earlier in range(place))
+    half = TagSet(tags).half_at(text, 0)
+    begun = [place for place in range(len(text)) if any(tag.startswith(text[place:]) for tag in tags)]
+    assert half in (*begun, len(text))
+
+
+def test_halves_of_a_set():
+    tags = TagSet(["<think>", "<tool>", "{"])
+    assert tags.half_at("a <to", 0) == 2
+    assert tags.half_at("a <to", 3) == 5
+    assert tags.half_at("a <x", 0) == 4
+    assert tags.find("a { <tool>", 3) == (4, "<tool>")

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from server.text.calls.lark import INTEGER, NUMBER, SILENT, Rules
+from server.text.calls.schemas import Schema, resolve
 from server.text.grammar import GrammarError
-from server.text.lark import INTEGER, NUMBER, SILENT, Rules
-from server.text.parsers.schemas import Schema, resolve
 
 _KEY = re.compile(r"[A-Za-z0-9_]+")
 _ELSEWHERE = frozenset({"$defs", "definitions", "$schema", "additionalProperties"})
@@ -65,9 +65,7 @@ class BareValues:
             raise GrammarError(f"there is no type {name!r}")
         if name == "string":
             said = {key: schema[key] for key in schema.keys() & _OF_TEXT}
-            return self._rules.add(
-                "value", f"{self._mark()} {self._rules.text_value(said, self._quote, is_quoted=True)}"
-            )
+            return self._rules.add("value", f"{self._mark()} {self._rules.text_value(said, self._quote)}")
         if name == "array":
             return self._array(schema)
         if name == "object":
@@ -115,7 +113,7 @@ class BareValues:
 
     def _literal(self, value: Any) -> str:
         if isinstance(value, str):
-            return f"{self._mark()} {self._rules.text_value({'const': value}, self._quote, is_quoted=True)}"
+            return f"{self._mark()} {self._rules.text_value({'const': value}, self._quote)}"
         if isinstance(value, list):
             items = ' "," '.join(map(self._literal, value))
             return f'"[" {items} "]"'

@@ -14,20 +14,26 @@ from mlx_backend.interface import EngineConfig
 from server.app import create_app
 from server.config import Config
 from server.service.registry import ModelRegistry, ServedModel
+from server.text.calls.forms import FORMS
+from server.text.calls.json_forms import DEEPSEEK_TOKENS
 from server.text.chat_template import render_text
-from server.text.parsers import deepseek, format_of
+from server.text.parsers import format_of
 from server.text.parsers.chat import ChatParser
+from server.text.parsers.parts import ChatFormat
 from server.text.tokenizer import load_tokenizer
 from tests.engine_client import until
+from tests.server.text.calls.test_families import TOOLS, wrapper
 from tests.server.text.parsers.cuts import every_cut, parts_of, text_of
-from tests.server.text.parsers.test_families import TOOLS, wrapper
 from tests.tiny_models import write_model
 from tests.tiny_tokenizer import DEEPSEEK_TEMPLATE, write_deepseek_tokenizer
 
-VOCABULARY = dict.fromkeys(deepseek.TAGS, 1)
+VOCABULARY = dict.fromkeys(DEEPSEEK_TOKENS, 1)
+START, END, CALL, SEP, CALL_END = (
+    "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+)  # fmt: skip
 PARIS = '{"city": "Paris", "days": 2}'
-FENCED = f"{deepseek.CALL}function{deepseek.SEP}weather\n```json\n{PARIS}\n```{deepseek.CALL_END}"
-BARE = f"{deepseek.CALL}weather{deepseek.SEP}{PARIS}{deepseek.CALL_END}"
+FENCED = f"{CALL}function{SEP}weather\n```json\n{PARIS}\n```{CALL_END}"
+BARE = f"{CALL}weather{SEP}{PARIS}{CALL_END}"
 INVOKED = (
     '<｜DSML｜invoke name="weather">\n<｜DSML｜parameter name="city" string="true">Paris</｜DSML｜parameter>\n'
     '<｜DSML｜parameter name="days" string="false">2</｜DSML｜parameter>\n</｜DSML｜invoke>'
@@ -35,30 +41,18 @@ INVOKED = (
 HI = [{"role": "user", "content": "hi"}]
 
 
-def format_with(template: str) -> Any:
+def format_with(template: str) -> ChatFormat:
     return format_of(wrapper(None, get_vocab=lambda: VOCABULARY, chat_template=template))
 
 
 @pytest.mark.parametrize("calls", [FENCED, BARE, f"{FENCED}\n{FENCED}", BARE + BARE])
 def test_calls_cut_at_every_place(calls: str) -> None:
-    for cut in every_cut(f"<think>\nhm\n</think>\n\nI ask.\n{deepseek.START}{calls}{deepseek.END}"):
+    for cut in every_cut(f"<think>\nhm\n</think>\n\nI ask.\n{START}{calls}{END}"):
         parts = parts_of(ChatParser(format_with(DEEPSEEK_TEMPLATE), TOOLS), cut)
         assert (text_of(parts, "reasoning"), text_of(parts, "content")) == ("hm", "I ask.")
         (found,) = [part.calls for part in parts if part.calls]
-        assert len(found) == calls.count(deepseek.CALL)
+        assert len(found) == calls.count(CALL)
         assert {(call.name, json.loads(call.arguments)["city"]) for call in found} == {("weather", "Paris")}
-
-
-@pytest.mark.parametrize("number", [1, 2])
-def test_invocations_cut_at_every_place(number: int) -> None:
-    calls = "\n".join([INVOKED] * number)
-    for cut in every_cut(f"<think>hm</think>I ask.\n\n{deepseek.DSML_START}\n{calls}\n{deepseek.DSML_END}"):
-        parts = parts_of(ChatParser(deepseek.dsml_format("<think>", "</think>"), TOOLS), cut)
-        assert (text_of(parts, "reasoning"), text_of(parts, "content")) == ("hm", "I ask.")
-        (found,) = [part.calls for part in parts if part.calls]
-        assert [(call.name, json.loads(call.arguments)) for call in found] == [
-            ("weather", {"city": "Paris", "days": 2})
-        ] * number
 
 
 @pytest.mark.parametrize(
@@ -73,23 +67,26 @@ def test_invocations_cut_at_every_place(number: int) -> None:
     ],
 )
 def test_a_parameter_says_what_it_is(written: str, value: object) -> None:
-    """Though the schema, where there is one, has the last word."""
     parameter = f'<｜DSML｜parameter name="a" string="{written}</｜DSML｜parameter>'
-    body = f'<｜DSML｜invoke name="f">\n{parameter}\n</｜DSML｜invoke>'
-    assert deepseek.parse_invocations(body, []) == [{"name": "f", "arguments": {"a": value}}]
+    invoked = f'<｜DSML｜invoke name="weather">\n{parameter}\n</｜DSML｜invoke>'
+    text = f"<｜DSML｜function_calls>\n{invoked}\n</｜DSML｜function_calls>"
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    parts = parts_of(ChatParser(ChatFormat(calls=FORMS["deepseek_v32"]), tools), [text])
+    assert [json.loads(call.arguments) for part in parts for call in part.calls] == [{"a": value}]
 
 
 @pytest.mark.parametrize("body", ["", "weather", BARE[:-40], BARE.replace(PARIS, "Paris"), BARE.replace(PARIS, "[]")])
 def test_what_is_no_call_is_content(body: str) -> None:
-    text = f"{deepseek.START}{body}{deepseek.END}"
+    text = f"{START}{body}{END}"
     parts = parts_of(ChatParser(format_with(""), TOOLS), [text])
     assert text_of(parts, "content") == text
 
 
 def test_which_way_is_the_templates_to_say() -> None:
-    assert format_with(DEEPSEEK_TEMPLATE).syntax == deepseek.FENCED
-    assert format_with("{{ messages }}").syntax == deepseek.BARE
-    assert format_with("{% for tool in tools %}").describe_tools is None
+    assert format_with(DEEPSEEK_TEMPLATE).calls == FORMS["deepseek"]
+    assert format_with("{{ messages }}").calls == FORMS["deepseek_v31"]
+    assert format_with("{{ messages }}").tells_tools == "prompt"
+    assert format_with("{% for tool in tools %}").tells_tools == "template"
 
 
 # --- end to end
@@ -111,7 +108,7 @@ def test_the_tools_are_told_to_the_model(folder: Path, system: str | None) -> No
     text = render_text(load_tokenizer(folder), messages, {}, TOOLS)
     assert text.startswith(system or "You can call functions.")
     assert json.dumps(TOOLS[0]["function"]) in text
-    assert f"{deepseek.START}{deepseek.CALL}function{deepseek.SEP}NAME\n```json\nARGUMENTS\n```" in text
+    assert f"{START}{CALL}function{SEP}NAME\n```json\nARGUMENTS\n```" in text
     assert text.endswith("<｜User｜>hi<｜Assistant｜>")
     assert render_text(load_tokenizer(folder), HI, {}) == "<｜User｜>hi<｜Assistant｜>"
 
@@ -125,7 +122,7 @@ def test_calls_of_earlier_turns_are_not_lost(folder: Path, content: str) -> None
     before = f"<｜Assistant｜>{content}<｜end｜>" if content else ""
     written = FENCED.replace(PARIS, '{"city": "Köln"}')
     assert render_text(load_tokenizer(folder), [*HI, said, result], {}) == (
-        f"<｜User｜>hi{before}<｜Assistant｜>{deepseek.START}{written}{deepseek.END}<result>rain</result><｜Assistant｜>"
+        f"<｜User｜>hi{before}<｜Assistant｜>{START}{written}{END}<result>rain</result><｜Assistant｜>"
     )
 
 
@@ -136,7 +133,7 @@ def test_the_newest_has_a_template_of_mlx_lms(tmp_path: Path, system: list[dict[
     settings["chat_template_type"] = "deepseek_v32"
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = load_tokenizer(folder)
-    assert tokenizer.chat_format.syntax == deepseek.INVOKED
+    assert tokenizer.chat_format.calls == FORMS["deepseek_v32"]
     call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": {"city": "Paris", "days": 2}}}
     said = {"role": "assistant", "content": "I ask.", "tool_calls": [call]}
     text = tokenizer.render_chat(

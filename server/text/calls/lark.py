@@ -9,22 +9,20 @@ import json
 import re
 from collections.abc import Callable, Sequence
 
+from server.text.calls.schemas import Schema
 from server.text.grammar import JSON_OPTIONS, GrammarError, GrammarSource, as_regex, check_keywords
-from server.text.parsers.schemas import Schema
 
 Spell = Callable[[str], Sequence[str]]
 """A text as terminals of the grammar: `<[id]>` for a special token, a string in quotes for the rest."""
 
 ANYTHING = "/(?s:.*)/"
-INTEGER, NUMBER = r"/-?(0|[1-9][0-9]{0,14})/", r"/-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,12})?/"
-"""Without bounds of its own a number would go on for ever, or beyond what a parser reads."""
+INTEGER, NUMBER = r"/-?(0|[1-9][0-9]{0,38})/", r"/-?(0|[1-9][0-9]{0,38})(\.[0-9]{1,20})?/"
+"""Without bounds of its own a number would go on for ever."""
 SILENT = frozenset({"title", "description", "default", "examples", "deprecated", "$comment", "format"})
 """Keywords that say nothing of which values are right."""
 _OF_TEXT = frozenset({"type", "enum", "const", "minLength", "maxLength", "pattern"}) | SILENT
 _LONGEST = 100_000
-_LOOKS_LIKE_JSON = r"~\s*((?i:true|false|null|none|nan|-?infinity)|[-+0-9.\[{\"(](?s:.*))\s*"
-_SPACE = r"\x00-\x20\x7f-\xa0\u{1680}\u{2000}-\u{200b}\u{2028}\u{2029}\u{202f}\u{205f}\u{3000}"
-"""What Python strips, and more."""
+NOT_JSON = r"~\s*((?i:true|false|null|none|nan|-?infinity)|[-+0-9.\[{\"(](?s:.*))\s*"
 
 
 class Rules:
@@ -35,6 +33,7 @@ class Rules:
         self._rules: dict[str, str] = {}
         self._names: dict[tuple[str, str, str], str] = {}
         self._limited: dict[str, None] = {}
+        self._parts: list[str] = []
 
     def add(self, name: str, body: str, attributes: str = "") -> str:
         """The name of a rule, or of a terminal where `name` is in capitals; one for all that are alike."""
@@ -65,17 +64,27 @@ class Rules:
         check_keywords(schema)
         return "%json " + json.dumps({**schema, "x-guidance": JSON_OPTIONS}, ensure_ascii=False)
 
-    def up_to(self, tag: str, limits: Sequence[str] = ()) -> str:
-        """Any text, its end the first `tag`; `limits`: regular expressions that it has to match, or not, behind a ~."""
+    def embedded(self, source: GrammarSource) -> str:
+        """The name of a rule for all that another grammar allows. Raises GrammarError."""
+        whole, *parts = source.to_lark()
+        self._parts += parts
+        body = whole.removeprefix("start: ") if source.kind != "lark" else f"%lark {{\n{whole}\n}}"
+        return self.add("answer", body)
+
+    def up_to(self, tag: str, limits: Sequence[str] = (), frame: str = "") -> str:
+        """Any text, its end the first `tag`; `limits`: regular expressions that it has to match, or not, behind a ~.
+
+        One `frame` at its end is no part of what is limited.
+        """
         terminals = self.spell(tag)
         place = next((place for place, each in enumerate(terminals) if each.startswith("<[")), None)
         if place is not None:  # no text has such a token in it: where one comes, the text has ended
             before = escaped("".join(map(json.loads, terminals[:place])))
-            body = " & ".join((f"/(?s:.*){before}/", *(_limited(limit, before) for limit in limits)))
+            body = " & ".join((f"/(?s:.*){before}/", *(_limited(limit, before, frame) for limit in limits)))
             return self.add("text", f"{self._limited_text(body, limits)} {' '.join(terminals[place:])}")
         end = escaped(tag)
         only = (f"/(?s:.*){end}/", f"~/(?s:.*){end}(?s:.+)/")
-        body = " & ".join((*only, *(_limited(limit, end) for limit in limits)))
+        body = " & ".join((*only, *(_limited(limit, end, frame) for limit in limits)))
         return self.add("text", self._limited_text(body, limits), "[lazy]")
 
     def _limited_text(self, body: str, limits: Sequence[str]) -> str:
@@ -86,14 +95,13 @@ class Rules:
 
     def source(self, start: str) -> GrammarSource:
         text = "\n".join((f"start: {start}", *self._rules.values()))
-        return GrammarSource(
-            "lark", text, is_ours=True, parts=tuple(f"start: PART\nPART: {each}" for each in self._limited)
-        )
+        limited = (f"start: PART\nPART: {each}" for each in self._limited)
+        return GrammarSource("lark", text, is_ours=True, parts=(*self._parts, *limited))
 
-    def text_value(self, schema: Schema, end: str, *, is_quoted: bool = False, is_apart: bool = False) -> str:
+    def text_value(self, schema: Schema, end: str, *, frame: str = "", unlike: Sequence[str] = ()) -> str:
         """A text of the schema and the tag behind it. Raises GrammarError.
 
-        `is_quoted`: it is taken to the letter; `is_apart`: it may not look as if it were something else.
+        `frame`: stands before the tag, or does not, and is no part of the text; `unlike`: limits beside the schema's.
         """
         unknown = schema.keys() - _OF_TEXT
         if unknown:
@@ -103,16 +111,18 @@ class Rules:
             if any(end in choice for choice in choices):
                 raise GrammarError(f"{end!r} ends a text in this model's calls, and cannot be in one")
             said = " | ".join(json.dumps(choice) for choice in choices if choice) or '""'
-            line_end = "" if is_quoted else '"\\n"?'
-            return f"({said}) {line_end} {self.text(end)}"
-        limits = _limits(schema)
-        if limits and not is_quoted:  # white space around a text may be left out by who reads it
-            limits.append(f"([^{_SPACE}]((?s:.*)[^{_SPACE}])?)?")
-        return self.up_to(end, [*limits, _LOOKS_LIKE_JSON] if is_apart else limits)
+            framed = json.dumps(frame) + ("" if any(choice.endswith(frame) for choice in choices) else "?")
+            return f"({said}) {framed if frame else ''} {self.text(end)}"
+        return self.up_to(end, [*_limits(schema), *unlike], frame)
 
 
-def _limited(limit: str, end: str) -> str:
-    return f"~/{limit[1:]}{end}/" if limit.startswith("~") else f"/{limit}{end}/"
+def _limited(limit: str, end: str, frame: str) -> str:
+    """A terminal's condition that what stands before `end`, less one `frame`, is within the limit."""
+    sign, bare = ("~", limit[1:]) if limit.startswith("~") else ("", limit)
+    if not frame:
+        return f"{sign}/{bare}{end}/"
+    framed = f"{escaped(frame)}{end}"
+    return f"{sign}(/({bare}){framed}/ | (/({bare}){end}/ & ~/(?s:.*){framed}/))"
 
 
 def _limits(schema: Schema) -> list[str]:

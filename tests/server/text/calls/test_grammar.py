@@ -1,4 +1,4 @@
-"""Calls that are demanded, family by family: whatever is drawn among what is allowed, mlx-lm reads a right call."""
+"""Calls that are demanded, family by family: whatever is drawn among what is allowed is read as a right call."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.grammars.process import Grammar
-from server.text.call_grammar import grammar_of_calls, grammar_of_text, harmony_grammar
+from server.text.calls.form import CallForm
+from server.text.calls.forms import FORMS
+from server.text.calls.grammar import grammar_of_calls, grammar_of_text, harmony_grammar
+from server.text.calls.tagged_forms import DSML
+from server.text.calls.values import Number
+from server.text.calls.writer import write_calls
 from server.text.grammar import GrammarError, GrammarSource
-from server.text.parsers import FAMILIES, deepseek, format_of
 from server.text.parsers.chat import ChatParser
-from server.text.parsers.parts import CallSyntax, ChatFormat
+from server.text.parsers.parts import ChatFormat
 from tests.compiling import COMPILER
 from tests.schemas import random_schema
-from tests.server.text.parsers.test_deepseek import BARE, FENCED, INVOKED
-from tests.server.text.parsers.test_families import CALLS, PARAMETERS, TOOLS, wrapper
+from tests.server.text.calls.test_families import CALLS, PARAMETERS, TOOLS
 from tests.server.text.test_grammar import END, PERSON, SLOW, allowed
 
 
@@ -33,23 +36,11 @@ def spelled(text: str, tokens: Mapping[str, str] = MappingProxyType({})) -> list
     return [tokens.get(piece, json.dumps(piece)) for piece in pieces if piece]
 
 
-def format_named(name: str) -> ChatFormat:
-    if name == "deepseek_v32":
-        return deepseek.dsml_format("<think>", "</think>")
-    if name.startswith("deepseek"):
-        template = "```json" if name == "deepseek" else ""
-        return deepseek.format_of(template, "<think>", "</think>")
-    vocabulary = {"[ARGS]": 1} if name == "mistral" else {}
-    return format_of(wrapper(name.removesuffix(" (old)"), get_vocab=lambda: vocabulary))
-
-
-NAMES = [name for name, family in FAMILIES.items() if family.syntax] + [
-    "deepseek", "deepseek_v31", "deepseek_v32", "mistral (old)",
-]  # fmt: skip
+NAMES = [name for name in FORMS if name != "laguna"]  # which is GLM's
 
 
 def calls_of(name: str, text: str, tools: Any = TOOLS) -> list[tuple[str, Any]]:
-    parser = ChatParser(format_named(name), tools, begins="content")
+    parser = ChatParser(ChatFormat(calls=FORMS[name]), tools, begins="content", is_held=True)
     parts = parser.feed(text) + parser.flush()
     assert not "".join(part.text for part in parts).strip(), text
     return [(call.name, json.loads(call.arguments)) for part in parts for call in part.calls]
@@ -122,10 +113,8 @@ def is_right(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
 
 def drawn(source: GrammarSource, name: str, dice: random.Random) -> str:
     """A text of the grammar, whose free texts come to an end: their closing tag is drawn whole now and then."""
-    syntax = format_named(name).syntax
-    assert syntax is not None
-    tag = re.search("{value}(</[^>]+>)", syntax.pair or "")
-    endings = [b'"', *([tag[1].encode()] if tag else []), *([syntax.quote.encode()] if syntax.quote else [])]
+    form = FORMS[name]
+    endings = [b'"', *(mark.encode() for mark in (form.quote, form.pair.tail if form.pair else "") if mark)]
     state, written = COMPILER.compile(source).start(), bytearray()
     for _ in range(3000):
         choices = allowed(state)
@@ -135,6 +124,8 @@ def drawn(source: GrammarSource, name: str, dice: random.Random) -> str:
         said = [min(choices, key=lambda each: (each in SLOW, each == END, dice.random()))]
         if len(choices) > 50 and dice.random() < 0.3:
             said = list(dice.choice(endings))
+        if said == [END]:
+            return written.decode()
         for token_id in said:
             if token_id not in allowed(state):
                 break
@@ -151,8 +142,7 @@ def test_whatever_is_drawn_is_a_right_call(name: str, seed: int) -> None:
     tools = [tool(f"tool_{place}", random_arguments(dice)) for place in range(dice.randint(1, 3))]
     only_one = dice.random() < 0.5
     try:
-        source = grammar_of_calls(tools, format_named(name), spelled, only_one=only_one)
-        assert source is not None
+        source = grammar_of_calls(tools, FORMS[name], spelled, only_one=only_one)
         COMPILER.compile(source)
     except GrammarError as error:
         assert re.search("supported|has a name|contradict one another", str(error))
@@ -168,7 +158,7 @@ def test_whatever_is_drawn_is_a_right_call(name: str, seed: int) -> None:
 
 # --- calls in free text
 
-TAGGED = ChatFormat(tool_start="<tool>", tool_end="</tool>", syntax=CallSyntax(call="\n{object}\n"))
+TAGGED = CallForm(start="<tool>", end="</tool>", before="\n", after="\n")
 WEIGH: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": "weigh", "strict": True, "parameters": PERSON}},
     {"type": "function", "function": {"name": "loose", "parameters": PERSON}},
@@ -176,9 +166,7 @@ WEIGH: list[dict[str, Any]] = [
 
 
 def text_with(tools: list[dict[str, Any]], tokens: Mapping[str, str] = MappingProxyType({})) -> GrammarSource:
-    source = grammar_of_text(tools, TAGGED, lambda text: spelled(text, tokens))
-    assert source is not None
-    return source
+    return grammar_of_text(tools, TAGGED, lambda text: spelled(text, tokens))
 
 
 FREE = COMPILER.compile(text_with(WEIGH), for_good=True)
@@ -245,14 +233,15 @@ def test_a_strict_schema_that_cannot_be_honoured_is_named() -> None:
 # --- each family's own form
 
 WRITTEN = {
-    **{name: CALLS[name] for name in CALLS if name in NAMES},
-    "deepseek": f"{deepseek.START}{FENCED}\n{FENCED}{deepseek.END}",
-    "deepseek_v31": f"{deepseek.START}{BARE}{BARE}{deepseek.END}",
-    "deepseek_v32": f"{deepseek.DSML_START}\n{INVOKED}\n{INVOKED}\n{deepseek.DSML_END}",
-    "mistral (old)": '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Paris", "days": 2}}]',
+    **CALLS,
+    "command_a": CALLS["command_a"].replace('"tool_call_id": "0", ', ""),
+    "command_r": CALLS["command_r"]
+    .replace("    ", "")
+    .replace("]```", "]\n```")
+    .replace("[\n{", "[{")
+    .replace("}\n]", "}]"),
 }
-"""As the models write them; but one that left out a line's end."""
-WRITTEN["qwen3_coder"] = WRITTEN["qwen3_coder"].replace("</function></tool_call>", "</function>\n</tool_call>")
+"""As the models write them, but for what they need not write."""
 
 
 @pytest.mark.parametrize("is_strict", [True, False])
@@ -260,17 +249,46 @@ WRITTEN["qwen3_coder"] = WRITTEN["qwen3_coder"].replace("</function></tool_call>
 def test_what_the_models_write_is_allowed(name: str, is_strict: bool) -> None:
     tools = [tool("weather", PARAMETERS, strict=is_strict)]
     text = WRITTEN[name]
-    source = grammar_of_text(tools, format_named(name), spelled)
-    demanded = grammar_of_calls(tools, format_named(name), spelled, only_one=False)
-    assert source is not None and demanded is not None
-    grammar = COMPILER.compile(source)
-    for allowed_text in ("Hi, a <b", text, f"I ask.\n{text}"):
+    form = FORMS[name]
+    grammar = COMPILER.compile(grammar_of_text(tools, form, spelled))
+    demanded = COMPILER.compile(grammar_of_calls(tools, form, spelled, only_one=False))
+    said = [text] if not form.opening else ["Hi, a <b", text, f"I ask.\n{text}"]
+    for allowed_text in ("Hi, a <b", *said):
         assert refused_at(allowed_text, grammar) is None
-    assert refused_at(text, COMPILER.compile(demanded)) is None
+    assert refused_at(text, demanded) is None
     wrong = refused_at(text.replace(">2<", ">two<").replace("2", "two"), grammar)
-    syntax = format_named(name).syntax
-    assert (wrong is not None) == (is_strict or not (syntax and syntax.pair))  # there "two" is a text
-    assert refused_at("Hi", COMPILER.compile(demanded)) == 0
+    is_bare = form.style == "pairs"  # there "two" is a text
+    assert (wrong is not None) == (is_strict or not is_bare)
+    assert refused_at("Hi", demanded) == 0
+
+
+ANSWERS = {
+    "schema": (GrammarSource.of_schema({"type": "object", "properties": {"n": {"type": "integer"}}}), '{"n": 4}'),
+    "choice": (GrammarSource.of_choices(["yes", "no"]), "no"),
+    "regex": (GrammarSource("regex", "[a-c]+"), "abc"),
+    "lark": (GrammarSource("lark", 'start: call rest\ncall: "a"\nrest: /[0-9]/'), "a4"),
+}
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_call_or_an_answer_in_its_form(name: str, kind: str) -> None:
+    """The names of a client's own rules do not meet with those of the calls."""
+    source, said = ANSWERS[kind]
+    tools = [tool("weather", PARAMETERS)]
+    grammar = COMPILER.compile(grammar_of_calls(tools, FORMS[name], spelled, only_one=True, answer=source))
+    assert refused_at(said, grammar) is None
+    assert refused_at(WRITTEN[name], grammar) is None
+    assert refused_at("Hi", grammar) == 0
+    assert refused_at(f"{said} {WRITTEN[name]}", grammar) is not None
+
+
+def test_numbers_of_64_bits_can_be_written() -> None:
+    for name in ("qwen3_coder", "gemma4", "json_tools", "pythonic"):
+        tools = [tool("f", {"properties": {"a": {"type": "integer"}}, "required": ["a"]})]
+        grammar = COMPILER.compile(grammar_of_calls(tools, FORMS[name], spelled, only_one=True))
+        text = write_calls(FORMS[name], [("f", {"a": Number("1234567890123456789")})])
+        assert refused_at(text, grammar) is None, name
 
 
 @pytest.mark.parametrize(
@@ -295,7 +313,7 @@ def test_what_the_models_write_is_allowed(name: str, is_strict: bool) -> None:
 )
 def test_what_a_row_of_arguments_cannot_be_held_to(parameters: dict[str, Any], said: str) -> None:
     with pytest.raises(GrammarError, match=said):
-        grammar_of_calls([tool("f", parameters)], format_named("qwen3_coder"), spelled, only_one=True)
+        grammar_of_calls([tool("f", parameters)], FORMS["qwen3_coder"], spelled, only_one=True)
 
 
 @pytest.mark.parametrize(
@@ -311,16 +329,11 @@ def test_what_a_row_of_arguments_cannot_be_held_to(parameters: dict[str, Any], s
 )
 def test_patterns_of_texts(pattern: str, right: str, wrong: str) -> None:
     parameters = {"properties": {"a": {"type": "string", "pattern": pattern}}, "required": ["a"]}
-    source = grammar_of_calls([tool("f", parameters)], format_named("qwen3_coder"), spelled, only_one=True)
-    assert source is not None
-    text = "<tool_call>\n<function=f>\n<parameter=a>\n{}</parameter>\n</function>\n</tool_call>"
-    assert refused_at(text.format(right), COMPILER.compile(source)) is None
-    assert refused_at(text.format(wrong), COMPILER.compile(source)) is not None
-
-
-def test_a_model_whose_form_is_not_known() -> None:
-    assert grammar_of_calls(TOOLS, format_of(wrapper("longcat")), spelled, only_one=True) is None
-    assert grammar_of_text(TOOLS, ChatFormat(), spelled) is None
+    source = grammar_of_calls([tool("f", parameters)], FORMS["qwen3_coder"], spelled, only_one=True)
+    for line_end in ("", "\n"):
+        text = f"<tool_call>\n<function=f>\n<parameter=a>\n{{}}{line_end}</parameter>\n</function>\n</tool_call>"
+        assert refused_at(text.format(right), COMPILER.compile(source)) is None
+        assert refused_at(text.format(wrong), COMPILER.compile(source)) is not None
 
 
 VALUES = st.recursive(
@@ -352,14 +365,12 @@ SCHEMAS = st.recursive(
 @settings(max_examples=200, deadline=None)
 def test_whatever_a_schema_is_it_is_taken_or_refused(schema: dict[str, Any], name: str) -> None:
     for grammar in (
-        lambda: grammar_of_calls([tool("f", schema)], format_named(name), spelled, only_one=True),
-        lambda: grammar_of_text([tool("f", schema, strict=True)], format_named(name), spelled),
+        lambda: grammar_of_calls([tool("f", schema)], FORMS[name], spelled, only_one=True),
+        lambda: grammar_of_text([tool("f", schema, strict=True)], FORMS[name], spelled),
         lambda: harmony_grammar([tool("f", schema)], spelled, must_call=True),
     ):
         try:
-            source = grammar()
-            assert source is not None
-            COMPILER.compile(source)
+            COMPILER.compile(grammar())
         except GrammarError as error:
             assert str(error)
 
@@ -371,8 +382,13 @@ def test_whatever_a_schema_is_it_is_taken_or_refused(schema: dict[str, Any], nam
         ("glm47", {"<tool_call>": 257, "<arg_value>": 258, "</arg_value>": 259}),
         ("kimi_k2", {"<|tool_calls_section_begin|>": 257, "<|tool_call_begin|>": 258, "<|tool_call_end|>": 259}),
         ("mistral", {"[TOOL_CALLS]": 257, "[ARGS]": 258}),
-        ("deepseek_v32", {deepseek.DSML: 257}),
-        ("deepseek", {deepseek.START: 257, deepseek.SEP: 258, deepseek.END: 259}),
+        ("deepseek_v32", {DSML: 257}),
+        (
+            "deepseek",
+            dict(
+                zip(("<｜tool▁calls▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁calls▁end｜>"), (257, 258, 259), strict=True)
+            ),
+        ),
     ],
 )
 def test_tags_that_are_tokens(name: str, tokens: dict[str, int]) -> None:
@@ -380,8 +396,7 @@ def test_tags_that_are_tokens(name: str, tokens: dict[str, int]) -> None:
     terminals = {tag: f"<[{token_id}]>" for tag, token_id in tokens.items()}
     tools = [tool("weather", PARAMETERS, strict=True)]
     for build in (partial(grammar_of_calls, only_one=False), grammar_of_text):
-        source = build(tools, format_named(name), partial(spelled, tokens=terminals))
-        assert source is not None
+        source = build(tools, FORMS[name], partial(spelled, tokens=terminals))
         state = COMPILER.compile(source).start()
         for piece in spelled(WRITTEN[name], {tag: str(token_id) for tag, token_id in tokens.items()}):
             for token_id in [int(piece)] if piece.isdigit() else json.loads(piece).encode():
@@ -395,6 +410,4 @@ def test_a_hundred_tools_are_not_too_many(name: str) -> None:
     """What is alike in them is written once."""
     properties = {f"argument_{place}": {"type": ("string", "integer")[place % 2]} for place in range(10)}
     tools = [tool(f"tool_{place}", {"type": "object", "properties": properties}, strict=True) for place in range(100)]
-    source = grammar_of_text(tools, format_named(name), spelled)
-    assert source is not None
-    COMPILER.compile(source)
+    COMPILER.compile(grammar_of_text(tools, FORMS[name], spelled))

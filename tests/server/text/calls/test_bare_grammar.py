@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from server.grammars.process import Grammar
-from server.text.bare_values import BareValues
+from server.text.calls.bare_grammar import BareValues
+from server.text.calls.lark import Rules
 from server.text.grammar import GrammarError
-from server.text.lark import Rules
 from tests.compiling import COMPILER
 from tests.server.text.test_grammar import END, allowed
 

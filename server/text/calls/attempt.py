@@ -1,0 +1,54 @@
+"""One attempt to read calls from where they may begin, while the text arrives and once it has ended."""
+
+from __future__ import annotations
+
+from server.text.calls.form import CallForm
+from server.text.calls.growing import GrowingText, NotACall, Parse
+from server.text.calls.offered import OfferedTools
+from server.text.calls.reader import FoundCall, Leniency, SectionReader
+
+
+class Attempt:
+    """Reads a section of calls from the beginning of a text. `is_settled`: the outcome does not change any more."""
+
+    def __init__(self, form: CallForm, tools: OfferedTools, text: str) -> None:
+        self._form, self._tools = form, tools
+        self._text = GrowingText(text)
+        self.is_settled = False
+        self.has_begun = False
+        """A call was begun, whatever became of it."""
+        self.calls: list[FoundCall] = []
+        self.end = 0
+        """Where the section ends in the text; 0 where there is none."""
+        self._run(Leniency.NONE)
+
+    def feed(self, text: str) -> None:
+        """Go on with more text."""
+        self._text.text += text
+        self._resume()
+
+    def finish(self, *, is_cut: bool) -> None:
+        """Settle: there is no more text. Unless it `is_cut`, what its writer left out at the end is left out."""
+        self._text.is_ended, self._text.is_cut = True, is_cut
+        self._resume()
+        for leniency in () if is_cut else (Leniency.UNBALANCED, Leniency.LACKING):
+            if not self.end:
+                self._run(leniency)
+
+    def _run(self, leniency: Leniency) -> None:
+        self._reader = SectionReader(self._form, self._tools, self._text, leniency)
+        self._parse: Parse[tuple[list[FoundCall], int]] = self._reader.section(0)
+        self.is_settled = False
+        self._resume()
+
+    def _resume(self) -> None:
+        if self.is_settled:
+            return
+        try:
+            next(self._parse)
+        except StopIteration as done:
+            self.is_settled = True
+            self.calls, self.end = done.value
+        except NotACall:
+            self.is_settled = True
+        self.has_begun = self._reader.has_begun

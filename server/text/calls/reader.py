@@ -1,0 +1,381 @@
+"""Reads the calls of a section from a text that arrives in pieces, by the form of the model's family.
+
+Yields the raw text of each argument, which the tool's schema gives its type. A closing tag counts only where the call
+is whole with it: what follows is as the form has it, tags that were opened within a value are closed, and arguments
+that are required are there. Where the answer ends without such a tag, the closest to it is taken (`Leniency`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+from server.text.calls.arguments import (
+    ARGUMENTS,
+    BESIDE,
+    NAMES,
+    Argument,
+    bare_arguments,
+    call_in,
+    items_of,
+    json_arguments,
+    python_arguments,
+)
+from server.text.calls.form import CallForm, Pair
+from server.text.calls.growing import GrowingText, NotACall, Parse
+from server.text.calls.offered import PREFIX, OfferedTools
+
+_FENCE_END = "```"
+_FENCE = re.compile(r"```[\w+-]*(?=[^\w+-])")
+_KEY = re.compile(r"""\{\s*(["'])((?:[^"'\\]|\\.)*)\1\s*:\s*(?=\S)""")
+_STRING = re.compile(r"""(["'])((?:[^"'\\]|\\.)*)\1""")
+_MOST_EXTRA_BRACES = 3
+_LONGEST_HEAD = 600
+_CDATA = re.compile(r"\s*<!\[CDATA\[(.*)\]\]>\s*", re.DOTALL)
+_PLACES = re.compile(r"\{(key|flag|nl)\}")
+
+
+class Leniency(IntEnum):
+    """How a closing tag is chosen. All but the first are for an answer that has ended without one that counts."""
+
+    NONE = 0
+    UNBALANCED = 1
+    """Tags that were opened within a value need not be closed."""
+    LACKING = 2
+    """Arguments that are required may be missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundCall:
+    """One call, written as `raw`; `arguments` is JSON, `id` the model's own.
+
+    `name` is None where no such tool was offered; `is_whole`: all that the tool requires is there, and as arguments.
+    """
+
+    name: str | None
+    arguments: str
+    id: str | None
+    is_whole: bool
+    raw: str
+
+
+class SectionReader:
+    """Reads one section. Its parsers raise NotACall; the places that they return are in the text."""
+
+    def __init__(
+        self, form: CallForm, tools: OfferedTools, text: GrowingText, leniency: Leniency = Leniency.NONE
+    ) -> None:
+        self._form, self._tools, self._text, self._leniency = form, tools, text, leniency
+        self.has_begun = False
+        """Whether a name or an object has been read: what follows is of a call, or of what was meant to be one."""
+
+    def section(self, at: int) -> Parse[tuple[list[FoundCall], int]]:
+        """Return the calls of the section whose opening begins at `at`, and where it ends."""
+        for form in (self._form, *self._form.also):
+            try:
+                return (yield from self._section(form, at))
+            except (NotACall, ValueError):
+                continue
+        raise NotACall
+
+    def _section(self, form: CallForm, at: int) -> Parse[tuple[list[FoundCall], int]]:
+        text = self._text
+        start, end = form.start or self._form.start, form.end or self._form.end
+        is_tagged = bool(start) and (yield from text.starts(at, (start,))) is not None
+        if is_tagged:
+            at += len(start)
+        elif form.style == "object":
+            yield from self._check_first_member(form, at)
+        calls, at = yield from self._calls(form, at, (end,) if end else ())
+        at, is_closed = yield from self._closing(start, end, at, is_tagged=is_tagged)
+        is_marked = is_tagged or form.style not in ("object", "python")
+        if not is_marked and not is_closed:
+            yield from self._check_alone(calls, at)
+        return calls, at
+
+    def _calls(self, form: CallForm, at: int, ends: Sequence[str]) -> Parse[tuple[list[FoundCall], int]]:
+        if form.style == "object":
+            return (yield from self._objects(form, at, ends))
+        if form.style == "python":
+            return (yield from self._python(at, ends))
+        call, at = yield from self._named(form, at, ends)
+        calls = [call]
+        while form.between is not None and form.head:
+            place = yield from self._text.space(at)
+            if (yield from self._text.starts(place, (form.head.split()[0],))) is None:
+                break
+            call, at = yield from self._named(form, place, ends)
+            calls.append(call)
+        return calls, at
+
+    def _closing(self, start: str, end: str, at: int, *, is_tagged: bool) -> Parse[tuple[int, bool]]:
+        """Return (where the section ends, whether its closing tag is there). Raises NotACall.
+
+        Without that tag it ends with the text, or where another section opens.
+        """
+        place = yield from self._text.space(at)
+        if end and (yield from self._text.starts(place, (end,))) is not None:
+            return place + len(end), True
+        is_at_end = self._text.is_ended and place == len(self._text.text)
+        if end and is_tagged and not is_at_end and (yield from self._text.starts(place, (start,))) is None:
+            raise NotACall
+        return at, False
+
+    def _check_alone(self, calls: Sequence[FoundCall], at: int) -> Parse[None]:
+        """Raise NotACall for calls without any tag, unless they are whole and the answer ends with them."""
+        place = yield from self._text.space(at)
+        if place < len(self._text.text) or not all(call.name is not None and call.is_whole for call in calls):
+            raise NotACall
+
+    def _found(self, name: str, arguments: Sequence[Argument], raw: str, id: str | None = None) -> FoundCall:
+        offered = self._tools.resolve(name)
+        is_whole = self._tools.required_of(offered) <= {argument.key for argument in arguments}
+        return FoundCall(offered, self._tools.written(offered, arguments), id, is_whole, raw)
+
+    # --- calls that are objects
+
+    def _objects(self, form: CallForm, at: int, ends: Sequence[str]) -> Parse[tuple[list[FoundCall], int]]:
+        """Read objects and lists of objects, one after another, in a fence or not."""
+        text = self._text
+        at, is_fenced = yield from self._fence(at)
+        calls: list[FoundCall] = []
+        while (opened := (yield from text.starts(at, ("{", "[")))) is not None:
+            self.has_begun = True
+            raw, end = yield from text.value(at, ends=(*ends, *((_FENCE_END,) if is_fenced else ())))
+            for item in items_of(raw) if opened == "[" else (raw,):
+                calls.append(self._object(form, item))
+            at = yield from self._without_extra_braces(end)
+            place = yield from text.space(at)
+            separator = yield from text.starts(place, (",", ";"))
+            place = yield from text.space(place + len(separator or ""))
+            if (yield from text.starts(place, ("{", "["))) is None or (yield from self._opens(form, place)):
+                break
+            at = place
+        if not calls:
+            raise NotACall
+        return calls, (yield from self._fence_end(at)) if is_fenced else at
+
+    def _check_first_member(self, form: CallForm, at: int) -> Parse[None]:
+        """Raise NotACall for an object without a tag that begins as none of the calls that were offered does.
+
+        So that JSON in an answer is not held back until it is whole.
+        """
+        text = self._text
+        at, _ = yield from self._fence(at)
+        if (yield from text.starts(at, ("[",))) is not None:
+            at = yield from text.space(at + 1)
+        yield from text.expect(at, ("{",))
+        yield from text.expect((yield from text.space(at + 1)), ('"', "'"))
+        found = yield from text.match(at, _KEY, _LONGEST_HEAD)
+        key = found[2]
+        if form.named_key:
+            is_known = self._tools.resolve(key) is not None
+        else:
+            is_known = key in (*form.keys, *NAMES, *ARGUMENTS, *BESIDE)
+        if not is_known:
+            raise NotACall
+        if key in (form.keys[0], *NAMES, "type") and (yield from text.starts(found.end(), ('"', "'"))) is not None:
+            value = (yield from text.match(found.end(), _STRING, _LONGEST_HEAD))[2]
+            if not (value == "function" if key == "type" else self._tools.resolve(value)):
+                raise NotACall
+
+    def _object(self, form: CallForm, raw: str) -> FoundCall:
+        name, arguments, id, has_arguments = call_in(raw, form.keys, is_named_by_key=form.named_key)
+        found = self._found(name, arguments, raw, id)
+        return found if has_arguments else replace(found, is_whole=False)
+
+    def _fence(self, at: int) -> Parse[tuple[int, bool]]:
+        """Return where what is fenced begins, and whether there is a fence."""
+        at = yield from self._text.space(at)
+        if (yield from self._text.starts(at, (_FENCE_END,))) is None:
+            return at, False
+        fence = yield from self._text.match(at, _FENCE, _LONGEST_HEAD)
+        return (yield from self._text.space(fence.end())), True
+
+    def _fence_end(self, at: int) -> Parse[int]:
+        place = yield from self._text.space(at)
+        return place + len(_FENCE_END) if (yield from self._text.starts(place, (_FENCE_END,))) else at
+
+    def _opens(self, form: CallForm, at: int) -> Parse[bool]:
+        """Whether another section begins."""
+        start = form.start or self._form.start
+        return bool(start) and (yield from self._text.starts(at, (start,))) is not None
+
+    def _without_extra_braces(self, at: int) -> Parse[int]:
+        """Pass over a few closing braces that close nothing."""
+        for _ in range(_MOST_EXTRA_BRACES):
+            place = yield from self._text.space(at)
+            if (yield from self._text.starts(place, ("}",))) is None:
+                break
+            at = place + 1
+        return at
+
+    # --- calls as Python writes them
+
+    def _python(self, at: int, ends: Sequence[str]) -> Parse[tuple[list[FoundCall], int]]:
+        """Read one call or several, in a list or not."""
+        text = self._text
+        at = yield from text.space(at)
+        is_list = (yield from text.starts(at, ("[",))) is not None
+        at = yield from text.space(at + is_list)
+        calls: list[FoundCall] = []
+        while True:
+            name = yield from text.word(at)
+            start, at = at, at + len(name)
+            yield from text.expect(at, ("(",))
+            self.has_begun = True
+            raw, at = yield from text.value(at, ends=ends)
+            calls.append(self._found(name, python_arguments(raw), text.text[start:at]))
+            place = yield from text.space(at)
+            mark = yield from text.starts(place, (",", ";", "]", *ends))
+            if mark == "]" and is_list:
+                at = place + 1
+                place = yield from text.space(at)
+                if ends or (yield from text.starts(place, ("[",))) is None:
+                    return calls, at
+                at = yield from text.space(place + 1)
+                continue
+            if mark in (",", ";"):
+                place = yield from text.space(place + 1)
+            elif is_list or mark is not None or (text.is_ended and place == len(text.text)):
+                return calls, at
+            at = place
+
+    # --- calls with a name and arguments apart
+
+    def _named(self, form: CallForm, at: int, ends: Sequence[str]) -> Parse[tuple[FoundCall, int]]:
+        text, start = self._text, at
+        at = yield from self._head(form, at)
+        name = yield from text.word(at)
+        at += len(name)
+        id = name if form.id_is_name else None
+        at, given = yield from self._mid(form, at)
+        self.has_begun |= self._tools.resolve(name) is not None
+        if form.style == "pairs":
+            arguments, at = yield from self._pairs(form, name, at, ends)
+        else:
+            at, is_fenced = yield from self._fence(at)
+            yield from text.expect(at, ("{",))
+            raw, at = yield from text.value(at, form.quote, ends=(*ends, *((_FENCE_END,) if is_fenced else ())))
+            at = (yield from self._fence_end(at)) if is_fenced else at
+            arguments = bare_arguments(raw, form.quote) if form.style == "bare" else json_arguments(raw)
+        at = yield from self._tail(form, at, ends)
+        return self._found(name, arguments, text.text[start:at], id or given), at
+
+    def _head(self, form: CallForm, at: int) -> Parse[int]:
+        at = yield from self._text.space(at)
+        prefix = PREFIX.search(form.head)  # a model may leave it out
+        head = form.head[: prefix.start()] if prefix and prefix.end() == len(form.head) else form.head
+        return (yield from self._text.skip(at, head)) if head else at
+
+    def _mid(self, form: CallForm, at: int) -> Parse[tuple[int, str | None]]:
+        """Return where what stands between name and arguments ends, and the id that stands in it."""
+        before, place, after = form.mid.partition("{id}")
+        id = None
+        if place:
+            at = yield from self._text.skip(at, before)
+            id = yield from self._text.word(at)
+            at, before = at + len(id), after
+        lead, number, rest = before.partition("{index}")
+        if number and '"' in lead:  # an attribute
+            at = yield from self._text.skip(at, lead)
+            at += len((yield from self._text.word(at)))
+        before = rest if number else before
+        before = before.replace("{nl}", "").replace("```json", "")
+        return (yield from self._text.skip(at, before)), id
+
+    def _tail(self, form: CallForm, at: int, ends: Sequence[str]) -> Parse[int]:
+        """Return where the call ends; what closes it may be missing before the section's end, or the answer's."""
+        tail = form.tail.replace("```", "").strip()
+        place = yield from self._text.space(at)
+        if tail and (yield from self._text.starts(place, (tail.split()[0],))) is not None:
+            return (yield from self._text.skip(place, tail))
+        if (yield from self._text.starts(place, ends)) is not None or (not tail and form.style != "pairs"):
+            return at
+        if self._text.is_finished and place == len(self._text.text):
+            return at
+        raise NotACall
+
+    # --- arguments one by one
+
+    def _pairs(self, form: CallForm, name: str, at: int, ends: Sequence[str]) -> Parse[tuple[list[Argument], int]]:
+        pair = form.pair
+        assert pair is not None
+        text, opening = self._text, pair.head.partition("{")[0]
+        head = _pattern_of(pair.head)
+        required = self._tools.required_of(self._tools.resolve(name))
+        arguments: dict[str, Argument] = {}
+        while True:
+            place = yield from text.space(at)
+            if (yield from text.starts(place, (opening,))) is None:
+                return list(arguments.values()), at
+            found = yield from text.match(place, head, _LONGEST_HEAD)
+            key = found["key"].strip()
+            missing = required - arguments.keys() - {key}
+            raw, at = yield from self._value(form, pair, found.end(), ends, is_last_allowed=not missing)
+            arguments[key] = _argument(pair, key, raw, found.groupdict().get("flag"))
+
+    def _value(
+        self, form: CallForm, pair: Pair, at: int, ends: Sequence[str], *, is_last_allowed: bool
+    ) -> Parse[tuple[str, int]]:
+        """Return the text of a value and where its closing tag ends, the first that counts."""
+        text, opening = self._text, pair.head.rpartition("}")[2] if form.mid == "{nl}" else pair.head.partition("{")[0]
+        begin, depth = at, 0
+        while True:
+            place, tag = yield from text.find(at, (pair.tail, opening))
+            at = place + len(tag)
+            if tag == opening:
+                depth += self._leniency == Leniency.NONE
+            elif depth:
+                depth -= 1
+            elif (yield from self._counts(form, pair, at, ends, is_last_allowed=is_last_allowed)):
+                return text.text[begin:place], at
+
+    def _counts(
+        self, form: CallForm, pair: Pair, at: int, ends: Sequence[str], *, is_last_allowed: bool
+    ) -> Parse[bool]:
+        """Return whether what follows a closing tag is what follows a value: another, or the end of the call."""
+        text = self._text
+        place = yield from text.space(at)
+        if (yield from text.starts(place, (pair.head.partition("{")[0],))) is not None:
+            return True
+        if not is_last_allowed and self._leniency < Leniency.LACKING:
+            return False
+        if text.is_ended and place == len(text.text):
+            return text.is_finished
+        if (yield from text.starts(place, ends)) is not None:
+            return True
+        tail = form.tail.split()[0] if form.tail else ""
+        if not tail or (yield from text.starts(place, (tail,))) is None:
+            return False
+        if not ends:
+            return True
+        place = yield from text.space(place + len(tail))
+        return (text.is_ended and place == len(text.text)) or (
+            yield from text.starts(place, (*ends, self._form.start, form.head.split()[0]))
+        ) is not None
+
+
+def _pattern_of(head: str) -> re.Pattern[str]:
+    """Return what matches an argument's head, white space and quotes of attributes taken as they come."""
+    written = []
+    for piece in _PLACES.split(head):
+        if piece == "key":
+            written.append(r"(?P<key>[^<>\n]+?)")
+        elif piece == "flag":
+            written.append(r"(?P<flag>\w*)")
+        elif piece == "nl":
+            written.append(r"\s*")
+        else:
+            written.append(r"\s+".join(map(re.escape, piece.split(" "))).replace('"', "[\"']?"))
+    return re.compile("".join(written))
+
+
+def _argument(pair: Pair, key: str, raw: str, flag: str | None) -> Argument:
+    if pair.cdata and (wrapped := _CDATA.fullmatch(raw)) is not None:
+        raw = wrapped[1]
+    if pair.frame:
+        raw = raw.removeprefix(pair.frame).removesuffix(pair.frame)
+    return Argument(key, raw, "text" if flag is not None and flag == pair.text_flag else "unknown")

@@ -1,0 +1,387 @@
+"""A chat's answer taken apart as it arrives: its thoughts, its calls and its content.
+
+| the model writes | it is |
+| --- | --- |
+| a thought between its tags, at the beginning, again after a thought or a call, or in a line of its own | reasoning |
+| an opening tag in a thought that the prompt has opened | nothing |
+| a tag within a sentence, or in quotes | content |
+| a closing tag with none opened, the text before it not given out yet (`ThoughtHabit`) | reasoning up to it |
+| a closing tag with none opened, at the beginning or end of a line | nothing |
+| an empty thought | nothing; what follows is content, a thought or calls |
+| a thought that is never closed | reasoning, to the end or to a call that is whole |
+| a whole call of a tool that was offered, in content or in a thought | a call |
+| what begins like a call and can never become one, or calls what was not offered | what it stands in, tags and all |
+
+White space around thoughts and calls is nothing, but where content stands on both sides. Thoughts are set apart by an
+empty line.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from server.text.calls.attempt import Attempt
+from server.text.calls.offered import OfferedTools
+from server.text.calls.openers import openers_of
+from server.text.calls.reader import FoundCall
+from server.text.detokenizer import CONTROL_MARK
+from server.text.parsers.parts import ChatFormat, Kind, Part, Start, ToolCall, Tools
+from server.text.parsers.tags import TagSet, find_tag
+
+_QUOTES = "`'\""
+_SENTENCE_ENDS = ".!?\u2026\u3002\uff01\uff1f\n"
+_BETWEEN_THOUGHTS = "\n\n"
+_MOST_ATTEMPTS_AT_END = 64
+"""Beginnings of calls that are tried once the output has ended, each to its end."""
+
+
+class ChatParser:
+    """The parser of one choice. `begins`: where the prompt has left off. Without `tools` no calls are looked for.
+
+    `only_one`: the first call is the last thing of interest. `is_held`: calls are in the model's own form alone.
+    """
+
+    def __init__(
+        self,
+        format: ChatFormat,
+        tools: Tools = (),
+        *,
+        begins: Start = "before",
+        only_one: bool = False,
+        is_held: bool = False,
+    ) -> None:
+        self._format, self._only_one = format, only_one
+        self._tools = OfferedTools(tools if format.calls else ())
+        thinks = bool(format.think_start and format.think_end)
+        self._think_start, self._think_end = (format.think_start or "", format.think_end or "") if thinks else ("", "")
+        self._call_tags: tuple[str, ...] = ()
+        in_content: list[str] = [self._think_start, self._think_end, *format.frames]
+        in_line: tuple[str, ...] = ()
+        if format.calls is not None and tools:
+            openers = openers_of(format.calls, self._tools.names, is_held=is_held)
+            self._call_tags, in_line = openers.tags, openers.at_line
+            in_content += [*openers.tags, *openers.heads]
+        self._in_content = TagSet(filter(None, in_content))
+        self._in_line = TagSet(in_line)
+        self._in_thought = TagSet(filter(None, (self._think_start, self._think_end, *self._call_tags)))
+        self.markup = _markup_of(format, has_tools=bool(tools))
+        self.done = False
+
+        self._held = ""
+        self._searched = 0  # of what is held: no tag begins before it
+        self._attempt: Attempt | None = None
+        self._attempt_at, self._attempt_tag = 0, ""
+        self._num_attempts_left: int | None = None  # None: the output has not ended
+        self._skips_to: str | None = None  # what closes a call that was broken; empty: nothing does
+        self._kind: Literal["content", "reasoning"] = "content"
+        self._begin(begins)
+
+    def _begin(self, begins: Start) -> None:
+        thinks = bool(self._think_end)
+        is_open = begins == "before" and thinks and self._format.habit.is_unopened
+        if begins in ("opened", "thought") or is_open:
+            self._kind = "reasoning"
+        self._has_thought = begins == "thought"  # whether the present thought has any text
+        self._num_thoughts = int(self._has_thought)  # that have any
+        self._most_held = self._format.habit.num_held
+        self._is_undecided = begins == "before" and thinks and self._kind == "content" and self._most_held > 0
+        # the content so far may be a thought
+        self._is_interrupted = False  # a call has ended a thought that had not been closed
+        self._has_content = False
+        self._drops_space = False  # the next content begins without its white space
+        self._is_after_call = False
+        self._num_mentions = 0  # of opening tags in content
+        self._last = ""  # the last character in the line of content that is no space; empty: there is none
+
+    def feed(self, text: str) -> list[Part]:
+        """What is settled by now. Text after the one call that was wanted is nothing."""
+        self._held += text
+        if self._attempt is not None:
+            self._attempt.feed(text)
+        parts: list[Part] = []
+        while not self.done and self._step(parts):
+            pass
+        return parts
+
+    def flush(self, *, is_cut: bool = False) -> list[Part]:
+        """The rest, at least one part."""
+        self._num_attempts_left = _MOST_ATTEMPTS_AT_END
+        parts: list[Part] = []
+        while not self.done:
+            if self._attempt is not None:
+                self._attempt.finish(is_cut=is_cut)
+            if not self._step(parts):
+                break
+        self._say_rest(parts)
+        return [part for part in parts if part.size] or [Part(self._last_kind, "", 0)]
+
+    def _step(self, parts: list[Part]) -> bool:
+        """Settle one thing more; whether there may be another."""
+        if self._attempt is not None:
+            return self._settle_attempt(parts, self._attempt)
+        if self._skips_to is not None:
+            return self._skip(parts)
+        found = self._find()
+        if self._is_undecided and self._searched > self._most_held:
+            self._decide_plain()
+        if found is not None:
+            self._meet(parts, *found)
+        elif not self._is_undecided:
+            self._say(parts, self._settled(self._held[: self._searched]))
+        return found is not None
+
+    def _settled(self, text: str) -> str:
+        """`text` without white space at its end that may be nothing."""
+        is_lead = self._think_end and not self._has_content and not text.strip()
+        if self._kind == "reasoning" or self._tools.names or is_lead:
+            return text.rstrip()
+        return text
+
+    # --- tags
+
+    def _find(self) -> tuple[int, str] | None:
+        """(where the next tag that means something begins, that tag). No tag begins before `_searched` afterwards."""
+        at = self._searched
+        while True:
+            found, half = self._first_tag(at), self._half_at(at)
+            if found is None or half < found[0]:  # or it may lie within a longer one
+                self._searched = half
+                return None
+            place, tag = found
+            verdict = self._judge(place, tag)
+            if verdict == "means":
+                self._searched = place
+                return found
+            if verdict == "wait":
+                self._searched = place
+                return None
+            at = place + len(tag)
+
+    def _first_tag(self, at: int) -> tuple[int, str] | None:
+        if self._kind == "reasoning":
+            return self._in_thought.find(self._held, at)
+        found, in_line = self._in_content.find(self._held, at), self._in_line.find(self._held, at)
+        while in_line is not None and not self._is_line_blank(in_line[0]):
+            in_line = self._in_line.find(self._held, in_line[0] + 1)
+        return min(filter(None, (found, in_line)), key=lambda each: each[0], default=None)
+
+    def _half_at(self, at: int) -> int:
+        if self._num_attempts_left is not None:
+            return len(self._held)
+        if self._kind == "reasoning":
+            return self._in_thought.half_at(self._held, at)
+        in_line = self._in_line.half_at(self._held, at)
+        in_line = in_line if self._is_line_blank(in_line) else len(self._held)
+        return min(self._in_content.half_at(self._held, at), in_line)
+
+    def _judge(self, place: int, tag: str) -> Literal["means", "text", "wait"]:
+        if self._kind == "reasoning":
+            is_text = tag == self._think_start and (self._has_thought or self._held[:place].strip())
+            return "text" if is_text else "means"
+        if tag == self._think_start:
+            if self._may_open(place):
+                return "means"
+            self._num_mentions += 1
+            return "text"
+        return self._judge_end(place, tag) if tag == self._think_end else "means"
+
+    def _judge_end(self, place: int, tag: str) -> Literal["means", "text", "wait"]:
+        """Of a closing tag where no thought is open."""
+        end = place + len(tag)
+        if end == len(self._held) and self._num_attempts_left is None:
+            return "wait"
+        before, after = self._held[place - 1 : place] or self._last, self._held[end : end + 1]
+        if before and after and before in _QUOTES and after in _QUOTES:
+            return "text"
+        if self._num_mentions:
+            self._num_mentions -= 1
+            return "text"
+        is_alone = self._is_line_blank(place) or after in ("", "\n", "\r")
+        is_undecided = self._is_undecided and place <= self._most_held
+        return "means" if is_undecided or self._is_interrupted or is_alone else "text"
+
+    def _is_line_blank(self, place: int) -> bool:
+        """Whether nothing but white space stands in the line of content before `place`."""
+        _, line_end, line = self._held[:place].rpartition("\n")
+        return not line.strip() and bool(line_end or not self._last)
+
+    def _may_open(self, place: int) -> bool:
+        """Whether a thought may begin here: in a line of its own, or behind a sentence."""
+        before = self._held[:place].strip()[-1:] or self._last
+        return self._is_line_blank(place) or before in _SENTENCE_ENDS
+
+    def _meet(self, parts: list[Part], place: int, tag: str) -> None:
+        if tag == self._think_start:
+            self._open_thought(parts, place)
+        elif tag == self._think_end:
+            self._close_thought(parts, place)
+        elif tag in self._format.frames:
+            self._decide_plain()
+            self._say(parts, self._held[:place].rstrip())
+            self._drop(parts, self._searched + len(tag), "call")
+        else:
+            self._begin_attempt(parts, place, tag)
+
+    def _open_thought(self, parts: list[Part], place: int) -> None:
+        if self._kind == "content":
+            self._decide_plain(is_known=True)
+            text = self._held[:place]
+            self._say(parts, text if self._has_content or text.strip() else "")
+            self._kind, self._has_thought = "reasoning", False
+        self._drop(parts, self._searched + len(self._think_start), "reasoning")
+
+    def _close_thought(self, parts: list[Part], place: int) -> None:
+        if self._kind == "content" and self._is_undecided:
+            self._format.habit.note_unopened()
+            self._kind = "reasoning"
+        is_thought = self._kind == "reasoning"
+        text = self._held[:place]
+        self._say(parts, text.rstrip() if is_thought or not (self._has_content or text.strip()) else text)
+        self._drop(parts, self._searched + len(self._think_end), "reasoning")
+        self._is_interrupted = False
+        if is_thought:
+            is_empty = not self._has_thought
+            self._kind, self._has_thought = "content", False
+            self._is_undecided = is_empty and not self._has_content and not self._num_thoughts and self._most_held > 0
+        self._drops_space, self._last = True, ""
+
+    # --- calls
+
+    def _begin_attempt(self, parts: list[Part], place: int, tag: str) -> None:
+        if self._num_attempts_left == 0:
+            self._searched += 1
+            return
+        if self._num_attempts_left:
+            self._num_attempts_left -= 1
+        if not self._is_undecided:
+            self._say(parts, self._held[:place].rstrip())
+        assert self._format.calls is not None
+        self._attempt_at, self._attempt_tag = self._searched, tag
+        self._attempt = Attempt(self._format.calls, self._tools, self._held[self._searched :])
+
+    def _settle_attempt(self, parts: list[Part], attempt: Attempt) -> bool:
+        if not attempt.is_settled:
+            return False
+        self._attempt = None
+        if any(call.name is not None for call in attempt.calls):
+            self._take_calls(parts, attempt)
+        elif attempt.end:  # of nothing that was offered
+            self._searched = self._attempt_at + attempt.end
+        elif self._attempt_tag in self._call_tags:
+            self._searched = self._attempt_at + len(self._attempt_tag)
+            if attempt.has_begun and self._kind == "content":
+                self._skips_to = self._format.calls.end_of(self._attempt_tag) if self._format.calls else ""
+        else:
+            self._searched = self._attempt_at + 1
+        return True
+
+    def _take_calls(self, parts: list[Part], attempt: Attempt) -> None:
+        self._decide_plain(is_known=True)
+        self._say(parts, self._held[: self._searched].rstrip())
+        size = self._searched + attempt.end
+        calls = tuple(map(self._to_call, (call for call in attempt.calls if call.name is not None)))
+        others = [call.raw for call in attempt.calls if call.name is None]
+        raw_size = sum(map(len, others))
+        self._is_interrupted |= self._kind == "reasoning"
+        self._kind = "content"
+        self._has_thought, self._is_after_call, self._drops_space = False, True, not self._has_content
+        self._last, self.done = "", self._only_one
+        parts.append(Part("call", "", size - raw_size, calls[:1] if self._only_one else calls))
+        self._consume(size)
+        for raw in others:
+            self._held = raw + self._held
+            self._say(parts, raw)
+
+    def _to_call(self, call: FoundCall) -> ToolCall:
+        assert call.name is not None and self._format.calls is not None
+        id = call.id or self._format.calls.new_id()
+        return ToolCall(id, call.name, call.arguments.replace(CONTROL_MARK, ""))
+
+    def _skip(self, parts: list[Part]) -> bool:
+        """Pass over the rest of a call that was broken: what stands in it begins no other."""
+        tags = (self._skips_to,) if self._skips_to else ()
+        place, tag = find_tag(self._held, tags, self._searched)
+        self._searched = place + len(tag or "")
+        if tag is not None:
+            self._skips_to = None
+            return True
+        self._say(parts, self._held[: self._searched].rstrip())
+        return False
+
+    # --- what goes out
+
+    @property
+    def _last_kind(self) -> Kind:
+        """What the last character was of."""
+        if self._is_after_call:
+            return "call"
+        return "reasoning" if self._drops_space else self._kind
+
+    def _decide_plain(self, *, is_known: bool = False) -> None:
+        """Take the content so far for content; `is_known`: not because nothing says that it is a thought."""
+        if self._is_undecided and not is_known and self._held.strip():
+            self._format.habit.note_plain()
+        self._is_undecided = False
+
+    def _say(self, parts: list[Part], text: str) -> None:
+        """Give out `text`, with which what is held begins."""
+        self._consume(len(text))
+        for place, piece in enumerate(text.split(CONTROL_MARK)):
+            if place % 2:  # the name of a special token, which is a text in calls alone
+                parts.append(Part("call", "", len(piece) + 2))
+            elif self._kind == "reasoning":
+                self._say_thought(parts, piece)
+            else:
+                self._say_content(parts, piece)
+
+    def _say_content(self, parts: list[Part], text: str) -> None:
+        space = len(text) - len(text.lstrip()) if self._drops_space else 0
+        self._note_space(parts, space)
+        said = text[space:]
+        if said:
+            parts.append(Part("content", said, len(said)))
+            self._drops_space = self._is_after_call = False
+            self._has_content |= not said.isspace()
+            _, line_end, line = said.rpartition("\n")
+            self._last = line.strip()[-1:] or ("" if line_end else self._last)
+
+    def _say_thought(self, parts: list[Part], text: str) -> None:
+        said = text if self._has_thought else text.lstrip()
+        if said and not self._has_thought:
+            said = (_BETWEEN_THOUGHTS if self._num_thoughts else "") + said
+            self._has_thought, self._num_thoughts = True, self._num_thoughts + 1
+        if text:
+            parts.append(Part("reasoning", said, len(text)))
+
+    def _say_rest(self, parts: list[Part]) -> None:
+        if self.done:
+            return
+        self._decide_plain()
+        if self._kind == "reasoning":
+            self._say(parts, self._held.rstrip())
+            self._drop(parts, len(self._held), "reasoning")
+        elif self._held.isspace() and (self._drops_space or self._is_after_call):
+            self._note_space(parts, len(self._held))
+            self._consume(len(self._held))
+        else:
+            self._say(parts, self._held)
+
+    def _note_space(self, parts: list[Part], size: int) -> None:
+        if size:
+            parts.append(Part("call" if self._is_after_call else "reasoning", "", size))
+
+    def _drop(self, parts: list[Part], size: int, kind: Kind) -> None:
+        """Give out nothing for the first `size` characters, which are part of `kind`."""
+        parts.append(Part(kind, "", size))
+        self._consume(size)
+
+    def _consume(self, size: int) -> None:
+        self._held = self._held[size:]
+        self._searched = max(0, self._searched - size)
+        self._attempt_at = max(0, self._attempt_at - size)
+
+
+def _markup_of(format: ChatFormat, *, has_tools: bool) -> tuple[str, ...]:
+    calls = format.calls.markup if has_tools and format.calls is not None else ()
+    control = (CONTROL_MARK,) if calls else ()
+    return tuple(dict.fromkeys(filter(None, (format.think_start, format.think_end, *format.frames, *calls, *control))))

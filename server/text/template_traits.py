@@ -1,0 +1,121 @@
+"""What a chat template takes of a conversation, found out by small conversations of made-up words.
+
+A template that refuses one, or in which a word is missing, does not take it. Knows no template and no tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from server.text.conversation import CallShape, Traits, prepare
+
+Render = Callable[[list[dict[str, Any]]], str]
+"""A conversation to its text, up to where the answer begins. May raise anything."""
+
+_WORDS = ("firstword", "secondword", "thirdword", "fourthword", "fifthword")
+_NAME, _VALUE, _OTHER = "aname", "avalue", "othername"
+_SAID, _RESULT, _THOUGHT = "saidword", "aresult", "athought"
+_SHAPES = tuple(CallShape(beside, as_text) for beside in ("content", "empty", "none") for as_text in (False, True))
+_THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
+_NINE, _LONG = "000000000", "call_0123456789"
+
+
+def find_traits(render: Render) -> Traits:
+    """Return the traits of a template; the plain ones where it takes nothing at all."""
+    probe = _Probe(render)
+    if not probe.takes("user"):
+        return Traits()
+    shape = probe.call_shape()
+    return Traits(
+        calls=shape,
+        one_call=shape is not None and not probe.shows_calls(shape, 2),
+        nine_characters=probe.shows_result(shape) and not probe.shows_result(shape, _LONG),
+        results=probe.shows_result(shape),
+        system=probe.place_of_system(),
+        alternates=not (probe.takes("user", "user") and probe.takes("user", "assistant", "assistant", "user")),
+        user_first=not probe.takes("assistant", "user"),
+        needs_user=probe.takes("system", "user") and not probe.takes("system"),
+        thought_key=probe.thought_key(shape),
+        answers_results=probe.wants_results_answered(shape),
+    )
+
+
+class _Probe:
+    """Conversations rendered, and words looked for in them."""
+
+    def __init__(self, render: Render) -> None:
+        self._render = render
+
+    def takes(self, *roles: str) -> bool:
+        """Whether it takes messages of these roles, one after another, and writes each."""
+        messages = [{"role": role, "content": word} for role, word in zip(roles, _WORDS, strict=False)]
+        return self._shows(messages, *_WORDS[: len(roles)])
+
+    def place_of_system(self) -> Any:
+        if not self.takes("system", "user"):
+            return "nowhere"
+        is_anywhere = self.takes("system", "system", "user") and self.takes(
+            "system", "user", "assistant", "system", "user"
+        )
+        return "anywhere" if is_anywhere else "first"
+
+    def call_shape(self) -> CallShape | None:
+        """The first shape in which a call is written, and what is said beside it, or else a call alone."""
+        for said in (_SAID, ""):
+            for shape in _SHAPES:
+                if self.shows_calls(shape, 1, said):
+                    return shape
+        return None
+
+    def shows_calls(self, shape: CallShape, number: int, said: str = "") -> bool:
+        names = (_NAME, _OTHER)[:number]
+        messages, _ = prepare([_user(), _called(*names, said=said)], Traits(calls=shape), _no_text)
+        return self._shows(messages, *names, _VALUE, said)
+
+    def shows_result(self, shape: CallShape | None, id: str = _NINE) -> bool:
+        if shape is None:
+            return self._shows([_user(), {"role": "assistant", "content": "x"}, _result(id)], _RESULT)
+        messages, _ = prepare([_user(), _called(_NAME, id=id), _result(id)], Traits(calls=shape), _no_text)
+        return self._shows(messages, _RESULT)
+
+    def wants_results_answered(self, shape: CallShape | None) -> bool:
+        if not self.shows_result(shape):
+            return False
+        called = [_user(), _called(_NAME), _result(_NINE)]
+        messages, _ = prepare(called, Traits(calls=shape), _no_text)
+        user, answer = {"role": "user", "content": _WORDS[0]}, {"role": "assistant", "content": ""}
+        return not self._shows([*messages, user], _WORDS[0]) and self._shows([*messages, answer, user], _WORDS[0])
+
+    def thought_key(self, shape: CallShape | None) -> str:
+        """Under which it finds the thought that led to a call; the usual key where it writes none."""
+        for key in _THOUGHT_KEYS:
+            called = {**_called(_NAME), "reasoning_content": _THOUGHT}
+            messages, _ = prepare([_user(), called, _result(_NINE)], Traits(calls=shape, thought_key=key), _no_text)
+            if shape is not None and self._shows(messages, _THOUGHT):
+                return key
+        return _THOUGHT_KEYS[0]
+
+    def _shows(self, messages: list[dict[str, Any]], *words: str) -> bool:
+        try:
+            text = self._render(messages)
+        except Exception:  # noqa: BLE001 - a template raises anything at what it does not take
+            return False
+        return all(word in text for word in words)
+
+
+def _user() -> dict[str, Any]:
+    return {"role": "user", "content": "x"}
+
+
+def _called(*names: str, id: str = _NINE, said: str = "") -> dict[str, Any]:
+    calls = [{"id": id, "type": "function", "function": {"name": name, "arguments": {"x": _VALUE}}} for name in names]
+    return {"role": "assistant", "content": said, "tool_calls": calls}
+
+
+def _result(id: str) -> dict[str, Any]:
+    return {"role": "tool", "content": _RESULT, "tool_call_id": id, "name": _NAME}
+
+
+def _no_text(calls: Any) -> str:
+    return ""
