@@ -16,7 +16,7 @@ from server.app import create_app
 from server.config import Config
 from server.security.connection import bounded_protocol
 from server.service.registry import ModelRegistry, ServedModel
-from server.text.tokenizer import ByteTokenizer
+from server.text.tokenizer import ByteTokenizer, Tokenizer
 
 DEADLINE_S = 120.0
 
@@ -29,9 +29,11 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def build_registry(engine: Engine, *, id: str = "mock", is_started: bool = True) -> ModelRegistry:
+def build_registry(
+    engine: Engine, *, id: str = "mock", is_started: bool = True, tokenizer: Callable[[], Tokenizer] = ByteTokenizer
+) -> ModelRegistry:
     """One model over `engine`; its tokenizer loaded, unless not started."""
-    model = ServedModel(id, engine, ByteTokenizer)
+    model = ServedModel(id, engine, tokenizer)
     if is_started:
         model.start()
         wait_until(lambda: model.tokenizer is not None)
@@ -39,9 +41,11 @@ def build_registry(engine: Engine, *, id: str = "mock", is_started: bool = True)
 
 
 @asynccontextmanager
-async def client_of(engine: Engine, config: Config | None = None) -> AsyncIterator[httpx.AsyncClient]:
+async def client_of(
+    engine: Engine, config: Config | None = None, tokenizer: Callable[[], Tokenizer] = ByteTokenizer
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client that talks to an application in process."""
-    registry = build_registry(engine)
+    registry = build_registry(engine, tokenizer=tokenizer)
     app = create_app(config or Config(), registry)
     try:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:

@@ -16,10 +16,12 @@ from server.dialects.models.schema import (
     ModelList,
     ModelObject,
     PrefixCache,
+    ToolCalls,
 )
 from server.dialects.openai_schema import error_responses
 from server.errors import ModelNotFound
 from server.service.registry import ModelRegistry, ServedModel
+from server.text.parsers.parts import ChatFormat
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -55,6 +57,7 @@ def _encode_details(model: ServedModel) -> ModelDetails | None:
     info = model.info
     if info is None:
         return None
+    format = ChatFormat() if model.tokenizer is None else model.tokenizer.chat_format
     return ModelDetails(
         context_limit=info.context_limit,
         context_limited_by=info.context_limited_by,
@@ -67,9 +70,19 @@ def _encode_details(model: ServedModel) -> ModelDetails | None:
         dequantized_reason=info.dequantized_reason,
         embedding=None if info.embedding is None else EmbeddingDetails(**asdict(info.embedding)),
         no_embedding_reason=info.no_embedding_reason if info.embedding is None else None,
+        tool_calls=_encode_calls(format),
+        has_reasoning=format.has_reasoning,
         memory=None if info.memory is None else Memory(**asdict(info.memory), free_bytes=info.memory.free_bytes),
         prefix_cache=_encode_prefix_cache(info.prefix_cache),
     )
+
+
+def _encode_calls(format: ChatFormat) -> ToolCalls | None:
+    if format.is_harmony:
+        return ToolCalls(form="harmony", told_by="template")
+    if format.calls is None:
+        return None
+    return ToolCalls(form=format.calls.name, told_by="prompt" if format.tells_tools == "prompt" else "template")
 
 
 def _encode_prefix_cache(kept: PrefixCacheReport) -> PrefixCache:

@@ -74,11 +74,22 @@ class EmbeddingDetails(BaseModel):
     is_normalized: bool
 
 
+class ToolCalls(BaseModel):
+    """The form in which the model writes calls: a row of the table in docs/calls.md.
+
+    `told_by`: what tells the model of the tools, its chat template or, where that does not, this server in the prompt.
+    """
+
+    form: str
+    told_by: Literal["template", "prompt"]
+
+
 class ModelDetails(BaseModel):
     """What is known of a loaded model. `unbatched_reason` says why sequences are served one at a time.
 
     `dequantized_reason`: why attention dequantizes the KV cache in every step. `no_embedding_reason`: why the model
-    makes no embeddings.
+    makes no embeddings. `tool_calls`: null where the model cannot call, or is not loaded now; `has_reasoning`: its
+    thoughts are told apart.
     """
 
     context_limit: int
@@ -92,6 +103,8 @@ class ModelDetails(BaseModel):
     dequantized_reason: str | None
     embedding: EmbeddingDetails | None
     no_embedding_reason: str | None
+    tool_calls: ToolCalls | None
+    has_reasoning: bool
     memory: Memory | None
     prefix_cache: PrefixCache
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 
+import pytest
 from openai.types import Model
 
 from mlx_backend.interface import (
@@ -15,6 +16,9 @@ from mlx_backend.interface import (
     ModelInfo,
     PrefixCacheReport,
 )
+from server.text.calls.forms import FORMS, GENERIC
+from server.text.parsers.parts import ChatFormat
+from server.text.tokenizer import ByteTokenizer
 from tests.fake_engine import FakeEngine
 from tests.serving import client_of
 
@@ -74,6 +78,8 @@ async def test_list() -> None:
         "dequantized_reason": "its code is in the way",
         "embedding": None,
         "no_embedding_reason": "it was not made for them",
+        "tool_calls": None,
+        "has_reasoning": False,
         "context_limited_by": "memory",
         "memory": {
             "limit_bytes": 1000,
@@ -112,6 +118,24 @@ async def test_embeddings() -> None:
         details = (await client.get("/v1/models/mock")).json()["pippin"]
     assert details["embedding"] == {"dim": 9, "pooling": "mean", "is_normalized": False}
     assert details["no_embedding_reason"] is None
+
+
+@pytest.mark.parametrize(
+    ("format", "expected"),
+    [
+        (ChatFormat(is_harmony=True), {"form": "harmony", "told_by": "template"}),
+        (ChatFormat(calls=FORMS["glm47"]), {"form": "glm47", "told_by": "template"}),
+        (ChatFormat(calls=GENERIC, tells_tools="prompt"), {"form": "generic", "told_by": "prompt"}),
+    ],
+)
+async def test_the_form_of_calls(format: ChatFormat, expected: dict[str, str]) -> None:
+    class Calling(ByteTokenizer):
+        chat_format = format
+
+    async with client_of(FakeEngine(), tokenizer=Calling) as client:
+        details = (await client.get("/v1/models/mock")).json()["pippin"]
+    assert details["tool_calls"] == expected
+    assert details["has_reasoning"] == format.is_harmony
 
 
 async def test_one() -> None:
