@@ -32,6 +32,9 @@ class ContextConfig:
     on_overflow: Literal["error", "truncate_oldest"] = option(
         "error", "a chat that is too long: 400, or its oldest turns go (header and usage say how many tokens)"
     )
+    on_max_tokens: Literal["fit", "error"] = option(
+        "fit", "max_tokens above the room that is left, or -1: as many as fit (a header says so), or 400"
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -94,6 +94,18 @@ class StreamConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ApiConfig:
+    """What clients expect of the API, where they differ."""
+
+    thoughts_field: Literal["reasoning_content", "reasoning", "both", "none"] = option(
+        "reasoning_content", "field of a chat's answer that has the model's thoughts; none: they are left out"
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GrammarConfig:
     """Grammars that answers follow: schemas, regular expressions, choices. Each is compiled in its own process."""
 
@@ -160,6 +172,7 @@ class Config:
     health: HealthConfig = field(default_factory=HealthConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
+    api: ApiConfig = field(default_factory=ApiConfig)
     grammars: GrammarConfig = field(default_factory=GrammarConfig)
     service: ServiceConfig = field(default_factory=ServiceConfig)
     mock: MockConfig = field(default_factory=MockConfig)

@@ -14,7 +14,7 @@ from server.config_sources import ConfigError, Field, Given, read
 
 KEY = "models"
 _SECTIONS = ("kv_cache", "context")
-_GLOBAL = frozenset({"context.on_overflow"})
+_GLOBAL = frozenset({"context.on_overflow", "context.on_max_tokens"})
 """A model may have its own values of those sections, but for these."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.:-]*(/[A-Za-z0-9][\w.:-]*)*")
 

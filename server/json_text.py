@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
+from decimal import Decimal
 from itertools import accumulate
 from typing import Any
 
 MOST_DEPTH = 128
 """Brackets that may be open at once. Python's own code gives up at about 1,000, wherever it has got to."""
+_MOST_EXACT = 1 << 53
+_LEAST_INFINITE = 10**308
 _MOST_MARKS = 500_000
 """Of each mark of JSON that a text may have: what it costs to read one depends on these, not on its length."""
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'[]{},"'))
@@ -24,6 +29,51 @@ def read_json(text: str, **options: Any) -> Any:
     if text.count("[") + text.count("{") > MOST_DEPTH and _is_deeper(text):
         raise ValueError(f"it is nested deeper than {MOST_DEPTH} levels")
     return json.loads(text, **options)
+
+
+class WrittenNumber(str):
+    """A number with a point or an exponent, as it was written."""
+
+    __slots__ = ()
+
+
+def is_exact(written: str) -> bool:
+    """Whether a double has the value of this number, and its shortest digits do, too."""
+    held = float(written)
+    return math.isfinite(held) and Decimal(repr(held)) == Decimal(written)
+
+
+def is_exact_integer(number: int) -> bool:
+    """The same of an integer."""
+    return abs(number) <= _MOST_EXACT or (abs(number) < _LEAST_INFINITE and Decimal(repr(float(number))) == number)
+
+
+def inexact_number(value: Any) -> str | None:
+    """The first WrittenNumber within that a double would change; None if there is none."""
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, WrittenNumber) and not is_exact(each):
+            return str(each)
+        if isinstance(each, Mapping):
+            left += each.values()
+        elif isinstance(each, list):
+            left += each
+    return None
+
+
+def has_float(value: Any) -> bool:
+    """Whether a number with a point or an exponent is within."""
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, float):
+            return True
+        if isinstance(each, Mapping):
+            left += each.values()
+        elif isinstance(each, list):
+            left += each
+    return False
 
 
 def _is_deeper(text: str) -> bool:

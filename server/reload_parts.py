@@ -35,7 +35,7 @@ def register_parts(reloading: Reloading, app: FastAPI, connections: _Connections
     def take_limits(config: Config) -> None:
         held: Config = app.state.config
         limits = dataclasses.replace(held.security, **{name: getattr(config.security, name) for name in _LIMITS})
-        app.state.config = dataclasses.replace(held, security=limits, stream=config.stream)
+        app.state.config = dataclasses.replace(held, security=limits, stream=config.stream, api=config.api)
         app.state.gate.take_limits(limits)
         app.state.envelope.take_limits(limits.max_body_bytes)
         connections.take_limits(limits)
@@ -46,7 +46,8 @@ def register_parts(reloading: Reloading, app: FastAPI, connections: _Connections
             app.state.config, log_level=config.log_level, log_prompts=config.log_prompts
         )
 
-    stream = [f"stream.{field.name}" for field in dataclasses.fields(app.state.config.stream)]
+    sections = {"stream": app.state.config.stream, "api": app.state.config.api}
+    others = [f"{name}.{field.name}" for name, section in sections.items() for field in dataclasses.fields(section)]
     reloading.register("log level", take_level, ("log_level", "log_prompts"))
-    reloading.register("limits", take_limits, [*(f"security.{name}" for name in _LIMITS), *stream])
+    reloading.register("limits", take_limits, [*(f"security.{name}" for name in _LIMITS), *others])
     reloading.register("keys", lambda _: app.state.gate.reload_keys())

@@ -23,7 +23,7 @@ from server.dialects.openai_fold import Fold, joined
 from server.dialects.openai_shared import SamplingFields
 from server.dialects.openai_written import Head, dump, encode_usage, quote
 from server.disconnect import ClientGone, while_connected
-from server.errors import APIError, openai_body
+from server.errors import APIError, InvalidRequest, openai_body
 from server.heap import give_back
 from server.service import generation
 from server.service.job import GenerationJob
@@ -35,6 +35,7 @@ logger = logging.getLogger("pippin.dialects")
 
 IGNORED_HEADER = "X-Pippin-Ignored-Fields"
 TRUNCATED_HEADER = "X-Pippin-Truncated-Tokens"
+SHORTENED_HEADER = "X-Pippin-Max-Tokens"
 DONE = "data: [DONE]\n\n"
 _LARGE_BYTES = 8 << 20
 
@@ -108,7 +109,7 @@ async def answer(
     headers = ignored_header(ignored)
     config = request.app.state.config
     truncates = config.context.on_overflow == "truncate_oldest"
-    job = replace(job, tenant=request.state.tenant)
+    job = replace(_with_room(job, fits=config.context.on_max_tokens == "fit"), tenant=request.state.tenant)
     registry = request.app.state.registry
     model = registry.resolve(job.model)
     opening = Opening(generation.open(registry, job, truncates=truncates, is_whole=not fields.stream), model)
@@ -116,6 +117,8 @@ async def answer(
     stream = await opening.wait(config.stream.keep_alive_s if fields.stream else inf)
     if stream is not None and stream.num_truncated_tokens:
         headers[TRUNCATED_HEADER] = str(stream.num_truncated_tokens)
+    if stream is not None and stream.shortened_to is not None:
+        headers[SHORTENED_HEADER] = str(stream.shortened_to)
     if fields.stream:
         return StreamingAnswer(
             opening,
@@ -136,6 +139,16 @@ async def answer(
     if len(written) > _LARGE_BYTES:
         asyncio.get_running_loop().run_in_executor(None, give_back)
     return Response(written, headers=headers, media_type="application/json")
+
+
+def _with_room(job: GenerationJob, *, fits: bool) -> GenerationJob:
+    """The job with the server's policy on long answers. Raises InvalidRequest for -1 where that is not allowed."""
+    if job.max_tokens != -1:
+        return replace(job, fits_max_tokens=fits)
+    if not fits:
+        message = "'max_tokens' is -1: this server takes a number of tokens (context.on_max_tokens: error)."
+        raise InvalidRequest(message, param="max_tokens", code="invalid_value")
+    return replace(job, max_tokens=None, default_max_tokens=None)
 
 
 class _LateEncoder:

@@ -5,14 +5,18 @@ Knows names and forms; whether a grammar can be honoured is the compiler's to sa
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fastapi import Request
+
 from server.errors import InvalidRequest
-from server.json_text import read_json
+from server.json_text import WrittenNumber, has_float, inexact_number, read_json
 from server.service.job import GrammarWish
-from server.text.grammar import ANY_OBJECT, MOST_CHARS, GrammarSource
+from server.text.grammar import ANY_OBJECT, MOST_CHARS, GrammarSource, inexact
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -43,7 +47,12 @@ def _of_response_format(value: Mapping[str, Any]) -> GrammarSource | None:
     if kind == "text":
         return None
     if kind == "json_object":
-        return ANY_OBJECT
+        schema = value.get("schema")
+        if schema is None:
+            return ANY_OBJECT
+        if not isinstance(schema, Mapping):
+            raise _invalid("response_format", "'response_format.schema' must be an object.")
+        return GrammarSource.of_schema(schema)
     if kind != "json_schema":
         raise _invalid("response_format", "'response_format.type' must be 'text', 'json_object' or 'json_schema'.")
     described = value.get("json_schema")
@@ -78,9 +87,12 @@ def _of_json(param: str, value: Any) -> GrammarSource:
         if len(value) > MOST_CHARS:
             raise _invalid(param, f"'{param}' has {len(value)} characters; at most {MOST_CHARS} are supported.")
         try:
+            number = inexact_number(read_json(value, parse_float=WrittenNumber))
             value = read_json(value)
         except ValueError as error:
             raise _invalid(param, f"'{param}' is not JSON ({error}).") from None
+        if number is not None:
+            raise _inexact(param, number)
     if not isinstance(value, Mapping):
         raise _invalid(param, f"'{param}' must be a schema: an object, or the JSON of one.")
     return GrammarSource.of_schema(value)
@@ -112,6 +124,32 @@ _GUIDED: Mapping[str, Callable[[str, Any], GrammarSource]] = {
     "choice": _of_choice,
     "grammar": _of_lark,
 }
+
+
+def schemas_of(fields: Any) -> dict[str, Any]:
+    """The fields that may have schemas, by name."""
+    names = ("response_format", "guided_json", "structured_outputs")
+    return {name: getattr(fields, name) for name in names if getattr(fields, name) is not None}
+
+
+async def check_numbers(request: Request, fields: Mapping[str, Any]) -> None:
+    """Raise InvalidRequest where a schema in the body has a number that a double would change.
+
+    `fields`: those of the body that have schemas, as they were read; what was written is looked at only if they have
+    numbers with a point or an exponent. Integers are checked with the grammar.
+    """
+    names = [name for name, value in fields.items() if has_float(value)]
+    if not names:
+        return
+    written = await asyncio.to_thread(json.loads, await request.body(), parse_float=WrittenNumber)
+    for name in names:
+        number = inexact_number(written.get(name))
+        if number is not None:
+            raise _inexact(name, number)
+
+
+def _inexact(param: str, number: str) -> InvalidRequest:
+    return InvalidRequest(f"'{param}': {inexact(number)}.", param=param, code="unsupported_grammar")
 
 
 def _invalid(param: str, message: str) -> InvalidRequest:

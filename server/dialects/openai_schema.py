@@ -73,7 +73,10 @@ class NamedSchema(BaseModel):
 
 
 class PlainFormat(BaseModel):
+    """`schema` is of `json_object` alone."""
+
     type: Literal["text", "json_object"]
+    json_schema: dict[str, Any] | None = Field(None, alias="schema")
 
 
 class SchemaFormat(BaseModel):

@@ -67,6 +67,16 @@ BadWord = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(che
 CacheSalt = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(check_text)]
 
 
+def check_max_tokens(value: int) -> int:
+    """A number of tokens; -1 is as many as there is room for. Raises ValueError."""
+    if value == 0:
+        raise ValueError("Input should be greater than or equal to 1, or -1 for as many as there is room for")
+    return value
+
+
+MaxTokens = Annotated[int, Field(ge=-1, json_schema_extra={"not": {"const": 0}}), AfterValidator(check_max_tokens)]
+
+
 class StreamOptions(WireModel):
     include_usage: bool | None = None
 
@@ -76,9 +86,9 @@ class SamplingFields(WireModel):
 
     model: str | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: MaxTokens | None = None
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1)
     min_p: float | None = Field(None, ge=0, le=1)
     stop: Annotated[list[str] | None, PlainValidator(check_stop, json_schema_input_type=StopStrings | None)] = None
@@ -135,8 +145,8 @@ def decode_sampling(fields: SamplingFields, num_logprobs: int | None) -> Samplin
     neutral = SamplingParams()
     return SamplingParams(
         temperature=_or(fields.temperature, neutral.temperature),
-        top_p=_or(fields.top_p, neutral.top_p),
-        top_k=max(_or(fields.top_k, neutral.top_k), 0),
+        top_p=fields.top_p or neutral.top_p,
+        top_k=1 if fields.top_p == 0 else max(_or(fields.top_k, neutral.top_k), 0),
         min_p=_or(fields.min_p, neutral.min_p),
         repetition_penalty=_or(fields.repetition_penalty, neutral.repetition_penalty),
         presence_penalty=_or(fields.presence_penalty, neutral.presence_penalty),

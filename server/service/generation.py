@@ -127,7 +127,10 @@ async def _open(lease: Lease, job: GenerationJob, started_at: float, truncates: 
     transcript = Transcript(tokenizer, job.prompts, prompts, job.n) if job.keeps_transcript else None
     pairs = list(zip(job.prompts, encoded, strict=True))
     parsers = [_parser(tokenizer, job, prompt, each) for prompt, each in pairs for _ in range(job.n)]
-    return OutputStream(job, tokens, tokenizer, record, parsers, transcript)
+    stream = OutputStream(job, tokens, tokenizer, record, parsers, transcript)
+    least = min(request.max_tokens for request in requests)
+    stream.shortened_to = least if job.max_tokens is not None and least < job.max_tokens else None
+    return stream
 
 
 class OutputStream:
@@ -146,6 +149,8 @@ class OutputStream:
         transcript: Transcript | None = None,
     ) -> None:
         wants_logprobs = job.sampling.num_logprobs is not None
+        self.shortened_to: int | None = None
+        """The `max_tokens` of the shortest answer, where that is less than was asked for."""
         self._tokens = tokens
         self._batches = aiter(tokens)
         self._choices = [
@@ -315,14 +320,16 @@ def _parser(tokenizer: Tokenizer, job: GenerationJob, prompt: Prompt, encoded: E
 
 def _prompt_limit(job: GenerationJob, limit: int) -> int:
     """Tokens that a prompt may have beside the answer."""
-    return limit - (job.max_tokens or min(_LEAST_ROOM, limit // 4))
+    least = min(_LEAST_ROOM, limit // 4)
+    wanted = job.max_tokens or least
+    return limit - (min(wanted, least) if job.fits_max_tokens else wanted)
 
 
 def _choose_max_tokens(job: GenerationJob, num_prompt_tokens: int, limit: int) -> int:
     """The job's own, or its default as far as there is room. Raises APIError with the three numbers."""
     room = limit - num_prompt_tokens
     if job.max_tokens is not None:
-        wanted = job.max_tokens
+        wanted = min(job.max_tokens, room) if job.fits_max_tokens and room > 0 else job.max_tokens
     elif job.default_max_tokens is not None:
         wanted = max(1, min(job.default_max_tokens, room))
     else:

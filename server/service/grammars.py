@@ -83,6 +83,8 @@ def _thought(tokenizer: Tokenizer, job: GenerationJob, prompt: ChatPrompt, begin
     thought = thought_of(tokenizer, is_open=begins in ("opened", "thought"))
     if job.thinking_budget is None:
         return None if begins == "content" else thought
+    if not job.needs_thoughts and (thought is None or job.sampling.allowed_token_ids):
+        return None if begins == "content" else thought
     if thought is None:
         message = "The parameter 'thinking_budget' is not supported: the model marks no thoughts."
         raise UnsupportedParameter("thinking_budget", message)

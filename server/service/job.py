@@ -78,11 +78,15 @@ class GenerationJob:
     n: int = 1
     max_tokens: int | None = None
     default_max_tokens: int | None = None
+    fits_max_tokens: bool = False
+    """Whether `max_tokens` is cut to the room that the prompt leaves; else it is refused."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     grammar: GrammarWish | None = None
     thinking_budget: int | None = None
     """Tokens of a thought after which it is closed; None: it is as long as it is."""
+    needs_thoughts: bool = True
+    """Whether a budget is refused of a model that marks no thoughts; else it has no effect there."""
     ignore_eos: bool = False
     min_tokens: int = 0
     """Outputs before which nothing ends the sequence, no token and no stop string."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from server.json_text import read_json
+from server.json_text import WrittenNumber, inexact_number, is_exact_integer, read_json
 
 MOST_CHARS = 200_000
 JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r"( |\n {0,16})?"}
@@ -26,7 +26,11 @@ _LAX_OPTIONS = frozenset({"lenient", "coerce_one_of"})
 _NAMED = frozenset({"properties", "$defs", "definitions", "dependentSchemas"})
 """Keywords whose keys are names, not keywords."""
 _VALUES = frozenset({"const", "enum", "default", "examples"})
-_JSON = json.JSONDecoder(parse_int=str, parse_float=str)
+_BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
+_LEAST_TOO_LARGE = 1 << 63
+_NO_NUMBERS = frozenset({"default", "examples"})
+"""Keywords whose numbers nobody is held to."""
+_JSON = json.JSONDecoder(parse_float=WrittenNumber)
 _EMBEDDED = re.compile(r"%json\s*")
 _RESTRICTED = re.compile(r"^[ \t]*(_?[A-Z][_A-Z0-9-]*)[^\n:]*:[^\n]*(?:\n[ \t]*\|[^\n]*)*?[&~]", re.MULTILINE)
 """A terminal's definition, with what an intersection or a negation is written with."""
@@ -102,6 +106,9 @@ def _check_embedded(lark: str) -> None:
             raise GrammarError("a schema is nested too deeply") from None
         except ValueError:
             continue  # in a string, say; where it is not, llguidance names the place
+        number = inexact_number(schema)
+        if number is not None:
+            raise inexact(number)
         check_keywords(schema)
         options = schema.get(_OPTIONS_KEY) if isinstance(schema, Mapping) else None
         if isinstance(options, Mapping) and _LAX_OPTIONS & options.keys():
@@ -124,12 +131,14 @@ def as_regex(text: str) -> str:
 
 
 def check_keywords(schema: Any) -> None:
-    """Raise GrammarError for keywords that llguidance takes and does not honour, and for a schema that is too deep."""
+    """Raise GrammarError for what llguidance takes and does not honour, and for a schema that is too deep."""
     left: list[tuple[Any, tuple[str, ...]]] = [(schema, ())]
     while left:
         value, place = left.pop()
         if len(place) > _MOST_NESTED:
             raise GrammarError("the schema is nested too deeply")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            _check_number(value, is_bound=bool(place) and place[-1] in _BOUNDS)
         left += [(each, (*place, name)) for name, each in _parts(value, place)]
 
 
@@ -144,8 +153,38 @@ def _parts(schema: Any, place: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     for key, value in schema.items():
         if key in _NAMED and isinstance(value, Mapping):
             yield from ((f"{key}/{name}", each) for name, each in value.items())
-        elif key not in _VALUES:
+        elif key in _VALUES:
+            _check_integers(value if key not in _NO_NUMBERS else None)
+        else:
             yield key, value
+
+
+def _check_integers(value: Any) -> None:
+    """Raise GrammarError for an integer in a value that llguidance, which counts in doubles, would change."""
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, int) and not isinstance(each, bool):
+            _check_number(each)
+        left += each.values() if isinstance(each, Mapping) else each if isinstance(each, list) else ()
+
+
+def _check_number(number: float, *, is_bound: bool = False) -> None:
+    """Raise GrammarError where llguidance would hold to another number: it has doubles, and bounds in 64 bits."""
+    if is_bound:
+        is_right = -_LEAST_TOO_LARGE <= number < _LEAST_TOO_LARGE and (
+            number == int(float(number)) or number == _LEAST_TOO_LARGE - 1
+        )
+        if not is_right and (isinstance(number, int) or number.is_integer()):
+            raise inexact(str(number))
+    elif isinstance(number, int) and not is_exact_integer(number):
+        raise inexact(str(number))
+
+
+def inexact(number: str) -> GrammarError:
+    """The error for a number of a schema that cannot be held as it was written."""
+    shown = number if len(number) <= 40 else f"{number[:37]}..."
+    return GrammarError(f"the number {shown} of a schema cannot be held exactly: it has too many digits")
 
 
 def explain(error: str) -> str:

@@ -123,7 +123,7 @@ def test_bounds_are_published(model: str) -> None:
         name: (fields[name].get("minimum"), fields[name].get("maximum")) for name in ("n", "temperature", "min_p")
     }
     assert bounds == {"n": (1, 128), "temperature": (0, 2), "min_p": (0, 1)}
-    assert fields["top_p"]["exclusiveMinimum"] == 0
+    assert fields["top_p"]["minimum"] == 0
     assert MODELS[model]["properties"]["stop"]["anyOf"][1]["maxItems"] == 16
     assert MODELS[model]["properties"]["logit_bias"]["propertyNames"] == {"pattern": "^[0-9]{1,9}$"}
 

@@ -19,13 +19,15 @@ from server.dialects.models.schema import (
     ToolCalls,
 )
 from server.dialects.openai_schema import error_responses
-from server.errors import ModelNotFound
 from server.service.registry import ModelRegistry, ServedModel
 from server.text.parsers.parts import ChatFormat
 
 router = APIRouter(tags=["OpenAI"])
 
 
+@router.get("/models", include_in_schema=False)
+@router.get("/models/", include_in_schema=False)
+@router.get("/v1/models/", include_in_schema=False)
 @router.get("/v1/models")
 async def list_models(request: Request) -> ModelList:
     """The served models."""
@@ -33,12 +35,11 @@ async def list_models(request: Request) -> ModelList:
     return ModelList(data=[_encode(model) for model in registry.list()])
 
 
+@router.get("/models/{id:path}", include_in_schema=False)
 @router.get("/v1/models/{id:path}", responses=error_responses(404))
 async def retrieve_model(request: Request, id: str) -> ModelObject:
     """One served model."""
     registry: ModelRegistry = request.app.state.registry
-    if not id:
-        raise ModelNotFound(id, [model.id for model in registry.list()])
     return _encode(registry.resolve(id))
 
 

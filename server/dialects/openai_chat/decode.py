@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from server.dialects.openai_chat.encode import AnswerForm
 from server.dialects.openai_chat.messages import decode_ending, decode_messages
 from server.dialects.openai_chat.schema import ChatRequest, Tool
+from server.dialects.openai_chat.thinking import decode_thinking, hides_thoughts
 from server.dialects.openai_grammar import decode_grammar
 from server.dialects.openai_shared import (
     NO_EFFECT,
@@ -16,7 +18,7 @@ from server.dialects.openai_shared import (
     decode_breakers,
     decode_sampling,
 )
-from server.errors import InvalidRequest, UnsupportedParameter
+from server.errors import InvalidRequest
 from server.service.job import ChatPrompt, GenerationJob
 
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
@@ -25,10 +27,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
     "modalities": (["text"],),
     "prediction": (),
-    "reasoning": (),
-    "thinking": (),
-    "enable_thinking": (),
-    "verbosity": (),
     "web_search_options": (),
     "echo": (False,),
     "add_special_tokens": (False,),
@@ -36,23 +34,23 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "documents": ([],),
     "mm_processor_kwargs": (),
 }
-_OLD: Mapping[str, tuple[Any, ...]] = {"functions": ([],), "function_call": ("none", "auto")}
-"""Names of an older API, and what changes nothing."""
+_THOUGHT_NAMES = {"both": ("reasoning_content", "reasoning"), "none": ()}
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
 def decode(body: ChatRequest, request_id: str) -> tuple[GenerationJob, list[str]]:
     """The job, and the names of the fields that nobody looked at. Raises InvalidRequest."""
-    extra = body.model_extra or {}
-    _check_old(extra)
-    ignored = check_extra(extra, _UNSUPPORTED, NO_EFFECT | _OLD.keys())
+    ignored = check_extra(body.model_extra or {}, _UNSUPPORTED, NO_EFFECT)
     ignored += check_stream_options(body)
     messages, ignored_of_messages = decode_messages(body.messages)
     ignored += ignored_of_messages
-    tools, must_call = _decode_tools(body)
-    kwargs, parallel = _decode_template_kwargs(body), body.parallel_tool_calls is not False
+    is_old = bool(body.functions) or isinstance(body.function_call, dict)
+    tools, must_call = _decode_functions(body) if is_old else _decode_tools(body)
+    thinking = decode_thinking(body, body.thinking_budget, body.chat_template_kwargs or {})
+    ignored += thinking.ignored
+    parallel = body.parallel_tool_calls is not False and not body.functions
     ending = decode_ending(body.messages, body.continue_final_message, body.add_generation_prompt)
-    prompt = ChatPrompt(messages, kwargs, tools, parallel, must_call, ending)
+    prompt = ChatPrompt(messages, thinking.template_kwargs, tools, parallel, must_call, ending)
     job = GenerationJob(
         request_id=f"chatcmpl-{request_id}",
         model=body.model or "",
@@ -63,7 +61,8 @@ def decode(body: ChatRequest, request_id: str) -> tuple[GenerationJob, list[str]
         sampling=decode_sampling(body, _decode_num_logprobs(body)),
         stop=tuple(body.stop or ()),
         grammar=decode_grammar(body),
-        thinking_budget=body.thinking_budget,
+        thinking_budget=thinking.budget,
+        needs_thoughts=thinking.is_budget_named,
         ignore_eos=bool(body.ignore_eos),
         min_tokens=body.min_tokens or 0,
         stop_token_ids=tuple(body.stop_token_ids or ()),
@@ -75,13 +74,27 @@ def decode(body: ChatRequest, request_id: str) -> tuple[GenerationJob, list[str]
     return job, ignored
 
 
-def _check_old(extra: Mapping[str, Any]) -> None:
-    try:
-        check_extra(extra, _OLD, extra)
-    except UnsupportedParameter as error:
-        raise UnsupportedParameter(
-            str(error.param), f"The parameter '{error.param}' is not supported: use 'tools' and 'tool_choice'."
-        ) from None
+def decode_form(body: ChatRequest, thoughts_field: str) -> AnswerForm:
+    """What the answer looks like; `thoughts_field` as the configuration has it."""
+    names = _THOUGHT_NAMES.get(thoughts_field, (thoughts_field,))
+    return AnswerForm(() if hides_thoughts(body) else names, is_old=bool(body.functions))
+
+
+def _decode_functions(body: ChatRequest) -> tuple[tuple[Mapping[str, Any], ...], bool]:
+    """The same, of the names that they had before. Raises InvalidRequest."""
+    if body.tools:
+        raise InvalidRequest("'functions' and 'tools' cannot be combined.", param="functions", code="invalid_value")
+    tools = tuple(_decode_tool(Tool(type="function", function=each)) for each in body.functions or ())
+    if body.function_call in (None, "auto"):
+        return tools, False
+    if body.function_call == "none":
+        return (), False
+    name = body.function_call.get("name") if isinstance(body.function_call, Mapping) else None
+    found = tuple(tool for tool in tools if tool["function"]["name"] == name)
+    if not found:
+        message = "'function_call' names none of 'functions'."
+        raise InvalidRequest(message, param="function_call", code="invalid_value")
+    return found, True
 
 
 def _decode_tools(body: ChatRequest) -> tuple[tuple[Mapping[str, Any], ...], bool]:
@@ -111,16 +124,6 @@ def _decode_tool(tool: Tool) -> Mapping[str, Any]:
     decoded = tool.model_dump(exclude_unset=True)
     decoded["function"]["parameters"] = tool.function.parameters or _NO_PARAMETERS
     return decoded
-
-
-def _decode_template_kwargs(body: ChatRequest) -> Mapping[str, Any]:
-    given = body.chat_template_kwargs or {}
-    if body.thinking_budget is not None:  # some templates tell the model
-        given = {"thinking_budget": body.thinking_budget, **given}
-    if body.reasoning_effort is None:
-        return given
-    thinking = {"enable_thinking": False} if body.reasoning_effort == "none" else {}
-    return {"reasoning_effort": body.reasoning_effort, **thinking, **given}
 
 
 def _decode_max_tokens(body: ChatRequest) -> int | None:

@@ -12,19 +12,34 @@ from server.dialects.openai_written import Head, dump, finite, quote
 from server.text.events import Finished, ReasoningDelta, TextDelta, TokenText, ToolCallDelta
 
 
-def build_encoder(head: Head, include_usage: bool) -> ChunkEncoder:
-    return ChunkEncoder(head, "chat.completion.chunk", include_usage, _ChoiceEncoder().encode)
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """What clients want an answer to look like. `thought_names`: the fields that a thought is in, none to leave it out.
+
+    `is_old`: a call is a `function_call`, as before there were tools.
+    """
+
+    thought_names: tuple[str, ...] = ("reasoning_content",)
+    is_old: bool = False
 
 
-def build_fold(head: Head) -> Fold:
+USUAL_FORM = AnswerForm()
+
+
+def build_encoder(head: Head, include_usage: bool, form: AnswerForm = USUAL_FORM) -> ChunkEncoder:
+    return ChunkEncoder(head, "chat.completion.chunk", include_usage, _ChoiceEncoder(form).encode)
+
+
+def build_fold(head: Head, form: AnswerForm = USUAL_FORM) -> Fold:
     """The JSON answer."""
-    return Fold(head, "chat.completion", lambda index: _FoldedMessage())
+    return Fold(head, "chat.completion", lambda index: _FoldedMessage(form))
 
 
 @dataclass(slots=True)
 class _FoldedMessage:
     """One choice of the JSON answer."""
 
+    form: AnswerForm
     text: list[str] = field(default_factory=list)
     has_content: bool = False
     reasoning: list[str] = field(default_factory=list)
@@ -35,14 +50,14 @@ class _FoldedMessage:
 
     def add(self, event: ChoiceEvent) -> int:
         if isinstance(event, Finished):
-            self.reason = event.reason
+            self.reason = _reason(event, self.form)
             return 0
         if isinstance(event, ToolCallDelta):
             self.calls.append(event)
             return len(event.arguments)
         if isinstance(event, ReasoningDelta):
-            self.reasoning.append(event.text)
-            return len(event.text)
+            self.reasoning.append(event.text if self.form.thought_names else "")
+            return len(event.text) * len(self.form.thought_names)
         self.has_content = True
         self.text.append(event.text)
         written = [dump(encode_logprob(token)) for token in event.tokens]
@@ -64,8 +79,10 @@ class _FoldedMessage:
         message: dict[str, Any] = {"role": "assistant", "content": content}
         reasoning = "".join(self.reasoning)
         if reasoning:
-            message["reasoning_content"] = reasoning
-        if self.calls:
+            message |= dict.fromkeys(self.form.thought_names, reasoning)
+        if self.calls and self.form.is_old:
+            message["function_call"] = _function(self.calls[0])
+        elif self.calls:
             message["tool_calls"] = [_call(call) for call in self.calls]
         return {**message, "refusal": None}
 
@@ -76,7 +93,8 @@ class _ChoiceEncoder:
     What a client adds up is what `fold` gives: content is null until there is some, or until nothing else came of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, form: AnswerForm) -> None:
+        self._form = form
         self._has_content: dict[int, bool] = {}
 
     def encode(self, event: ChoiceEvent) -> Sequence[str]:
@@ -90,16 +108,20 @@ class _ChoiceEncoder:
         if isinstance(event, Finished) and not self._has_content[index]:
             written.append(_choice(index, '{"content":""}', "null", "null"))
         if isinstance(event, ReasoningDelta):
-            return (*written, _encode(event)) if event.text else written
+            return (*written, _encode(event, self._form)) if event.text and self._form.thought_names else written
         self._has_content[index] = True
-        return (*written, _encode(event))
+        return (*written, _encode(event, self._form))
 
 
-def _encode(event: ChoiceEvent) -> str:
+def _encode(event: ChoiceEvent, form: AnswerForm) -> str:
     if isinstance(event, Finished):
-        return _choice(event.index, "{}", "null", f'"{event.reason}"')
+        return _choice(event.index, "{}", "null", f'"{_reason(event, form)}"')
     if isinstance(event, ReasoningDelta):
-        return _choice(event.index, f'{{"reasoning_content":{quote(event.text)}}}', "null", "null")
+        text = quote(event.text)
+        fields = ",".join(f'"{name}":{text}' for name in form.thought_names)
+        return _choice(event.index, f"{{{fields}}}", "null", "null")
+    if isinstance(event, ToolCallDelta) and form.is_old:
+        return _choice(event.index, f'{{"function_call":{dump(_function(event))}}}', "null", "null")
     if isinstance(event, ToolCallDelta):
         call = dump({"index": event.call_index, **_call(event)})
         return _choice(event.index, f'{{"tool_calls":[{call}]}}', "null", "null")
@@ -112,7 +134,15 @@ def _choice(index: int, delta: str, logprobs: str, reason: str) -> str:
 
 
 def _call(call: ToolCallDelta) -> dict[str, Any]:
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+    return {"id": call.id, "type": "function", "function": _function(call)}
+
+
+def _function(call: ToolCallDelta) -> dict[str, Any]:
+    return {"name": call.name, "arguments": call.arguments}
+
+
+def _reason(event: Finished, form: AnswerForm) -> str:
+    return "function_call" if form.is_old and event.reason == "tool_calls" else event.reason
 
 
 def encode_logprobs(tokens: Sequence[TokenText]) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from pydantic import (
     field_validator,
 )
 
+from server.dialects.openai_chat.thinking_checks import check_reasoning, check_think, check_thinking
 from server.dialects.openai_schema import AnswerModel, CompletionUsage
-from server.dialects.openai_shared import SamplingFields, WireModel, check_text
+from server.dialects.openai_shared import MaxTokens, SamplingFields, WireModel, check_text
 
 
 class TextPart(BaseModel):
@@ -157,7 +158,71 @@ def check_tool_choice(value: Any) -> str | dict[str, Any] | None:
     raise ValueError("Input should be 'none', 'auto', 'required' or an object")
 
 
-class ChatRequest(SamplingFields):
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "default", "auto"]
+ReasoningFormat = Literal["auto", "deepseek", "parsed", "hidden"]
+"""As llama.cpp and Groq name them; `hidden` alone changes anything here."""
+
+
+class ThinkingObject(BaseModel):
+    """`thinking` as an object, for the schema; `check_thinking` is what checks it."""
+
+    type: Literal["enabled", "disabled", "adaptive", "auto"]
+    budget_tokens: int | None = Field(None, ge=0)
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class ReasoningObject(BaseModel):
+    """`reasoning` as an object, for the schema; `check_reasoning` is what checks it."""
+
+    effort: Effort | None = None
+    enabled: bool | None = None
+    exclude: bool | None = None
+    max_tokens: int | None = Field(None, ge=0)
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class ThinkingFields(WireModel):
+    """The fields of a chat that are about thoughts."""
+
+    reasoning_effort: Effort | None = None
+    reasoning: Annotated[
+        bool | dict[str, Any] | None,
+        PlainValidator(check_reasoning, json_schema_input_type=bool | ReasoningObject | None),
+    ] = None
+    thinking: Annotated[
+        bool | dict[str, Any] | None,
+        PlainValidator(check_thinking, json_schema_input_type=bool | ThinkingObject | None),
+    ] = None
+    enable_thinking: bool | None = None
+    think: Annotated[
+        bool | str | None,
+        PlainValidator(
+            check_think,
+            json_schema_input_type=bool | Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None,
+        ),
+    ] = None
+    include_reasoning: bool | None = None
+    reasoning_format: ReasoningFormat | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class CalledName(BaseModel):
+    """The function that has to be called."""
+
+    name: str
+
+
+def check_function_call(value: Any) -> str | dict[str, Any] | None:
+    """One of the two words, or an object. Raises ValueError."""
+    if value is None or isinstance(value, dict):
+        return value
+    if value in ("none", "auto"):
+        return str(value)
+    raise ValueError("Input should be 'none', 'auto' or an object")
+
+
+class ChatRequest(SamplingFields, ThinkingFields):
     messages: list[Message] = Field(min_length=1)
     tools: list[Tool] | None = None
     tool_choice: Annotated[
@@ -165,11 +230,15 @@ class ChatRequest(SamplingFields):
         PlainValidator(check_tool_choice, json_schema_input_type=ToolChoice | NamedTool | None),
     ] = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    functions: list[FunctionTool] | None = None
+    function_call: Annotated[
+        str | dict[str, Any] | None,
+        PlainValidator(check_function_call, json_schema_input_type=Literal["none", "auto"] | CalledName | None),
+    ] = None
     thinking_budget: int | None = Field(
         None, ge=0, validation_alias=AliasChoices("thinking_budget", "thinking_token_budget")
     )
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     chat_template_kwargs: dict[str, Any] | None = None
@@ -214,12 +283,14 @@ class ChatLogprobs(AnswerModel):
 
 
 class AnswerMessage(AnswerModel):
-    """`reasoning_content` and `tool_calls` are there if there are any."""
+    """Thoughts and calls are there if there are any; `function_call` in place of `tool_calls` for `functions`."""
 
     role: Literal["assistant"]
     content: str | None
     reasoning_content: str = ""
+    reasoning: str = ""
     tool_calls: list[AnsweredCall] = Field(default_factory=list)
+    function_call: CalledFunction | None = None
     refusal: None
 
 
@@ -229,7 +300,12 @@ class AnswerDelta(AnswerModel):
     role: Literal["assistant"] = "assistant"
     content: str | None = None
     reasoning_content: str = ""
+    reasoning: str = ""
     tool_calls: list[AnsweredCallDelta] = Field(default_factory=list)
+    function_call: CalledFunction | None = None
+
+
+FinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class _Choice(AnswerModel):
@@ -239,12 +315,12 @@ class _Choice(AnswerModel):
 
 class ChatChoice(_Choice):
     message: AnswerMessage
-    finish_reason: Literal["stop", "length", "tool_calls"]
+    finish_reason: FinishReason
 
 
 class ChatChunkChoice(_Choice):
     delta: AnswerDelta
-    finish_reason: Literal["stop", "length", "tool_calls"] | None
+    finish_reason: FinishReason | None
 
 
 class _Head(AnswerModel):

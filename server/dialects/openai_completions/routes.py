@@ -11,6 +11,7 @@ from server.dialects.openai_answers import Dialect, answer
 from server.dialects.openai_completions.decode import decode
 from server.dialects.openai_completions.encode import Shown, build_encoder, build_fold
 from server.dialects.openai_completions.schema import Completion, CompletionChunk, CompletionRequest
+from server.dialects.openai_grammar import check_numbers, schemas_of
 from server.dialects.openai_schema import GENERATION_ERRORS, answer_response
 
 router = APIRouter(tags=["OpenAI"])
@@ -18,9 +19,11 @@ router = APIRouter(tags=["OpenAI"])
 _RESPONSES = {**answer_response(Completion, CompletionChunk), **GENERATION_ERRORS}
 
 
+@router.post("/completions", include_in_schema=False)
 @router.post("/v1/completions", response_class=Response, responses=_RESPONSES)
 async def create_completion(request: Request, body: CompletionRequest) -> Response:
     """Continue one or more prompts."""
+    await check_numbers(request, schemas_of(body))
     job, ignored = decode(body, request.state.request_id)
     shown = Shown(
         echo=bool(body.echo),

@@ -13,7 +13,7 @@ from server.dialects.openai_shared import MAX_CHOICES, SamplingFields, check_tex
 
 class CompletionRequest(SamplingFields):
     prompt: Annotated[PromptInput, PlainValidator(check_prompt, json_schema_input_type=PublishedPrompt)]
-    max_tokens: int | None = Field(None, ge=0)
+    max_tokens: int | None = Field(None, ge=-1)
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
     echo: bool | None = None
     suffix: Annotated[str, AfterValidator(check_text)] | None = None

@@ -21,6 +21,7 @@ router = APIRouter(tags=["OpenAI"])
 _RESPONSES: Responses = {200: {"model": EmbeddingAnswer, "description": "The vectors"}}
 
 
+@router.post("/embeddings", include_in_schema=False)
 @router.post("/v1/embeddings", response_class=Response, responses={**_RESPONSES, **GENERATION_ERRORS})
 async def create_embeddings(request: Request, body: EmbeddingRequest) -> Response:
     """A vector of each input, of a model that was made for it."""

@@ -25,8 +25,6 @@ def test_every_field_is_there(body: type[BaseModel]) -> None:
     assert set(body.model_fields) <= NAMED
 
 
-@pytest.mark.parametrize(
-    "names", [chat._UNSUPPORTED, completions._UNSUPPORTED, embeddings._UNSUPPORTED, chat._OLD, NO_EFFECT]
-)
+@pytest.mark.parametrize("names", [chat._UNSUPPORTED, completions._UNSUPPORTED, embeddings._UNSUPPORTED, NO_EFFECT])
 def test_every_refusal_is_there(names: object) -> None:
     assert set(names) <= NAMED  # type: ignore[call-overload]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import pytest
 
 from server.dialects.openai_grammar import decode_grammar
@@ -41,6 +42,8 @@ class Fields:
         ({}, None),
         ({"response_format": {"type": "text"}}, None),
         ({"response_format": {"type": "json_object"}}, ANY_OBJECT),
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, OF_SCHEMA),
+        ({"response_format": {"type": "json_object", "schema": None}}, ANY_OBJECT),
         ({"response_format": json_schema()}, OF_SCHEMA),
         ({"response_format": json_schema(strict=True, description="d")}, OF_SCHEMA),
         ({"response_format": json_schema(strict=False)}, OF_SCHEMA),
@@ -70,6 +73,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"response_format": json_schema(name="no spaces")}, "response_format"),
     ({"response_format": json_schema(schema="{}")}, "response_format"),
     ({"response_format": json_schema(schema={"not": {}})}, "response_format"),
+    ({"response_format": {"type": "json_object", "schema": "{}"}}, "response_format"),
+    ({"response_format": json_schema(schema={"const": 2**53 + 1})}, "response_format"),
+    ({"guided_json": '{"const": 0.10000000000000000001}'}, "guided_json"),
     ({"response_format": "json"}, "response_format"),
     ({"guided_json": "{"}, "guided_json"),
     ({"guided_json": "[]"}, "guided_json"),
@@ -109,3 +115,29 @@ async def test_the_engine_gets_the_grammar_and_the_end_token_with_it(path: str) 
     assert led.grammar is not None
     assert led.stop_ids
     assert free.grammar is None
+
+
+INEXACT = '{"minimum": 0.10000000000000000001}'
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "param"),
+    [
+        (CHAT, f'"response_format": {{"type": "json_object", "schema": {INEXACT}}}', "response_format"),
+        (COMPLETIONS, f'"guided_json": {INEXACT}', "guided_json"),
+        (COMPLETIONS, '"structured_outputs": {"json": {"const": 1e400}}', "structured_outputs"),
+        (CHAT, f'"tools": [{{"type": "function", "function": {{"name": "f", "parameters": {INEXACT}}}}}]', "tools"),
+        (CHAT, f'"functions": [{{"name": "f", "parameters": {INEXACT}}}]', "functions"),
+    ],
+)
+async def test_a_number_that_a_double_would_change(path: str, field: str, param: str) -> None:
+    async def ask(client: httpx.AsyncClient, more: str) -> httpx.Response:
+        body = json.dumps(BODIES[path])[:-1] + f', "temperature": 0.70000000000000000001, {more}}}'
+        return await client.post(path, content=body, headers={"content-type": "application/json"})
+
+    async with client_of(FakeEngine([spell("1")])) as client:
+        refused = await ask(client, field)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+        assert "cannot be held exactly" in refused.json()["error"]["message"]
+        assert (await ask(client, '"user": "me"')).status_code == 200
+        assert (await ask(client, '"guided_json": {"enum": [0.1, 1.5e-7]}, "max_tokens": 1')).status_code == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.grammars.process import Grammar, GrammarState
-from server.text.grammar import ANY_OBJECT, GrammarError, GrammarSource
+from server.text.grammar import ANY_OBJECT, GrammarError, GrammarSource, check_keywords
 from server.text.thought import Thought
 from tests.compiling import COMPILER, TOKENIZER, BlockingCompiler
 from tests.schemas import follows, random_schema
@@ -162,3 +163,44 @@ def test_a_thought_that_the_prompt_has_begun() -> None:
     for token_id in b"so/>":
         state.accept(token_id)
     assert ord("{") in allowed(state)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"maximum": 2**63 - 1},
+        {"minimum": -(2**63), "maximum": 0.5},
+        {"maximum": 1_000_000_000_000_000_000},
+        {"enum": [[{"a": 10**22}], 2**53, True, 0.1]},
+        {"const": -(2**53)},
+        {"default": 2**64 + 1, "examples": [2**64 + 1]},
+        {"properties": {"minimum": {"maximum": 5}, "const": {"type": "integer"}}},
+    ],
+)
+def test_numbers_that_are_held_exactly(schema: dict[str, Any]) -> None:
+    check_keywords(schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "number"),
+    [
+        ({"maximum": 2**63 - 2}, 2**63 - 2),
+        ({"minimum": -(2**63) + 1}, -(2**63) + 1),
+        ({"exclusiveMaximum": 2**63}, 2**63),
+        ({"maximum": 1e19}, 1e19),
+        ({"const": 2**53 + 1}, 2**53 + 1),
+        ({"const": 2**64}, 2**64),
+        ({"enum": [1, {"a": [-(2**53) - 1]}]}, -(2**53) - 1),
+        ({"properties": {"minimum": {"maximum": 2**53 + 1}}}, 2**53 + 1),
+        ({"anyOf": [{"multipleOf": 2**53 + 1}]}, 2**53 + 1),
+    ],
+)
+def test_numbers_that_would_become_others(schema: dict[str, Any], number: float) -> None:
+    with pytest.raises(GrammarError, match=f"the number {re.escape(str(number))} "):
+        check_keywords(schema)
+
+
+def test_numbers_of_embedded_schemas() -> None:
+    with pytest.raises(GrammarError, match=r"the number 0\.10000000000000000001 "):
+        GrammarSource("lark", 'start: %json {"const": 0.10000000000000000001}').to_lark()
+    GrammarSource("lark", 'start: %json {"const": 0.1}').to_lark()

@@ -150,9 +150,16 @@ async def test_while_loading() -> None:
     assert model["pippin"] is None
 
 
+async def test_the_list_under_its_other_names() -> None:
+    async with client_of(FakeEngine()) as client:
+        expected = (await client.get("/v1/models")).json()
+        for path in ("/v1/models/", "/models", "/models/"):
+            assert (await client.get(path)).json() == expected, path
+
+
 async def test_an_unknown_model() -> None:
     async with client_of(FakeEngine()) as client:
-        for path in ("/v1/models/other", "/v1/models/org/name", "/v1/models/"):
+        for path in ("/v1/models/other", "/v1/models/org/name", "/models/other"):
             answer = await client.get(path)
             assert answer.status_code == 404, path
             assert answer.json()["error"]["code"] == "model_not_found"

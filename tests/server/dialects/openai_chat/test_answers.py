@@ -254,7 +254,7 @@ async def test_a_model_that_cannot_call_is_offered_no_tools() -> None:
     [
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
         ({"tools": [WEATHER], "tool_choice": "maybe"}, "tool_choice"),
-        ({"functions": [WEATHER["function"]]}, "functions"),
+        ({"functions": [WEATHER["function"]], "tools": [WEATHER]}, "functions"),
         ({"messages": [{"role": "assistant", "content": None}]}, "messages.0.content"),
         ({"chat_template_kwargs": {"tools": []}}, "messages"),
     ],

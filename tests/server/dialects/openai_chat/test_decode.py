@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from server.dialects.openai_chat.decode import decode
+from server.dialects.openai_chat.decode import decode, decode_form
 from server.dialects.openai_chat.schema import ChatRequest
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.service.job import ChatPrompt, GenerationJob
@@ -15,8 +15,12 @@ from server.service.job import ChatPrompt, GenerationJob
 HI = [{"role": "user", "content": "hi"}]
 
 
+def request(**body: Any) -> ChatRequest:
+    return ChatRequest.model_validate({"messages": HI, **body})
+
+
 def decoded(**body: Any) -> tuple[GenerationJob, list[str]]:
-    return decode(ChatRequest.model_validate({"messages": HI, **body}), "r1")
+    return decode(request(**body), "r1")
 
 
 def test_messages() -> None:
@@ -119,6 +123,26 @@ def test_top_logprobs_need_logprobs() -> None:
         ("tool_choice", 7),
         ("parallel_tool_calls", "no"),
         ("reasoning_effort", "huge"),
+        ("reasoning", "low"),
+        ("reasoning", {"effort": "huge"}),
+        ("reasoning", {"enabled": "yes"}),
+        ("reasoning", {"max_tokens": -1}),
+        ("reasoning", {"max_tokens": True}),
+        ("thinking", {}),
+        ("thinking", {"type": "sometimes"}),
+        ("thinking", {"type": "enabled", "budget_tokens": "many"}),
+        ("thinking", [1]),
+        ("think", "huge"),
+        ("think", 1),
+        ("enable_thinking", "no"),
+        ("enable_thinking", 0),
+        ("verbosity", "huge"),
+        ("include_reasoning", "no"),
+        ("reasoning_format", "raw"),
+        ("functions", {}),
+        ("functions", [{}]),
+        ("function_call", "sometimes"),
+        ("function_call", 7),
         ("tools", {}),
     ],
 )
@@ -130,12 +154,9 @@ def test_bad_fields(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("functions", [{}]),
-        ("function_call", {"name": "f"}),
         ("audio", {}),
         ("modalities", ["text", "audio"]),
         ("prediction", {}),
-        ("reasoning", {"effort": "high"}),
         ("best_of", 2),
         ("chat_template", "{{ x }}"),
     ],
@@ -196,10 +217,34 @@ def test_what_cannot_be_continued(messages: Any, fields: dict[str, Any], param: 
     assert caught.value.param == param
 
 
-@pytest.mark.parametrize("name", ["functions", "function_call"])
-def test_the_older_names_of_tools_are_refused_with_the_newer_ones(name: str) -> None:
-    with pytest.raises(UnsupportedParameter, match="use 'tools' and 'tool_choice'"):
-        decoded(**{name: {"name": "f"}})
+F, G = {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}, {"name": "g"}
+
+
+@pytest.mark.parametrize(
+    ("call", "names", "must_call"),
+    [(None, ["f", "g"], False), ("auto", ["f", "g"], False), ("none", [], False), ({"name": "g"}, ["g"], True)],
+)
+def test_functions_are_tools(call: object, names: list[str], must_call: bool) -> None:
+    prompt = prompt_of(functions=[F, G], **({} if call is None else {"function_call": call}))
+    assert [tool["function"]["name"] for tool in prompt.tools] == names
+    assert prompt.must_call == must_call
+    assert not prompt.parallel_tool_calls
+    assert decoded(functions=[], function_call="none")[1] == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"functions": [F], "function_call": {"name": "x"}}, "function_call"),
+        ({"functions": [F], "function_call": {}}, "function_call"),
+        ({"functions": [F], "tools": [{"type": "function", "function": F}]}, "functions"),
+        ({"function_call": {"name": "x"}}, "function_call"),
+    ],
+)
+def test_functions_that_are_not_there(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        decoded(**fields)
+    assert caught.value.param == param
 
 
 def test_fields_without_effect_are_not_ignored_fields() -> None:
@@ -370,19 +415,92 @@ def test_bad_calls(message: Any, location: tuple[Any, ...]) -> None:
 
 # --- reasoning
 
+ON = {"enable_thinking": True, "thinking": True}
+OFF = {"enable_thinking": False, "thinking": False}
+
 
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
         ({}, {}),
-        ({"reasoning_effort": "high"}, {"reasoning_effort": "high"}),
-        ({"reasoning_effort": "none"}, {"reasoning_effort": "none", "enable_thinking": False}),
+        ({"reasoning_effort": "default"}, {}),
+        ({"reasoning_effort": "auto", "reasoning": {"effort": None}}, {}),
+        ({"reasoning_effort": "high"}, {"reasoning_effort": "high", **ON}),
+        ({"reasoning_effort": "none"}, {"reasoning_effort": "none", **OFF}),
         (
             {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True, "x": 1}},
-            {"reasoning_effort": "none", "enable_thinking": True, "x": 1},
+            {"reasoning_effort": "none", "enable_thinking": True, "thinking": False, "x": 1},
         ),
-        ({"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "max"}}, {"reasoning_effort": "max"}),
+        (
+            {"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "max"}},
+            {"reasoning_effort": "max", **ON},
+        ),
+        ({"enable_thinking": False}, OFF),
+        ({"enable_thinking": True}, ON),
+        ({"think": False}, OFF),
+        ({"think": True}, ON),
+        ({"think": "low"}, {"reasoning_effort": "low", **ON}),
+        ({"thinking": {"type": "disabled"}}, OFF),
+        ({"thinking": {"type": "enabled", "budget_tokens": 9}}, {"thinking_budget": 9, **ON}),
+        ({"thinking": {"type": "adaptive"}}, {}),
+        ({"thinking": False}, OFF),
+        ({"thinking": True, "enable_thinking": True, "reasoning_effort": "low"}, {"reasoning_effort": "low", **ON}),
+        ({"reasoning": {"effort": "low", "summary": "auto"}}, {"reasoning_effort": "low", **ON}),
+        ({"reasoning": {"enabled": False}}, OFF),
+        ({"reasoning": {"max_tokens": 7, "exclude": True}}, {"thinking_budget": 7}),
+        ({"reasoning": {}}, {}),
+        ({"verbosity": "low"}, {"verbosity": "low"}),
+        ({"include_reasoning": True, "reasoning_format": "parsed"}, {}),
     ],
 )
-def test_reasoning_effort_is_the_templates(body: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_what_is_said_of_thoughts_is_told_the_template(body: dict[str, Any], expected: dict[str, Any]) -> None:
     assert prompt_of(**body).template_kwargs == expected
+    job, ignored = decoded(**body)
+    assert ignored == []
+    is_off = expected.get("enable_thinking") is False
+    assert job.thinking_budget == (0 if is_off else expected.get("thinking_budget"))
+    assert not job.needs_thoughts
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"enable_thinking": True, "reasoning_effort": "none"}, "reasoning_effort"),
+        ({"enable_thinking": False, "thinking": {"type": "enabled"}}, "thinking"),
+        ({"reasoning": {"effort": "low"}, "reasoning_effort": "high"}, "reasoning.effort"),
+        ({"think": True, "reasoning": {"enabled": False}}, "think"),
+        ({"thinking_budget": 3, "reasoning": {"max_tokens": 4}}, "reasoning.max_tokens"),
+    ],
+)
+def test_wishes_that_contradict(body: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest, match="contradict") as caught:
+        decoded(**body)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        ({}, ("reasoning_content",)),
+        ({"include_reasoning": False}, ()),
+        ({"reasoning": {"exclude": True}}, ()),
+        ({"thinking": {"type": "adaptive", "display": "omitted"}}, ()),
+        ({"reasoning_format": "hidden"}, ()),
+        ({"include_reasoning": True, "reasoning": {"exclude": False}}, ("reasoning_content",)),
+    ],
+)
+def test_thoughts_that_nobody_wants_to_see(body: dict[str, Any], names: tuple[str, ...]) -> None:
+    assert decode_form(request(**body), "reasoning_content").thought_names == names
+
+
+@pytest.mark.parametrize(
+    ("field", "names"),
+    [("reasoning", ("reasoning",)), ("both", ("reasoning_content", "reasoning")), ("none", ())],
+)
+def test_the_field_of_thoughts(field: str, names: tuple[str, ...]) -> None:
+    assert decode_form(request(), field).thought_names == names
+
+
+def test_names_within_that_nobody_knows() -> None:
+    body = {"thinking": {"type": "enabled", "mood": 1}, "reasoning": {"colour": "red"}}
+    assert decoded(**body)[1] == ["thinking.mood", "reasoning.colour"]

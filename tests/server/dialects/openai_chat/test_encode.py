@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from server.dialects.openai_chat.encode import build_encoder, build_fold, encode_logprobs
+from server.dialects.openai_chat.encode import AnswerForm, build_encoder, build_fold, encode_logprobs
 from server.text.events import (
     Finished,
     OutputEvent,
@@ -166,3 +167,43 @@ def test_logprobs() -> None:
         ],
         "refusal": None,
     }
+
+
+@pytest.mark.parametrize("names", [("reasoning",), ("reasoning_content", "reasoning"), ()])
+def test_the_names_of_a_thought(names: tuple[str, ...]) -> None:
+    form = AnswerForm(names)
+    batches: list[list[OutputEvent]] = [
+        [ReasoningDelta(0, 'h"', (token("h"),)), TextDelta(0, "x")],
+        [Finished(0, "stop", 2, 1), Usage(5, 0, 2, 0, 1)],
+    ]
+    chunks = encode_all(build_encoder(HEAD, False, form), batches)
+    thought = dict.fromkeys(names, 'h"')
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas == [
+        {"role": "assistant", "content": None},
+        *([thought] if names else []),
+        {"content": "x"},
+        {},
+    ]
+    (choice,) = folded(build_fold(HEAD, form), batches)["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "x", **thought, "refusal": None}
+
+
+def test_a_call_in_its_older_form() -> None:
+    form = AnswerForm(is_old=True)
+    batches: list[list[OutputEvent]] = [
+        [ToolCallDelta(0, 0, "call_1", "f", '{"a": 1}'), Finished(0, "tool_calls", 2), Usage(5, 0, 2)]
+    ]
+    chunks = encode_all(build_encoder(HEAD, False, form), batches)
+    call = {"name": "f", "arguments": '{"a": 1}'}
+    assert [chunk["choices"][0]["delta"] for chunk in chunks] == [
+        {"role": "assistant", "content": None},
+        {"function_call": call},
+        {},
+    ]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "function_call"
+    for chunk in chunks:
+        ChatCompletionChunk.model_validate(chunk)
+    (choice,) = folded(build_fold(HEAD, form), batches)["choices"]
+    assert choice["message"] == {"role": "assistant", "content": None, "function_call": call, "refusal": None}
+    assert choice["finish_reason"] == "function_call"
