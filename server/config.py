@@ -61,6 +61,9 @@ class SecurityConfig:
     cors_origins: str | None = option(
         None, "origins whose pages may use it, as https://a.example, with commas; * is any"
     )
+    local_origins: bool = option(
+        True, "pages that programs on the client's own machine serve, apps and browser extensions may use /v1"
+    )
     requests_per_minute: int | None = option(None, "of each key, where its line in the file says nothing", ge=1)
     tokens_per_minute: int | None = option(None, "prompt and output, of each key, where its line says nothing", ge=1)
     share_prefix_cache: bool = option(False, "keys share what is kept of their prompts; else each has its own")

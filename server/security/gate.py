@@ -36,6 +36,8 @@ METRICS = "/metrics"
 ADMIN = "/admin/"
 PAGE, PAGE_FILES = "/", "/dashboard/"
 """The dashboard as it is shipped; what it shows, it has to ask for, with a key."""
+_OPERATORS = (ADMIN, METRICS, "/status", PAGE_FILES)
+"""For those who run the server: not for every page that may use the API."""
 _KEYS_WAIT_S = 1.0
 _key_reader = ThreadPoolExecutor(1, thread_name_prefix="keys")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -148,7 +150,7 @@ class Gate:
             raise TooManyConnections
         self._check_host(headers)
         if "origin" in headers:
-            preflight = self._check_origin(scope["method"], headers, more)
+            preflight = self._check_origin(scope, headers, more)
             if preflight is not None:
                 return preflight
         key = self._check_key(scope["path"], headers)
@@ -183,11 +185,12 @@ class Gate:
         if not self._hosts.allows(hosts[0]):
             raise HostRefused(hosts[0])
 
-    def _check_origin(self, method: str, headers: Headers, more: _MoreHeaders) -> Response | None:
-        origin = headers["origin"]
+    def _check_origin(self, scope: Scope, headers: Headers, more: _MoreHeaders) -> Response | None:
+        origin, method = headers["origin"], scope["method"]
         if OriginRule.is_own(origin, headers["host"]):
             return None
-        if not self._origins.is_opened(origin):
+        is_for_local = not scope["path"].startswith(_OPERATORS)
+        if not self._origins.is_opened(origin) and not (is_for_local and self._origins.is_local(origin)):
             raise OriginRefused(origin)
         shared = {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
         if method == "OPTIONS" and "access-control-request-method" in headers:

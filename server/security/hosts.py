@@ -13,6 +13,14 @@ from collections.abc import Iterable
 from server.config import Config
 
 _ANY = "*"
+_LOCAL_NAMES = frozenset({"localhost", "tauri.localhost"})
+_APP_SCHEMES = frozenset(
+    {
+        *("app", "tauri", "electron", "capacitor", "ionic", "vscode-webview", "vscode-file"),
+        *("chrome-extension", "moz-extension", "safari-web-extension"),
+    }
+)
+"""Of pages within apps, and of extensions: no site has one. `null` and `file`, as downloaded pages have, are not here."""
 
 
 class UnsafeSetup(Exception):
@@ -54,14 +62,30 @@ class HostRule:
 
 
 class OriginRule:
-    """Whose pages may use the server: its own, and those of `security.cors_origins`, exactly."""
+    """Whose pages may use the server: its own, those of `security.cors_origins`, and the API alone, local ones.
+
+    No site can have its pages come from a local origin: they are those of programs and extensions that somebody has
+    installed, which reach a server on loopback without a browser as well. Elsewhere they need keys, too.
+    """
 
     def __init__(self, config: Config) -> None:
+        is_guarded = is_loopback(config.host) or config.security.keys_file is not None
+        self._opens_local = config.security.local_origins and is_guarded
         self._opened = frozenset(origin.rstrip("/").lower() for origin in split(config.security.cors_origins))
 
     def is_opened(self, origin: str) -> bool:
         """Whether a foreign page may, by the configuration."""
         return _ANY in self._opened or origin.lower() in self._opened
+
+    def is_local(self, origin: str) -> bool:
+        """Whether it is a page of this machine, of an app or of an extension, and these may."""
+        scheme, found, authority = origin.lower().partition("://")
+        if not self._opens_local or not found or not authority:
+            return False
+        if scheme in ("http", "https"):
+            name = _bare(authority)
+            return name in _LOCAL_NAMES or _is_loopback_ip(name)
+        return scheme in _APP_SCHEMES
 
     @staticmethod
     def is_own(origin: str, host: str) -> bool:
@@ -73,8 +97,10 @@ class OriginRule:
 def is_loopback(host: str) -> bool:
     """Whether only this machine gets there."""
     name = _bare(host)
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
+    return name == "localhost" or name.endswith(".localhost") or _is_loopback_ip(name)
+
+
+def _is_loopback_ip(name: str) -> bool:
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:

@@ -56,7 +56,8 @@ class OriginRefused(InvalidRequest):
 
     def __init__(self, origin: str) -> None:
         super().__init__(
-            f"Pages of {_quoted(origin)} may not use this server. If they should, name it in security.cors_origins."
+            f"Pages of {_quoted(origin)} may not use this server. If they should, name it in security.cors_origins "
+            "(--security-cors-origins)."
         )
 
 

@@ -162,7 +162,7 @@ async def test_cors_is_closed() -> None:
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None])
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:1", None])
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil.example", None])
 async def test_a_simple_post_of_a_foreign_page_does_nothing(kind: str | None, origin: str | None) -> None:
     """What a page may send without asking first. With no Origin, the type alone is in its way."""
     engine = FakeEngine([spell("ok")])
@@ -199,6 +199,71 @@ async def test_a_preflight_needs_no_key_and_opens_nothing(keys_file: Path) -> No
         assert (await client.options("/v1/models", headers=origin | asked)).status_code == 204
         answer = await client.get("/v1/models", headers=origin)
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (401, "https://app.example")
+
+
+LOCAL = [
+    "http://localhost:3000",
+    "https://localhost:8443",
+    "http://127.0.0.1:5173",
+    "http://[::1]:80",
+    "http://tauri.localhost",
+    "app://obsidian.md",
+    "tauri://localhost",
+    "vscode-webview://0abc",
+    "capacitor://localhost",
+    "chrome-extension://abcdef",
+    "moz-extension://1-2",
+    "safari-web-extension://A",
+]
+FOREIGN = [
+    "null",
+    "file://",
+    "http://localhost.evil.example",
+    "http://evil.localhost",
+    "http://evil.example:80",
+    "https://127.0.0.1.evil.example",
+    "http://10.0.0.7",
+    "http://0.0.0.0",
+    "localhost",
+    "app:",
+    "app://",
+    "https://app",
+    "data://x",
+    "http://",
+    "http://localhost:80:80",
+    "http://[::1]x",
+    "http://evil@localhost",
+    "http://localhost/evil.example",
+]
+
+
+@pytest.mark.parametrize("origin", LOCAL)
+async def test_a_page_of_this_machine_may_use_the_api_and_no_more(origin: str) -> None:
+    async with guarded() as client:
+        sent = {"Origin": origin}
+        asked = {**sent, "Access-Control-Request-Method": "POST"}
+        assert (await client.options("/v1/chat/completions", headers=asked)).status_code == 204
+        answer = await client.post("/v1/chat/completions", headers=sent, json=CHAT)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, origin)
+        for path in ("/admin/models", "/status", "/metrics", "/dashboard/app.js"):
+            assert (await client.get(path, headers=sent)).status_code == 403, path
+
+
+@pytest.mark.parametrize("origin", FOREIGN)
+async def test_what_looks_like_a_page_of_this_machine_may_not(origin: str) -> None:
+    engine = FakeEngine([spell("ok")])
+    async with guarded(engine) as client:
+        answer = await client.post("/v1/chat/completions", headers={"Origin": origin}, json=CHAT)
+    assert (answer.status_code, error_of(answer)["code"]) == (403, "origin_not_allowed")
+    assert "security.cors_origins" in error_of(answer)["message"]
+    assert not engine.requests
+
+
+async def test_local_pages_can_be_closed() -> None:
+    async with guarded(local_origins=False) as client:
+        for origin in LOCAL:
+            answer = await client.post("/v1/chat/completions", headers={"Origin": origin}, json=CHAT)
+            assert answer.status_code == 403, origin
 
 
 async def test_its_own_page_may() -> None:

@@ -105,6 +105,14 @@ def test_origins() -> None:
     assert not OriginRule(config()).is_opened("https://a.example")
 
 
+def test_local_origins_beyond_loopback_need_keys() -> None:
+    origin = "tauri://localhost"
+    assert OriginRule(config()).is_local(origin)
+    assert OriginRule(config("0.0.0.0", keys_file="k")).is_local(origin)
+    assert not OriginRule(config("0.0.0.0", allow_open=True)).is_local(origin)
+    assert not OriginRule(config(local_origins=False)).is_local(origin)
+
+
 @pytest.mark.parametrize(
     ("origin", "is_own"),
     [
