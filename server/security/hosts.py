@@ -20,7 +20,7 @@ _APP_SCHEMES = frozenset(
         *("chrome-extension", "moz-extension", "safari-web-extension"),
     }
 )
-"""Of pages within apps, and of extensions: no site has one. `null` and `file`, as downloaded pages have, are not here."""
+"""Of apps and extensions: no site has one. `null` and `file`, which downloaded pages have, are not here."""
 
 
 class UnsafeSetup(Exception):
