@@ -152,12 +152,18 @@ class HealthConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MockConfig:
-    """The pace and the faults of the mock backend."""
+    """The pace and the faults of the mock backend, and what it writes."""
 
     load_s: float = option(0.0, "time that loading takes, seconds", ge=0)
     ttft_s: float = option(0.0, "time of a prefill, however long the prompt, seconds", ge=0)
     itl_s: float = option(0.0, "time of one decode step, seconds", ge=0)
     context: int = option(4096, "the mock model's own context length, tokens", ge=8)
+    script: str | None = option(
+        None, 'file of lines {"match": REGEX, "text": TEXT}: what it writes where the last message matches'
+    )
+    tokenizer: str | None = option(
+        None, "folder of a model whose tokenizer, template and end tokens it has; no weights"
+    )
     fault: str | None = option(None, "KIND@STEP or KIND/STEPS (every so many), KIND one of fail, oom, hang, die")
 
     def __post_init__(self) -> None:

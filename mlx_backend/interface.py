@@ -86,8 +86,22 @@ class GenerationRequest:
     """Tokens at the beginning that other conversations will have, too: the system prompt."""
     prefix_borders: tuple[int, ...] = ()
     """Positions at which another prompt may go on differently, ascending: a snapshot is of most use there."""
+    mock: MockText | None = None
+    """For the mock backend."""
     embeds: bool = False
     """The prompt's vector is told, and nothing is generated: `max_tokens` is 0. For a model that makes embeddings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MockText:
+    """What the mock backend writes in place of its own words; no other backend looks at it."""
+
+    outputs: tuple[tuple[int, ...], ...]
+    """Token ids of each continuation, its end token not among them."""
+    closing_ids: frozenset[int] = frozenset()
+    """Tokens that bring the end of an answer in JSON closer, where a grammar does not allow what was to be written."""
+    filling_ids: frozenset[int] = frozenset()
+    """Tokens with which such an answer could go on and on."""
 
 
 @dataclass(frozen=True, slots=True)

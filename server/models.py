@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from server import model_files, pocket
 from server.config import Config, engine_config, with_own
 from server.config_models import ModelEntry
 from server.service.life import Recipe, Report
+from server.service.mock_script import MockAuthor, read_script
 from server.service.registry import ServedModel
 from server.simulation import simulated
 from server.text.tokenizer import ByteTokenizer, load_tokenizer
@@ -67,7 +69,7 @@ def _recipe(config: Config, told: EngineConfig, path: Path | None) -> Recipe:
         return create_engine(replace(told, share=share))
 
     if path is None:
-        return Recipe(build_engine=build, load_tokenizer=ByteTokenizer, grammars=config.grammars)
+        return _mock_recipe(config, build)
     is_repeated = config.residency.verify == "always"
 
     def check(report: Report) -> None:
@@ -80,6 +82,18 @@ def _recipe(config: Config, told: EngineConfig, path: Path | None) -> Recipe:
         check=check if is_checked else None,
         grammars=config.grammars,
         warms_grammars=True,
+    )
+
+
+def _mock_recipe(config: Config, build: Callable[[MemoryShare | None], Engine]) -> Recipe:
+    script = () if config.mock.script is None else read_script(Path(config.mock.script).expanduser())
+    folder = None if config.mock.tokenizer is None else Path(config.mock.tokenizer).expanduser()
+    return Recipe(
+        build_engine=build,
+        load_tokenizer=ByteTokenizer if folder is None else partial(load_tokenizer, folder, needs_config=False),
+        author=MockAuthor(script, has_tokenizer=folder is not None) if script or folder else None,
+        grammars=config.grammars,
+        warms_grammars=folder is not None,
     )
 
 

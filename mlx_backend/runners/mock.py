@@ -2,7 +2,8 @@
 
 It replaces the lowest edge only: the engine, the scheduler and everything above are the real ones. A
 token is a byte of UTF-8 text, ids 0 to 255; the text depends on the prompt, on which of the n
-continuations it is and, unless the temperature is 0, on the seed. Nothing here is a model.
+continuations it is and, unless the temperature is 0, on the seed. With a tokenizer of another model the tokens are that
+one's, and the text comes with the request, as it does where a script says it. Nothing here is a model.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from mlx_backend import footprint
 from mlx_backend.admission import Budget
@@ -36,6 +38,7 @@ from mlx_backend.kv_cache.plan import CachePlan, CacheShape, PartShape
 from mlx_backend.memory import ModelShape
 from mlx_backend.prefix_cache.store_mock import MockStore
 from mlx_backend.runners.base import Sampled, Step, limited_by
+from mlx_backend.runners.mock_vocabulary import vocab_size_of
 from mlx_backend.sampling.grammar import read_masks
 from mlx_backend.scheduler import Chunk
 from mlx_backend.sequence import Prefill, Sequence
@@ -99,7 +102,10 @@ class MockRunner:
     """Implements `runners.base.Runner` without a device."""
 
     def __init__(self, config: EngineConfig) -> None:
+        """Raises ModelLoadError for a tokenizer's folder that cannot be used, and for a fault that there is not."""
         self._config = config
+        folder = config.mock.tokenizer
+        self._vocab_size = VOCAB_SIZE if folder is None else vocab_size_of(Path(folder).expanduser())
         self._pace = config.mock
         self._fault = Fault.parse(self._pace.fault) if self._pace.fault else None
         self._interrupted = threading.Event()
@@ -124,7 +130,7 @@ class MockRunner:
         return ModelInfo(
             context_limit=fitting,
             context_limited_by=limited_by(self._config.context, limit, fitting),
-            vocab_size=VOCAB_SIZE,
+            vocab_size=self._vocab_size,
             weights_bytes=_WEIGHTS_BYTES,
             memory=memory,
             kv_caches=(KVCacheReport(kind="mock", num_layers=1, bytes_per_token=_BYTES_PER_TOKEN),),
@@ -179,7 +185,8 @@ class MockRunner:
         ]
         masks = read_masks(sequences, in_flight)
         held = dict(masks.bits)
-        sampled = tuple(_sample(sequence, held.get(place)) for place, sequence in enumerate(sequences))
+        size = self._vocab_size
+        sampled = tuple(_sample(sequence, held.get(place), size) for place, sequence in enumerate(sequences))
         self._drawn = {each.sequence: each.token_id for each in sampled}
         for sequence in sequences:
             sequence.num_started_tokens += 1
@@ -230,43 +237,52 @@ def _budget(limit_bytes: int) -> Budget:
     return Budget(_SHAPE, [CachePlan(CacheShape("plain", part, part))], limit_bytes)
 
 
-def _sample(sequence: Sequence, bits: bytes | None) -> Sampled:
+def _sample(sequence: Sequence, bits: bytes | None, vocab_size: int) -> Sampled:
     """`bits`: which tokens a grammar allows."""
     request = sequence.request
-    text = _continuation(request.prompt_ids, sequence.ordinal, request.sampling.seed if _is_random(sequence) else None)
+    text = _text_of(sequence)
     position = sequence.num_started_tokens
     is_short = position < request.min_tokens
     ended = position >= text.length and bool(request.stop_ids) and not is_short
-    token_id = min(request.stop_ids) if ended else text.byte(position)
+    token_id = min(request.stop_ids) if ended else text.token(position)
     if is_short and token_id in request.stop_ids:
-        token_id = next(other for other in range(ord("a"), VOCAB_SIZE) if other not in request.stop_ids)
+        token_id = next(other for other in range(min(97, vocab_size - 1), vocab_size) if other not in request.stop_ids)
     if bits is not None:
-        token_id = _choose(bits, token_id, sequence)
+        token_id = _choose(bits, token_id, sequence, vocab_size)
     return Sampled(sequence, token_id, _logprobs(token_id, request.sampling.num_logprobs))
 
 
-def _choose(bits: bytes, wanted: int, sequence: Sequence) -> int:
+def _choose(bits: bytes, wanted: int, sequence: Sequence, vocab_size: int) -> int:
     """A token that a grammar allows: the end, else one that brings it closer, else `wanted` before others.
 
-    With a temperature, now and then any of the allowed, as long as the answer is not long yet.
+    What a script says comes first, as far as it is allowed, and so does `wanted` where the end is allowed, too. With a
+    temperature, now and then any of the allowed, as long as the answer is not long yet.
     """
-    allowed = [token_id for token_id in range(VOCAB_SIZE) if bits[token_id // 8] >> token_id % 8 & 1]
-    if _is_random(sequence) and allowed and sequence.num_started_tokens < _MOST_RANDOM_TOKENS:
+    given, stop_ids = sequence.request.mock, sequence.request.stop_ids
+    may_end = any(_is_allowed(bits, token_id) for token_id in stop_ids)
+    if (given is not None or may_end) and _is_allowed(bits, wanted):
+        return wanted
+    closes, puts_off = (_CLOSES, _PUTS_OFF) if given is None else (given.closing_ids, given.filling_ids)
+    allowed = [token_id for token_id in range(vocab_size) if _is_allowed(bits, token_id)]
+    if given is None and _is_random(sequence) and allowed and sequence.num_started_tokens < _MOST_RANDOM_TOKENS:
         seed, place = sequence.request.sampling.seed, sequence.num_started_tokens
         drawn = zlib.crc32(repr((sequence.request.prompt_ids, sequence.ordinal, seed, place)).encode())
         if drawn % 3 == 0:
             return allowed[drawn // 3 % len(allowed)]
-    stop_ids = sequence.request.stop_ids
     return min(
         allowed or [wanted],
         key=lambda token_id: (
             token_id not in stop_ids,
-            token_id not in _CLOSES,
-            token_id in _PUTS_OFF,
+            token_id not in closes,
+            token_id in puts_off,
             token_id != wanted,
             token_id,
         ),
     )
+
+
+def _is_allowed(bits: bytes, token_id: int) -> bool:
+    return bool(bits[token_id // 8] >> token_id % 8 & 1)
 
 
 def _note_prompt(chunk: Chunk, num_top: int | None) -> None:
@@ -295,6 +311,17 @@ def _logprobs(token_id: int, num_top: int | None) -> TokenLogprobs | None:
     return TokenLogprobs(-0.125, tuple(top[:num_top]))
 
 
+class _GivenText:
+    """The tokens that came with a request; what is wanted beyond them is the same again."""
+
+    def __init__(self, ids: tuple[int, ...]) -> None:
+        self._ids = ids or (0,)
+        self.length = len(ids)
+
+    def token(self, position: int) -> int:
+        return self._ids[position % len(self._ids)]
+
+
 class _Text:
     """Words without end, as bytes; `length` bytes are what the mock says before it stops by itself."""
 
@@ -305,7 +332,7 @@ class _Text:
             self._bytes += next(self._words)
         self.length = len(self._bytes)
 
-    def byte(self, position: int) -> int:
+    def token(self, position: int) -> int:
         while position >= len(self._bytes):
             self._bytes += next(self._words)
         return self._bytes[position]
@@ -315,6 +342,13 @@ def _words(source: random.Random) -> Iterator[bytes]:
     yield source.choice(WORDS).encode()
     while True:
         yield b" " + source.choice(WORDS).encode()
+
+
+def _text_of(sequence: Sequence) -> _Text | _GivenText:
+    request = sequence.request
+    if request.mock is not None:
+        return _GivenText(request.mock.outputs[sequence.ordinal])
+    return _continuation(request.prompt_ids, sequence.ordinal, request.sampling.seed if _is_random(sequence) else None)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -20,7 +20,7 @@ from mlx_backend.memory import ModelShape, allocated, batch_bytes, kv_bytes
 from mlx_backend.planner import decode_speed, prefill_speed
 from mlx_backend.prefix_cache.store_mock import MockStore
 from mlx_backend.runners.base import limited_by
-from mlx_backend.runners.mock import VOCAB_SIZE, MockRunner
+from mlx_backend.runners.mock import MockRunner
 from mlx_backend.scheduler import Chunk
 from mlx_backend.sequence import Prefill, Sequence
 
@@ -80,7 +80,7 @@ class SimulatedRunner(MockRunner):
         return ModelInfo(
             context_limit=fitting,
             context_limited_by=limited_by(self._config.context, limit, fitting),
-            vocab_size=VOCAB_SIZE,
+            vocab_size=self._vocab_size,
             num_parameters=self._shape.num_parameters,
             weights_bytes=total,
             memory=memory,

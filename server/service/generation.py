@@ -6,6 +6,7 @@ Knows nothing of HTTP or of any dialect.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -14,6 +15,7 @@ from math import inf
 from mlx_backend.errors import ContextLengthExceeded, EngineDead, TooManyPrompts, UnknownToken
 from mlx_backend.interface import (
     GenerationRequest,
+    MockText,
     ModelInfo,
     PrefillProgress,
     PromptEvent,
@@ -83,6 +85,10 @@ async def _open(lease: Lease, job: GenerationJob, started_at: float, truncates: 
         if grammar is not None:
             lease.on_release(grammar.release)
         grammars.append(grammar)
+    texts: list[MockText | None] = [None] * len(prompts)
+    if model.author is not None:
+        has_grammar = [grammar is not None for grammar in grammars]
+        texts = await asyncio.to_thread(model.author.write, tokenizer, job, prompts, has_grammar)
     requests = [
         GenerationRequest(
             request_id=f"{job.request_id}-{position}",
@@ -99,6 +105,7 @@ async def _open(lease: Lease, job: GenerationJob, started_at: float, truncates: 
             tenant=job.tenant.name,
             system_border=encoded[position].borders.system,
             prefix_borders=encoded[position].borders.positions,
+            mock=texts[position],
         )
         for position, ids in enumerate(prompts)
     ]

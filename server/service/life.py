@@ -16,6 +16,7 @@ from mlx_backend.errors import EngineNotReady, let_go_of_frames
 from mlx_backend.interface import Engine, EngineHealth, EngineStats, LoadProgress, MemoryShare
 from server.config import GrammarConfig
 from server.grammars.compiler import LEAST_MEMORY_BYTES, MEMORY_BYTES, GrammarBudget, GrammarCompiler, GrammarStats
+from server.service.mock_script import MockAuthor
 from server.text.borders import BorderFinder
 from server.text.tokenizer import Tokenizer
 
@@ -36,6 +37,8 @@ class Recipe:
     load_tokenizer: Callable[[], Tokenizer]
     check: Callable[[Report], None] | None = None
     """Looks at the files before anything is loaded from them, telling how far it is. Raises ModelLoadError."""
+    author: MockAuthor | None = None
+    """Of a mock: what it writes."""
     grammars: GrammarConfig = field(default_factory=GrammarConfig)
     warms_grammars: bool = False
     """What compiles grammars is started with the model; else with the first grammar."""

@@ -18,6 +18,7 @@ from server.errors import InvalidRequest, ModelNotFound
 from server.grammars.compiler import GrammarCompiler, GrammarStats
 from server.service.life import NO_ENGINE, Life, Recipe
 from server.service.measures import Measures
+from server.service.mock_script import MockAuthor
 from server.service.residency import LOAD_WAIT_S, Lease, Residency, Watcher
 from server.text.borders import BorderFinder
 from server.text.tokenizer import Tokenizer
@@ -143,6 +144,11 @@ class ServedModel:
     def grammar_stats(self) -> GrammarStats:
         """Counters of the grammars of this life; zeros where it is not loaded."""
         return GrammarStats() if self._life is None else self._life.grammar_stats
+
+    @property
+    def author(self) -> MockAuthor | None:
+        """What writes its answers, if it is a mock with a script or a tokenizer."""
+        return self._first.author
 
     @property
     def borders(self) -> BorderFinder:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mlx_backend.errors import ModelLoadError
+from server.text.calls.forms import GENERIC
+from server.text.calls.telling import describe_tools
 from server.text.detokenizer import (
     CONTROL_MARK,
     ByteDetokenizer,
@@ -72,8 +74,11 @@ class Tokenizer(Protocol):
         """
 
 
-def load_tokenizer(model_path: Path) -> Tokenizer:
-    """The tokenizer of the model in a folder. Raises ModelLoadError."""
+def load_tokenizer(model_path: Path, *, needs_config: bool = True) -> Tokenizer:
+    """The tokenizer of the model in a folder. Raises ModelLoadError.
+
+    `needs_config`: the folder has to be a whole model's, which says in its `config.json` how answers end.
+    """
     if not model_path.is_dir():
         raise ModelLoadError(f"there is no model folder {model_path}; give the folder of an MLX model")
     try:
@@ -83,7 +88,8 @@ def load_tokenizer(model_path: Path) -> Tokenizer:
     except ImportError as error:
         raise ModelLoadError(f"the tokenizer needs mlx-lm, which cannot be imported ({error}); install it") from error
     try:
-        config = utils.load_config(model_path)
+        has_config = needs_config or (model_path / "config.json").exists()
+        config = utils.load_config(model_path) if has_config else {}
         # Code that comes with a checkpoint is never run.
         extra = {"trust_remote_code": False}
         return HFTokenizer(load(model_path, extra, eos_token_ids=config.get("eos_token_id")))
@@ -218,7 +224,7 @@ class ByteTokenizer:
     vocab_size = 260
     eos_ids = frozenset({EOS_ID})
     special_ids = frozenset(range(EOS_ID, 260))
-    chat_format = ChatFormat()
+    chat_format = ChatFormat(calls=GENERIC, tells_tools="prompt")
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         ids = list(_well_formed(text).encode())
@@ -243,8 +249,10 @@ class ByteTokenizer:
     ) -> str:
         if not messages:
             raise ValueError("a conversation needs at least one message")
+        told = f"{describe_tools(GENERIC, tools)}\n" if tools else ""
         opening = "assistant:" if template_kwargs.get("add_generation_prompt", True) else ""
-        return "".join(f"{message['role']}: {message.get('content') or ''}\n" for message in messages) + opening
+        said = "".join(f"{message['role']}: {message.get('content') or ''}\n" for message in messages)
+        return told + said + opening
 
     def detokenizer(self, markup: tuple[str, ...] = ()) -> Detokenizer:
         return ByteDetokenizer(self._output_bytes)

@@ -21,8 +21,8 @@ from tests.serving import client_of, mock_engine, wait_until
 
 JSON = {"Content-Type": "application/json"}
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-CODES = {"brackets, 3,000 in a text": "invalid_value", "the same in a tool": "unsupported_parameter"}
-"""What the mock answers; else `unsupported_grammar`. (It cannot call tools.)"""
+CODES = {"brackets, 3,000 in a text": "invalid_value"}
+"""What the mock answers; else `unsupported_grammar`."""
 ANSWERED = ("references, 1,000 in a row",)
 """Deep, and no deeper than the stack of a grammar's process."""
 

@@ -78,7 +78,7 @@ async def test_list() -> None:
         "dequantized_reason": "its code is in the way",
         "embedding": None,
         "no_embedding_reason": "it was not made for them",
-        "tool_calls": None,
+        "tool_calls": {"form": "generic", "told_by": "prompt"},
         "has_reasoning": False,
         "context_limited_by": "memory",
         "memory": {
