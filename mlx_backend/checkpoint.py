@@ -8,21 +8,22 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import Any
 
+from mlx_backend.context_length import context_length as context_length
 from mlx_backend.errors import ModelLoadError
+from mlx_backend.weight_files import INDEX, IncompleteWeights, WeightFiles, choose, find_weights
 
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-MODEL_FILES = ("*.json", "*.jsonl", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safetensors")
-"""What is downloaded of a repository: no Python, since none of it would be run."""
+SMALL_FILES = ("*.json", "*.jsonl", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+"""What is downloaded of a repository beside its weights: no Python, since none of it would be run."""
 _MAX_HEADER_BYTES = 100_000_000
 """The safetensors format's own bound."""
-_WITHOUT_LIMIT = 131_072
-"""For models that name no context length (recurrent ones have none)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +33,13 @@ class Checkpoint:
     path: Path
     config: Mapping[str, Any]
     weight_files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+    """What is not as it should be of the files, and changes nothing."""
 
     @property
     def context_length(self) -> int:
         """The model's own context length, tokens."""
         return context_length(self.config)
-
-
-def context_length(config: Mapping[str, Any]) -> int:
-    """The context length that a config.json names, tokens."""
-    for section in (config, config.get("text_config") or {}):
-        for key in _CONTEXT_KEYS:
-            if isinstance(section.get(key), int):
-                return int(section[key])
-    return _WITHOUT_LIMIT
 
 
 def find_model(name: str) -> Path:
@@ -66,13 +60,11 @@ def find_model(name: str) -> Path:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Check config.json and every weight file's header against its size. Raises ModelLoadError."""
     config = read_config(path / "config.json")
-    files = tuple(sorted(path.glob("model*.safetensors")))
-    if not files:
-        raise ModelLoadError(f"{path} has no model*.safetensors; convert the model with mlx_lm.convert first")
-    _check_index(path, {file.name for file in files})
+    found = _choose_weights(path)
+    files = tuple(path / name for name in found.names)
     for file in files:
         _check_weights(file)
-    return Checkpoint(path, config, files)
+    return Checkpoint(path, config, files, found.notes)
 
 
 def read_config(file: Path) -> Mapping[str, Any]:
@@ -88,17 +80,15 @@ def read_config(file: Path) -> Mapping[str, Any]:
     return config
 
 
-def _check_index(path: Path, present: set[str]) -> None:
-    index = path / "model.safetensors.index.json"
-    if not index.is_file():
-        return
+def _choose_weights(path: Path) -> WeightFiles:
     try:
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelLoadError(f"{index} cannot be read ({error}); fetch the model again") from error
-    missing = sorted(named - present)
-    if missing:
-        raise ModelLoadError(f"{path} lacks {missing[0]} ({len(missing)} of {len(named)} files); fetch the model again")
+        return find_weights(path)
+    except (OSError, UnicodeError) as error:
+        raise ModelLoadError(f"{path / INDEX} cannot be read ({error}); fetch the model again") from error
+    except IncompleteWeights as error:
+        has_any = any(path.glob("model*.safetensors*"))
+        advice = "fetch the model again" if has_any else "convert the model with mlx_lm.convert first"
+        raise ModelLoadError(f"{path} {error}; {advice}") from error
 
 
 def _check_weights(file: Path) -> None:
@@ -119,12 +109,38 @@ def _check_weights(file: Path) -> None:
         raise ModelLoadError(f"{file} is cut off: {missing} KiB of {expected // 1024} are missing; fetch it again")
 
 
+def belonging(names: Collection[str], index: str | None) -> list[str]:
+    """The files of a repository that are fetched: the weights that `weight_files` takes, and what is small beside them.
+
+    `index`: the index's text, if there is one. Raises ModelLoadError where no weights are whole.
+    """
+    try:
+        weights = choose([name for name in names if name.endswith(".safetensors")], index).names
+    except IncompleteWeights as error:
+        raise ModelLoadError(f"{error}; look for the model in MLX's format, or convert it") from error
+    return [name for name in names if name in weights or is_small(name)]
+
+
+def is_small(name: str) -> bool:
+    """Whether it is a file that a model has beside its weights."""
+    return any(fnmatchcase(name, pattern) for pattern in SMALL_FILES)
+
+
 def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
+        folder = Path(snapshot_download(name, allow_patterns=list(SMALL_FILES)))
+        try:
+            names = HfApi().list_repo_files(name, revision=folder.name)
+        except (OfflineModeIsEnabled, HfHubHTTPError, OSError):
+            return folder  # what is here was fetched before
+        index = folder / INDEX
+        wanted = belonging(names, index.read_text(encoding="utf-8") if index.is_file() else None)
+        return Path(snapshot_download(name, revision=folder.name, allow_patterns=[escape(each) for each in wanted]))
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{name} {error}") from error
     except LocalEntryNotFoundError as error:
         raise ModelLoadError(
             f"{name} is neither a folder here nor in the download cache, and the hub is out of reach"

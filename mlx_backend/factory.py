@@ -67,7 +67,7 @@ def read_shape(
         found = skeleton.from_config(read_config(file), quantization)
     else:
         folder = find_model(model)
-        has_weights = any(folder.glob("model*.safetensors"))
+        has_weights = any(folder.glob("*.safetensors"))
         found = (
             skeleton.from_checkpoint(open_checkpoint(folder))
             if has_weights

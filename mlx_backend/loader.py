@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +18,9 @@ from mlx_backend.checkpoint import Checkpoint
 from mlx_backend.errors import ModelLoadError
 from mlx_backend.interface import LoadProgress
 from mlx_backend.pooling import is_embedding_model
+from mlx_backend.weight_files import INDEX, is_main
+
+logger = logging.getLogger("pippin.load")
 
 _READ_BYTES = 256 << 20
 """Weights are read in pieces of about this size: large enough to keep a disk busy, small enough for a bar."""
@@ -44,17 +51,58 @@ def build_model(checkpoint: Checkpoint) -> nn.Module:
     """The model, no weight of it read yet. Raises ModelLoadError."""
     model_type = checkpoint.config["model_type"]
     try:
-        model, _ = mlx_lm_utils.load_model(checkpoint.path, lazy=True, **_of_bare_weights(checkpoint))
+        return _build(checkpoint)
     except ValueError as error:
         if "not supported" in str(error):
             raise ModelLoadError(
                 f"mlx-lm knows no architecture {model_type!r}; choose another model or a newer mlx-lm"
             ) from error
-        raise ModelLoadError(f"{checkpoint.path} does not fit its config.json: {_first_line(error)}") from error
+        known = "".join(f"; {note}" for note in checkpoint.notes)
+        raise ModelLoadError(f"{checkpoint.path} does not fit its config.json: {_first_line(error)}{known}") from error
     except (KeyError, TypeError, AttributeError, AssertionError, RuntimeError, OSError) as error:
         what = f"{type(error).__name__}: {_first_line(error)}"
         raise ModelLoadError(f"{checkpoint.path} cannot be built as a {model_type} model ({what})") from error
+
+
+def _build(checkpoint: Checkpoint) -> nn.Module:
+    """Without the parts beside the model, such as one that predicts several tokens, where it has no use for them."""
+    main = tuple(file for file in checkpoint.weight_files if is_main(file.name))
+    try:
+        return _load(checkpoint, checkpoint.weight_files)
+    except ValueError as error:
+        if "not in model" not in str(error) or not main or main == checkpoint.weight_files:
+            raise
+    model = _load(checkpoint, main)
+    others = ", ".join(file.name for file in checkpoint.weight_files if file not in main)
+    logger.info("%s: left out, the model takes nothing of it: %s", checkpoint.path.name, others)
     return model
+
+
+def _load(checkpoint: Checkpoint, files: tuple[Path, ...]) -> nn.Module:
+    changes = _of_bare_weights(checkpoint)
+    quantization = checkpoint.config.get("quantization_config")
+    if isinstance(quantization, dict) and "bits" in quantization and "quant_method" not in quantization:
+        # by mlx-lm's other name for it; alone it takes it for another library's
+        changes.setdefault("model_config", {}).setdefault("quantization", quantization)
+    with _only(checkpoint.path, files) as folder:
+        model, _ = mlx_lm_utils.load_model(folder, lazy=True, **changes)
+    return model
+
+
+@contextmanager
+def _only(folder: Path, files: tuple[Path, ...]) -> Iterator[Path]:
+    """A folder in which mlx-lm, which takes all of model*.safetensors, finds these weights and no others."""
+    if {*folder.glob("model*.safetensors")} == {*files}:
+        yield folder
+        return
+    with TemporaryDirectory(prefix="pippin-model-") as name:
+        view = Path(name)
+        for each in folder.iterdir():
+            if each.suffix != ".safetensors" and each.name != INDEX:
+                (view / each.name).symlink_to(each.absolute())
+        for place, file in enumerate(files):
+            (view / f"model-{place:05}.safetensors").symlink_to(file.absolute())
+        yield view  # weights are read later, through files that are open by then
 
 
 def _of_bare_weights(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mlx_backend.weight_files import IncompleteWeights, find_weights
+
 _ID_BYTES = 16
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
 """Of every file of weights so much is read: two trainings of one shape differ in nearly every number."""
@@ -40,7 +42,11 @@ def weights_digest(folder: Path) -> str:
     for name in ("config.json", "model.safetensors.index.json"):
         if (folder / name).is_file():
             digest.update((folder / name).read_bytes())
-    for path in sorted(folder.glob("model*.safetensors")):
+    try:
+        paths = [folder / name for name in find_weights(folder).names]
+    except (IncompleteWeights, OSError, UnicodeError):  # of a mock, say
+        paths = []
+    for path in paths:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:

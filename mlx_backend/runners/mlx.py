@@ -71,6 +71,8 @@ class MLXRunner:
 
     def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
         checkpoint = open_checkpoint(Path(self._config.model_path))
+        for note in checkpoint.notes:
+            logger.warning("%s: %s", checkpoint.path.name, note)
         limit = self._context_limit(checkpoint)
         self._model = build_model(checkpoint)
         skeleton = read_model(self._model, checkpoint.config)

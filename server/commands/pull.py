@@ -10,15 +10,15 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from mlx_backend.checkpoint import HUB_ID, MODEL_FILES
+from mlx_backend.checkpoint import HUB_ID, belonging
 from mlx_backend.errors import ModelLoadError
 from mlx_backend.interface import LoadProgress
+from mlx_backend.weight_files import INDEX
 from server import model_files
 from server.commands.progress import shown
 from server.config import ConfigError
@@ -77,24 +77,23 @@ def fetch(model: str, revision: str | None = None) -> Path:
 
 def _ask(model: str, revision: str | None) -> _Wanted:
     """What the hub says of the repository's files."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, hf_hub_download
 
     try:
         info = HfApi().model_info(model, revision=revision, files_metadata=True)
+        files = {each.rfilename: each for each in info.siblings or ()}
+        index = Path(hf_hub_download(model, INDEX, revision=info.sha)).read_text("utf-8") if INDEX in files else None
     except Exception as error:  # the hub's client raises whatever its HTTP library does
         raise ModelLoadError(_explain(model, error)) from error
-    files = [each for each in info.siblings or () if _is_wanted(each.rfilename)]
-    if not any(each.rfilename.endswith(".safetensors") for each in files):
-        raise ModelLoadError(f"{model} has no model*.safetensors; look for it in MLX's format, or convert it")
+    try:
+        wanted = [files[name] for name in belonging(files, index)]
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{model} {error}") from error
     return _Wanted(
         str(info.sha),
-        {each.rfilename: each.size or 0 for each in files},
-        {each.rfilename: digest for each in files if (digest := _digest(each))},
+        {each.rfilename: each.size or 0 for each in wanted},
+        {each.rfilename: digest for each in wanted if (digest := _digest(each))},
     )
-
-
-def _is_wanted(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in MODEL_FILES)
 
 
 def _digest(file: Any) -> str | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from mlx_backend.checkpoint import HUB_ID, MODEL_FILES
+from mlx_backend.checkpoint import HUB_ID, SMALL_FILES
 from mlx_backend.errors import ModelLoadError
 from server import model_files, pocket
 from server.commands.progress import shown
@@ -52,6 +52,6 @@ def _find(model: str) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(os.fspath(snapshot_download(model, local_files_only=True, allow_patterns=list(MODEL_FILES))))
+        return Path(os.fspath(snapshot_download(model, local_files_only=True, allow_patterns=list(SMALL_FILES))))
     except LocalEntryNotFoundError:
         raise ConfigError(f"{model} is not in the download cache; fetch it: pippin pull {model}") from None

@@ -88,10 +88,16 @@ def test_a_file_that_the_index_names_is_missing(folder: Path) -> None:
     assert "lacks model-00002.safetensors (1 of 2 files)" in refusal(folder)
 
 
-@pytest.mark.parametrize("text", ["{", "{}", '{"weight_map": 3}'])
-def test_a_broken_index(folder: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["{", "{}", '{"weight_map": 3}', '{"weight_map": {"w": "../x.safetensors"}}', "[" * 9999]
+)
+def test_a_broken_index_of_what_is_whole_without_it(folder: Path, text: str) -> None:
     (folder / "model.safetensors.index.json").write_text(text)
-    assert "index.json cannot be read" in refusal(folder)
+    checkpoint = open_checkpoint(folder)
+    assert [file.name for file in checkpoint.weight_files] == ["model.safetensors"]
+    assert "index.json cannot be read" in checkpoint.notes[0]
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    assert "lacks model-00002-of-00002.safetensors" in refusal(folder)
 
 
 def test_finding_a_folder(folder: Path) -> None:
