@@ -91,11 +91,26 @@ def load_tokenizer(model_path: Path, *, needs_config: bool = True) -> Tokenizer:
         has_config = needs_config or (model_path / "config.json").exists()
         config = utils.load_config(model_path) if has_config else {}
         # Code that comes with a checkpoint is never run.
-        extra = {"trust_remote_code": False}
+        extra = {"trust_remote_code": False, **_template_beside(model_path)}
         return HFTokenizer(load(model_path, extra, eos_token_ids=config.get("eos_token_id")))
     except Exception as error:
         # The libraries raise anything for a broken file, bare Exception among it.
         raise ModelLoadError(_load_failure(model_path, error)) from error
+
+
+def _template_beside(folder: Path) -> dict[str, Any]:
+    """The chat template of `chat_template.json`, where processors have it, unless the tokenizer has one of its own."""
+    file, settings = folder / "chat_template.json", folder / "tokenizer_config.json"
+    has_own = (folder / "chat_template.jinja").exists() or (
+        settings.exists() and json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
+    )
+    if has_own or not file.exists():
+        return {}
+    found = json.loads(file.read_text(encoding="utf-8"))
+    template = found["chat_template"]
+    if not isinstance(template, str | list | dict):
+        raise ValueError(f"{file.name} has a chat_template that is none")
+    return {"chat_template": template}
 
 
 def _load_failure(model_path: Path, error: Exception) -> str:
@@ -128,13 +143,16 @@ class HFTokenizer:
         self._left_out: dict[tuple[str, ...], frozenset[int]] = {(): self.special_ids}
         self.chat_format = format_of(wrapper)
         self._renderer = ChatRenderer(wrapper, self.chat_format)
+        self._bos_id, self._bos_name = wrapper.bos_token_id, str(wrapper.bos_token)
         self.vocab_size = 1 + max(wrapper.get_vocab().values())
         self.eos_ids = frozenset(int(token_id) for token_id in wrapper.eos_token_ids)
         if self.chat_format.is_harmony:  # a checkpoint may name but one of them
             self.eos_ids |= {wrapper.get_vocab()[name] for name in (harmony.CALL, harmony.RETURN)}
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        return list(self._wrapper.encode(_well_formed(text), add_special_tokens=add_special_tokens))
+        ids = list(self._wrapper.encode(_well_formed(text), add_special_tokens=add_special_tokens))
+        begins_twice = add_special_tokens and self._bos_id is not None and ids[:2] == [self._bos_id] * 2
+        return ids[1:] if begins_twice and text.startswith(self._bos_name) else ids
 
     def decode(self, ids: Sequence[int]) -> str:
         if self._scheme is None or not self._scheme.is_exact:

@@ -237,3 +237,69 @@ def test_code_of_the_checkpoint_is_not_run(model):
     (model / "tokenizer_config.json").write_text(json.dumps(settings))
     (model / "own.py").write_text("raise SystemExit('it was run')")
     assert "not run" in _failure(model)
+
+
+# --- where the template is, and what a prompt begins with
+
+CHATML = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+CALLING = "{# <tool_call> #}" + CHATML + "{% if tools %}!{% endif %}"
+HI = [{"role": "user", "content": "hi"}]
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+
+
+def named(default: str, tool_use: str) -> list[dict[str, str]]:
+    return [{"name": "default", "template": default}, {"name": "tool_use", "template": tool_use}]
+
+
+@pytest.mark.parametrize(
+    ("files", "calls"),
+    [
+        ({"chat_template.jinja": CHATML}, False),
+        ({"chat_template.json": json.dumps({"chat_template": CHATML})}, False),
+        ({"chat_template.json": json.dumps({"chat_template": named(CHATML, CALLING)})}, True),
+        ({"chat_template.json": json.dumps({"chat_template": {"default": CHATML, "tool_use": CALLING}})}, True),
+        ({"chat_template.json": json.dumps({"chat_template": "other"}), "chat_template.jinja": CHATML}, False),
+        ({"chat_template.jinja": CHATML, "additional_chat_templates/tool_use.jinja": CALLING}, True),
+        ({"tokenizer_config.json": CHATML, "chat_template.json": json.dumps({"chat_template": "other"})}, False),
+        ({"tokenizer_config.json": named(CHATML, CALLING)}, True),
+    ],
+)
+def test_templates_wherever_they_are(tmp_path, files, calls):
+    folder = write_tiny_tokenizer(tmp_path / "model", chat_template=None)
+    for name, text in files.items():
+        file = folder / name
+        file.parent.mkdir(exist_ok=True)
+        if name == "tokenizer_config.json":
+            text = json.dumps({**json.loads(file.read_text()), "chat_template": text})
+        file.write_text(text)
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.render_chat(HI, {}) == "<user>hi<a>"
+    with_tools = tokenizer.render_chat(HI, {}, [WEATHER])
+    assert with_tools.endswith("!") == calls
+    assert tokenizer.chat_format.calls == (FORMS["json_tools"] if calls else GENERIC)
+
+
+@pytest.mark.parametrize("text", ["{", '{"other": 1}', "7"])
+def test_a_broken_template_file_is_told(tmp_path, text):
+    folder = write_tiny_tokenizer(tmp_path / "model", chat_template=None)
+    (folder / "chat_template.json").write_text(text)
+    with pytest.raises(ModelLoadError, match="cannot be loaded"):
+        load_tokenizer(folder)
+
+
+def test_a_prompt_that_begins_with_the_first_token_gets_no_second(tmp_path):
+    folder = write_tiny_tokenizer(tmp_path / "model")
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    bos = library.token_to_id("<|im_start|>")
+    library.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|im_start|> $A", pair="<|im_start|> $A $B", special_tokens=[("<|im_start|>", bos)]
+    )
+    library.save(str(folder / "tokenizer.json"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": "<|im_start|>"}))
+    tokenizer = load_tokenizer(folder)
+    fox = tokenizer.encode("fox", add_special_tokens=False)
+    assert tokenizer.encode("fox", add_special_tokens=True) == [bos, *fox]
+    assert tokenizer.encode("<|im_start|>fox", add_special_tokens=True) == [bos, *fox]
+    assert tokenizer.encode("<|im_start|><|im_start|>fox", add_special_tokens=True) == [bos, bos, *fox]
+    assert tokenizer.encode("<|im_start|>fox", add_special_tokens=False) == [bos, *fox]
