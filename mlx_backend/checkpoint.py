@@ -17,7 +17,8 @@ from typing import Any
 
 from mlx_backend.context_length import context_length as context_length
 from mlx_backend.errors import ModelLoadError
-from mlx_backend.weight_files import INDEX, IncompleteWeights, WeightFiles, choose, find_weights
+from mlx_backend.weight_files import INDEX as INDEX
+from mlx_backend.weight_files import IncompleteWeights, WeightFiles, choose, find_weights, read_index
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 SMALL_FILES = ("*.json", "*.jsonl", "*.jinja", "*.txt", "*.model", "*.tiktoken")
@@ -119,6 +120,17 @@ def belonging(names: Collection[str], index: str | None) -> list[str]:
     except IncompleteWeights as error:
         raise ModelLoadError(f"{error}; look for the model in MLX's format, or convert it") from error
     return [name for name in names if name in weights or is_small(name)]
+
+
+def is_needed(folder: Path, name: str) -> bool:
+    """Whether a file belongs to the model in a folder, be it there or not."""
+    if not name.endswith(".safetensors"):
+        return is_small(name)
+    try:
+        index = (folder / INDEX).read_text(encoding="utf-8")
+        return name in read_index(index)
+    except (OSError, ValueError):
+        return fnmatchcase(name, "model*.safetensors")
 
 
 def is_small(name: str) -> bool:

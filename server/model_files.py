@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx_backend.checkpoint import is_needed
 from mlx_backend.errors import ModelLoadError
 from mlx_backend.interface import LoadProgress
 
@@ -55,9 +56,14 @@ def find_record(folder: Path) -> Record | None:
     """What the files of `folder` should be, or None where nobody says. Raises ModelLoadError for a broken manifest."""
     manifest = folder / MANIFEST
     if manifest.is_file():
-        return Record(f"{MANIFEST} of the folder", dict(_read_manifest(manifest)))
-    digests = dict(_linked(folder)) or dict(_noted(folder))
+        return Record(f"{MANIFEST} of the folder", _of_model(folder, dict(_read_manifest(manifest))))
+    digests = dict(_linked(folder)) or _of_model(folder, dict(_noted(folder)))
     return Record("the hub's record", digests) if digests else None
+
+
+def _of_model(folder: Path, digests: Mapping[str, str]) -> dict[str, str]:
+    """Without files that are not here and that no model needs, such as a page about it or another format's weights."""
+    return {name: digest for name, digest in digests.items() if (folder / name).exists() or is_needed(folder, name)}
 
 
 def _read_manifest(manifest: Path) -> Iterator[tuple[str, str]]:

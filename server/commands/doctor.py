@@ -162,12 +162,16 @@ def _check_model(facts: Facts, config: Config, name: str | None) -> Iterator[Fin
     try:
         if folder is None:
             raise ModelLoadError(f"there is no folder {name}" if name else "none is named, and none comes with Pippin")
-        files = open_checkpoint(folder).weight_files
+        checkpoint = open_checkpoint(folder)
+        files = checkpoint.weight_files
     except ModelLoadError as error:
         yield Finding(what, "problem", str(error), "fetch it again, or name another one")
         return
     size = sum(file.stat().st_size for file in files)
     yield Finding(what, "ok", f"{len(files)} weight files, {size / 1e9:.2f} GB, whole by their headers; in {folder}")
+    if checkpoint.notes:
+        advice = "it is served without them; remove what is left over, or fetch the model again"
+        yield Finding(what, "warning", "; ".join(checkpoint.notes), advice)
     yield check_fit(facts, config, what, folder)
 
 

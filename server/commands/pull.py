@@ -15,10 +15,9 @@ from typing import Any
 
 import typer
 
-from mlx_backend.checkpoint import HUB_ID, belonging
+from mlx_backend.checkpoint import HUB_ID, INDEX, belonging
 from mlx_backend.errors import ModelLoadError
 from mlx_backend.interface import LoadProgress
-from mlx_backend.weight_files import INDEX
 from server import model_files
 from server.commands.progress import shown
 from server.config import ConfigError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -49,12 +50,12 @@ def test_whole_files_pass_and_progress_is_told(tmp_path: Path) -> None:
 
 
 def test_every_kind_of_damage_is_named(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path, a=b"one", b=b"two", c=b"three", d=b"four")
+    folder = write_folder(tmp_path, **{"a": b"one", "b.json": b"two", "c": b"three", "d": b"four"})
     (folder / "a").write_bytes(b"One")
-    (folder / "b").unlink()
+    (folder / "b.json").unlink()
     (folder / "c").write_bytes(b"thre")
     found = problems(folder)
-    assert [line.split(" is damaged: ")[0] for line in found] == [str(folder / name) for name in "abc"]
+    assert [line.split(" is damaged: ")[0] for line in found] == [str(folder / name) for name in ("a", "b.json", "c")]
     assert found[1].endswith("it is not there")
 
 
@@ -151,3 +152,20 @@ def test_what_the_report_raises_ends_it(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         ensure(folder, is_repeated=False, report=stop)
+
+
+def test_files_that_no_model_needs_may_be_missing(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    names = ["README.md", "consolidated.safetensors", "model-00003-of-00009.safetensors"]
+    index = {"weight_map": {"w": "model.safetensors", "m": "mtp.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    manifest = folder / "SHA256SUMS"
+    with manifest.open("a") as stream:
+        stream.writelines(f"{'0' * 64}  {name}\n" for name in names)
+    assert problems(folder) == []
+    with manifest.open("a") as stream:
+        stream.writelines(f"{'0' * 64}  {name}\n" for name in ("mtp.safetensors", "tokenizer.json"))
+    assert [line.partition(" is ")[0].rpartition("/")[2] for line in problems(folder)] == [
+        "mtp.safetensors",
+        "tokenizer.json",
+    ]

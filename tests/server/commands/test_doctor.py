@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
@@ -131,6 +132,12 @@ def test_models(facts: Facts, tmp_path: Path) -> None:
     found = bad(facts, Config(model=str(tmp_path)))
     assert found.state == "problem"
     assert "model-1.safetensors" in found.text
+    (tmp_path / "model-1.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
+    assert "lacks model-00002-of-00002.safetensors" in bad(facts, Config(model=str(tmp_path))).text
+    shutil.copytree(pocket.folder(), tmp_path / "copy")
+    (tmp_path / "copy" / "model-00001-of-00002.safetensors").touch()
+    left_over = bad(facts, Config(model=str(tmp_path / "copy")))
+    assert (left_over.state, "left out" in left_over.text) == ("warning", True)
     later = bad(facts, Config(model="somebody/something"))
     assert later.state == "warning"
     assert "pippin pull somebody/something" in later.advice

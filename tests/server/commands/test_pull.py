@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -168,3 +169,48 @@ def test_verify_of_what_was_not_pulled(run: Run, tmp_path: Path) -> None:
     assert "there is no SHA256SUMS and no record of the hub" in unknown.stdout
     pocket = run("verify")
     assert (pocket.returncode, "5 files are as in SHA256SUMS of the folder" in pocket.stdout) == (0, True)
+
+
+INDEX = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+SHARDED = {
+    "config.json": FILES["config.json"],
+    "model.safetensors.index.json": json.dumps(
+        {"weight_map": {**INDEX["weight_map"], "m": "mtp.safetensors"}}
+    ).encode(),
+    "model-00001-of-00002.safetensors": b"one",
+    "model-00002-of-00002.safetensors": b"two",
+    "mtp.safetensors": b"beside",
+    "model-00007-of-00009.safetensors": b"left over",
+    "consolidated.safetensors": b"another format",
+    "additional_chat_templates/tool_use.jinja": b"{{ tools }}",
+}
+LEFT_OUT = {"model-00007-of-00009.safetensors", "consolidated.safetensors"}
+
+
+def test_what_the_index_names_is_fetched_and_serve_fetches_the_same(hub: FakeHub, run: Run, tmp_path: Path) -> None:
+    hub.files = dict(SHARDED)
+    assert run("pull", "owner/tiny").returncode == 0
+    folder = snapshot(tmp_path)
+    fetched = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert fetched == SHARDED.keys() - LEFT_OUT
+    hub.requests.clear()
+    done = run("serve", "owner/tiny", "--port", "0")
+    assert "not a readable safetensors file" in done.stderr
+    assert downloads(hub) == []
+
+
+def test_serve_alone_fetches_what_belongs_to_the_model(hub: FakeHub, run: Run, tmp_path: Path) -> None:
+    hub.files = dict(SHARDED)
+    assert "not a readable safetensors file" in run("serve", "owner/tiny", "--port", "0").stderr
+    folder = snapshot(tmp_path)
+    fetched = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert fetched == SHARDED.keys() - LEFT_OUT
+    assert run("verify", "owner/tiny").returncode == 0
+
+
+def test_a_repository_whose_weights_are_not_whole(hub: FakeHub, run: Run) -> None:
+    hub.files = {name: content for name, content in SHARDED.items() if not name.startswith("model-00002")}
+    for command in ("pull", "serve"):
+        done = run(command, "owner/tiny")
+        assert done.returncode != 0
+        assert "owner/tiny lacks model-00002-of-00002.safetensors (1 of 3 files)" in done.stderr
