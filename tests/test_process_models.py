@@ -129,7 +129,7 @@ def test_a_client_that_leaves_while_its_model_loads_leaves_nothing(tmp_path: Pat
 
 
 def test_what_goes_wrong_behind_a_late_beginning_is_an_event(tmp_path: Path) -> None:
-    mock = "mock: {load_s: 1}\nstream: {keep_alive_s: 0.1}"
+    mock = "mock: {load_s: 1}\nstream: {keep_alive_s: 0.1}\ncontext: {on_max_tokens: error}"
     with serving("--config", write(tmp_path, pinned=False, mock=mock)) as (_, client):
         with client.stream("POST", "/v1/completions", json={**STREAMED, "max_tokens": 100_000}) as answer:
             events = [event for event in "".join(answer.iter_text()).split("\n\n") if not event.startswith(":")]

@@ -91,7 +91,8 @@ def load_tokenizer(model_path: Path, *, needs_config: bool = True) -> Tokenizer:
         has_config = needs_config or (model_path / "config.json").exists()
         config = utils.load_config(model_path) if has_config else {}
         # Code that comes with a checkpoint is never run.
-        extra = {"trust_remote_code": False, **_template_beside(model_path)}
+        extra = {"trust_remote_code": False}
+        extra |= _template_beside(model_path)
         return HFTokenizer(load(model_path, extra, eos_token_ids=config.get("eos_token_id")))
     except Exception as error:
         # The libraries raise anything for a broken file, bare Exception among it.
