@@ -112,7 +112,7 @@ class ChatParser:
                 self._attempt.finish(is_cut=is_cut)
             if not self._step(parts):
                 break
-        self._say_rest(parts)
+        self._say_rest(parts, is_cut=is_cut)
         return [part for part in parts if part.size] or [Part(self._last_kind, "", 0)]
 
     def _step(self, parts: list[Part]) -> bool:
@@ -224,6 +224,8 @@ class ChatParser:
 
     def _open_thought(self, parts: list[Part], place: int) -> None:
         if self._kind == "content":
+            if self._is_undecided:
+                self._format.habit.note_opened()
             self._decide_plain(is_known=True)
             text = self._held[:place]
             self._say(parts, text if self._has_content or text.strip() else "")
@@ -353,10 +355,10 @@ class ChatParser:
         if text:
             parts.append(Part("reasoning", said, len(text)))
 
-    def _say_rest(self, parts: list[Part]) -> None:
+    def _say_rest(self, parts: list[Part], *, is_cut: bool) -> None:
         if self.done:
             return
-        self._decide_plain()
+        self._decide_plain(is_known=is_cut)
         if self._kind == "reasoning":
             self._say(parts, self._held.rstrip())
             self._drop(parts, len(self._held), "reasoning")

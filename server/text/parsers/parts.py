@@ -48,8 +48,8 @@ class ThoughtHabit:
 
     Some templates neither open a thought nor say anything of one, and the model thinks all the same, from its first
     word to a closing tag. Such an answer is known for what it is only at that tag. So the first answers of a model are
-    held back, as far as `num_held` says; after two of them without a thought, none is. Once one such thought has been
-    seen, an answer that is not marked otherwise begins as a thought.
+    held back, as far as `num_held` says; after two of them without a thought, or one whose thought the model has opened
+    itself, none is. Once one such thought has been seen, an answer that is not marked otherwise begins as a thought.
     """
 
     _MOST_HELD = 400
@@ -67,6 +67,10 @@ class ThoughtHabit:
     def note_plain(self) -> None:
         """Note an answer that was no thought."""
         self._num_plain += 1
+
+    def note_opened(self) -> None:
+        """Note a thought that began with its opening tag."""
+        self._num_plain = self._NUM_PLAIN
 
     def note_unopened(self) -> None:
         """Note a thought that was closed, and had not been opened."""

@@ -213,3 +213,25 @@ def test_a_prompt_that_ends_in_an_open_thought(prompt, is_open):
 def test_raw_text_is_content():
     parts = parts_of(RawText(), ["a<think>", "", f"b{CALL}"])
     assert text_of(parts, "content") == f"a<think>b{CALL}"
+
+
+def answered(habit: ThoughtHabit, text: str, *, is_cut: bool = False) -> None:
+    parser = ChatParser(format_with(habit=habit))
+    parser.feed(text)
+    parser.flush(is_cut=is_cut)
+
+
+def test_what_the_first_answers_show_of_a_model() -> None:
+    habit = ThoughtHabit()
+    assert habit.num_held > 0
+    answered(habit, "cut", is_cut=True)
+    answered(habit, "one")
+    assert habit.num_held > 0
+    answered(habit, "two")
+    assert habit.num_held == 0
+    habit = ThoughtHabit()
+    answered(habit, "<think>hm</think>so")
+    assert (habit.num_held, habit.is_unopened) == (0, False)
+    habit = ThoughtHabit()
+    answered(habit, "hm</think>so")
+    assert habit.is_unopened
