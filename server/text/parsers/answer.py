@@ -160,7 +160,10 @@ class ChatParser:
     def _first_tag(self, at: int) -> tuple[int, str] | None:
         if self._kind == "reasoning":
             return self._in_thought.find(self._held, at)
-        found, in_line = self._in_content.find(self._held, at), self._in_line.find(self._held, at)
+        found = self._in_content.find(self._held, at)
+        if not self._in_line:
+            return found
+        in_line = self._in_line.find(self._held, at)
         while in_line is not None and not self._is_line_blank(in_line[0]):
             in_line = self._in_line.find(self._held, in_line[0] + 1)
         return min(filter(None, (found, in_line)), key=lambda each: each[0], default=None)
@@ -170,6 +173,8 @@ class ChatParser:
             return len(self._held)
         if self._kind == "reasoning":
             return self._in_thought.half_at(self._held, at)
+        if not self._in_line:
+            return self._in_content.half_at(self._held, at)
         in_line = self._in_line.half_at(self._held, at)
         in_line = in_line if self._is_line_blank(in_line) else len(self._held)
         return min(self._in_content.half_at(self._held, at), in_line)
@@ -328,6 +333,9 @@ class ChatParser:
     def _say(self, parts: list[Part], text: str) -> None:
         """Give out `text`, with which what is held begins."""
         self._consume(len(text))
+        if self._kind == "content" and CONTROL_MARK not in text:
+            self._say_content(parts, text)
+            return
         for place, piece in enumerate(text.split(CONTROL_MARK)):
             if place % 2:  # the name of a special token, which is a text in calls alone
                 parts.append(Part("call", "", len(piece) + 2))
@@ -337,9 +345,10 @@ class ChatParser:
                 self._say_content(parts, piece)
 
     def _say_content(self, parts: list[Part], text: str) -> None:
-        space = len(text) - len(text.lstrip()) if self._drops_space else 0
-        self._note_space(parts, space)
-        said = text[space:]
+        said = text
+        if self._drops_space:
+            said = text.lstrip()
+            self._note_space(parts, len(text) - len(said))
         if said:
             parts.append(Part("content", said, len(said)))
             self._drops_space = self._is_after_call = False

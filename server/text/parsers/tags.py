@@ -38,6 +38,13 @@ class TagSet:
         self._pattern = re.compile("|".join(map(re.escape, shortest)) if shortest else r"(?!)")
         self._halves = frozenset(tag[:size] for tag in shortest for size in range(1, len(tag)))
         self._longest = max(map(len, self._halves), default=0)
+        firsts = "".join(sorted({tag[0] for tag in shortest}))
+        self._firsts = re.compile(f"[{re.escape(firsts)}]" if firsts else r"(?!)")
+
+        self._has_any = bool(shortest)
+
+    def __bool__(self) -> bool:
+        return self._has_any
 
     def find(self, text: str, start: int) -> tuple[int, str] | None:
         """Return (where the first whole tag from `start` on begins, that tag); None if there is none."""
@@ -46,7 +53,9 @@ class TagSet:
 
     def half_at(self, text: str, start: int) -> int:
         """Return where, from `start` on, the longest tail of the text that begins a tag begins, else len(text)."""
-        for place in range(max(start, len(text) - self._longest), len(text)):
-            if text[place:] in self._halves:
-                return place
+        found = self._firsts.search(text, max(start, len(text) - self._longest))
+        while found is not None:
+            if text[found.start() :] in self._halves:
+                return found.start()
+            found = self._firsts.search(text, found.end())
         return len(text)
