@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from mlx_backend.interface import GenerationRequest, SchedulerConfig
 from mlx_backend.pace import Pace
-from mlx_backend.scheduler import Scheduler, StepPlan, largest
+from mlx_backend.scheduler import Outlook, Scheduler, StepPlan, largest
 from mlx_backend.sequence import Prefill, Sequence, Status
 
 MAX_ROWS = 4
@@ -106,11 +107,126 @@ def test_more_sequences_than_rows_are_served_in_turn() -> None:
 
 
 def test_a_sequence_whose_last_token_is_in_flight_is_not_started_again() -> None:
+    """Its tokens are counted as they are started, not as they are read."""
     target = scheduler()
-    target.add(prompt(1, max_tokens=1))
-    compute(target, target.schedule())
+    target.add(prompt(1, max_tokens=2))
+    (sequence,) = target.schedule().decodes
+    sequence.num_started_tokens += 1  # the first is on its way
+    assert target.schedule().decodes == (sequence,)
+    sequence.num_started_tokens += 1
+    assert sequence.output_ids == []
     assert target.schedule().decodes == ()
-    assert len(target.running) == 1
+    assert target.running == [sequence]
+
+
+def test_a_batch_is_filled_to_its_last_row_and_no_further() -> None:
+    target = scheduler(max_rows=3)
+    for _ in range(5):
+        target.add(prompt(1))
+    assert len(target.schedule().decodes) == 3
+    assert len(target.waiting) == 2
+    target.end(target.running[0])
+    assert len(target.schedule().decodes) == 3
+    assert len(target.waiting) == 1
+
+
+def test_choices_fill_the_rows_that_are_free() -> None:
+    target = scheduler(max_rows=4)
+    target.add(prompt(1))
+    target.add(prompt(10, n=3))
+    target.add(prompt(10))
+    compute(target, target.schedule())
+    assert len(target.schedule().decodes) == 4
+    assert len(target.waiting) == 1
+
+
+def test_who_lost_the_rows_comes_back_in_order_and_before_all_others() -> None:
+    target = scheduler()
+    several = [prompt(place + 1) for place in range(MAX_ROWS)]
+    late = prompt(50)
+    for each in (*several, late):
+        target.add(each)
+    for _ in range(3):
+        compute(target, target.schedule())
+    ran = list(target.running)
+    assert len(ran) == MAX_ROWS
+    ran[0].num_started_tokens += 1  # on its way, and lost
+    target.recompute()
+    assert not target.running
+    order = [target.waiting.popleft() for _ in range(len(target.waiting))]
+    assert [each.sequences[0] for each in order[:-1]] == ran
+    assert order[-1] is late
+    assert all(each.num_started_tokens == len(each.output_ids) > 0 for each in ran)
+    assert [each.num_tokens for each in order[:-1]] == [len(s.request.prompt_ids) + len(s.output_ids) for s in ran]
+
+
+def test_a_prompt_that_is_complete_makes_those_behind_it_short() -> None:
+    """Alone they may take several stalls; from the end of the first on somebody waits for a first token."""
+    target = scheduler(max_stall_s=0.1, max_chunk_tokens=10_000)
+    target.add(prompt(21))
+    target.add(prompt(5000))
+    first, second = target.schedule().chunks
+    assert first.num_tokens == 20
+    assert second.num_tokens <= 60
+    alone = scheduler(max_stall_s=0.1, max_chunk_tokens=10_000)
+    alone.add(prompt(5000))
+    assert alone.schedule().chunks[0].num_tokens > 200
+
+
+@pytest.mark.parametrize("num_rows", [2, 9])
+def test_one_that_is_wider_than_all_rows_is_let_in_alone(num_rows: int) -> None:
+    target = scheduler(max_rows=num_rows)
+    target.add(prompt(1))
+    target.add(prompt(1, n=10))
+    (only,) = target.schedule().decodes
+    assert len(target.waiting) == 1
+    target.end(only)
+    assert len(target.schedule().decodes) == num_rows
+
+
+def looking(outlooks: dict[int, Outlook], **config: float) -> Scheduler:
+    """What is known of a prompt, by its length."""
+    pace = Pace()
+    pace.observe_chunk(0, 100, 0.1)
+    pace.observe_chunk(0, 100, 0.001, is_known=True)
+    return Scheduler(
+        SchedulerConfig(**config),  # type: ignore[arg-type]
+        pace,
+        MAX_ROWS,
+        look=lambda prefill: outlooks.get(prefill.num_prompt_tokens, Outlook()),
+    )
+
+
+def test_what_is_known_is_restored_and_the_rest_computed_up_to_where_a_snapshot_is() -> None:
+    target = looking({100: Outlook(restorable_until=64, stop_at=80)})
+    target.add(prompt(100))
+    (chunk,) = target.schedule().chunks
+    assert (chunk.start, chunk.num_tokens, chunk.is_known) == (0, 64, True)
+    chunk.prefill.num_computed_tokens = 64
+    target.computed(chunk)
+    (chunk,) = target.schedule().chunks
+    assert (chunk.start, chunk.num_tokens, chunk.is_known) == (64, 16, False)
+
+
+def test_one_that_waits_for_the_disk_lets_others_by() -> None:
+    target = looking({100: Outlook(waits=True)})
+    target.add(prompt(100))
+    target.add(prompt(50))
+    for _ in range(2):  # whoever is first in a turn
+        (chunk,) = target.schedule().chunks
+        assert chunk.prefill.num_prompt_tokens == 50
+    assert not target.is_blocked
+    target.end(chunk.prefill.sequences[0])
+    assert target.schedule().chunks == ()
+    assert target.is_blocked
+
+
+def test_of_two_that_begin_alike_one_is_computed() -> None:
+    target = looking({100: Outlook(key=b"a"), 50: Outlook(key=b"a"), 70: Outlook(key=b"b")}, max_stall_s=10)
+    for length in (100, 50, 70):
+        target.add(prompt(length))
+    planned = [chunk.prefill.num_prompt_tokens for chunk in target.schedule().chunks]
+    assert planned == [100, 70]
 
 
 class Machine(RuleBasedStateMachine):

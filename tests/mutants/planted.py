@@ -1,0 +1,153 @@
+"""Faults to plant, one at a time: where, what a user would suffer, and the tests that have to notice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# ruff: noqa: E501
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """`text` is in `file` once, and becomes `replacement`. `tests`: arguments of pytest."""
+
+    file: str
+    text: str
+    replacement: str
+    suffers: str
+    tests: tuple[str, ...]
+
+
+def _of(file: str, tests: str, *faults: tuple[str, str, str]) -> tuple[Mutant, ...]:
+    """Faults of one file: (what a user would suffer, text, replacement)."""
+    return tuple(
+        Mutant(file, text, replacement, suffers, tuple(tests.split())) for suffers, text, replacement in faults
+    )
+
+
+_ENGINE = "tests/mlx_backend/test_device_failures.py tests/mlx_backend/test_engine.py"
+_SCHEDULER = "tests/mlx_backend/test_scheduler.py"
+_WAITING = "tests/mlx_backend/test_waiting.py"
+_KEYS = "tests/server/security/test_keys.py"
+_GATE = "tests/server/security"
+_RESIDENCY = "tests/server/service/test_residency.py"
+_GENERATION = "tests/server/service/test_generation.py"
+
+MUTANTS: tuple[Mutant, ...] = (
+    # --- the engine and its device
+    *_of(
+        "mlx_backend/turns.py",
+        _ENGINE,
+        ("three failures in a year end the server", "        self._failures_in_a_row = 0\n        self._succeeded(now)", "        self._succeeded(now)"),
+        ("answers skip tokens after memory ran out", "                started = None  # was built on what is lost", "                pass"),
+        ("answers skip tokens after memory ran out", "            self._ran_out = error\n            return False", "            self._ran_out = error\n            return True"),
+        ("one of n choices waits for ever when the engine dies", "        if all(other.status is Status.ENDED for other in stream.sequences):", "        if any(other.status is Status.ENDED for other in stream.sequences):"),
+        ("prompts stall running streams: the pace is taken for slower", "        self._collected_at = None  # the time to the next", "        pass  # the time to the next"),
+        ("who is out of memory is told nothing", "            self._fail(error, largest(running))", "            pass"),
+        ("everybody fails where memory runs out", "            self.scheduler.recompute()", "            self._fail(error, running)"),
+        ("a large request ends the server", "        if isinstance(error, OutOfMemory):\n            return", "        if False:\n            return"),
+        ("a device that always fails is never given up", "        if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:", "        if False:"),
+        ("an answer goes on behind its stop token", "        if sampled.token_id in request.stop_ids:", "        if False:"),
+        ("an answer is one token too long", "        elif len(sequence.output_ids) >= request.max_tokens:", "        elif len(sequence.output_ids) > request.max_tokens:"),
+        ("rows stay in memory while nothing runs", "            self._runner.idle()\n", ""),
+    ),
+    *_of(
+        "mlx_backend/engine.py",
+        _ENGINE,
+        ("requests that had just come wait for ever when the engine dies", "            arrived = list(self._inbox)\n            self._inbox.clear()\n        if self._turns", "            arrived: list[Prefill] = []\n        if self._turns"),
+        ("a request waits for ever that came as the engine died", "        with self._changed:\n            if self._failure is not None or self._closing:\n                raise self._dead()\n            if not", "        with self._changed:\n            if not"),
+        ("a server that was idle for an hour says that it is stalled", "            self._counters.progress_at = time.monotonic()\n            self._busy = True", "            self._busy = True"),
+        ("a server without work says that it is stalled", "            self._busy = False\n", ""),
+        ("the queue takes any number", "            if not self._has_room(prefills):", "            if False:"),
+        ("a stalled device is never told", "        if self._busy and waited_s > self._config.health.stall_s:", "        if False:"),
+        ("nobody is told that the engine died", "            for callback in self._callbacks:\n                callback()", "            pass"),
+        ("a request that is given up is computed to its end", "            turns.abort(sequence)", "            pass"),
+    ),
+    # --- who computes what
+    *_of(
+        "mlx_backend/scheduler.py",
+        _SCHEDULER,
+        ("after memory ran out the last come first", "            sequence = self.running.pop()\n", "            sequence = self.running.pop(0)\n"),
+        ("a first token waits four stalls", "                left_s = min(left_s, stall_s)  # from", "                pass  # from"),
+        ("answers repeat a token after memory ran out", "            sequence.num_started_tokens = len(sequence.output_ids)\n", ""),
+        ("more rows than there are", "(promised + num_rows > self._max_rows or", "(promised > self._max_rows or"),
+        ("a batch is never full", "(promised + num_rows > self._max_rows or", "(promised + num_rows >= self._max_rows or"),
+        ("a request that is too large for all others is never let in", "            if promised and (promised", "            if (promised"),
+        ("a chunk stalls running streams", "self._chunks(stalls=bool(self.running))", "self._chunks(stalls=False)"),
+        ("a short prompt waits for a long one", "        if self._turn % 2 or len(self.prefilling) < 2:", "        if True:"),
+        ("a long prompt starves", "        if self._turn % 2 or len(self.prefilling) < 2:", "        if len(self.prefilling) < 2:"),
+        ("memory is promised twice", "            self._admitted.append(prefill)\n", ""),
+        ("memory is never given back", "            self._admitted.remove(prefill)", "            pass"),
+        ("two prompts are planned before one is measured", "                return  # measure one chunk before planning a second", "                token_s = 0.0"),
+        ("a prompt that waits for the disk holds up all others", "                continue\n            if outlook.key is not None:", "                return\n            if outlook.key is not None:"),
+        ("the same prompt is computed twice at once", "                planned.add(outlook.key)", "                pass"),
+        ("what is known is computed again", "        if outlook.restorable_until > start:", "        if False:"),
+        ("a chunk goes past the place of a snapshot", "min(stop, outlook.stop_at or stop)", "stop"),
+    ),
+    *_of(
+        "mlx_backend/waiting.py",
+        _WAITING,
+        ("a tenant whose only prompt was given up takes a turn", "        queue.remove(prefill)\n        if not queue:\n            del self._of[prefill.request.tenant]", "        queue.remove(prefill)"),
+        ("a tenant takes one place too many", "num_own + len(coming) <= max(num_free - len(coming), 1)", "num_own + len(coming) <= max(num_free - len(coming), 1) + 1"),
+        ("a tenant alone cannot wait at all", "max(num_free - len(coming), 1)", "num_free - len(coming)"),
+        ("who asks much goes first, always", "        queue = self._of.pop(prefill.request.tenant)\n        queue.popleft()", "        queue = self._of[prefill.request.tenant]\n        queue.popleft()"),
+        ("those who lost their rows wait behind all", "        self._front.appendleft(prefill)", "        self._front.append(prefill)"),
+    ),
+    # --- security
+    *_of(
+        "server/security/keys.py",
+        _KEYS,
+        ("revoking bob revokes bobby", 'line.strip().partition(":")[0] != name', 'not line.strip().startswith(name)'),
+        ("a keys file that is a link becomes a file of its own", "    target = path.resolve()\n", "    target = path\n"),
+        ("a half-written keys file locks everybody out", "            os.fsync(file.fileno())\n        os.replace(file.name, target)", "            os.fsync(file.fileno())\n        target.write_text(Path(file.name).read_text())"),
+    ),
+    *_of(
+        "server/security/gate.py",
+        _GATE,
+        ("a 429 does not say when to come again", "                more.add(account.headers)\n                account.admit()", "                account.admit()\n                more.add(account.headers)"),
+        ("a new limit of bodies has no effect until a restart", "        self._bodies.most = limits.max_bodies_bytes\n", ""),
+        ("any key loads and unloads models", "            raise AdminRefused", "            pass"),
+        ("a page of any site uses the server", "            raise OriginRefused(origin)", "            pass"),
+        ("DNS rebinding gets through", "            raise HostRefused(hosts[0])", "            pass"),
+        ("a request of two hosts is let in", "        if len(hosts) != 1:", "        if not hosts:"),
+        ("any key is as good as another", "        if key is None:\n            raise KeyRefused(\"The API key is not known here.\")", "        if key is None:\n            pass"),
+        ("the operators' pages are open to every app", "not scope[\"path\"].startswith(_OPERATORS)", "True"),
+    ),
+    *_of(
+        "server/security/hosts.py",
+        _GATE,
+        ("apps on the own machine cannot use the API", "        return scheme in _APP_SCHEMES", "        return False"),
+        ("a site that is called localhost.evil gets in", "            return name in _LOCAL_NAMES or _is_loopback_ip(name)", "            return name.startswith(\"localhost\") or _is_loopback_ip(name)"),
+        ("a server on the network is open to every extension", "        self._opens_local = config.security.local_origins and is_guarded", "        self._opens_local = config.security.local_origins"),
+        ("`security.local_origins: false` has no effect", "        self._opens_local = config.security.local_origins and is_guarded", "        self._opens_local = is_guarded"),
+    ),
+    *_of(
+        "server/dialects/openai_embeddings/routes.py",
+        "tests/server/dialects/openai_embeddings",
+        ("a key's limits do not hold for embeddings", "    job = replace(job, tenant=request.state.tenant)\n", ""),
+    ),
+    # --- jobs and models
+    *_of(
+        "server/service/generation.py",
+        _GENERATION,
+        ("a model cannot be unloaded after a client left early", "    except BaseException:\n        lease.release()\n        raise\n    stream.lease", "    except Exception:\n        lease.release()\n        raise\n    stream.lease"),
+        ("a small context is all for the answer", "    least = min(_LEAST_ROOM, limit // 4)", "    least = _LEAST_ROOM"),
+        ("max_tokens above the room is refused", "if job.fits_max_tokens and room > 0 else job.max_tokens", "if False else job.max_tokens"),
+        ("a client is not told that its answer is shortened", "least if job.max_tokens is not None and least < job.max_tokens else None", "None"),
+        ("more log-probabilities than an answer can have", "    if number > MOST_LOGPROBS:", "    if False:"),
+        ("tokens are counted once for n choices", "len(request.prompt_ids) + job.n * int(", "len(request.prompt_ids) + int("),
+    ),
+    *_of(
+        "server/service/residency.py",
+        _RESIDENCY,
+        ("a model stays loaded for a client that has left", "            if load.is_handed:\n                self._release(model)\n            else:", "            if not load.is_handed:"),
+        ("a model in use goes before one that nobody uses", "key=lambda other: (other.num_users > 0, other.used_at)", "key=lambda other: other.used_at"),
+        ("the newest model goes first", "key=lambda other: (other.num_users > 0, other.used_at)", "key=lambda other: (other.num_users > 0, -other.used_at)"),
+        ("a pinned model is unloaded", "and not o.is_pinned]", "]"),
+    ),
+    *_of(
+        "server/service/registry.py",
+        "tests/server/service/test_registry.py tests/server/service/test_residency.py",
+        ("an old failure is told of a model that is well", "        self.share, self.last_failure = share, None\n", "        self.share = share\n"),
+    ),
+)  # fmt: skip
