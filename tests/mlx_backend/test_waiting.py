@@ -65,6 +65,45 @@ def test_who_lost_a_place_goes_before_everybody() -> None:
     assert drained(queue) == "ab"
 
 
+def test_a_tenant_that_gave_up_its_only_prompt_takes_no_turn() -> None:
+    queue = filled("a", "b", "b")
+    queue.remove(queue.first)
+    assert (queue.first.request.tenant, len(queue), queue.count("a")) == ("b", 2, 0)
+    queue.append(prompt("a"))
+    assert drained(queue) == "bab"
+    alone = filled("a")
+    alone.remove(alone.first)
+    assert not alone
+    with pytest.raises(IndexError):
+        alone.popleft()
+
+
+@pytest.mark.parametrize(
+    ("most", "there", "tenant", "fits"),
+    [
+        (8, "", "a", 4),  # half of all places
+        (8, "aaa", "a", 1),
+        (8, "aaaa", "a", 0),
+        (9, "", "a", 4),
+        (8, "bb", "a", 3),
+        (8, "bbb", "a", 2),
+        (1, "", "a", 1),  # somebody may wait at all
+        (8, "bbbbbbb", "a", 1),
+        (8, "bbbbbbbb", "a", 0),
+        (8, "", "", 8),  # without names all are one client
+        (8, "bbb", "", 5),
+    ],
+)
+def test_places_that_a_tenant_may_take(most: int, there: str, tenant: str, fits: int) -> None:
+    taken = [prompt(name) for name in there]
+    for arrived in (0, len(taken) // 2, len(taken)):  # in the queue, and on their way to it
+        queue = WaitingQueue()
+        for each in taken[arrived:]:
+            queue.append(each)
+        for number in range(1, 10):
+            assert has_room(queue, taken[:arrived], [prompt(tenant) for _ in range(number)], most) == (number <= fits)
+
+
 def test_nobody_waits() -> None:
     assert not WaitingQueue()
     for ask in (lambda queue: queue.first, lambda queue: queue.popleft()):

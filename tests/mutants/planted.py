@@ -45,7 +45,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("prompts stall running streams: the pace is taken for slower", "        self._collected_at = None  # the time to the next", "        pass  # the time to the next"),
         ("who is out of memory is told nothing", "            self._fail(error, largest(running))", "            pass"),
         ("everybody fails where memory runs out", "            self.scheduler.recompute()", "            self._fail(error, running)"),
-        ("a large request ends the server", "        if isinstance(error, OutOfMemory):\n            return", "        if False:\n            return"),
+        ("a large request ends the server", "        if isinstance(error, OutOfMemory | GrammarFailed):", "        if False:"),
         ("a device that always fails is never given up", "        if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:", "        if False:"),
         ("an answer goes on behind its stop token", "        if sampled.token_id in request.stop_ids:", "        if False:"),
         ("an answer is one token too long", "        elif len(sequence.output_ids) >= request.max_tokens:", "        elif len(sequence.output_ids) > request.max_tokens:"),

@@ -308,6 +308,8 @@ async def test_a_key_has_its_requests_a_minute(keys_file: Path) -> None:
         answer = await client.post("/v1/chat/completions", json=CHAT, headers=bearer(alice))
         assert answer.status_code == 429
         assert 1 <= int(answer.headers["retry-after"]) <= 30
+        assert answer.headers["x-ratelimit-limit-requests"] == "2"
+        assert answer.headers["x-ratelimit-remaining-requests"] == "0"
         error = error_of(answer)
         assert (error["type"], error["code"]) == ("requests", "rate_limit_exceeded")
         assert (await client.get("/v1/models", headers=bearer(alice))).status_code == 200
@@ -325,6 +327,36 @@ async def test_a_key_has_its_tokens_a_minute(keys_file: Path, stream: bool) -> N
         answer = await client.post("/v1/completions", json=body, headers=bearer(alice))
         assert (answer.status_code, error_of(answer)["type"]) == (429, "tokens")
         assert int(answer.headers["retry-after"]) > 60 * 50
+
+
+async def test_new_limits_hold_from_the_next_request_on() -> None:
+    async with guarded() as client:
+        gate: Any = client._transport.app.state.gate  # type: ignore[attr-defined]
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        gate.take_limits(SecurityConfig(max_bodies_bytes=10))
+        gate._bodies.num_bytes = 5  # of a request in progress
+        answer = await client.post("/v1/chat/completions", json=CHAT)
+        gate._bodies.num_bytes = 0
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "too_many_bodies")
+        gate.take_limits(SecurityConfig(max_headers=1))
+        assert (await client.get("/v1/models")).status_code == 431
+        gate.take_limits(SecurityConfig(max_json_depth=1))
+        assert error_of(await client.post("/v1/chat/completions", json=CHAT))["code"] == "too_deep"
+        gate.take_limits(SecurityConfig(requests_per_minute=1))
+        assert [(await client.post("/v1/chat/completions", json=CHAT)).status_code for _ in range(2)] == [200, 429]
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings"])
+async def test_a_keys_limits_hold_for_embeddings(keys_file: Path, path: str) -> None:
+    alice = keys.add(keys_file, "alice", tokens_per_minute=60)
+    engine = mock_engine()
+    config = Config(security=SecurityConfig(keys_file=str(keys_file)))
+    async with client_of(engine, config) as client:
+        await until(lambda: engine.model_info is not None)
+        body = {"model": "mock", "input": "x" * 50}
+        assert (await client.post(path, json=body, headers=bearer(alice))).status_code == 200
+        answer = await client.post(path, json=body, headers=bearer(alice))
+        assert (answer.status_code, error_of(answer)["type"]) == (429, "tokens")
 
 
 async def test_without_keys_the_limits_are_everybodys() -> None:

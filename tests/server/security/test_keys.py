@@ -127,6 +127,29 @@ def test_a_key_is_added_and_revoked_while_others_stay(path: Path) -> None:
         add(path, "a:b")
 
 
+def test_a_name_that_begins_like_another_is_another(path: Path) -> None:
+    for name in ("bobby", "bob", "bo", "bobcat"):
+        add(path, name)
+    revoke(path, "bob")
+    assert [key.name for key in read_keys(path)] == ["bobby", "bo", "bobcat"]
+    with pytest.raises(KeysError, match="no key 'bob'"):
+        revoke(path, "bob")
+
+
+def test_a_file_behind_a_link_stays_behind_it(path: Path, tmp_path: Path) -> None:
+    """Somewhere it is kept, and linked from where it is looked for."""
+    kept = tmp_path / "elsewhere" / "kept"
+    kept.parent.mkdir()
+    write(kept, f"old:{HASH}\n")
+    path.symlink_to(kept)
+    key = add(path, "alice")
+    revoke(path, "old")
+    assert path.is_symlink() and path.resolve() == kept
+    assert [each.name for each in read_keys(kept)] == ["alice"]
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert found(KeyRing(path), key) is not None
+
+
 def found(ring: KeyRing, sent: str) -> Key | None:
     """As the gate does it: the file is looked at where that is due."""
     if ring.is_due:

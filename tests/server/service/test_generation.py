@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import aclosing
 from typing import Any
@@ -259,6 +260,32 @@ async def test_a_chat_is_whole_or_refused_where_turns_may_not_go_or_would_not_he
     for job in (build_job(talk(2, 2, 120), max_tokens=1), build_job(talk(2, 2), max_tokens=120)):
         with pytest.raises(APIError, match="maximum context length"):
             await prompt_of(job)
+
+
+@pytest.mark.parametrize(("length", "is_cut"), [(25, False), (26, True)])
+async def test_an_answer_of_unknown_length_is_left_a_quarter_of_a_small_context(length: int, is_cut: bool) -> None:
+    whole, _ = await prompt_of(build_job(talk(2, length)), limit=4000)
+    _, usage = await prompt_of(build_job(talk(2, length)), limit=(len(whole) - is_cut) * 4 // 3)
+    assert bool(usage.num_truncated_tokens) == is_cut
+
+
+async def test_who_leaves_while_the_prompt_is_being_encoded_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered = asyncio.Event()
+
+    async def encode(*_: object) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(generation, "encode_prompt", encode)
+    registry = build_registry(FakeEngine([spell("x")]))
+    opening = asyncio.create_task(generation.open(registry, build_job()))
+    await entered.wait()
+    (model,) = registry.list()
+    assert model.num_users == 1
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert model.num_users == 0
 
 
 async def test_only_a_chat_is_cut() -> None:

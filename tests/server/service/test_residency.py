@@ -281,6 +281,50 @@ async def test_who_gives_up_just_as_the_model_comes_holds_nothing() -> None:
         assert (state(registry, "a"), registry.resolve("a").num_users) == ("loaded", 0)
 
 
+async def test_who_is_told_too_late_that_the_model_has_come_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is counted among those who use the model from the moment at which that is loaded."""
+
+    async def leaves_at_the_end(awaitable: Any, timeout: float) -> None:
+        await awaitable
+        raise asyncio.CancelledError
+
+    async with served(mock_model("a"), mock_model("b")) as (registry, _):
+        with monkeypatch.context() as changed:
+            changed.setattr("server.service.residency.asyncio.wait_for", leaves_at_the_end)
+            with pytest.raises(asyncio.CancelledError):
+                await registry.acquire("a")
+        assert (state(registry, "a"), registry.resolve("a").num_users) == ("loaded", 0)
+        await touch(registry, "b")  # for which a has to go
+
+
+async def test_a_model_that_nobody_uses_goes_before_one_in_use() -> None:
+    async with served(*(mock_model(name, 0.0029) for name in "abc")) as (registry, events):
+        lease = await registry.acquire("a")
+        await touch(registry, "b")
+        await touch(registry, "c")
+        assert events == ["+a", "+b", "-b", "+c"]
+        lease.release()
+
+
+async def test_a_failure_is_forgotten_once_the_model_has_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(residency_module, "RETRY_S", 0.0)
+    broken = [ModelLoadError("it is broken")]
+    config = EngineConfig(model_path="mock", backend="mock", memory=MemoryConfig(limit_gb=ONE))
+
+    def build(share: MemoryShare | None) -> Engine:
+        if broken:
+            raise broken.pop()
+        return create_engine(EngineConfig(**{**_fields(config), "share": share}))
+
+    async with served(mock_model("a", build=build)) as (registry, _):
+        with pytest.raises(ModelLoadError):
+            await touch(registry, "a")
+        assert state(registry, "a") == "failed"
+        await touch(registry, "a")
+        await registry.residency.unload(registry.resolve("a"))
+        assert (state(registry, "a"), registry.resolve("a").failure) == ("unloaded", None)
+
+
 async def test_a_pinned_model_is_never_the_one_that_goes() -> None:
     models = [mock_model("a", 0.0029, is_vital=True, is_pinned=True), *(mock_model(name, 0.0029) for name in "bc")]
     async with served(*models) as (registry, events):
