@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help serve test soak fuzz clients lint check bench kv-quality kv-memory pocket open-webui dashboard clean
+.PHONY: help serve test soak fuzz mutants clients lint check bench kv-quality kv-memory pocket open-webui dashboard clean
 
 # A variable counts only where it is written on the command line: a HOST or PORT in the environment is somebody else's.
 given = $(filter command,$(origin $(1)))
@@ -15,6 +15,7 @@ help:
 	@echo "           HOST= PORT= CONFIG=<file> LOG_LEVEL= ARGS='--any-flag value'; see: pippin serve --help"
 	@echo "make test  [ARGS=...]                 the test suite; ARGS goes to pytest"
 	@echo "make soak                             the long proofs, minutes; Linux"
+	@echo "make mutants [ARGS=...]               plant faults, one at a time, and see that tests notice; half an hour"
 	@echo "make fuzz  [ARGS=...]                 requests made up from the published schema, in .venv-fuzz"
 	@echo "make clients [ARGS=...]               litellm, langchain, llm and lm_eval against Pippin, in .venv-clients"
 	@echo "make lint                             ruff: rules and format"
@@ -38,6 +39,10 @@ test:
 
 soak:
 	@scripts/test -m soak -n 0 -s $(ARGS)
+
+mutants:
+	@scripts/install
+	@.venv/bin/python -m tests.mutants.run $(ARGS)
 
 fuzz:
 	@scripts/fuzz $(ARGS)

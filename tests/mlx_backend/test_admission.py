@@ -69,3 +69,16 @@ def test_a_prompt_in_a_row_needs_its_own_cache_no_more() -> None:
     budget = Budget(SHAPE, PLANS, 0)
     waiting, running = Claim(1, 1000, 2000), Claim(1, 1000, 2000, is_prefilled=True)
     assert budget.needed([waiting]) - budget.needed([running]) == kv_bytes(PLANS, 1000)
+
+
+@given(st.lists(claims, max_size=4), st.lists(st.tuples(st.integers(1, 4096), st.integers(0, 60_000)), max_size=4))
+def test_a_turn_with_chunks_needs_what_the_largest_of_them_takes(
+    found: list[Claim], chunks: list[tuple[int, int]]
+) -> None:
+    budget = Budget(SHAPE, PLANS, 0)
+    ends = [(num_tokens, start + num_tokens) for num_tokens, start in chunks]
+    largest = max((prefill_bytes(SHAPE, PLANS, *chunk) for chunk in ends), default=0)
+    needed = budget.needed_soon(found, ends)
+    assert needed >= budget.needed(found)
+    assert needed >= budget.held(found) + largest
+    assert needed <= max(budget.needed(found), budget.held(found) + largest)

@@ -122,3 +122,12 @@ def test_a_hub_that_is_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelLoadError, match="owner/model"):
         find_model("owner/model")
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_damage_in_any_shard_is_found(folder: Path, place: int) -> None:
+    names = [f"model-{number:05}-of-00003.safetensors" for number in range(1, 4)]
+    (folder / "model.safetensors").unlink()
+    for number, name in enumerate(names, 1):
+        (folder / name).write_bytes(safetensors(4096)[: 100 if number == place else None])
+    assert f"{names[place - 1]} is cut off" in refusal(folder)

@@ -15,6 +15,10 @@ from mlx_backend.interface import GenerationRequest
 from mlx_backend.kv_cache import spec
 from mlx_backend.kv_cache.batch import RowBatch
 from mlx_backend.kv_cache.build import fork
+from mlx_backend.kv_cache.codec import FULL
+from mlx_backend.kv_cache.plain import PlainRows
+from mlx_backend.kv_cache.quantized import QuantizedKV
+from mlx_backend.kv_cache.rows import Lengths
 from mlx_backend.sequence import Prefill, Sequence
 
 pytestmark = pytest.mark.mlx
@@ -172,3 +176,37 @@ def test_what_cannot_be_batched() -> None:
     assert spec.unbatched_reason(template()) is None
     assert "keeps the first 4" in (spec.unbatched_reason([RotatingKVCache(max_size=8, keep=4)]) or "")
     assert "int" in (spec.unbatched_reason([3]) or "")
+
+
+def filled(length: int, heads: int = 8, dim: int = 64) -> KVCache:
+    cache = KVCache()
+    cache.update_and_fetch(mx.zeros((1, heads, length, dim)), mx.zeros((1, heads, length, dim)))
+    return cache
+
+
+def test_columns_shrink_when_the_longest_row_leaves_and_others_stay() -> None:
+    batch, token = RowBatch([KVCache()]), 2 * 8 * 64 * 4
+    rows = [Sequence(prefilled(filled(length), length), place, 0) for place, length in enumerate((9000, 10, 500))]
+    batch.set_rows(rows)
+    batch.set_rows(rows[1:])
+    assert batch.nbytes == 2 * 512 * token
+    batch.set_rows(rows[1:2])
+    assert batch.nbytes == 256 * token
+
+
+def test_what_was_reserved_for_a_row_that_left_is_not_held_for_the_next() -> None:
+    cache = PlainRows(Lengths())
+    cache.reserve(4, 9000)
+    cache.join(filled(10), 10)
+    assert cache.arrays[0].shape[0] >= 4 and cache.arrays[0].shape[2] >= 9000
+    cache.leave(0)
+    cache.join(filled(10), 10)
+    assert cache.arrays[0].shape[:3] == (1, 8, 256)
+
+
+def test_a_window_holds_no_more_than_its_columns_after_a_long_chunk() -> None:
+    cache = QuantizedKV(FULL, FULL, window=WINDOW)
+    for length in (100, 3, 50):
+        cache.update_and_fetch(mx.zeros((1, HEADS, length, DIM)), mx.zeros((1, HEADS, length, DIM)))
+        mx.eval(cache.arrays)
+        assert [array.shape[2] for array in cache.arrays] == [WINDOW, WINDOW]

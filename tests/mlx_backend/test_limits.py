@@ -134,3 +134,9 @@ def test_of_several_models_each_is_told_the_process_limit() -> None:
         memory_bytes=350 * 10**9, cache_bytes=7, wired_bytes=350 * 10**9, wired_reason="because"
     )
     assert for_process(Limits(memory_bytes=100, cache_bytes=7), facts, 200).wired_bytes == 0
+
+
+def test_several_models_wire_no_more_than_macos_allows() -> None:
+    facts = DeviceFacts(memory_bytes=512 * 10**9, recommended_bytes=400 * 10**9)
+    mine = Limits(memory_bytes=100, cache_bytes=7, wired_bytes=100)
+    assert for_process(mine, facts, 450 * 10**9).wired_bytes == 400 * 10**9

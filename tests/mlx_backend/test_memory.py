@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from mlx_backend.interface import KVCacheConfig
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape, PartShape, plan_caches
 from mlx_backend.memory import (
+    EAGER_BYTES,
     PREFILL_STEPS,
     AttentionShape,
     ModelShape,
     batch_bytes,
+    capacity_for,
+    decode_bytes,
     kv_bytes,
     largest_context,
     memory_of,
@@ -127,3 +130,43 @@ def test_a_batch_takes_no_less_than_its_rows(found: list[CachePlan], rows: int, 
     )
     assert batch_bytes(found, rows, longest) <= batch_bytes(found, rows + 1, longest + 1)
     assert batch_bytes(found, 0, longest) == 0
+
+
+WINDOWED = CachePlan(CacheShape("plain", PartShape(2, 64, 2), PartShape(2, 64, 2), window=512))
+
+
+def test_a_window_holds_its_last_chunk_beside_its_own_tokens() -> None:
+    """Until the next step, as `kv_cache.quantized` and mlx-lm's own caches do."""
+    token = WINDOWED.bytes_per_token
+    assert kv_bytes([WINDOWED], 10_000) == 512 * token
+    assert kv_bytes([WINDOWED], 10_000, chunk=2048) == (512 + 2048) * token
+    assert kv_bytes([WINDOWED], 1000, chunk=2048) == 1024 * token  # no more than there is
+
+
+def test_a_decode_step_needs_the_largest_cache_once_more() -> None:
+    """Where rows come or go a large cache is moved, one layer after the other, and the small ones together."""
+    large = CachePlan(CacheShape("plain", PartShape(8, 128, 2), PartShape(8, 128, 2)))
+    small = CachePlan(CacheShape("plain", PartShape(1, 64, 2), PartShape(1, 64, 2)))
+    shape = replace(R1, attention=None)
+    few, many = 256, 16_384
+    assert batch_bytes([small], 1, few) <= EAGER_BYTES < batch_bytes([large], 1, many)
+    base = decode_bytes(shape, [], few, 1)
+    assert decode_bytes(shape, [small] * 3, few, 1) - base == batch_bytes([small], 1, few) * 4
+    base = decode_bytes(shape, [], many, 1)
+    assert decode_bytes(shape, [large] * 3, many, 1) - base == batch_bytes([large], 1, many)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_tokens", "token_bytes", "expected"),
+    [
+        (1, 1, 1024, (1, 256)),
+        (3, 300, 1024, (4, 512)),
+        (5, 256, 1024, (8, 256)),
+        (5, 40_000, 1024, (5, 40_192)),  # a spare row would take more than is spent on that
+        (17, 10_240, 1024, (20, 10_240)),  # as many spare ones as that is
+    ],
+)
+def test_spare_rows_are_held_while_they_are_cheap(
+    num_rows: int, num_tokens: int, token_bytes: int, expected: tuple[int, int]
+) -> None:
+    assert capacity_for(num_rows, num_tokens, token_bytes) == expected

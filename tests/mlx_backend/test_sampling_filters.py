@@ -223,3 +223,12 @@ def test_a_row_draws_the_same_alone_and_in_any_company(
     together = steps(list(range(len(params))))
     for place in range(len(params)):
         assert [tokens[place] for tokens in together] == [tokens[0] for tokens in steps([place])]
+
+
+@given(st.lists(st.lists(st.floats(-8, 8, width=32), min_size=VOCAB, max_size=VOCAB), min_size=2, max_size=4))
+def test_typical_p_of_one_row_leaves_the_others_as_they_are(rows: list[list[float]]) -> None:
+    for place in range(len(rows)):
+        p = [0.3 if other == place else 1.0 for other in range(len(rows))]
+        out = filters.filter_typical_p(mx.array(rows), column(*p))
+        for other, logits in enumerate(rows):
+            assert other == place or out[other].tolist() == mx.array(logits).tolist()

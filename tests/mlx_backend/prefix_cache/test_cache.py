@@ -333,6 +333,24 @@ def test_what_cannot_be_restored_is_computed_and_is_no_error(
     assert rooms.run(range(33)).num_cached_tokens == 32  # kept anew, or for want of memory still there
 
 
+@pytest.mark.parametrize("cuts", [True, False])
+def test_what_cannot_be_restored_for_want_of_memory_stays(monkeypatch: pytest.MonkeyPatch, cuts: bool) -> None:
+    rooms = Rooms(cuts=cuts)
+    rooms.run(range(33))
+    before = list(rooms.cache._index)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OutOfMemory("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rooms.store, "restore", refuse)
+        patch.setattr(rooms.cache, "computed", lambda chunk: None)
+        prefill = prompt(range(33))
+        rooms.cache.outlook(prefill)
+        assert not rooms.cache.restore(Chunk(prefill, 0, 8, is_known=True))
+    assert list(rooms.cache._index) == before
+
+
 def test_what_cannot_be_taken_is_not_kept_and_is_no_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -310,3 +310,17 @@ def test_a_longer_block_takes_the_place_of_a_shorter_one_that_begins_it() -> Non
 @pytest.mark.parametrize("tier", TIERS)
 def test_a_tier_that_is_empty_sheds_nothing(tier: Tier) -> None:
     assert PrefixIndex().shed(tier, 0) == 0
+
+
+@pytest.mark.parametrize(("tier", "stays"), [("ram", True), ("disk", False)])
+def test_a_shorter_block_stays_where_only_it_is_on_disk(tier: Tier, stays: bool) -> None:
+    """The longer one that begins like it says the same only where it is kept as well."""
+    index = PrefixIndex()
+    root = index.root(b"root")
+    short, long = index.add(root, [1, 1], has_state=False), index.add(root, [1, 1, 2, 2], has_state=False)
+    index.place(short, "disk", 10)
+    index.place(long, "ram", 20)
+    if tier == "disk":
+        index.place(long, "disk", 20)
+    assert (short in list(index)) == stays
+    assert long in list(index)
