@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
 import time
@@ -34,6 +35,21 @@ def pytest_configure() -> None:
     """Let child processes be interrupted: a suite that a shell runs in the background is told to ignore SIGINT."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--shuffle", type=int, metavar="SEED", help="run the files, and the tests of each, in a random order"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    seed = config.getoption("--shuffle")
+    if seed is not None:
+        source = random.Random(seed)
+        places = {path: source.random() for path in dict.fromkeys(item.path for item in items)}
+        keys = {item: (places[item.path], source.random()) for item in items}
+        items.sort(key=keys.__getitem__)
 
 
 @pytest.fixture(autouse=True)
