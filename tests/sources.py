@@ -11,7 +11,6 @@ TESTED_IN: dict[str, str] = {
     "mlx_backend/checks.py": "tests/mlx_backend/test_waiting.py",
     "mlx_backend/config.py": "tests/server/test_config.py",
     "mlx_backend/context_length.py": "tests/mlx_backend/test_weight_files.py",
-    "mlx_backend/counters.py": "tests/mlx_backend/prefix_cache/test_flood.py",
     "mlx_backend/errors.py": "tests/mlx_backend/test_checkpoint.py tests/mlx_backend/test_kv_plan.py",
     "mlx_backend/factory.py": "tests/mlx_backend/test_footprint.py tests/mlx_backend/test_engine.py",
     "mlx_backend/grammars.py": "tests/mlx_backend/test_grammar.py",

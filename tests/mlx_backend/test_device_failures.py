@@ -82,7 +82,7 @@ async def engine_over(runner: FaultyRunner, config: EngineConfig = CONFIG) -> As
 
 async def outcome(stream: TokenStream) -> list[list[int]] | type[BaseException]:
     try:
-        return await asyncio.wait_for(tokens(stream), 60)
+        return await asyncio.wait_for(tokens(stream), 20)
     except (SequenceFailed, EngineDead) as error:
         return type(error)
 
