@@ -184,6 +184,22 @@ def test_one_that_is_wider_than_all_rows_is_let_in_alone(num_rows: int) -> None:
     assert len(target.schedule().decodes) == num_rows
 
 
+def test_memory_is_promised_to_who_is_let_in_until_the_last_of_them_has_ended() -> None:
+    target = scheduler(max_rows=3)
+    first, second, third = prompt(10, n=2), prompt(20), prompt(30)
+    for each in (first, second, third):
+        target.add(each)
+    compute(target, target.schedule())
+    assert [(claim.num_rows, claim.num_prompt_tokens) for claim in target.claims] == [(2, 10), (1, 20)]
+    target.end(first.sequences[0])
+    assert [claim.num_rows for claim in target.claims] == [1, 1]
+    target.end(first.sequences[1])
+    assert [claim.num_prompt_tokens for claim in target.claims] == [20]
+    target.end(third.sequences[0])  # which waits
+    target.end(second.sequences[0])
+    assert target.claims == [] and not target.has_work
+
+
 def looking(outlooks: dict[int, Outlook], **config: float) -> Scheduler:
     """What is known of a prompt, by its length."""
     pace = Pace()
