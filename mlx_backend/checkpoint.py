@@ -22,7 +22,7 @@ from mlx_backend.weight_files import IncompleteWeights, WeightFiles, choose, fin
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 SMALL_FILES = ("*.json", "*.jsonl", "*.jinja", "*.txt", "*.model", "*.tiktoken")
-"""What is downloaded of a repository beside its weights: no Python, since none of it would be run."""
+"""Patterns of the files that are downloaded beside weights: no Python, since none of it would be run."""
 _MAX_HEADER_BYTES = 100_000_000
 """The safetensors format's own bound."""
 
@@ -35,7 +35,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     weight_files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
-    """What is not as it should be of the files, and changes nothing."""
+    """Faults of the files that do not matter, in words."""
 
     @property
     def context_length(self) -> int:

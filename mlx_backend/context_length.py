@@ -1,4 +1,4 @@
-"""How long a context a model's config.json tells of, with the scaling of its rotary embedding. No MLX."""
+"""Read the context length from a model's config.json, with the scaling of its rotary embedding. No MLX."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def context_length(config: Mapping[str, Any]) -> int:
 
 
 def _scalings(section: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """What is said of the rotary embedding, which may differ from layer to layer."""
+    """Yield the settings of the rotary embedding, which may differ from layer to layer."""
     for name in ("rope_scaling", "rope_parameters"):
         found = section.get(name)
         if isinstance(found, Mapping):

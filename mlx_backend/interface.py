@@ -94,7 +94,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MockText:
-    """What the mock backend writes in place of its own words; no other backend looks at it."""
+    """Output of the mock backend in place of its own words; no other backend looks at it."""
 
     outputs: tuple[tuple[int, ...], ...]
     """Token ids of each continuation, its end token not among them."""

@@ -1,4 +1,4 @@
-"""Which weight files, of a folder or of a repository, are a model's. Looks at names alone; no MLX.
+"""Choose the weight files of a model, in a folder or a repository. Looks at names alone; no MLX.
 
 An index names them, but indices go stale, shards of another conversion stay behind, and files for other programs lie
 beside. What is whole is taken, and nothing else: all that the index names; else the file `model.safetensors`; else all

@@ -98,7 +98,7 @@ class StreamConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiConfig:
-    """What clients expect of the API, where they differ."""
+    """Details of the API in which clients differ."""
 
     thoughts_field: Literal["reasoning_content", "reasoning", "both", "none"] = option(
         "reasoning_content", "field of a chat's answer that has the model's thoughts; none: they are left out"

@@ -1,4 +1,4 @@
-"""How many tokens the tokenizer in a folder has, for a mock that writes in them. Imports no tokenizer."""
+"""Count the tokens of a tokenizer by its files, for a mock that writes in them. Imports no tokenizer."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _APP_SCHEMES = frozenset(
         *("chrome-extension", "moz-extension", "safari-web-extension"),
     }
 )
-"""Of apps and extensions: no site has one. `null` and `file`, which downloaded pages have, are not here."""
+"""Schemes of apps and extensions: no site has one. `null` and `file`, as downloaded pages have, are not here."""
 
 
 class UnsafeSetup(Exception):
@@ -62,7 +62,7 @@ class HostRule:
 
 
 class OriginRule:
-    """Whose pages may use the server: its own, those of `security.cors_origins`, and the API alone, local ones.
+    """The origins whose pages may use the server: its own, those of `security.cors_origins`; local ones, the API alone.
 
     No site can have its pages come from a local origin: they are those of programs and extensions that somebody has
     installed, which reach a server on loopback without a browser as well. Elsewhere they need keys, too.

@@ -38,7 +38,7 @@ class Recipe:
     check: Callable[[Report], None] | None = None
     """Looks at the files before anything is loaded from them, telling how far it is. Raises ModelLoadError."""
     author: MockAuthor | None = None
-    """Of a mock: what it writes."""
+    """The writer of a mock's answers; None for other models."""
     grammars: GrammarConfig = field(default_factory=GrammarConfig)
     warms_grammars: bool = False
     """What compiles grammars is started with the model; else with the first grammar."""

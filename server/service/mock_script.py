@@ -1,4 +1,4 @@
-"""What the mock backend writes: a script's text where one of its lines matches, else words in the model's tokens."""
+"""Output of the mock backend: a script's text where one of its lines matches, else words in the model's tokens."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class MockAuthor:
 
 
 def _asked(prompt: Prompt) -> str | None:
-    """Where a script's expressions are looked for: the last message, or the prompt; None for one of token ids."""
+    """Return the text that a script is matched with: the last message, or the prompt; None for token ids."""
     if isinstance(prompt, ChatPrompt):
         return str(prompt.messages[-1].get("content") or "")
     if isinstance(prompt, TextPrompt):

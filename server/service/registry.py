@@ -147,7 +147,7 @@ class ServedModel:
 
     @property
     def author(self) -> MockAuthor | None:
-        """What writes its answers, if it is a mock with a script or a tokenizer."""
+        """The writer of its answers, if it is a mock with a script or a tokenizer."""
         return self._first.author
 
     @property

@@ -43,12 +43,12 @@ class CallShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
-    """What a template takes of a conversation."""
+    """The properties of conversations that a template takes."""
 
     calls: CallShape | None = CallShape()
     """None: it writes no calls."""
     one_call: bool = False
-    """Of a message's calls it writes the first."""
+    """The template writes the first call of a message alone."""
     nine_characters: bool = False
     """The ids of calls have so many."""
     results: bool = True

@@ -50,7 +50,7 @@ class ChatRenderer:
         return write_calls(self._format.calls or GENERIC, calls)
 
     def _told(self, tools: Sequence[Mapping[str, Any]]) -> str | None:
-        """What the system's message has to say of the tools; None where it need not even be there."""
+        """Return the tools as text for the system's message; None where that need not be there."""
         if not tools or self._format.tells_tools == "template":
             return None
         form = self._format.calls

@@ -1,4 +1,4 @@
-"""What a chat template takes of a conversation, found out by small conversations of made-up words.
+"""Find out what a chat template takes, by small conversations of made-up words.
 
 A template that refuses one, or in which a word is missing, does not take it. Knows no template and no tokenizer.
 """

@@ -75,7 +75,7 @@ def decode(body: ChatRequest, request_id: str) -> tuple[GenerationJob, list[str]
 
 
 def decode_form(body: ChatRequest, thoughts_field: str) -> AnswerForm:
-    """What the answer looks like; `thoughts_field` as the configuration has it."""
+    """Return the form of the answer; `thoughts_field`: as the configuration has it."""
     names = _THOUGHT_NAMES.get(thoughts_field, (thoughts_field,))
     return AnswerForm(() if hides_thoughts(body) else names, is_old=bool(body.functions))
 

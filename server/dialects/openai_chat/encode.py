@@ -14,7 +14,7 @@ from server.text.events import Finished, ReasoningDelta, TextDelta, TokenText, T
 
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
-    """What clients want an answer to look like. `thought_names`: the fields that a thought is in, none to leave it out.
+    """The form of an answer. `thought_names`: the fields that a thought is in; none leave it out.
 
     `is_old`: a call is a `function_call`, as before there were tools.
     """

@@ -1,4 +1,4 @@
-"""Whether and how much a model thinks, in all the forms in which clients say it, and whether they want to see it.
+"""Read whether and how much a model is to think, in all the forms in which clients say it.
 
 Several may be sent at once, as long as they do not contradict each other. Knows names and values, and no model.
 """
@@ -16,7 +16,7 @@ from server.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True)
 class ThinkingWish:
-    """What a client wants of thoughts. `budget`: tokens; `is_budget_named`: by its own parameter."""
+    """A client's wishes for thoughts. `budget`: tokens; `is_budget_named`: by its own parameter."""
 
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     budget: int | None = None

@@ -1,4 +1,4 @@
-"""What may be said of thoughts, in values that are of several types: checked without a look at a model."""
+"""Check the parameters of thoughts whose values may be of several types."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _BARE_WORD = re.compile(r"[^,{}\[\]]*")
 _BARE_PYTHON = re.compile(r"[^,]*")
 NAMES = ("name", "tool_name", "function_name", "tool", "function")
 ARGUMENTS = ("arguments", "parameters", "args", "input", "tool_input")
-"""What models call the name and the arguments of a call."""
+"""Keys that models use for the name and the arguments of a call."""
 BESIDE = frozenset({"id", "type", "index", "tool_call_id", "call_id"})
 _DECODER = json.JSONDecoder(strict=False, parse_int=Number, parse_float=Number)
 

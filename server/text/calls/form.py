@@ -38,9 +38,9 @@ class Pair:
     between: str = ""
     """Written behind `tail`."""
     text_flag: str = ""
-    """What `{flag}` in the head says of a text. Where a head has one, a text is taken to the letter."""
+    """The value of `{flag}` in the head of a text. Where a head has one, a text is taken to the letter."""
     other_flags: tuple[str, ...] = ()
-    """What `{flag}` says of any other value."""
+    """The values of `{flag}` for anything else."""
     cdata: bool = False
     """A value may be wrapped in `<![CDATA[` and `]]>`."""
 
@@ -70,7 +70,7 @@ class CallForm:
     quote: str = ""
     """Around a text in bare arguments."""
     keys: tuple[str, str] = ("name", "arguments")
-    """Of an object: under which its name and its arguments are written."""
+    """The keys of name and arguments in an object."""
     is_list: bool = False
     """The objects of a section are the items of one list."""
     named_key: bool = False
@@ -91,7 +91,7 @@ class CallForm:
 
     @property
     def opening(self) -> str:
-        """What a section begins with; nothing where its first call has no mark of its own."""
+        """The beginning of a section; empty where its first call has no mark of its own."""
         return self.start or self.head
 
     def end_of(self, start: str) -> str:

@@ -115,7 +115,7 @@ def harmony_grammar(
 def _calls(
     rules: Rules, form: CallForm, functions: Sequence[Mapping[str, Any]], *, only_one: bool, is_begun: bool = False
 ) -> str:
-    """What stands between the tags; `is_begun`: the head of the first call stands before it."""
+    """The grammar of a section between its tags; `is_begun`: the head of the first call stands before it."""
     call = rules.add("call", " | ".join(_call(rules, form, function) for function in functions))
     head = rules.text(form.head)
     more = ""

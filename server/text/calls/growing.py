@@ -20,11 +20,11 @@ _NAME = re.compile(r"[\w.:/@-]+")
 _LONGEST_NAME = 256
 _CLOSING = {"{": "}", "[": "]", "(": ")"}
 _IN_VALUES = r"\s\w.+\-:,="
-"""What may stand between the brackets and texts of JSON, or of a Python literal."""
+"""Characters between the brackets and texts of JSON, or of a Python literal."""
 
 
 class NotACall(Exception):
-    """What has begun can never become a call."""
+    """Raised where what has begun can never become a call."""
 
 
 class GrowingText:

@@ -11,7 +11,7 @@ from server.text.calls.schemas import Schema, required_of, types_of_argument, va
 from server.text.calls.values import write_exact
 
 PREFIX = re.compile(r"(functions|function|tools|default_api)[.:]")
-"""What models write before a name."""
+"""The prefix that models write before a name."""
 _NUMBER = re.compile(r":\d+$")
 
 

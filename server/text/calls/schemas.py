@@ -1,4 +1,4 @@
-"""What a tool's schema says of its arguments' types, and arguments as that type from the text that a model wrote.
+"""Types of arguments by a tool's schema, and values of these types from the text that a model wrote.
 
 Nothing is turned into something else: where a text is wanted it stays as it was written, and what does not fit its type
 is handed on as text, or as the JSON that it was.

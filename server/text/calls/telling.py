@@ -1,4 +1,4 @@
-"""What a prompt says of the tools there are and of how to call them, where the model's template does not."""
+"""Describe tools, and how to call them, in a prompt, where the model's template does not."""
 
 from __future__ import annotations
 

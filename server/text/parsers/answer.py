@@ -94,7 +94,7 @@ class ChatParser:
         self._last = ""  # the last character in the line of content that is no space; empty: there is none
 
     def feed(self, text: str) -> list[Part]:
-        """What is settled by now. Text after the one call that was wanted is nothing."""
+        """Return what is settled by now. Text after the one call that was wanted is nothing."""
         self._held += text
         if self._attempt is not None:
             self._attempt.feed(text)
@@ -191,7 +191,7 @@ class ChatParser:
         return self._judge_end(place, tag) if tag == self._think_end else "means"
 
     def _judge_end(self, place: int, tag: str) -> Literal["means", "text", "wait"]:
-        """Of a closing tag where no thought is open."""
+        """Judge a closing tag where no thought is open."""
         end = place + len(tag)
         if end == len(self._held) and self._num_attempts_left is None:
             return "wait"
@@ -319,7 +319,7 @@ class ChatParser:
 
     @property
     def _last_kind(self) -> Kind:
-        """What the last character was of."""
+        """The kind of the last character."""
         if self._is_after_call:
             return "call"
         return "reasoning" if self._drops_space else self._kind

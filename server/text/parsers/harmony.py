@@ -57,7 +57,7 @@ class HarmonyParser:
         self._is_broken = False
 
     def feed(self, text: str) -> list[Part]:
-        """What is settled by now. Text after the one call that was wanted is nothing."""
+        """Return what is settled by now. Text after the one call that was wanted is nothing."""
         self._held += text
         parts: list[Part] = []
         is_settled = False

@@ -44,7 +44,7 @@ class Part:
 
 
 class ThoughtHabit:
-    """What a model's answers have shown so far: whether its thoughts come without an opening tag.
+    """A record of a model's first answers: whether its thoughts come without an opening tag.
 
     Some templates neither open a thought nor say anything of one, and the model thinks all the same, from its first
     word to a closing tag. Such an answer is known for what it is only at that tag. So the first answers of a model are
@@ -85,7 +85,7 @@ class ChatFormat:
     think_end: str | None = None
     calls: CallForm | None = None
     tells_tools: Literal["template", "with a system message", "prompt"] = "template"
-    """What tells the model of the tools: its template, in some only beside a system's message, or else the prompt."""
+    """The teller of tools: the model's template, in some only beside a system's message, or the prompt."""
     frames: tuple[str, ...] = ()
     """Tags around content, which are no part of it."""
     is_harmony: bool = False
