@@ -121,6 +121,7 @@ TESTED_IN: dict[str, str] = {
     "server/text/calls/lark.py": "tests/server/text/calls/test_bare_grammar.py",
     "server/text/calls/offered.py": "tests/server/text/calls/test_splitting.py tests/server/text/calls/test_families.py",
     "server/text/calls/openers.py": "tests/server/text/calls/test_splitting.py tests/server/text/calls/test_families.py",
+    "server/text/calls/pairs.py": "tests/server/text/calls/test_slips.py tests/server/text/calls/test_splitting.py",
     "server/text/calls/reader.py": "tests/server/text/calls/test_splitting.py tests/server/text/calls/test_families.py",
     "server/text/calls/tagged_forms.py": "tests/server/text/calls/test_grammar.py",
     "server/text/calls/telling.py": "tests/server/text/test_hf_tokenizer.py",

@@ -242,7 +242,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "server/text/parsers/answer.py",
         "tests/server/text/parsers tests/server/text/calls",
-        ("tags in a sentence become thoughts", "            if self._may_open(place):\n                return \"means\"", "            return \"means\""),
+        ("tags in a sentence become thoughts", '        return "text" if self._held[end : end + 1] == " " else "means"', '        return "means"'),
         ("a thought without an opening tag is content", "            self._format.habit.note_unopened()\n            self._kind = \"reasoning\"", "            self._format.habit.note_unopened()"),
         ("streams differ from whole answers", "            if found is None or half < found[0]:", "            if found is None:"),
         ("the first answers of every model come late", "                self._format.habit.note_opened()", "                pass"),

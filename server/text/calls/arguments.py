@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from server.text.calls.values import Number, literal_at, read_exact, read_litera
 
 _SPACE = re.compile(r"\s*")
 _KEYWORD = re.compile(r"\s*([\w.-]+)\s*=\s*")
-_BARE_KEY = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|([^\s:"'{}\[\],][^:"'{}\[\],]*?))\s*:""", re.DOTALL)
+_BARE_KEY = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*+)"\s*|([^\s:"'{}\[\],][^:"'{}\[\],]*)):""", re.DOTALL)
 _BARE_WORD = re.compile(r"[^,{}\[\]]*")
 _BARE_PYTHON = re.compile(r"[^,]*")
 NAMES = ("name", "tool_name", "function_name", "tool", "function")
@@ -77,23 +77,24 @@ def _json_members(text: str) -> list[tuple[str, Any, str]]:
 
 def items_of(text: str) -> list[str]:
     """Return the texts of a list's items. Raises ValueError."""
+    read: Callable[[str, int], tuple[Any, int]] = _DECODER.raw_decode
     try:
         whole = read_exact(text)
     except ValueError:
-        whole = read_literal(text)
+        whole, read = read_literal(text), literal_at
     if not isinstance(whole, list):
         raise ValueError("it is no list")
     try:
-        return _raw_items(text)
+        return _raw_items(text, read)
     except (ValueError, IndexError):
         return [write_exact(item) for item in whole]
 
 
-def _raw_items(text: str) -> list[str]:
+def _raw_items(text: str, read: Callable[[str, int], tuple[Any, int]]) -> list[str]:
     items = []
     at = _skip(text, _skip(text, 0) + 1)
     while text[at] != "]":
-        _, end = _DECODER.raw_decode(text, at)
+        _, end = read(text, at)
         items.append(text[at:end])
         at = _skip(text, end)
         if text[at] == ",":
@@ -167,7 +168,7 @@ class _Bare:
         found = _BARE_KEY.match(self._text, at)
         if found is None:
             raise ValueError(f"there is no key at character {at}")
-        return found[1] if found[1] is not None else found[2], _skip(self._text, found.end())
+        return found[1] if found[1] is not None else found[2].strip(), _skip(self._text, found.end())
 
     def _value(self, at: int, depth: int) -> tuple[_BareValue, int]:
         text = self._text
@@ -257,7 +258,7 @@ def call_in(text: str, keys: Sequence[str], *, is_named_by_key: bool) -> tuple[s
 
 def _arguments_of(value: Any, raw: str) -> list[Argument]:
     """Arguments as an object, as the text of one, or none."""
-    if value is None or value == "":
+    if value is None or value in ("", []):
         return []
     return json_arguments(value if isinstance(value, str) else raw)
 

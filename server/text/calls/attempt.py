@@ -5,7 +5,8 @@ from __future__ import annotations
 from server.text.calls.form import CallForm
 from server.text.calls.growing import GrowingText, NotACall, Parse
 from server.text.calls.offered import OfferedTools
-from server.text.calls.reader import FoundCall, Leniency, SectionReader
+from server.text.calls.pairs import Leniency
+from server.text.calls.reader import FoundCall, SectionReader
 
 
 class Attempt:
@@ -20,6 +21,8 @@ class Attempt:
         self.calls: list[FoundCall] = []
         self.end = 0
         """Where the section ends in the text; 0 where there is none."""
+        self.read_until = 0
+        """Where calls that were read whole end, though they make no section."""
         self._run(Leniency.NONE)
 
     def feed(self, text: str) -> None:
@@ -52,3 +55,4 @@ class Attempt:
         except NotACall:
             self.is_settled = True
         self.has_begun = self._reader.has_begun
+        self.read_until = max(self.read_until, self._reader.read_until)

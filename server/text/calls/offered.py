@@ -33,6 +33,11 @@ class OfferedTools:
     def required_of(self, name: str | None) -> frozenset[str]:
         return required_of(self._schemas.get(name or "", {}))
 
+    def knows(self, name: str | None, key: str) -> bool:
+        """Whether the schema of a tool names an argument."""
+        properties = self._schemas.get(name or "", {}).get("properties")
+        return isinstance(properties, Mapping) and key in properties
+
     def written(self, name: str | None, arguments: Sequence[Argument]) -> str:
         """Return the arguments as JSON, each of the type that the schema gives it."""
         schema = self._schemas.get(name or "", {})

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
 
 from server.text.calls.arguments import (
     ARGUMENTS,
@@ -23,9 +22,10 @@ from server.text.calls.arguments import (
     json_arguments,
     python_arguments,
 )
-from server.text.calls.form import CallForm, Pair
+from server.text.calls.form import CallForm
 from server.text.calls.growing import GrowingText, NotACall, Parse
-from server.text.calls.offered import PREFIX, OfferedTools
+from server.text.calls.offered import OfferedTools
+from server.text.calls.pairs import Leniency, PairReader, without_prefix
 
 _FENCE_END = "```"
 _FENCE = re.compile(r"```[\w+-]*(?=[^\w+-])")
@@ -33,18 +33,6 @@ _KEY = re.compile(r"""\{\s*(["'])((?:[^"'\\]|\\.)*)\1\s*:\s*(?=\S)""")
 _STRING = re.compile(r"""(["'])((?:[^"'\\]|\\.)*)\1""")
 _MOST_EXTRA_BRACES = 3
 _LONGEST_HEAD = 600
-_CDATA = re.compile(r"\s*<!\[CDATA\[(.*)\]\]>\s*", re.DOTALL)
-_PLACES = re.compile(r"\{(key|flag|nl)\}")
-
-
-class Leniency(IntEnum):
-    """How a closing tag is chosen. All but the first are for an answer that has ended without one that counts."""
-
-    NONE = 0
-    UNBALANCED = 1
-    """Tags that were opened within a value need not be closed."""
-    LACKING = 2
-    """Arguments that are required may be missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +55,10 @@ class SectionReader:
     def __init__(
         self, form: CallForm, tools: OfferedTools, text: GrowingText, leniency: Leniency = Leniency.NONE
     ) -> None:
-        self._form, self._tools, self._text, self._leniency = form, tools, text, leniency
+        self._form, self._tools, self._text = form, tools, text
+        self._pairs = PairReader(form, tools, text, leniency)
+        self.read_until = 0
+        """Where the last call that was read whole ends; 0 where there is none."""
         self.has_begun = False
         """Whether a name or an object has been read: what follows is of a call, or of what was meant to be one."""
 
@@ -104,7 +95,7 @@ class SectionReader:
         calls = [call]
         while form.between is not None and form.head:
             place = yield from self._text.space(at)
-            if (yield from self._text.starts(place, (form.head.split()[0],))) is None:
+            if (yield from self._text.starts(place, (without_prefix(form.head).split()[0],))) is None:
                 break
             call, at = yield from self._named(form, place, ends)
             calls.append(call)
@@ -146,7 +137,7 @@ class SectionReader:
             raw, end = yield from text.value(at, ends=(*ends, *((_FENCE_END,) if is_fenced else ())))
             for item in items_of(raw) if opened == "[" else (raw,):
                 calls.append(self._object(form, item))
-            at = yield from self._without_extra_braces(end)
+            self.read_until = at = yield from self._without_extra_braces(end)
             place = yield from text.space(at)
             separator = yield from text.starts(place, (",", ";"))
             place = yield from text.space(place + len(separator or ""))
@@ -228,6 +219,7 @@ class SectionReader:
             self.has_begun = True
             raw, at = yield from text.value(at, ends=ends)
             calls.append(self._found(name, python_arguments(raw), text.text[start:at]))
+            self.read_until = at
             place = yield from text.space(at)
             mark = yield from text.starts(place, (",", ";", "]", *ends))
             if mark == "]" and is_list:
@@ -254,7 +246,9 @@ class SectionReader:
         at, given = yield from self._mid(form, at)
         self.has_begun |= self._tools.resolve(name) is not None
         if form.style == "pairs":
-            arguments, at = yield from self._pairs(form, name, at, ends)
+            arguments, at = yield from self._pairs.pairs(form, name, at, ends)
+        elif not self._tools.required_of(self._tools.resolve(name)) and (yield from self._is_over(form, at, ends)):
+            arguments = []
         else:
             at, is_fenced = yield from self._fence(at)
             yield from text.expect(at, ("{",))
@@ -264,10 +258,17 @@ class SectionReader:
         at = yield from self._tail(form, at, ends)
         return self._found(name, arguments, text.text[start:at], id or given), at
 
+    def _is_over(self, form: CallForm, at: int, ends: Sequence[str]) -> Parse[bool]:
+        """Return whether the call ends where its arguments should begin."""
+        place = yield from self._text.space(at)
+        tail = form.tail.replace("```", "").split()[:1]
+        if not tail and not ends:
+            return self._text.is_finished and place == len(self._text.text)
+        return (yield from self._text.starts(place, (*tail, *ends))) is not None
+
     def _head(self, form: CallForm, at: int) -> Parse[int]:
         at = yield from self._text.space(at)
-        prefix = PREFIX.search(form.head)  # a model may leave it out
-        head = form.head[: prefix.start()] if prefix and prefix.end() == len(form.head) else form.head
+        head = without_prefix(form.head)  # a model may leave it out
         return (yield from self._text.skip(at, head)) if head else at
 
     def _mid(self, form: CallForm, at: int) -> Parse[tuple[int, str | None]]:
@@ -292,90 +293,11 @@ class SectionReader:
         place = yield from self._text.space(at)
         if tail and (yield from self._text.starts(place, (tail.split()[0],))) is not None:
             return (yield from self._text.skip(place, tail))
-        if (yield from self._text.starts(place, ends)) is not None or (not tail and form.style != "pairs"):
+        starts = () if tail or not self._form.start else (self._form.start,)
+        if (yield from self._text.starts(place, (*ends, *starts))) is not None:
+            return at
+        if not tail and form.style != "pairs":
             return at
         if self._text.is_finished and place == len(self._text.text):
             return at
         raise NotACall
-
-    # --- arguments one by one
-
-    def _pairs(self, form: CallForm, name: str, at: int, ends: Sequence[str]) -> Parse[tuple[list[Argument], int]]:
-        pair = form.pair
-        assert pair is not None
-        text, opening = self._text, pair.head.partition("{")[0]
-        head = _pattern_of(pair.head)
-        required = self._tools.required_of(self._tools.resolve(name))
-        arguments: dict[str, Argument] = {}
-        while True:
-            place = yield from text.space(at)
-            if (yield from text.starts(place, (opening,))) is None:
-                return list(arguments.values()), at
-            found = yield from text.match(place, head, _LONGEST_HEAD)
-            key = found["key"].strip()
-            missing = required - arguments.keys() - {key}
-            raw, at = yield from self._value(form, pair, found.end(), ends, is_last_allowed=not missing)
-            arguments[key] = _argument(pair, key, raw, found.groupdict().get("flag"))
-
-    def _value(
-        self, form: CallForm, pair: Pair, at: int, ends: Sequence[str], *, is_last_allowed: bool
-    ) -> Parse[tuple[str, int]]:
-        """Return the text of a value and where its closing tag ends, the first that counts."""
-        text, opening = self._text, pair.head.rpartition("}")[2] if form.mid == "{nl}" else pair.head.partition("{")[0]
-        begin, depth = at, 0
-        while True:
-            place, tag = yield from text.find(at, (pair.tail, opening))
-            at = place + len(tag)
-            if tag == opening:
-                depth += self._leniency == Leniency.NONE
-            elif depth:
-                depth -= 1
-            elif (yield from self._counts(form, pair, at, ends, is_last_allowed=is_last_allowed)):
-                return text.text[begin:place], at
-
-    def _counts(
-        self, form: CallForm, pair: Pair, at: int, ends: Sequence[str], *, is_last_allowed: bool
-    ) -> Parse[bool]:
-        """Return whether what follows a closing tag is what follows a value: another, or the end of the call."""
-        text = self._text
-        place = yield from text.space(at)
-        if (yield from text.starts(place, (pair.head.partition("{")[0],))) is not None:
-            return True
-        if not is_last_allowed and self._leniency < Leniency.LACKING:
-            return False
-        if text.is_ended and place == len(text.text):
-            return text.is_finished
-        if (yield from text.starts(place, ends)) is not None:
-            return True
-        tail = form.tail.split()[0] if form.tail else ""
-        if not tail or (yield from text.starts(place, (tail,))) is None:
-            return False
-        if not ends:
-            return True
-        place = yield from text.space(place + len(tail))
-        return (text.is_ended and place == len(text.text)) or (
-            yield from text.starts(place, (*ends, self._form.start, form.head.split()[0]))
-        ) is not None
-
-
-def _pattern_of(head: str) -> re.Pattern[str]:
-    """Return what matches an argument's head, white space and quotes of attributes taken as they come."""
-    written = []
-    for piece in _PLACES.split(head):
-        if piece == "key":
-            written.append(r"(?P<key>[^<>\n]+?)")
-        elif piece == "flag":
-            written.append(r"(?P<flag>\w*)")
-        elif piece == "nl":
-            written.append(r"\s*")
-        else:
-            written.append(r"\s+".join(map(re.escape, piece.split(" "))).replace('"', "[\"']?"))
-    return re.compile("".join(written))
-
-
-def _argument(pair: Pair, key: str, raw: str, flag: str | None) -> Argument:
-    if pair.cdata and (wrapped := _CDATA.fullmatch(raw)) is not None:
-        raw = wrapped[1]
-    if pair.frame:
-        raw = raw.removeprefix(pair.frame).removesuffix(pair.frame)
-    return Argument(key, raw, "text" if flag is not None and flag == pair.text_flag else "unknown")

@@ -7,15 +7,17 @@ is handed on as text, or as the JSON that it was.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from server.text.calls.values import Number, read_exact, read_literal
 
 Schema = Mapping[str, Any]
 ANY: frozenset[str] = frozenset({"string", "number", "integer", "boolean", "null", "object", "array"})
 _NAMES = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array"}
-_MOST_NESTED = 8
+_MOST_NESTED = 100
+_MEMBERS = ("properties", "patternProperties", "additionalProperties")
 _INTEGER = re.compile(r"-?[0-9]+(?:\.0*)?")
 
 
@@ -26,11 +28,24 @@ def type_of(value: object) -> str:
     return _NAMES.get(type(value), "null")
 
 
-def types_of(schema: object, root: Schema, depth: int = 0) -> frozenset[str]:
+def types_of(schema: object, root: Schema) -> frozenset[str]:
     """Return the types that a value may have; `root` has the definitions. A number may be an integer."""
+    found = _types_of(schema, root, {}, 0)
+    return ANY if found is None else found
+
+
+def _types_of(
+    schema: object, root: Schema, known: dict[int, frozenset[str] | None], depth: int
+) -> frozenset[str] | None:
+    """Return the types; None within a schema that is looked at just now, of which nothing more is to be said.
+
+    `known`: the types of schemas by identity, so that none is looked at twice, be it its own part or not.
+    """
     if not isinstance(schema, Mapping) or depth == _MOST_NESTED:
         return ANY
-    found = ANY
+    if id(schema) in known:
+        return known[id(schema)]
+    found, known[id(schema)] = ANY, None
     if "type" in schema:
         named = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
         found &= {name for name in named if isinstance(name, str)} | ({"integer"} if "number" in named else set())
@@ -40,32 +55,79 @@ def types_of(schema: object, root: Schema, depth: int = 0) -> frozenset[str]:
         found &= {type_of(schema["const"])}
     for several in ("anyOf", "oneOf"):
         if isinstance(schema.get(several), list):
-            found &= frozenset().union(*(types_of(each, root, depth + 1) for each in schema[several]))
-    for each in schema["allOf"] if isinstance(schema.get("allOf"), list) else ():
-        found &= types_of(each, root, depth + 1)
-    if isinstance(schema.get("$ref"), str):
-        found &= types_of(resolve(schema["$ref"], root), root, depth + 1)
-    return found
+            told = [_types_of(each, root, known, depth + 1) for each in schema[several]]
+            found &= frozenset().union(*(each for each in told if each is not None)) if any(told) else ANY
+    joined = [_types_of(each, root, known, depth + 1) for each in _joined(schema, root)]
+    found = found.intersection(*(each for each in joined if each is not None))
+    known[id(schema)] = None if found == ANY and None in joined else found
+    return known[id(schema)]
 
 
 def resolve(ref: str, root: Schema) -> Any:
     """Return what a reference within the schema stands for; None where there is nothing."""
     found: Any = root
-    for name in ref.removeprefix("#").strip("/").split("/"):
-        found = found.get(name) if isinstance(found, Mapping) else None
+    for written in ref.removeprefix("#").strip("/").split("/") if ref.strip("#/") else ():
+        name = unquote(written).replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list):
+            found = found[int(name)] if name.isdecimal() and int(name) < len(found) else None
+        else:
+            found = found.get(name) if isinstance(found, Mapping) else None
     return found if ref.startswith("#") else None
 
 
 def required_of(schema: Schema) -> frozenset[str]:
-    """Return the names that an object has to have; none where `required` is no list of names."""
-    names = schema.get("required")
-    return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
+    """Return the names that an object has to have, by its schema and all that this refers to."""
+    found: set[str] = set()
+    seen: set[int] = set()
+    left: list[object] = [schema]
+    while left:
+        each = left.pop()
+        if not isinstance(each, Mapping) or id(each) in seen:
+            continue
+        seen.add(id(each))
+        names = each.get("required")
+        found |= {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+        left += _joined(each, schema)
+    return frozenset(found)
 
 
 def types_of_argument(key: str, schema: Schema) -> frozenset[str]:
     """Return the types that the argument `key` may have, where `schema` is that of all arguments."""
-    properties = schema.get("properties")
-    return types_of(properties.get(key) if isinstance(properties, Mapping) else None, schema)
+    found = _types_of_member(key, schema, schema, {}, 0)
+    return ANY if found is None else found
+
+
+def _types_of_member(
+    key: str, schema: object, root: Schema, seen: dict[int, frozenset[str] | None], depth: int
+) -> frozenset[str] | None:
+    """Return the types of one member of an object; None where the schema says nothing of it."""
+    if not isinstance(schema, Mapping) or depth == _MOST_NESTED:
+        return None
+    if id(schema) in seen:
+        return seen[id(schema)]
+    seen[id(schema)] = None
+    said = [_types_of_member(key, each, root, seen, depth + 1) for each in _joined(schema, root)]
+    for several in ("anyOf", "oneOf"):
+        options = schema[several] if isinstance(schema.get(several), list) else ()
+        told = [_types_of_member(key, each, root, seen, depth + 1) for each in options]
+        said.append(frozenset().union(*(each for each in told if each is not None)) if any(told) else None)
+    properties, patterns, others = (schema.get(name) for name in _MEMBERS)
+    if isinstance(properties, Mapping) and key in properties:
+        said.append(types_of(properties[key], root))
+    elif isinstance(patterns, Mapping) and patterns:  # whichever of a client's expressions it may match
+        said.append(frozenset().union(*(types_of(each, root) for each in patterns.values())))
+    elif isinstance(others, Mapping):
+        said.append(types_of(others, root))
+    known = [each for each in said if each is not None]
+    found = seen[id(schema)] = frozenset.intersection(*known) if known else None
+    return found
+
+
+def _joined(schema: Mapping[str, Any], root: Schema) -> Iterator[object]:
+    """Yield the schemas that hold together with this one."""
+    if isinstance(schema.get("$ref"), str):
+        yield resolve(schema["$ref"], root)
+    yield from schema["allOf"] if isinstance(schema.get("allOf"), list) else ()
 
 
 def value_of_text(text: str, types: frozenset[str]) -> Any:

@@ -12,7 +12,9 @@ from typing import Any
 
 from server.json_text import MOST_DEPTH, read_json
 
-_TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*+")|,(?=\s*[}\]])', re.DOTALL)
+_TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*+(?:"|\\?\Z))|,(?=\s*[}\]])', re.DOTALL)
+_JSON_ESCAPE = re.compile(r"""\\(["\\/bfnrt]|u[0-9a-fA-F]{4}|')?""")
+_STRING_START = re.compile(r"""([rRuU]?)(?=["'])""")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -34,15 +36,21 @@ class Number(str):
 def read_exact(text: str) -> Any:
     """Return the value of JSON, its numbers as `Number`; control characters may stand in texts as they are.
 
-    A comma behind the last item is passed over. Raises ValueError.
+    A comma behind the last item is passed over, and a backslash that escapes nothing stays. Raises ValueError.
     """
     try:
         return _read(text)
     except ValueError:
-        without = _TRAILING_COMMA.sub(r"\1", text)
-        if without == text:
+        mended = _JSON_ESCAPE.sub(_mended, _TRAILING_COMMA.sub(r"\1", text))
+        if mended == text:
             raise
-    return _read(without)
+    return _read(mended)
+
+
+def _mended(found: re.Match[str]) -> str:
+    if found[1] == "'":
+        return "'"
+    return found[0] if found[1] else "\\\\"
 
 
 def _read(text: str) -> Any:
@@ -101,8 +109,8 @@ class _Literals:
             raise ValueError("it is nested too deeply")
         at = self._skip(at)
         first = self._text[at : at + 1]
-        if first and first in "'\"":
-            return self._string(at)
+        if first and (start := _STRING_START.match(self._text, at)) is not None:
+            return self._strings(at, start)
         if first and first in "[(":
             return self._items(at, "]" if first == "[" else ")", lambda place: self.value(place, depth + 1))
         if first == "{":
@@ -136,14 +144,24 @@ class _Literals:
                 raise ValueError(f"a comma is missing at character {at}")
         return items, at + 1
 
-    def _string(self, at: int) -> tuple[str, int]:
+    def _strings(self, at: int, start: re.Match[str] | None) -> tuple[str, int]:
+        """Read a text, or several that stand side by side."""
+        pieces, end = [], at
+        while start is not None:
+            piece, end = self._string(start.end(), is_raw=start[1] in ("r", "R"))
+            pieces.append(piece)
+            start = _STRING_START.match(self._text, self._skip(end))
+        return "".join(pieces), end
+
+    def _string(self, at: int, *, is_raw: bool = False) -> tuple[str, int]:
         mark = self._text[at] * 3 if self._text.startswith(self._text[at] * 3, at) else self._text[at]
         end = at + len(mark)
         while not self._text.startswith(mark, end):
             end += 2 if self._text[end : end + 1] == "\\" else 1
             if end >= len(self._text):
                 raise ValueError("a text is not closed")
-        return _unescaped(self._text[at + len(mark) : end]), end + len(mark)
+        text = self._text[at + len(mark) : end]
+        return text if is_raw else _unescaped(text), end + len(mark)
 
     def _skip(self, at: int) -> int:
         found = _SPACE.match(self._text, at)

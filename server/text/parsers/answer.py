@@ -2,7 +2,7 @@
 
 | the model writes | it is |
 | --- | --- |
-| a thought between its tags, at the beginning, again after a thought or a call, or in a line of its own | reasoning |
+| a thought between tags: at the beginning, after a thought, a call or a sentence, in a line of its own | reasoning |
 | an opening tag in a thought that the prompt has opened | nothing |
 | a tag within a sentence, or in quotes | content |
 | a closing tag with none opened, the text before it not given out yet (`ThoughtHabit`) | reasoning up to it |
@@ -25,7 +25,7 @@ from server.text.calls.offered import OfferedTools
 from server.text.calls.openers import openers_of
 from server.text.calls.reader import FoundCall
 from server.text.detokenizer import CONTROL_MARK
-from server.text.parsers.parts import ChatFormat, Kind, Part, Start, ToolCall, Tools
+from server.text.parsers.parts import ChatFormat, Kind, Part, Start, ToolCall, Tools, markup_of
 from server.text.parsers.tags import TagSet, find_tag
 
 _QUOTES = "`'\""
@@ -64,9 +64,10 @@ class ChatParser:
         self._in_content = TagSet(filter(None, in_content))
         self._in_line = TagSet(in_line)
         self._in_thought = TagSet(filter(None, (self._think_start, self._think_end, *self._call_tags)))
-        self.markup = _markup_of(format, has_tools=bool(tools))
+        self.markup = markup_of(format, has_tools=bool(tools))
         self.done = False
 
+        self._ids: set[str] = set()
         self._held = ""
         self._searched = 0  # of what is held: no tag begins before it
         self._attempt: Attempt | None = None
@@ -91,7 +92,7 @@ class ChatParser:
         self._drops_space = False  # the next content begins without its white space
         self._is_after_call = False
         self._num_mentions = 0  # of opening tags in content
-        self._last = ""  # the last character in the line of content that is no space; empty: there is none
+        self._last, self._is_spaced = "", False  # the last character in the line of content, and if space follows it
 
     def feed(self, text: str) -> list[Part]:
         """Return what is settled by now. Text after the one call that was wanted is nothing."""
@@ -104,7 +105,6 @@ class ChatParser:
         return parts
 
     def flush(self, *, is_cut: bool = False) -> list[Part]:
-        """The rest, at least one part."""
         self._num_attempts_left = _MOST_ATTEMPTS_AT_END
         parts: list[Part] = []
         while not self.done:
@@ -184,10 +184,9 @@ class ChatParser:
             is_text = tag == self._think_start and (self._has_thought or self._held[:place].strip())
             return "text" if is_text else "means"
         if tag == self._think_start:
-            if self._may_open(place):
-                return "means"
-            self._num_mentions += 1
-            return "text"
+            verdict = self._judge_start(place, place + len(tag))
+            self._num_mentions += verdict == "text"
+            return verdict
         return self._judge_end(place, tag) if tag == self._think_end else "means"
 
     def _judge_end(self, place: int, tag: str) -> Literal["means", "text", "wait"]:
@@ -210,10 +209,16 @@ class ChatParser:
         _, line_end, line = self._held[:place].rpartition("\n")
         return not line.strip() and bool(line_end or not self._last)
 
-    def _may_open(self, place: int) -> bool:
-        """Whether a thought may begin here: in a line of its own, or behind a sentence."""
-        before = self._held[:place].strip()[-1:] or self._last
-        return self._is_line_blank(place) or before in _SENTENCE_ENDS
+    def _judge_start(self, place: int, end: int) -> Literal["means", "text", "wait"]:
+        """Judge an opening tag: one in a line of its own, or behind a sentence and not before a space, means one."""
+        if self._is_line_blank(place):
+            return "means"
+        before = (self._last + " " * self._is_spaced) + self._held[:place]
+        if not before[-1:].isspace() or before.strip()[-1:] not in _SENTENCE_ENDS:
+            return "text"
+        if end == len(self._held) and self._num_attempts_left is None:
+            return "wait"
+        return "text" if self._held[end : end + 1] == " " else "means"
 
     def _meet(self, parts: list[Part], place: int, tag: str) -> None:
         if tag == self._think_start:
@@ -258,8 +263,7 @@ class ChatParser:
         if self._num_attempts_left == 0:
             self._searched += 1
             return
-        if self._num_attempts_left:
-            self._num_attempts_left -= 1
+        self._num_attempts_left = self._num_attempts_left and self._num_attempts_left - 1
         if not self._is_undecided:
             self._say(parts, self._held[:place].rstrip())
         assert self._format.calls is not None
@@ -276,10 +280,10 @@ class ChatParser:
             self._searched = self._attempt_at + attempt.end
         elif self._attempt_tag in self._call_tags:
             self._searched = self._attempt_at + len(self._attempt_tag)
-            if attempt.has_begun and self._kind == "content":
-                self._skips_to = self._format.calls.end_of(self._attempt_tag) if self._format.calls else ""
-        else:
-            self._searched = self._attempt_at + 1
+            if attempt.has_begun and self._kind == "content" and self._format.calls:
+                self._skips_to = self._format.calls.end_of(self._attempt_tag) or None
+        else:  # calls that text follows are none, and so are those that begin later among them
+            self._searched = self._attempt_at + max(1, attempt.read_until)
         return True
 
     def _take_calls(self, parts: list[Part], attempt: Attempt) -> None:
@@ -302,17 +306,24 @@ class ChatParser:
     def _to_call(self, call: FoundCall) -> ToolCall:
         assert call.name is not None and self._format.calls is not None
         id = call.id or self._format.calls.new_id()
+        if id in self._ids:  # a client tells results apart by them
+            stem = id.rpartition(":")[0] if self._format.calls.id_is_name else ""
+            id = f"{stem}:{len(self._ids)}" if stem else self._format.calls.new_id()
+        self._ids.add(id)
         return ToolCall(id, call.name, call.arguments.replace(CONTROL_MARK, ""))
 
     def _skip(self, parts: list[Part]) -> bool:
         """Pass over the rest of a call that was broken: what stands in it begins no other."""
-        tags = (self._skips_to,) if self._skips_to else ()
-        place, tag = find_tag(self._held, tags, self._searched)
+        assert self._skips_to is not None
+        place, tag = find_tag(self._held, (self._skips_to,), self._searched)
         self._searched = place + len(tag or "")
         if tag is not None:
             self._skips_to = None
             return True
-        self._say(parts, self._held[: self._searched].rstrip())
+        if self._is_undecided and self._searched > self._most_held:
+            self._decide_plain()
+        if not self._is_undecided:
+            self._say(parts, self._held[: self._searched].rstrip())
         return False
 
     # --- what goes out
@@ -333,10 +344,7 @@ class ChatParser:
     def _say(self, parts: list[Part], text: str) -> None:
         """Give out `text`, with which what is held begins."""
         self._consume(len(text))
-        if self._kind == "content" and CONTROL_MARK not in text:
-            self._say_content(parts, text)
-            return
-        for place, piece in enumerate(text.split(CONTROL_MARK)):
+        for place, piece in enumerate(text.split(CONTROL_MARK) if CONTROL_MARK in text else (text,)):
             if place % 2:  # the name of a special token, which is a text in calls alone
                 parts.append(Part("call", "", len(piece) + 2))
             elif self._kind == "reasoning":
@@ -355,6 +363,7 @@ class ChatParser:
             self._has_content |= not said.isspace()
             _, line_end, line = said.rpartition("\n")
             self._last = line.strip()[-1:] or ("" if line_end else self._last)
+            self._is_spaced = said[-1].isspace()
 
     def _say_thought(self, parts: list[Part], text: str) -> None:
         said = text if self._has_thought else text.lstrip()
@@ -382,7 +391,6 @@ class ChatParser:
             parts.append(Part("call" if self._is_after_call else "reasoning", "", size))
 
     def _drop(self, parts: list[Part], size: int, kind: Kind) -> None:
-        """Give out nothing for the first `size` characters, which are part of `kind`."""
         parts.append(Part(kind, "", size))
         self._consume(size)
 
@@ -390,9 +398,3 @@ class ChatParser:
         self._held = self._held[size:]
         self._searched = max(0, self._searched - size)
         self._attempt_at = max(0, self._attempt_at - size)
-
-
-def _markup_of(format: ChatFormat, *, has_tools: bool) -> tuple[str, ...]:
-    calls = format.calls.markup if has_tools and format.calls is not None else ()
-    control = (CONTROL_MARK,) if calls else ()
-    return tuple(dict.fromkeys(filter(None, (format.think_start, format.think_end, *format.frames, *calls, *control))))

@@ -28,6 +28,9 @@ TAGS = (START, CHANNEL, CONSTRAIN, MESSAGE, END, CALL, RETURN)
 _HEADS = (START, CHANNEL, CONSTRAIN, MESSAGE, " to=")
 """With what a header begins, or goes on behind the `<|start|>assistant` of the prompt."""
 _ENDS = (END, CALL, RETURN)
+_BETWEEN = "\n\n"
+"""Stands between two thoughts, or two messages."""
+_HEADLESS = re.compile(r"(?:<\|start\|>\w*)?<\|channel\|>(analysis|commentary|final)?\s*")
 _Kind = Literal["content", "reasoning", "call"]
 
 
@@ -43,6 +46,9 @@ class HarmonyParser:
         self._kind: _Kind = "content" if begins in ("before", "content") else "reasoning"
         self._held = ""
         self._header = ""  # of a call
+        self._searched = 0  # of what is held: no tag of a header ends before it
+        self._said: set[str] = {"reasoning"} if begins == "thought" else set()  # kinds of which there was text
+        self._is_new = False  # what follows is of another message than what was said of its kind
         self._ending: tuple[bool, bool] = (False, False)  # whether the output has ended, and was cut off
         self._begin_body()
         self.done = False
@@ -71,9 +77,18 @@ class HarmonyParser:
         self._ending = self._body.is_ended, self._body.is_cut = True, is_cut
         parts = self.feed("")
         held, self._held = self._held, ""
-        if self._state == "header" or (self._state == "between" and any(map(held.startswith, _HEADS))):
-            return [*parts, Part("reasoning", "", len(held))]
-        return [*parts, Part(self._kind_of_text(), held, len(held))] if held or not parts else parts
+        if self._state == "header":
+            return [*parts, *self._headless(held)]
+        text = self._set_apart(held) if held and self._state == "body" and self._kind != "call" else held
+        return [*parts, Part(self._kind_of_text(), text, len(held))] if held or not parts else parts
+
+    def _headless(self, held: str) -> list[Part]:
+        """Give out a header that no message follows: what a model may have written for one."""
+        found = _HEADLESS.match(held)
+        size = found.end() if found else 0
+        kind: Literal["content", "reasoning"] = "reasoning" if found and found[1] == "analysis" else "content"
+        text = "" if size == len(held) or held.startswith(START) else held[size:]
+        return [Part("reasoning", "", len(held) - len(text)), *([Part(kind, text, len(text))] if text else [])]
 
     def _kind_of_text(self) -> Literal["content", "reasoning"]:
         return "reasoning" if self._state == "body" and self._kind == "reasoning" else "content"
@@ -93,13 +108,17 @@ class HarmonyParser:
         return []
 
     def _take_header(self) -> list[Part]:
-        place, tag = find_tag(self._held, (MESSAGE, *_ENDS))
+        place, tag = find_tag(self._held, (MESSAGE, *_ENDS), self._searched)
         if tag is None:
+            self._searched = place
             return []
-        size = place + len(tag)
+        size, self._searched = place + len(tag), 0
         header, self._held = self._held[:size], self._held[size:]
         self._state = "between"
+        if tag in _ENDS:
+            return [*self._headless(header[:place]), Part("reasoning", "", len(tag))]
         if tag == MESSAGE:
+            self._is_new = True
             self._state, self._kind = "body", self._kind_of(header)
             if self._kind == "call":
                 self._header = header
@@ -115,13 +134,20 @@ class HarmonyParser:
     def _take_body(self) -> list[Part]:
         place, tag = find_tag(self._held, (START, CHANNEL, *_ENDS))
         text, self._held = self._held[:place], self._held[place:]
-        parts = [Part(self._kind, text, len(text))] if text else []
+        parts = [Part(self._kind, self._set_apart(text), len(text))] if text else []
         if tag is not None:
             self._state = "between"
             if tag in _ENDS:
                 self._held = self._held[len(tag) :]
                 parts.append(Part("reasoning", "", len(tag)))
         return parts
+
+    def _set_apart(self, text: str) -> str:
+        """Put an empty line before the first text of another thought."""
+        is_next = self._is_new and self._kind == "reasoning" and self._kind in self._said
+        self._is_new = False
+        self._said.add(self._kind)
+        return _BETWEEN + text if is_next else text
 
     def _hold_call(self) -> list[Part]:
         """A tag ends a call whose arguments are whole; one that stands in a text of theirs does not."""
@@ -130,9 +156,12 @@ class HarmonyParser:
             self._read_object()
         if self._end_of_object is None and not self._is_broken:
             return []
-        place, tag = find_tag(self._held, (START, CHANNEL, *_ENDS), self._end_of_object or 0)
+        start = max(self._end_of_object or 0, self._searched)
+        place, tag = find_tag(self._held, (START, CHANNEL, *_ENDS), start)
         if tag is None and not self._body.is_ended:
+            self._searched = place
             return []
+        self._searched = 0
         return [self._call(place, tag if tag in _ENDS else "")]
 
     def _read_object(self) -> None:
@@ -145,11 +174,12 @@ class HarmonyParser:
 
     def _call(self, place: int, end: str) -> Part:
         name, arguments = self._tools.resolve(_recipient(self._header)), []
+        is_empty = not self._held[:place].strip() and not self._tools.required_of(name)
         try:
-            arguments = json_arguments(self._object)
+            arguments = [] if is_empty else json_arguments(self._object)
         except ValueError:
             name = None
-        if self._held[self._end_of_object or 0 : place].strip():
+        if self._held[self._end_of_object or 0 : place].strip().strip("}"):  # a brace too many closes nothing
             name = None
         raw = self._header + self._held[: place + len(end)]
         self._held = self._held[place + len(end) :]

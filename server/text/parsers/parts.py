@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from server.text.calls.form import CallForm
+from server.text.detokenizer import CONTROL_MARK
 
 Tools = Sequence[Mapping[str, Any]]
 """The tools offered, as the chat template gets them: `{"type": "function", "function": {"name": ..., ...}}`."""
@@ -120,3 +121,10 @@ class OutputParser(Protocol):
 
         `is_cut`: the model had not finished, so what is left out at the end of its text is not understood.
         """
+
+
+def markup_of(format: ChatFormat, *, has_tools: bool) -> tuple[str, ...]:
+    """Return the strings that have to be in a text, were they special tokens, for its parser to understand it."""
+    calls = format.calls.markup if has_tools and format.calls is not None else ()
+    control = (CONTROL_MARK,) if calls else ()
+    return tuple(dict.fromkeys(filter(None, (format.think_start, format.think_end, *format.frames, *calls, *control))))

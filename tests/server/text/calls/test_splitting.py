@@ -156,7 +156,7 @@ def test_held_to_a_form_nothing_else_is_a_call() -> None:
         '{"arguments": {}}',
         '{"name": "", "arguments": {}}',
         '{"name": 7, "arguments": {}}',
-        '{"name": "f", "arguments": []}',
+        '{"name": "f", "arguments": [1]}',
         '{"name": "f", "arguments": "no JSON"}',
         '{"name": "f", "arguments": {"a": NaN}}',
         '{"name": "unknown", "arguments": {"raw": "what?"}}',
