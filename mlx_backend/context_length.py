@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ _STRETCHED = frozenset({"linear", "dynamic"})
 _TOLD_WHOLE = ("gemma3", "gemma4")
 """Families that are told by the length after a linear scaling."""
 _MOST_FACTOR = 10_000
+_MOST_TOKENS = 1 << 40
 _WITHOUT_LIMIT = 131_072
 """For models that name no context length (recurrent ones have none)."""
 
@@ -55,5 +55,6 @@ def _scaled(length: int, scaling: Mapping[str, Any], section: Mapping[str, Any])
 
 def _whole(value: object) -> int | None:
     """A length, which some write with a point."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return int(value) if is_number and value >= 1 else None  # type: ignore[operator, call-overload]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= _MOST_TOKENS:
+        return None
+    return int(value)

@@ -103,7 +103,7 @@ def _whole(present: Collection[str]) -> frozenset[str]:
     if ONE_FILE in present:
         return frozenset({ONE_FILE})
     sets = _shards(present)
-    whole = [names for (_, number), names in sets.items() if 0 < number == len(names)]
+    whole = [names for (_, number), names in sets.items() if int(number) == len(names)]
     if len(whole) > 1:
         raise IncompleteWeights(f"has two sets of weights, {min(whole[0])} … and {min(whole[1])} …; keep one of them")
     if whole or sets:
@@ -111,21 +111,23 @@ def _whole(present: Collection[str]) -> frozenset[str]:
     return frozenset(name for name in present if fnmatchcase(name, _ANY))
 
 
-def _shards(present: Collection[str]) -> dict[tuple[str, int], set[str]]:
-    """The names of each set's shards, by what they begin with and how many there should be."""
-    sets: dict[tuple[str, int], set[str]] = defaultdict(set)
+def _shards(present: Collection[str]) -> dict[tuple[str, str], set[str]]:
+    """The names of each set's shards, by what they begin with and how many there should be, as it is written."""
+    sets: dict[tuple[str, str], set[str]] = defaultdict(set)
     for name in sorted(present):
         found = _SHARD.fullmatch(name)
-        if found and 1 <= int(found[2]) <= int(found[3]) <= _MOST_SHARDS:
-            sets[found[1], int(found[3])].add(name)
+        is_numbered = found is not None and len(found[2]) == len(found[3])
+        if found and is_numbered and 1 <= int(found[2]) <= int(found[3]) <= _MOST_SHARDS:
+            sets[found[1], found[3]].add(name)
     return sets
 
 
 def _what_lacks(present: Collection[str]) -> str:
-    for (stem, number), names in _shards(present).items():
-        digits = len(min(names).rpartition("-")[2].removesuffix(".safetensors"))
-        every = (f"{stem}-{place:0{digits}}-of-{number:0{digits}}.safetensors" for place in range(1, number + 1))
-        return f"lacks {next(name for name in every if name not in names)} ({number - len(names)} of {number} files)"
+    for (stem, written), names in _shards(present).items():
+        number, digits = int(written), len(written)
+        every = (f"{stem}-{place:0{digits}}-of-{written}.safetensors" for place in range(1, number + 1))
+        lacking = next((name for name in every if name not in names), f"{stem}-*-of-{written}.safetensors")
+        return f"lacks {lacking} ({number - len(names)} of {number} files)"
     return "has no model*.safetensors"
 
 

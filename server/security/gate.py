@@ -44,7 +44,7 @@ _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _CORS_MAX_AGE_S = "600"
 _CORS_HEADERS = "authorization, content-type, x-api-key, x-request-id"
 _CORS_EXPOSED = (
-    "retry-after, x-request-id, x-pippin-ignored-fields, x-pippin-truncated-tokens, "
+    "retry-after, x-request-id, x-pippin-ignored-fields, x-pippin-truncated-tokens, x-pippin-max-tokens, "
     "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
     "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )

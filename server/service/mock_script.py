@@ -61,7 +61,7 @@ def _line(path: Path, number: int, written: str) -> Line:
             raise ValueError("'match' and 'text' should be texts")
         found["text"].encode()
         return Line(re.compile(found["match"]), found["text"])
-    except (ValueError, RecursionError, re.error) as error:
+    except (ValueError, OverflowError, RecursionError, re.error) as error:
         raise ModelLoadError(f"mock.script: {path}, line {number}: {error}") from error
 
 

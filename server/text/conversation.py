@@ -194,6 +194,8 @@ def _call(call: Mapping[str, Any], shape: CallShape) -> dict[str, Any]:
     function = dict(call["function"])
     if shape.as_text and not isinstance(function.get("arguments"), str):
         function["arguments"] = json.dumps(function.get("arguments"), ensure_ascii=False)
+    elif not shape.as_text:  # what is no object is one argument: a template would fail on a text
+        function["arguments"] = dict(_object_of(function.get("arguments")))
     return {**call, "function": function}
 
 
@@ -228,27 +230,39 @@ def _with_system_in_place(messages: list[dict[str, Any]], traits: Traits, change
 def _answered(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     role = None
     for message in messages:
-        if (role, message.get("role")) == ("tool", "user"):
+        if role in ("tool", "call") and message.get("role") == "user":
             yield {"role": "assistant", "content": ""}
-        role = message.get("role")
+        role = "call" if message.get("tool_calls") else message.get("role")
         yield message
 
 
 def _merged(messages: list[dict[str, Any]], shape: CallShape) -> list[dict[str, Any]]:
+    """Return turns that alternate. Where calls stand alone they are no turns: what was said before them comes after."""
     merged: list[dict[str, Any]] = []
+    place: int | None = None  # of the last turn
     for message in messages:
-        last = merged[-1] if merged else {}
-        role = message.get("role")
-        stands_alone = bool(message.get("tool_calls")) and shape.beside != "content"
-        if role not in ("user", "assistant") or last.get("role") != role or last.get("tool_calls") or stands_alone:
+        role, is_call = message.get("role"), bool(message.get("tool_calls"))
+        if shape.beside != "content" and (is_call or role == "tool"):
             merged.append(message)
             continue
-        thoughts = _joined(last.get("reasoning_content"), message.get("reasoning_content"))
-        thought = {"reasoning_content": thoughts} if thoughts else {}
-        said = _joined(last.get("content"), message.get("content"))
-        content = None if message.get("content") is None and not said else said
-        merged[-1] = {**last, **message, **thought, "content": content}
+        last = {} if place is None else merged[place]
+        is_next_to = place == len(merged) - 1
+        may_follow = is_next_to or (shape.beside != "content" and role == "assistant")
+        is_turn = role in ("user", "assistant") and last.get("role") == role and not last.get("tool_calls")
+        if place is not None and is_turn and may_follow:
+            del merged[place]
+            message = _one_of(last, message)
+        merged.append(message)
+        place = len(merged) - 1
     return merged
+
+
+def _one_of(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    thoughts = _joined(first.get("reasoning_content"), second.get("reasoning_content"))
+    thought = {"reasoning_content": thoughts} if thoughts else {}
+    said = _joined(first.get("content"), second.get("content"))
+    content = None if second.get("content") is None and not said else said
+    return {**first, **second, **thought, "content": content}
 
 
 def _with_thought(message: dict[str, Any], key: str) -> dict[str, Any]:

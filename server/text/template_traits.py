@@ -32,7 +32,7 @@ def find_traits(render: Render) -> Traits:
         one_call=shape is not None and not probe.shows_calls(shape, 2),
         nine_characters=probe.shows_result(shape) and not probe.shows_result(shape, _LONG),
         results=probe.shows_result(shape),
-        system=probe.place_of_system(),
+        system=probe.place_of_system(shape),
         alternates=not (probe.takes("user", "user") and probe.takes("user", "assistant", "assistant", "user")),
         user_first=not probe.takes("assistant", "user"),
         needs_user=probe.takes("system", "user") and not probe.takes("system"),
@@ -52,9 +52,15 @@ class _Probe:
         messages = [{"role": role, "content": word} for role, word in zip(roles, _WORDS, strict=False)]
         return self._shows(messages, *_WORDS[: len(roles)])
 
-    def place_of_system(self) -> Any:
+    def place_of_system(self, shape: CallShape | None) -> Any:
+        """Where it takes a system message; nowhere as well if that is left out once there are results."""
         if not self.takes("system", "user"):
             return "nowhere"
+        if shape is not None and self.shows_result(shape):
+            asked = [{"role": "system", "content": _WORDS[0]}, _user(), _called(_NAME), _result(_NINE)]
+            messages, _ = prepare(asked, Traits(calls=shape), _no_text)
+            if self._shows(messages, _RESULT) and not self._shows(messages, _WORDS[0]):
+                return "nowhere"
         is_anywhere = self.takes("system", "system", "user") and self.takes(
             "system", "user", "assistant", "system", "user"
         )

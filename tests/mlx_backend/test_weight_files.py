@@ -52,6 +52,7 @@ def index_of(*names: str) -> str:
         (["model.fp16.safetensors"], None, ["model.fp16.safetensors"], []),
         (["weights.safetensors"], index_of("weights.safetensors"), ["weights.safetensors"], []),
         (["model-001-of-002.safetensors", *TWO], None, TWO, ["left out"]),
+        (["model-0001-of-00002.safetensors", *TWO], None, TWO, ["left out"]),
     ],
 )
 def test_what_is_taken(present: list[str], index: str | None, expected: list[str], said: list[str]) -> None:
@@ -73,6 +74,7 @@ def test_what_is_taken(present: list[str], index: str | None, expected: list[str
         ([], index_of(*FIVE), "lacks model-00001-of-00005.safetensors (5 of 5 files)"),
         (TWO[:1], "{", "lacks model-00002-of-00002.safetensors (1 of 2 files); model.safetensors.index.json cannot"),
         ([*TWO, *FIVE], None, "has two sets of weights"),
+        (["model-0001-of-00002.safetensors", TWO[0]], None, "lacks model-00002-of-00002.safetensors (1 of 2 files)"),
     ],
 )
 def test_what_is_not_whole(present: list[str], index: str | None, message: str) -> None:
@@ -144,6 +146,8 @@ YARN = {"factor": 4.0, "original_max_position_embeddings": 32768}
         ({"max_position_embeddings": 8192.0}, 8192),
         ({"max_position_embeddings": None, "text_config": {"max_position_embeddings": 99}}, 99),
         ({"max_position_embeddings": True}, 131_072),
+        ({"max_position_embeddings": 10**400, "n_ctx": 7}, 7),
+        ({"max_position_embeddings": 1e300}, 131_072),
         ({"text_config": "x"}, 131_072),
     ],
 )  # fmt: skip

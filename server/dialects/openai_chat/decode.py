@@ -34,7 +34,17 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "documents": ([],),
     "mm_processor_kwargs": (),
 }
+_RESERVED = frozenset(
+    {
+        *("self", "conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt"),
+        *("continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors"),
+        *("return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "conversations"),
+    }
+)
+"""What the libraries that render a template call their own parameters."""
 _THOUGHT_NAMES = {"both": ("reasoning_content", "reasoning"), "none": ()}
+_CHOICES = {"auto": "auto", "none": "none", "required": "required", "any": "required"}
+"""Types of a tool choice that is an object, as other APIs have it."""
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
@@ -46,6 +56,7 @@ def decode(body: ChatRequest, request_id: str) -> tuple[GenerationJob, list[str]
     ignored += ignored_of_messages
     is_old = bool(body.functions) or isinstance(body.function_call, dict)
     tools, must_call = _decode_functions(body) if is_old else _decode_tools(body)
+    _check_template_kwargs(body)
     thinking = decode_thinking(body, body.thinking_budget, body.chat_template_kwargs or {})
     ignored += thinking.ignored
     parallel = body.parallel_tool_calls is not False and not body.functions
@@ -74,6 +85,12 @@ def decode(body: ChatRequest, request_id: str) -> tuple[GenerationJob, list[str]
     return job, ignored
 
 
+def _check_template_kwargs(body: ChatRequest) -> None:
+    for name in sorted(_RESERVED & (body.chat_template_kwargs or {}).keys()):
+        message = f"'chat_template_kwargs' cannot have '{name}': the server says that to the template."
+        raise InvalidRequest(message, param="chat_template_kwargs", code="invalid_value")
+
+
 def decode_form(body: ChatRequest, thoughts_field: str) -> AnswerForm:
     """Return the form of the answer; `thoughts_field`: as the configuration has it."""
     names = _THOUGHT_NAMES.get(thoughts_field, (thoughts_field,))
@@ -100,6 +117,8 @@ def _decode_functions(body: ChatRequest) -> tuple[tuple[Mapping[str, Any], ...],
 def _decode_tools(body: ChatRequest) -> tuple[tuple[Mapping[str, Any], ...], bool]:
     """What the model is offered, and whether it has to call one. Raises InvalidRequest."""
     choice, tools = body.tool_choice, tuple(map(_decode_tool, body.tools or ()))
+    if isinstance(choice, Mapping):
+        choice = _CHOICES.get(str(choice.get("type")), choice)
     if choice in (None, "auto"):
         return tools, False
     if choice == "none":
@@ -111,7 +130,8 @@ def _decode_tools(body: ChatRequest) -> tuple[tuple[Mapping[str, Any], ...], boo
 
 def _named(choice: Any, tools: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[str, Any], ...]:
     """The one tool that is named. Raises InvalidRequest."""
-    function = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
+    is_function = isinstance(choice, Mapping) and choice.get("type") == "function"
+    function = choice.get("function", choice) if is_function else None  # the newer API has the name beside the type
     name = function.get("name") if isinstance(function, Mapping) else None
     found = tuple(tool for tool in tools if tool["function"]["name"] == name)
     if not found:

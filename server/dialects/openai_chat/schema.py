@@ -33,8 +33,6 @@ def check_content(value: Any) -> str:
     """The text of a content: a string, or text parts put together. Raises ValueError."""
     if not isinstance(value, list):
         return check_text(value)
-    if not value:
-        raise ValueError("the list of parts must not be empty")
     return "".join(_check_part(position, part) for position, part in enumerate(value))
 
 
@@ -60,6 +58,10 @@ def check_message_content(value: Any, info: ValidationInfo) -> str | None:
     known = info.data
     if value is None and known.get("role") == "assistant" and any(map(known.get, _IN_PLACE_OF_CONTENT)):
         return None
+    if value is None and (known.get("role") in ("tool", "function") or known.get("tool_calls") == []):
+        return ""  # a tool that had nothing to say; an answer that had neither text nor calls
+    if value == [] and known.get("role") not in ("tool", "function", "assistant"):
+        raise ValueError("the list of parts must not be empty")
     return check_content(value)
 
 
@@ -118,17 +120,22 @@ class Message(WireModel):
 
 def check_parameters(value: dict[str, Any] | None) -> dict[str, Any] | None:
     """The schema of an object. Raises ValueError."""
-    if value is not None and value.get("type", "object") != "object":
+    if value is None:
+        return None
+    kind = value.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
         raise ValueError("the parameters' type must be 'object'")
-    if value is not None and not isinstance(value.get("properties", {}), Mapping):
+    if value.get("properties") is None and "properties" in value:
+        value = {**value, "properties": {}}
+    if not isinstance(value.get("properties", {}), Mapping):
         raise ValueError("'properties' should be an object")
-    return value
+    return {**value, "type": "object"} if "type" in value else value
 
 
 class FunctionTool(WireModel):
     """A function that may be called."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     description: str | None = None
     parameters: Annotated[dict[str, Any] | None, AfterValidator(check_parameters)] = None
     strict: bool | None = None

@@ -80,6 +80,7 @@ def test_the_first_line_that_is_found(tmp_path: Path, prompt: Prompt, expected: 
         {"match": "a", "text": None},
         {"match": "(", "text": "b"},
         {"match": "*", "text": "b"},
+        {"match": "a{99999999999999999999}", "text": "b"},
         '{"match": "a", "text": "\\ud800"}',
         "[" * 5000,
     ],

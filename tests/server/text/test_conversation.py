@@ -50,11 +50,11 @@ def test_calls_apart_from_content() -> None:
     assert prepared([HI], calls=alone) == [HI]
 
 
-@pytest.mark.parametrize("shape", [CallShape(), CallShape(as_text=True)])
-def test_arguments_that_are_a_text_stay_what_they_are(shape: CallShape) -> None:
+@pytest.mark.parametrize(("shape", "given"), [(CallShape(), {"arguments": "so"}), (CallShape(as_text=True), "so")])
+def test_arguments_that_are_a_text_are_what_the_template_can_write(shape: CallShape, given: object) -> None:
     call = {**CALL, "function": {"name": "weather", "arguments": "so"}}
     (message,) = prepared([{**SAID, "tool_calls": [call]}], calls=shape)
-    assert message["tool_calls"] == [call]
+    assert message["tool_calls"] == [{**call, "function": {"name": "weather", "arguments": given}}]
 
 
 def test_what_the_system_says_as_well() -> None:

@@ -134,3 +134,56 @@ def test_several_calls_of_gpt_oss(tmp_path: Path) -> None:
     folder = write_harmony_tokenizer(tmp_path)
     tokenizer = load_tokenizer(folder)
     assert tokenizer.render_chat([HI], {})
+
+
+MISTRAL = (
+    "{% if messages[0].role == 'system' %}{% set s = messages[0].content %}{% set loop_messages = messages[1:] %}"
+    "{% else %}{% set loop_messages = messages %}{% endif %}{% set ns = namespace(index=0) %}"
+    "{% for m in loop_messages %}{% if m.role == 'user' or (m.role == 'assistant' and not m.tool_calls) %}"
+    "{% if (m.role == 'user') != (ns.index % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% set ns.index = ns.index + 1 %}{% endif %}{% endfor %}"
+    "{% for m in loop_messages %}{% if m.role == 'user' %}[INST]{% if loop.last and s is defined %}{{ s }}\n\n{% endif %}"
+    "{{ m.content }}[/INST]{% elif m.tool_calls %}[TOOL_CALLS]{% for c in m.tool_calls %}{{ c.function.name }}"
+    "{{ c.function.arguments | tojson }}{{ c.id }}{% if c.id | length != 9 %}{{ raise_exception('nine') }}{% endif %}{% endfor %}"
+    "{% elif m.role == 'assistant' %}{{ m.content }}</s>{% elif m.role == 'tool' %}[TOOL_RESULTS]{{ m.content }}"
+    "[/TOOL_RESULTS]{% else %}{{ raise_exception('role') }}{% endif %}{% endfor %}"
+)
+"""Alternation that calls take no part in, text beside calls left out, and the system's words with the last user's."""
+DONE = {"role": "assistant", "content": "It is sunny."}
+THANKS = {"role": "user", "content": "Thanks."}
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [HI, SAID, RESULT, DONE, THANKS],
+        [SYSTEM, HI, SAID, RESULT],
+        [SYSTEM, HI, SAID, RESULT, SAID, RESULT, DONE, THANKS],
+        [SYSTEM, HI, SAID, RESULT, THANKS],
+        [HI, SAID, THANKS],
+        [HI, DONE, SAID, RESULT],
+        [HI, {**SAID, "content": None}, RESULT, DONE, THANKS, SAID, RESULT, DONE],
+        [HI, HI, SAID, RESULT, DONE, DONE, THANKS],
+    ],
+)
+def test_an_agents_history_and_a_template_of_mistral(tmp_path: Path, messages: list[dict[str, Any]]) -> None:
+    tokenizer = load_tokenizer(write_tiny_tokenizer(tmp_path / "model", chat_template=MISTRAL))
+    text = tokenizer.render_chat(messages, {})
+    for message in messages:
+        assert (message["content"] or "") in text
+    assert text.count("[TOOL_CALLS]") == sum("tool_calls" in message for message in messages)
+
+
+@pytest.mark.parametrize("arguments", ["notjson", "null", "[]", "", None, [1], {"city": "Köln"}])
+def test_arguments_that_are_no_object(tmp_path: Path, arguments: object) -> None:
+    template = LOOP.replace(
+        "LINE",
+        LINE + "{% for c in m.tool_calls or [] %}{{ c.function.name }}{% for k, v in c.function.arguments | items %}"
+        "({{ k }}={{ v }}){% endfor %}{% endfor %}",
+    )
+    tokenizer = load_tokenizer(write_tiny_tokenizer(tmp_path / "model", chat_template=template))
+    call = {**CALL, "function": {"name": "weather", "arguments": arguments}}
+    text = tokenizer.render_chat([HI, {**SAID, "tool_calls": [call]}, RESULT], {})
+    assert "weather" in text
+    assert arguments != "notjson" or "notjson" in text

@@ -256,7 +256,10 @@ async def test_a_model_that_cannot_call_is_offered_no_tools() -> None:
         ({"tools": [WEATHER], "tool_choice": "maybe"}, "tool_choice"),
         ({"functions": [WEATHER["function"]], "tools": [WEATHER]}, "functions"),
         ({"messages": [{"role": "assistant", "content": None}]}, "messages.0.content"),
-        ({"chat_template_kwargs": {"tools": []}}, "messages"),
+        ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "sometimes"}}, "tool_choice"),
     ],
 )
 async def test_refusals_name_what_they_are_about(body: dict[str, Any], param: str) -> None:

@@ -399,7 +399,6 @@ def test_earlier_reasoning_goes_to_the_template(name: str) -> None:
     [
         ({"role": "assistant"}, ("content",)),
         ({"role": "assistant", "content": None}, ("content",)),
-        ({"role": "assistant", "content": None, "tool_calls": []}, ("content",)),
         ({"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}, ("tool_calls",)),
         ({"role": "tool", "content": "x", "function_call": {"name": "f"}}, ("function_call",)),
         ({"role": "assistant", "tool_calls": [{"type": "custom", "custom": {}}]}, ("tool_calls", 0, "type")),
@@ -504,3 +503,50 @@ def test_the_field_of_thoughts(field: str, names: tuple[str, ...]) -> None:
 def test_names_within_that_nobody_knows() -> None:
     body = {"thinking": {"type": "enabled", "mood": 1}, "reasoning": {"colour": "red"}}
     assert decoded(**body)[1] == ["thinking.mood", "reasoning.colour"]
+
+
+# --- what agents send
+
+
+@pytest.mark.parametrize(
+    ("message", "content"),
+    [
+        ({"role": "tool", "tool_call_id": "c", "content": None}, ""),
+        ({"role": "tool", "tool_call_id": "c", "content": []}, ""),
+        ({"role": "tool", "tool_call_id": "c"}, ""),
+        ({"role": "assistant", "content": None, "tool_calls": []}, ""),
+        ({"role": "assistant", "content": []}, ""),
+    ],
+)
+def test_messages_that_say_nothing(message: dict[str, Any], content: str) -> None:
+    assert prompt_of(messages=[*HI, message]).messages[1]["content"] == content
+
+
+@pytest.mark.parametrize(
+    ("choice", "must_call", "names"),
+    [
+        ({"type": "auto"}, False, ["f", "a.g"]),
+        ({"type": "none"}, False, []),
+        ({"type": "any"}, True, ["f", "a.g"]),
+        ({"type": "required"}, True, ["f", "a.g"]),
+        ({"type": "function", "name": "a.g"}, True, ["a.g"]),
+        ({"type": "function", "function": {"name": "f"}}, True, ["f"]),
+    ],
+)
+def test_choices_as_other_apis_have_them(choice: dict[str, Any], must_call: bool, names: list[str]) -> None:
+    tools = [{"type": "function", "function": {"name": name}} for name in ("f", "a.g")]
+    prompt = prompt_of(tools=tools, tool_choice=choice)
+    assert (prompt.must_call, [tool["function"]["name"] for tool in prompt.tools]) == (must_call, names)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"type": "object", "properties": None}, {"type": "object", "properties": {}}),
+        ({"type": ["object", "null"], "properties": {"x": {}}}, {"type": "object", "properties": {"x": {}}}),
+        ({"$ref": "#/$defs/A", "$defs": {"A": {}}}, {"$ref": "#/$defs/A", "$defs": {"A": {}}}),
+    ],
+)
+def test_parameters_as_libraries_write_them(parameters: dict[str, Any], expected: dict[str, Any]) -> None:
+    prompt = prompt_of(tools=[{"type": "function", "function": {"name": "f", "parameters": parameters}}])
+    assert prompt.tools[0]["function"]["parameters"] == expected
