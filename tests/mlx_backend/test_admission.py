@@ -82,3 +82,13 @@ def test_a_turn_with_chunks_needs_what_the_largest_of_them_takes(
     assert needed >= budget.needed(found)
     assert needed >= budget.held(found) + largest
     assert needed <= max(budget.needed(found), budget.held(found) + largest)
+
+
+def test_a_chunk_is_as_large_as_fits_and_no_larger() -> None:
+    claims = [Claim(1, 30_000, 31_000)]
+    held = Budget(SHAPE, PLANS, 0).held(claims)
+    for step in (2048, 1024, 512):
+        room = prefill_bytes(SHAPE, PLANS, step, 30_000)
+        assert Budget(SHAPE, PLANS, held + room).step_for(claims, 30_000, 2048) == step
+        assert Budget(SHAPE, PLANS, held + room - 1).step_for(claims, 30_000, 2048) == max(SMALLEST_STEP, step // 2)
+    assert Budget(SHAPE, PLANS, held).step_for(claims, 30_000, 2048) == SMALLEST_STEP

@@ -210,3 +210,21 @@ def test_a_window_holds_no_more_than_its_columns_after_a_long_chunk() -> None:
         cache.update_and_fetch(mx.zeros((1, HEADS, length, DIM)), mx.zeros((1, HEADS, length, DIM)))
         mx.eval(cache.arrays)
         assert [array.shape[2] for array in cache.arrays] == [WINDOW, WINDOW]
+
+
+def test_columns_shrink_alone_and_rows_do() -> None:
+    token = 2 * 8 * 64 * 4
+
+    def batch_of(*lengths: int) -> tuple[RowBatch, list[Sequence]]:
+        batch = RowBatch([KVCache()])
+        rows = [Sequence(prefilled(filled(length), length), place, 0) for place, length in enumerate(lengths)]
+        batch.set_rows(rows)
+        return batch, rows
+
+    batch, rows = batch_of(9000, 10, 20, 30)
+    batch.set_rows(rows[1:])
+    assert batch.nbytes == 4 * 256 * token  # as many rows as before, one of them spare
+    batch, rows = batch_of(10, 10, 10, 10, 10)
+    assert batch.nbytes == 8 * 256 * token
+    batch.set_rows(rows[:2])
+    assert batch.nbytes == 2 * 256 * token

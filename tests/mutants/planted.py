@@ -31,7 +31,9 @@ _WAITING = "tests/mlx_backend/test_waiting.py"
 _KEYS = "tests/server/security/test_keys.py"
 _GATE = "tests/server/security"
 _RESIDENCY = "tests/server/service/test_residency.py"
-_GENERATION = "tests/server/service/test_generation.py"
+_GENERATION = (
+    "tests/server/service/test_generation.py tests/server/dialects/test_room.py tests/server/security/test_gate.py"
+)
 
 MUTANTS: tuple[Mutant, ...] = (
     # --- the engine and its device
@@ -123,7 +125,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *_of(
         "server/dialects/openai_embeddings/routes.py",
-        "tests/server/dialects/openai_embeddings",
+        "tests/server/dialects/openai_embeddings tests/server/security/test_gate.py",
         ("a key's limits do not hold for embeddings", "    job = replace(job, tenant=request.state.tenant)\n", ""),
     ),
     # --- jobs and models
