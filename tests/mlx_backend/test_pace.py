@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,3 +60,25 @@ def test_chunks_settle_within_the_target_where_it_can_be_met(
         start += size
         num_chunks += 1
     assert late == 0
+
+
+def test_one_slow_step_is_not_the_pace() -> None:
+    pace = Pace()
+    for _ in range(50):
+        pace.observe_decode(0.01)
+    pace.observe_decode(1.0)
+    assert 0.01 < pace.decode_s < 0.3
+    for _ in range(50):
+        pace.observe_decode(0.01)
+    assert pace.decode_s == pytest.approx(0.01, rel=0.1)
+
+
+def test_restoring_and_computing_are_measured_apart() -> None:
+    pace = Pace()
+    pace.observe_chunk(0, 100, 0.001, is_known=True)
+    assert pace.token_s(0) is None
+    assert pace.restored_token_s == pytest.approx(0.00001)
+    pace.observe_chunk(0, 100, 1.0)
+    assert pace.token_s(0) == pytest.approx(0.01)
+    assert pace.restored_token_s == pytest.approx(0.00001)
+    assert pace.restorable_for(0.005, 10_000) == 500

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from mlx_backend.interface import TokenEvent
-from mlx_backend.sequence import build_prefills
+from mlx_backend.sequence import Sequence, build_prefills
 from mlx_backend.stream import EventStream
 from tests.engine_client import request
 
@@ -32,3 +34,49 @@ async def test_a_backlog_comes_in_parts_and_the_loop_is_free_between_them() -> N
     ]
     assert max(map(len, batches)) <= 64
     assert num_turns >= len(batches) - 2
+
+
+def stream_of(num_sequences: int) -> tuple[EventStream, list[Sequence]]:
+    aborted: list[Sequence] = []
+    return EventStream(build_prefills([request((1, 2), n=num_sequences)]), aborted.extend), aborted
+
+
+def token(index: int, token_id: int, *, is_last: bool = False) -> TokenEvent:
+    return TokenEvent(index, token_id, None, "length" if is_last else None)
+
+
+async def test_what_had_come_of_a_choice_goes_with_it() -> None:
+    stream, aborted = stream_of(2)
+    for token_id in (5, 6):
+        for index in (0, 1):
+            stream.deliver(token(index, token_id))
+    stream.abort(0)
+    stream.deliver(token(0, 7))  # was on its way
+    stream.deliver(token(1, 7, is_last=True))
+    assert [(event.index, event.token_id) async for batch in stream for event in batch] == [(1, 5), (1, 6), (1, 7)]
+    assert [sequence.index for sequence in aborted] == [0]
+    stream.abort(0)
+    assert len(aborted) == 1
+
+
+async def test_what_had_come_before_a_failure_is_given_out_first() -> None:
+    stream, _ = stream_of(1)
+    stream.deliver(token(0, 5))
+    stream.deliver(RuntimeError("gone"))
+    stream.deliver(RuntimeError("again"))
+    found = []
+    with pytest.raises(RuntimeError, match="gone"):
+        async for batch in stream:
+            found += [event.token_id for event in batch]
+    assert found == [5]
+
+
+async def test_closing_aborts_what_is_open_alone() -> None:
+    stream, aborted = stream_of(3)
+    stream.deliver(token(1, 5, is_last=True))
+    await anext(stream)
+    await stream.aclose()
+    assert [sequence.index for sequence in aborted] == [0, 2]
+    await stream.aclose()
+    assert len(aborted) == 2
+    assert [batch async for batch in stream] == []

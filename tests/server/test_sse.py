@@ -86,13 +86,14 @@ async def test_one_write_per_batch_and_none_for_an_empty_one() -> None:
 @pytest.mark.parametrize(
     ("error", "code"), [(SequenceFailed("it failed"), "sequence_failed"), (KeyError("secret"), "internal_error")]
 )
-async def test_an_error_is_one_event_and_the_end(error: Exception, code: str) -> None:
+async def test_an_error_is_one_event_and_the_end(error: Exception, code: str, caplog: pytest.LogCaptureFixture) -> None:
     source = Source(["a"], error)
     _, *bodies = await run(build_answer(source))
     assert len(bodies) == 3
     event = json.loads(bodies[1]["body"].removeprefix(b"data: "))
     assert event["error"]["code"] == code
     assert "secret" not in str(event)
+    assert ("unexpected error in a stream" in caplog.text) == (code == "internal_error")
     assert bodies[2] == {"type": "http.response.body", "body": b"", "more_body": False}
     assert source.num_closed == 1
 

@@ -1,16 +1,7 @@
 """A chat's answer taken apart as it arrives: its thoughts, its calls and its content.
 
-| the model writes | it is |
-| --- | --- |
-| a thought between tags: at the beginning, after a thought, a call or a sentence, in a line of its own | reasoning |
-| an opening tag in a thought that the prompt has opened | nothing |
-| a tag within a sentence, or in quotes | content |
-| a closing tag with none opened, the text before it not given out yet (`ThoughtHabit`) | reasoning up to it |
-| a closing tag with none opened, at the beginning or end of a line | nothing |
-| an empty thought | nothing; what follows is content, a thought or calls |
-| a thought that is never closed | reasoning, to the end or to a call that is whole |
-| a whole call of a tool that was offered, in content or in a thought | a call |
-| what begins like a call and can never become one, or calls what was not offered | what it stands in, tags and all |
+The table of what is a thought, and what is none, is in docs/calls.md ("What is a thought"); the tests follow it. What
+begins like a call and can never become one, or calls what was not offered, is what it stands in, tags and all.
 
 White space around thoughts and calls is nothing, but where content stands on both sides. Thoughts are set apart by an
 empty line.
@@ -62,13 +53,14 @@ class ChatParser:
             self._call_tags, in_line = openers.tags, openers.at_line
             in_content += [*openers.tags, *openers.heads]
         self._in_content = TagSet(filter(None, in_content))
-        self._in_line = TagSet(in_line)
+        self._in_line, self._line_tags = TagSet(in_line), frozenset(in_line)
         self._in_thought = TagSet(filter(None, (self._think_start, self._think_end, *self._call_tags)))
         self.markup = markup_of(format, has_tools=bool(tools))
         self.done = False
 
         self._ids: set[str] = set()
         self._held = ""
+        self._line_from = 0  # no call without a tag begins before it
         self._searched = 0  # of what is held: no tag begins before it
         self._attempt: Attempt | None = None
         self._attempt_at, self._attempt_tag = 0, ""
@@ -163,7 +155,7 @@ class ChatParser:
         found = self._in_content.find(self._held, at)
         if not self._in_line:
             return found
-        in_line = self._in_line.find(self._held, at)
+        in_line = self._in_line.find(self._held, max(at, self._line_from))
         while in_line is not None and not self._is_line_blank(in_line[0]):
             in_line = self._in_line.find(self._held, in_line[0] + 1)
         return min(filter(None, (found, in_line)), key=lambda each: each[0], default=None)
@@ -175,7 +167,7 @@ class ChatParser:
             return self._in_thought.half_at(self._held, at)
         if not self._in_line:
             return self._in_content.half_at(self._held, at)
-        in_line = self._in_line.half_at(self._held, at)
+        in_line = self._in_line.half_at(self._held, max(at, self._line_from))
         in_line = in_line if self._is_line_blank(in_line) else len(self._held)
         return min(self._in_content.half_at(self._held, at), in_line)
 
@@ -283,7 +275,9 @@ class ChatParser:
             if attempt.has_begun and self._kind == "content" and self._format.calls:
                 self._skips_to = self._format.calls.end_of(self._attempt_tag) or None
         else:  # calls that text follows are none, and so are those that begin later among them
-            self._searched = self._attempt_at + max(1, attempt.read_until)
+            self._line_from = self._attempt_at + max(1, attempt.read_until)
+            is_tried = self._attempt_tag not in self._line_tags or attempt.read_until
+            self._searched = self._line_from if is_tried else self._attempt_at  # a tag may begin like that
         return True
 
     def _take_calls(self, parts: list[Part], attempt: Attempt) -> None:
@@ -398,3 +392,4 @@ class ChatParser:
         self._held = self._held[size:]
         self._searched = max(0, self._searched - size)
         self._attempt_at = max(0, self._attempt_at - size)
+        self._line_from = max(0, self._line_from - size)

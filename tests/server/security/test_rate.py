@@ -159,3 +159,17 @@ def test_an_account_lives_on_until_its_limits_change() -> None:
     assert accounts.of(Key(name="a", hash="2", requests_per_minute=2)) is first
     assert accounts.of(Key(name="b", hash="1", requests_per_minute=2)) is not first
     assert accounts.of(Key(name="a", hash="1", requests_per_minute=3)) is not first
+
+
+def test_a_key_that_was_idle_for_an_hour_has_a_minutes_worth() -> None:
+    clock = Clock()
+    account = Account(3, 100, clock)
+    clock.now += 3600
+    for _ in range(3):
+        account.admit()
+    with pytest.raises(RateLimited):
+        account.admit()
+    clock.now += 3600
+    account.reserve(100)
+    with pytest.raises(RateLimited):
+        account.reserve(2)

@@ -12,6 +12,8 @@ import pytest
 from mlx_backend.errors import ContextLengthExceeded, EngineDead, EngineNotReady, QueueFull, SequenceFailed
 from mlx_backend.interface import ModelInfo, SamplingParams
 from server.errors import APIError, InvalidRequest, ModelNotFound
+from server.security.rate import Account
+from server.security.tenant import Tenant
 from server.service import encoding, generation
 from server.service.job import ChatPrompt, GenerationJob, TextPrompt, TokenPrompt
 from server.text.events import Finished, OutputEvent, TextDelta, Usage
@@ -312,3 +314,11 @@ async def test_more_log_probabilities_than_an_answer_can_have(monkeypatch: pytes
     prompts = build_job(TokenPrompt(tuple(range(26))), n=2, num_prompt_logprobs=1, max_tokens=0)
     with pytest.raises(InvalidRequest, match="up to 104"):
         await generation.open(registry, prompts, is_whole=is_whole)
+
+
+async def test_each_choice_takes_its_tokens_of_the_account() -> None:
+    account = Account(None, 1000)
+    tenant = Tenant("alice", account)
+    job = build_job(TextPrompt("x" * 10), n=3, max_tokens=20, tenant=tenant)
+    async with aclosing(await generation.open(build_registry(FakeEngine([HANG])), job)):
+        assert account.headers()["x-ratelimit-remaining-tokens"] == str(1000 - 11 - 3 * 20)

@@ -323,3 +323,20 @@ def test_without_a_parser_nothing_is_looked_for():
     outputs = run(pipeline, events(list(text.encode())))
     assert text_of(outputs) == text
     assert outputs[-1] == Finished(0, "length", len(text))
+
+
+def test_a_stop_string_that_comes_too_early_is_text():
+    for min_tokens, text in ((0, "a"), (2, "a"), (3, "aSTb"), (7, "aSTbSTc")):
+        pipeline = ChoicePipeline(0, _TOKENIZER, ("ST",), wants_logprobs=False, min_tokens=min_tokens)
+        outputs = run(pipeline, events([*b"aSTbSTc"]))
+        assert text_of(outputs) == text
+        assert pipeline.done
+
+
+def test_a_call_that_was_cut_is_no_call():
+    begun = CALL[: CALL.index("</") - 1]
+    endings: list[tuple[FinishReason, bool]] = [("length", False), ("stop", True)]
+    for reason, is_call in endings:
+        _, outputs = parsed(begun, reason)
+        assert any(isinstance(out, ToolCallDelta) for out in outputs) == is_call
+        assert joined(outputs, TextDelta)[0] == ("" if is_call else begun)

@@ -235,3 +235,11 @@ def test_what_the_first_answers_show_of_a_model() -> None:
     habit = ThoughtHabit()
     answered(habit, "hm</think>so")
     assert habit.is_unopened
+
+
+def test_a_tag_within_a_longer_one_waits_for_it() -> None:
+    format = format_with(think_start="[[<tool>]]", think_end="[[/]]", habit=plain())
+    for text, reasoning in (("[[<tool>]]hm[[/]]so", "hm"), (f"[[{CALL}", "")):
+        found = [everything(ChatParser(format, TOOLS), cut) for cut in every_cut(text)]
+        assert all(each == found[0] for each in found)
+        assert found[0][0] == reasoning
