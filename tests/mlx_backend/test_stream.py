@@ -65,7 +65,7 @@ async def test_what_had_come_before_a_failure_is_given_out_first() -> None:
     stream.deliver(token(0, 5))
     stream.deliver(RuntimeError("gone"))
     stream.deliver(RuntimeError("again"))
-    found = []
+    found: list[object] = []
     with pytest.raises(RuntimeError, match="gone"):
         async for batch in stream:
             found += batch
