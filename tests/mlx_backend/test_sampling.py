@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mlx_backend.interface import SamplingParams
 from mlx_backend.sampling.filters import filter_min_p, filter_top_k_top_p
 from mlx_backend.sampling.keys import base_key, step_key
+from mlx_backend.sampling.penalties import Penalties
 from tests.sampling_rows import VOCAB, draw, row, sampler
 
 pytestmark = pytest.mark.mlx
@@ -155,3 +156,23 @@ def test_keys_differ_by_seed_ordinal_and_position_and_repeat() -> None:
     assert base_key(3, 1) == base_key(3, 1)
     assert base_key(None, 0) != base_key(None, 0)
     assert base_key(-1, 0) == base_key(2**64 - 1, 0)
+
+
+def test_presence_counts_a_token_once_and_frequency_as_often_as_it_is_there() -> None:
+    rows = [
+        row(SamplingParams(presence_penalty=1.0), output=(3, 3, 3, 4)),
+        row(SamplingParams(frequency_penalty=1.0), output=(3, 3, 3, 4)),
+    ]
+    out = Penalties(rows, VOCAB, None).apply(mx.zeros((2, VOCAB)))
+    assert [out[0, token].item() for token in (3, 4, 5)] == [-1.0, -1.0, 0.0]
+    assert [out[1, token].item() for token in (3, 4, 5)] == [-3.0, -1.0, 0.0]
+
+
+def test_each_row_keeps_its_own_counts_when_others_leave() -> None:
+    params = SamplingParams(frequency_penalty=1.0)
+    first, second, third = (row(params, output=(token,) * token) for token in (2, 3, 4))
+    before = Penalties([first, second, third], VOCAB, None)
+    after = Penalties([third, second], VOCAB, before)
+    out = after.apply(mx.zeros((2, VOCAB)))
+    assert [out[0, token].item() for token in (2, 3, 4)] == [0.0, 0.0, -4.0]
+    assert [out[1, token].item() for token in (2, 3, 4)] == [0.0, -3.0, 0.0]

@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_backend.interface import EngineConfig, SamplingParams
+from mlx_backend.sampling.masks import mask_logits, row_tokens
 from tests.engine_client import GREEDY, one, read, request, running, tokens
 from tests.sampling_rows import VOCAB, draw, row, sampler
 from tests.tiny_models import write_model
@@ -113,3 +114,21 @@ async def test_repetitions_give_way_in_a_batch_and_the_mates_do_not_notice(folde
     for output, (size, params) in zip(outputs, requests, strict=True):
         assert output == (alone if params is dry else free)[:size]
     assert alone != free
+
+
+def test_tokens_behind_the_end_of_a_mask_are_not_drawn() -> None:
+    """A model may have more tokens than its tokenizer, and so than a grammar."""
+    logits = mx.zeros((2, 70))
+    masked = mask_logits(logits, [(1, bytes([0b10000010]))])
+    assert [place for place in range(70) if masked[1, place].item() == 0.0] == [1, 7]
+    assert masked[0].tolist() == logits[0].tolist()
+    none = mask_logits(logits, [(0, b""), (1, b"\xff" * 99)])
+    assert mx.max(none[0]).item() == -float("inf")
+    assert none[1].tolist() == logits[1].tolist()
+
+
+def test_ids_that_the_model_has_not_are_no_columns() -> None:
+    found = row_tokens([{3, 99}, (), {12, 11}], 12)
+    assert found is not None
+    assert (found[0].tolist(), found[1].tolist()) == ([0, 2], [3, 11])
+    assert row_tokens([{12}, ()], 12) is None

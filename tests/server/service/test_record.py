@@ -8,6 +8,7 @@ import time
 import pytest
 
 from mlx_backend.errors import EngineDead
+from server.security.rate import Account
 from server.service.record import JobRecord
 from server.text.events import Finished, Usage
 
@@ -75,3 +76,25 @@ def test_the_fields_of_a_line_stand_apart(caplog: pytest.LogCaptureFixture) -> N
         "tok_s": None,
         "finish": "stop",
     }
+
+
+def test_what_is_written_is_charged_as_it_comes_and_the_rest_given_back() -> None:
+    account = Account(None, 1000)
+    record = build_record()
+    record.reservation = account.reserve(5 + 10)
+
+    def left() -> int:
+        return int(account.headers()["x-ratelimit-remaining-tokens"])
+
+    assert left() == 985
+    record.num_output_tokens = 10
+    record.tick()
+    assert left() == 985
+    record.num_output_tokens = 200  # of unknown length, and longer than was thought
+    record.tick()
+    assert left() == 795
+    record = build_record()
+    record.reservation = account.reserve(5 + 100)
+    record.num_output_tokens = 1
+    record.measure(True)
+    assert left() >= 789
