@@ -96,5 +96,5 @@ def test_what_is_written_is_charged_as_it_comes_and_the_rest_given_back() -> Non
     record = build_record()
     record.reservation = account.reserve(5 + 100)
     record.num_output_tokens = 1
-    record.measure(True)
+    record.measure(False)
     assert left() >= 789
