@@ -375,9 +375,13 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "server/service/record.py",
         "tests/server/service/test_record.py tests/server/test_log_privacy.py",
-        ("prompts are in the log", "    if shows_prompts():\n        asked", "    if True:\n        asked"),
         ("what was not written is charged", "        self.reservation.settle(self.num_prompt_tokens + self.num_output_tokens)\n", ""),
         ("a long answer is free while it runs", "        self.reservation.use(self.num_prompt_tokens + self.num_output_tokens)\n", ""),
+    ),
+    *_of(
+        "server/logs.py",
+        "tests/server/test_log_privacy.py",
+        ("prompts are in the log", "    prompt_log.setLevel(logging.INFO if with_prompts else _OFF)", "    prompt_log.setLevel(logging.INFO)"),
     ),
     # --- prompts
     *_of(
