@@ -17,7 +17,11 @@ from tests.tiny_models import VOCAB_SIZE, write_model
 
 LIMIT_GB = 0.0013
 """Of which the mock's weights take 1,048,576 bytes; a token takes 16, in steps of 256."""
-FLOOD_GB = {"llama": 0.005, "deepseek_v3": 0.003}
+FLOOD_GB = {
+    "llama": 0.005,
+    "deepseek_v3": 0.003,
+    **dict.fromkeys(("gemma3", "gpt_oss", "falcon_h1", "llama4"), 0.002),  # windows, recurrent state, chunked attention
+}
 
 
 def mock(limit_gb: float | None = LIMIT_GB, **scheduler: Any) -> EngineConfig:
@@ -211,7 +215,7 @@ async def prove_flood(folder: Path, num_requests: int, limit_gb: float, **other:
 
 
 @pytest.mark.mlx
-@pytest.mark.parametrize("kind", ["llama", "deepseek_v3"])
+@pytest.mark.parametrize("kind", FLOOD_GB)
 async def test_under_a_flood_what_is_allocated_stays_within_the_limit(kind: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path / kind, kind)
     answers, peak, limit = await prove_flood(folder, 60, FLOOD_GB[kind])

@@ -200,3 +200,32 @@ def test_a_broken_call_within_what_may_be_a_thought_is_a_part_of_it() -> None:
         parts = parts_of(build_parser(format_of("json_tools"), TOOLS, begins="before"), cut)
         found.add((text_of(parts, "reasoning"), text_of(parts, "content")))
     assert found == {(text.partition("\n</think>")[0], "ok")}
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "0x10", "01"])
+def test_a_number_that_json_does_not_have_never_becomes_another(number: str) -> None:
+    """Not in the JSON of the arguments, which a client would fail to read, or read as something else."""
+    offered = [tool("f", n={"type": "number"})]
+    bodies = {
+        "json_tools": f'<tool_call>{{"name": "f", "arguments": {{"n": {number}}}}}</tool_call>',
+        "harmony": f'<|channel|>commentary to=functions.f<|message|>{{"n": {number}}}<|call|>',
+        "qwen3_coder": f"<tool_call>\n<function=f>\n<parameter=n>\n{number}\n</parameter>\n</function>\n</tool_call>",
+    }
+    for form, body in bodies.items():
+        parts = parts_of(
+            build_parser(format_of(form), offered, begins="content" if form != "harmony" else "before"), [body]
+        )
+        for call in (each for part in parts for each in part.calls):
+            value = json.loads(call.arguments, parse_constant=pytest.fail, parse_float=str)["n"]
+            assert value == number, (form, call.arguments)
+
+
+def test_text_behind_calls_is_content() -> None:
+    for form in ("json_tools", "qwen3_coder", "deepseek_v31", "kimi_k2"):
+        calls = {
+            "json_tools": '<tool_call>{"name": "now", "arguments": {}}</tool_call>',
+            "qwen3_coder": "<tool_call>\n<function=now>\n</function>\n</tool_call>",
+            "deepseek_v31": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>now<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+            "kimi_k2": SECTION.format(KIMI.format("functions.now:0", "{}")),
+        }[form]
+        assert read(form, f"I look. {calls} Done.")[:2] == ([NOW], "I look. Done."), form
