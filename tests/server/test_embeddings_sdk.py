@@ -27,7 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(folder: Path) -> Iterator[OpenAI]:
     with serving(str(folder), "--scheduler-max-chunk-tokens", "64") as (_, client):
-        yield OpenAI(base_url=f"{client.base_url}/v1", api_key="none", max_retries=0)
+        with OpenAI(base_url=f"{client.base_url}/v1", api_key="none", max_retries=0) as sdk:
+            yield sdk
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +85,10 @@ def test_it_completes_as_well(client: OpenAI) -> None:
 
 def test_a_model_without_pooling(tmp_path: Path) -> None:
     folder = write_served_model(tmp_path / "plain")
-    with serving(str(folder)) as (_, client):
-        sdk = OpenAI(base_url=f"{client.base_url}/v1", api_key="none", max_retries=0)
+    with (
+        serving(str(folder)) as (_, client),
+        OpenAI(base_url=f"{client.base_url}/v1", api_key="none", max_retries=0) as sdk,
+    ):
         with pytest.raises(
             BadRequestError, match=r"'plain' makes no embeddings: its folder has no modules.json"
         ) as told:
