@@ -26,9 +26,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(folder: Path) -> Iterator[OpenAI]:
-    with serving(str(folder), "--scheduler-max-chunk-tokens", "64") as (_, client):
-        with OpenAI(base_url=f"{client.base_url}/v1", api_key="none", max_retries=0) as sdk:
-            yield sdk
+    with (
+        serving(str(folder), "--scheduler-max-chunk-tokens", "64") as (_, client),
+        OpenAI(base_url=f"{client.base_url}/v1", api_key="none", max_retries=0) as sdk,
+    ):
+        yield sdk
 
 
 @pytest.fixture(scope="module")
