@@ -41,7 +41,7 @@ _RESERVED = frozenset(
         *("return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "conversations"),
     }
 )
-"""What the libraries that render a template call their own parameters."""
+"""The names of parameters that the libraries which render a template use themselves."""
 _THOUGHT_NAMES = {"both": ("reasoning_content", "reasoning"), "none": ()}
 _CHOICES = {"auto": "auto", "none": "none", "required": "required", "any": "required"}
 """Types of a tool choice that is an object, as other APIs have it."""

@@ -69,7 +69,7 @@ def grammar_of_text(tools: Tools, form: CallForm, spell: Spell) -> GrammarSource
 
 
 def _text_or_calls(rules: Rules, form: CallForm, functions: Sequence[Mapping[str, Any]]) -> GrammarSource:
-    """Of a form in which calls have no mark: an answer is calls, or a text with nothing like one in it."""
+    """Return the grammar of a form whose calls have no mark: calls, or a text with nothing like one in it."""
     calls = _calls(rules, form, functions, only_one=False)
     begin = r"[{\[`]" if form.style == "object" else r"\["
     free = rules.add("FREE", rf"{ANYTHING} & ~/((?s:.*)\n)?[ \t]*{begin}(?s:.*)/")

@@ -15,7 +15,8 @@ from server.text.calls.form import CallForm, Pair
 from server.text.calls.growing import GrowingText, Parse
 from server.text.calls.offered import PREFIX, OfferedTools
 
-_LONGEST_HEAD = 600
+LONGEST_HEAD = 600
+"""Characters in which a head has to match."""
 _CDATA = re.compile(r"\s*<!\[CDATA\[(.*)\]\]>\s*", re.DOTALL)
 _CDATA_START, _CDATA_END = "<![CDATA[", "]]>"
 _ATTRIBUTES = r"""(?:\s+[\w:-]{1,40}=(?:"[^"<>]{0,200}"|'[^'<>]{0,200}'|[\w.-]{1,200})){0,8}\s*"""
@@ -52,7 +53,7 @@ class PairReader:
             place = yield from text.space(at)
             if (yield from text.starts(place, (opening,))) is None:
                 return list(arguments.values()), at
-            found = yield from text.match(place, head, _LONGEST_HEAD)
+            found = yield from text.match(place, head, LONGEST_HEAD)
             key = found["key"].strip()
             missing = required - arguments.keys() - {key}
             others = frozenset({key, *arguments})

@@ -25,14 +25,13 @@ from server.text.calls.arguments import (
 from server.text.calls.form import CallForm
 from server.text.calls.growing import GrowingText, NotACall, Parse
 from server.text.calls.offered import OfferedTools
-from server.text.calls.pairs import Leniency, PairReader, without_prefix
+from server.text.calls.pairs import LONGEST_HEAD, Leniency, PairReader, without_prefix
 
 _FENCE_END = "```"
 _FENCE = re.compile(r"```[\w+-]*(?=[^\w+-])")
 _KEY = re.compile(r"""\{\s*(["'])((?:[^"'\\]|\\.)*)\1\s*:\s*(?=\S)""")
 _STRING = re.compile(r"""(["'])((?:[^"'\\]|\\.)*)\1""")
 _MOST_EXTRA_BRACES = 3
-_LONGEST_HEAD = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +158,7 @@ class SectionReader:
             at = yield from text.space(at + 1)
         yield from text.expect(at, ("{",))
         yield from text.expect((yield from text.space(at + 1)), ('"', "'"))
-        found = yield from text.match(at, _KEY, _LONGEST_HEAD)
+        found = yield from text.match(at, _KEY, LONGEST_HEAD)
         key = found[2]
         if form.named_key:
             is_known = self._tools.resolve(key) is not None
@@ -168,7 +167,7 @@ class SectionReader:
         if not is_known:
             raise NotACall
         if key in (form.keys[0], *NAMES, "type") and (yield from text.starts(found.end(), ('"', "'"))) is not None:
-            value = (yield from text.match(found.end(), _STRING, _LONGEST_HEAD))[2]
+            value = (yield from text.match(found.end(), _STRING, LONGEST_HEAD))[2]
             if not (value == "function" if key == "type" else self._tools.resolve(value)):
                 raise NotACall
 
@@ -182,7 +181,7 @@ class SectionReader:
         at = yield from self._text.space(at)
         if (yield from self._text.starts(at, (_FENCE_END,))) is None:
             return at, False
-        fence = yield from self._text.match(at, _FENCE, _LONGEST_HEAD)
+        fence = yield from self._text.match(at, _FENCE, LONGEST_HEAD)
         return (yield from self._text.space(fence.end())), True
 
     def _fence_end(self, at: int) -> Parse[int]:

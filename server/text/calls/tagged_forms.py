@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from server.text.calls.form import CallForm, Pair
 
 DSML = "｜DSML｜"
@@ -13,58 +15,40 @@ _GLM_PAIR = Pair(head="<arg_key>{key}</arg_key>{nl}<arg_value>", tail="</arg_val
 CODER = CallForm(head="<function=", mid=">\n", tail="</function>", style="pairs", pair=_QWEN_PAIR)
 """As Qwen3-Coder writes a call, without its tags."""
 _OBJECT = CallForm()
+_GLM = CallForm(
+    start="<tool_call>",
+    end="</tool_call>",
+    mid="{nl}",
+    style="pairs",
+    pair=_GLM_PAIR,
+    also=(_OBJECT,),
+)
 
 TAGGED_FORMS = (
-    CallForm(
+    replace(
+        CODER,
         name="qwen3_coder",
         models="Qwen3-Coder, Qwen3-Next, Qwen3.5, Nemotron 3",
         start="<tool_call>",
         end="</tool_call>",
         before="\n",
-        head="<function=",
-        mid=">\n",
-        tail="</function>",
         after="\n",
-        style="pairs",
-        pair=_QWEN_PAIR,
         also=(_OBJECT,),
         template=("<tool_call>", "<function="),
     ),
-    CallForm(
+    replace(
+        CODER,
         name="seed_oss",
         models="Seed-OSS",
         start="<seed:tool_call>",
         end="</seed:tool_call>",
         before="\n",
-        head="<function=",
-        mid=">\n",
-        tail="</function>",
         after="\n",
-        style="pairs",
         pair=Pair(head="<parameter={key}>", tail="</parameter>", between="\n"),
         template=("<seed:tool_call>",),
     ),
-    CallForm(
-        name="glm47",
-        models="GLM-4.5 and later",
-        start="<tool_call>",
-        end="</tool_call>",
-        mid="{nl}",
-        style="pairs",
-        pair=_GLM_PAIR,
-        also=(_OBJECT,),
-        template=("<arg_key>",),
-    ),
-    CallForm(
-        name="laguna",
-        models="Laguna",
-        start="<tool_call>",
-        end="</tool_call>",
-        mid="{nl}",
-        style="pairs",
-        pair=_GLM_PAIR,
-        also=(_OBJECT,),
-    ),
+    replace(_GLM, name="glm47", models="GLM-4.5 and later", template=("<arg_key>",)),
+    replace(_GLM, name="laguna", models="Laguna"),
     CallForm(
         name="longcat",
         models="LongCat-Flash",
