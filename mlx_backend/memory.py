@@ -26,9 +26,17 @@ _SCORE_COPIES = 2.15
 """Score matrices alive at once in latent attention, of which the mask is one: fitted to the published peaks of a
 DeepSeek-V3-class model at 4k, 8k and 16k tokens (mlx-lm#839), which it meets within 0.15 GB."""
 _CPU_SCORE_COPIES = {False: 1.1, True: 2.05}
+_CPU_SINK_COPIES = 3.1
+"""The same where attention has sinks: scores, scores with their sink, and their softmax."""
 _CPU_ACTIVATIONS = {False: 4.5, True: 3.0}
 """On a CPU, by whether attention is latent, fitted to `python -m bench.memory_model`: how often scores, and a layer's
 activations, are alive at once. Results are allocated ahead of what computes them."""
+_POSITION_COPIES = 2
+"""Int32 matrices [step, context] of which mlx-lm's llama4 makes the mask of attention in chunks."""
+_SSM_STEP = 256
+"""Tokens of a chunk that a state-space layer computes at a time (mlx-lm's ssm_attn)."""
+_SSM_COPIES = 7
+"""Float32 matrices [heads, tokens, tokens] that it makes of them and that can be alive at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +52,8 @@ class AttentionShape:
     rope_dim: int = 0
     """Of latent attention: numbers of a key beside `key_dim`, the same for all heads."""
     is_latent: bool = False
+    has_sinks: bool = False
+    """Scores get a column more, of a learned number per head."""
 
     @property
     def is_fused(self) -> bool:
@@ -76,6 +86,8 @@ class ModelShape:
     """Bytes of an activation."""
     attention: AttentionShape | None
     """The widest layer's; None where there is none."""
+    ssm_heads: int = 0
+    """Heads of a state-space layer (Mamba 2), whose chunk is computed as a matrix per head."""
     num_full_attention_layers: int = 0
     """Layers whose attention has no window."""
 
@@ -139,7 +151,7 @@ def batch_bytes(plans: Iterable[CachePlan], num_rows: int, longest: int) -> int:
 def _batch_bytes(plan: CachePlan, num_rows: int, longest: int) -> int:
     shape = plan.shape
     state = num_rows * shape.state_bytes
-    if shape.keys is None:
+    if not plan.bytes_per_token:
         return state
     if plan.start:
         full = CachePlan(shape).bytes_per_token
@@ -177,8 +189,9 @@ def prefill_bytes(
     """Peak of what a chunk of `step` tokens, the last of `context`, needs besides weights and caches.
 
     Latent attention: scores [heads, step, context], and keys and values of every head, expanded. Attention without
-    a fused kernel (none has one where not `has_fused`): scores. Quantized caches: a layer's keys and values,
-    dequantized. And the activations of a layer.
+    a fused kernel (none has one where not `has_fused`): scores. Attention in chunks: positions, to make its mask of.
+    State-space layers: their matrices. Quantized caches: a layer's keys and values, dequantized. And the activations
+    of a layer.
     """
     step = min(step, context)
     activations = step * shape.itemsize * (2 * shape.hidden_size + shape.widest)
@@ -187,13 +200,21 @@ def prefill_bytes(
     needed = activations if has_fused else int(_CPU_ACTIVATIONS[is_latent] * activations)
     if attention is not None:
         if not (attention.is_fused and has_fused):
-            copies = _SCORE_COPIES if has_fused else _CPU_SCORE_COPIES[is_latent]
-            needed += int(copies * attention.num_heads * step * context * shape.itemsize)
+            needed += int(_score_copies(attention, has_fused) * attention.num_heads * step * context * shape.itemsize)
         if is_latent:
             needed += attention.num_heads * context * (attention.key_dim + attention.value_dim) * shape.itemsize
+    needed += _SSM_COPIES * shape.ssm_heads * min(step, _SSM_STEP) ** 2 * 4
+    if any(plan.shape.kind == "ChunkedKVCache" for plan in plans):
+        needed += _POSITION_COPIES * step * context * 4
     needed += max((_shadow_bytes(plan, context) for plan in plans), default=0)
     needed += sum(plan.bytes_per_token * step for plan in plans if plan.shape.window is not None)
     return needed
+
+
+def _score_copies(attention: AttentionShape, has_fused: bool) -> float:
+    if has_fused:
+        return _SCORE_COPIES
+    return _CPU_SINK_COPIES if attention.has_sinks else _CPU_SCORE_COPIES[attention.is_latent]
 
 
 def _shadow_bytes(plan: CachePlan, context: int) -> int:

@@ -6,8 +6,9 @@ headers are there; from a config alone, as exact as its quantization section.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -21,11 +22,14 @@ from mlx_backend.checkpoint import Checkpoint, context_length
 from mlx_backend.errors import ModelLoadError
 from mlx_backend.kv_cache.build import measure
 from mlx_backend.kv_cache.plan import CacheShape
+from mlx_backend.kv_cache.spec import leaves
 from mlx_backend.loader import build_model
 from mlx_backend.memory import AttentionShape, ModelShape
 
 _CHOSEN_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "top_k_experts")
 _EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
+_GROWTH_TOKENS = 2048
+"""Longer than the windows of the models that have caches of their own, so that a window counts once."""
 _EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
 
 
@@ -89,7 +93,7 @@ def read_model(model: Any, config: Mapping[str, Any]) -> Skeleton:
     """Of a model that was built, whether its weights are in memory or not."""
     caches = make_prompt_cache(model)
     logits = model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)
-    shapes = measure(caches, config)
+    shapes = _with_growth(measure(caches, config), model, caches)
     text = {**config, **(config.get("text_config") or {})}
     parts = list(_parts(model, text))
     return Skeleton(
@@ -107,7 +111,8 @@ def read_model(model: Any, config: Mapping[str, Any]) -> Skeleton:
             vocab_size=int(logits.shape[-1]),
             context_length=context_length(config),
             itemsize=logits.itemsize,
-            attention=_attention(shapes, text),
+            attention=_attention(shapes, text, has_sinks=_has_sinks(model)),
+            ssm_heads=_ssm_heads(model),
             num_full_attention_layers=sum(cache.keys is not None and cache.window is None for cache in shapes),
         ),
         shapes,
@@ -148,7 +153,42 @@ def _parts(model: Any, config: Mapping[str, Any]) -> Iterator[_Part]:
         yield _Part(numbers, share * numbers, share * sum(array.nbytes for array in arrays), width, routed)
 
 
-def _attention(caches: tuple[CacheShape, ...], config: Mapping[str, Any]) -> AttentionShape | None:
+def _with_growth(shapes: tuple[CacheShape, ...], model: Any, caches: list[Any]) -> tuple[CacheShape, ...]:
+    """The same, where caches without keys and values have what a token adds to them, from two more forward passes."""
+    if all(shape.is_known or shape.keys is not None for shape in shapes):
+        return shapes
+    held = [_forward(model, caches, num_tokens) for num_tokens in (_GROWTH_TOKENS - 1, _GROWTH_TOKENS)]
+    grown = []
+    for shape, first, second in zip(shapes, *held, strict=True):
+        if not shape.is_known and shape.keys is None:
+            token_bytes = max(0, -(-(second - first) // _GROWTH_TOKENS))
+            shape = replace(shape, token_bytes=token_bytes, state_bytes=max(0, first - token_bytes * _GROWTH_TOKENS))
+        grown.append(shape)
+    return tuple(grown)
+
+
+def _forward(model: Any, caches: list[Any], num_tokens: int) -> list[int]:
+    """The bytes of every cache after so many tokens more, which are not computed."""
+    model(mx.zeros((1, num_tokens), dtype=mx.int32), cache=caches)
+    return [int(leaf.nbytes) for cache in caches for leaf in leaves(cache)]
+
+
+def _has_sinks(model: Any) -> bool:
+    return any(isinstance(module.get("sinks"), mx.array) for module in model.modules())
+
+
+def _ssm_heads(model: Any) -> int:
+    """Heads of the widest layer that computes a chunk as mlx-lm's `ssm_attn` does; 0 where none does."""
+    return max((module["A_log"].size for module in model.modules() if _is_ssm(module)), default=0)
+
+
+def _is_ssm(module: Any) -> bool:
+    return "A_log" in module and hasattr(sys.modules[type(module).__module__], "ssm_update")
+
+
+def _attention(
+    caches: tuple[CacheShape, ...], config: Mapping[str, Any], *, has_sinks: bool = False
+) -> AttentionShape | None:
     holding = [shape for shape in caches if shape.keys is not None and shape.values is not None]
     if not holding:
         return None
@@ -163,4 +203,4 @@ def _attention(caches: tuple[CacheShape, ...], config: Mapping[str, Any]) -> Att
         )
     key_dim = max(shape.keys.dim for shape in holding if shape.keys)
     value_dim = max(shape.values.dim for shape in holding if shape.values)
-    return AttentionShape(num_heads=num_heads, key_dim=key_dim, value_dim=value_dim)
+    return AttentionShape(num_heads=num_heads, key_dim=key_dim, value_dim=value_dim, has_sinks=has_sinks)

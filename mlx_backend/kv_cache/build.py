@@ -30,13 +30,25 @@ def _measured(cache: Any, config: Mapping[str, Any]) -> CacheShape:
     kind = spec.KINDS[name].name if name in spec.KINDS else name
     if isinstance(cache, mlx_lm_cache.ArraysCache):
         return CacheShape(kind, state_bytes=sum(array.nbytes for array in cache.cache if array is not None))
-    if name not in spec.KINDS or cache.keys is None:
+    if name not in spec.KINDS:
+        return _of_another_kind(cache, name)
+    if cache.keys is None:
         return CacheShape(kind)
     keys, values = _part(cache.keys), _part(cache.values)
     latent = (config.get("kv_lora_rank"), config.get("qk_rope_head_dim"))
     if keys.num_heads == 1 and (keys.dim, values.dim) == latent:
         return CacheShape("latent", keys, values)
     return CacheShape(kind, keys, values, window=getattr(cache, "max_size", None))
+
+
+def _of_another_kind(cache: Any, name: str) -> CacheShape:
+    """A cache that is neither batched nor quantized here, but held and therefore counted."""
+    keys, values = getattr(cache, "keys", None), getattr(cache, "values", None)
+    if not all(isinstance(part, mx.array) and part.ndim == 4 for part in (keys, values)):
+        return CacheShape(name, state_bytes=int(getattr(cache, "nbytes", 0)))
+    chunk = getattr(cache, "chunk_size", None)  # of attention in chunks; a step more is allocated as it moves on
+    window = getattr(cache, "max_size", None) if chunk is None else chunk + cache.step
+    return CacheShape(name, _part(keys), _part(values), window=window)
 
 
 def _part(array: mx.array) -> PartShape:

@@ -17,6 +17,7 @@ GROUP_SIZES = (32, 64, 128)
 """What MLX's quantize takes."""
 _SCALES_PER_GROUP = 2
 """A scale and a bias, each in the cache's own precision."""
+KNOWN_KINDS = frozenset({"plain", "latent", "sliding-window", "recurrent"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,9 @@ class PartShape:
 class CacheShape:
     """One layer's cache (one of them, where it has several), as it was measured.
 
-    `kind`: plain, latent, sliding-window or recurrent, or the class name of a cache that is none of them.
-    A latent cache holds the compressed keys and values as `keys` and the rotary part of the keys as `values`.
+    `kind`: plain, latent, sliding-window or recurrent, or the class name of a cache that is none of them, which
+    cannot be quantized. A latent cache holds the compressed keys and values as `keys` and the rotary part of the
+    keys as `values`.
     """
 
     kind: str
@@ -56,7 +58,13 @@ class CacheShape:
     values: PartShape | None = None
     window: int | None = None
     state_bytes: int = 0
-    """Of a recurrent cache: per sequence, however long."""
+    """Per sequence, however long: of a recurrent cache, or of one of another kind."""
+    token_bytes: int = 0
+    """Of a cache of another kind that has neither keys nor values: what each token adds."""
+
+    @property
+    def is_known(self) -> bool:
+        return self.kind in KNOWN_KINDS
 
     @property
     def part_names(self) -> tuple[str, str]:
@@ -81,7 +89,7 @@ class CachePlan:
     def bytes_per_token(self) -> int:
         """Past `start`."""
         parts = ((self.shape.keys, self.keys), (self.shape.values, self.values))
-        return sum(part.num_bytes(precision) for part, precision in parts if part is not None)
+        return self.shape.token_bytes + sum(part.num_bytes(precision) for part, precision in parts if part is not None)
 
 
 def plan_caches(shapes: Sequence[CacheShape], config: KVCacheConfig) -> tuple[CachePlan, ...]:
@@ -128,7 +136,7 @@ def _precision(part: PartShape | None, bits: int | None, group_size: int) -> Pre
 
 def _refuse_unknown(shapes: Iterable[CacheShape]) -> None:
     for shape in shapes:
-        if shape.keys is None:
+        if shape.keys is None or not shape.is_known:
             raise ModelLoadError(
                 f"kv_cache.bits: this model has KV caches of a kind that cannot be quantized ({shape.kind}); "
                 "leave it unset"

@@ -10,14 +10,16 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.llama import Model as Llama
+from mlx_lm.models.llama import ModelArgs as LlamaArgs
 from mlx_lm.utils import load_model
 
 from mlx_backend.checkpoint import open_checkpoint
 from mlx_backend.errors import ModelLoadError
 from mlx_backend.kv_cache.plan import CachePlan
 from mlx_backend.memory import kv_bytes
-from mlx_backend.skeleton import Quantization, from_checkpoint, from_config
-from tests.tiny_models import write_model
+from mlx_backend.skeleton import Quantization, from_checkpoint, from_config, read_model
+from tests.tiny_models import COMMON, CONFIGS, write_model
 
 pytestmark = pytest.mark.mlx
 
@@ -26,7 +28,7 @@ PROFILES = Path(__file__).parents[2] / "server" / "profiles"
 R1: dict[str, Any] = {**json.loads((PROFILES / "deepseek-r1-4bit.json").read_text()), "quantization": None}
 
 
-@pytest.mark.parametrize("name", ["llama", "deepseek_v3", "gpt_oss", "gemma3", "falcon_h1"])
+@pytest.mark.parametrize("name", ["llama", "deepseek_v3", "gpt_oss", "gemma3", "falcon_h1", "llama4"])
 def test_weights_and_kv_caches_to_the_byte(tmp_path: Path, name: str) -> None:
     folder = write_model(tmp_path / name, name)
     read = from_checkpoint(open_checkpoint(folder))
@@ -44,7 +46,7 @@ def test_weights_and_kv_caches_to_the_byte(tmp_path: Path, name: str) -> None:
         plain = [CachePlan(shape) for shape in read.caches if shape.window is None]
         assert sum(cache.nbytes for cache in caches) == kv_bytes(plain, 257)
         return
-    windows = [shape.window for shape in read.caches if shape.window is not None]
+    windows = [shape.window for shape in read.caches if shape.window is not None and shape.window < 256]
     held = sum(cache.nbytes for cache in caches)
     planned = kv_bytes([CachePlan(shape) for shape in read.caches], 256)
     if windows:
@@ -78,6 +80,52 @@ def test_tied_embeddings_are_read_whole(tmp_path: Path) -> None:
     config = {**json.loads((folder / "config.json").read_text()), "tie_word_embeddings": False}
     own = from_config(config).shape
     assert own.weights_bytes - own.active_bytes == (config["vocab_size"] - 1) * config["hidden_size"] * 2
+
+
+class _OwnCache:
+    """A window of 64 tokens, and a number for each 4 tokens, in arrays that no other cache has."""
+
+    def __init__(self) -> None:
+        self.num_tokens = 0
+
+    @property
+    def nbytes(self) -> int:
+        return 100 * min(64, self.num_tokens) + 8 * (self.num_tokens // 4)
+
+
+def test_a_cache_of_an_unknown_kind_is_counted_as_it_grows() -> None:
+    config = {**COMMON, **CONFIGS["llama"]}
+    plain = from_config(config)
+
+    class Model(Llama):
+        def make_cache(self) -> list[Any]:
+            return [_OwnCache() for _ in self.layers]
+
+        def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
+            for each in cache:
+                each.num_tokens += tokens.shape[1]
+            return super().__call__(tokens)
+
+    read = read_model(Model(LlamaArgs.from_dict(config)), config)
+    assert read.shape.attention is None
+    assert plain.shape.attention is not None
+    assert {shape.kind for shape in read.caches} == {"_OwnCache"}
+    for shape in read.caches:
+        assert shape.state_bytes == 6400
+        assert shape.token_bytes == 2
+    assert kv_bytes([CachePlan(shape) for shape in read.caches], 1024, 3) == 3 * 2 * (6400 + 2048)
+
+
+@pytest.mark.parametrize(("name", "has_sinks"), [("llama", False), ("gpt_oss", True)])
+def test_attention_with_sinks(name: str, has_sinks: bool) -> None:
+    attention = from_config({**COMMON, **CONFIGS[name]}).shape.attention
+    assert attention is not None
+    assert attention.has_sinks == has_sinks
+
+
+@pytest.mark.parametrize(("name", "heads"), [("falcon_h1", 4), ("mamba2", 8), ("llama4", 0)])
+def test_heads_of_state_space_layers(name: str, heads: int) -> None:
+    assert from_config({**COMMON, **CONFIGS[name]}).shape.ssm_heads == heads
 
 
 def test_an_unknown_architecture() -> None:
