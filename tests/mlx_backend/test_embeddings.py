@@ -21,6 +21,7 @@ from mlx_backend.interface import (
     MockConfig,
     SchedulerConfig,
 )
+from mlx_backend.runners.mlx import MLXRunner
 from tests.embedding_models import write_pooling
 from tests.engine_client import one, read_all, request, running, until
 from tests.tiny_models import VOCAB_SIZE, write_model
@@ -148,7 +149,7 @@ async def test_the_context_may_be_full(tmp_path: Path) -> None:
 
 
 @pytest.mark.mlx
-async def test_within_a_memory_limit(tmp_path: Path) -> None:
+async def test_within_a_memory_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where not all fit at once, they wait for each other."""
     folder = write_pooling(write_model(tmp_path / "m", "llama"), "lasttoken")
     limited = EngineConfig(model_path=str(folder), memory=MemoryConfig(limit_gb=0.004, reserve_gb=0.0))
@@ -156,16 +157,15 @@ async def test_within_a_memory_limit(tmp_path: Path) -> None:
         assert engine.failure is None
         prompts = [PROMPTS[6]] * 12
         prefilling, planned = [], []
+        prefill = MLXRunner.prefill
 
-        async def watch() -> None:
-            while True:
-                prefilling.append(engine.stats().num_prefilling)
-                planned.append(engine.stats().planned_bytes)
-                await asyncio.sleep(0)
+        def sampled(self: MLXRunner, chunk: Any) -> None:
+            prefilling.append(engine.stats().num_prefilling)
+            planned.append(engine.stats().planned_bytes)
+            prefill(self, chunk)
 
-        watching = asyncio.create_task(watch())
+        monkeypatch.setattr(MLXRunner, "prefill", sampled)
         assert_equal(await vectors(engine, prompts), [reference(folder, PROMPTS[6], "last")] * 12)
-        watching.cancel()
         assert engine.model_info is not None and engine.model_info.memory is not None
         assert 1 <= max(prefilling) < 12
         assert 0 < max(planned) <= engine.model_info.memory.free_bytes
