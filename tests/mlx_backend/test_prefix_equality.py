@@ -159,7 +159,7 @@ async def test_memory_that_holds_less_than_the_prompt(config: EngineConfig, tmp_
 
 
 async def test_a_prefill_that_was_given_up_is_gone_on_with(case: Case, config: EngineConfig, tmp_path: Path) -> None:
-    ids = prompt(1800)
+    ids = prompt(900)
     (expected,) = await without(config, ids)
     slow = replace(config, scheduler=replace(config.scheduler, max_chunk_tokens=20))
     for after_restart in (False, True):
