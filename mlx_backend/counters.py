@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mlx_backend.interface import EngineStats, PrefixCacheStats
-from mlx_backend.prefix_cache.cache import NoPrefixCache, PrefixCache
+from mlx_backend.prefix_cache.cache import PrefixCache
+from mlx_backend.prefix_cache.no_cache import NoPrefixCache
 from mlx_backend.runners.base import Runner
 from mlx_backend.scheduler import Scheduler
-from mlx_backend.sequence import Prefill
 
 _LATELY_S = 60.0
 _LEAST_S = 0.1
@@ -59,11 +58,9 @@ class Counters:
         self.num_stalls += self.stepped_at is not None and now - self.stepped_at > max_stall_s
         self.stepped_at = now
 
-    def measure(
-        self, runner: Runner, scheduler: Scheduler, prefixes: PrefixCache | NoPrefixCache, prefills: Iterable[Prefill]
-    ) -> None:
-        """Note what is held now; `prefills` are those that have computed something."""
-        self.kv_bytes = runner.kv_bytes(prefills)
+    def measure(self, runner: Runner, scheduler: Scheduler, prefixes: PrefixCache | NoPrefixCache) -> None:
+        """Note what is held now."""
+        self.kv_bytes = runner.kv_bytes()
         self.planned_bytes = scheduler.planned_bytes
         self.device_bytes = runner.device_bytes()
         self.prefix_cache = prefixes.stats()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from mlx_backend.checks import check_number, check_request
+from mlx_backend.core.sequence import Prefill, Sequence, build_prefills
 from mlx_backend.counters import Counters
 from mlx_backend.errors import (
     EngineClosed,
@@ -32,9 +33,8 @@ from mlx_backend.interface import (
     ModelInfo,
 )
 from mlx_backend.prefix_cache.build import build_prefix_cache
-from mlx_backend.prefix_cache.cache import NoPrefixCache
+from mlx_backend.prefix_cache.no_cache import NoPrefixCache
 from mlx_backend.runners.base import Runner
-from mlx_backend.sequence import Prefill, Sequence, build_prefills
 from mlx_backend.stream import EventStream
 from mlx_backend.turns import Turns
 from mlx_backend.waiting import WaitingQueue, has_room
@@ -56,8 +56,9 @@ class DeviceEngine:
         self._config = config
         self._runner = runner
         self._changed = threading.Condition()
-        self._inbox: deque[Prefill] = deque()
-        self._aborts: deque[Sequence] = deque()
+        self._inbox: deque[tuple[Prefill, EventStream]] = deque()
+        self._closed: deque[tuple[Sequence, str]] = deque()
+        """Sequences that nobody reads any more: finished by their readers, or aborted."""
         self._closing = False
         self._failure: BaseException | None = None
         self._callbacks: list[Callable[[], None]] = []
@@ -95,24 +96,21 @@ class DeviceEngine:
         for request in requests:
             check_request(request, info, self._runner.budget)
         prefills = build_prefills(requests)
-        stream = EventStream(prefills, self._request_abort)
-        for prefill in prefills:
-            for sequence in prefill.sequences:
-                sequence.stream = stream
+        stream = EventStream(prefills, self._close_sequences)
         with self._changed:
             if self._failure is not None or self._closing:
                 raise self._dead()
             if not self._has_room(prefills):
                 num_waiting = self.stats().num_waiting
                 raise QueueFull(num_waiting, self._counters.retry_after_s(num_waiting, time.monotonic()))
-            self._inbox.extend(prefills)
+            self._inbox.extend((prefill, stream) for prefill in prefills)
             self._changed.notify()
         return stream
 
     def _has_room(self, prefills: collections.abc.Sequence[Prefill]) -> bool:
         """Asked under the lock."""
         waiting = self._turns.scheduler.waiting if self._turns is not None else WaitingQueue()
-        return has_room(waiting, self._inbox, prefills, self._config.scheduler.max_waiting)
+        return has_room(waiting, [prefill for prefill, _ in self._inbox], prefills, self._config.scheduler.max_waiting)
 
     def stats(self) -> EngineStats:
         turns = self._turns
@@ -136,9 +134,9 @@ class DeviceEngine:
             self._runner.interrupt()
             self._thread.join(timeout_s)
 
-    def _request_abort(self, sequences: Iterable[Sequence]) -> None:
+    def _close_sequences(self, sequences: Iterable[Sequence], how: str) -> None:
         with self._changed:
-            self._aborts.extend(sequences)
+            self._closed.extend((sequence, how) for sequence in sequences)
             self._changed.notify()
 
     def _dead(self) -> EngineDead:
@@ -167,7 +165,7 @@ class DeviceEngine:
         """What depends on the loaded model."""
         budget = self._runner.budget
         free_bytes = None if budget is None else budget.limit_bytes
-        prefixes, report = build_prefix_cache(self._config, self._runner.prefix_store, free_bytes, self._wake)
+        prefixes, report = build_prefix_cache(self._config, self._runner.blocks, free_bytes, self._wake)
         max_rows = self._config.scheduler.max_num_seqs if info.is_batched else 1
         self._turns = turns = Turns(
             self._config.scheduler,
@@ -198,21 +196,21 @@ class DeviceEngine:
             while self._is_idle(turns):
                 if not self._changed.wait(_DISK_WAIT_S if turns.waits_for_disk else None):
                     break  # the disk is slow: see whether it is better to compute
-            arrived, aborted = list(self._inbox), list(self._aborts)
+            arrived, closed = list(self._inbox), list(self._closed)
             self._inbox.clear()
-            self._aborts.clear()
+            self._closed.clear()
         if not self._busy:
             self._counters.progress_at = time.monotonic()
             self._busy = True
-        for prefill in arrived:
-            turns.arrive(prefill)
-        for sequence in aborted:
-            turns.abort(sequence)
+        for prefill, stream in arrived:
+            turns.arrive(prefill, stream)
+        for sequence, how in closed:
+            turns.close_sequence(sequence, how)
         return not self._closing
 
     def _is_idle(self, turns: Turns) -> bool:
         """Whether there is nothing to do and nothing has come. Asked under the lock."""
-        return not (self._inbox or self._aborts or self._closing or turns.has_work)
+        return not (self._inbox or self._closed or self._closing or turns.has_work)
 
     def _die(self, error: BaseException) -> None:
         with self._changed:
@@ -224,11 +222,10 @@ class DeviceEngine:
         """The last thing this thread does: nobody may wait for it."""
         with self._changed:
             self._closing = True
-            arrived = list(self._inbox)
+            arrived = [stream for _, stream in self._inbox]
             self._inbox.clear()
         if self._turns is not None:
-            self._turns.streams.update(prefill.sequences[0].stream for prefill in arrived)
-            self._turns.end(self._dead())
+            self._turns.end(self._dead(), arrived)
         if self._failure is not None:
             for callback in self._callbacks:
                 callback()

@@ -18,10 +18,6 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlx_backend.sequence import Sequence
 
 
 class EngineError(Exception):
@@ -101,12 +97,12 @@ class UnknownToken(EngineError):
 class SequenceFailed(EngineError):
     """A computation failed for the work it was given; the device and everybody else's work are sound.
 
-    `sequences` are the ones that are lost.
+    `ids`: the sequences that are lost. Empty: all that the computation was for.
     """
 
-    def __init__(self, message: str, sequences: Iterable[Sequence] = ()) -> None:
+    def __init__(self, message: str, ids: Iterable[int] = ()) -> None:
         super().__init__(message)
-        self.sequences = tuple(sequences)
+        self.ids = tuple(ids)
 
 
 class OutOfMemory(SequenceFailed):

@@ -345,6 +345,9 @@ class TokenStream(Protocol):
     def abort(self, index: int) -> None:
         """Give up one sequence; no event of it follows."""
 
+    def finish(self, index: int) -> None:
+        """The reader has all it wants of a sequence, which counts as finished; no event of it follows."""
+
     async def aclose(self) -> None:
         """Give up every sequence that has not finished. Idempotent."""
 

@@ -13,13 +13,18 @@ The rules:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Protocol
 
 from mlx_backend.admission import Budget, Claim
+from mlx_backend.core.sequence import Prefill, Sequence, Status, next_id
+from mlx_backend.core.step import Chunk, NewRow, PromptId, Restore, SequenceId, StepPlan
+from mlx_backend.grammar_masks import needs_mask
 from mlx_backend.interface import SchedulerConfig
 from mlx_backend.pace import Pace
-from mlx_backend.sequence import Prefill, Sequence, Status
+from mlx_backend.prefix_cache.outlook import Outlook
+from mlx_backend.sampling.keys import base_key
 from mlx_backend.waiting import WaitingQueue
 
 _STALL_SHARE = 0.6
@@ -31,36 +36,14 @@ _LEFTOVER_SHARE = 0.15
 _SOON_TOKENS = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A slice of one prompt: its tokens [start, start + num_tokens). `is_known`: restored instead of computed."""
+class PrefixView(Protocol):
+    """What the scheduler asks of the prefix cache."""
 
-    prefill: Prefill
-    start: int
-    num_tokens: int
-    is_known: bool = False
+    def outlook(self, prefill: Prefill) -> Outlook:
+        """What is known of what follows the computed part of a prompt."""
 
-
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """What is known of a prompt's tokens from the first that is not computed on."""
-
-    restorable_until: int = 0
-    """Position before which all is there to be restored."""
-    waits: bool = False
-    """What is known is on its way from the disk."""
-    stop_at: int | None = None
-    """Position at which a chunk ends at the latest."""
-    key: bytes | None = None
-    """Of two prompts with the same key one is computed, and the other has it then."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """One turn: the sequences that decode together, then the chunks, one after the other."""
-
-    decodes: tuple[Sequence, ...]
-    chunks: tuple[Chunk, ...]
+    def pieces(self, prefill: Prefill, stop: int) -> Restore | None:
+        """The blocks that restore a prompt from its computed part up to `stop`; None where some have gone."""
 
 
 def claim_of(prefill: Prefill) -> Claim:
@@ -98,13 +81,13 @@ class Scheduler:
         pace: Pace,
         max_rows: int,
         budget: Budget | None = None,
-        look: Callable[[Prefill], Outlook] | None = None,
+        prefixes: PrefixView | None = None,
     ) -> None:
         self._config = config
         self._pace = pace
         self._max_rows = max_rows
         self._budget = budget
-        self._look = look
+        self._prefixes = prefixes
         self._turn = 0
         self.is_blocked = False
         """All that is to be done waits for the disk."""
@@ -112,13 +95,17 @@ class Scheduler:
         self.prefilling: list[Prefill] = []
         self.ready: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self._admitted: list[Prefill] = []
-        """Whose sequences have not all ended, of those that were let in."""
+        self._admitted: dict[PromptId, Prefill] = {}
+        """Prompts that were let in and whose sequences have not all ended."""
+        self._rows: dict[SequenceId, Sequence] = {}
+        """Sequences that the runner has a row for, or had one when the last plan was made."""
+        self._dropped: list[PromptId] = []
+        """Prompts whose KV cache is of no use any more, since the last plan."""
 
     @property
     def claims(self) -> list[Claim]:
         """What every request that was let in may come to hold."""
-        return [claim_of(prefill) for prefill in self._admitted]
+        return [claim_of(prefill) for prefill in self._admitted.values()]
 
     @property
     def planned_bytes(self) -> int:
@@ -133,8 +120,8 @@ class Scheduler:
         """
         if self._budget is None:
             return None
-        ends = ((chunk.num_tokens, chunk.start + chunk.num_tokens) for chunk in chunks)
-        soon = [claim_soon(prefill) for prefill in self._admitted]
+        ends = ((chunk.num_tokens, chunk.stop) for chunk in chunks)
+        soon = [claim_soon(prefill) for prefill in self._admitted.values()]
         return self._budget.limit_bytes - self._budget.needed_soon(soon, ends)
 
     @property
@@ -145,22 +132,74 @@ class Scheduler:
         """Queue a prompt behind all others of its tenant."""
         self.waiting.append(prefill)
 
+    def sequence(self, sequence_id: SequenceId) -> Sequence | None:
+        """A sequence that the runner has a row for; None where it is to have none any more."""
+        return self._rows.get(sequence_id)
+
+    @property
+    def row_ids(self) -> tuple[SequenceId, ...]:
+        """Every sequence that the runner has a row for and that has not ended."""
+        return tuple(self._rows)
+
+    def rows(self, sequence_ids: Iterable[SequenceId]) -> list[Sequence]:
+        """Those of the sequences that the runner has rows for."""
+        return [self._rows[each] for each in sequence_ids if each in self._rows]
+
+    def prompt(self, prompt_id: PromptId) -> Prefill | None:
+        """A prompt that was let in; None where nobody waits for it any more."""
+        return self._admitted.get(prompt_id)
+
     def schedule(self) -> StepPlan:
         """Let in what has a place, then plan one turn. Chunks count as computed when `computed` says so."""
         self._join()
         self._admit()
-        decodes = tuple(sequence for sequence in self.running if sequence.can_decode)
         self._turn += 1
-        plan = StepPlan(decodes, tuple(self._chunks(stalls=bool(self.running))))
-        self.is_blocked = bool(self.prefilling) and not (plan.chunks or self.running or self.ready)
-        return plan
+        chunks = tuple(self._chunks(stalls=bool(self.running)))
+        self.is_blocked = bool(self.prefilling) and not (chunks or self.running or self.ready)
+        decodes = [sequence for sequence in self.running if sequence.can_decode]
+        new_rows = tuple(self._new_row(sequence) for sequence in decodes if not sequence.has_row)
+        self._dropped += [row.prompt for row in new_rows if not self._admitted[row.prompt].is_wanted]
+        return replace(
+            self.leaving(),
+            new_rows=new_rows,
+            decodes=tuple(sequence.id for sequence in decodes),
+            masked=tuple(sequence.id for sequence in decodes if needs_mask(sequence)),
+            chunks=chunks,
+        )
+
+    def leaving(self) -> StepPlan:
+        """A plan in which nothing is computed: what a runner need not hold any more, since the last one."""
+        ended = tuple(each for each, sequence in self._rows.items() if sequence.status is Status.ENDED)
+        for sequence_id in ended:
+            del self._rows[sequence_id]
+        dropped, self._dropped = tuple(self._dropped), []
+        return StepPlan(ended=ended, dropped=dropped)
+
+    def _new_row(self, sequence: Sequence) -> NewRow:
+        if sequence.key is None:
+            sequence.key = base_key(sequence.request.sampling.seed, sequence.ordinal)
+        sequence.has_row = True
+        self._rows[sequence.id] = sequence
+        return sequence.row(sequence.key)
+
+    def started(self, plan: StepPlan) -> None:
+        """The plan's rows are being computed: each is to get a token."""
+        for sequence_id in plan.decodes:
+            self._rows[sequence_id].num_started_tokens += 1
 
     def computed(self, chunk: Chunk) -> None:
         """A chunk of the plan is done; a prompt that is complete hands its sequences over to decoding."""
-        if not chunk.is_known:  # else whoever restored it has counted
-            chunk.prefill.num_computed_tokens = chunk.start + chunk.num_tokens
-        if chunk.prefill.num_remaining_tokens == 0:
-            self._complete(chunk.prefill)
+        prefill = self._admitted[chunk.prompt]
+        prefill.num_computed_tokens = chunk.stop
+        if chunk.restore is not None and not prefill.output_ids:  # a prompt; not one that is computed again
+            prefill.num_cached_tokens += chunk.num_tokens
+        if prefill.num_remaining_tokens == 0:
+            self._complete(prefill)
+
+    def start_again(self, prefill: Prefill) -> None:
+        """Nothing is left of what was computed or restored of a prompt."""
+        prefill.num_computed_tokens = prefill.num_cached_tokens = 0
+        self._dropped.append(prefill.id)
 
     def recompute(self) -> None:
         """Every row is lost: who ran goes back to the front of the queue, as a prompt of all its tokens."""
@@ -173,7 +212,9 @@ class Scheduler:
             sequence.status = Status.PENDING
             sequence.num_started_tokens = len(sequence.output_ids)
             sequence.close_grammar()  # may have been told of a token that is lost
-            sequence.prefill = Prefill(former.request, tuple(sequence.output_ids), sequences=[sequence])
+            sequence.has_row = False
+            self._rows.pop(sequence.id, None)
+            sequence.prefill = Prefill(former.request, next_id(), tuple(sequence.output_ids), sequences=[sequence])
             self.waiting.appendleft(sequence.prefill)
 
     def end(self, sequence: Sequence) -> None:
@@ -190,13 +231,14 @@ class Scheduler:
         self._drop_unwanted(sequence.prefill)
 
     def _forget(self, prefill: Prefill) -> None:
-        if prefill in self._admitted and all(s.status is Status.ENDED for s in prefill.sequences):
-            self._admitted.remove(prefill)
+        if all(s.status is Status.ENDED for s in prefill.sequences):
+            self._admitted.pop(prefill.id, None)
 
     def _drop_unwanted(self, prefill: Prefill) -> None:
         if prefill.is_wanted:
             return
-        prefill.state = None
+        if prefill.num_computed_tokens:
+            self._dropped.append(prefill.id)
         if prefill in self.waiting:
             self.waiting.remove(prefill)
         if prefill in self.prefilling:
@@ -220,7 +262,7 @@ class Scheduler:
             if promised and (promised + num_rows > self._max_rows or not self._has_room(prefill)):
                 return
             self.waiting.popleft()
-            self._admitted.append(prefill)
+            self._admitted[prefill.id] = prefill
             prefill.admit()
             promised += num_rows
             if prefill.num_remaining_tokens == 0:
@@ -244,14 +286,16 @@ class Scheduler:
         for prefill in self._order():
             if left_s < budget_s * _LEFTOVER_SHARE:
                 return
-            outlook = Outlook() if self._look is None else self._look(prefill)
+            outlook = Outlook() if self._prefixes is None else self._prefixes.outlook(prefill)
+            if outlook.starts_again:
+                self.start_again(prefill)
             if outlook.waits or outlook.key in planned:
                 continue
             if outlook.key is not None:
                 planned.add(outlook.key)
             chunk = self._chunk(prefill, outlook, left_s)
             yield chunk
-            token_s = self._pace.restored_token_s if chunk.is_known else self._pace.token_s(chunk.start)
+            token_s = self._pace.restored_token_s if chunk.restore is not None else self._pace.token_s(chunk.start)
             if token_s is None:
                 return  # measure one chunk before planning a second
             left_s -= token_s * chunk.num_tokens
@@ -261,14 +305,16 @@ class Scheduler:
     def _chunk(self, prefill: Prefill, outlook: Outlook, left_s: float) -> Chunk:
         """As much of a prompt as should take `left_s`."""
         start, most = prefill.num_computed_tokens, self._config.max_chunk_tokens
-        if outlook.restorable_until > start:
-            fitting = self._pace.restorable_for(left_s, most)
-            return Chunk(prefill, start, min(fitting, outlook.restorable_until - start), is_known=True)
+        if outlook.restorable_until > start and self._prefixes is not None:
+            stop = min(start + self._pace.restorable_for(left_s, most), outlook.restorable_until)
+            restore = self._prefixes.pieces(prefill, stop)
+            if restore is not None:
+                return prefill.chunk(start, stop, restore)
         fitting = self._pace.tokens_for(start, left_s, most)
         if self._budget is not None:
             fitting = self._budget.step_for(self.claims, start + fitting, fitting)
         stop = start + min(fitting, prefill.num_remaining_tokens)
-        return Chunk(prefill, start, min(stop, outlook.stop_at or stop) - start)
+        return prefill.chunk(start, min(stop, outlook.stop_at or stop))
 
     def _order(self) -> list[Prefill]:
         if self._turn % 2 or len(self.prefilling) < 2:

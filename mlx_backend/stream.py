@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
+from mlx_backend.core.sequence import Prefill, Sequence
 from mlx_backend.interface import PrefillProgress, StreamEvent
-from mlx_backend.sequence import Prefill, Sequence
 
 _MOST_EVENTS = 64
 """That are handed over at once: a reader that was slow finds a backlog of thousands, and encoding takes its time."""
@@ -21,11 +21,12 @@ _MOST_EVENTS = 64
 class EventStream:
     """The tokens of the sequences of some prompts. Implements `interface.TokenStream`."""
 
-    def __init__(self, prefills: tuple[Prefill, ...], abort: Callable[[Iterable[Sequence]], None]) -> None:
+    def __init__(self, prefills: tuple[Prefill, ...], close: Callable[[Iterable[Sequence], str], None]) -> None:
+        """`close` ends sequences that nobody reads any more, as "finished" or "aborted"."""
         self.loop = asyncio.get_running_loop()
         self._prefills = prefills
         self.sequences = [sequence for prefill in prefills for sequence in prefill.sequences]
-        self._abort = abort
+        self._close = close
         self._open = {sequence.index: sequence for sequence in self.sequences}
         self._pending: deque[StreamEvent] = deque()
         self._error: BaseException | None = None
@@ -51,16 +52,22 @@ class EventStream:
         return events
 
     def abort(self, index: int) -> None:
+        self._leave(index, "aborted")
+
+    def finish(self, index: int) -> None:
+        self._leave(index, "finished")
+
+    def _leave(self, index: int, how: str) -> None:
         sequence = self._open.pop(index, None)
         if sequence is None:
             return
         self._pending = deque(event for event in self._pending if event.index != index)
-        self._abort((sequence,))
+        self._close((sequence,), how)
         self._wake()
 
     async def aclose(self) -> None:
         if self._open:
-            self._abort(tuple(self._open.values()))
+            self._close(tuple(self._open.values()), "aborted")
         self._open.clear()
         self._pending.clear()
         self._wake()

@@ -9,14 +9,17 @@ import logging
 import time
 from collections.abc import Iterable
 
+from mlx_backend.core.sequence import Prefill, Sequence, Status, tell_prompt
+from mlx_backend.core.step import Chunk, MaskBits, Newest, PromptResult, RowTokens, SequenceId, StepPlan
 from mlx_backend.counters import Counters
 from mlx_backend.errors import EngineDead, GrammarFailed, OutOfMemory, SequenceFailed, let_go_of_frames
-from mlx_backend.interface import FinishReason, SchedulerConfig, TokenEvent
+from mlx_backend.grammar_masks import read_masks
+from mlx_backend.interface import FinishReason, SchedulerConfig, TokenEvent, TokenLogprobs
 from mlx_backend.pace import Pace
-from mlx_backend.prefix_cache.cache import NoPrefixCache, PrefixCache
-from mlx_backend.runners.base import Runner, Sampled, Step
-from mlx_backend.scheduler import Chunk, Scheduler, largest
-from mlx_backend.sequence import Prefill, Sequence, Status, tell_prompt
+from mlx_backend.prefix_cache.cache import PrefixCache
+from mlx_backend.prefix_cache.no_cache import NoPrefixCache
+from mlx_backend.runners.base import Runner
+from mlx_backend.scheduler import Scheduler, largest
 from mlx_backend.stream import EventStream, Outbox
 
 logger = logging.getLogger("pippin.engine")
@@ -39,16 +42,19 @@ class Turns:
     ) -> None:
         self._config, self._runner, self._counters, self._prefixes = config, runner, counters, prefixes
         self._pace = Pace()
-        self.scheduler = Scheduler(config, self._pace, max_rows, runner.budget, prefixes.outlook)
-        self._in_flight: Step | None = None
+        self.scheduler = Scheduler(config, self._pace, max_rows, runner.budget, prefixes)
+        self._in_flight: StepPlan | None = None
+        """The step that was started and is not collected yet."""
         self._ran_out: OutOfMemory | None = None
         """Memory ran out in a decode step of this turn, and every row is lost."""
         self._has_rows = False
         self._collected_at: float | None = None
         self._failures_in_a_row = 0
         self._outbox = Outbox()
-        self.streams: set[EventStream] = set()
-        """Those that have not ended."""
+        self._streams: dict[SequenceId, EventStream] = {}
+        """The stream of every sequence that has not ended."""
+        self._grammar_failures: list[GrammarFailed] = []
+        """Of the step that is being started."""
 
     @property
     def has_work(self) -> bool:
@@ -60,25 +66,29 @@ class Turns:
     def waits_for_disk(self) -> bool:
         return self.scheduler.is_blocked
 
-    def arrive(self, prefill: Prefill) -> None:
+    def arrive(self, prefill: Prefill, stream: EventStream) -> None:
         """A prompt to be computed, behind all others."""
-        self.streams.add(prefill.sequences[0].stream)
+        for sequence in prefill.sequences:
+            self._streams[sequence.id] = stream
         self.scheduler.add(prefill)
         self._tell(prefill)
 
-    def abort(self, sequence: Sequence) -> None:
-        """Nobody reads it any more. Idempotent."""
-        self._end(sequence, "aborted")
+    def close_sequence(self, sequence: Sequence, how: str) -> None:
+        """Nobody reads it any more: it is `finished` or `aborted`. Idempotent."""
+        self._end(sequence, how)
 
     def rest(self) -> None:
         """There is nothing to do for now."""
         self._collected_at = None
         self._let_go_of_rows()
-        self._measure(())
+        plan = self.scheduler.leaving()
+        if plan.changes:
+            self._start(plan)
+        self._measure()
 
-    def end(self, error: EngineDead) -> None:
-        """The last turn has been: nobody may wait for another."""
-        for stream in self.streams:
+    def end(self, error: EngineDead, arrived: Iterable[EventStream]) -> None:
+        """The last turn has been: nobody may wait for another, nor those whose prompts have only `arrived`."""
+        for stream in {*self._streams.values(), *arrived}:
             self._outbox.put(stream, error)
         self._outbox.send()
         self._prefixes.close()
@@ -88,14 +98,14 @@ class Turns:
         self._prefixes.poll()
         plan = self.scheduler.schedule()
         self._prefixes.fit(self.scheduler.free_bytes(plan.chunks))
-        started = self._start(plan.decodes) if plan.decodes else None
+        started = self._start(plan) if plan.changes else None
         if self._in_flight is not None:
-            if not self._collect(self._in_flight):
+            if not self._collect():
                 started = None  # was built on what is lost
-        elif not any(sequence.output_ids for sequence in plan.decodes):
+        elif not any(sequence.output_ids for sequence in self.scheduler.rows(plan.decodes)):
             self._collected_at = self._counters.stepped_at = None
             if started is not None:  # a first token does not wait until a second step is built
-                self._collect(started)
+                self._collect()
                 started = None
         self._in_flight = started
         if self._ran_out is not None:
@@ -105,10 +115,10 @@ class Turns:
         for chunk in plan.chunks:
             self._prefill(chunk)
         self._outbox.send()
-        self._measure(self.scheduler.prefilling)
+        self._measure()
 
-    def _measure(self, prefills: Iterable[Prefill]) -> None:
-        self._counters.measure(self._runner, self.scheduler, self._prefixes, prefills)
+    def _measure(self) -> None:
+        self._counters.measure(self._runner, self.scheduler, self._prefixes)
 
     def _let_go_of_rows(self) -> None:
         """Rows leave when a step starts without them; where none will start for long, they leave here."""
@@ -117,26 +127,38 @@ class Turns:
             self._runner.idle()
             self._has_rows = False
 
-    def _start(self, sequences: tuple[Sequence, ...]) -> Step | None:
-        self._prefixes.change_rows(sequences)
-        self._has_rows = True
+    def _start(self, plan: StepPlan) -> StepPlan | None:
+        """Start a step; the plan, where its rows are being computed."""
+        staying = plan.decodes or self.scheduler.row_ids
+        self._prefixes.change_rows(tuple(self.scheduler.rows(staying)))
+        self._has_rows = self._has_rows or bool(plan.decodes)
         try:
-            step = self._runner.start(sequences)
+            self._runner.start(plan, self._read_masks)
         except OutOfMemory as error:
             self._ran_out = error  # the step before may still be whole: it is collected first
             return None
         except SequenceFailed as error:
             self._prefixes.lose_rows()
-            self._fail(error, error.sequences or sequences)
+            self._fail(error, self.scheduler.rows(error.ids or plan.decodes))
             return None
-        for failure in step.failures:
-            self._fail(failure, failure.sequences)
-        return step
+        if not plan.decodes:
+            return None
+        self.scheduler.started(plan)
+        failures, self._grammar_failures = self._grammar_failures, []
+        for failure in failures:
+            self._fail(failure, self.scheduler.rows(failure.ids))
+        return plan
 
-    def _collect(self, step: Step) -> bool:
-        """Whether the step's tokens could be read. Where not, every row is lost."""
+    def _read_masks(self, newest: Newest) -> MaskBits:
+        tokens = dict(newest)
+        masked = self.scheduler.rows(tokens)
+        masks, self._grammar_failures = read_masks((sequence, tokens[sequence.id]) for sequence in masked)
+        return masks
+
+    def _collect(self) -> bool:
+        """Whether the oldest step's tokens could be read. Where not, every row is lost."""
         try:
-            sampled = self._runner.collect(step)
+            result = self._runner.collect()
         except OutOfMemory as error:
             self._ran_out = error
             return False
@@ -151,8 +173,8 @@ class Turns:
         self._counters.stepped(now, self._config.max_stall_s)
         self._failures_in_a_row = 0
         self._succeeded(now)
-        for token in sampled:
-            self._take_token(token)
+        for row in result.rows:
+            self._take_tokens(row)
         return True
 
     def _recover(self, error: OutOfMemory) -> None:
@@ -165,32 +187,42 @@ class Turns:
             self.scheduler.recompute()
 
     def _prefill(self, chunk: Chunk) -> None:
-        if not chunk.prefill.is_wanted:
+        prefill = self.scheduler.prompt(chunk.prompt)
+        if prefill is None or not prefill.is_wanted:
             return
+        if chunk.restore is not None and not self._prefixes.has_all(prefill, chunk):
+            if self._prefixes.give_up(prefill):
+                self.scheduler.start_again(prefill)
+            return  # nothing was done, and nothing measured
         self._collected_at = None  # the time to the next collect is not a decode step's alone
         began = time.monotonic()
         try:
-            if not chunk.is_known:
-                self._runner.prefill(chunk)
-            elif not self._prefixes.restore(chunk):
-                return  # nothing was done, and nothing measured
+            result = self._runner.prefill(chunk)
         except SequenceFailed as error:
-            self._fail(error, chunk.prefill.sequences)
+            self.scheduler.start_again(prefill)
+            if chunk.restore is None:
+                self._fail(error, prefill.sequences)
+            else:
+                self._prefixes.refuse(prefill, error)
             return
         now = time.monotonic()
         beside_s = self._pace.decode_s if self._in_flight is not None else 0.0
         took_s = max(now - began - beside_s, 0.2 * (now - began))
-        self._pace.observe_chunk(chunk.start, chunk.num_tokens, took_s, is_known=chunk.is_known)
-        self.scheduler.computed(chunk)
-        if not chunk.is_known:
-            self._prefixes.computed(chunk)
-        self._tell(chunk.prefill)
+        self._pace.observe_chunk(chunk.start, chunk.num_tokens, took_s, is_known=chunk.restore is not None)
+        self._take_prompt(prefill, chunk, result)
         self._succeeded(now)
+
+    def _take_prompt(self, prefill: Prefill, chunk: Chunk, result: PromptResult) -> None:
+        prefill.logprobs += result.logprobs
+        prefill.embedding = result.embedding
+        self.scheduler.computed(chunk)
+        (self._prefixes.computed if chunk.restore is None else self._prefixes.restored)(prefill, chunk)
+        self._tell(prefill)
 
     def _tell(self, prefill: Prefill) -> None:
         """Say so where a prompt is computed; that is the end for whom no token is wanted."""
         for sequence, event in tell_prompt(prefill):
-            self._outbox.put(sequence.stream, event)
+            self._outbox.put(self._streams[sequence.id], event)
             if event.finish_reason is not None:
                 self._end(sequence, "finished")
 
@@ -198,19 +230,27 @@ class Turns:
         self._counters.num_steps += 1
         self._counters.progress_at = now
 
-    def _take_token(self, sampled: Sampled) -> None:
-        sequence = sampled.sequence
-        if sequence.status is Status.ENDED:
+    def _take_tokens(self, row: RowTokens) -> None:
+        """Take what a step gave a row: the tokens after its end mean nothing."""
+        sequence = self.scheduler.sequence(row.id)
+        if sequence is None:
             return
-        sequence.output_ids.append(sampled.token_id)
+        sequence.num_started_tokens += len(row.token_ids) - 1
+        for place, token_id in enumerate(row.token_ids):
+            if sequence.status is Status.ENDED:
+                return
+            self._take_token(sequence, token_id, row.logprobs[place] if row.logprobs else None)
+
+    def _take_token(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> None:
+        sequence.output_ids.append(token_id)
         request = sequence.request
         reason: FinishReason | None = None
-        if sampled.token_id in request.stop_ids:
+        if token_id in request.stop_ids:
             reason = "stop"
         elif len(sequence.output_ids) >= request.max_tokens:
             reason = "length"
-        event = TokenEvent(sequence.index, sampled.token_id, sampled.logprobs, reason)
-        self._outbox.put(sequence.stream, event)
+        event = TokenEvent(sequence.index, token_id, logprobs, reason)
+        self._outbox.put(self._streams[sequence.id], event)
         if reason is not None:
             self._end(sequence, "finished")
 
@@ -220,7 +260,7 @@ class Turns:
         let_go_of_frames(error)
         for sequence in sequences:
             if sequence.status is not Status.ENDED:
-                self._outbox.put(sequence.stream, error)
+                self._outbox.put(self._streams[sequence.id], error)
                 self._end(sequence, "failed")
         if isinstance(error, OutOfMemory | GrammarFailed):
             return  # says something of the request, not that the device is broken
@@ -234,6 +274,4 @@ class Turns:
         self._prefixes.keep_given_up(sequence)
         self.scheduler.end(sequence)
         self._counters.ended(how, time.monotonic())
-        stream: EventStream = sequence.stream
-        if all(other.status is Status.ENDED for other in stream.sequences):
-            self.streams.discard(stream)
+        del self._streams[sequence.id]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from mlx_backend.sequence import Prefill
+from mlx_backend.core.sequence import Prefill
 
 
 class WaitingQueue:

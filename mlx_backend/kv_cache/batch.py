@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mlx_backend.core.row import Row
 from mlx_backend.kv_cache.build import build_rows, fork
 from mlx_backend.kv_cache.rows import RowLengths
-from mlx_backend.sequence import Sequence as Row
 
 
 class RowBatch:
@@ -22,16 +22,16 @@ class RowBatch:
         self.rows: list[Row] = []
         self.caches: list[Any] = [build_rows(cache, self._lengths) for cache in template]
 
-    def set_rows(self, sequences: Sequence[Row]) -> None:
-        """Make `rows` the given sequences, in an order of the batch's own choosing."""
-        wanted = set(sequences)
-        self._drop([row for row, sequence in enumerate(self.rows) if sequence not in wanted])
+    def set_rows(self, rows: Sequence[Row]) -> None:
+        """Make `rows` the given ones, in an order of the batch's own choosing. New ones give up their `caches`."""
+        wanted = set(rows)
+        self._drop([place for place, row in enumerate(self.rows) if row not in wanted])
         if self.rows:  # admission counts with what the rows of now may come to, and nothing more may be held
-            most = max(self._lengths.longest + 1, *(sequence.max_num_tokens for sequence in sequences))
+            most = max(self._lengths.longest + 1, *(row.new.max_num_tokens for row in rows))
             for cache in self.caches:
-                cache.fit(len(sequences), most)
+                cache.fit(len(rows), most)
         present = set(self.rows)
-        self._join([sequence for sequence in sequences if sequence not in present])
+        self._join([row for row in rows if row not in present])
 
     def advance(self) -> None:
         """The forward pass of a step has been built: every row holds one token more."""
@@ -42,25 +42,25 @@ class RowBatch:
         return sum(cache.nbytes for cache in self.caches)
 
     def _drop(self, leaving: list[int]) -> None:
-        for row in reversed(leaving):
+        for place in reversed(leaving):
             for cache in self.caches:
-                cache.leave(row)
-            self._lengths.leave(row)
-            self.rows[row] = self.rows[-1]
+                cache.leave(place)
+            self._lengths.leave(place)
+            self.rows[place] = self.rows[-1]
             self.rows.pop()
 
     def _join(self, joining: list[Row]) -> None:
         if not joining:
             return
-        longest = max(self._lengths.longest, *(sequence.num_computed_tokens for sequence in joining)) + 1
+        longest = max(self._lengths.longest, *(row.num_computed_tokens for row in joining)) + 1
         for layer, cache in enumerate(self.caches):
             cache.reserve(len(self.rows) + len(joining), longest)
-            for sequence in joining:
-                state = sequence.prefill.state
-                cache.join(None if state is None else state[layer], sequence.num_computed_tokens)
-        for sequence in joining:
-            self.rows.append(sequence)
-            self._lengths.join(sequence.num_computed_tokens)
+            for row in joining:
+                cache.join(None if row.caches is None else row.caches[layer], row.num_computed_tokens)
+        for row in joining:
+            self.rows.append(row)
+            self._lengths.join(row.num_computed_tokens)
+            row.caches = None
 
 
 class SingleBatch:
@@ -71,16 +71,16 @@ class SingleBatch:
         self.rows: list[Row] = []
         self.caches: list[Any] = []
 
-    def set_rows(self, sequences: Sequence[Row]) -> None:
-        (sequence,) = sequences
-        if self.rows == [sequence]:
+    def set_rows(self, rows: Sequence[Row]) -> None:
+        (row,) = rows
+        if self.rows == [row]:
             return
-        prefill = sequence.prefill
-        if prefill.state is None:
+        if row.caches is None:
             self.caches = self._make_caches()
         else:
-            self.caches = [fork(cache) for cache in prefill.state] if prefill.is_wanted else prefill.state
-        self.rows = [sequence]
+            self.caches = row.caches if row.is_last else [fork(cache) for cache in row.caches]
+        row.caches = None
+        self.rows = [row]
 
     def advance(self) -> None:
         """Single caches count for themselves."""

@@ -8,11 +8,12 @@ from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any
 
+from mlx_backend.core.blocks import BlockStore
+from mlx_backend.core.step import BlockRef
 from mlx_backend.prefix_cache.disk import DiskTier, Read, Written
 from mlx_backend.prefix_cache.files import Header, file_bytes
 from mlx_backend.prefix_cache.identity import chain_id
 from mlx_backend.prefix_cache.index import Node, PrefixIndex
-from mlx_backend.prefix_cache.store import Payload, Store
 
 logger = logging.getLogger("pippin.prefix_cache")
 
@@ -25,7 +26,7 @@ _SLACK = 64
 class BlockFiles:
     """`max_bytes`: of all models in the folder together."""
 
-    def __init__(self, disk: DiskTier, index: PrefixIndex, store: Store, max_bytes: int) -> None:
+    def __init__(self, disk: DiskTier, index: PrefixIndex, store: BlockStore, max_bytes: int) -> None:
         """Reads the folder. Raises OSError where it cannot be had."""
         self._disk, self._index, self._store = disk, index, store
         self._unwritten: deque[Node] = deque()
@@ -76,7 +77,7 @@ class BlockFiles:
         self._disk.remove([node.id for node in self._index.dropped])
         self._index.dropped.clear()
 
-    def poll(self, arrived: Callable[[Node | None, bytes, Payload | None], None]) -> None:
+    def poll(self, arrived: Callable[[Node | None, bytes, BlockRef | None], None]) -> None:
         """Take what the I/O thread has done, and give it more to write. `arrived` is told of each block it has read."""
         for result in self._disk.results():
             if isinstance(result, Written):
@@ -105,7 +106,7 @@ class BlockFiles:
         self._index.place(node, "disk", written.num_bytes)
         self._shed()
 
-    def _take_read(self, read: Read) -> Payload | None:
+    def _take_read(self, read: Read) -> BlockRef | None:
         if read.block is not None:
             try:
                 return self._store.load(read.block[0].arrays, read.block[1])
@@ -126,8 +127,9 @@ class BlockFiles:
                 self._write(node)
 
     def _write(self, node: Node) -> None:
+        assert node.payload is not None, "only what is in memory is written"
         try:
-            arrays, buffers = self._store.dump(node.payload)
+            arrays, buffers = self._store.dump(node.payload.id)
         except (RuntimeError, MemoryError) as error:
             logger.warning("the prefix cache drops what it cannot read from memory: %s", error)
             self._index.drop(node)

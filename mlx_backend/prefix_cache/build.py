@@ -9,12 +9,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mlx_backend.core.blocks import BlockStore
 from mlx_backend.interface import EngineConfig, PrefixCacheReport
 from mlx_backend.prefix_cache.cache import PrefixCache
 from mlx_backend.prefix_cache.disk import DiskTier
 from mlx_backend.prefix_cache.files import VERSION
 from mlx_backend.prefix_cache.identity import fingerprint, weights_digest
-from mlx_backend.prefix_cache.store import Store
 
 logger = logging.getLogger("pippin.prefix_cache")
 
@@ -25,7 +25,7 @@ _UNBOUNDED_BYTES = 1_000_000_000
 
 
 def build_prefix_cache(
-    config: EngineConfig, store: Store | None, free_bytes: int | None, wake: Callable[[], None]
+    config: EngineConfig, store: BlockStore | None, free_bytes: int | None, wake: Callable[[], None]
 ) -> tuple[PrefixCache | None, PrefixCacheReport]:
     """`free_bytes`: what weights and reserve leave of the memory, None for no bound. `wake`: see DiskTier."""
     wanted = config.prefix_cache

@@ -9,17 +9,18 @@ from __future__ import annotations
 import collections.abc
 import logging
 
+from mlx_backend.core.blocks import BlockStore
+from mlx_backend.core.sequence import Prefill, Sequence, Status
+from mlx_backend.core.step import BlockRef, Chunk, Piece, PromptId, Restore, SequenceId, Span
 from mlx_backend.errors import OutOfMemory, SequenceFailed, let_go_of_frames
 from mlx_backend.interface import PrefixCacheConfig, PrefixCacheStats
 from mlx_backend.prefix_cache.block_files import BlockFiles
-from mlx_backend.prefix_cache.cursor import Cursor, is_kept, is_used
+from mlx_backend.prefix_cache.cursor import Cursor, is_kept, is_used, num_of_prompt
 from mlx_backend.prefix_cache.disk import DiskTier
 from mlx_backend.prefix_cache.identity import Chain, chain_id, root_id
 from mlx_backend.prefix_cache.index import Match, Node, PrefixIndex
 from mlx_backend.prefix_cache.loading import Loading
-from mlx_backend.prefix_cache.store import Payload, Piece, Span, Store
-from mlx_backend.scheduler import Chunk, Outlook
-from mlx_backend.sequence import Prefill, Sequence, Status
+from mlx_backend.prefix_cache.outlook import Outlook
 
 logger = logging.getLogger("pippin.prefix_cache")
 
@@ -31,15 +32,17 @@ class PrefixCache:
     """`fingerprint`: of all that values depend on. `disk` None: memory alone."""
 
     def __init__(
-        self, config: PrefixCacheConfig, store: Store, fingerprint: bytes, ram_bytes: int, disk: DiskTier | None
+        self, config: PrefixCacheConfig, store: BlockStore, fingerprint: bytes, ram_bytes: int, disk: DiskTier | None
     ) -> None:
         self._config, self._store, self._fingerprint = config, store, fingerprint
         self._configured_bytes = self._ram_bytes = ram_bytes
-        self._index = PrefixIndex(cuts=store.cuts)
+        self._index = PrefixIndex(cuts=store.cuts, free=store.free)
         self._files = None if disk is None else BlockFiles(disk, self._index, store, config.max_bytes)
-        self._loading = Loading(disk)
+        self._loading = Loading(disk, store.free)
         self._num_cached = {"ram": 0, "disk": 0}
         self._num_evicted = self._num_computed = 0
+        self._cursors: dict[PromptId, Cursor] = {}
+        """Of prompts that are being computed."""
         self._rows: tuple[Sequence, ...] = ()
 
     # ---- looking ----
@@ -61,8 +64,8 @@ class PrefixCache:
             return Outlook(restorable_until=until)
         if self._loading.want(prefill, match.nodes):
             return Outlook(waits=True)
-        self._give_up(prefill, cursor)
-        return self._computing(cursor, prefill, prefill.num_computed_tokens, limit)
+        starts_again = self._give_up(cursor)
+        return self._computing(cursor, prefill, 0 if starts_again else position, limit, starts_again=starts_again)
 
     def _match(self, cursor: Cursor, position: int, limit: int) -> Match:
         if cursor.target is not None:
@@ -75,12 +78,14 @@ class PrefixCache:
         is_worth_it = match.end - position >= least
         return match if is_worth_it else Match()
 
-    def _computing(self, cursor: Cursor, prefill: Prefill, position: int, limit: int) -> Outlook:
+    def _computing(
+        self, cursor: Cursor, prefill: Prefill, position: int, limit: int, *, starts_again: bool = False
+    ) -> Outlook:
         """Who computes the same as somebody before it in a turn waits for that one: so the key says what it is."""
         self._loading.leave(prefill)
         stop = self._next_border(prefill, position, limit) if not self._store.cuts else limit
         end = min(stop, (position // cursor.chain.size + 1) * cursor.chain.size) if self._store.cuts else stop
-        return Outlook(stop_at=stop, key=cursor.chain.end_id(end))
+        return Outlook(stop_at=stop, key=cursor.chain.end_id(end), starts_again=starts_again)
 
     def _next_border(self, prefill: Prefill, position: int, limit: int) -> int:
         step = self._config.snapshot_tokens
@@ -89,68 +94,82 @@ class PrefixCache:
         return min(regular, limit, *given)
 
     def _cursor(self, prefill: Prefill) -> Cursor:
-        cursor: Cursor | None = prefill.prefix
+        cursor = self._cursors.get(prefill.id)
         if cursor is None:
-            prefill.prefix = cursor = Cursor(self._chain(prefill, prefill.num_tokens))
+            self._cursors[prefill.id] = cursor = Cursor(self._chain(prefill, prefill.num_tokens))
         return cursor
 
     def _chain(self, prefill: Prefill, num_tokens: int) -> Chain:
         root = root_id(self._fingerprint, prefill.request.cache_salt)
         return Chain(root, prefill.token_ids(0, num_tokens), self._config.chunk_tokens)
 
-    def _payload(self, node: Node) -> Payload | None:
-        payload: Payload | None = node.payload
-        return self._loading.payloads.get(node) if payload is None else payload
+    def _payload(self, node: Node) -> BlockRef | None:
+        return self._loading.payloads.get(node) if node.payload is None else node.payload
 
     # ---- taking ----
 
-    def restore(self, chunk: Chunk) -> bool:
-        """Put the tokens of a chunk into its prompt's caches; False where that cannot be, so that they are computed."""
-        prefill, stop = chunk.prefill, chunk.start + chunk.num_tokens
-        cursor = self._cursor(prefill)
-        match = self._match(cursor, chunk.start, prefill.num_tokens - 1)
-        nodes = [node for node in match.nodes if node.start < stop]
-        pieces = [
-            Piece(payload, node.start, max(chunk.start, node.start), min(stop, node.end))
+    def pieces(self, prefill: Prefill, stop: int) -> Restore | None:
+        """The blocks that restore a prompt from its computed part up to `stop`; None where some have gone."""
+        cursor, start = self._cursor(prefill), prefill.num_computed_tokens
+        match = self._match(cursor, start, prefill.num_tokens - 1)
+        nodes = tuple(node for node in match.nodes if node.start < stop)
+        pieces = tuple(
+            Piece(payload.id, node.start, max(start, node.start), min(stop, node.end))
             for node in nodes
             if (payload := self._payload(node)) is not None
-        ]
+        )
         if len(pieces) < len(nodes) or not pieces or min(match.end, nodes[-1].end) < stop:
-            self._give_up(prefill, cursor)  # it went between the look and now
-            return False
-        is_whole = not self._store.cuts and stop == match.end
-        try:
-            self._store.restore(prefill, pieces, with_state=is_whole)
-        except SequenceFailed as error:
-            self._refuse(prefill, cursor, nodes[0], error)
-            return False
-        cursor.target = None if self._store.cuts or is_whole else match
-        cursor.kept = max(cursor.kept, stop - stop % cursor.chain.size)
-        prefill.num_computed_tokens = cursor.restored = stop
-        if not prefill.output_ids:  # a prompt; not one that is computed again
-            prefill.num_cached_tokens += chunk.num_tokens
-            for node, piece in zip(nodes, pieces, strict=True):
+            return None
+        cursor.planned, cursor.planned_of = nodes, match
+        return Restore(pieces, with_state=not self._store.cuts and stop == match.end)
+
+    def has_all(self, prefill: Prefill, chunk: Chunk) -> bool:
+        """Whether the blocks of a planned chunk are still there. Where not, what they began is given up."""
+        cursor = self._cursor(prefill)
+        planned = [self._payload(node) for node in cursor.planned]
+        wanted = [] if chunk.restore is None else [piece.block for piece in chunk.restore.pieces]
+        return [payload and payload.id for payload in planned] == wanted
+
+    def restored(self, prefill: Prefill, chunk: Chunk) -> None:
+        """A chunk was restored, and counted."""
+        cursor = self._cursor(prefill)
+        nodes, match, cursor.planned = cursor.planned, cursor.planned_of or Match(), ()
+        is_whole = self._store.cuts or chunk.stop == match.end
+        cursor.target = None if is_whole else match
+        cursor.kept = max(cursor.kept, chunk.stop - chunk.stop % cursor.chain.size)
+        cursor.restored = chunk.stop
+        if chunk.restore is not None and not prefill.output_ids:
+            for node, piece in zip(nodes, chunk.restore.pieces, strict=True):
                 self._num_cached["disk" if node in self._loading.payloads else "ram"] += piece.stop - piece.start
         self._mark(nodes, prefill.request.system_border)
-        self._take_loaded([node for node in nodes if stop >= min(node.end, match.end)])
-        return True
+        self._take_loaded([node for node in nodes if chunk.stop >= min(node.end, match.end)])
+        if prefill.num_remaining_tokens == 0:
+            self.forget(prefill)
 
-    def _give_up(self, prefill: Prefill, cursor: Cursor) -> None:
+    def give_up(self, prefill: Prefill) -> bool:
+        """A planned chunk's blocks went before it was restored; whether the prompt starts again."""
+        return self._give_up(self._cursor(prefill))
+
+    def _give_up(self, cursor: Cursor) -> bool:
         """What was to be restored is no longer there: compute. Half of a snapshot's prompt is of no use."""
-        if cursor.target is not None:
-            self._start_again(prefill, cursor)
+        is_half = cursor.target is not None
+        if is_half:
+            _start_again(cursor)
+        return is_half
 
-    def _refuse(self, prefill: Prefill, cursor: Cursor, first: Node, error: SequenceFailed) -> None:
+    def refuse(self, prefill: Prefill, error: SequenceFailed) -> None:
         """What was to be restored is of no use, from a block on: it goes, but for want of memory alone."""
         logger.warning("what is kept of a prompt cannot be used, so it is computed: %s", error)
         let_go_of_frames(error)
+        cursor = self._cursor(prefill)
+        first = cursor.planned[0]
         if not isinstance(error, OutOfMemory) and self._index.get(first.id) is first:
             self._index.drop(first)
-        self._start_again(prefill, cursor)
+        _start_again(cursor)
 
-    def _start_again(self, prefill: Prefill, cursor: Cursor) -> None:
-        cursor.target, cursor.gave_up, cursor.kept = None, True, 0
-        prefill.state, prefill.num_computed_tokens, prefill.num_cached_tokens = None, 0, 0
+    def forget(self, prefill: Prefill) -> None:
+        """Nothing more of a prompt will be computed."""
+        self._cursors.pop(prefill.id, None)
 
     def _mark(self, nodes: collections.abc.Iterable[Node], system_border: int) -> None:
         """Which of these belong to a system prompt, though whoever kept them did not say so."""
@@ -162,10 +181,14 @@ class PrefixCache:
         """These are used up: what was read from the disk stays in memory, if there is room."""
         for node in nodes:
             payload = self._loading.payloads.pop(node, None)
-            if payload is not None and node.payload is None and self._index.get(node.id) is node:
+            if payload is None:
+                continue
+            if node.payload is None and self._index.get(node.id) is node:
                 self._make_room(payload.nbytes, node.parent)
-                if self._index.get(node.id) is node and self._has_room(payload.nbytes):
-                    self._index.place(node, "ram", payload.nbytes, payload)
+            if node.payload is None and self._index.get(node.id) is node and self._has_room(payload.nbytes):
+                self._index.place(node, "ram", payload.nbytes, payload)
+            else:
+                self._store.free(payload.id)
         if nodes and self._index.get(nodes[-1].id) is nodes[-1]:
             self._index.touch(nodes[-1])
             if self._files is not None:
@@ -173,21 +196,23 @@ class PrefixCache:
 
     # ---- keeping ----
 
-    def computed(self, chunk: Chunk) -> None:
-        """A chunk was computed, not restored."""
-        self._num_computed += _num_of_prompt(chunk)
-        self.keep(chunk.prefill)
+    def computed(self, prefill: Prefill, chunk: Chunk) -> None:
+        """A chunk was computed, and counted."""
+        self._num_computed += num_of_prompt(prefill, chunk)
+        self.keep(prefill)
+        if prefill.num_remaining_tokens == 0:
+            self.forget(prefill)
 
     def keep(self, prefill: Prefill, *, is_last: bool = False) -> None:
         """Keep what is computed. `is_last`: nothing more of the prompt will be, so the last short block is kept."""
-        if not is_kept(prefill) or prefill.state is None:
+        if not is_kept(prefill) or not prefill.num_computed_tokens:
             return
         cursor, end = self._cursor(prefill), prefill.num_computed_tokens
         if cursor.target is not None:
             return
         is_last = is_last or prefill.num_remaining_tokens == 0
         is_border = is_last or end == self._next_border(prefill, end - 1, prefill.num_tokens - 1)
-        self._keep(prefill, prefill, cursor, end, has_end=is_last or (is_border and not self._store.cuts))
+        self._keep(prefill.id, prefill, cursor, end, has_end=is_last or (is_border and not self._store.cuts))
 
     def keep_given_up(self, sequence: Sequence) -> None:
         """A sequence ends. If its prompt is not wanted any more before it is computed, what there is of it is kept."""
@@ -195,6 +220,7 @@ class PrefixCache:
         others = (other for other in prefill.sequences if other is not sequence)
         if sequence.status is Status.PENDING and all(other.status is Status.ENDED for other in others):
             self.keep(prefill, is_last=True)
+            self.forget(prefill)
 
     def change_rows(self, sequences: tuple[Sequence, ...]) -> None:
         """The batch is to have these rows. What the others hold is kept before they leave."""
@@ -217,9 +243,11 @@ class PrefixCache:
         end = min(sequence.num_computed_tokens, len(token_ids))
         root = root_id(self._fingerprint, sequence.request.cache_salt)
         cursor = Cursor(Chain(root, token_ids[:end], self._config.chunk_tokens))
-        self._keep(sequence, prefill, cursor, end, has_end=end == sequence.num_computed_tokens)
+        self._keep(sequence.id, prefill, cursor, end, has_end=end == sequence.num_computed_tokens)
 
-    def _keep(self, source: Prefill | Sequence, prefill: Prefill, cursor: Cursor, end: int, *, has_end: bool) -> None:
+    def _keep(
+        self, source: PromptId | SequenceId, prefill: Prefill, cursor: Cursor, end: int, *, has_end: bool
+    ) -> None:
         """Add what is not there yet of the blocks before `end`; where `has_end`, also the short one that ends there."""
         chain = cursor.chain
         first, last = cursor.kept // chain.size, end // chain.size
@@ -252,7 +280,7 @@ class PrefixCache:
             return node.has_state or not span.with_state
         return self._index.covers(parent, token_ids)
 
-    def _add(self, source: Prefill | Sequence, chain: Chain, spans: list[Span], system_border: int) -> None:
+    def _add(self, source: PromptId | SequenceId, chain: Chain, spans: list[Span], system_border: int) -> None:
         parent = self._index.get(chain.before(spans[0].start // chain.size)) or self._index.root(chain.root)
         spans = spans[: self._num_fitting(spans, parent)]
         if not spans or (parent.parent is not None and self._index.get(parent.id) is not parent):
@@ -345,41 +373,5 @@ class PrefixCache:
             self._files.close()
 
 
-class NoPrefixCache:
-    """Keeps nothing and knows nothing; counts what was computed."""
-
-    has_news = False
-
-    def __init__(self) -> None:
-        self._num_computed = 0
-
-    def outlook(self, prefill: Prefill) -> Outlook:
-        return Outlook()
-
-    def restore(self, chunk: Chunk) -> bool:
-        raise AssertionError("nothing is known, so nothing can be restored")
-
-    def computed(self, chunk: Chunk) -> None:
-        self._num_computed += _num_of_prompt(chunk)
-
-    def keep_given_up(self, sequence: Sequence) -> None: ...
-
-    def change_rows(self, sequences: tuple[Sequence, ...]) -> None: ...
-
-    def lose_rows(self) -> None: ...
-
-    def fit(self, free_bytes: int | None) -> None: ...
-
-    def poll(self) -> None: ...
-
-    def clear(self) -> None: ...
-
-    def close(self) -> None: ...
-
-    def stats(self) -> PrefixCacheStats:
-        return PrefixCacheStats(num_computed_tokens=self._num_computed)
-
-
-def _num_of_prompt(chunk: Chunk) -> int:
-    """Its tokens; none of what is computed again after memory ran out."""
-    return 0 if chunk.prefill.output_ids else chunk.num_tokens
+def _start_again(cursor: Cursor) -> None:
+    cursor.target, cursor.gave_up, cursor.kept, cursor.planned = None, True, 0, ()

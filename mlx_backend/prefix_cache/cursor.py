@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mlx_backend.core.sequence import Prefill
+from mlx_backend.core.step import Chunk
 from mlx_backend.prefix_cache.identity import Chain
-from mlx_backend.prefix_cache.index import Match
-from mlx_backend.sequence import Prefill
+from mlx_backend.prefix_cache.index import Match, Node
 
 
 @dataclass(slots=True)
@@ -21,6 +22,10 @@ class Cursor:
     gave_up: bool = False
     restored: int = 0
     """Position that restoring has come to."""
+    planned: tuple[Node, ...] = ()
+    """Blocks that a chunk of the current plan is restored from."""
+    planned_of: Match | None = None
+    """What they are a part of."""
 
 
 def is_used(prefill: Prefill) -> bool:
@@ -31,3 +36,8 @@ def is_used(prefill: Prefill) -> bool:
 def is_kept(prefill: Prefill) -> bool:
     """Not where its vector is asked for: that is of all tokens' hidden states, and nobody continues its text."""
     return prefill.request.uses_prefix_cache and not prefill.request.embeds
+
+
+def num_of_prompt(prefill: Prefill, chunk: Chunk) -> int:
+    """Tokens of a chunk that count as the prompt's: none of what is computed again after memory ran out."""
+    return 0 if prefill.output_ids else chunk.num_tokens

@@ -8,10 +8,11 @@ all before it, and touching them from the last to the first keeps every order su
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from mlx_backend.core.step import BlockId, BlockRef
 from mlx_backend.prefix_cache.identity import Chain, chain_id
 
 Tier = Literal["ram", "disk"]
@@ -19,7 +20,7 @@ Tier = Literal["ram", "disk"]
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A block. `payload`, opaque here, is what the RAM tier holds of it."""
+    """A block. `payload` is what the RAM tier holds of it."""
 
     id: bytes
     parent: Node | None
@@ -29,7 +30,7 @@ class Node:
     has_state: bool = False
     """It ends with a snapshot of what cannot be cut."""
     is_system: bool = False
-    payload: Any = None
+    payload: BlockRef | None = None
     sizes: dict[Tier, int] = field(default_factory=dict)
     """Bytes in each tier that has it."""
     children: dict[bytes, Node] = field(default_factory=dict)
@@ -63,10 +64,10 @@ class _Shelf:
 
 
 class PrefixIndex:
-    """`cuts`: blocks may be used in part. Else a match ends where a snapshot is."""
+    """`cuts`: blocks may be used in part. Else a match ends where a snapshot is. `free` lets go of a payload."""
 
-    def __init__(self, *, cuts: bool = True) -> None:
-        self._cuts = cuts
+    def __init__(self, *, cuts: bool = True, free: Callable[[BlockId], None] = lambda block: None) -> None:
+        self._cuts, self._free = cuts, free
         self._nodes: dict[bytes, Node] = {}
         self._roots: dict[bytes, Node] = {}
         self._shelves: dict[Tier, _Shelf] = {"ram": _Shelf(), "disk": _Shelf()}
@@ -156,7 +157,7 @@ class PrefixIndex:
             self._nodes[block_id] = parent.children[block_id] = node
         return node
 
-    def place(self, node: Node, tier: Tier, num_bytes: int, payload: Any = None) -> None:
+    def place(self, node: Node, tier: Tier, num_bytes: int, payload: BlockRef | None = None) -> None:
         """Have a block in a tier, as the one that was used last."""
         self._leave(node, tier)
         shelf = self._shelves[tier]
@@ -254,7 +255,8 @@ class PrefixIndex:
         shelf = self._shelves[tier]
         shelf.num_bytes -= node.sizes.pop(tier)
         del shelf.order(node)[node]
-        if tier == "ram":
+        if tier == "ram" and node.payload is not None:
+            self._free(node.payload.id)
             node.payload = None
 
 

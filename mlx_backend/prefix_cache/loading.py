@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from mlx_backend.core.sequence import Prefill
+from mlx_backend.core.step import BlockId, BlockRef
 from mlx_backend.prefix_cache.disk import DiskTier
 from mlx_backend.prefix_cache.index import Node
-from mlx_backend.prefix_cache.store import Payload
-from mlx_backend.sequence import Prefill
 
 _MOST_BYTES = 64 << 20
 """That are read ahead of being restored: they are in no tier meanwhile."""
@@ -17,15 +17,15 @@ _PATIENCE_S = 10.0
 
 
 class Loading:
-    """One prompt's blocks on their way; `payloads` are those that have come."""
+    """One prompt's blocks on their way; `payloads` are those that have come. `free` lets go of one."""
 
-    def __init__(self, disk: DiskTier | None) -> None:
-        self._disk = disk
+    def __init__(self, disk: DiskTier | None, free: Callable[[BlockId], None]) -> None:
+        self._disk, self._free = disk, free
         self._prefill: Prefill | None = None
         self._wanted: set[bytes] = set()
         self._heard_at = 0.0
         self._given_up: set[bytes] = set()
-        self.payloads: dict[Node, Payload] = {}
+        self.payloads: dict[Node, BlockRef] = {}
 
     def want(self, prefill: Prefill, nodes: Sequence[Node]) -> bool:
         """Have these read, as many as may be at once; False where it is better to compute."""
@@ -49,15 +49,16 @@ class Loading:
         self._disk.read(ids)
         return True
 
-    def arrived(self, node: Node | None, block_id: bytes, payload: Payload | None) -> None:
+    def arrived(self, node: Node | None, block_id: bytes, payload: BlockRef | None) -> None:
         """A block was read; None: it could not be."""
         self._heard_at = time.monotonic()
         self._given_up.discard(block_id)
-        if block_id not in self._wanted:
-            return
+        is_wanted = block_id in self._wanted
         self._wanted.discard(block_id)
-        if node is not None and payload is not None:
+        if is_wanted and node is not None and payload is not None:
             self.payloads[node] = payload
+        elif payload is not None:
+            self._free(payload.id)
 
     def leave(self, prefill: Prefill) -> None:
         """This prompt goes on by being computed: what has come for it is in the way of others."""
@@ -74,4 +75,6 @@ class Loading:
     def _let_go(self) -> None:
         self._prefill = None
         self._wanted = set()
+        for payload in self.payloads.values():
+            self._free(payload.id)
         self.payloads = {}

@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models import cache as mlx_lm_cache
 
+from mlx_backend.core.step import BlockId, BlockRef, Chunk, PromptId, Restore, SequenceId, Span
 from mlx_backend.kv_cache.batch import RowBatch, SingleBatch
 from mlx_backend.kv_cache.plain import PlainRows
 from mlx_backend.kv_cache.plan import CachePlan, Precision
@@ -22,10 +23,6 @@ from mlx_backend.kv_cache.recurrent import StateRows
 from mlx_backend.kv_cache.rotating import RingRows
 from mlx_backend.kv_cache.start import StartRows
 from mlx_backend.memory import allocated
-from mlx_backend.prefix_cache.store import Piece, Span
-from mlx_backend.runners.base import failed
-from mlx_backend.sequence import Prefill
-from mlx_backend.sequence import Sequence as Row
 
 CUT = "by the token"
 SNAPSHOT = "as snapshots"
@@ -47,6 +44,16 @@ class Columns:
     @property
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Tokens [start, stop) of a block that begins at `block_start`."""
+
+    columns: Columns
+    block_start: int
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +79,20 @@ def how_kept(plans: Sequence[CachePlan]) -> tuple[tuple[str, str], ...]:
 
 
 class MLXStore:
-    """Implements `store.Store` for a model whose caches, a layer's members in order, are as `plans` say."""
+    """Implements `runners.base.BlockStore` for a model whose caches, a layer's members in order, are as `plans` say.
+
+    `caches_of`: a prompt's single caches, None where it has none. `batch`: the rows that decode.
+    """
 
     def __init__(
         self,
         plans: Sequence[CachePlan],
-        make_caches: Callable[[], list[Any]],
+        caches_of: Callable[[PromptId], list[Any] | None],
         batch: Callable[[], RowBatch | SingleBatch],
     ) -> None:
-        self._make_caches, self._batch = make_caches, batch
+        self._caches_of, self._batch = caches_of, batch
+        self._blocks: dict[BlockId, Columns] = {}
+        self._num_made = 0
         self._snapshots = [place for place, plan in enumerate(plans) if plan.shape.kind not in ("plain", "latent")]
         self._lanes = _lanes(plans)
         self.kinds = how_kept(plans)
@@ -95,21 +107,30 @@ class MLXStore:
 
     # ---- taking ----
 
-    def take(self, source: Prefill | Row, spans: Sequence[Span]) -> list[Columns]:
-        """As `store.Store`. Of a prompt its blocks are computed when this returns; of a row, on their way."""
+    def take(self, source: PromptId | SequenceId, spans: Sequence[Span]) -> tuple[BlockRef, ...]:
+        """Copy spans. A prompt's blocks are computed when this returns; a row's are on their way."""
         leaves, row = self._source(source)
         runs = [spans[first : first + _RUN] for first in range(0, len(spans), _RUN)]
         taken = [columns for run in runs for columns in self._taken(leaves, row, run)]
         (mx.eval if row is None else mx.async_eval)([array for columns in taken for array in columns.arrays])
-        return taken
+        return tuple(map(self._hold, taken))
 
-    def _source(self, source: Prefill | Row) -> tuple[list[Any], int | None]:
-        """The caches that hold a sequence, a leaf each, and its row in them."""
-        if isinstance(source, Prefill):
-            return _leaves(source.state), None
+    def _hold(self, columns: Columns) -> BlockRef:
+        self._num_made += 1
+        self._blocks[self._num_made] = columns
+        return BlockRef(self._num_made, columns.nbytes)
+
+    def free(self, block: BlockId) -> None:
+        del self._blocks[block]
+
+    def _source(self, source: PromptId | SequenceId) -> tuple[list[Any], int | None]:
+        """The caches that hold a prompt or a row, a leaf each, and the row's place in them."""
+        caches = self._caches_of(source)
+        if caches is not None:
+            return _leaves(caches), None
         batch = self._batch()
-        row = batch.rows.index(source)  # ValueError is a bug: rows are kept before they leave
-        return _leaves(batch.caches), row if isinstance(batch, RowBatch) else None
+        place = [row.id for row in batch.rows].index(source)  # ValueError is a bug: rows are kept before they leave
+        return _leaves(batch.caches), place if isinstance(batch, RowBatch) else None
 
     def _taken(self, leaves: list[Any], row: int | None, run: Sequence[Span]) -> list[Columns]:
         """Of spans that follow one another. Stacked once and then cut: few operations for many layers."""
@@ -138,25 +159,20 @@ class MLXStore:
 
     # ---- putting back ----
 
-    def restore(self, prefill: Prefill, pieces: Sequence[Piece], *, with_state: bool) -> None:
-        try:
-            if prefill.state is None:
-                prefill.state = self._make_caches()
-            leaves = _leaves(prefill.state)
-            for number in range(len(self._lanes)):
-                self._append(number, leaves, pieces, prefill.num_tokens)
-            stop = pieces[-1].stop
-            for layer in {layer for lane in self._lanes for layer in lane.layers}:
-                _set_offset(leaves[layer], stop)
-            if with_state:
-                self._set_state(leaves, pieces[-1].payload, stop)
-            held = [leaf for leaf in leaves if not leaf.empty()]
-            mx.eval([leaf.state for leaf in held])
-        except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
-            prefill.state = None
-            raise failed("restore", error, prefill.sequences) from error
+    def restore(self, chunk: Chunk, restore: Restore, caches: list[Any]) -> None:
+        """Append a chunk's blocks to a prompt's caches. Raises what MLX raises, and KeyError for a block that went."""
+        leaves = _leaves(caches)
+        pieces = [_Held(self._blocks[p.block], p.block_start, p.start, p.stop) for p in restore.pieces]
+        for number in range(len(self._lanes)):
+            self._append(number, leaves, pieces, chunk.num_prompt_tokens)
+        stop = pieces[-1].stop
+        for layer in {layer for lane in self._lanes for layer in lane.layers}:
+            _set_offset(leaves[layer], stop)
+        if restore.with_state:
+            self._set_state(leaves, pieces[-1].columns, stop)
+        mx.eval([leaf.state for leaf in leaves if not leaf.empty()])
 
-    def _append(self, number: int, leaves: list[Any], pieces: Sequence[Piece], num_tokens: int) -> None:
+    def _append(self, number: int, leaves: list[Any], pieces: Sequence[_Held], num_tokens: int) -> None:
         lane = self._lanes[number]
         parts = []
         for piece in pieces:
@@ -172,8 +188,8 @@ class MLXStore:
         for place, layer in enumerate(lane.layers):
             _write(leaves[layer], lane, columns[place : place + 1], start, stop, most)
 
-    def _set_state(self, leaves: list[Any], payload: Any, length: int) -> None:
-        arrays = list(payload.state)
+    def _set_state(self, leaves: list[Any], columns: Columns, length: int) -> None:
+        arrays = list(columns.state)
         for place in self._snapshots:
             leaf = leaves[place]
             if isinstance(leaf, mlx_lm_cache.ArraysCache):
@@ -187,15 +203,16 @@ class MLXStore:
 
     # ---- as bytes ----
 
-    def dump(self, payload: Any) -> tuple[Any, list[memoryview]]:
-        mx.eval(payload.arrays)  # of a row that left: computed long since
+    def dump(self, block: BlockId) -> tuple[Any, list[memoryview]]:
+        columns = self._blocks[block]
+        mx.eval(columns.arrays)  # of a row that left: computed long since
         described = {
-            "lanes": [None if array is None else _described(array) for array in payload.lanes],
-            "state": [_described(array) for array in payload.state],
+            "lanes": [None if array is None else _described(array) for array in columns.lanes],
+            "state": [_described(array) for array in columns.state],
         }
-        return described, [memoryview(array.reshape(-1).view(mx.uint8)) for array in payload.arrays if array.size]
+        return described, [memoryview(array.reshape(-1).view(mx.uint8)) for array in columns.arrays if array.size]
 
-    def load(self, arrays: Any, data: memoryview) -> Columns:
+    def load(self, arrays: Any, data: memoryview) -> BlockRef:
         position = 0
 
         def read(described: Any) -> mx.array:
@@ -211,7 +228,7 @@ class MLXStore:
         lanes = [None if described is None else read(described) for described in arrays["lanes"]]
         if len(lanes) != len(self._lanes):
             raise ValueError("it is of other layers")
-        return Columns(tuple(lanes), tuple(read(described) for described in arrays["state"]))
+        return self._hold(Columns(tuple(lanes), tuple(read(described) for described in arrays["state"])))
 
 
 def _lanes(plans: Sequence[CachePlan]) -> list[_Lane]:
@@ -232,9 +249,8 @@ def _num_arrays(precision: Precision | None) -> int:
     return 1 if precision is None else 3
 
 
-def _lane_of(piece: Piece, number: int) -> mx.array:
-    assert isinstance(piece.payload, Columns), "blocks of another store"
-    array = piece.payload.lanes[number]
+def _lane_of(piece: _Held, number: int) -> mx.array:
+    array = piece.columns.lanes[number]
     assert array is not None, "the lane holds tokens of this block"
     return array
 

@@ -1,37 +1,18 @@
-"""Runner: the narrow door between the engine and a device. Everything here is called on the device thread."""
+"""Runner: the narrow door between the engine and a device. Everything here is called on the device thread.
+
+Only data crosses it: plans and results (core/step.py), errors that name ids, bytes. A runner can be in another process.
+"""
 
 from __future__ import annotations
 
-import collections.abc
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from typing import Literal, Protocol
 
 from mlx_backend.admission import Budget
-from mlx_backend.errors import GrammarFailed, OutOfMemory, SequenceFailed
-from mlx_backend.interface import ContextConfig, LoadProgress, ModelInfo, TokenLogprobs
-from mlx_backend.prefix_cache.store import Store
-from mlx_backend.scheduler import Chunk
-from mlx_backend.sequence import Prefill, Sequence
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """The token that a step chose for one sequence."""
-
-    sequence: Sequence
-    token_id: int
-    logprobs: TokenLogprobs | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A decode step that was started. `state` is the runner's own."""
-
-    sequences: tuple[Sequence, ...]
-    state: Any
-    failures: tuple[GrammarFailed, ...] = ()
-    """Of sequences that cannot follow their grammar any further; what the step draws for them means nothing."""
+from mlx_backend.core.blocks import BlockStore
+from mlx_backend.core.step import Chunk, PromptResult, ReadMasks, StepPlan, StepResult
+from mlx_backend.errors import OutOfMemory, SequenceFailed
+from mlx_backend.interface import ContextConfig, LoadProgress, ModelInfo
 
 
 def limited_by(config: ContextConfig, limit: int, fitting: int) -> Literal["model", "configuration", "memory"]:
@@ -41,49 +22,50 @@ def limited_by(config: ContextConfig, limit: int, fitting: int) -> Literal["mode
     return "model" if config.limit is None else "configuration"
 
 
-def failed(what: str, error: BaseException, sequences: Iterable[Sequence]) -> SequenceFailed:
-    """What a device's error means to these sequences."""
+def failed(what: str, error: BaseException) -> SequenceFailed:
+    """What a device's error means to those whom the computation was for."""
     text = str(error).strip() or type(error).__name__
     is_memory = isinstance(error, MemoryError) or "memory" in text.lower() or "[malloc" in text
     if is_memory:
-        return OutOfMemory(f"the device ran out of memory in a {what}: {text}", sequences)
-    return SequenceFailed(f"a {what} failed: {text}", sequences)
+        return OutOfMemory(f"the device ran out of memory in a {what}: {text}")
+    return SequenceFailed(f"a {what} failed: {text}")
 
 
 class Runner(Protocol):
-    """Computes. A SequenceFailed it raises names the sequences that are lost; the others go on unharmed.
+    """Computes. Owns its rows, its prompts' KV caches and its blocks, all by id.
 
-    But where memory runs out in a decode step, or a step cannot be collected, every row is lost, and may be started
-    again from a prefill.
+    Steps are collected in the order in which they were started. Where a SequenceFailed names no ids, all that the
+    computation was for are lost. Where memory runs out in a decode step, or a step cannot be collected, every row is
+    lost, and is started again from a prompt; prompts and blocks stay.
     """
 
     budget: Budget | None
     """What live sequences may need together, once the model is loaded; None: no bound."""
 
     @property
-    def prefix_store(self) -> Store | None:
-        """What the prefix cache takes blocks from, once the model is loaded; None where it does not know the caches."""
+    def blocks(self) -> BlockStore | None:
+        """Where the prefix cache's blocks are, once the model is loaded; None where its caches cannot be kept."""
 
     def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
         """Load the model. Raises ModelLoadError."""
 
-    def prefill(self, chunk: Chunk) -> None:
-        """Compute a chunk into `chunk.prefill.state`; returns when the device is done. Raises SequenceFailed."""
+    def start(self, plan: StepPlan, read_masks: ReadMasks) -> None:
+        """Let rows leave and join, and start to decode one step of the plan's rows, without waiting for it.
 
-    def start(self, sequences: collections.abc.Sequence[Sequence]) -> Step:
-        """Start one decode step of these sequences, without waiting for it.
-
-        Sequences that were in the last step and are not in this one leave the batch, new ones join it.
-        Counts `num_started_tokens` up. Raises SequenceFailed; then no step was started.
+        The plan's chunks are computed by `prefill`. `read_masks` is asked at most once, for the rows of `plan.masked`.
+        Raises SequenceFailed; then no step was started.
         """
 
-    def collect(self, step: Step) -> list[Sampled]:
-        """Wait for a step, the oldest one not yet collected, and read its tokens. Raises SequenceFailed."""
+    def collect(self) -> StepResult:
+        """Wait for the oldest step that was started, and read its tokens. Raises SequenceFailed."""
+
+    def prefill(self, chunk: Chunk) -> PromptResult:
+        """Compute or restore a chunk; returns when the device is done. Raises SequenceFailed: the prompt is lost."""
 
     def idle(self) -> None:
         """Nothing is left to do: let go of every row and of the device's spare buffers."""
 
-    def kv_bytes(self, prefills: Iterable[Prefill]) -> int:
+    def kv_bytes(self) -> int:
         """Bytes of the KV caches of the batch, and of prompts that are being computed."""
 
     def device_bytes(self) -> tuple[int, int]:

@@ -6,9 +6,9 @@ the device without waiting; reading its tokens, a step later, is the only wait.
 
 from __future__ import annotations
 
-import collections.abc
 import logging
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,20 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_backend.admission import Budget
 from mlx_backend.checkpoint import Checkpoint, open_checkpoint
-from mlx_backend.errors import GrammarFailed, ModelLoadError
-from mlx_backend.interface import EmbeddingInfo, EngineConfig, LoadProgress, MemoryReport, ModelInfo
+from mlx_backend.core.row import Row
+from mlx_backend.core.step import (
+    Chunk,
+    MaskBits,
+    PromptId,
+    PromptResult,
+    ReadMasks,
+    RowTokens,
+    SequenceId,
+    StepPlan,
+    StepResult,
+)
+from mlx_backend.errors import ModelLoadError
+from mlx_backend.interface import EmbeddingInfo, EngineConfig, LoadProgress, MemoryReport, ModelInfo, TokenLogprobs
 from mlx_backend.kv_cache import attention, plan, spec
 from mlx_backend.kv_cache.batch import RowBatch, SingleBatch
 from mlx_backend.kv_cache.build import quantized
@@ -30,13 +42,10 @@ from mlx_backend.memory import ModelShape
 from mlx_backend.pooling import read_pooling
 from mlx_backend.prefix_cache.store_mlx import MLXStore
 from mlx_backend.runners import device, vectors
-from mlx_backend.runners.base import Sampled, Step, failed, limited_by
+from mlx_backend.runners.base import failed, limited_by
 from mlx_backend.runners.probe import check_batching, check_columns
-from mlx_backend.sampling.grammar import Masks, needs_mask, read_masks
 from mlx_backend.sampling.logprobs import rank, read_prompt
 from mlx_backend.sampling.sampler import BatchSampler, Drawn
-from mlx_backend.scheduler import Chunk
-from mlx_backend.sequence import Prefill, Sequence
 from mlx_backend.skeleton import read_model
 
 logger = logging.getLogger("pippin.mlx")
@@ -50,19 +59,31 @@ _LOGITS_BYTES = 64 << 20
 @dataclass(frozen=True, slots=True)
 class _InFlight:
     drawn: Drawn
-    rows: list[Sequence]
+    rows: list[Row]
+
+
+@dataclass(slots=True)
+class _Prompt:
+    """A prompt that is being computed, or that sequences are still to continue."""
+
+    caches: list[Any]
+    pooled: mx.array | None = None
+    """What is kept for the prompt's vector of the tokens that are computed."""
 
 
 class MLXRunner:
     """Implements `runners.base.Runner` over a model of mlx-lm."""
 
     budget: Budget | None = None
-    prefix_store: MLXStore | None = None
+    blocks: MLXStore | None = None
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self._num_steps = 0
         self._last_tokens: mx.array | None = None
+        self._rows: dict[SequenceId, Row] = {}
+        self._prompts: dict[PromptId, _Prompt] = {}
+        self._in_flight: deque[_InFlight] = deque()
         self._plans: tuple[CachePlan, ...] = ()
         self._is_dequantized = False
         self._embedding: EmbeddingInfo | None = None
@@ -88,7 +109,7 @@ class MLXRunner:
         dequantized_reason = self._check_columns()
         reason = spec.unbatched_reason(make_prompt_cache(self._model))
         if reason is None:
-            self.prefix_store = MLXStore(self._plans, self._make_caches, lambda: self._batch)
+            self.blocks = MLXStore(self._plans, self._caches_of, lambda: self._batch)
             reason = check_batching(self._model, self._make_caches, self._vocab_size)
         if reason is None and limits is not None:
             reason = limits.single_reason
@@ -181,21 +202,32 @@ class MLXRunner:
 
     # ---- prefill ----
 
-    def prefill(self, chunk: Chunk) -> None:
-        prefill = chunk.prefill
-        num_top = prefill.num_top_logprobs
+    def prefill(self, chunk: Chunk) -> PromptResult:
         try:
-            if prefill.state is None:
-                prefill.state = self._make_caches()
-            if self._embedding is not None and prefill.request.embeds:
-                vectors.compute(self._model, chunk, self._embedding)
-            elif num_top is None:
-                self._compute(prefill.token_ids(chunk.start, chunk.start + chunk.num_tokens), prefill.state)
-            else:
-                self._compute_noting(chunk, num_top)
-        except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
-            prefill.state = None
-            raise failed("prefill", error, prefill.sequences) from error
+            return self._prefill(chunk)
+        except (RuntimeError, ValueError, TypeError, IndexError, MemoryError, KeyError) as error:
+            self._prompts.pop(chunk.prompt, None)
+            raise failed("prefill" if chunk.restore is None else "restore", error) from error
+
+    def _prefill(self, chunk: Chunk) -> PromptResult:
+        prompt = self._prompts.get(chunk.prompt)
+        if prompt is None:
+            prompt = self._prompts[chunk.prompt] = _Prompt(self._make_caches())
+        if chunk.restore is not None:
+            assert self.blocks is not None, "what is restored was kept before"
+            self.blocks.restore(chunk, chunk.restore, prompt.caches)
+        elif self._embedding is not None and chunk.embeds:
+            prompt.pooled, vector = vectors.compute(self._model, chunk, prompt.caches, prompt.pooled, self._embedding)
+            return PromptResult(embedding=vector)
+        elif chunk.num_top_logprobs is not None:
+            return PromptResult(self._compute_ranking(chunk, prompt.caches, chunk.num_top_logprobs))
+        else:
+            self._compute(chunk.token_ids, prompt.caches)
+        return PromptResult()
+
+    def _caches_of(self, prompt: PromptId) -> list[Any] | None:
+        held = self._prompts.get(prompt)
+        return None if held is None else held.caches
 
     def _compute(self, tokens: tuple[int, ...], caches: list[Any]) -> None:
         """A chunk into its caches. Only they are evaluated: its logits are never computed."""
@@ -203,66 +235,79 @@ class MLXRunner:
         mx.eval([cache.state for cache in caches])
         mx.clear_cache()
 
-    def _compute_noting(self, chunk: Chunk, num_top: int) -> None:
+    def _compute_ranking(self, chunk: Chunk, caches: list[Any], num_top: int) -> tuple[TokenLogprobs, ...]:
         """A chunk into its caches, in pieces, and of each the log-probabilities of the tokens that follow."""
-        prefill, stop = chunk.prefill, chunk.start + chunk.num_tokens
+        token_ids = chunk.token_ids if chunk.next_id is None else (*chunk.token_ids, chunk.next_id)
         piece = max(1, _LOGITS_BYTES // (4 * self._vocab_size))
-        for start in range(chunk.start, stop, piece):
-            end = min(start + piece, stop)
-            logits = self._model(mx.array(prefill.token_ids(start, end))[None], cache=prefill.state)[0]
-            following = mx.array(prefill.token_ids(start + 1, end + 1))
+        noted: list[TokenLogprobs] = []
+        for start in range(0, chunk.num_tokens, piece):
+            end = min(start + piece, chunk.num_tokens)
+            logits = self._model(mx.array(token_ids[start:end])[None], cache=caches)[0]
+            following = mx.array(token_ids[start + 1 : end + 1])
             ranked = rank(logits.astype(mx.float32), following, num_top)
-            mx.eval(*ranked, [cache.state for cache in prefill.state])
-            prefill.logprobs += read_prompt(ranked)
+            mx.eval(*ranked, [cache.state for cache in caches])
+            noted += read_prompt(ranked)
         mx.clear_cache()
+        return tuple(noted)
 
     # ---- decode ----
 
-    def start(self, sequences: collections.abc.Sequence[Sequence]) -> Step:
+    def start(self, plan: StepPlan, read_masks: ReadMasks) -> None:
+        for sequence_id in plan.ended:
+            self._rows.pop(sequence_id, None)  # it leaves the batch when the next step starts, or when all do
+        for new in plan.new_rows:
+            self._rows[new.id] = Row.of(new, self._caches_of(new.prompt), is_last=new.prompt in plan.dropped)
+        num_in_flight = len(self._in_flight)
         try:
-            drawn, failures = self._start(sequences)
+            if plan.decodes:
+                self._start([self._rows[each] for each in plan.decodes], plan, read_masks)
         except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
+            while len(self._in_flight) > num_in_flight:
+                self._in_flight.pop()
             self.idle()
-            raise failed("decode", error, sequences) from error
-        rows = list(self._batch.rows)
-        for sequence in rows:
-            sequence.num_started_tokens += 1
-        self._num_steps += 1
-        if self._num_steps % _CLEAR_EVERY_STEPS == 0:
-            mx.clear_cache()
-        return Step(tuple(rows), _InFlight(drawn, rows), tuple(failures))
+            raise failed("decode", error) from error
+        finally:
+            for prompt in plan.dropped:
+                self._prompts.pop(prompt, None)
 
-    def _start(self, sequences: collections.abc.Sequence[Sequence]) -> tuple[Drawn, list[GrammarFailed]]:
+    def _start(self, rows: list[Row], plan: StepPlan, read_masks: ReadMasks) -> None:
         previous = list(self._batch.rows)
-        if len(previous) != len(sequences) or set(previous) != set(sequences):
-            self._batch.set_rows(sequences)
+        if len(previous) != len(rows) or set(previous) != set(rows):
+            self._batch.set_rows(rows)
             self._sampler.set_rows(self._batch.rows, self._vocab_size)
-            self._release(sequences)
+            for prompt in plan.dropped:
+                self._prompts.pop(prompt, None)
         inputs = self._inputs(previous)
         logits = self._model(inputs[:, None], cache=self._batch.caches)[:, -1]
         self._batch.advance()
-        masks = self._read_masks(previous, logits)
-        drawn = self._sampler.draw(logits, masks.bits)
+        bits = self._masks(previous, logits, plan, read_masks) if plan.masked else ()
+        drawn = self._sampler.draw(logits, bits)
         mx.async_eval(drawn.arrays)
         self._last_tokens = drawn.tokens
-        return drawn, masks.failures
+        self._in_flight.append(_InFlight(drawn, list(self._batch.rows)))
+        for row in self._batch.rows:
+            row.num_started_tokens += 1
+        self._num_steps += 1
+        if self._num_steps % _CLEAR_EVERY_STEPS == 0:
+            mx.clear_cache()
 
-    def _read_masks(self, previous: list[Sequence], logits: mx.array) -> Masks:
-        """What rows with a grammar may draw. Waits for the step before, while the device computes this one's logits."""
-        rows = self._batch.rows
-        if not any(map(needs_mask, rows)):
-            return Masks()
+    def _masks(
+        self, previous: list[Row], logits: mx.array, plan: StepPlan, read_masks: ReadMasks
+    ) -> list[tuple[int, bytes]]:
+        """The bits of masked rows, by place. Waits for the step before, while the device computes this one's logits."""
         mx.async_eval(logits)
-        in_flight = {} if self._last_tokens is None else dict(zip(previous, self._last_tokens.tolist(), strict=True))
-        newest = [in_flight.get(row) if row.num_started_tokens > len(row.output_ids) else None for row in rows]
-        return read_masks(rows, newest)
+        tokens = [] if self._last_tokens is None else self._last_tokens.tolist()
+        newest = {row.id: token for row, token in zip(previous, tokens, strict=bool(tokens))}
+        bits: MaskBits = read_masks(tuple((each, newest.get(each)) for each in plan.masked))
+        places = {row.id: place for place, row in enumerate(self._batch.rows)}
+        return [(places[each], allowed) for each, allowed in bits]
 
-    def _inputs(self, previous: list[Sequence]) -> mx.array:
+    def _inputs(self, previous: list[Row]) -> mx.array:
         """Each row's newest token, [rows]: from the step in flight where the row was in it, else from the host."""
         rows = self._batch.rows
         if rows == previous and self._last_tokens is not None:
             return self._last_tokens
-        places = {sequence: place for place, sequence in enumerate(previous)} if self._last_tokens is not None else {}
+        places = {row: place for place, row in enumerate(previous)} if self._last_tokens is not None else {}
         joined = [row for row in rows if row not in places]
         places |= {row: len(previous) + place for place, row in enumerate(joined)}
         known = mx.array([row.last_token for row in joined], dtype=mx.uint32)
@@ -270,23 +315,23 @@ class MLXRunner:
         base = len(previous) if self._last_tokens is None else 0
         return tokens[mx.array([places[row] - base for row in rows], dtype=mx.int32)]
 
-    def _release(self, sequences: collections.abc.Sequence[Sequence]) -> None:
-        """Drop the single caches that no further sequence will continue."""
-        for sequence in sequences:
-            if sequence.prefill.state is not None and not sequence.prefill.is_wanted:
-                sequence.prefill.state = None
-
-    def collect(self, step: Step) -> list[Sampled]:
-        in_flight: _InFlight = step.state
+    def collect(self) -> StepResult:
+        step = self._in_flight.popleft()
         try:
-            mx.eval(in_flight.drawn.arrays)
+            mx.eval(step.drawn.arrays)
         except (RuntimeError, ValueError, MemoryError) as error:
+            self._in_flight.clear()
             self.idle()
-            raise failed("decode", error, step.sequences) from error
-        tokens = in_flight.drawn.tokens.tolist()
-        asked = in_flight.drawn.logprobs
-        logprobs = {} if asked is None else asked.read(in_flight.rows)
-        return [Sampled(row, tokens[i], logprobs.get(i)) for i, row in enumerate(in_flight.rows)]
+            raise failed("decode", error) from error
+        tokens = step.drawn.tokens.tolist()
+        asked = step.drawn.logprobs
+        logprobs = {} if asked is None else asked.read(step.rows)
+        return StepResult(
+            tuple(
+                RowTokens(row.id, (tokens[place],), (logprobs[place],) if place in logprobs else ())
+                for place, row in enumerate(step.rows)
+            )
+        )
 
     # ---- between ----
 
@@ -294,13 +339,14 @@ class MLXRunner:
         self._batch = RowBatch(self._make_caches()) if self._is_batched else SingleBatch(self._make_caches)
         self._sampler = BatchSampler()
         self._last_tokens = None
+        self._rows = {}
 
     def idle(self) -> None:
         self._reset()
         mx.clear_cache()
 
-    def kv_bytes(self, prefills: Iterable[Prefill]) -> int:
-        single = [cache for prefill in prefills for cache in prefill.state or ()]
+    def kv_bytes(self) -> int:
+        single = (cache for prompt in self._prompts.values() for cache in prompt.caches)
         return int(self._batch.nbytes) + sum(int(cache.nbytes) for cache in single if not cache.empty())
 
     def device_bytes(self) -> tuple[int, int]:
@@ -310,7 +356,7 @@ class MLXRunner:
         """Nothing here only waits."""
 
     def close(self) -> None:
-        for name in ("_model", "_batch", "_sampler", "_last_tokens", "prefix_store"):
+        for name in ("_model", "_batch", "_sampler", "_last_tokens", "_rows", "_prompts", "_in_flight", "blocks"):
             self.__dict__.pop(name, None)
         device.release(self)
         # Without it the thread's streams are torn down while the process exits, which aborts it now and then.

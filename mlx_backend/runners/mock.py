@@ -8,7 +8,6 @@ one's, and the text comes with the request, as it does where a script says it. N
 
 from __future__ import annotations
 
-import collections.abc
 import functools
 import math
 import random
@@ -17,12 +16,26 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mlx_backend import footprint
 from mlx_backend.admission import Budget
+from mlx_backend.core.row import Row
+from mlx_backend.core.step import (
+    Chunk,
+    MaskBits,
+    NewRow,
+    PromptId,
+    PromptResult,
+    ReadMasks,
+    RowTokens,
+    SequenceId,
+    StepPlan,
+    StepResult,
+)
 from mlx_backend.errors import ModelLoadError, OutOfMemory, SequenceFailed
 from mlx_backend.interface import (
     EmbeddingInfo,
@@ -37,11 +50,8 @@ from mlx_backend.interface import (
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape, PartShape
 from mlx_backend.memory import ModelShape
 from mlx_backend.prefix_cache.store_mock import MockStore
-from mlx_backend.runners.base import Sampled, Step, limited_by
+from mlx_backend.runners.base import limited_by
 from mlx_backend.runners.mock_vocabulary import vocab_size_of
-from mlx_backend.sampling.grammar import read_masks
-from mlx_backend.scheduler import Chunk
-from mlx_backend.sequence import Prefill, Sequence
 
 VOCAB_SIZE = 260
 EMBEDDING = EmbeddingInfo(dim=16, pooling="last", is_normalized=True)
@@ -98,6 +108,13 @@ class Fault:
         return step % self.step == 0 if self.is_repeated else step == self.step
 
 
+@dataclass(slots=True, eq=False)
+class MockRow(Row):
+    """A row, and what the mock has written for it since it joined."""
+
+    written: list[int] = field(default_factory=list)
+
+
 class MockRunner:
     """Implements `runners.base.Runner` without a device."""
 
@@ -111,12 +128,14 @@ class MockRunner:
         self._interrupted = threading.Event()
         self._num_steps = 0
         self._free_at = 0.0
-        self._rows: tuple[Sequence, ...] = ()
-        self._drawn: dict[Sequence, int] = {}
-        """The newest step's tokens."""
+        self._rows: dict[SequenceId, MockRow] = {}
+        self._prompts: dict[PromptId, list[int]] = {}
+        """The tokens that are computed of each."""
+        self._in_flight: deque[tuple[float, StepResult]] = deque()
+        """When each step is due, and what it gave."""
+        self.blocks = MockStore(_BYTES_PER_TOKEN, self._tokens_of)
 
     budget: Budget | None = None
-    prefix_store = MockStore(_BYTES_PER_TOKEN)
 
     def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
         if self._config.kv_cache.is_quantized:
@@ -152,19 +171,31 @@ class MockRunner:
         self.budget = _budget(report.free_bytes)
         return report
 
-    def prefill(self, chunk: Chunk) -> None:
-        chunk.prefill.state = chunk.start + chunk.num_tokens
+    def prefill(self, chunk: Chunk) -> PromptResult:
+        held = self._prompts.setdefault(chunk.prompt, [])
+        assert len(held) == chunk.start, "chunks follow one another"
+        held += chunk.token_ids
+        if chunk.restore is not None:
+            self.blocks.restore(chunk)
+            return PromptResult()
         self._compute(chunk)
-        _note_prompt(chunk, chunk.prefill.num_top_logprobs)
-        if chunk.prefill.request.embeds and chunk.start + chunk.num_tokens == chunk.prefill.num_tokens:
-            chunk.prefill.embedding = _vector(chunk.prefill.request.prompt_ids)
+        is_last = chunk.stop == chunk.num_prompt_tokens
+        vector = _vector(tuple(held)) if chunk.embeds and is_last else None
+        return PromptResult(_prompt_logprobs(chunk), vector)
+
+    def _tokens_of(self, source: PromptId | SequenceId) -> Sequence[int]:
+        """The tokens that are computed of a prompt, or of a row with its prompt."""
+        if source in self._prompts:
+            return self._prompts[source]
+        row = self._rows[source]
+        return (*row.prompt_ids, *row.output_ids, *row.written)
 
     def _compute(self, chunk: Chunk) -> None:
         """Take the time of a chunk."""
-        share = chunk.num_tokens / max(chunk.prefill.num_tokens - 1, 1)
+        share = chunk.num_tokens / max(chunk.num_prompt_tokens - 1, 1)
         self._wait(self._pace.ttft_s * share)
 
-    def _step_s(self, sequences: collections.abc.Sequence[Sequence]) -> float:
+    def _step_s(self, rows: Sequence[MockRow]) -> float:
         """What a decode step of these rows takes, seconds."""
         return self._pace.itl_s
 
@@ -175,35 +206,43 @@ class MockRunner:
         """Do nothing for so long, or until the engine closes."""
         self._interrupted.wait(seconds)
 
-    def start(self, sequences: collections.abc.Sequence[Sequence]) -> Step:
+    def start(self, plan: StepPlan, read_masks: ReadMasks) -> None:
+        for sequence_id in plan.ended:
+            self._rows.pop(sequence_id, None)
+        for new in plan.new_rows:
+            self._rows[new.id] = MockRow(new, len(new.output_ids))
+        for prompt in plan.dropped:
+            self._prompts.pop(prompt, None)
+        if plan.decodes:
+            self._start([self._rows[each] for each in plan.decodes], plan, read_masks)
+
+    def _start(self, rows: list[MockRow], plan: StepPlan, read_masks: ReadMasks) -> None:
         self._num_steps += 1
         if self._fault is not None and self._fault.strikes(self._num_steps):
-            self._fail(self._fault, sequences)
-        self._rows = tuple(sequences)
-        in_flight = [
-            self._drawn.get(row) if row.num_started_tokens > len(row.output_ids) else None for row in sequences
-        ]
-        masks = read_masks(sequences, in_flight)
-        held = dict(masks.bits)
-        size = self._vocab_size
-        sampled = tuple(_sample(sequence, held.get(place), size) for place, sequence in enumerate(sequences))
-        self._drawn = {each.sequence: each.token_id for each in sampled}
-        for sequence in sequences:
-            sequence.num_started_tokens += 1
+            self._fail(self._fault, rows)
+        masks: MaskBits = ()
+        if plan.masked:
+            newest = ((each, self._rows[each].written[-1:]) for each in plan.masked)
+            masks = read_masks(tuple((each, written[0] if written else None) for each, written in newest))
+        bits = dict(masks)
+        sampled = tuple(_sample(row, bits.get(row.id), self._vocab_size) for row in rows)
+        for row, tokens in zip(rows, sampled, strict=True):
+            row.written += tokens.token_ids
+            row.num_started_tokens += 1
         # one step after the other, as a device computes them, though the next is handed over early
-        self._free_at = max(self._free_at, self._now()) + self._step_s(sequences)
-        return Step(self._rows, (self._free_at, sampled), tuple(masks.failures))
+        self._free_at = max(self._free_at, self._now()) + self._step_s(rows)
+        self._in_flight.append((self._free_at, StepResult(sampled)))
 
-    def collect(self, step: Step) -> list[Sampled]:
-        due, sampled = step.state
+    def collect(self) -> StepResult:
+        due, result = self._in_flight.popleft()
         self._wait(max(due - self._now(), 0.0))
-        return list(sampled)
+        return result
 
     def idle(self) -> None:
-        self._rows, self._drawn = (), {}
+        self._rows = {}
 
-    def kv_bytes(self, prefills: Iterable[Prefill]) -> int:
-        num_tokens = sum(row.num_computed_tokens for row in self._rows) + sum(p.num_computed_tokens for p in prefills)
+    def kv_bytes(self) -> int:
+        num_tokens = sum(row.num_computed_tokens for row in self._rows.values()) + sum(map(len, self._prompts.values()))
         return num_tokens * _BYTES_PER_TOKEN
 
     def device_bytes(self) -> tuple[int, int]:
@@ -213,13 +252,14 @@ class MockRunner:
         self._interrupted.set()
 
     def close(self) -> None:
-        self._rows = ()
+        self._rows = {}
 
-    def _fail(self, fault: Fault, sequences: collections.abc.Sequence[Sequence]) -> None:
+    def _fail(self, fault: Fault, rows: Sequence[MockRow]) -> None:
         if fault.kind == "fail":
-            raise SequenceFailed("the mock was told to fail this sequence", sequences[:1])
+            raise SequenceFailed("the mock was told to fail this sequence", (rows[0].id,))
         if fault.kind == "oom":
-            raise OutOfMemory("the mock was told to run out of memory", sequences)
+            self.idle()
+            raise OutOfMemory("the mock was told to run out of memory")
         if fault.kind == "die":
             raise RuntimeError("the mock was told to kill the device thread")
         self._interrupted.wait()
@@ -237,36 +277,35 @@ def _budget(limit_bytes: int) -> Budget:
     return Budget(_SHAPE, [CachePlan(CacheShape("plain", part, part))], limit_bytes)
 
 
-def _sample(sequence: Sequence, bits: bytes | None, vocab_size: int) -> Sampled:
+def _sample(row: Row, bits: bytes | None, vocab_size: int) -> RowTokens:
     """`bits`: which tokens a grammar allows."""
-    request = sequence.request
-    text = _text_of(sequence)
-    position = sequence.num_started_tokens
-    is_short = position < request.min_tokens
-    ended = position >= text.length and bool(request.stop_ids) and not is_short
-    token_id = min(request.stop_ids) if ended else text.token(position)
-    if is_short and token_id in request.stop_ids:
-        token_id = next(other for other in range(min(97, vocab_size - 1), vocab_size) if other not in request.stop_ids)
+    text = _text_of(row.new)
+    position = row.num_started_tokens
+    ended = position >= text.length and bool(row.stop_ids) and not row.is_short
+    token_id = min(row.stop_ids) if ended else text.token(position)
+    if row.is_short and token_id in row.stop_ids:
+        token_id = next(other for other in range(min(97, vocab_size - 1), vocab_size) if other not in row.stop_ids)
     if bits is not None:
-        token_id = _choose(bits, token_id, sequence, vocab_size)
-    return Sampled(sequence, token_id, _logprobs(token_id, request.sampling.num_logprobs))
+        token_id = _choose(bits, token_id, row, vocab_size)
+    logprobs = _logprobs(token_id, row.sampling.num_logprobs)
+    return RowTokens(row.id, (token_id,), () if logprobs is None else (logprobs,))
 
 
-def _choose(bits: bytes, wanted: int, sequence: Sequence, vocab_size: int) -> int:
+def _choose(bits: bytes, wanted: int, row: Row, vocab_size: int) -> int:
     """A token that a grammar allows: the end, else one that brings it closer, else `wanted` before others.
 
     What a script says comes first, as far as it is allowed, and so does `wanted` where the end is allowed, too. With a
     temperature, now and then any of the allowed, as long as the answer is not long yet.
     """
-    given, stop_ids = sequence.request.mock, sequence.request.stop_ids
+    given, stop_ids = row.new.mock, row.stop_ids
     may_end = any(_is_allowed(bits, token_id) for token_id in stop_ids)
     if (given is not None or may_end) and _is_allowed(bits, wanted):
         return wanted
     closes, puts_off = (_CLOSES, _PUTS_OFF) if given is None else (given.closing_ids, given.filling_ids)
     allowed = [token_id for token_id in range(vocab_size) if _is_allowed(bits, token_id)]
-    if given is None and _is_random(sequence) and allowed and sequence.num_started_tokens < _MOST_RANDOM_TOKENS:
-        seed, place = sequence.request.sampling.seed, sequence.num_started_tokens
-        drawn = zlib.crc32(repr((sequence.request.prompt_ids, sequence.ordinal, seed, place)).encode())
+    if given is None and _is_random(row.new) and allowed and row.num_started_tokens < _MOST_RANDOM_TOKENS:
+        seed, place = row.sampling.seed, row.num_started_tokens
+        drawn = zlib.crc32(repr((row.prompt_ids, row.new.ordinal, seed, place)).encode())
         if drawn % 3 == 0:
             return allowed[drawn // 3 % len(allowed)]
     return min(
@@ -285,10 +324,10 @@ def _is_allowed(bits: bytes, token_id: int) -> bool:
     return bool(bits[token_id // 8] >> token_id % 8 & 1)
 
 
-def _note_prompt(chunk: Chunk, num_top: int | None) -> None:
-    following = chunk.prefill.token_ids(chunk.start + 1, chunk.start + chunk.num_tokens + 1)
-    noted = (_logprobs(token_id, num_top) for token_id in following)
-    chunk.prefill.logprobs += [logprobs for logprobs in noted if logprobs is not None]
+def _prompt_logprobs(chunk: Chunk) -> tuple[TokenLogprobs, ...]:
+    following = chunk.token_ids[1:] if chunk.next_id is None else (*chunk.token_ids[1:], chunk.next_id)
+    noted = (_logprobs(token_id, chunk.num_top_logprobs) for token_id in following)
+    return tuple(logprobs for logprobs in noted if logprobs is not None)
 
 
 def _vector(prompt_ids: tuple[int, ...]) -> bytes:
@@ -299,8 +338,8 @@ def _vector(prompt_ids: tuple[int, ...]) -> bytes:
     return struct.pack(f"<{EMBEDDING.dim}f", *(number / length for number in drawn))
 
 
-def _is_random(sequence: Sequence) -> bool:
-    return sequence.request.sampling.temperature > 0
+def _is_random(new: NewRow) -> bool:
+    return new.sampling.temperature > 0
 
 
 def _logprobs(token_id: int, num_top: int | None) -> TokenLogprobs | None:
@@ -344,11 +383,10 @@ def _words(source: random.Random) -> Iterator[bytes]:
         yield b" " + source.choice(WORDS).encode()
 
 
-def _text_of(sequence: Sequence) -> _Text | _GivenText:
-    request = sequence.request
-    if request.mock is not None:
-        return _GivenText(request.mock.outputs[sequence.ordinal])
-    return _continuation(request.prompt_ids, sequence.ordinal, request.sampling.seed if _is_random(sequence) else None)
+def _text_of(new: NewRow) -> _Text | _GivenText:
+    if new.mock is not None:
+        return _GivenText(new.mock.outputs[new.ordinal])
+    return _continuation(new.prompt_ids, new.ordinal, new.sampling.seed if _is_random(new) else None)
 
 
 @functools.lru_cache(maxsize=1024)

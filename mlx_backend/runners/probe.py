@@ -13,9 +13,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_backend.interface import GenerationRequest
+from mlx_backend.core.row import Row
+from mlx_backend.core.step import NewRow
+from mlx_backend.interface import SamplingParams
 from mlx_backend.kv_cache.batch import RowBatch
-from mlx_backend.sequence import Prefill, Sequence
 
 _TOLERANCE = 0.15
 """Relative L2 distance of logits. Rounding stays far below it, a wrong position or mask far above."""
@@ -79,16 +80,24 @@ def _single(model: Any, make_caches: MakeCaches, prompt: list[int]) -> mx.array:
 
 def _batched(model: Any, make_caches: MakeCaches, prompts: list[list[int]]) -> list[mx.array]:
     batch = RowBatch(make_caches())
-    rows: list[Sequence] = []
-    for prompt in prompts:
-        request = GenerationRequest(request_id="probe", prompt_ids=tuple(prompt[: 1 - _NUM_STEPS]), max_tokens=1)
-        prefill = Prefill(request, state=make_caches())
-        _prefill(model, prefill.state, prompt[:-_NUM_STEPS])
-        rows.append(Sequence(prefill, len(rows), 0))
+    rows: list[Row] = []
+    for place, prompt in enumerate(prompts):
+        caches = make_caches()
+        _prefill(model, caches, prompt[:-_NUM_STEPS])
+        new = NewRow(
+            id=place,
+            prompt=place,
+            ordinal=0,
+            prompt_ids=tuple(prompt[: 1 - _NUM_STEPS]),
+            max_num_tokens=len(prompt),
+            sampling=SamplingParams(),
+            key=0,
+        )
+        rows.append(Row.of(new, caches))
     batch.set_rows(rows)
     steps = []
     for step in range(_NUM_STEPS):
-        tokens = mx.array([[prompts[row.index][step - _NUM_STEPS]] for row in batch.rows])
+        tokens = mx.array([[prompts[row.id][step - _NUM_STEPS]] for row in batch.rows])
         steps.append(model(tokens, cache=batch.caches)[:, -1])
         batch.advance()
     order = [batch.rows.index(row) for row in rows]

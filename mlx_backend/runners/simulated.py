@@ -6,11 +6,11 @@ prompt waits for the decode step before it. Prompts that the prefix cache knows 
 
 from __future__ import annotations
 
-import collections.abc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from mlx_backend.admission import Budget
+from mlx_backend.core.step import Chunk
 from mlx_backend.errors import ModelLoadError
 from mlx_backend.interface import EngineConfig, LoadProgress, MemoryReport, ModelInfo
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape, plan_caches, report
@@ -20,9 +20,7 @@ from mlx_backend.memory import ModelShape, allocated, batch_bytes, kv_bytes
 from mlx_backend.planner import decode_speed, prefill_speed
 from mlx_backend.prefix_cache.store_mock import MockStore
 from mlx_backend.runners.base import limited_by
-from mlx_backend.runners.mock import MockRunner
-from mlx_backend.scheduler import Chunk
-from mlx_backend.sequence import Prefill, Sequence
+from mlx_backend.runners.mock import MockRow, MockRunner
 
 _LOAD_SLICES = 100
 
@@ -30,9 +28,7 @@ _LOAD_SLICES = 100
 class PlannedPace:
     """Seconds that a model on a machine should take; `speed` times as fast."""
 
-    def __init__(
-        self, shape: ModelShape, plans: collections.abc.Sequence[CachePlan], machine: Machine, speed: float = 1.0
-    ) -> None:
+    def __init__(self, shape: ModelShape, plans: Sequence[CachePlan], machine: Machine, speed: float = 1.0) -> None:
         self._shape, self._plans, self._machine, self._speed = shape, tuple(plans), machine, speed
         self._decode_s = cache(self._estimate_decode_s)
 
@@ -56,7 +52,7 @@ class PlannedPace:
 class SimulatedRunner(MockRunner):
     """Implements `runners.base.Runner` without the device that it is about."""
 
-    def __init__(self, config: EngineConfig, shape: ModelShape, caches: collections.abc.Sequence[CacheShape]) -> None:
+    def __init__(self, config: EngineConfig, shape: ModelShape, caches: Sequence[CacheShape]) -> None:
         """`shape` and `caches`: of the model, as read_shape gives them. Raises ModelLoadError."""
         super().__init__(config)
         self._shape = shape
@@ -64,7 +60,7 @@ class SimulatedRunner(MockRunner):
         self._plans = plan_caches(caches, config.kv_cache)
         self._peak_bytes = 0
         self.pace = PlannedPace(shape, self._plans, self._machine, config.simulate.speed)
-        self.prefix_store = MockStore(sum(plan.bytes_per_token for plan in self._plans))
+        self.blocks = MockStore(sum(plan.bytes_per_token for plan in self._plans), self._tokens_of)
 
     def load(self, report_progress: Callable[[LoadProgress], None]) -> ModelInfo:
         limit = self._own_limit()
@@ -126,13 +122,13 @@ class SimulatedRunner(MockRunner):
         self._free_at = max(self._free_at, self._now()) + self.pace.chunk_s(chunk.start, chunk.num_tokens)
         self._wait(max(self._free_at - self._now(), 0.0))
 
-    def _step_s(self, sequences: collections.abc.Sequence[Sequence]) -> float:
-        longest = max(sequence.num_computed_tokens for sequence in sequences)
-        return self.pace.step_s(len(sequences), longest)
+    def _step_s(self, rows: Sequence[MockRow]) -> float:
+        longest = max(row.num_computed_tokens for row in rows)
+        return self.pace.step_s(len(rows), longest)
 
-    def kv_bytes(self, prefills: Iterable[Prefill]) -> int:
-        longest = max((row.num_computed_tokens for row in self._rows), default=0)
-        single = (kv_bytes(self._plans, prefill.num_computed_tokens) for prefill in prefills)
+    def kv_bytes(self) -> int:
+        longest = max((row.num_computed_tokens for row in self._rows.values()), default=0)
+        single = (kv_bytes(self._plans, len(computed)) for computed in self._prompts.values())
         held = batch_bytes(self._plans, len(self._rows), longest) + sum(single)
         self._peak_bytes = max(self._peak_bytes, self._shape.weights_bytes + held)
         self._held_bytes = held

@@ -11,11 +11,13 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_backend.core.step import Chunk
 from mlx_backend.interface import EmbeddingInfo
-from mlx_backend.scheduler import Chunk
 
 _LEAST_LENGTH = 1e-12
 """A shorter vector stays as short; torch's normalize has the same bound."""
+Computed = tuple[mx.array | None, bytes | None]
+"""What is pooled of a prompt so far, and its vector once it is computed."""
 _ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
 
 
@@ -28,18 +30,16 @@ def check_hidden(model: Any, make_caches: Callable[[], list[Any]], dim: int) -> 
     return None if shape == (1, 2, dim) else f"mlx-lm's code for it gives {shape} for hidden states of {dim} numbers"
 
 
-def compute(model: Any, chunk: Chunk, info: EmbeddingInfo) -> None:
-    """A chunk into its caches and into what is pooled; with the prompt's last chunk comes its vector."""
-    prefill, end = chunk.prefill, chunk.start + chunk.num_tokens
-    hidden = model.model(mx.array(prefill.token_ids(chunk.start, end))[None], cache=prefill.state)[0]
-    is_last = end == prefill.num_tokens
+def compute(model: Any, chunk: Chunk, caches: list[Any], pooled: mx.array | None, info: EmbeddingInfo) -> Computed:
+    """A chunk into its caches and into what is `pooled`; with the prompt's last chunk comes its vector."""
+    hidden = model.model(mx.array(chunk.token_ids)[None], cache=caches)[0]
+    is_last = chunk.stop == chunk.num_prompt_tokens
     if is_last or info.pooling != "last":  # what is not pooled is not computed: the last layer's larger part
-        prefill.pooled = _pool(prefill.pooled, hidden, info)
-    mx.eval([cache.state for cache in prefill.state], prefill.pooled)
-    if is_last:
-        prefill.embedding = _finish(prefill.pooled, prefill.num_tokens, info)
-        prefill.pooled = None
+        pooled = _pool(pooled, hidden, info)
+    mx.eval([cache.state for cache in caches], pooled)
+    vector = None if pooled is None or not is_last else _finish(pooled, chunk.num_prompt_tokens, info)
     mx.clear_cache()
+    return pooled, vector
 
 
 def _pool(before: mx.array | None, hidden: mx.array, info: EmbeddingInfo) -> mx.array:

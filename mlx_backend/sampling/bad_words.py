@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from mlx_backend.core.row import Row
 from mlx_backend.interface import SamplingParams
-from mlx_backend.sequence import Sequence as Row
 
 _NEVER = -float("inf")
 _ANY = -1
@@ -29,9 +29,9 @@ class BadWords:
 
     def __init__(self, rows: Sequence[Row], previous: BadWords | None) -> None:
         """Rows that `previous` knows keep their outputs, some of which the host has not read yet."""
-        self._places = {row: i for i, row in enumerate(row for row in rows if has_bad_words(row.request.sampling))}
+        self._places = {row: i for i, row in enumerate(row for row in rows if has_bad_words(row.sampling))}
         self._batch_rows = mx.array([i for i, row in enumerate(rows) if row in self._places], dtype=mx.int32)
-        words = [(place, word) for row, place in self._places.items() for word in row.request.sampling.bad_words]
+        words = [(place, word) for row, place in self._places.items() for word in row.sampling.bad_words]
         self._owners = mx.array([place for place, _ in words], dtype=mx.int32)
         self._lasts = mx.array([word[-1] for _, word in words], dtype=mx.int32)
         width = max(1, max(len(word) for _, word in words) - 1)

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from mlx_backend.core.row import Row
 from mlx_backend.interface import SamplingParams
-from mlx_backend.sequence import Sequence as Row
 
 LONGEST = 50
 _BREAK = -1
@@ -36,9 +36,9 @@ class Dry:
 
     def __init__(self, rows: Sequence[Row], previous: Dry | None) -> None:
         """Rows that `previous` knows keep their tokens, some of which the host has not read yet."""
-        self._places = {row: place for place, row in enumerate(row for row in rows if has_dry(row.request.sampling))}
+        self._places = {row: place for place, row in enumerate(row for row in rows if has_dry(row.sampling))}
         self._batch_rows = mx.array([i for i, row in enumerate(rows) if row in self._places], dtype=mx.int32)
-        params = [row.request.sampling for row in self._places]
+        params = [row.sampling for row in self._places]
         self._multiplier = mx.array([p.dry_multiplier for p in params], dtype=mx.float32)[:, None]
         self._base = mx.array([p.dry_base for p in params], dtype=mx.float32)[:, None]
         self._allowed = mx.array([p.dry_allowed_length for p in params], dtype=mx.int32)[:, None]
@@ -57,7 +57,7 @@ class Dry:
 
     def state_of(self, row: Row) -> tuple[mx.array, mx.array]:
         """(the row's newest tokens, the length of what is repeated up to each): int32 [dry_range] both."""
-        place, size = self._places[row], row.request.sampling.dry_range
+        place, size = self._places[row], row.sampling.dry_range
         return self._tokens[place, -size:], self._lengths[place, -size:]
 
     def apply(self, logits: mx.array) -> mx.array:
@@ -85,9 +85,9 @@ class Dry:
 
 def _read(row: Row) -> tuple[mx.array, mx.array]:
     """What `Dry.state_of` gives, of the tokens that the host knows."""
-    params = row.request.sampling
+    params = row.sampling
     size, breakers = params.dry_range, frozenset(params.dry_breaker_ids)
-    newest = [*row.request.prompt_ids[-size:], *row.output_ids[-size:]][-size:]
+    newest = [*row.prompt_ids[-size:], *row.output_ids[-size:]][-size:]
     tokens = mx.array([_BREAK if token in breakers else token for token in newest], dtype=mx.int32)
     tokens = _widened(tokens, size, _BREAK)
     back = mx.arange(LONGEST)

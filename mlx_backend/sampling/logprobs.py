@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlx_backend.core.row import Row
 from mlx_backend.interface import TokenLogprobs
-from mlx_backend.sequence import Sequence as Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +27,17 @@ class StepLogprobs:
         """By batch row, on the host; waits for the device."""
         chosen, ids, top = self.chosen.tolist(), self.top_ids.tolist(), self.top.tolist()
         return {
-            row: TokenLogprobs(chosen[place], _pairs(ids[place], top[place], rows[row].request.sampling.num_logprobs))
+            row: TokenLogprobs(chosen[place], _pairs(ids[place], top[place], rows[row].sampling.num_logprobs))
             for row, place in self.places.items()
         }
 
 
 def compute_logprobs(logits: mx.array, tokens: mx.array, rows: Sequence[Row]) -> StepLogprobs | None:
     """logits: the model's own, float32 [rows, vocab]; tokens: int [rows]. None where nobody asked."""
-    asking = [i for i, row in enumerate(rows) if row.request.sampling.num_logprobs is not None]
+    asking = [i for i, row in enumerate(rows) if row.sampling.num_logprobs is not None]
     if not asking:
         return None
-    num_top = max(rows[i].request.sampling.num_logprobs or 0 for i in asking)
+    num_top = max(rows[i].sampling.num_logprobs or 0 for i in asking)
     indices = mx.array(asking, dtype=mx.int32)
     ranked = rank(logits[indices], tokens[indices], num_top)
     return StepLogprobs({row: place for place, row in enumerate(asking)}, *ranked)

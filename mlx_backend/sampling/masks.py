@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import mlx.core as mx
 
-from mlx_backend.sequence import Sequence as Row
+from mlx_backend.core.row import Row
 
 _NEVER = -float("inf")
 
@@ -17,7 +17,7 @@ class TokenMasks:
     def __init__(self, rows: Sequence[Row], vocab_size: int) -> None:
         self._rows = list(rows)
         self._allowed = _allowed(rows, vocab_size)
-        self._ends = row_tokens([row.request.stop_ids if _is_short(row) else () for row in rows], vocab_size)
+        self._ends = row_tokens([row.stop_ids if row.is_short else () for row in rows], vocab_size)
 
     def apply(self, logits: mx.array) -> mx.array:
         """-inf for what may not be drawn. logits: float32 [batch rows, vocab]."""
@@ -25,9 +25,9 @@ class TokenMasks:
             batch_rows, allowed = self._allowed
             logits = mx.array(logits)
             logits[batch_rows] = mx.where(allowed, logits[batch_rows], _NEVER)
-        if self._ends is not None and any(map(_is_short, self._rows)):
+        if self._ends is not None and any(row.is_short for row in self._rows):
             batch_rows, ids = self._ends
-            bars = mx.array([_NEVER if _is_short(row) else 0.0 for row in self._rows])
+            bars = mx.array([_NEVER if row.is_short else 0.0 for row in self._rows])
             barred = logits.at[batch_rows, ids].add(bars[batch_rows])
             # where a grammar, say, leaves nothing but the end, the row ends
             logits = mx.where(mx.max(barred, axis=-1, keepdims=True) > _NEVER, barred, logits)
@@ -61,18 +61,13 @@ def row_tokens(ids_of_rows: Sequence[Collection[int]], vocab_size: int) -> tuple
     return mx.array([row for row, _ in pairs], dtype=mx.int32), mx.array([token for _, token in pairs], dtype=mx.int32)
 
 
-def _is_short(row: Row) -> bool:
-    """Whether the output is too short to end with the token that is drawn next."""
-    return row.num_started_tokens < row.request.min_tokens
-
-
 def _allowed(rows: Sequence[Row], vocab_size: int) -> tuple[mx.array, mx.array] | None:
     """(the rows that allow only some tokens: int32 [k], what each allows: bool [k, vocab])."""
-    asking = [i for i, row in enumerate(rows) if row.request.sampling.allowed_token_ids]
+    asking = [i for i, row in enumerate(rows) if row.sampling.allowed_token_ids]
     if not asking:
         return None
     allowed = mx.zeros((len(asking), vocab_size), dtype=mx.bool_)
-    tokens = row_tokens([rows[i].request.sampling.allowed_token_ids for i in asking], vocab_size)
+    tokens = row_tokens([rows[i].sampling.allowed_token_ids for i in asking], vocab_size)
     if tokens is not None:
         allowed[tokens] = True
     return mx.array(asking, dtype=mx.int32), allowed

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from mlx_backend.core.row import Row
 from mlx_backend.interface import SamplingParams
-from mlx_backend.sequence import Sequence as Row
 
 
 def has_penalty(params: SamplingParams) -> bool:
@@ -23,11 +23,9 @@ class Penalties:
 
     def __init__(self, rows: Sequence[Row], vocab_size: int, previous: Penalties | None) -> None:
         """Rows that `previous` knows keep their counts, which include tokens the host has not read yet."""
-        self._places = {
-            row: place for place, row in enumerate(row for row in rows if has_penalty(row.request.sampling))
-        }
+        self._places = {row: place for place, row in enumerate(row for row in rows if has_penalty(row.sampling))}
         self._batch_rows = mx.array([i for i, row in enumerate(rows) if row in self._places], dtype=mx.int32)
-        params = [row.request.sampling for row in self._places]
+        params = [row.sampling for row in self._places]
         self._repetition = _column([p.repetition_penalty for p in params])
         self._presence = _column([p.presence_penalty for p in params])
         self._frequency = _column([p.frequency_penalty for p in params])
@@ -67,7 +65,7 @@ class Penalties:
 
 def _count(row: Row, vocab_size: int) -> tuple[mx.array, mx.array]:
     in_prompt = mx.zeros((vocab_size,), dtype=mx.bool_)
-    in_prompt[mx.array(row.request.prompt_ids)] = True
+    in_prompt[mx.array(row.prompt_ids)] = True
     num_output = mx.zeros((vocab_size,), dtype=mx.float32)
     if row.output_ids:
         num_output = num_output.at[mx.array(row.output_ids)].add(1.0)

@@ -7,6 +7,7 @@ from functools import partial
 
 import mlx.core as mx
 
+from mlx_backend.core.row import Row
 from mlx_backend.interface import SamplingParams
 from mlx_backend.sampling.filters import (
     draw,
@@ -18,20 +19,19 @@ from mlx_backend.sampling.filters import (
 )
 from mlx_backend.sampling.keys import step_chance, step_key
 from mlx_backend.sampling.masks import row_tokens
-from mlx_backend.sequence import Sequence as Row
 
 
 class RandomDraw:
-    """Parameters of the rows as device arrays. Built anew when the rows change; every row has its key."""
+    """Parameters of the rows as device arrays. Built anew when the rows change."""
 
     def __init__(self, rows: Sequence[Row], vocab_size: int) -> None:
         self._rows = list(rows)
-        params = [row.request.sampling for row in rows]
+        params = [row.sampling for row in rows]
         self._is_greedy = mx.array([p.temperature == 0 for p in params])
         self._temperature = _column([p.temperature or 1.0 for p in params])
         self._filters = _filters(params, vocab_size)
         self._xtc_threshold = _column([p.xtc_threshold for p in params])
-        kept = [row.request.stop_ids | {*row.request.sampling.xtc_kept_ids} if _has_xtc(row) else () for row in rows]
+        kept = [row.stop_ids | {*row.sampling.xtc_kept_ids} if _has_xtc(row) else () for row in rows]
         self._xtc_kept = row_tokens(kept, vocab_size)
 
     def draw(self, logits: mx.array, greedy: mx.array) -> mx.array:
@@ -39,10 +39,10 @@ class RandomDraw:
         logits = logits / self._temperature
         for each in self._filters:
             logits = each(logits)
-        is_active = [_has_xtc(row) and _chance(row) < row.request.sampling.xtc_probability for row in self._rows]
+        is_active = [_has_xtc(row) and _chance(row) < row.sampling.xtc_probability for row in self._rows]
         if any(is_active):
             logits = filter_xtc(logits, self._xtc_threshold, mx.array(is_active)[:, None], self._xtc_kept)
-        keys = [step_key(row.key, row.num_started_tokens) for row in self._rows if row.key is not None]
+        keys = [step_key(row.new.key, row.num_started_tokens) for row in self._rows]
         return mx.where(self._is_greedy, greedy, draw(logits, mx.array(keys, dtype=mx.uint32)))
 
 
@@ -63,13 +63,13 @@ def _filters(params: Sequence[SamplingParams], vocab_size: int) -> list[Callable
 
 
 def _has_xtc(row: Row) -> bool:
-    params = row.request.sampling
+    params = row.sampling
     return params.temperature > 0 and params.xtc_probability > 0
 
 
 def _chance(row: Row) -> float:
     """Whether XTC acts is drawn anew for each token."""
-    return 1.0 if row.key is None else step_chance(row.key, row.num_started_tokens)
+    return step_chance(row.new.key, row.num_started_tokens)
 
 
 def _column(values: Sequence[float]) -> mx.array:

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlx_backend.core.row import Row
 from mlx_backend.sampling.bad_words import BadWords, has_bad_words
 from mlx_backend.sampling.dry import Dry, has_dry
-from mlx_backend.sampling.keys import base_key
 from mlx_backend.sampling.logprobs import StepLogprobs, compute_logprobs
 from mlx_backend.sampling.masks import TokenMasks, mask_logits
 from mlx_backend.sampling.penalties import Penalties, has_penalty
 from mlx_backend.sampling.random_draw import RandomDraw
-from mlx_backend.sequence import Sequence as Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ class BatchSampler:
     def set_rows(self, rows: Sequence[Row], vocab_size: int) -> None:
         """The rows of the next steps, in batch order."""
         self._rows = list(rows)
-        params = [row.request.sampling for row in rows]
+        params = [row.sampling for row in rows]
         bias = [(row, token, value) for row, p in enumerate(params) for token, value in p.logit_bias]
         self._bias = bias and (
             mx.array([row for row, _, _ in bias]),
@@ -62,13 +61,10 @@ class BatchSampler:
         self._dry = Dry(self._rows, self._dry) if any(map(has_dry, params)) else None
         self._bad_words = BadWords(self._rows, self._bad_words) if any(map(has_bad_words, params)) else None
         self._masks = TokenMasks(self._rows, vocab_size)
-        for row in rows:
-            if row.key is None:
-                row.key = base_key(row.request.sampling.seed, row.ordinal)
         self._random = RandomDraw(self._rows, vocab_size) if any(p.temperature > 0 for p in params) else None
 
     def draw(self, logits: mx.array, grammar: Sequence[tuple[int, bytes]] = ()) -> Drawn:
-        """Choose a token for each row. logits: [rows, vocab], any float; `grammar`: the bits of `grammar.Masks`."""
+        """Choose a token for each row. logits: [rows, vocab], any float; `grammar`: (place of a row, bits)."""
         raw = logits.astype(mx.float32)
         logits = raw
         if self._bias:

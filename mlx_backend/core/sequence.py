@@ -6,11 +6,12 @@ No MLX. The device thread owns every object here; other threads may read the cou
 from __future__ import annotations
 
 import enum
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
+from mlx_backend.core.step import Chunk, NewRow, PromptId, Restore, SequenceId
 from mlx_backend.interface import FinishReason, GenerationRequest, GrammarState, PromptEvent, TokenLogprobs
 
 
@@ -32,19 +33,14 @@ class Prefill:
     """
 
     request: GenerationRequest
+    id: PromptId
     output_ids: tuple[int, ...] = ()
     """What of the output is computed with the prompt: nothing, but for a sequence that lost its row."""
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     sequences: list[Sequence] = field(default_factory=list)
-    state: Any = None
-    """The runner's own: the KV cache of what is computed."""
-    prefix: Any = None
-    """The prefix cache's own: how far this prompt is known to it."""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of the prompt's tokens from the second on, as far as they are computed; empty where nobody asked."""
-    pooled: Any = None
-    """The runner's own: what is kept for the prompt's vector of the tokens that are computed."""
     embedding: bytes | None = None
     """The prompt's vector, once it is computed where it was asked for."""
     queued_at: float = field(default_factory=time.monotonic)
@@ -79,6 +75,20 @@ class Prefill:
             return self.request.prompt_ids[start:stop]
         return (self.request.prompt_ids + self.output_ids)[start:stop]
 
+    def chunk(self, start: int, stop: int, restore: Restore | None = None) -> Chunk:
+        """The prompt's tokens [start, stop), for a runner."""
+        following = self.token_ids(stop, stop + 1)
+        return Chunk(
+            prompt=self.id,
+            start=start,
+            token_ids=self.token_ids(start, stop),
+            num_prompt_tokens=self.num_tokens,
+            next_id=following[0] if following else None,
+            num_top_logprobs=self.num_top_logprobs,
+            embeds=self.request.embeds,
+            restore=restore,
+        )
+
     @property
     def num_top_logprobs(self) -> int | None:
         """How many likely tokens are to be noted beside each of the prompt's; None: nothing is, or all is told."""
@@ -92,19 +102,21 @@ class Prefill:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One token stream. `index` is its place in the client's stream, `stream` whom its tokens are for."""
+    """One token stream. `index` is its place in the client's stream."""
 
     prefill: Prefill
+    id: SequenceId
     index: int
     ordinal: int
     """Which of the n continuations of its prompt it is."""
-    stream: Any = None
     output_ids: list[int] = field(default_factory=list)
     num_started_tokens: int = 0
     """Outputs whose step has been started: one more than `output_ids` while a step is in flight."""
     status: Status = Status.PENDING
     key: int | None = None
-    """The runner's own: the row's random key, 64 bits."""
+    """64 random bits that all its draws come from, once it has begun to decode."""
+    has_row: bool = False
+    """The runner has a row for it."""
     grammar_state: GrammarState | None = None
     num_accepted: int = 0
     """Outputs that `grammar_state` has been told of."""
@@ -134,10 +146,30 @@ class Sequence:
     def can_decode(self) -> bool:
         return self.status is Status.RUNNING and self.num_started_tokens < self.request.max_tokens
 
-    @property
-    def last_token(self) -> int:
-        """The newest token the host knows; the next input where no step is in flight."""
-        return self.output_ids[-1] if self.output_ids else self.request.prompt_ids[-1]
+    def row(self, key: int) -> NewRow:
+        """All that a runner needs to know of it, as it begins to decode."""
+        request = self.request
+        return NewRow(
+            id=self.id,
+            prompt=self.prefill.id,
+            ordinal=self.ordinal,
+            prompt_ids=request.prompt_ids,
+            output_ids=tuple(self.output_ids),
+            max_num_tokens=self.max_num_tokens,
+            sampling=request.sampling,
+            key=key,
+            stop_ids=request.stop_ids,
+            min_tokens=request.min_tokens,
+            mock=request.mock,
+        )
+
+
+_ids = itertools.count(1)
+
+
+def next_id() -> int:
+    """An id that no prompt and no sequence of this process has had. Safe in any thread."""
+    return next(_ids)
 
 
 def build_prefills(requests: Iterable[GenerationRequest]) -> tuple[Prefill, ...]:
@@ -145,9 +177,9 @@ def build_prefills(requests: Iterable[GenerationRequest]) -> tuple[Prefill, ...]
     prefills = []
     index = 0
     for request in requests:
-        prefill = Prefill(request)
+        prefill = Prefill(request, next_id())
         for ordinal in range(request.n):
-            prefill.sequences.append(Sequence(prefill, index, ordinal))
+            prefill.sequences.append(Sequence(prefill, next_id(), index, ordinal))
             index += 1
         prefills.append(prefill)
     return tuple(prefills)

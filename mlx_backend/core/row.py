@@ -1,0 +1,62 @@
+"""Row: a sequence in a runner's batch. Owned by the runner that made it; the engine never sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_backend.core.step import NewRow, SequenceId
+from mlx_backend.interface import SamplingParams
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """What a runner knows of a sequence that decodes."""
+
+    new: NewRow
+    num_started_tokens: int
+    """Outputs whose step has been started."""
+    caches: list[Any] | None = None
+    """The KV cache of its prompt, from when the row is planned until it has joined the batch; None where empty."""
+    is_last: bool = True
+    """No other row will continue the same caches."""
+
+    @classmethod
+    def of(cls, new: NewRow, caches: list[Any] | None = None, *, is_last: bool = True) -> Row:
+        return cls(new, len(new.output_ids), caches, is_last)
+
+    @property
+    def id(self) -> SequenceId:
+        return self.new.id
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return self.new.sampling
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        return self.new.prompt_ids
+
+    @property
+    def output_ids(self) -> tuple[int, ...]:
+        """Outputs that the row joined with."""
+        return self.new.output_ids
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        return self.new.stop_ids
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens in the KV cache once every step that was started is done."""
+        return len(self.new.prompt_ids) - 1 + self.num_started_tokens
+
+    @property
+    def last_token(self) -> int:
+        """The input of its first step."""
+        return self.new.output_ids[-1] if self.new.output_ids else self.new.prompt_ids[-1]
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the output is too short to end with the token that is drawn next."""
+        return self.num_started_tokens < self.new.min_tokens

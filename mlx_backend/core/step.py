@@ -1,0 +1,159 @@
+"""What crosses the door between the engine and a runner: frozen data, keyed by ids.
+
+A plan can be written down, sent to another process or replayed: it depends on no clock, no chance and no live object.
+A prompt and a sequence have ids of their own, which no other has while the engine lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mlx_backend.interface import MockText, SamplingParams, TokenLogprobs
+
+PromptId = int
+SequenceId = int
+BlockId = int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRef:
+    """A block of KV cache that the runner holds: `nbytes` bytes."""
+
+    id: BlockId
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens [start, stop) of a sequence. `with_state`: also the state after them of caches that cannot be cut."""
+
+    start: int
+    stop: int
+    with_state: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens [start, stop) of a block that begins at `block_start`; all are positions in the sequence."""
+
+    block: BlockId
+    block_start: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Blocks that take the place of computing a chunk. `with_state`: the last one's state completes the prompt's."""
+
+    pieces: tuple[Piece, ...]
+    with_state: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Tokens of one prompt, from position `start` on, to be computed or restored into the prompt's KV cache."""
+
+    prompt: PromptId
+    start: int
+    token_ids: tuple[int, ...]
+    num_prompt_tokens: int
+    """Tokens that the prompt's KV cache may come to hold before a sequence continues it."""
+    next_id: int | None = None
+    """The token that follows the chunk; None at the prompt's end."""
+    num_top_logprobs: int | None = None
+    """Likely tokens to rank beside each of the prompt's; None: no log-probabilities."""
+    embeds: bool = False
+    """The prompt's vector is wanted; it comes with the prompt's last chunk."""
+    restore: Restore | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRow:
+    """A sequence that begins to decode: everything that a runner needs to know of it, until it ends.
+
+    It continues the KV cache of `prompt`, which holds all of its tokens but the last.
+    """
+
+    id: SequenceId
+    prompt: PromptId
+    ordinal: int
+    """Its place among the n continuations of its prompt."""
+    prompt_ids: tuple[int, ...]
+    output_ids: tuple[int, ...] = ()
+    """Outputs that it has already: of a sequence that is computed again."""
+    max_num_tokens: int
+    """Prompt and output, at most."""
+    sampling: SamplingParams
+    key: int
+    """64 random bits that all its draws come from."""
+    stop_ids: frozenset[int] = frozenset()
+    min_tokens: int = 0
+    mock: MockText | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """One step of the engine: rows that leave, join and decode, then the chunks of prompts, one after the other."""
+
+    ended: tuple[SequenceId, ...] = ()
+    """Sequences whose rows leave."""
+    new_rows: tuple[NewRow, ...] = ()
+    decodes: tuple[SequenceId, ...] = ()
+    """Every row that decodes: new ones, and all others that have not ended."""
+    masked: tuple[SequenceId, ...] = ()
+    """Of these, rows whose grammar restricts the token that is drawn."""
+    dropped: tuple[PromptId, ...] = ()
+    """Prompts whose KV cache no sequence continues once the new rows have joined."""
+    chunks: tuple[Chunk, ...] = ()
+    num_draft_tokens: int = 0
+    """Tokens that a row may draft beside the one that it decodes."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether a runner has anything to do for this plan before its chunks."""
+        return bool(self.decodes or self.ended or self.dropped)
+
+
+@dataclass(frozen=True, slots=True)
+class RowTokens:
+    """The tokens that a step gave one row, at least one, in order; `logprobs` of each, or none at all."""
+
+    id: SequenceId
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step's rows got."""
+
+    rows: tuple[RowTokens, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptResult:
+    """What a chunk gave beside its KV cache: log-probabilities of the tokens after each of its own, and a vector."""
+
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    embedding: bytes | None = None
+    """float32 little-endian, with the prompt's last chunk where it was asked for."""
+
+
+Newest = tuple[tuple[SequenceId, int | None], ...]
+"""Rows and the token that the step before drew for each; None where there was no such step."""
+MaskBits = tuple[tuple[SequenceId, bytes], ...]
+"""Rows and a bit for each token of the vocabulary that may be drawn, in little-endian words of 32.
+
+A row that is not named may draw any.
+"""
+ReadMasks = Callable[[Newest], MaskBits]

@@ -1,0 +1,21 @@
+"""Outlook: what the prefix cache says of a prompt to whoever plans its chunks. No MLX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What is known of a prompt's tokens from the first that is not computed on."""
+
+    restorable_until: int = 0
+    """Position before which all is there to be restored."""
+    waits: bool = False
+    """What is known is on its way from the disk."""
+    stop_at: int | None = None
+    """Position at which a chunk ends at the latest."""
+    key: bytes | None = None
+    """Of two prompts with the same key one is computed, and the other has it then."""
+    starts_again: bool = False
+    """What was restored of it so far is of no use: it is computed from its first token on."""
