@@ -77,25 +77,26 @@ def _print(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> Non
 def _ours(folder: Path, options: argparse.Namespace, bits: int | None) -> dict[str, int]:
     import mlx.core as mx
 
+    from mlx_backend.core.sequence import build_prefills
+    from mlx_backend.core.step import StepPlan
     from mlx_backend.interface import EngineConfig, GenerationRequest, KVCacheConfig
     from mlx_backend.runners.mlx import MLXRunner
-    from mlx_backend.scheduler import Chunk
-    from mlx_backend.sequence import Prefill, Sequence
 
     runner = MLXRunner(EngineConfig(model_path=str(folder), kv_cache=KVCacheConfig(bits=bits)))
     runner.load(lambda progress: None)
     request = GenerationRequest(request_id="bench", prompt_ids=_prompt(options.tokens), max_tokens=2)
-    prefill = Prefill(request)
-    sequence = Sequence(prefill, 0, 0)
+    (prefill,) = build_prefills([request])
+    (sequence,) = prefill.sequences
     mx.clear_cache()
     base = mx.get_active_memory()
     mx.reset_peak_memory()
     for start in range(0, options.tokens - 1, options.step):
-        chunk = Chunk(prefill, start, min(options.step, options.tokens - 1 - start))
-        runner.prefill(chunk)
-        prefill.num_computed_tokens = chunk.start + chunk.num_tokens
-    kv_bytes = runner.kv_bytes([prefill])
-    runner.collect(runner.start([sequence]))
+        runner.prefill(prefill.chunk(start, min(start + options.step, options.tokens - 1)))
+    kv_bytes = runner.kv_bytes()
+    row = sequence.row(key=0)
+    plan = StepPlan(new_rows=(row,), decodes=(row.id,), dropped=(prefill.id,))
+    runner.start(plan, lambda newest: ())
+    runner.collect()
     return {"peak_bytes": mx.get_peak_memory() - base, "kv_bytes": kv_bytes}
 
 

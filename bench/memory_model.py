@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.checkpoint import SHAPES
+from mlx_backend.core.sequence import build_prefills
+from mlx_backend.core.step import StepPlan
 from mlx_backend.interface import EngineConfig, GenerationRequest, KVCacheConfig
 from mlx_backend.memory import kv_bytes, prefill_bytes
 from mlx_backend.runners.mlx import MLXRunner
-from mlx_backend.scheduler import Chunk
-from mlx_backend.sequence import Prefill, Sequence
 
 
 def main() -> None:
@@ -68,16 +68,15 @@ def _rows(folder: Path, shape: str, lengths: list[int], steps: list[int], bits: 
 def _measured(runner: MLXRunner, length: int, step: int) -> tuple[int, int]:
     """(bytes of the KV cache, peak over the weights) of a prefill of `length` tokens."""
     prompt = tuple(7 + 13 * i % 3000 for i in range(length + 1))
-    prefill = Prefill(GenerationRequest(request_id="bench", prompt_ids=prompt, max_tokens=2))
-    prefill.sequences.append(Sequence(prefill, 0, 0))
+    (prefill,) = build_prefills([GenerationRequest(request_id="bench", prompt_ids=prompt, max_tokens=2)])
     runner.idle()
     base = mx.get_active_memory()
     mx.reset_peak_memory()
     for start in range(0, length, step):
-        chunk = Chunk(prefill, start, min(step, length - start))
-        runner.prefill(chunk)
-        prefill.num_computed_tokens = chunk.start + chunk.num_tokens
-    return runner.kv_bytes([prefill]), mx.get_peak_memory() - base
+        runner.prefill(prefill.chunk(start, min(start + step, length)))
+    held = runner.kv_bytes(), mx.get_peak_memory() - base
+    runner.start(StepPlan(dropped=(prefill.id,)), lambda newest: ())
+    return held
 
 
 def _mb(num_bytes: int) -> str:

@@ -190,6 +190,15 @@ class SimulateConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DebugConfig:
+    """Tools for finding out what went wrong."""
+
+    record: str | None = option(
+        None, "file to record every step of the engine in, token ids included, to be replayed", short_flag="--record"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryShare:
     """Of several models in one process: what this one may use of what all may use together, bytes."""
 
@@ -211,5 +220,6 @@ class EngineConfig:
     health: HealthConfig = field(default_factory=HealthConfig)
     mock: MockConfig = field(default_factory=MockConfig)
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
     share: MemoryShare | None = None
     """None: the model has the memory for itself."""

@@ -15,10 +15,23 @@ from mlx_backend.runners.base import Runner
 
 def create_engine(config: EngineConfig) -> Engine:
     """An engine that has not been started. Raises ModelLoadError where the backend is not installed."""
-    return DeviceEngine(config, _create_runner(config))
+    runner = create_runner(config)
+    if config.debug.record is not None:
+        runner = _recorded(runner, config)
+    return DeviceEngine(config, runner)
 
 
-def _create_runner(config: EngineConfig) -> Runner:
+def _recorded(runner: Runner, config: EngineConfig) -> Runner:
+    if config.prefix_cache.dir is not None:
+        raise ModelLoadError(
+            "debug.record: a run that is recorded takes nothing from the disk; leave prefix_cache.dir unset"
+        )
+    from mlx_backend.recording import RecordingRunner
+
+    return RecordingRunner(runner, Path(config.debug.record or "").expanduser())
+
+
+def create_runner(config: EngineConfig) -> Runner:
     if config.backend == "mock" and config.simulate.machine is not None:
         from mlx_backend.runners.simulated import SimulatedRunner
 

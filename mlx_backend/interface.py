@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from mlx_backend.config import ContextConfig as ContextConfig
+from mlx_backend.config import DebugConfig as DebugConfig
 from mlx_backend.config import EngineConfig as EngineConfig
 from mlx_backend.config import HealthConfig as HealthConfig
 from mlx_backend.config import KVCacheConfig as KVCacheConfig

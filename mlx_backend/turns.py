@@ -81,9 +81,6 @@ class Turns:
         """There is nothing to do for now."""
         self._collected_at = None
         self._let_go_of_rows()
-        plan = self.scheduler.leaving()
-        if plan.changes:
-            self._start(plan)
         self._measure()
 
     def end(self, error: EngineDead, arrived: Iterable[EventStream]) -> None:
@@ -118,6 +115,9 @@ class Turns:
         self._measure()
 
     def _measure(self) -> None:
+        plan = self.scheduler.leaving()
+        if plan.changes:  # what is no longer needed is not held until the next turn
+            self._start(plan)
         self._counters.measure(self._runner, self.scheduler, self._prefixes)
 
     def _let_go_of_rows(self) -> None:
@@ -160,9 +160,11 @@ class Turns:
         try:
             result = self._runner.collect()
         except OutOfMemory as error:
+            self._runner.idle()  # a step that was started since then is built on what is lost
             self._ran_out = error
             return False
         except SequenceFailed as error:
+            self._runner.idle()
             self._prefixes.lose_rows()
             self._fail(error, list(self.scheduler.running))
             return False

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from mlx_backend.interface import (
     ContextConfig,
+    DebugConfig,
     EngineConfig,
     HealthConfig,
     KVCacheConfig,
@@ -180,6 +181,7 @@ class Config:
     service: ServiceConfig = field(default_factory=ServiceConfig)
     mock: MockConfig = field(default_factory=MockConfig)
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
 
     models: tuple[ModelEntry, ...] = ()
     """Several models, of the file alone; then there is no `model`."""
@@ -190,6 +192,8 @@ class Config:
             raise ValueError(f"port must be at most 65535, not {self.port}")
         if self.models and self.model is not None:
             raise ValueError(f"model {self.model!r} and models are both given; put it into models")
+        if self.models and self.debug.record is not None:
+            raise ValueError("debug.record is for a server of one model; leave models or debug.record unset")
         for entry in self.models:
             with_own(self, entry)
 

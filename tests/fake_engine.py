@@ -61,6 +61,7 @@ class FakeStream:
         self._script = list(script)
         self._closed = asyncio.Event()
         self.aborted: list[int] = []
+        self.finished: list[int] = []
         self.num_closed = 0
         self.num_read = 0
         self.progress = PrefillProgress(num_computed_tokens=43, num_prompt_tokens=100)
@@ -88,6 +89,9 @@ class FakeStream:
 
     def abort(self, index: int) -> None:
         self.aborted.append(index)
+
+    def finish(self, index: int) -> None:
+        self.finished.append(index)
 
     async def aclose(self) -> None:
         self.num_closed += 1

@@ -6,30 +6,28 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_backend.interface import GenerationRequest, SamplingParams
+from mlx_backend.core.row import Row
+from mlx_backend.core.step import NewRow
+from mlx_backend.interface import SamplingParams
+from mlx_backend.sampling.keys import base_key
 from mlx_backend.sampling.sampler import BatchSampler
-from mlx_backend.sequence import Prefill, Sequence
 
 VOCAB = 12
 
 
-def row(
-    params: SamplingParams, prompt: tuple[int, ...] = (1, 2), output: tuple[int, ...] = (), **changes: Any
-) -> Sequence:
-    """A sequence with that much output; `changes` go into its request."""
-    request = GenerationRequest(request_id="x", prompt_ids=prompt, max_tokens=99, sampling=params, **changes)
-    sequence = Sequence(Prefill(request), 0, 0)
-    sequence.output_ids = list(output)
-    sequence.num_started_tokens = len(output)
-    return sequence
+def row(params: SamplingParams, prompt: tuple[int, ...] = (1, 2), output: tuple[int, ...] = (), **changes: Any) -> Row:
+    """A row that joins with that much output; `changes` go over what is said of it."""
+    said: dict[str, Any] = {"id": 0, "prompt": 0, "ordinal": 0, "max_num_tokens": len(prompt) + 99, **changes}
+    key = base_key(params.seed, said["ordinal"])
+    return Row.of(NewRow(prompt_ids=prompt, output_ids=output, sampling=params, key=key, **said))
 
 
-def sampler(*rows: Sequence) -> BatchSampler:
+def sampler(*rows: Row) -> BatchSampler:
     made = BatchSampler()
     made.set_rows(rows, VOCAB)
     return made
 
 
-def draw(logits: Any, *rows: Sequence) -> list[int]:
+def draw(logits: Any, *rows: Row) -> list[int]:
     tokens: list[int] = sampler(*rows).draw(mx.array(logits)).tokens.tolist()
     return tokens

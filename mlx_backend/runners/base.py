@@ -39,8 +39,9 @@ class Runner(Protocol):
     lost, and is started again from a prompt; prompts and blocks stay.
     """
 
-    budget: Budget | None
-    """What live sequences may need together, once the model is loaded; None: no bound."""
+    @property
+    def budget(self) -> Budget | None:
+        """What live sequences may need together, once the model is loaded; None: no bound."""
 
     @property
     def blocks(self) -> BlockStore | None:
@@ -63,7 +64,7 @@ class Runner(Protocol):
         """Compute or restore a chunk; returns when the device is done. Raises SequenceFailed: the prompt is lost."""
 
     def idle(self) -> None:
-        """Nothing is left to do: let go of every row and of the device's spare buffers."""
+        """Let go of every row, of steps that are not collected, and of the device's spare buffers. Prompts stay."""
 
     def kv_bytes(self) -> int:
         """Bytes of the KV caches of the batch, and of prompts that are being computed."""

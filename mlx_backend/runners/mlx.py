@@ -264,7 +264,7 @@ class MLXRunner:
         except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
             while len(self._in_flight) > num_in_flight:
                 self._in_flight.pop()
-            self.idle()
+            self._lose_rows()
             raise failed("decode", error) from error
         finally:
             for prompt in plan.dropped:
@@ -320,7 +320,6 @@ class MLXRunner:
         try:
             mx.eval(step.drawn.arrays)
         except (RuntimeError, ValueError, MemoryError) as error:
-            self._in_flight.clear()
             self.idle()
             raise failed("decode", error) from error
         tokens = step.drawn.tokens.tolist()
@@ -341,9 +340,13 @@ class MLXRunner:
         self._last_tokens = None
         self._rows = {}
 
-    def idle(self) -> None:
+    def _lose_rows(self) -> None:
         self._reset()
         mx.clear_cache()
+
+    def idle(self) -> None:
+        self._in_flight.clear()
+        self._lose_rows()
 
     def kv_bytes(self) -> int:
         single = (cache for prompt in self._prompts.values() for cache in prompt.caches)

@@ -240,6 +240,7 @@ class MockRunner:
 
     def idle(self) -> None:
         self._rows = {}
+        self._in_flight.clear()
 
     def kv_bytes(self) -> int:
         num_tokens = sum(row.num_computed_tokens for row in self._rows.values()) + sum(map(len, self._prompts.values()))
@@ -258,7 +259,7 @@ class MockRunner:
         if fault.kind == "fail":
             raise SequenceFailed("the mock was told to fail this sequence", (rows[0].id,))
         if fault.kind == "oom":
-            self.idle()
+            self._rows = {}
             raise OutOfMemory("the mock was told to run out of memory")
         if fault.kind == "die":
             raise RuntimeError("the mock was told to kill the device thread")

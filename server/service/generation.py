@@ -256,7 +256,7 @@ class OutputStream:
         for token in batch:
             choice = self._choices[token.index]
             if choice.done:
-                continue  # the token came while its abort was on the way
+                continue  # the token came while its end was on the way
             if self.transcript is not None:
                 self.transcript.take(token)
             if isinstance(token, PromptEvent):
@@ -268,8 +268,8 @@ class OutputStream:
             if choice.done:
                 self._num_open -= 1
                 self._record.finished += [event for event in new if isinstance(event, Finished)]
-                if token.finish_reason is None:
-                    self._tokens.abort(token.index)
+                if token.finish_reason is None:  # a stop string ends it, which the engine does not look for
+                    self._tokens.finish(token.index)
 
     def _take_prompt(self, event: PromptEvent, events: list[OutputEvent]) -> None:
         if event.finish_reason is not None:

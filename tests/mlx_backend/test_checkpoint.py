@@ -105,7 +105,9 @@ def test_finding_a_folder(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "/nowhere", "nowhere", "../x", "a b/c"])
-def test_what_is_neither_a_folder_nor_a_hub_id(name: str) -> None:
+def test_what_is_neither_a_folder_nor_a_hub_id(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(ModelLoadError, match="there is no folder"):
         find_model(name)
 

@@ -12,12 +12,11 @@ import pytest
 
 from mlx_backend import engine as engine_module
 from mlx_backend import turns as turns_module
+from mlx_backend.core.step import Chunk, PromptResult, ReadMasks, StepPlan, StepResult
 from mlx_backend.engine import DeviceEngine
 from mlx_backend.errors import EngineDead, OutOfMemory, SequenceFailed
 from mlx_backend.interface import EngineConfig, HealthConfig, TokenStream
-from mlx_backend.runners.base import Sampled, Step
 from mlx_backend.runners.mock import MockRunner
-from mlx_backend.scheduler import Chunk
 from tests.engine_client import read, request, tokens, until
 
 PROMPT = tuple(b"hello there")
@@ -41,17 +40,18 @@ class FaultyRunner(MockRunner):
         self.every.get(kind, lambda: None)()
         self.faults.get((kind, self.calls[kind]), lambda: None)()
 
-    def start(self, sequences: Any) -> Step:
-        self._meet("start")
-        return super().start(sequences)
+    def start(self, plan: StepPlan, read_masks: ReadMasks) -> None:
+        if plan.decodes:
+            self._meet("start")
+        super().start(plan, read_masks)
 
-    def collect(self, step: Step) -> list[Sampled]:
+    def collect(self) -> StepResult:
         self._meet("collect")
-        return super().collect(step)
+        return super().collect()
 
-    def prefill(self, chunk: Chunk) -> None:
+    def prefill(self, chunk: Chunk) -> PromptResult:
         self._meet("prefill")
-        super().prefill(chunk)
+        return super().prefill(chunk)
 
 
 def fails(error: Callable[[], BaseException]) -> Fault:

@@ -159,10 +159,10 @@ async def test_within_a_memory_limit(tmp_path: Path, monkeypatch: pytest.MonkeyP
         prefilling, planned = [], []
         prefill = MLXRunner.prefill
 
-        def sampled(self: MLXRunner, chunk: Any) -> None:
+        def sampled(self: MLXRunner, chunk: Any) -> Any:
             prefilling.append(engine.stats().num_prefilling)
             planned.append(engine.stats().planned_bytes)
-            prefill(self, chunk)
+            return prefill(self, chunk)
 
         monkeypatch.setattr(MLXRunner, "prefill", sampled)
         assert_equal(await vectors(engine, prompts), [reference(folder, PROMPTS[6], "last")] * 12)

@@ -128,6 +128,17 @@ async def test_aborting_one_index_lets_the_other_go_on() -> None:
         assert [event.token_id for event in rest[1]] == alone[1][-len(rest[1]) :]
 
 
+async def test_a_choice_that_its_reader_finishes_counts_as_finished() -> None:
+    async with running(config(mock=MockConfig(itl_s=0.02))) as engine:
+        stream = engine.submit([request(PROMPT, 3000, n=2)])
+        await anext(aiter(stream))
+        stream.finish(0)
+        await until(lambda: engine.stats().num_running == 1)
+        await stream.aclose()
+        await until(lambda: is_empty(engine))
+        assert (engine.stats().num_finished, engine.stats().num_aborted) == (1, 1)
+
+
 async def test_a_stream_wakes_when_it_is_closed_by_another_task() -> None:
     async with running(config(mock=MockConfig(fault="hang@1"))) as engine:
         stream = engine.submit([request(PROMPT)])
@@ -203,8 +214,9 @@ async def test_failures_in_a_row_are_a_dead_device() -> None:
     from mlx_backend.runners.mock import MockRunner
 
     class Broken(MockRunner):
-        def start(self, sequences):
-            raise SequenceFailed("broken", sequences)
+        def start(self, plan, read_masks):
+            if plan.decodes:
+                raise SequenceFailed("broken")
 
     engine = DeviceEngine(config(), Broken(config()))
     engine.start()

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache
 
-from mlx_backend.interface import GenerationRequest
+from mlx_backend.core.row import Row
+from mlx_backend.core.step import NewRow
+from mlx_backend.interface import SamplingParams
 from mlx_backend.kv_cache import spec
 from mlx_backend.kv_cache.batch import RowBatch
 from mlx_backend.kv_cache.build import fork
@@ -19,7 +21,6 @@ from mlx_backend.kv_cache.codec import FULL
 from mlx_backend.kv_cache.plain import PlainRows
 from mlx_backend.kv_cache.quantized import QuantizedKV
 from mlx_backend.kv_cache.rows import Lengths
-from mlx_backend.sequence import Prefill, Sequence
 
 pytestmark = pytest.mark.mlx
 
@@ -35,6 +36,20 @@ def token(seed: int) -> tuple[Any, Any]:
     return mx.random.normal((1, HEADS, 1, DIM), key=key), mx.random.normal((1, HEADS, 1, DIM + 2), key=key)
 
 
+def row_of(length: int, caches: list[Any], name: int = 0, max_tokens: int = 9) -> Row:
+    """A row that is to join with caches of so many tokens."""
+    new = NewRow(
+        id=name,
+        prompt=name,
+        ordinal=0,
+        prompt_ids=(0,) * (length + 1),
+        max_num_tokens=length + 1 + max_tokens,
+        sampling=SamplingParams(),
+        key=0,
+    )
+    return Row.of(new, caches)
+
+
 class Alone:
     """A sequence in mlx-lm's own caches, as the oracle."""
 
@@ -44,10 +59,8 @@ class Alone:
         self.attended: list[Any] = []
         for position in range(length):
             self._write(position)
-        prefill = Prefill(GenerationRequest(request_id="x", prompt_ids=(0,) * (length + 1), max_tokens=99))
         both = zip(self.caches, template(), strict=True)
-        prefill.state = [fresh if cache.empty() else fork(cache) for cache, fresh in both]
-        self.sequence = Sequence(prefill, name, 0)
+        self.row = row_of(length, [fresh if cache.empty() else fork(cache) for cache, fresh in both], name, 99)
 
     def kv(self, position: int) -> tuple[Any, Any]:
         return token(1000 * self.name + position)
@@ -74,9 +87,9 @@ def rows_of(keys: Any, values: Any, mask: Any, row: int) -> set[tuple[float, ...
     return {tuple(column) for column, seen in zip(joined, visible, strict=True) if seen}
 
 
-def step_together(batch: RowBatch, alone: dict[Sequence, Alone]) -> None:
+def step_together(batch: RowBatch, alone: dict[Row, Alone]) -> None:
     """One decode step of the batch and of each alone; compare what they see, and the recurrent state."""
-    members = [alone[sequence] for sequence in batch.rows]
+    members = [alone[row] for row in batch.rows]
     kv = [member.kv(member.length) for member in members]
     keys, values = mx.concatenate([k for k, _ in kv]), mx.concatenate([v for _, v in kv])
     plain, ring, both = batch.caches
@@ -90,7 +103,7 @@ def step_together(batch: RowBatch, alone: dict[Sequence, Alone]) -> None:
             assert both[0][0][row].tolist() == [1000.0 * member.name + member.length - 1] * 3
         expected = member.step()
         assert [rows_of(k, v, mask, row) for (k, v), mask in zip(seen, masks, strict=True)] == expected
-        member.sequence.num_started_tokens += 1
+        member.row.num_started_tokens += 1
     both[0][0] = mx.array([[1000.0 * member.name + member.length - 1] * 3 for member in members])
     batch.advance()
 
@@ -100,32 +113,28 @@ def step_together(batch: RowBatch, alone: dict[Sequence, Alone]) -> None:
 def test_any_joining_and_leaving(seed: int, max_length: int) -> None:
     source = random.Random(seed)
     batch = RowBatch(template())
-    alone: dict[Sequence, Alone] = {}
+    alone: dict[Row, Alone] = {}
     for name in range(1, 15):
-        for sequence in list(alone):
+        for row in list(alone):
             if source.random() < 0.3:
-                del alone[sequence]
+                del alone[row]
         for extra in range(source.randint(0 if alone else 1, 3)):
             member = Alone(20 * name + extra, source.randint(0, max_length))
-            alone[member.sequence] = member
+            alone[member.row] = member
         batch.set_rows(list(alone))
         assert set(batch.rows) == set(alone)
         for _ in range(source.randint(1, 4)):
             step_together(batch, alone)
 
 
-def prefilled(cache: Any, length: int) -> Prefill:
-    return Prefill(GenerationRequest(request_id="x", prompt_ids=(0,) * (length + 1), max_tokens=9), state=[cache])
-
-
 def test_a_long_row_that_leaves_gives_its_memory_back() -> None:
-    def sequence(length: int) -> Sequence:
+    def row(length: int) -> Row:
         cache = KVCache()
         cache.update_and_fetch(mx.zeros((1, 8, length, 64)), mx.zeros((1, 8, length, 64)))
-        return Sequence(prefilled(cache, length), 0, 0)
+        return row_of(length, [cache])
 
     batch = RowBatch([KVCache()])
-    long, short = sequence(9000), sequence(10)
+    long, short = row(9000), row(10)
     row_bytes = 2 * 8 * 64 * 4
     batch.set_rows([long, short])
     assert batch.nbytes == 2 * 9216 * row_bytes
@@ -140,18 +149,18 @@ def test_the_only_row_takes_over_its_arrays_without_a_copy() -> None:
     cache.update_and_fetch(mx.ones((1, 2, 10, 4)), mx.ones((1, 2, 10, 4)))
     keys = cache.keys
     batch = RowBatch([KVCache()])
-    batch.set_rows([Sequence(prefilled(cache, 10), 0, 0)])
+    batch.set_rows([row_of(10, [cache])])
     assert batch.caches[0].arrays[0] is keys
 
 
 def test_rows_joining_together_are_allocated_once() -> None:
     batch = RowBatch([KVCache()])
-    sequences = []
+    rows = []
     for index in range(5):
         cache = KVCache()
         cache.update_and_fetch(mx.ones((1, 2, 10, 4)), mx.ones((1, 2, 10, 4)))
-        sequences.append(Sequence(prefilled(cache, 10), index, 0))
-    batch.set_rows(sequences)
+        rows.append(row_of(10, [cache], index))
+    batch.set_rows(rows)
     assert batch.caches[0].arrays[0].shape == (8, 2, 256, 4)  # rows to the next power of two: they are small
 
 
@@ -186,7 +195,7 @@ def filled(length: int, heads: int = 8, dim: int = 64) -> KVCache:
 
 def test_columns_shrink_when_the_longest_row_leaves_and_others_stay() -> None:
     batch, token = RowBatch([KVCache()]), 2 * 8 * 64 * 4
-    rows = [Sequence(prefilled(filled(length), length), place, 0) for place, length in enumerate((9000, 10, 500))]
+    rows = [row_of(length, [filled(length)], place) for place, length in enumerate((9000, 10, 500))]
     batch.set_rows(rows)
     batch.set_rows(rows[1:])
     assert batch.nbytes == 2 * 512 * token
@@ -215,9 +224,9 @@ def test_a_window_holds_no_more_than_its_columns_after_a_long_chunk() -> None:
 def test_columns_shrink_alone_and_rows_do() -> None:
     token = 2 * 8 * 64 * 4
 
-    def batch_of(*lengths: int) -> tuple[RowBatch, list[Sequence]]:
+    def batch_of(*lengths: int) -> tuple[RowBatch, list[Row]]:
         batch = RowBatch([KVCache()])
-        rows = [Sequence(prefilled(filled(length), length), place, 0) for place, length in enumerate(lengths)]
+        rows = [row_of(length, [filled(length)], place) for place, length in enumerate(lengths)]
         batch.set_rows(rows)
         return batch, rows
 

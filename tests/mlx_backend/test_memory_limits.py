@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 
+from mlx_backend.core.sequence import build_prefills
 from mlx_backend.errors import MemoryLimitExceeded, ModelLoadError, OutOfMemory
 from mlx_backend.interface import Engine, EngineConfig, KVCacheConfig, MemoryConfig, MockConfig, SchedulerConfig
 from mlx_backend.memory import kv_bytes, prefill_bytes
 from mlx_backend.runners.device import has_fused_attention
 from mlx_backend.runners.mlx import MLXRunner
 from mlx_backend.runners.mock import MockRunner
-from mlx_backend.scheduler import Chunk
-from mlx_backend.sequence import Prefill, Sequence
 from tests.engine_client import one, read, request, running, tokens, until
 from tests.tiny_models import VOCAB_SIZE, write_model
 
@@ -72,9 +71,9 @@ async def test_a_flood_is_answered_and_never_planned_over_the_limit(monkeypatch:
         assert info is not None and info.memory is not None
         budget = info.memory.free_bytes
 
-        def sampled(self: MockRunner, sequences: Any) -> Any:
+        def sampled(self: MockRunner, *given: Any) -> None:
             planned.append(engine.stats().planned_bytes)
-            return start(self, sequences)
+            start(self, *given)
 
         monkeypatch.setattr(MockRunner, "start", sampled)
         places = asyncio.Semaphore(32)
@@ -138,14 +137,13 @@ def test_a_chunk_takes_no_more_than_is_planned_for_it(kind: str, tmp_path: Path)
     runner.load(lambda progress: None)
     budget = runner.budget
     assert budget is not None
-    prefill = Prefill(request(tuple(range(1, 300)) * 3, 2))
-    prefill.sequences.append(Sequence(prefill, 0, 0))
+    (prefill,) = build_prefills([request(tuple(range(1, 300)) * 3, 2)])
     mx.clear_cache()
     base, step = mx.get_active_memory(), 256
     for start in (0, step, 2 * step):
         mx.reset_peak_memory()
-        runner.prefill(Chunk(prefill, start, step))
-        prefill.num_computed_tokens = end = start + step
+        end = start + step
+        runner.prefill(prefill.chunk(start, end))
         peak = mx.get_peak_memory() - base
         planned = kv_bytes(budget.plans, end) + prefill_bytes(
             budget.shape, budget.plans, step, end, has_fused=has_fused_attention()

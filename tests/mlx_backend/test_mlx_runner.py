@@ -13,6 +13,8 @@ import pytest
 from mlx_lm.models import base
 from mlx_lm.models.cache import make_prompt_cache
 
+from mlx_backend.core.row import Row
+from mlx_backend.core.sequence import build_prefills
 from mlx_backend.errors import ModelLoadError, OutOfMemory, SequenceFailed
 from mlx_backend.interface import ContextConfig, Engine, EngineConfig, KVCacheConfig, SamplingParams, SchedulerConfig
 from mlx_backend.kv_cache import attention
@@ -21,7 +23,6 @@ from mlx_backend.kv_cache.plan import CachePlan
 from mlx_backend.kv_cache.quantized import QuantizedKV
 from mlx_backend.runners.mlx import MLXRunner
 from mlx_backend.runners.probe import check_batching
-from mlx_backend.sequence import Prefill, Sequence
 from tests.engine_client import one, read, request, running, tokens, until
 from tests.tiny_models import VOCAB_SIZE, write_model
 
@@ -195,8 +196,8 @@ def test_the_bytes_held_are_those_that_were_planned(
         )
         assert sum(cache.nbytes for cache in full) >= unquantized > planned
     batch = RowBatch(runner._make_caches())
-    prefill = Prefill(request(tuple(range(256)), 1), state=caches)
-    batch.set_rows([Sequence(prefill, 0, 0)])
+    (sequence,) = build_prefills([request(tuple(range(256)), 1)])[0].sequences
+    batch.set_rows([Row.of(sequence.row(0), caches)])
     runner._model(mx.ones((1, 1), dtype=mx.int32), cache=batch.caches)
     assert sum(cache.nbytes for cache in batch.caches) < 2.2 * planned
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_backend.core.row import Row
 from mlx_backend.interface import SamplingParams
 from mlx_backend.sampling.dry import LONGEST, Dry
-from mlx_backend.sequence import Sequence
 from tests.sampling_rows import VOCAB, draw, row, sampler
 
 pytestmark = pytest.mark.mlx
@@ -111,7 +111,7 @@ def test_a_loop_is_left() -> None:
     def model(last: int) -> list[float]:
         return [3.0 if token == last % 3 + 1 else 2.0 if token == 8 else 0.0 for token in range(VOCAB)]
 
-    def run(*rows: Sequence) -> list[list[int]]:
+    def run(*rows: Row) -> list[list[int]]:
         made, last = sampler(*rows), [3] * len(rows)
         outputs: list[list[int]] = [[] for _ in rows]
         for _ in range(9):

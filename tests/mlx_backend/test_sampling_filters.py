@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_backend.core.row import Row
 from mlx_backend.interface import SamplingParams
 from mlx_backend.sampling import filters
 from mlx_backend.sampling.keys import base_key, step_chance
-from mlx_backend.sequence import Sequence
 from tests.sampling_rows import VOCAB, draw, row, sampler
 
 pytestmark = pytest.mark.mlx
@@ -205,7 +205,7 @@ def test_a_row_draws_the_same_alone_and_in_any_company(
 ) -> None:
     """Over steps, with every parameter in play: nothing of a row depends on who else is in the batch."""
 
-    def build(params: SamplingParams) -> Sequence:
+    def build(params: SamplingParams) -> Row:
         return row(params, prompt=(1, 2, 3, 1, 2), stop_ids=frozenset({4}), min_tokens=min_tokens)
 
     logits = [mx.random.normal((len(params), VOCAB), key=mx.random.key(source + step)) * 2 for step in range(4)]

@@ -5,18 +5,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
+from mlx_backend.core.sequence import Prefill, Sequence, Status, build_prefills
+from mlx_backend.core.step import Chunk, Restore, StepPlan
 from mlx_backend.interface import GenerationRequest, SchedulerConfig
 from mlx_backend.pace import Pace
-from mlx_backend.scheduler import Outlook, Scheduler, StepPlan, largest
-from mlx_backend.sequence import Prefill, Sequence, Status
+from mlx_backend.prefix_cache.outlook import Outlook
+from mlx_backend.scheduler import Scheduler, largest
 
 MAX_ROWS = 4
 
 
 def prompt(num_tokens: int, n: int = 1, max_tokens: int = 8) -> Prefill:
-    prefill = Prefill(GenerationRequest(request_id="x", prompt_ids=(1,) * num_tokens, max_tokens=max_tokens, n=n))
-    prefill.sequences = [Sequence(prefill, ordinal, ordinal) for ordinal in range(n)]
-    return prefill
+    asked = GenerationRequest(request_id="x", prompt_ids=(1,) * num_tokens, max_tokens=max_tokens, n=n)
+    return build_prefills([asked])[0]
+
+
+def decoding(target: Scheduler, plan: StepPlan) -> list[Sequence]:
+    """The sequences that decode in a plan."""
+    found = target.rows(plan.decodes)
+    assert len(found) == len(plan.decodes)
+    return found
+
+
+def prompt_of(target: Scheduler, chunk: Chunk) -> Prefill:
+    found = target.prompt(chunk.prompt)
+    assert found is not None
+    return found
 
 
 def scheduler(max_rows: int = MAX_ROWS, token_s: float | None = 0.001, **config: float) -> Scheduler:
@@ -28,8 +42,8 @@ def scheduler(max_rows: int = MAX_ROWS, token_s: float | None = 0.001, **config:
 
 
 def compute(target: Scheduler, plan: StepPlan) -> None:
-    for sequence in plan.decodes:
-        sequence.num_started_tokens += 1
+    target.started(plan)
+    for sequence in decoding(target, plan):
         sequence.output_ids.append(1)
     for chunk in plan.chunks:
         target.computed(chunk)
@@ -99,7 +113,7 @@ def test_more_sequences_than_rows_are_served_in_turn() -> None:
         plan = target.schedule()
         assert len(target.running) <= 2
         compute(target, plan)
-        for sequence in plan.decodes:
+        for sequence in decoding(target, plan):
             served.add(sequence)
             target.end(sequence)
     assert len(served) == 5
@@ -110,10 +124,12 @@ def test_a_sequence_whose_last_token_is_in_flight_is_not_started_again() -> None
     """Its tokens are counted as they are started, not as they are read."""
     target = scheduler()
     target.add(prompt(1, max_tokens=2))
-    (sequence,) = target.schedule().decodes
-    sequence.num_started_tokens += 1  # the first is on its way
-    assert target.schedule().decodes == (sequence,)
-    sequence.num_started_tokens += 1
+    plan = target.schedule()
+    (sequence,) = decoding(target, plan)
+    target.started(plan)  # the first is on its way
+    following = target.schedule()
+    assert following.decodes == (sequence.id,)
+    target.started(following)
     assert sequence.output_ids == []
     assert target.schedule().decodes == ()
     assert target.running == [sequence]
@@ -178,7 +194,7 @@ def test_one_that_is_wider_than_all_rows_is_let_in_alone(num_rows: int) -> None:
     target = scheduler(max_rows=num_rows)
     target.add(prompt(1))
     target.add(prompt(1, n=10))
-    (only,) = target.schedule().decodes
+    (only,) = decoding(target, target.schedule())
     assert len(target.waiting) == 1
     target.end(only)
     assert len(target.schedule().decodes) == num_rows
@@ -200,8 +216,20 @@ def test_memory_is_promised_to_who_is_let_in_until_the_last_of_them_has_ended() 
     assert target.claims == [] and not target.has_work
 
 
-def looking(outlooks: dict[int, Outlook], **config: float) -> Scheduler:
+class Known:
     """What is known of a prompt, by its length."""
+
+    def __init__(self, outlooks: dict[int, Outlook]) -> None:
+        self._outlooks = outlooks
+
+    def outlook(self, prefill: Prefill) -> Outlook:
+        return self._outlooks.get(prefill.num_prompt_tokens, Outlook())
+
+    def pieces(self, prefill: Prefill, stop: int) -> Restore:
+        return Restore((), with_state=False)
+
+
+def looking(outlooks: dict[int, Outlook], **config: float) -> Scheduler:
     pace = Pace()
     pace.observe_chunk(0, 100, 0.1)
     pace.observe_chunk(0, 100, 0.001, is_known=True)
@@ -209,7 +237,7 @@ def looking(outlooks: dict[int, Outlook], **config: float) -> Scheduler:
         SchedulerConfig(**config),  # type: ignore[arg-type]
         pace,
         MAX_ROWS,
-        look=lambda prefill: outlooks.get(prefill.num_prompt_tokens, Outlook()),
+        prefixes=Known(outlooks),
     )
 
 
@@ -217,11 +245,10 @@ def test_what_is_known_is_restored_and_the_rest_computed_up_to_where_a_snapshot_
     target = looking({100: Outlook(restorable_until=64, stop_at=80)})
     target.add(prompt(100))
     (chunk,) = target.schedule().chunks
-    assert (chunk.start, chunk.num_tokens, chunk.is_known) == (0, 64, True)
-    chunk.prefill.num_computed_tokens = 64
+    assert (chunk.start, chunk.num_tokens, chunk.restore is not None) == (0, 64, True)
     target.computed(chunk)
     (chunk,) = target.schedule().chunks
-    assert (chunk.start, chunk.num_tokens, chunk.is_known) == (64, 16, False)
+    assert (chunk.start, chunk.num_tokens, chunk.restore is not None) == (64, 16, False)
 
 
 def test_one_that_waits_for_the_disk_lets_others_by() -> None:
@@ -230,9 +257,9 @@ def test_one_that_waits_for_the_disk_lets_others_by() -> None:
     target.add(prompt(50))
     for _ in range(2):  # whoever is first in a turn
         (chunk,) = target.schedule().chunks
-        assert chunk.prefill.num_prompt_tokens == 50
+        assert prompt_of(target, chunk).num_prompt_tokens == 50
     assert not target.is_blocked
-    target.end(chunk.prefill.sequences[0])
+    target.end(prompt_of(target, chunk).sequences[0])
     assert target.schedule().chunks == ()
     assert target.is_blocked
 
@@ -241,7 +268,7 @@ def test_of_two_that_begin_alike_one_is_computed() -> None:
     target = looking({100: Outlook(key=b"a"), 50: Outlook(key=b"a"), 70: Outlook(key=b"b")}, max_stall_s=10)
     for length in (100, 50, 70):
         target.add(prompt(length))
-    planned = [chunk.prefill.num_prompt_tokens for chunk in target.schedule().chunks]
+    planned = [prompt_of(target, chunk).num_prompt_tokens for chunk in target.schedule().chunks]
     assert planned == [100, 70]
 
 
@@ -254,6 +281,9 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.target = scheduler(max_stall_s=0.05, max_chunk_tokens=64)
         self.all: list[Sequence] = []
+        self.rows: set[int] = set()
+        self.held: set[int] = set()
+        """What a runner would hold by now: rows, and prompts with a KV cache."""
         self.oldest: tuple[Prefill, int, int] | None = None
 
     @rule(target=prompts, num_tokens=st.integers(1, 300), n=st.integers(1, 6), max_tokens=st.integers(1, 5))
@@ -275,6 +305,7 @@ class Machine(RuleBasedStateMachine):
         for sequence in victims:
             self.target.end(sequence)
         self.target.recompute()
+        self.rows -= {sequence.id for sequence in self.all if not sequence.has_row}
         assert not self.target.running
         assert all(s.prefill.num_tokens == s.num_computed_tokens + 1 for p in self.target.waiting for s in p.sequences)
 
@@ -282,17 +313,31 @@ class Machine(RuleBasedStateMachine):
     def turn(self) -> None:
         plan = self.target.schedule()
         assert len(set(plan.decodes)) == len(plan.decodes) <= MAX_ROWS
-        assert len({chunk.prefill for chunk in plan.chunks}) == len(plan.chunks)
+        assert len({chunk.prompt for chunk in plan.chunks}) == len(plan.chunks)
         for chunk in plan.chunks:
-            assert chunk.start == chunk.prefill.num_computed_tokens
-            assert 1 <= chunk.num_tokens <= min(64, chunk.prefill.num_remaining_tokens)
-            assert chunk.prefill.is_wanted
+            prefill = prompt_of(self.target, chunk)
+            assert chunk.start == prefill.num_computed_tokens
+            assert 1 <= chunk.num_tokens <= min(64, prefill.num_remaining_tokens)
+            assert prefill.is_wanted
+        self.follow(plan)
         if self.target.prefilling:
             assert plan.chunks, "prompts wait and nobody computes"
         compute(self.target, plan)
-        for sequence in plan.decodes:
+        for sequence in decoding(self.target, plan):
             if sequence.num_started_tokens == sequence.request.max_tokens:
                 self.target.end(sequence)
+
+    def follow(self, plan: StepPlan) -> None:
+        """Do what a runner does with its rows and prompts: it is told of all that comes and goes, once."""
+        assert set(plan.ended) <= self.rows
+        self.rows -= set(plan.ended)
+        new = {row.id for row in plan.new_rows}
+        assert not new & self.rows
+        self.rows |= new
+        assert set(plan.decodes) <= self.rows
+        assert {row.prompt for row in plan.new_rows if len(row.prompt_ids) + len(row.output_ids) > 1} <= self.held
+        self.held -= set(plan.dropped)
+        self.held |= {chunk.prompt for chunk in plan.chunks}
 
     @invariant()
     def every_sequence_is_somewhere_once(self) -> None:
@@ -308,6 +353,8 @@ class Machine(RuleBasedStateMachine):
                 break
             self.turn()
         assert not self.target.has_work, "some sequence never ends"
+        self.follow(self.target.leaving())
+        assert not self.rows and not self.held, "a runner would hold something for ever"
 
 
 TestMachine = Machine.TestCase

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from mlx_backend.core.sequence import Prefill, Sequence, build_prefills
+from mlx_backend.core.step import StepPlan
 from mlx_backend.errors import ModelLoadError
 from mlx_backend.factory import create_engine, read_shape
 from mlx_backend.interface import (
@@ -28,8 +30,6 @@ from mlx_backend.machines import find_machine
 from mlx_backend.memory import ModelShape
 from mlx_backend.planner import decode_speed, prefill_speed
 from mlx_backend.runners.simulated import PlannedPace, SimulatedRunner
-from mlx_backend.scheduler import Chunk
-from mlx_backend.sequence import Prefill, Sequence, build_prefills
 from tests.engine_client import one, running
 
 PROFILES = Path(__file__).parents[2] / "server" / "profiles"
@@ -78,7 +78,7 @@ def compute(runner: Clocked, prefill: Prefill, *sizes: int) -> list[float]:
     took = []
     for size in sizes:
         before = runner.now
-        runner.prefill(Chunk(prefill, prefill.num_computed_tokens, size))
+        runner.prefill(prefill.chunk(prefill.num_computed_tokens, prefill.num_computed_tokens + size))
         prefill.num_computed_tokens += size
         took.append(runner.now - before)
     return took
@@ -86,13 +86,22 @@ def compute(runner: Clocked, prefill: Prefill, *sizes: int) -> list[float]:
 
 def steps(runner: Clocked, sequences: collections.abc.Sequence[Sequence], number: int) -> float:
     """So many decode steps, each started before the one before is collected; what they took in all."""
-    before, in_flight = runner.now, runner.start(sequences)
+    before = runner.now
+    start(runner, sequences)
     for _ in range(number - 1):
-        following = runner.start(sequences)
-        runner.collect(in_flight)
-        in_flight = following
-    runner.collect(in_flight)
+        start(runner, sequences)
+        runner.collect()
+    runner.collect()
     return runner.now - before
+
+
+def start(runner: Clocked, sequences: collections.abc.Sequence[Sequence]) -> None:
+    """A step of these, and of no others."""
+    rows = [sequence.row(0) for sequence in sequences if sequence.id not in runner._rows]
+    ids = tuple(sequence.id for sequence in sequences)
+    ended = tuple(each for each in runner._rows if each not in ids)
+    plan = StepPlan(ended=ended, new_rows=tuple(rows), decodes=ids, dropped=tuple(row.prompt for row in rows))
+    runner.start(plan, lambda newest: ())
 
 
 # --- the pace
@@ -150,11 +159,11 @@ def test_a_batch_is_as_slow_as_its_longest_row_makes_it() -> None:
 def test_a_chunk_waits_for_the_step_before_it() -> None:
     runner = clocked()
     decoding, prompt = prefills(10, 2000)
-    step = runner.start(decoding.sequences)
+    start(runner, decoding.sequences)
     (took,) = compute(runner, prompt, 1000)
     assert took == pytest.approx(runner.pace.step_s(1, 9) + runner.pace.chunk_s(0, 1000))
     before = runner.now
-    runner.collect(step)
+    runner.collect()
     assert runner.now == before  # it was done meanwhile
 
 
@@ -209,13 +218,13 @@ def test_what_cannot_be_is_refused(model: str, machine: str, sections: dict[str,
 
 def test_bytes_are_counted_as_if_they_were_held() -> None:
     runner = clocked(R1)
-    assert runner.kv_bytes(()) == 0
+    assert runner.kv_bytes() == 0
     (prefill,) = prefills(1001)
     compute(runner, prefill, 1000)
-    single = runner.kv_bytes([prefill])
+    single = runner.kv_bytes()
     assert 1000 * 70_272 <= single <= 1024 * 70_272
     steps(runner, prefill.sequences, 1)
-    assert runner.kv_bytes(()) >= 1000 * 70_272
+    assert runner.kv_bytes() >= 1000 * 70_272
     now, peak = runner.device_bytes()
     assert peak >= now > shape_of(R1)[0].weights_bytes
 

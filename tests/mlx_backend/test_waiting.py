@@ -9,20 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_backend.checks import check_number
+from mlx_backend.core.sequence import Prefill, build_prefills
 from mlx_backend.errors import QueueFull, TooManyPrompts
 from mlx_backend.interface import EngineConfig, GenerationRequest, MockConfig, SchedulerConfig
 from mlx_backend.pace import Pace
 from mlx_backend.scheduler import Scheduler
-from mlx_backend.sequence import Prefill, Sequence
 from mlx_backend.waiting import WaitingQueue, has_room
 from tests.engine_client import request, running
 
 
 def prompt(tenant: str = "", num_tokens: int = 2) -> Prefill:
     asked = GenerationRequest(request_id="x", prompt_ids=(1,) * num_tokens, max_tokens=1, tenant=tenant)
-    prefill = Prefill(asked)
-    prefill.sequences = [Sequence(prefill, 0, 0)]
-    return prefill
+    return build_prefills([asked])[0]
 
 
 def filled(*tenants: str) -> WaitingQueue:
@@ -185,7 +183,7 @@ def test_the_scheduler_lets_tenants_in_by_turns() -> None:
         target.add(prompt(tenant, num_tokens=1))
     served = ""
     while target.has_work:
-        for sequence in target.schedule().decodes:
+        for sequence in target.rows(target.schedule().decodes):
             served += sequence.request.tenant
             target.end(sequence)
     assert served == "abaa"

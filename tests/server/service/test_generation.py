@@ -178,7 +178,7 @@ async def test_a_stop_string_aborts_its_choice_alone() -> None:
     script = [spell("aSTOPrest", reason=None), spell("aSTOP"[:3], index=1), spell("more", reason=None)]
     engine = FakeEngine(script)
     events = await run(engine, build_job(n=2, stop=("STOP",)))
-    assert engine.streams[0].aborted == [0]
+    assert (engine.streams[0].finished, engine.streams[0].aborted) == ([0], [])
     assert [event for event in events if isinstance(event, Finished)] == [
         Finished(0, "stop", 5),
         Finished(1, "length", 3),
