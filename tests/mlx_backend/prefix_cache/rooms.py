@@ -11,12 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlx_backend.core.sequence import Prefill, build_prefills
+from mlx_backend.core.sequence import Sequence as Row
+from mlx_backend.core.step import BlockId, BlockRef, Chunk, PromptId, SequenceId, Span
+from mlx_backend.errors import SequenceFailed
 from mlx_backend.interface import GenerationRequest
+from mlx_backend.prefix_cache.cache import PrefixCache
 from mlx_backend.prefix_cache.disk import Read, Written
 from mlx_backend.prefix_cache.files import Header, file_bytes
-from mlx_backend.prefix_cache.store import Piece, Span
-from mlx_backend.sequence import Prefill, build_prefills
-from mlx_backend.sequence import Sequence as Row
 
 
 def prompt(tokens: Iterable[int], **changes: Any) -> Prefill:
@@ -43,21 +45,30 @@ class Kept:
 
 
 class SnapshotStore:
-    """Implements `store.Store` for caches of both kinds; what is put together wrongly is an AssertionError."""
+    """Implements `core.blocks.BlockStore` for caches of both kinds, and what a runner does with a chunk.
+
+    What is put together wrongly is an AssertionError; a block, a prompt or a row that is not there is a KeyError.
+    """
 
     kinds = (("test", "as snapshots"),)
 
     def __init__(self, bytes_per_token: int = 4, state_bytes: int = 8, *, cuts: bool = False) -> None:
         self.bytes_per_token, self.cuts = bytes_per_token, cuts
         self.state_bytes = 0 if cuts else state_bytes
+        self.blocks: dict[BlockId, Kept] = {}
+        self.prompts: dict[PromptId, Held] = {}
+        self.rows: dict[SequenceId, Row] = {}
+        """Sequences that have a row; what its caches hold is read off them."""
+        self._num_made = 0
 
-    def take(self, source: Prefill | Row, spans: Sequence[Span]) -> list[Kept]:
-        if isinstance(source, Prefill):
-            held = source.state
-        else:
-            tokens = (*source.request.prompt_ids, *source.output_ids)[: source.num_computed_tokens]
-            held = Held(tokens, tokens)
-        return [self._taken(held, span) for span in spans]
+    def take(self, source: PromptId | SequenceId, spans: Sequence[Span]) -> tuple[BlockRef, ...]:
+        assert not self.prompts.keys() & self.rows.keys(), "an id of two"
+        held = self.prompts.get(source) or self._of_row(self.rows[source])
+        return tuple(self.hold(self._taken(held, span)) for span in spans)
+
+    def _of_row(self, row: Row) -> Held:
+        tokens = (*row.request.prompt_ids, *row.output_ids)[: row.num_computed_tokens]
+        return Held(tokens, tokens)
 
     def _taken(self, held: Held, span: Span) -> Kept:
         assert span.stop <= len(held.lanes)
@@ -67,45 +78,99 @@ class SnapshotStore:
         size = (span.stop - span.start) * self.bytes_per_token + span.with_state * self.state_bytes
         return Kept(held.lanes[span.start : span.stop], held.seen if span.with_state else None, size)
 
-    def restore(self, prefill: Prefill, pieces: Sequence[Piece], *, with_state: bool) -> None:
-        held = prefill.state or Held()
-        lanes = held.lanes
-        for piece in pieces:
-            assert isinstance(piece.payload, Kept)
-            assert piece.start == len(lanes)
-            kept = piece.payload.tokens[piece.start - piece.block_start : piece.stop - piece.block_start]
-            assert kept == prefill.token_ids(piece.start, piece.stop), "a block of other tokens"
-            lanes += kept
-        seen = lanes if self.cuts else held.seen
-        if with_state:
-            assert isinstance(pieces[-1].payload, Kept)
-            assert pieces[-1].payload.seen == lanes, "a snapshot of another place"
-            seen = lanes
-        prefill.state = Held(lanes, seen)
+    def hold(self, kept: Kept) -> BlockRef:
+        self._num_made += 1
+        self.blocks[self._num_made] = kept
+        return BlockRef(self._num_made, kept.nbytes)
 
-    def dump(self, payload: Any) -> tuple[Any, list[memoryview]]:
-        buffers = [memoryview(array("I", payload.tokens).tobytes())]
-        if payload.seen is not None:
-            buffers.append(memoryview(array("I", payload.seen).tobytes()))
-        return {"num": len(payload.tokens), "has": payload.seen is not None}, buffers
+    def free(self, block: BlockId) -> None:
+        del self.blocks[block]
 
-    def load(self, arrays: Any, data: memoryview) -> Kept:
+    def dump(self, block: BlockId) -> tuple[Any, list[memoryview]]:
+        kept = self.blocks[block]
+        buffers = [memoryview(array("I", kept.tokens).tobytes())]
+        if kept.seen is not None:
+            buffers.append(memoryview(array("I", kept.seen).tobytes()))
+        return {"num": len(kept.tokens), "has": kept.seen is not None}, buffers
+
+    def load(self, arrays: Any, data: memoryview) -> BlockRef:
         numbers = array("I")
         numbers.frombytes(data)
         tokens = tuple(numbers)
         own, seen = tokens[: arrays["num"]], tokens[arrays["num"] :] if arrays["has"] else None
-        return Kept(own, seen, len(own) * self.bytes_per_token + arrays["has"] * self.state_bytes)
+        return self.hold(Kept(own, seen, len(own) * self.bytes_per_token + arrays["has"] * self.state_bytes))
+
+    # ---- a runner's part ----
+
+    def restore(self, chunk: Chunk) -> None:
+        assert chunk.restore is not None
+        held, pieces = self.prompts.get(chunk.prompt, Held()), chunk.restore.pieces
+        assert chunk.start == pieces[0].start
+        assert chunk.stop == pieces[-1].stop
+        lanes = held.lanes
+        for piece in pieces:
+            assert piece.block_start <= piece.start == len(lanes)
+            kept = self.blocks[piece.block].tokens[piece.start - piece.block_start : piece.stop - piece.block_start]
+            wanted = chunk.token_ids[piece.start - chunk.start : piece.stop - chunk.start]
+            assert kept == wanted, "a block of other tokens"
+            lanes += kept
+        seen = lanes if self.cuts else held.seen
+        if chunk.restore.with_state:
+            assert self.blocks[pieces[-1].block].seen == lanes, "a snapshot of another place"
+            seen = lanes
+        self.prompts[chunk.prompt] = Held(lanes, seen)
+
+    def compute(self, chunk: Chunk) -> None:
+        """It goes on from what is there."""
+        held = self.prompts.get(chunk.prompt, Held())
+        assert len(held.lanes) == chunk.start, "computed on something else"
+        assert held.seen == held.lanes, "computed on half of what is needed"
+        after = held.lanes + chunk.token_ids
+        self.prompts[chunk.prompt] = Held(after, after)
+
+    def drop(self, prompt_id: PromptId) -> None:
+        self.prompts.pop(prompt_id, None)
 
 
-def compute(prefill: Prefill, num_tokens: int) -> None:
-    """What a runner does with a chunk: it goes on from what is there."""
-    start = prefill.num_computed_tokens
-    held = prefill.state or Held()
-    before = prefill.token_ids(0, start)
-    assert held.lanes == before, "computed on something else"
-    assert held.seen == before, "computed on half of what is needed"
-    after = prefill.token_ids(0, start + num_tokens)
-    prefill.state = Held(after, after)
+def planned(cache: PrefixCache, prefill: Prefill, until: int) -> Chunk:
+    """What is known of a prompt, up to `until`, as a chunk of a plan."""
+    restore = cache.pieces(prefill, until)
+    assert restore is not None, "the outlook says that it is there"
+    return prefill.chunk(prefill.num_computed_tokens, until, restore)
+
+
+def execute(cache: PrefixCache, store: SnapshotStore, prefill: Prefill, chunk: Chunk) -> bool:
+    """What becomes of a planned chunk; False where it was to be restored and cannot be."""
+    if chunk.restore is not None and not cache.has_all(prefill, chunk):
+        if cache.give_up(prefill):
+            start_again(store, prefill)
+        return False
+    try:
+        (store.compute if chunk.restore is None else store.restore)(chunk)
+    except SequenceFailed as error:
+        start_again(store, prefill)
+        cache.refuse(prefill, error)
+        return False
+    assert store.prompts[prefill.id].lanes == prefill.token_ids(0, chunk.stop)
+    prefill.num_computed_tokens = chunk.stop
+    if chunk.restore is not None and not prefill.output_ids:
+        prefill.num_cached_tokens += chunk.num_tokens
+    (cache.computed if chunk.restore is None else cache.restored)(prefill, chunk)
+    return True
+
+
+def check_blocks(cache: PrefixCache, store: SnapshotStore) -> None:
+    """The store holds what is in the tree's memory and what was read for a prompt: each block once, and no more."""
+    in_memory = [(node.payload, node.sizes["ram"]) for node in cache._index if node.payload is not None]
+    refs = [*(ref for ref, _ in in_memory), *cache._loading.payloads.values()]
+    assert sorted(ref.id for ref in refs) == sorted(store.blocks)
+    assert all(ref.nbytes == store.blocks[ref.id].nbytes for ref in refs)
+    assert all(ref.nbytes == size for ref, size in in_memory)
+
+
+def start_again(store: SnapshotStore, prefill: Prefill) -> None:
+    prefill.num_computed_tokens = prefill.num_cached_tokens = 0
+    store.drop(prefill.id)
 
 
 @dataclass

@@ -20,16 +20,22 @@ MOST = 100_000
 class Rooms:
     def __init__(self, disk: FakeDisk | None = None, max_bytes: int = MOST) -> None:
         self.disk = FakeDisk() if disk is None else disk
-        self.index, self.store = PrefixIndex(cuts=False), SnapshotStore()
+        self.store = SnapshotStore()
+        self.index = PrefixIndex(cuts=False, free=self.store.free)
         self.files = BlockFiles(self.disk, self.index, self.store, max_bytes)  # type: ignore[arg-type]
         self.read: list[tuple[bytes, Any]] = []
 
     def put(self, *tokens: int, after: Node | None = None, has_state: bool = False) -> Node:
         parent = self.index.root(b"root") if after is None else after
         node = self.index.add(parent, tokens, has_state=has_state)
-        self.index.place(node, "ram", 10, Kept(tuple(tokens), tokens if has_state else None, 10))
+        self.hold(node, has_state=has_state)
         self.files.add(node)
         return node
+
+    def hold(self, node: Node, *, has_state: bool) -> None:
+        """Have it in memory, anew where it is there."""
+        kept = Kept(node.token_ids, node.token_ids if has_state else None, 10)
+        self.index.place(node, "ram", 10, self.store.hold(kept))
 
     def poll(self) -> None:
         self.files.poll(lambda node, block_id, payload: self.read.append((block_id, payload)))
@@ -114,7 +120,8 @@ def test_a_snapshot_that_comes_while_the_file_without_it_is_written_is_in_the_fi
     rooms = Rooms()
     node = rooms.put(1, 2)
     rooms.poll()
-    node.has_state, node.payload = True, Kept((1, 2), (1, 2), 18)
+    node.has_state = True
+    rooms.hold(node, has_state=True)
     rooms.files.rewrite(node)
     rooms.files.add(node)
     rooms.settle()
@@ -127,7 +134,8 @@ def test_a_snapshot_that_comes_later_makes_the_file_anew() -> None:
     rooms = Rooms()
     node = rooms.put(1, 2)
     rooms.settle()
-    node.has_state, node.payload = True, Kept((1, 2), (1, 2), 18)
+    node.has_state = True
+    rooms.hold(node, has_state=True)
     rooms.files.rewrite(node)
     rooms.files.add(node)
     rooms.settle()

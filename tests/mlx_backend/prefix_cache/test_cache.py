@@ -6,12 +6,22 @@ from typing import Any
 
 import pytest
 
+from mlx_backend.core.sequence import Prefill, Sequence, Status, next_id
+from mlx_backend.core.step import Chunk
 from mlx_backend.errors import OutOfMemory, SequenceFailed
 from mlx_backend.interface import PrefixCacheConfig
 from mlx_backend.prefix_cache.cache import PrefixCache
-from mlx_backend.scheduler import Chunk, Outlook
-from mlx_backend.sequence import Prefill, Status
-from tests.mlx_backend.prefix_cache.rooms import FakeDisk, Held, SnapshotStore, compute, prompt
+from mlx_backend.prefix_cache.outlook import Outlook
+from tests.mlx_backend.prefix_cache.rooms import (
+    FakeDisk,
+    Held,
+    SnapshotStore,
+    check_blocks,
+    execute,
+    planned,
+    prompt,
+    start_again,
+)
 
 SIZE = 4
 
@@ -25,19 +35,32 @@ class Rooms:
     def advance(self, prefill: Prefill, most: int = 1000) -> Outlook:
         """One turn of this prompt."""
         self.cache.poll()
-        outlook, start = self.cache.outlook(prefill), prefill.num_computed_tokens
+        outlook = self.cache.outlook(prefill)
+        if outlook.starts_again:
+            start_again(self.store, prefill)
+        start = prefill.num_computed_tokens
         if outlook.waits:
             assert self.disk is not None
             self.disk.work()
         elif outlook.restorable_until > start:
-            stop = min(start + most, outlook.restorable_until)
-            self.cache.restore(Chunk(prefill, start, stop - start, is_known=True))
+            self.execute(prefill, planned(self.cache, prefill, min(start + most, outlook.restorable_until)))
         else:
             stop = min(start + min(most, prefill.num_remaining_tokens), outlook.stop_at or prefill.num_tokens)
-            compute(prefill, stop - start)
-            prefill.num_computed_tokens = stop
-            self.cache.computed(Chunk(prefill, start, stop - start))
+            assert self.execute(prefill, prefill.chunk(start, stop))
+        check_blocks(self.cache, self.store)
         return outlook
+
+    def execute(self, prefill: Prefill, chunk: Chunk) -> bool:
+        return execute(self.cache, self.store, prefill, chunk)
+
+    def held(self, prefill: Prefill) -> Held:
+        """What the runner has of a prompt."""
+        return self.store.prompts[prefill.id]
+
+    def change_rows(self, *sequences: Sequence) -> None:
+        """Let the others leave, once the cache knows, and these join."""
+        self.cache.change_rows(sequences)
+        self.store.rows = {sequence.id: sequence for sequence in sequences}
 
     def run(self, tokens: Any, most: int = 1000, **changes: Any) -> Prefill:
         """A prompt from its first token to its last."""
@@ -52,12 +75,12 @@ class Rooms:
         """Its sequences decode so much and leave."""
         for sequence in prefill.sequences:
             sequence.status = Status.RUNNING
-        self.cache.change_rows(tuple(prefill.sequences))
+        self.change_rows(*prefill.sequences)
         for sequence in prefill.sequences:
             sequence.output_ids = output
             sequence.num_started_tokens = len(output)
             sequence.status = Status.ENDED
-        self.cache.change_rows(())
+        self.change_rows()
 
     def settle(self) -> None:
         assert self.disk is not None
@@ -70,6 +93,7 @@ class Rooms:
     @property
     def kept(self) -> list[tuple[int, int]]:
         """(start, end) of what memory holds."""
+        check_blocks(self.cache, self.store)
         return sorted((node.start, node.end) for node in self.cache._index if node.payload is not None)
 
 
@@ -107,11 +131,11 @@ def test_each_of_several_answers_is_kept(n: int) -> None:
     prefill = rooms.run(range(6), n=n)
     for sequence in prefill.sequences:
         sequence.status = Status.RUNNING
-    rooms.cache.change_rows(tuple(prefill.sequences))
+    rooms.change_rows(*prefill.sequences)
     for sequence in prefill.sequences:
         sequence.output_ids, sequence.num_started_tokens = [100 + sequence.ordinal] * 5, 5
         sequence.status = Status.ENDED
-    rooms.cache.change_rows(())
+    rooms.change_rows()
     for ordinal in range(n):
         assert rooms.run([*range(6), *[100 + ordinal] * 5]).num_cached_tokens == 10
 
@@ -119,11 +143,11 @@ def test_each_of_several_answers_is_kept(n: int) -> None:
 def test_rows_that_are_lost_leave_nothing() -> None:
     rooms = Rooms()
     prefill = rooms.run(range(6))
-    rooms.cache.change_rows(tuple(prefill.sequences))
+    rooms.change_rows(*prefill.sequences)
     before = rooms.kept
     prefill.sequences[0].output_ids, prefill.sequences[0].num_started_tokens = [9] * 9, 9
     rooms.cache.lose_rows()
-    rooms.cache.change_rows(())
+    rooms.change_rows()
     assert rooms.kept == before
 
 
@@ -132,7 +156,7 @@ def test_who_is_computed_again_after_memory_ran_out_finds_what_it_said_if_somebo
     rooms = Rooms(cuts=cuts)
     first = rooms.run(range(6))
     rooms.answer(first, [50, 51, 52, 53])
-    again = Prefill(first.request, (50, 51, 52, 53), sequences=first.sequences)
+    again = Prefill(first.request, next_id(), (50, 51, 52, 53), sequences=first.sequences)
     first.sequences[0].prefill, first.sequences[0].status = again, Status.PENDING
     while again.num_remaining_tokens:
         rooms.advance(again)
@@ -168,7 +192,8 @@ def test_what_failed_has_nothing_to_keep() -> None:
     rooms = Rooms()
     prefill = prompt(range(100))
     rooms.advance(prefill, 10)
-    before, prefill.state = rooms.kept, None
+    before = rooms.kept
+    start_again(rooms.store, prefill)
     rooms.cache.keep_given_up(prefill.sequences[0])
     assert rooms.kept == before
 
@@ -253,12 +278,13 @@ def test_what_goes_between_the_look_and_the_restoring_is_computed(cuts: bool) ->
     assert prefill.num_cached_tokens == 5
     outlook = rooms.cache.outlook(prefill)
     assert outlook.restorable_until == 32
+    chunk = planned(rooms.cache, prefill, 32)
     rooms.cache.fit(0)
-    assert not rooms.cache.restore(Chunk(prefill, 5, 27, is_known=True))
+    assert not rooms.execute(prefill, chunk)
     assert prefill.num_computed_tokens == prefill.num_cached_tokens == (5 if cuts else 0)
     while prefill.num_remaining_tokens:
         rooms.advance(prefill)  # the runner notices where it goes on from
-    assert prefill.state == Held(tuple(range(32)), tuple(range(32)))
+    assert rooms.held(prefill) == Held(tuple(range(32)), tuple(range(32)))
 
 
 @pytest.mark.parametrize("cuts", [True, False])
@@ -268,9 +294,10 @@ def test_what_goes_from_memory_alone_between_the_look_and_the_restoring_is_read(
     rooms.settle()
     prefill = prompt(range(33))
     assert rooms.cache.outlook(prefill).restorable_until == 32
+    chunk = planned(rooms.cache, prefill, 32)
     rooms.cache.fit(60)  # of eight blocks the last ones go
     rooms.cache.fit(None)
-    assert not rooms.cache.restore(Chunk(prefill, 0, 32, is_known=True))
+    assert not rooms.execute(prefill, chunk)
     while prefill.num_remaining_tokens:
         rooms.advance(prefill)
     assert prefill.num_cached_tokens == 32
@@ -299,7 +326,7 @@ def test_half_of_a_snapshots_prompt_is_not_computed_upon() -> None:
     while prefill.num_remaining_tokens:
         rooms.advance(prefill)
     assert prefill.num_cached_tokens == 0
-    assert prefill.state == Held(tuple(range(32)), tuple(range(32)))
+    assert rooms.held(prefill) == Held(tuple(range(32)), tuple(range(32)))
 
 
 def test_half_of_a_snapshots_prompt_is_not_kept() -> None:
@@ -320,15 +347,14 @@ def test_what_cannot_be_restored_is_computed_and_is_no_error(
     rooms = Rooms(cuts=cuts)
     rooms.run(range(33))
 
-    def refuse(prefill: Prefill, *_: object, **__: object) -> None:
-        prefill.state = None
+    def refuse(chunk: Chunk) -> None:
         raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(rooms.store, "restore", refuse)
         prefill = rooms.run(range(33))
     assert prefill.num_cached_tokens == 0
-    assert prefill.state == Held(tuple(range(32)), tuple(range(32)))
+    assert rooms.held(prefill) == Held(tuple(range(32)), tuple(range(32)))
     assert str(error) in caplog.text
     assert rooms.run(range(33)).num_cached_tokens == 32  # kept anew, or for want of memory still there
 
@@ -342,15 +368,14 @@ def test_what_cannot_be_restored_goes_but_for_want_of_memory(
     rooms.run(range(33))
     before = list(rooms.cache._index)
 
-    def refuse(*_: object, **__: object) -> None:
+    def refuse(chunk: Chunk) -> None:
         raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(rooms.store, "restore", refuse)
-        patch.setattr(rooms.cache, "computed", lambda chunk: None)
         prefill = prompt(range(33))
         rooms.cache.outlook(prefill)
-        assert not rooms.cache.restore(Chunk(prefill, 0, 8, is_known=True))
+        assert not rooms.execute(prefill, planned(rooms.cache, prefill, 8))
     after = list(rooms.cache._index)
     assert after == before if isinstance(error, OutOfMemory) else len(after) < len(before)
 
@@ -399,7 +424,7 @@ def test_a_damaged_file_leads_to_computing_from_there(place: int, cuts: bool) ->
     prefill = rooms.run(range(33))
     whole = (place if cuts else place // 2 * 2) * SIZE
     assert prefill.num_cached_tokens == (whole if whole >= 8 else 0)  # fewer are not worth it
-    assert prefill.state == Held(tuple(range(32)), tuple(range(32)))
+    assert rooms.held(prefill) == Held(tuple(range(32)), tuple(range(32)))
     rooms.settle()
     assert len(rooms.disk.files) == 8  # and it is written anew
 

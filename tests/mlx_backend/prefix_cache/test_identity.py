@@ -84,7 +84,7 @@ def folder_of(tmp_path: Path, config: EngineConfig) -> str:
         model_path=config.model_path, backend=config.backend, kv_cache=config.kv_cache, prefix_cache=kept
     )
     before = set(tmp_path.iterdir())
-    cache, _ = build_prefix_cache(changed, MockStore(16), None, lambda: None)
+    cache, _ = build_prefix_cache(changed, MockStore(16, lambda source: ()), None, lambda: None)
     assert cache is not None
     cache.close()
     new = {path for path in tmp_path.iterdir() if path.is_dir()} - before

@@ -10,12 +10,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from mlx_backend.core.step import BlockId, BlockRef
 from mlx_backend.prefix_cache.identity import Chain, chain_id
 from mlx_backend.prefix_cache.index import Match, Node, PrefixIndex, Tier
 
 SIZE = 3
 TIERS: tuple[Tier, ...] = get_args(Tier)
 ROOTS = (b"one", b"two")
+BLOCK_IDS = itertools.count(1)
 TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=13).map(tuple)
 
 
@@ -38,10 +40,15 @@ class Trees(RuleBasedStateMachine):
     @initialize(cuts=st.booleans())
     def begin(self, cuts: bool) -> None:
         self.cuts = cuts
-        self.index = PrefixIndex(cuts=cuts)
+        self.index = PrefixIndex(cuts=cuts, free=self.free)
+        self.blocks: set[BlockId] = set()
+        self.num_blocks = 0
         self.files: set[bytes] = set()
         self.used_at: dict[Node, int] = {}
         self.clock = 0
+
+    def free(self, block: BlockId) -> None:
+        self.blocks.remove(block)
 
     def nodes(self, tier: Tier) -> list[Node]:
         return [node for node in self.index if tier in node.sizes]
@@ -53,6 +60,11 @@ class Trees(RuleBasedStateMachine):
             self.used_at[used] = self.clock
             used = used.parent
 
+    def payload(self, size: int) -> BlockRef:
+        self.num_blocks += 1
+        self.blocks.add(self.num_blocks)
+        return BlockRef(self.num_blocks, size)
+
     def put(self, parent: Node, tokens: tuple[int, ...], tier: Tier, size: int, has_state: bool, border: int) -> Node:
         is_system = parent.end + len(tokens) <= border
         known = {node for node in self.index if node.is_system}
@@ -61,7 +73,7 @@ class Trees(RuleBasedStateMachine):
             self.use(parent)  # became a system prompt's just now
         if tier == "ram" and has_state:
             node.has_state = True
-        self.index.place(node, tier, size, "payload")
+        self.index.place(node, tier, size, self.payload(size) if tier == "ram" else None)
         self.use(node)
         if tier == "disk":
             self.files.add(node.id)
@@ -194,6 +206,11 @@ class Trees(RuleBasedStateMachine):
             assert (node.payload is not None) == ("ram" in node.sizes)
 
     @invariant()
+    def a_block_is_freed_when_it_leaves_memory_and_not_before(self) -> None:
+        held = [node.payload.id for node in self.index if node.payload is not None]
+        assert sorted(held) == sorted(self.blocks)
+
+    @invariant()
     def nothing_unreachable_stays(self) -> None:
         for node in self.index:
             assert node.sizes
@@ -243,7 +260,7 @@ def tree(*sequences: str, border: int = 0) -> PrefixIndex:
         for start in range(0, len(sequence), 4):
             tokens = [ord(letter) for letter in sequence[start : start + 4]]
             node = index.add(node, tokens, is_system=start + len(tokens) <= border)
-            index.place(node, "ram", 10, sequence[start : start + 4])
+            index.place(node, "ram", 10, BlockRef(next(BLOCK_IDS), 10))
     return index
 
 
@@ -271,7 +288,7 @@ def test_system_prompts_go_last() -> None:
         node = index.root(b"root")
         for start in range(0, len(other), 4):
             node = index.add(node, [ord(letter) for letter in other[start : start + 4]])
-            index.place(node, "ram", 10, "x")
+            index.place(node, "ram", 10, BlockRef(next(BLOCK_IDS), 10))
     index.shed("ram", 10)
     assert held(index) == ["syst"]
 
@@ -296,7 +313,7 @@ def test_a_root_that_went_with_its_last_block_comes_back_with_the_next() -> None
     index.shed("ram", 0)
     assert index.get(b"root") is None
     node = index.add(root, [1, 2, 3, 4])
-    index.place(node, "ram", 10, "x")
+    index.place(node, "ram", 10, BlockRef(next(BLOCK_IDS), 10))
     assert index.get(b"root") is root
     assert index.match(Chain(b"root", (1, 2, 3, 4, 5), 4), 0, 4) == Match((node,), 4)
 

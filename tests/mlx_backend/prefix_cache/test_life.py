@@ -6,15 +6,27 @@ The store notices whatever is put together wrongly; here is what is held, where,
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
+from mlx_backend.core.sequence import Prefill, Sequence, Status, next_id
+from mlx_backend.core.step import Chunk
+from mlx_backend.errors import OutOfMemory, SequenceFailed
 from mlx_backend.interface import PrefixCacheConfig
 from mlx_backend.prefix_cache import block_files
+from mlx_backend.prefix_cache.block_files import BlockFiles
 from mlx_backend.prefix_cache.cache import PrefixCache
-from mlx_backend.scheduler import Chunk
-from mlx_backend.sequence import Prefill, Sequence, Status
-from tests.mlx_backend.prefix_cache.rooms import FakeDisk, SnapshotStore, compute, prompt
+from mlx_backend.prefix_cache.index import Node
+from tests.mlx_backend.prefix_cache.rooms import (
+    FakeDisk,
+    SnapshotStore,
+    check_blocks,
+    execute,
+    planned,
+    prompt,
+    start_again,
+)
 
 SIZE, STEP = 4, 8
 RAM = (0, 40, 150, 400, 2000)
@@ -23,12 +35,25 @@ DISK = (0, 500, 1500, 4000, 100_000)
 NUM_STEPS = 400
 
 
+class BoundedFiles(BlockFiles):
+    """Looks at what waits whenever that has grown: who leaves memory afterwards waits until somebody looks again."""
+
+    def _enqueue(self, node: Node) -> None:
+        super()._enqueue(node)
+        assert len(self._unwritten) <= 2 * self._index.count("ram") + block_files._SLACK
+
+
+@pytest.fixture(autouse=True)
+def bounded_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlx_backend.prefix_cache.cache.BlockFiles", BoundedFiles)
+
+
 class Life:
     """Steps drawn by a seed, each followed by what always holds."""
 
     def __init__(self, seed: int) -> None:
         self.source = source = random.Random(seed)
-        self.store = SnapshotStore(cuts=source.random() < 0.5)
+        self.cuts = source.random() < 0.5
         self.ram, self.max_bytes = source.choice(RAM), source.choice(DISK)
         self.disk = FakeDisk() if source.random() < 0.7 else None
         self.start()
@@ -38,6 +63,7 @@ class Life:
             self.arrive: 8,
             self.advance: 12,
             self.lose_what_was_planned: 2,
+            self.refuse_what_was_planned: 0.5,
             self.decode: 8,
             self.abort: 3,
             self.idle: 2,
@@ -67,9 +93,12 @@ class Life:
         self.memory_holds_no_more_than_it_may()
         self.the_folder_holds_no_more_than_it_may()
         self.what_waits_is_bounded()
+        check_blocks(self.cache, self.store)
+        self.nothing_is_remembered_of_who_is_gone()
 
     def start(self) -> None:
         config = PrefixCacheConfig(chunk_tokens=SIZE, snapshot_tokens=STEP, max_bytes=self.max_bytes)
+        self.store = SnapshotStore(cuts=self.cuts)
         self.cache = PrefixCache(config, self.store, b"model", self.ram, self.disk)  # type: ignore[arg-type]
         self.prefills: list[Prefill] = []
         self.running: list[Sequence] = []
@@ -104,34 +133,59 @@ class Life:
 
     def turn(self, prefill: Prefill, most: int) -> None:
         self.cache.poll()
+        chunk = self.plan(prefill, most)
+        if chunk is not None:
+            assert self.execute(prefill, chunk)
+
+    def plan(self, prefill: Prefill, most: int) -> Chunk | None:
+        """None: it waits for the disk."""
         outlook = self.cache.outlook(prefill)
+        if outlook.starts_again:
+            start_again(self.store, prefill)
         start = prefill.num_computed_tokens
         if outlook.waits:
             assert self.disk is not None
-            return
+            return None
         if outlook.restorable_until > start:
             assert outlook.restorable_until < prefill.num_tokens
-            chunk = Chunk(prefill, start, min(most, outlook.restorable_until - start), is_known=True)
-            assert self.cache.restore(chunk)
-        else:
-            stop = min(start + most, prefill.num_tokens - 1, outlook.stop_at or prefill.num_tokens)
-            chunk = Chunk(prefill, start, stop - start)
-            compute(prefill, chunk.num_tokens)
-            prefill.num_computed_tokens = stop
-            self.cache.computed(chunk)
+            return planned(self.cache, prefill, min(start + most, outlook.restorable_until))
+        return prefill.chunk(start, min(start + most, prefill.num_tokens - 1, outlook.stop_at or prefill.num_tokens))
+
+    def execute(self, prefill: Prefill, chunk: Chunk) -> bool:
+        is_done = execute(self.cache, self.store, prefill, chunk)
         assert 0 <= prefill.num_cached_tokens <= prefill.num_computed_tokens
         self.complete(prefill)
+        return is_done
 
     def lose_what_was_planned(self) -> None:
-        """Between the look and the restoring, somebody needs the memory."""
-        if not self.prefills:
-            return
-        prefill = self.source.choice(self.prefills)
-        outlook, start = self.cache.outlook(prefill), prefill.num_computed_tokens
-        self.fit()
-        if outlook.restorable_until > start:
-            self.cache.restore(Chunk(prefill, start, outlook.restorable_until - start, is_known=True))
-            self.complete(prefill)
+        """Between the plan and its chunks, somebody needs the memory, rows leave, a client goes, memory runs out."""
+        plan = self.plan_several()
+        for _ in range(self.source.randint(1, 3)):
+            between = [self.fit, self.decode, self.abort, self.run_out_of_memory]
+            self.source.choices(between, [8, 4, 2, 0.5])[0]()
+            self.check()
+        for prefill, chunk in plan:
+            if prefill in self.prefills:
+                assert self.execute(prefill, chunk) or chunk.restore is not None
+                self.check()
+
+    def plan_several(self) -> list[tuple[Prefill, Chunk]]:
+        count = self.source.randint(0, min(3, len(self.prefills)))
+        chunks = [
+            (each, self.plan(each, self.source.randint(1, 40))) for each in self.source.sample(self.prefills, count)
+        ]
+        return [(prefill, chunk) for prefill, chunk in chunks if chunk is not None]
+
+    def refuse_what_was_planned(self) -> None:
+        """What is there cannot be restored: the prompt is lost, and is computed."""
+        error = self.source.choice([SequenceFailed("no such shape"), OutOfMemory("no memory")])
+        for prefill, chunk in self.plan_several():
+            if chunk.restore is not None and self.cache.has_all(prefill, chunk):  # else one before it took it along
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(self.store, "restore", raising(error))
+                    assert not self.execute(prefill, chunk)
+                assert prefill.num_computed_tokens == 0
+                assert self.cache.outlook(prefill).restorable_until == 0
 
     def complete(self, prefill: Prefill) -> None:
         if prefill.num_remaining_tokens == 0:
@@ -140,15 +194,19 @@ class Life:
                 if sequence.status is Status.PENDING:
                     sequence.status = Status.RUNNING
                     self.running.append(sequence)
-            prefill.state = None
+            self.store.drop(prefill.id)
 
     def decode(self) -> None:
         rows = tuple(s for s in self.running if s.num_started_tokens < s.request.max_tokens)
-        self.cache.change_rows(rows)
+        self.change_rows(rows)
         for sequence in rows:
             sequence.num_started_tokens += 1
         self.collect()
         self.in_flight = list(rows)
+
+    def change_rows(self, rows: tuple[Sequence, ...]) -> None:
+        self.cache.change_rows(rows)
+        self.store.rows = {sequence.id: sequence for sequence in rows}
 
     def collect(self) -> None:
         for sequence in self.in_flight:
@@ -165,7 +223,7 @@ class Life:
         if sequence in self.running:
             self.running.remove(sequence)
         if sequence.prefill in self.prefills and not sequence.prefill.is_wanted:
-            sequence.prefill.state = None
+            self.store.drop(sequence.prefill.id)
             self.prefills.remove(sequence.prefill)
 
     def abort(self) -> None:
@@ -176,10 +234,10 @@ class Life:
     def idle(self) -> None:
         if not self.running:
             self.collect()
-            self.cache.change_rows(())
+            self.change_rows(())
 
     def run_out_of_memory(self) -> None:
-        self.in_flight = []
+        self.in_flight, self.store.rows = [], {}
         self.cache.clear()
         assert self.cache.stats().ram_bytes == 0
         running, self.running = self.running, []
@@ -187,7 +245,7 @@ class Life:
             sequence.status = Status.PENDING
             sequence.num_started_tokens = len(sequence.output_ids)
             sequence.prefill.sequences.remove(sequence)
-            sequence.prefill = Prefill(sequence.request, tuple(sequence.output_ids), sequences=[sequence])
+            sequence.prefill = Prefill(sequence.request, next_id(), tuple(sequence.output_ids), sequences=[sequence])
             self.take_in(sequence.prefill)
 
     # ---- memory and disk ----
@@ -250,6 +308,11 @@ class Life:
                 return
         raise AssertionError("a prompt does not come to its end")
 
+    def nothing_is_remembered_of_who_is_gone(self) -> None:
+        there = {prefill.id for prefill in self.prefills}
+        assert self.cache._cursors.keys() <= there
+        assert self.store.prompts.keys() <= there
+
     def memory_holds_no_more_than_it_may(self) -> None:
         assert self.cache.stats().ram_bytes <= self.bound
 
@@ -260,8 +323,15 @@ class Life:
     def what_waits_is_bounded(self) -> None:
         files = self.cache._files
         if files is not None:
-            assert len(files._unwritten) <= 2 * self.cache._index.count("ram") + block_files._SLACK
+            assert isinstance(files, BoundedFiles)
             assert files._num_writing_bytes == sum(files._writing.values())
+
+
+def raising(error: SequenceFailed) -> Callable[[Chunk], None]:
+    def refuse(chunk: Chunk) -> None:
+        raise error
+
+    return refuse
 
 
 @pytest.mark.parametrize("seed", range(150))
@@ -272,3 +342,5 @@ def test_a_long_life(seed: int) -> None:
     life.finish_all()
     life.settle()
     life.check()
+    assert life.prefills == []
+    assert life.cache._cursors == {}

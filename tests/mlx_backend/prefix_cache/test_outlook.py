@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_backend.core.sequence import Prefill
+from mlx_backend.core.step import Piece, PromptId, Restore, StepPlan
 from mlx_backend.interface import SchedulerConfig
 from mlx_backend.pace import Pace
-from mlx_backend.scheduler import Outlook, Scheduler, StepPlan
-from mlx_backend.sequence import Prefill
+from mlx_backend.prefix_cache.outlook import Outlook
+from mlx_backend.scheduler import Scheduler
 from tests.mlx_backend.prefix_cache.rooms import prompt
 
 TOKEN_S = 0.001
@@ -28,18 +30,48 @@ def paced(restored_token_s: float | None) -> Pace:
     return pace
 
 
+def restore(start: int, stop: int) -> Restore:
+    """One block that has all of it."""
+    return Restore((Piece(7, start, start, stop),), with_state=False)
+
+
 class Rooms:
-    """A scheduler that is told of each prompt what `known` says."""
+    """A scheduler that is told of each prompt what `known` says. Implements `scheduler.PrefixView`."""
 
     def __init__(self, restored_token_s: float | None = 0.0001, max_chunk_tokens: int = 2048) -> None:
-        self.known: dict[int, Outlook] = {}
+        self.known: dict[PromptId, Outlook] = {}
+        self.gone: set[PromptId] = set()
+        """Prompts whose blocks are not there, whatever was said of them."""
         config = SchedulerConfig(max_stall_s=STALL_S, max_chunk_tokens=max_chunk_tokens)
         self.pace = paced(restored_token_s)
-        self.scheduler = Scheduler(config, self.pace, 8, look=lambda each: self.known.get(id(each), Outlook()))
+        self.scheduler = Scheduler(config, self.pace, 8, prefixes=self)
+
+    def outlook(self, prefill: Prefill) -> Outlook:
+        return self.known.get(prefill.id, Outlook())
+
+    def pieces(self, prefill: Prefill, stop: int) -> Restore | None:
+        start = prefill.num_computed_tokens
+        assert start < stop <= self.known[prefill.id].restorable_until
+        return None if prefill.id in self.gone else restore(start, stop)
+
+    def sizes(self, plan: StepPlan) -> Mapping[Prefill, tuple[int, bool]]:
+        """Of each prompt's chunk: its tokens, and whether it is restored."""
+        found = {}
+        for chunk in plan.chunks:
+            prefill = self.scheduler.prompt(chunk.prompt)
+            assert prefill is not None
+            assert chunk.start == prefill.num_computed_tokens
+            assert chunk.token_ids == prefill.token_ids(chunk.start, chunk.stop)
+            assert chunk.restore in (None, restore(chunk.start, chunk.stop))
+            found[prefill] = (chunk.num_tokens, chunk.restore is not None)
+        return found
+
+    def plan(self) -> Mapping[Prefill, tuple[int, bool]]:
+        return self.sizes(self.scheduler.schedule())
 
     def add(self, length: int = 5000, **known: object) -> Prefill:
         prefill = prompt([1] * length)
-        self.known[id(prefill)] = Outlook(**known)  # type: ignore[arg-type]
+        self.known[prefill.id] = Outlook(**known)  # type: ignore[arg-type]
         self.scheduler.add(prefill)
         return prefill
 
@@ -49,16 +81,12 @@ class Rooms:
         assert self.scheduler.running
 
 
-def sizes(plan: StepPlan) -> Mapping[Prefill, tuple[int, bool]]:
-    return {chunk.prefill: (chunk.num_tokens, chunk.is_known) for chunk in plan.chunks}
-
-
 def test_what_is_known_is_restored_and_what_is_not_is_computed() -> None:
     rooms = Rooms()
     mine = rooms.add(2000, restorable_until=1500)
-    assert sizes(rooms.scheduler.schedule())[mine] == (1500, True)
+    assert rooms.plan()[mine] == (1500, True)
     mine.num_computed_tokens = 1500
-    ((size, is_known),) = sizes(rooms.scheduler.schedule()).values()
+    ((size, is_known),) = rooms.plan().values()
     assert not is_known
     assert size <= 499
 
@@ -69,7 +97,7 @@ def test_to_restore_beside_rows_takes_no_longer_than_the_promised_stall(restored
     rooms.somebody_decodes()
     mine = rooms.add(5000, restorable_until=4999)
     plan = rooms.scheduler.schedule()
-    size, is_known = sizes(plan)[mine]
+    size, is_known = rooms.sizes(plan)[mine]
     assert is_known
     assert size * restored_token_s <= PLANNED_S * 1.0001
     assert size == min(2048, int(PLANNED_S / restored_token_s + 1e-9)) or size * restored_token_s > 0.98 * PLANNED_S
@@ -78,7 +106,7 @@ def test_to_restore_beside_rows_takes_no_longer_than_the_promised_stall(restored
 def test_alone_it_may_take_longer() -> None:
     rooms = Rooms(0.001)
     mine = rooms.add(5000, restorable_until=4999)
-    assert sizes(rooms.scheduler.schedule())[mine][0] > PLANNED_S / 0.001
+    assert rooms.plan()[mine][0] > PLANNED_S / 0.001
 
 
 @given(
@@ -96,7 +124,7 @@ def test_all_chunks_of_a_turn_together_keep_the_promise(
     for length, share in prompts:
         rooms.add(length, restorable_until=int((length - 1) * share))
     plan = rooms.scheduler.schedule()
-    cost = [chunk.num_tokens * (restored_token_s if chunk.is_known else TOKEN_S) for chunk in plan.chunks]
+    cost = [chunk.num_tokens * (TOKEN_S if chunk.restore is None else restored_token_s) for chunk in plan.chunks]
     least = max(restored_token_s, TOKEN_S)  # a chunk has a token at least
     assert sum(cost) <= max(PLANNED_S - decode_s, 0) + least + 1e-9
     assert plan.chunks
@@ -108,7 +136,7 @@ def test_before_anything_was_measured_little_is_restored_and_nothing_beside_it()
     for _ in range(3):
         rooms.add(5000, restorable_until=4999)
     (chunk,) = rooms.scheduler.schedule().chunks
-    assert chunk.is_known
+    assert chunk.restore is not None
     assert chunk.num_tokens <= 256
 
 
@@ -116,9 +144,9 @@ def test_a_restoring_that_measured_dear_makes_the_next_one_smaller() -> None:
     rooms = Rooms(0.0001)
     rooms.somebody_decodes()
     mine = rooms.add(5000, restorable_until=4999)
-    before = sizes(rooms.scheduler.schedule())[mine][0]
+    before = rooms.plan()[mine][0]
     rooms.pace.observe_chunk(0, before, before * 0.001, is_known=True)
-    after = sizes(rooms.scheduler.schedule())[mine][0]
+    after = rooms.plan()[mine][0]
     assert after < before
     assert rooms.pace.token_s(0) == TOKEN_S  # of computing it says nothing
 
@@ -131,34 +159,51 @@ def test_restoring_costs_nothing_where_it_measured_so() -> None:
 def test_of_two_that_would_compute_the_same_one_waits_for_the_other() -> None:
     rooms = Rooms(max_chunk_tokens=16)
     first, second, other = rooms.add(key=b"same"), rooms.add(key=b"same"), rooms.add(key=b"other")
-    assert set(sizes(rooms.scheduler.schedule())) == {first, other}
+    assert set(rooms.plan()) == {first, other}
     assert not rooms.scheduler.is_blocked
     assert second.num_computed_tokens == 0
 
 
 def test_those_of_whom_nothing_is_known_do_not_wait_for_each_other() -> None:
     rooms = Rooms(max_chunk_tokens=16)
-    assert set(sizes(rooms.scheduler.schedule())) == set()
+    assert set(rooms.plan()) == set()
     prompts = {rooms.add(), rooms.add()}
-    assert set(sizes(rooms.scheduler.schedule())) == prompts
+    assert set(rooms.plan()) == prompts
 
 
 def test_a_chunk_ends_where_it_is_to() -> None:
     rooms = Rooms()
     mine = rooms.add(500, stop_at=7)
-    assert sizes(rooms.scheduler.schedule())[mine] == (7, False)
+    assert rooms.plan()[mine] == (7, False)
 
 
 def test_who_waits_for_the_disk_holds_up_nobody() -> None:
     rooms = Rooms()
     waiting, other = rooms.add(waits=True), rooms.add(100)
-    assert set(sizes(rooms.scheduler.schedule())) == {other}
+    assert set(rooms.plan()) == {other}
     assert not rooms.scheduler.is_blocked
     other.num_computed_tokens = 99
     for sequence in other.sequences:
         rooms.scheduler.end(sequence)
     assert rooms.scheduler.schedule().chunks == ()
     assert rooms.scheduler.is_blocked
-    rooms.known[id(waiting)] = Outlook(restorable_until=50)
-    assert sizes(rooms.scheduler.schedule()) == {waiting: (50, True)}
+    rooms.known[waiting.id] = Outlook(restorable_until=50)
+    assert rooms.plan() == {waiting: (50, True)}
     assert not rooms.scheduler.is_blocked
+
+
+def test_what_cannot_be_restored_after_all_is_computed() -> None:
+    rooms = Rooms()
+    mine = rooms.add(50, restorable_until=20)
+    rooms.gone.add(mine.id)
+    assert rooms.plan() == {mine: (49, False)}
+
+
+def test_who_starts_again_is_computed_from_its_first_token_and_the_runner_lets_go_of_the_rest() -> None:
+    rooms = Rooms()
+    mine = rooms.add(50, stop_at=7, starts_again=True)
+    mine.num_computed_tokens = mine.num_cached_tokens = 30
+    plan = rooms.scheduler.schedule()
+    assert rooms.sizes(plan) == {mine: (7, False)}
+    assert plan.dropped == (mine.id,)
+    assert mine.num_cached_tokens == 0
