@@ -8,14 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from mlx_backend.kv_cache.allocation import EAGER_BYTES, capacity_for
+from mlx_backend.kv_cache.allocation import allocated as allocated  # the simulated runner reads it from here
 from mlx_backend.kv_cache.plan import CachePlan
 
-TOKEN_STEP = 256
-"""Columns of a KV cache are allocated in such steps, by mlx-lm's caches and by ours."""
-EAGER_BYTES = 4 << 20
-"""Larger arrays are moved a layer at a time: in one graph, old and new of all layers would live together."""
-_SLACK_BYTES = 32 << 20
-"""Spare rows may cost so much per layer: less copying as rows join, bounded where rows are long."""
 MOST_RESERVE_BYTES = 3 * 10**9
 """For the process itself, spare buffers and what no formula foresees: no more than this is kept back unasked."""
 PREFILL_STEPS = (2048, 1024, 512, 256, 128, 64)
@@ -127,22 +123,6 @@ def default_reserve(limit_bytes: int) -> int:
     return min(MOST_RESERVE_BYTES, limit_bytes // 10)
 
 
-def allocated(num_tokens: int) -> int:
-    """Columns that are allocated for so many tokens."""
-    return -(-num_tokens // TOKEN_STEP) * TOKEN_STEP
-
-
-def capacity_for(num_rows: int, num_tokens: int, row_token_bytes: int) -> tuple[int, int]:
-    """(rows, columns) that a batch's cache allocates: rows up to a power of two while that is cheap.
-
-    `row_token_bytes`: of one column of one row.
-    """
-    columns = max(TOKEN_STEP, allocated(num_tokens))
-    spare = (1 << (num_rows - 1).bit_length()) - num_rows
-    affordable = _SLACK_BYTES // max(columns * row_token_bytes, 1)
-    return num_rows + min(spare, affordable), columns
-
-
 def batch_bytes(plans: Iterable[CachePlan], num_rows: int, longest: int) -> int:
     """All layers' KV caches of a batch: `num_rows` rows, each padded to `longest` tokens, as they are allocated."""
     return sum(_batch_bytes(plan, num_rows, longest) for plan in plans) if num_rows else 0
@@ -155,13 +135,13 @@ def _batch_bytes(plan: CachePlan, num_rows: int, longest: int) -> int:
         return state
     if plan.start:
         full = CachePlan(shape).bytes_per_token
-        head = _stretch_bytes(full, num_rows, min(longest, plan.start + 1), plan.start + 1)
+        head = _segment_bytes(full, num_rows, min(longest, plan.start + 1), plan.start + 1)
         rest = max(0, longest - plan.start)
-        return head + (_stretch_bytes(plan.bytes_per_token, num_rows, rest, None) if rest else 0)
-    return state + _stretch_bytes(plan.bytes_per_token, num_rows, longest, shape.window)
+        return head + (_segment_bytes(plan.bytes_per_token, num_rows, rest, None) if rest else 0)
+    return state + _segment_bytes(plan.bytes_per_token, num_rows, longest, shape.window)
 
 
-def _stretch_bytes(row_token_bytes: int, num_rows: int, num_tokens: int, limit: int | None) -> int:
+def _segment_bytes(row_token_bytes: int, num_rows: int, num_tokens: int, limit: int | None) -> int:
     rows, columns = capacity_for(num_rows, num_tokens, row_token_bytes)
     return row_token_bytes * rows * (columns if limit is None else min(columns, limit))
 

@@ -15,6 +15,7 @@ TESTED_IN: dict[str, str] = {
     "mlx_backend/factory.py": "tests/mlx_backend/test_footprint.py tests/mlx_backend/test_engine.py",
     "mlx_backend/grammars.py": "tests/mlx_backend/test_grammar.py",
     "mlx_backend/interface.py": "tests/mlx_backend/test_stream.py tests/mlx_backend/test_prefix_counts.py",
+    "mlx_backend/kv_cache/allocation.py": "tests/mlx_backend/test_memory.py tests/mlx_backend/test_kv_cache.py",
     "mlx_backend/kv_cache/attention.py": "tests/mlx_backend/test_attention.py tests/mlx_backend/test_mlx_runner.py",
     "mlx_backend/kv_cache/batch.py": "tests/mlx_backend/test_kv_cache.py tests/mlx_backend/test_mlx_runner.py",
     "mlx_backend/kv_cache/build.py": "tests/mlx_backend/test_kv_cache.py",

@@ -6,10 +6,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_backend.kv_cache.allocation import EAGER_BYTES, capacity_for
 from mlx_backend.kv_cache.codec import FULL, Codec, Part
 from mlx_backend.kv_cache.quantized import QuantizedKV
 from mlx_backend.kv_cache.rows import Lengths, resize
-from mlx_backend.memory import EAGER_BYTES, capacity_for
 
 
 class PlainRows:

@@ -10,8 +10,8 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models import cache as mlx_lm_cache
 
+from mlx_backend.kv_cache.allocation import allocated
 from mlx_backend.kv_cache.codec import FULL, Codec, Part, with_head
-from mlx_backend.memory import allocated
 
 
 class QuantizedKV:

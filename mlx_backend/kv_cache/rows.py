@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from mlx_backend.memory import EAGER_BYTES
+from mlx_backend.kv_cache.allocation import EAGER_BYTES
 
 
 class Lengths:

@@ -168,10 +168,14 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a model with windows runs out of memory in long prompts", "min(allocated(num_tokens), shape.window + chunk)", "min(allocated(num_tokens), shape.window)"),
         ("memory runs out as rows come and go", "    moved = sum(layer for layer in layers if layer <= EAGER_BYTES) + max(layers, default=0)", "    moved = sum(layer for layer in layers if layer <= EAGER_BYTES)"),
         ("memory runs out as rows come and go in many small layers", "    moved = sum(layer for layer in layers if layer <= EAGER_BYTES) + max(layers, default=0)", "    moved = max(layers, default=0)"),
-        ("a batch of five takes the memory of eight", "    affordable = _SLACK_BYTES // max(columns * row_token_bytes, 1)", "    affordable = spare"),
-        ("every row that joins moves the whole batch", "    return num_rows + min(spare, affordable), columns", "    return num_rows, columns"),
         ("models with sinks run out of memory", "_CPU_SINK_COPIES if attention.has_sinks else ", ""),
         ("hybrid models run out of memory", "    needed += _SSM_COPIES * shape.ssm_heads * min(step, _SSM_STEP) ** 2 * 4\n", ""),
+    ),
+    *_of(
+        "mlx_backend/kv_cache/allocation.py",
+        "tests/mlx_backend/test_memory.py tests/mlx_backend/test_kv_cache.py tests/mlx_backend/test_memory_limits.py",
+        ("a batch of five takes the memory of eight", "    affordable = _SLACK_BYTES // max(columns * row_token_bytes, 1)", "    affordable = spare"),
+        ("every row that joins moves the whole batch", "    return num_rows + min(spare, affordable), columns", "    return num_rows, columns"),
         ("a batch takes less than is held", "    columns = max(TOKEN_STEP, allocated(num_tokens))\n    spare", "    columns = num_tokens\n    spare"),
     ),
     *_of(
