@@ -121,6 +121,15 @@ class GrammarLost(GrammarFailed):
     """What follows the grammar has gone, through no fault of the grammar."""
 
 
+def failed(what: str, error: BaseException, sequences: Iterable[Sequence]) -> SequenceFailed:
+    """Translate a device's error in a step, which lost these sequences."""
+    text = str(error).strip() or type(error).__name__
+    is_memory = isinstance(error, MemoryError) or "memory" in text.lower() or "[malloc" in text
+    if is_memory:
+        return OutOfMemory(f"the device ran out of memory in a {what}: {text}", sequences)
+    return SequenceFailed(f"a {what} failed: {text}", sequences)
+
+
 def let_go_of_frames(error: BaseException) -> None:
     """Whoever keeps the error, a client's stream say, would keep the failed computation's arrays with it."""
     traceback.clear_frames(error.__traceback__)

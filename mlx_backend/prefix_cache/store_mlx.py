@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models import cache as mlx_lm_cache
 
+from mlx_backend.errors import failed
 from mlx_backend.kv_cache.allocation import allocated
 from mlx_backend.kv_cache.batch import RowBatch, SingleBatch
 from mlx_backend.kv_cache.plain import PlainRows
@@ -23,7 +24,6 @@ from mlx_backend.kv_cache.recurrent import StateRows
 from mlx_backend.kv_cache.rotating import RingRows
 from mlx_backend.kv_cache.start import StartRows
 from mlx_backend.prefix_cache.store import Piece, Span
-from mlx_backend.runners.base import failed
 from mlx_backend.sequence import Prefill
 from mlx_backend.sequence import Sequence as Row
 

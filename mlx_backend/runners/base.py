@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from mlx_backend.admission import Budget
-from mlx_backend.errors import GrammarFailed, OutOfMemory, SequenceFailed
+from mlx_backend.errors import GrammarFailed
+from mlx_backend.errors import failed as failed
 from mlx_backend.interface import ContextConfig, LoadProgress, ModelInfo, TokenLogprobs
 from mlx_backend.prefix_cache.store import Store
 from mlx_backend.scheduler import Chunk
@@ -39,15 +40,6 @@ def limited_by(config: ContextConfig, limit: int, fitting: int) -> Literal["mode
     if fitting < limit:
         return "memory"
     return "model" if config.limit is None else "configuration"
-
-
-def failed(what: str, error: BaseException, sequences: Iterable[Sequence]) -> SequenceFailed:
-    """What a device's error means to these sequences."""
-    text = str(error).strip() or type(error).__name__
-    is_memory = isinstance(error, MemoryError) or "memory" in text.lower() or "[malloc" in text
-    if is_memory:
-        return OutOfMemory(f"the device ran out of memory in a {what}: {text}", sequences)
-    return SequenceFailed(f"a {what} failed: {text}", sequences)
 
 
 class Runner(Protocol):
