@@ -48,7 +48,10 @@ NO_MLX_FILES = (
     "mlx_backend/runners/mock.py",
     "mlx_backend/*/__init__.py",
 )
-ONE_WAY = (("mlx_backend/kv_cache/*", "mlx_backend.memory"),)
+ONE_WAY = (
+    ("mlx_backend/kv_cache/*", "mlx_backend.memory"),
+    ("mlx_backend/prefix_cache/*", "mlx_backend.runners"),
+)
 """Sources, and what they may not import: it is built on them."""
 LATE_MLX_LM_FILES = ("server/text/tokenizer.py",)
 PYDANTIC_FILES = ("*/schema.py", "server/dialects/openai_schema.py", "server/dialects/openai_shared.py")
@@ -263,6 +266,7 @@ PLANTED: dict[Rule, list[tuple[str, str]]] = {
     rooms_are_imported_one_way: [
         ("mlx_backend/kv_cache/plain.py", "from mlx_backend.memory import capacity_for"),
         ("mlx_backend/kv_cache/plain.py", "def f():\n    from mlx_backend import memory"),
+        ("mlx_backend/prefix_cache/store_mlx.py", "from mlx_backend.runners.base import failed"),
     ],
     pydantic_stays_at_the_wire: [("server/config.py", "from pydantic import BaseModel")],
     text_and_service_know_no_http: [("server/service/generation.py", "from fastapi import Request")],
