@@ -20,7 +20,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlx_backend.checkpoint import Checkpoint, context_length
 from mlx_backend.errors import ModelLoadError
-from mlx_backend.kv_cache.build import measure
+from mlx_backend.kv_cache.build import read_shapes
 from mlx_backend.kv_cache.plan import CacheShape
 from mlx_backend.kv_cache.spec import leaves
 from mlx_backend.loader import build_model
@@ -93,7 +93,7 @@ def read_model(model: Any, config: Mapping[str, Any]) -> Skeleton:
     """Of a model that was built, whether its weights are in memory or not."""
     caches = make_prompt_cache(model)
     logits = model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)
-    shapes = _with_growth(measure(caches, config), model, caches)
+    shapes = _with_growth(read_shapes(caches, config), model, caches)
     text = {**config, **(config.get("text_config") or {})}
     parts = list(_parts(model, text))
     return Skeleton(

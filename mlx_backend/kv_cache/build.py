@@ -10,14 +10,14 @@ import mlx.core as mx
 from mlx_lm.models import cache as mlx_lm_cache
 
 from mlx_backend.kv_cache import spec
-from mlx_backend.kv_cache.codec import FULL, Codec, Hand, QuantizedCodec
+from mlx_backend.kv_cache.codec import FULL, Codec, ColumnForm, QuantizedCodec
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape, PartShape, Precision
 from mlx_backend.kv_cache.quantized import QuantizedKV, StartKV
 from mlx_backend.kv_cache.rows import RowLengths, Rows
 from mlx_backend.kv_cache.start import StartRows
 
 
-def measure(caches: Sequence[Any], config: Mapping[str, Any]) -> tuple[CacheShape, ...]:
+def read_shapes(caches: Sequence[Any], config: Mapping[str, Any]) -> tuple[CacheShape, ...]:
     """The shape of every cache, a layer's members in order, from caches that a forward pass was built with.
 
     Nothing is computed: the arrays have their shapes before. `config` is the model's, which tells latent attention.
@@ -71,17 +71,19 @@ def _replaced(cache: Any, plans: Iterator[CachePlan], is_dequantized: bool) -> A
     if not plan.is_quantized:
         return cache
     # Latent attention expands a chunk's latents itself, and multiplies the rotary part itself.
-    hands: tuple[Hand, Hand] = ("decode", "never") if plan.shape.kind == "latent" else ("always", "always")
+    forms: tuple[ColumnForm, ColumnForm] = ("quantized", "quantized")
+    if plan.shape.kind == "latent":
+        forms = ("quantized-in-decode", "array")
     if is_dequantized:
-        hands = ("never", "never")
-    keys, values = _codec(plan.keys, hands[0]), _codec(plan.values, hands[1])
+        forms = ("array", "array")
+    keys, values = _codec(plan.keys, forms[0]), _codec(plan.values, forms[1])
     if plan.start:
         return StartKV(plan.start, keys, values)
     return QuantizedKV(keys, values, plan.shape.window)
 
 
-def _codec(precision: Precision | None, hand: Hand) -> Codec:
-    return FULL if precision is None else QuantizedCodec(precision, hand)
+def _codec(precision: Precision | None, form: ColumnForm) -> Codec:
+    return FULL if precision is None else QuantizedCodec(precision, form)
 
 
 class ListRows:

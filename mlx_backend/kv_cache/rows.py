@@ -95,13 +95,13 @@ class RowLengths(Lengths):
     def __init__(self) -> None:
         super().__init__()
         self.values = []
-        self._stretches: list[Stretch] = []
+        self._segments: list[SegmentLengths] = []
 
-    def stretch(self, first: int, end: int | None) -> Stretch:
+    def segment(self, first: int, end: int | None) -> SegmentLengths:
         """How many of each row's tokens are at positions in [first, end)."""
-        stretch = Stretch(self, first, end)
-        self._stretches.append(stretch)
-        return stretch
+        segment = SegmentLengths(self, first, end)
+        self._segments.append(segment)
+        return segment
 
     def join(self, length: int) -> None:
         self._change([*self.values, length])
@@ -118,12 +118,12 @@ class RowLengths(Lengths):
     def _change(self, values: list[int]) -> None:
         self.values = values
         self._cached.clear()
-        for stretch in self._stretches:
-            stretch.follow()
+        for segment in self._segments:
+            segment.follow()
 
 
-class Stretch(Lengths):
-    """Lengths within a stretch of positions; they follow those of the whole rows."""
+class SegmentLengths(Lengths):
+    """Lengths within a segment of positions; they follow those of the whole rows."""
 
     def __init__(self, whole: Lengths, first: int, end: int | None) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Stretch(Lengths):
         self._cached.clear()
 
     def of(self, length: int) -> int:
-        """What of `length` tokens lies in the stretch."""
+        """How many of `length` tokens lie in the segment."""
         return max(0, min(length, self._end or length) - self._first)
 
 

@@ -20,7 +20,7 @@ class StartRows:
 
     def __init__(self, lengths: RowLengths, start: int, keys: Codec, values: Codec) -> None:
         self._lengths, self._start = lengths, start
-        self._in_head, self._in_rest = lengths.stretch(0, start), lengths.stretch(start, None)
+        self._in_head, self._in_rest = lengths.segment(0, start), lengths.segment(start, None)
         self.head = PlainRows(self._in_head, limit=start + 1)
         self.rest = PlainRows(self._in_rest, keys, values)
 
