@@ -184,7 +184,7 @@ def prefill_bytes(
         if is_latent:
             needed += attention.num_heads * context * (attention.key_dim + attention.value_dim) * shape.itemsize
     needed += _SSM_COPIES * shape.ssm_heads * min(step, _SSM_STEP) ** 2 * 4
-    if any(plan.shape.kind == "ChunkedKVCache" for plan in plans):
+    if any(plan.shape.traits.has_position_mask for plan in plans):
         needed += _POSITION_COPIES * step * context * 4
     needed += max((_shadow_bytes(plan, context) for plan in plans), default=0)
     needed += sum(plan.bytes_per_token * step for plan in plans if plan.shape.window is not None)

@@ -193,7 +193,7 @@ def _attention(
     if not holding:
         return None
     num_heads = int(config.get("num_attention_heads") or 1)
-    if any(shape.kind == "latent" for shape in holding):
+    if any(shape.traits.is_latent for shape in holding):
         return AttentionShape(
             num_heads=num_heads,
             key_dim=int(config["qk_nope_head_dim"]),

@@ -185,9 +185,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a model with sinks runs out of memory in a long prompt", "attention=_attention(shapes, text, has_sinks=_has_sinks(model))", "attention=_attention(shapes, text)"),
     ),
     *_of(
-        "mlx_backend/kv_cache/build.py",
+        "mlx_backend/kv_cache/chunked.py",
         "tests/mlx_backend/test_skeleton.py",
-        ("three of four layers of a model with attention in chunks take no memory", "        return _of_another_kind(cache, name)", "        return CacheShape(name)"),
+        ("three of four layers of a model with attention in chunks take no memory", "        return CacheShape(kind, part_shape(cache.keys), part_shape(cache.values), window=window)", "        return CacheShape(kind)"),
     ),
     *_of(
         "mlx_backend/kv_cache/plain.py",
@@ -199,7 +199,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a row takes over another's past", "                array[row : row + 1] = array[last : last + 1]", "                pass"),
     ),
     *_of(
-        "mlx_backend/kv_cache/quantized.py",
+        "mlx_backend/kv_cache/rotating.py",
         "tests/mlx_backend/test_kv_cache.py tests/mlx_backend/test_quantized_equality.py",
         ("a quantized window grows with its chunks", "[mx.contiguous(array[:, :, -window:]) if array.shape[2] > window else array for array in columns]", "list(columns)"),
     ),
