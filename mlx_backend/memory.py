@@ -46,7 +46,7 @@ class AttentionShape:
     key_dim: int
     value_dim: int
     rope_dim: int = 0
-    """Of latent attention: numbers of a key beside `key_dim`, the same for all heads."""
+    """Numbers of a latent key beside `key_dim`, the same for all heads."""
     is_latent: bool = False
     has_sinks: bool = False
     """Scores get a column more, of a learned number per head."""
@@ -67,9 +67,9 @@ class ModelShape:
     active_parameters: int
     """Parameters that a token is computed with: of the experts those that are chosen, of embeddings one row."""
     active_bytes: int
-    """The same as bytes of weights that a decode step of one sequence reads."""
+    """Bytes of weights that a decode step of one sequence reads."""
     routed_active_bytes: int = 0
-    """Of active_bytes, those of routed experts."""
+    """Bytes of routed experts among active_bytes."""
     routed_share: float = 0.0
     """Experts that a token chooses, of all; 0 where there are none."""
     num_layers: int
@@ -107,7 +107,7 @@ class Memory:
     weights_bytes: int
     kv_bytes: int
     transient_bytes: int
-    """Of a prefill chunk of `prefill_step` tokens at the end of the context, or of a decode step, if that is more."""
+    """The more of what a prefill chunk of `prefill_step` tokens at the end of the context, and a decode step, need."""
     reserve_bytes: int
     context: int
     num_users: int
@@ -119,7 +119,7 @@ class Memory:
 
 
 def default_reserve(limit_bytes: int) -> int:
-    """What is kept back of a limit where nobody says how much."""
+    """Bytes that are kept back of a limit where no setting says how much."""
     return min(MOST_RESERVE_BYTES, limit_bytes // 10)
 
 
@@ -226,7 +226,7 @@ def memory_of(
     prefill_step: int,
     reserve_bytes: int,
 ) -> Memory:
-    """What it takes to hold `num_users` sequences of `context` tokens and to prefill the last chunk of one."""
+    """The memory for holding `num_users` sequences of `context` tokens and prefilling the last chunk of one."""
     return Memory(
         weights_bytes=shape.weights_bytes,
         kv_bytes=kv_bytes(plans, context, num_users),
@@ -250,7 +250,7 @@ def memory_at(
     reserve_bytes: int,
     prefill_steps: Sequence[int] = PREFILL_STEPS,
 ) -> Memory:
-    """The same, in the largest of `prefill_steps` with which it fits, or else in the smallest."""
+    """The same memory, with the largest of `prefill_steps` that fits, or else with the smallest."""
     for step in sorted(prefill_steps, reverse=True):
         memory = memory_of(
             shape,

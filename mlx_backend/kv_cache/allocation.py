@@ -5,7 +5,7 @@ from __future__ import annotations
 TOKEN_STEP = 256
 """Columns of a KV cache are allocated in such steps, by mlx-lm's caches and by ours."""
 EAGER_BYTES = 4 << 20
-"""Larger arrays are moved a layer at a time: in one graph, old and new of all layers would live together."""
+"""Arrays larger than this are moved a layer at a time: one graph would hold old and new of all layers at once."""
 _SLACK_BYTES = 32 << 20
 """Spare rows may cost so much per layer: less copying as rows join, bounded where rows are long."""
 

@@ -1,6 +1,7 @@
-"""How one part of a KV cache (keys, or values) is held: as it is, or quantized. Arrays are [rows, heads, tokens, …].
+"""Forms in which one part of a KV cache (keys, or values) is held: as it is, or quantized.
 
-A part is one array, or three: packed integers, scales and biases. What moves columns and rows about treats them alike.
+Arrays are [rows, heads, tokens, …]. A part is one of them, or three: packed integers, scales and biases. What moves
+columns and rows about treats them alike.
 """
 
 from __future__ import annotations
@@ -87,11 +88,11 @@ class Codec(Protocol):
     def encode(self, part: mx.array) -> list[mx.array]: ...
 
     def fetch(self, arrays: Sequence[mx.array], num_new: int) -> Part:
-        """What a model gets of the columns that it attends to, in a pass over `num_new` tokens per row."""
+        """The columns that a model attends to, as it gets them in a pass over `num_new` tokens per row."""
 
 
 class FullCodec:
-    """As it is."""
+    """Keeps a part as it is."""
 
     num_arrays = 1
 

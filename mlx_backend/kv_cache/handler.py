@@ -47,11 +47,11 @@ class CacheHandler:
     # ---- is_batched ----
 
     def unbatched_reason(self, cache: Any) -> str | None:
-        """Why this cache cannot be batched although its kind can; None where it can."""
+        """The reason why this cache cannot be batched although its kind can; None where it can."""
         return None
 
     def build_rows(self, cache: Any, lengths: RowLengths) -> Rows:
-        """No rows yet, for such single caches as `cache`, which is empty."""
+        """Build a cache without rows yet, for such single caches as `cache`, which is empty."""
         raise NotImplementedError
 
     # ---- is_quantizable ----
@@ -63,7 +63,7 @@ class CacheHandler:
     # ---- is_cut ----
 
     def segments(self, plan: CachePlan) -> list[Segment]:
-        """How positions are divided among arrays."""
+        """The segments into which positions are divided."""
         raise NotImplementedError
 
     def segment_arrays(self, cache: Any) -> list[list[mx.array]]:

@@ -12,7 +12,7 @@ from mlx_backend.kv_cache.plan import CacheShape
 
 
 class LatentHandler(PlainHandler):
-    """As PlainHandler: held alike, and told apart by the model's config."""
+    """Handler of latents: held like plain keys and values, and told apart by the model's config."""
 
     column_forms: tuple[ColumnForm, ColumnForm] = ("quantized-in-decode", "array")
     """Latent attention expands a chunk's latents itself, and multiplies the rotary part itself."""

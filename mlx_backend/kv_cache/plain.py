@@ -33,7 +33,7 @@ class PlainRows:
         self._num_rows = 0
         self._reserved = (0, 0)
         self.arrays: list[mx.array] = []
-        """Those of the keys' codec, then those of the values'; none before the first token."""
+        """Arrays of the keys' codec, then those of the values'; none before the first token."""
 
     # ---- what the model calls, in a decode step ----
 
@@ -189,7 +189,7 @@ class StartRows:
         return self._lengths.mask(None, window_size)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Part, Part]:
-        """As PlainRows': a column of what is returned is a position."""
+        """Do as PlainRows does; a column of what is returned is a position."""
         head = [array[:, :, : self._start] for array in self.head.append(keys, values)]
         if self._lengths.longest < self._start:
             return head[0], head[1]

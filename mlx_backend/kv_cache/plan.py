@@ -1,4 +1,4 @@
-"""What becomes of a model's KV caches under a configuration: which part is held in how many bits, and at what size.
+"""Plans for a model's KV caches under a configuration: which part is held in how many bits, and at what size.
 
 Pure decisions. Knows shapes and bits; no MLX, no model.
 """
@@ -16,7 +16,7 @@ from mlx_backend.kv_cache import spec
 from mlx_backend.kv_cache.spec import CacheKind
 
 GROUP_SIZES = (32, 64, 128)
-"""What MLX's quantize takes."""
+"""Sizes that MLX's quantize takes."""
 _SCALES_PER_GROUP = 2
 """A scale and a bias, each in the cache's own precision."""
 
@@ -62,7 +62,7 @@ class CacheShape:
     state_bytes: int = 0
     """Per sequence, however long: of a recurrent cache, or of one of another kind."""
     token_bytes: int = 0
-    """What each token adds where there are neither keys nor values."""
+    """Bytes that each token adds where there are neither keys nor values."""
 
     @property
     def is_known(self) -> bool:
@@ -70,13 +70,13 @@ class CacheShape:
 
     @property
     def traits(self) -> CacheKind:
-        """What is true of its kind."""
+        """The row of its kind."""
         return spec.kind_named(self.kind)
 
 
 @dataclass(frozen=True, slots=True)
 class CachePlan:
-    """How one cache is held. None: in the model's own precision."""
+    """The precisions in which one cache is held. None: in the model's own precision."""
 
     shape: CacheShape
     keys: Precision | None = None
@@ -90,7 +90,7 @@ class CachePlan:
 
     @property
     def bytes_per_token(self) -> int:
-        """Past `start`."""
+        """Bytes of a token past `start`."""
         parts = ((self.shape.keys, self.keys), (self.shape.values, self.values))
         return self.shape.token_bytes + sum(part.num_bytes(precision) for part, precision in parts if part is not None)
 
@@ -115,7 +115,7 @@ def plan_caches(shapes: Sequence[CacheShape], config: KVCacheConfig) -> tuple[Ca
 
 
 def report(plans: Sequence[CachePlan], config: KVCacheConfig) -> tuple[KVCacheReport, ...]:
-    """What the plans say, one entry for all caches that are alike, in order of first appearance."""
+    """Report what the plans say, one entry for all caches that are alike, in order of first appearance."""
     return tuple(_reported(plan, count, config) for plan, count in Counter(plans).items())
 
 

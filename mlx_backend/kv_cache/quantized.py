@@ -42,7 +42,7 @@ class QuantizedKV:
         return self.codecs[0].fetch(columns[:num_keys], num_new), self.codecs[1].fetch(columns[num_keys:], num_new)
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
-        """As mlx-lm's caches of the same kind make it."""
+        """Make the mask that mlx-lm's caches of the same kind make."""
         return mlx_lm_cache.create_attention_mask(num_tokens, self.offset, return_array, window_size)
 
     def _extend(self, new: list[mx.array], num_new: int) -> list[mx.array]:
@@ -80,7 +80,7 @@ class QuantizedKV:
         return sum(array.nbytes for array in self.arrays)
 
     def fork(self) -> QuantizedKV:
-        """The same content; the arrays are shared until one of the two writes to them."""
+        """A second cache with the same content; the arrays are shared until one of the two writes to them."""
         other = self._empty()
         other.offset, other.arrays = self.offset, [mx.array(array) for array in self.arrays]
         return other
@@ -103,7 +103,7 @@ class StartKV:
         return self.head.offset + self.rest.offset
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Part, Part]:
-        """As QuantizedKV's."""
+        """Do as QuantizedKV does."""
         num_new = keys.shape[2]
         in_head = min(self.start - self.head.offset, num_new)
         if in_head:

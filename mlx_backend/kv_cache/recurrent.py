@@ -47,7 +47,7 @@ class StateRows:
         return self._state[0] is None
 
     def reserve(self, num_rows: int, num_tokens: int) -> None:
-        """Nothing to do: the size of a row does not grow."""
+        """Do nothing: the size of a row does not grow."""
 
     def join(self, single: Any, length: int) -> None:
         members = [None] * len(self._state) if single is None or length == 0 else list(single.cache)
@@ -61,7 +61,7 @@ class StateRows:
         self._state = [None if array is None or not kept else array[indices] for array in self._state]
 
     def fit(self, num_rows: int, num_tokens: int) -> None:
-        """Nothing to do: nothing is over-allocated."""
+        """Do nothing: nothing is over-allocated."""
 
     @property
     def nbytes(self) -> int:

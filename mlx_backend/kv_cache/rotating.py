@@ -20,7 +20,7 @@ from mlx_backend.kv_cache.rows import Lengths, RowLengths, Rows
 
 
 class QuantizedWindow(QuantizedKV):
-    """As QuantizedKV, with at most `window` columns, in the order of their positions.
+    """QuantizedKV of at most `window` columns, in the order of their positions.
 
     A chunk attends to at most window - 1 columns before it.
     """
@@ -54,7 +54,7 @@ class QuantizedWindow(QuantizedKV):
 
 
 class RingRows(PlainRows):
-    """As PlainRows, in at most `width` columns: the token at position p is in column p % width.
+    """PlainRows of at most `width` columns: the token at position p is in column p % width.
 
     Attention does not care for the order of its columns: rotary positions are in the keys already.
     """

@@ -62,7 +62,7 @@ class Lengths:
         return self._cached[key]
 
     def mask(self, width: int | None, window: int | None) -> mx.array | None:
-        """Which columns a row's new token attends to: bool [rows, 1, 1, columns]; None: all of them.
+        """Mask of the columns that a row's new token attends to: bool [rows, 1, 1, columns]; None: all of them.
 
         `width`: of the ring, None for plain columns. `window`: attend to so many positions at most, the
         token's own included; None: no bound.
@@ -98,7 +98,7 @@ class RowLengths(Lengths):
         self._segments: list[SegmentLengths] = []
 
     def segment(self, first: int, end: int | None) -> SegmentLengths:
-        """How many of each row's tokens are at positions in [first, end)."""
+        """The number of each row's tokens at positions in [first, end)."""
         segment = SegmentLengths(self, first, end)
         self._segments.append(segment)
         return segment
@@ -136,7 +136,7 @@ class SegmentLengths(Lengths):
         self._cached.clear()
 
     def of(self, length: int) -> int:
-        """How many of `length` tokens lie in the segment."""
+        """The number of tokens, of `length`, that lie in the segment."""
         return max(0, min(length, self._end or length) - self._first)
 
 

@@ -89,8 +89,7 @@ KINDS: dict[str, CacheKind] = {
 
 
 def kind_named(name: str) -> CacheKind:
-    """The row of a kind; for a cache that is of none of them, whose kind is the name of its class, a row without any
-    abilities."""
+    """The row of a kind; one without any abilities for a kind that is not in the table, named by a cache's class."""
     return KINDS.get(name) or CacheKind(name=name)
 
 
@@ -109,7 +108,7 @@ def leaves(cache: Any) -> Iterator[Any]:
 
 
 def unbatched_reason(caches: Iterable[Any]) -> str | None:
-    """Why these caches (a layer each) cannot be batched; None where they can."""
+    """The reason why these caches (a layer each) cannot be batched; None where they can."""
     for cache in caches:
         for leaf in leaves(cache):
             kinds = kinds_of(leaf)

@@ -111,7 +111,7 @@ class MLXStore:
         return _leaves(batch.caches), row if isinstance(batch, RowBatch) else None
 
     def _taken(self, leaves: list[Any], row: int | None, run: Sequence[Span]) -> list[Columns]:
-        """Of spans that follow one another. Stacked once and then cut: few operations for many layers."""
+        """Take spans that follow one another. They are stacked once and then cut: few operations for many layers."""
         by_group = [self._stack(group, leaves, row, run) for group in self._groups]
         taken = []
         for place, span in enumerate(run):
