@@ -8,14 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from mlx_backend.kv_cache.allocation import EAGER_BYTES, allocated, capacity_for
 from mlx_backend.kv_cache.plan import CachePlan
 
-TOKEN_STEP = 256
-"""Columns of a KV cache are allocated in such steps, by mlx-lm's caches and by ours."""
-EAGER_BYTES = 4 << 20
-"""Larger arrays are moved a layer at a time: in one graph, old and new of all layers would live together."""
-_SLACK_BYTES = 32 << 20
-"""Spare rows may cost so much per layer: less copying as rows join, bounded where rows are long."""
 MOST_RESERVE_BYTES = 3 * 10**9
 """For the process itself, spare buffers and what no formula foresees: no more than this is kept back unasked."""
 PREFILL_STEPS = (2048, 1024, 512, 256, 128, 64)
@@ -50,7 +45,7 @@ class AttentionShape:
     key_dim: int
     value_dim: int
     rope_dim: int = 0
-    """Of latent attention: numbers of a key beside `key_dim`, the same for all heads."""
+    """Numbers of a latent key beside `key_dim`, the same for all heads."""
     is_latent: bool = False
     has_sinks: bool = False
     """Scores get a column more, of a learned number per head."""
@@ -71,9 +66,9 @@ class ModelShape:
     active_parameters: int
     """Parameters that a token is computed with: of the experts those that are chosen, of embeddings one row."""
     active_bytes: int
-    """The same as bytes of weights that a decode step of one sequence reads."""
+    """Bytes of weights that a decode step of one sequence reads."""
     routed_active_bytes: int = 0
-    """Of active_bytes, those of routed experts."""
+    """Bytes of routed experts among active_bytes."""
     routed_share: float = 0.0
     """Experts that a token chooses, of all; 0 where there are none."""
     num_layers: int
@@ -111,7 +106,7 @@ class Memory:
     weights_bytes: int
     kv_bytes: int
     transient_bytes: int
-    """Of a prefill chunk of `prefill_step` tokens at the end of the context, or of a decode step, if that is more."""
+    """The more of what a prefill chunk of `prefill_step` tokens at the end of the context, and a decode step, need."""
     reserve_bytes: int
     context: int
     num_users: int
@@ -123,24 +118,8 @@ class Memory:
 
 
 def default_reserve(limit_bytes: int) -> int:
-    """What is kept back of a limit where nobody says how much."""
+    """Bytes that are kept back of a limit where no setting says how much."""
     return min(MOST_RESERVE_BYTES, limit_bytes // 10)
-
-
-def allocated(num_tokens: int) -> int:
-    """Columns that are allocated for so many tokens."""
-    return -(-num_tokens // TOKEN_STEP) * TOKEN_STEP
-
-
-def capacity_for(num_rows: int, num_tokens: int, row_token_bytes: int) -> tuple[int, int]:
-    """(rows, columns) that a batch's cache allocates: rows up to a power of two while that is cheap.
-
-    `row_token_bytes`: of one column of one row.
-    """
-    columns = max(TOKEN_STEP, allocated(num_tokens))
-    spare = (1 << (num_rows - 1).bit_length()) - num_rows
-    affordable = _SLACK_BYTES // max(columns * row_token_bytes, 1)
-    return num_rows + min(spare, affordable), columns
 
 
 def batch_bytes(plans: Iterable[CachePlan], num_rows: int, longest: int) -> int:
@@ -155,13 +134,13 @@ def _batch_bytes(plan: CachePlan, num_rows: int, longest: int) -> int:
         return state
     if plan.start:
         full = CachePlan(shape).bytes_per_token
-        head = _stretch_bytes(full, num_rows, min(longest, plan.start + 1), plan.start + 1)
+        head = _segment_bytes(full, num_rows, min(longest, plan.start + 1), plan.start + 1)
         rest = max(0, longest - plan.start)
-        return head + (_stretch_bytes(plan.bytes_per_token, num_rows, rest, None) if rest else 0)
-    return state + _stretch_bytes(plan.bytes_per_token, num_rows, longest, shape.window)
+        return head + (_segment_bytes(plan.bytes_per_token, num_rows, rest, None) if rest else 0)
+    return state + _segment_bytes(plan.bytes_per_token, num_rows, longest, shape.window)
 
 
-def _stretch_bytes(row_token_bytes: int, num_rows: int, num_tokens: int, limit: int | None) -> int:
+def _segment_bytes(row_token_bytes: int, num_rows: int, num_tokens: int, limit: int | None) -> int:
     rows, columns = capacity_for(num_rows, num_tokens, row_token_bytes)
     return row_token_bytes * rows * (columns if limit is None else min(columns, limit))
 
@@ -204,7 +183,7 @@ def prefill_bytes(
         if is_latent:
             needed += attention.num_heads * context * (attention.key_dim + attention.value_dim) * shape.itemsize
     needed += _SSM_COPIES * shape.ssm_heads * min(step, _SSM_STEP) ** 2 * 4
-    if any(plan.shape.kind == "ChunkedKVCache" for plan in plans):
+    if any(plan.shape.traits.has_position_mask for plan in plans):
         needed += _POSITION_COPIES * step * context * 4
     needed += max((_shadow_bytes(plan, context) for plan in plans), default=0)
     needed += sum(plan.bytes_per_token * step for plan in plans if plan.shape.window is not None)
@@ -246,7 +225,7 @@ def memory_of(
     prefill_step: int,
     reserve_bytes: int,
 ) -> Memory:
-    """What it takes to hold `num_users` sequences of `context` tokens and to prefill the last chunk of one."""
+    """The memory for holding `num_users` sequences of `context` tokens and prefilling the last chunk of one."""
     return Memory(
         weights_bytes=shape.weights_bytes,
         kv_bytes=kv_bytes(plans, context, num_users),
@@ -270,7 +249,7 @@ def memory_at(
     reserve_bytes: int,
     prefill_steps: Sequence[int] = PREFILL_STEPS,
 ) -> Memory:
-    """The same, in the largest of `prefill_steps` with which it fits, or else in the smallest."""
+    """The same memory, with the largest of `prefill_steps` that fits, or else with the smallest."""
     for step in sorted(prefill_steps, reverse=True):
         memory = memory_of(
             shape,

@@ -20,7 +20,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlx_backend.checkpoint import Checkpoint, context_length
 from mlx_backend.errors import ModelLoadError
-from mlx_backend.kv_cache.build import measure
+from mlx_backend.kv_cache.build import read_shapes
 from mlx_backend.kv_cache.plan import CacheShape
 from mlx_backend.kv_cache.spec import leaves
 from mlx_backend.loader import build_model
@@ -50,12 +50,12 @@ class Quantization:
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> Skeleton:
-    """Of a model folder: the files' headers say what every weight takes. Raises ModelLoadError."""
+    """Read a model folder: the files' headers say what every weight takes. Raises ModelLoadError."""
     return read_model(build_model(checkpoint), checkpoint.config)
 
 
 def from_config(config: Mapping[str, Any], quantization: Quantization | None = None) -> Skeleton:
-    """Of a config.json alone, in bfloat16 or as its `quantization` section says, or quantized as told.
+    """Read a config.json alone, in bfloat16 or as its `quantization` section says, or quantized as told.
 
     Raises ModelLoadError for an architecture that mlx-lm does not know.
     """
@@ -78,7 +78,7 @@ def from_config(config: Mapping[str, Any], quantization: Quantization | None = N
 
 
 def _quantize(model: nn.Module, section: Mapping[str, Any]) -> None:
-    """As mlx-lm's loader does it, taking every weight that can be quantized for quantized, but for what is named."""
+    """Quantize as mlx-lm's loader does: every weight that can be, but for what the section names."""
 
     def how(path: str, module: nn.Module) -> Any:
         if path in section:
@@ -90,10 +90,10 @@ def _quantize(model: nn.Module, section: Mapping[str, Any]) -> None:
 
 
 def read_model(model: Any, config: Mapping[str, Any]) -> Skeleton:
-    """Of a model that was built, whether its weights are in memory or not."""
+    """Read a model that was built, whether its weights are in memory or not."""
     caches = make_prompt_cache(model)
     logits = model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)
-    shapes = _with_growth(measure(caches, config), model, caches)
+    shapes = _with_growth(read_shapes(caches, config), model, caches)
     text = {**config, **(config.get("text_config") or {})}
     parts = list(_parts(model, text))
     return Skeleton(
@@ -128,7 +128,7 @@ class _Part:
     active_bytes: float
     width: int
     routed_share: float
-    """Of routed experts, how many of all a token chooses; 0 for anything else."""
+    """The share of routed experts that a token chooses; 0 for anything else."""
 
 
 def _parts(model: Any, config: Mapping[str, Any]) -> Iterator[_Part]:
@@ -154,7 +154,7 @@ def _parts(model: Any, config: Mapping[str, Any]) -> Iterator[_Part]:
 
 
 def _with_growth(shapes: tuple[CacheShape, ...], model: Any, caches: list[Any]) -> tuple[CacheShape, ...]:
-    """The same, where caches without keys and values have what a token adds to them, from two more forward passes."""
+    """The same shapes; those without keys and values with what a token adds to them, from two more forward passes."""
     if all(shape.is_known or shape.keys is not None for shape in shapes):
         return shapes
     held = [_forward(model, caches, num_tokens) for num_tokens in (_GROWTH_TOKENS - 1, _GROWTH_TOKENS)]
@@ -193,7 +193,7 @@ def _attention(
     if not holding:
         return None
     num_heads = int(config.get("num_attention_heads") or 1)
-    if any(shape.kind == "latent" for shape in holding):
+    if any(shape.traits.is_latent for shape in holding):
         return AttentionShape(
             num_heads=num_heads,
             key_dim=int(config["qk_nope_head_dim"]),

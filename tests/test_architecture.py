@@ -41,12 +41,18 @@ MLX_FILES = (
     "mlx_backend/prefix_cache/store*.py",
 )
 NO_MLX_FILES = (
+    "mlx_backend/kv_cache/allocation.py",
     "mlx_backend/kv_cache/spec.py",
     "mlx_backend/kv_cache/plan.py",
     "mlx_backend/runners/base.py",
     "mlx_backend/runners/mock.py",
     "mlx_backend/*/__init__.py",
 )
+ONE_WAY = (
+    ("mlx_backend/kv_cache/*", "mlx_backend.memory"),
+    ("mlx_backend/prefix_cache/*", "mlx_backend.runners"),
+)
+"""Sources, and what they may not import: it is built on them."""
 LATE_MLX_LM_FILES = ("server/text/tokenizer.py",)
 PYDANTIC_FILES = ("*/schema.py", "server/dialects/openai_schema.py", "server/dialects/openai_shared.py")
 WIRE_LIBRARIES = {"fastapi", "starlette", "uvicorn", "sse_starlette", "pydantic"}
@@ -145,6 +151,13 @@ def mlx_stays_where_it_computes(modules: Sequence[Module]) -> Iterator[str]:
         allowed = late or (_is_in(module, MLX_FILES) and not _is_in(module, NO_MLX_FILES))
         if imported.top in ("mlx", "mlx_lm") and not allowed:
             yield module.at(imported, f"{imported.top} is not imported here")
+
+
+def rooms_are_imported_one_way(modules: Sequence[Module]) -> Iterator[str]:
+    for pattern, room in ONE_WAY:
+        for module, imported in _all_imports(modules, pattern):
+            if f"{imported.target}.".startswith(f"{room}.") and imported.when != "types":
+                yield module.at(imported, f"{room} imports this package")
 
 
 def pydantic_stays_at_the_wire(modules: Sequence[Module]) -> Iterator[str]:
@@ -249,6 +262,11 @@ PLANTED: dict[Rule, list[tuple[str, str]]] = {
         ("server/text/tokenizer.py", "from mlx_lm import utils"),
         ("server/text/tokenizer.py", "def f():\n    import mlx.core"),
         ("server/app.py", "if TYPE_CHECKING:\n    import mlx.core"),
+    ],
+    rooms_are_imported_one_way: [
+        ("mlx_backend/kv_cache/plain.py", "from mlx_backend.memory import capacity_for"),
+        ("mlx_backend/kv_cache/plain.py", "def f():\n    from mlx_backend import memory"),
+        ("mlx_backend/prefix_cache/store_mlx.py", "from mlx_backend.runners.base import failed"),
     ],
     pydantic_stays_at_the_wire: [("server/config.py", "from pydantic import BaseModel")],
     text_and_service_know_no_http: [("server/service/generation.py", "from fastapi import Request")],

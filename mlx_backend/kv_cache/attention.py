@@ -16,8 +16,8 @@ from mlx_lm.models import base
 from mlx_backend.kv_cache.codec import Part, QuantizedColumns
 
 _MAX_SHADOW_BYTES = 64 << 20
-"""What a chunk's attention may take at once, of dequantized keys and values and, where no fused kernel spares it, of
-scores. Beyond it, some heads at a time."""
+"""Bytes that a chunk's attention may take at once, of dequantized keys and values and, where no fused kernel spares it,
+of scores. Beyond it, some heads at a time."""
 _NAME = "scaled_dot_product_attention"
 _attend_arrays = base.scaled_dot_product_attention
 
@@ -86,7 +86,7 @@ def _masked(scores: mx.array, mask: mx.array) -> mx.array:
 
 
 def _softmax(scores: mx.array, sinks: mx.array | None) -> mx.array:
-    """Over the last axis; a sink takes its share of the weight and gives nothing."""
+    """Softmax over the last axis; a sink takes its share of the weight and gives nothing."""
     if sinks is None:
         return mx.softmax(scores, axis=-1, precise=True)
     top = mx.maximum(scores.max(axis=-1, keepdims=True), sinks)

@@ -1,6 +1,7 @@
-"""How one part of a KV cache (keys, or values) is held: as it is, or quantized. Arrays are [rows, heads, tokens, …].
+"""Forms in which one part of a KV cache (keys, or values) is held: as it is, or quantized.
 
-A part is one array, or three: packed integers, scales and biases. What moves columns and rows about treats them alike.
+Arrays are [rows, heads, tokens, …]. A part is one of them, or three: packed integers, scales and biases. What moves
+columns and rows about treats them alike.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import mlx.core as mx
 
 from mlx_backend.kv_cache.plan import Precision
 
-Hand = Literal["always", "decode", "never"]
-"""When attention gets QuantizedColumns in place of an array: always, in steps of one token, never.
+ColumnForm = Literal["quantized", "quantized-in-decode", "array"]
+"""The form in which a model gets columns that are held quantized: QuantizedColumns, the same in steps of one token
+and an array in chunks, or an array.
 
 An array where the model's own code computes with keys or values before attention does."""
 
@@ -86,11 +88,11 @@ class Codec(Protocol):
     def encode(self, part: mx.array) -> list[mx.array]: ...
 
     def fetch(self, arrays: Sequence[mx.array], num_new: int) -> Part:
-        """What a model gets of the columns that it attends to, in a pass over `num_new` tokens per row."""
+        """The columns that a model attends to, as it gets them in a pass over `num_new` tokens per row."""
 
 
 class FullCodec:
-    """As it is."""
+    """Keeps a part as it is."""
 
     num_arrays = 1
 
@@ -106,8 +108,8 @@ class QuantizedCodec:
 
     num_arrays = 3
 
-    def __init__(self, precision: Precision, hand: Hand) -> None:
-        self.precision, self._hand = precision, hand
+    def __init__(self, precision: Precision, form: ColumnForm) -> None:
+        self.precision, self._form = precision, form
 
     def encode(self, part: mx.array) -> list[mx.array]:
         return list(mx.quantize(part, self.precision.group_size, self.precision.bits))
@@ -115,8 +117,8 @@ class QuantizedCodec:
     def fetch(self, arrays: Sequence[mx.array], num_new: int) -> Part:
         packed, scales, biases = arrays
         columns = QuantizedColumns((packed, scales, biases), self.precision)
-        is_handed = self._hand == "always" or (self._hand == "decode" and num_new == 1)
-        return columns if is_handed else columns.dequantize()
+        stays_quantized = self._form == "quantized" or (self._form == "quantized-in-decode" and num_new == 1)
+        return columns if stays_quantized else columns.dequantize()
 
 
 FULL: Codec = FullCodec()

@@ -1,15 +1,22 @@
-"""PlainRows: keys and values of full attention, and the two latents of MLA, which mlx-lm keeps as keys and values."""
+"""Keys and values of full attention, which mlx-lm keeps in a KVCache: a column per token, kept for good.
+
+PlainRows holds them alike; StartRows holds the first columns in full precision and the others quantized.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
+from mlx_lm.models.cache import KVCache
 
-from mlx_backend.kv_cache.codec import FULL, Codec, Part
-from mlx_backend.kv_cache.quantized import QuantizedKV
-from mlx_backend.kv_cache.rows import Lengths, resize
-from mlx_backend.memory import EAGER_BYTES, capacity_for
+from mlx_backend.kv_cache.allocation import EAGER_BYTES, capacity_for
+from mlx_backend.kv_cache.codec import FULL, Codec, Part, with_head
+from mlx_backend.kv_cache.handler import CacheHandler, Segment, part_shape
+from mlx_backend.kv_cache.plan import CachePlan, CacheShape, Precision
+from mlx_backend.kv_cache.quantized import QuantizedKV, StartKV
+from mlx_backend.kv_cache.rows import Lengths, RowLengths, Rows, resize
 
 
 class PlainRows:
@@ -26,7 +33,7 @@ class PlainRows:
         self._num_rows = 0
         self._reserved = (0, 0)
         self.arrays: list[mx.array] = []
-        """Those of the keys' codec, then those of the values'; none before the first token."""
+        """Arrays of the keys' codec, then those of the values'; none before the first token."""
 
     # ---- what the model calls, in a decode step ----
 
@@ -158,3 +165,102 @@ def check_decode(num_tokens: int) -> None:
     """Raise ValueError for anything but one token per row."""
     if num_tokens != 1:
         raise ValueError(f"a batch of rows takes one token per row and step, not {num_tokens}")
+
+
+class StartRows:
+    """Two PlainRows side by side: tokens at positions below `start` in `head`, and the others, quantized, in `rest`.
+
+    Every token is written to both, so that rows of any lengths take the same steps: to the one where it does not
+    belong, it goes into a column that nothing attends to. `head` has one column more for that.
+    """
+
+    def __init__(self, lengths: RowLengths, start: int, keys: Codec, values: Codec) -> None:
+        self._lengths, self._start = lengths, start
+        self._in_head, self._in_rest = lengths.segment(0, start), lengths.segment(start, None)
+        self.head = PlainRows(self._in_head, limit=start + 1)
+        self.rest = PlainRows(self._in_rest, keys, values)
+
+    @property
+    def offset(self) -> int | mx.array:
+        return self._lengths.offset
+
+    def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> mx.array | None:
+        check_decode(num_tokens)
+        return self._lengths.mask(None, window_size)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Part, Part]:
+        """Do as PlainRows does; a column of what is returned is a position."""
+        head = [array[:, :, : self._start] for array in self.head.append(keys, values)]
+        if self._lengths.longest < self._start:
+            return head[0], head[1]
+        rest = self.rest.update_and_fetch(keys, values)
+        return with_head(head[0], rest[0]), with_head(head[1], rest[1])
+
+    def reserve(self, num_rows: int, num_tokens: int) -> None:
+        self.head.reserve(num_rows, min(num_tokens, self._start + 1))
+        self.rest.reserve(num_rows, max(0, num_tokens - self._start))
+
+    def join(self, single: Any, length: int) -> None:
+        self.head.join(None if single is None else single.head, self._in_head.of(length))
+        self.rest.join(None if single is None else single.rest, self._in_rest.of(length))
+
+    def leave(self, row: int) -> None:
+        self.head.leave(row)
+        self.rest.leave(row)
+
+    def fit(self, num_rows: int, num_tokens: int) -> None:
+        self.head.fit(num_rows, min(num_tokens, self._start + 1))
+        self.rest.fit(num_rows, max(0, num_tokens - self._start))
+
+    @property
+    def nbytes(self) -> int:
+        return self.head.nbytes + self.rest.nbytes
+
+
+class PlainHandler(CacheHandler):
+    """Handles mlx-lm's KVCache and, of quantized ones, QuantizedKV and StartKV, with the rows of them."""
+
+    def read_shape(self, kind: str, cache: Any, config: Mapping[str, Any]) -> CacheShape | None:
+        if cache.keys is None:
+            return CacheShape(kind)
+        return CacheShape(kind, part_shape(cache.keys), part_shape(cache.values))
+
+    def build_rows(self, cache: Any, lengths: RowLengths) -> Rows:
+        if isinstance(cache, StartKV):
+            return StartRows(lengths, cache.start, *cache.codecs)
+        return PlainRows(lengths, *cache.codecs) if isinstance(cache, QuantizedKV) else PlainRows(lengths)
+
+    def build_quantized(self, plan: CachePlan, keys: Codec, values: Codec) -> QuantizedKV | StartKV:
+        return StartKV(plan.start, keys, values) if plan.start else QuantizedKV(keys, values)
+
+    def segments(self, plan: CachePlan) -> list[Segment]:
+        num_arrays = _num_arrays(plan.keys) + _num_arrays(plan.values)
+        if not plan.start:
+            return [Segment(num_arrays)]
+        return [Segment(2, 0, plan.start), Segment(num_arrays, plan.start)]
+
+    def segment_arrays(self, cache: Any) -> list[list[mx.array]]:
+        if isinstance(cache, KVCache):
+            return [[cache.keys, cache.values]]
+        if isinstance(cache, StartKV | StartRows):
+            return [cache.head.arrays, cache.rest.arrays]
+        return [cache.arrays]
+
+    def set_array(self, cache: Any, segment: int, place: int, array: mx.array) -> None:
+        if isinstance(cache, KVCache):
+            setattr(cache, ("keys", "values")[place], array)
+        else:
+            self.segment_arrays(cache)[segment][place : place + 1] = [array]
+
+    def set_length(self, cache: Any, length: int) -> None:
+        if isinstance(cache, StartKV):
+            cache.head.offset, cache.rest.offset = min(length, cache.start), max(0, length - cache.start)
+        else:
+            cache.offset = length
+
+
+def _num_arrays(precision: Precision | None) -> int:
+    return 1 if precision is None else 3
+
+
+HANDLER = PlainHandler()

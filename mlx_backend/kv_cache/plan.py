@@ -1,4 +1,4 @@
-"""What becomes of a model's KV caches under a configuration: which part is held in how many bits, and at what size.
+"""Plans for a model's KV caches under a configuration: which part is held in how many bits, and at what size.
 
 Pure decisions. Knows shapes and bits; no MLX, no model.
 """
@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from mlx_backend.errors import ModelLoadError
 from mlx_backend.interface import KVCacheConfig, KVCachePart, KVCacheReport
+from mlx_backend.kv_cache import spec
+from mlx_backend.kv_cache.spec import CacheKind
 
 GROUP_SIZES = (32, 64, 128)
-"""What MLX's quantize takes."""
+"""Sizes that MLX's quantize takes."""
 _SCALES_PER_GROUP = 2
 """A scale and a bias, each in the cache's own precision."""
-KNOWN_KINDS = frozenset({"plain", "latent", "sliding-window", "recurrent"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,32 +49,34 @@ class PartShape:
 class CacheShape:
     """One layer's cache (one of them, where it has several), as it was measured.
 
-    `kind`: plain, latent, sliding-window or recurrent, or the class name of a cache that is none of them, which
-    cannot be quantized. A latent cache holds the compressed keys and values as `keys` and the rotary part of the
-    keys as `values`.
+    `kind`: its name in `spec.KINDS`, or the class name of a cache that is of no kind there, which cannot be
+    quantized. A latent cache holds the compressed keys and values as `keys` and the rotary part of the keys as
+    `values`.
     """
 
     kind: str
     keys: PartShape | None = None
     values: PartShape | None = None
     window: int | None = None
+    """Tokens that are kept of all; those of the last chunk are held beside them until the next step."""
     state_bytes: int = 0
     """Per sequence, however long: of a recurrent cache, or of one of another kind."""
     token_bytes: int = 0
-    """Of a cache of another kind that has neither keys nor values: what each token adds."""
+    """Bytes that each token adds where there are neither keys nor values."""
 
     @property
     def is_known(self) -> bool:
-        return self.kind in KNOWN_KINDS
+        return self.kind in spec.KINDS
 
     @property
-    def part_names(self) -> tuple[str, str]:
-        return ("latent", "rope") if self.kind == "latent" else ("keys", "values")
+    def traits(self) -> CacheKind:
+        """The row of its kind."""
+        return spec.kind_named(self.kind)
 
 
 @dataclass(frozen=True, slots=True)
 class CachePlan:
-    """How one cache is held. None: in the model's own precision."""
+    """The precisions in which one cache is held. None: in the model's own precision."""
 
     shape: CacheShape
     keys: Precision | None = None
@@ -87,7 +90,7 @@ class CachePlan:
 
     @property
     def bytes_per_token(self) -> int:
-        """Past `start`."""
+        """Bytes of a token past `start`."""
         parts = ((self.shape.keys, self.keys), (self.shape.values, self.values))
         return self.shape.token_bytes + sum(part.num_bytes(precision) for part, precision in parts if part is not None)
 
@@ -96,13 +99,13 @@ def plan_caches(shapes: Sequence[CacheShape], config: KVCacheConfig) -> tuple[Ca
     """A plan for each cache. Raises ModelLoadError where the configuration cannot be done, naming what can."""
     if not config.is_quantized:
         return tuple(CachePlan(shape) for shape in shapes)
-    holding = [shape for shape in shapes if shape.kind != "recurrent"]
-    _refuse_unknown(holding)
+    holding = [shape for shape in shapes if not shape.traits.is_state]
+    _refuse_unquantizable(holding)
     if not holding:
         raise ModelLoadError("kv_cache.bits: this model keeps no keys and values, only recurrent state; leave it unset")
     _refuse_split_latent(holding, config)
     _refuse_group_size(holding, config)
-    plans = tuple(CachePlan(shape) if shape.kind == "recurrent" else _planned(shape, config) for shape in shapes)
+    plans = tuple(CachePlan(shape) if shape.traits.is_state else _planned(shape, config) for shape in shapes)
     if config.start and not any(plan.start for plan in plans):
         raise ModelLoadError(
             "kv_cache.start: all of this model's layers attend to a sliding window, whose first tokens are soon "
@@ -112,13 +115,13 @@ def plan_caches(shapes: Sequence[CacheShape], config: KVCacheConfig) -> tuple[Ca
 
 
 def report(plans: Sequence[CachePlan], config: KVCacheConfig) -> tuple[KVCacheReport, ...]:
-    """What the plans say, one entry for all caches that are alike, in order of first appearance."""
+    """Report what the plans say, one entry for all caches that are alike, in order of first appearance."""
     return tuple(_reported(plan, count, config) for plan, count in Counter(plans).items())
 
 
 def _planned(shape: CacheShape, config: KVCacheConfig) -> CachePlan:
     key_bits, value_bits = config.effective_key_bits, config.effective_value_bits
-    if shape.kind == "latent":
+    if shape.traits.is_latent:
         value_bits = key_bits  # the rotary part belongs to the keys
     return CachePlan(
         shape,
@@ -134,9 +137,9 @@ def _precision(part: PartShape | None, bits: int | None, group_size: int) -> Pre
     return Precision(bits, group_size)
 
 
-def _refuse_unknown(shapes: Iterable[CacheShape]) -> None:
+def _refuse_unquantizable(shapes: Iterable[CacheShape]) -> None:
     for shape in shapes:
-        if shape.keys is None or not shape.is_known:
+        if shape.keys is None or not shape.traits.is_quantizable:
             raise ModelLoadError(
                 f"kv_cache.bits: this model has KV caches of a kind that cannot be quantized ({shape.kind}); "
                 "leave it unset"
@@ -145,7 +148,7 @@ def _refuse_unknown(shapes: Iterable[CacheShape]) -> None:
 
 def _refuse_split_latent(shapes: Iterable[CacheShape], config: KVCacheConfig) -> None:
     is_split = config.effective_key_bits != config.effective_value_bits
-    if is_split and any(shape.kind == "latent" for shape in shapes):
+    if is_split and any(shape.traits.is_latent for shape in shapes):
         raise ModelLoadError(
             "kv_cache.key_bits and value_bits: this model's attention keeps keys and values as one latent, which has "
             "one precision; set kv_cache.bits instead"
@@ -158,7 +161,7 @@ def _main_dims(shapes: Iterable[CacheShape], config: KVCacheConfig) -> set[int]:
     for shape in shapes:
         if shape.keys is not None and config.effective_key_bits is not None:
             dims.add(shape.keys.dim)
-        if shape.values is not None and config.effective_value_bits is not None and shape.kind != "latent":
+        if shape.values is not None and config.effective_value_bits is not None and not shape.traits.is_latent:
             dims.add(shape.values.dim)
     return dims
 
@@ -178,12 +181,12 @@ def _refuse_group_size(shapes: Sequence[CacheShape], config: KVCacheConfig) -> N
 def _reported(plan: CachePlan, num_layers: int, config: KVCacheConfig) -> KVCacheReport:
     shape = plan.shape
     requested = (config.effective_key_bits, config.effective_value_bits)
-    if shape.kind == "latent":
+    if shape.traits.is_latent:
         requested = (requested[0], requested[0])
     parts = [
         _reported_part(name, part, bits, precision, config.effective_group_size)
         for name, part, bits, precision in zip(
-            shape.part_names, (shape.keys, shape.values), requested, (plan.keys, plan.values), strict=True
+            shape.traits.part_names, (shape.keys, shape.values), requested, (plan.keys, plan.values), strict=True
         )
         if part is not None
     ]
@@ -218,7 +221,7 @@ def _reported_part(
 def _note(plan: CachePlan, config: KVCacheConfig) -> str:
     if not config.is_quantized:
         return ""
-    if plan.shape.kind == "recurrent":
+    if plan.shape.traits.is_state:
         return "recurrent state is not keys and values: it stays in full precision"
     if config.start and plan.shape.window is not None:
         return "kv_cache.start does not apply: a window soon overwrites its first tokens"

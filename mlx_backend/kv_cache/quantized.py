@@ -1,6 +1,6 @@
-"""Quantized KV caches of one sequence, in place of mlx-lm's own, while its prompt is computed.
+"""Quantized KV caches of one sequence, in place of mlx-lm's KVCache, while its prompt is computed.
 
-QuantizedKV holds every column, or a window's; StartKV holds its first columns in full precision.
+QuantizedKV holds every column alike; StartKV holds its first columns in full precision.
 """
 
 from __future__ import annotations
@@ -10,20 +10,16 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models import cache as mlx_lm_cache
 
+from mlx_backend.kv_cache.allocation import allocated
 from mlx_backend.kv_cache.codec import FULL, Codec, Part, with_head
-from mlx_backend.memory import allocated
 
 
 class QuantizedKV:
-    """Keys and values [1, heads, tokens, …], each in the arrays of its codec. `limit`: columns there can ever be.
+    """Keys and values [1, heads, tokens, …], each in the arrays of its codec. `limit`: columns there can ever be."""
 
-    `window`: columns of a sliding window; then they are kept in the order of their positions, at most `window` of
-    them, and a chunk attends to at most window - 1 before it.
-    """
-
-    def __init__(self, keys: Codec, values: Codec, window: int | None = None, limit: int | None = None) -> None:
+    def __init__(self, keys: Codec, values: Codec, limit: int | None = None) -> None:
         self.codecs = (keys, values)
-        self.window, self._limit = window, limit
+        self._limit = limit
         self.offset = 0
         self.arrays: list[mx.array] = []
 
@@ -36,7 +32,7 @@ class QuantizedKV:
     def append(self, keys: mx.array, values: mx.array) -> list[mx.array]:
         """Write columns; return the arrays of those that they attend to."""
         new = [array for codec, part in zip(self.codecs, (keys, values), strict=True) for array in codec.encode(part)]
-        columns = self._extend(new, keys.shape[2]) if self.window is None else self._slide(new, self.window)
+        columns = self._extend(new, keys.shape[2])
         self.offset += keys.shape[2]
         return columns
 
@@ -46,15 +42,8 @@ class QuantizedKV:
         return self.codecs[0].fetch(columns[:num_keys], num_new), self.codecs[1].fetch(columns[num_keys:], num_new)
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
-        """As mlx-lm's caches of the same kind make it."""
-        if self.window is None:
-            return mlx_lm_cache.create_attention_mask(num_tokens, self.offset, return_array, window_size)
-        before, window = min(self.window - 1, self.offset), window_size or self.window
-        if num_tokens == 1:
-            return None if before < window else mx.arange(before + 1) > before - window
-        if before + num_tokens > window or return_array:
-            return mlx_lm_cache.create_causal_mask(num_tokens, before, window_size=window)
-        return "causal"
+        """Make the mask that mlx-lm's caches of the same kind make."""
+        return mlx_lm_cache.create_attention_mask(num_tokens, self.offset, return_array, window_size)
 
     def _extend(self, new: list[mx.array], num_new: int) -> list[mx.array]:
         end = self.offset + num_new
@@ -73,22 +62,11 @@ class QuantizedKV:
             grown.append(array)
         self.arrays = grown
 
-    def _slide(self, new: list[mx.array], window: int) -> list[mx.array]:
-        columns = new
-        if self.arrays:
-            kept = [array[:, :, max(0, array.shape[2] - window + 1) :] for array in self.arrays]
-            columns = [mx.concatenate(pair, axis=2) for pair in zip(kept, new, strict=True)]
-        # A slice would keep all of the chunk's columns alive.
-        self.arrays = [mx.contiguous(array[:, :, -window:]) if array.shape[2] > window else array for array in columns]
-        return columns
-
     # ---- what the runner calls ----
 
     def content(self, length: int) -> list[mx.array]:
-        """The arrays of the newest min(length, window) columns, in the order of their positions."""
-        if self.window is None:
-            return [array[:, :, :length] for array in self.arrays]
-        return [array[:, :, -self.window :] for array in self.arrays]
+        """The arrays of the columns of `length` tokens, in the order of their positions."""
+        return [array[:, :, :length] for array in self.arrays]
 
     @property
     def state(self) -> list[mx.array]:
@@ -102,10 +80,13 @@ class QuantizedKV:
         return sum(array.nbytes for array in self.arrays)
 
     def fork(self) -> QuantizedKV:
-        """The same content; the arrays are shared until one of the two writes to them."""
-        other = QuantizedKV(*self.codecs, self.window, self._limit)
+        """A second cache with the same content; the arrays are shared until one of the two writes to them."""
+        other = self._empty()
         other.offset, other.arrays = self.offset, [mx.array(array) for array in self.arrays]
         return other
+
+    def _empty(self) -> QuantizedKV:
+        return QuantizedKV(*self.codecs, self._limit)
 
 
 class StartKV:
@@ -122,7 +103,7 @@ class StartKV:
         return self.head.offset + self.rest.offset
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Part, Part]:
-        """As QuantizedKV's."""
+        """Do as QuantizedKV does."""
         num_new = keys.shape[2]
         in_head = min(self.start - self.head.offset, num_new)
         if in_head:

@@ -1,15 +1,18 @@
-"""StateRows: the state of recurrent layers (state-space, linear attention, short convolutions).
+"""The state of recurrent layers (state-space, linear attention, short convolutions), in mlx-lm's ArraysCache.
 
 Of constant size per row and small, so rows are simply concatenated and gathered.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
 
-from mlx_backend.kv_cache.rows import RowLengths
+from mlx_backend.kv_cache.handler import CacheHandler, of_row
+from mlx_backend.kv_cache.plan import CacheShape
+from mlx_backend.kv_cache.rows import RowLengths, Rows
 
 
 class StateRows:
@@ -44,7 +47,7 @@ class StateRows:
         return self._state[0] is None
 
     def reserve(self, num_rows: int, num_tokens: int) -> None:
-        """Nothing to do: the size of a row does not grow."""
+        """Do nothing: the size of a row does not grow."""
 
     def join(self, single: Any, length: int) -> None:
         members = [None] * len(self._state) if single is None or length == 0 else list(single.cache)
@@ -58,11 +61,15 @@ class StateRows:
         self._state = [None if array is None or not kept else array[indices] for array in self._state]
 
     def fit(self, num_rows: int, num_tokens: int) -> None:
-        """Nothing to do: nothing is over-allocated."""
+        """Do nothing: nothing is over-allocated."""
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in self._state if array is not None)
+        return sum(array.nbytes for array in self.arrays)
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [array for array in self._state if array is not None]
 
 
 def _append(old: mx.array | None, new: mx.array | None, num_old: int) -> mx.array | None:
@@ -74,3 +81,26 @@ def _append(old: mx.array | None, new: mx.array | None, num_old: int) -> mx.arra
     zeros = mx.zeros((1, *like.shape[1:]), dtype=like.dtype)
     above = old if old is not None else mx.repeat(zeros, num_old, axis=0)
     return mx.concatenate([above, zeros if new is None else new]) if num_old else new
+
+
+class StateHandler(CacheHandler):
+    """Handles mlx-lm's ArraysCache, and StateRows. A state stands for all tokens before it: no cut."""
+
+    def read_shape(self, kind: str, cache: Any, config: Mapping[str, Any]) -> CacheShape:
+        return CacheShape(kind, state_bytes=sum(array.nbytes for array in _held(cache)))
+
+    def build_rows(self, cache: Any, lengths: RowLengths) -> Rows:
+        return StateRows(lengths, len(cache.cache))
+
+    def take_snapshot(self, cache: Any, row: int | None, length: int) -> list[mx.array]:
+        return [of_row(array, row) for array in cache.arrays] if isinstance(cache, StateRows) else _held(cache)
+
+    def restore_snapshot(self, cache: Any, arrays: list[mx.array], length: int) -> None:
+        cache.cache = [arrays.pop(0) for _ in cache.cache]
+
+
+def _held(cache: Any) -> list[mx.array]:
+    return [array for array in cache.cache if array is not None]
+
+
+HANDLER = StateHandler()

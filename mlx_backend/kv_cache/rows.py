@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from mlx_backend.memory import EAGER_BYTES
+from mlx_backend.kv_cache.allocation import EAGER_BYTES
 
 
 class Lengths:
@@ -62,7 +62,7 @@ class Lengths:
         return self._cached[key]
 
     def mask(self, width: int | None, window: int | None) -> mx.array | None:
-        """Which columns a row's new token attends to: bool [rows, 1, 1, columns]; None: all of them.
+        """Mask of the columns that a row's new token attends to: bool [rows, 1, 1, columns]; None: all of them.
 
         `width`: of the ring, None for plain columns. `window`: attend to so many positions at most, the
         token's own included; None: no bound.
@@ -95,13 +95,13 @@ class RowLengths(Lengths):
     def __init__(self) -> None:
         super().__init__()
         self.values = []
-        self._stretches: list[Stretch] = []
+        self._segments: list[SegmentLengths] = []
 
-    def stretch(self, first: int, end: int | None) -> Stretch:
-        """How many of each row's tokens are at positions in [first, end)."""
-        stretch = Stretch(self, first, end)
-        self._stretches.append(stretch)
-        return stretch
+    def segment(self, first: int, end: int | None) -> SegmentLengths:
+        """The number of each row's tokens at positions in [first, end)."""
+        segment = SegmentLengths(self, first, end)
+        self._segments.append(segment)
+        return segment
 
     def join(self, length: int) -> None:
         self._change([*self.values, length])
@@ -118,12 +118,12 @@ class RowLengths(Lengths):
     def _change(self, values: list[int]) -> None:
         self.values = values
         self._cached.clear()
-        for stretch in self._stretches:
-            stretch.follow()
+        for segment in self._segments:
+            segment.follow()
 
 
-class Stretch(Lengths):
-    """Lengths within a stretch of positions; they follow those of the whole rows."""
+class SegmentLengths(Lengths):
+    """Lengths within a segment of positions; they follow those of the whole rows."""
 
     def __init__(self, whole: Lengths, first: int, end: int | None) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Stretch(Lengths):
         self._cached.clear()
 
     def of(self, length: int) -> int:
-        """What of `length` tokens lies in the stretch."""
+        """The number of tokens, of `length`, that lie in the segment."""
         return max(0, min(length, self._end or length) - self._first)
 
 

@@ -1,30 +1,101 @@
-"""The table of KV-cache kinds: which of mlx-lm's caches a model makes, and which class of ours batches it.
+"""The table of KV-cache kinds: a row says what is true of a kind's caches, and names the module that handles them.
 
-No MLX here: caches are told apart by the name of their class.
+No MLX here: caches are told apart by the name of their class, and a kind's module is imported when it is first needed.
+To add a kind, write its module, with a `HANDLER` (see `handler.CacheHandler`), and add a row.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlx_backend.kv_cache.handler import CacheHandler
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CacheKind:
-    """One kind: its public name, and the module and class that hold rows of it."""
+    """One kind: its public name, the classes of its single caches, and what planning and storing need to know."""
 
     name: str
-    module: str
-    rows_class: str
+    cache_classes: tuple[str, ...] = ()
+    """mlx-lm's, or the model's own, and those that hold the same quantized."""
+    module: str = ""
+    is_batched: bool = False
+    """Whether rows of it decode together; else a model that has one is served one sequence at a time."""
+    is_cut: bool = False
+    """Whether the prefix cache stores it by the token, to be cut anywhere; else as snapshots."""
+    is_quantizable: bool = False
+    is_state: bool = False
+    """Holds no keys and values but a state of constant size, which stays as it is where others are quantized."""
+    is_latent: bool = False
+    """Keys and values are one latent, of one precision, that attention expands; the second part is the keys' rotary."""
+    has_position_mask: bool = False
+    """Whether a chunk's mask is made of matrices of positions, [chunk, context]."""
+    part_names: tuple[str, str] = ("keys", "values")
+
+    @property
+    def handler(self) -> CacheHandler:
+        handler: CacheHandler = importlib.import_module(self.module).HANDLER
+        return handler
 
 
-KINDS = {
-    "KVCache": CacheKind("plain", "mlx_backend.kv_cache.plain", "PlainRows"),
-    "RotatingKVCache": CacheKind("sliding-window", "mlx_backend.kv_cache.rotating", "RingRows"),
-    "ArraysCache": CacheKind("recurrent", "mlx_backend.kv_cache.recurrent", "StateRows"),
+KINDS: dict[str, CacheKind] = {
+    kind.name: kind
+    for kind in (
+        CacheKind(
+            name="latent",
+            cache_classes=("KVCache",),
+            module="mlx_backend.kv_cache.latent",
+            is_batched=True,
+            is_cut=True,
+            is_quantizable=True,
+            is_latent=True,
+            part_names=("latent", "rope"),
+        ),
+        CacheKind(
+            name="plain",
+            cache_classes=("KVCache", "QuantizedKV", "StartKV"),
+            module="mlx_backend.kv_cache.plain",
+            is_batched=True,
+            is_cut=True,
+            is_quantizable=True,
+        ),
+        CacheKind(
+            name="sliding-window",
+            cache_classes=("RotatingKVCache", "QuantizedWindow"),
+            module="mlx_backend.kv_cache.rotating",
+            is_batched=True,
+            is_quantizable=True,
+        ),
+        CacheKind(
+            name="recurrent",
+            cache_classes=("ArraysCache",),
+            module="mlx_backend.kv_cache.recurrent",
+            is_batched=True,
+            is_state=True,
+        ),
+        CacheKind(
+            name="ChunkedKVCache",
+            cache_classes=("ChunkedKVCache",),
+            module="mlx_backend.kv_cache.chunked",
+            has_position_mask=True,
+        ),
+    )
 }
-"""By the class that mlx-lm's `make_prompt_cache` returns. A CacheList holds several of these per layer."""
+"""By name. Of kinds that share a class the special one comes first, and the general one last."""
+
+
+def kind_named(name: str) -> CacheKind:
+    """The row of a kind; one without any abilities for a kind that is not in the table, named by a cache's class."""
+    return KINDS.get(name) or CacheKind(name=name)
+
+
+def kinds_of(cache: Any) -> list[CacheKind]:
+    """The kinds that a single cache may be of, the general one last. A CacheList is of none: its members are."""
+    return [kind for kind in KINDS.values() if type(cache).__name__ in kind.cache_classes]
 
 
 def leaves(cache: Any) -> Iterator[Any]:
@@ -37,12 +108,13 @@ def leaves(cache: Any) -> Iterator[Any]:
 
 
 def unbatched_reason(caches: Iterable[Any]) -> str | None:
-    """Why these caches (a layer each) cannot be batched; None where they can."""
+    """The reason why these caches (a layer each) cannot be batched; None where they can."""
     for cache in caches:
         for leaf in leaves(cache):
-            name = type(leaf).__name__
-            if name not in KINDS:
-                return f"its KV cache is of a kind that cannot be batched ({name})"
-            if getattr(leaf, "keep", 0):
-                return f"its sliding-window cache keeps the first {leaf.keep} tokens, which cannot be batched"
+            kinds = kinds_of(leaf)
+            if not kinds or not kinds[-1].is_batched:
+                return f"its KV cache is of a kind that cannot be batched ({type(leaf).__name__})"
+            reason = kinds[-1].handler.unbatched_reason(leaf)
+            if reason is not None:
+                return reason
     return None

@@ -1,7 +1,8 @@
 """MLXStore: blocks out of the KV caches of mlx-lm and of ours, and back into new ones.
 
-What can be cut anywhere lies in lanes: the same array of all layers that are held alike, for one stretch of positions,
-stacked into one, [layers, heads, tokens, …]. What cannot (windows, recurrent state) is a snapshot, layer by layer.
+What can be cut anywhere lies in array groups: the same array of all layers that are held alike, for one segment of
+positions, stacked into one, [layers, heads, tokens, …]. What cannot (windows, recurrent state) is a snapshot, layer by
+layer. Which arrays those are is up to the handler of the cache's kind.
 """
 
 from __future__ import annotations
@@ -12,34 +13,31 @@ from functools import reduce
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models import cache as mlx_lm_cache
 
 from mlx_backend.core.step import BlockId, BlockRef, Chunk, PromptId, Restore, SequenceId, Span
+from mlx_backend.kv_cache.allocation import allocated
 from mlx_backend.kv_cache.batch import RowBatch, SingleBatch
-from mlx_backend.kv_cache.plain import PlainRows
-from mlx_backend.kv_cache.plan import CachePlan, Precision
-from mlx_backend.kv_cache.quantized import QuantizedKV, StartKV
-from mlx_backend.kv_cache.recurrent import StateRows
-from mlx_backend.kv_cache.rotating import RingRows
-from mlx_backend.kv_cache.start import StartRows
-from mlx_backend.memory import allocated
+from mlx_backend.kv_cache.handler import CacheHandler, of_row
+from mlx_backend.kv_cache.plan import CachePlan
 
 CUT = "by the token"
 SNAPSHOT = "as snapshots"
 _RUN = 32
 """Blocks that are stacked at once; so many are held twice for a moment."""
+_GROUPS = "lanes"
+"""Their name in the header of a block's file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """A block's arrays: one per lane (None: the lane has no position of the block), and a snapshot's."""
+    """A block's arrays: one per group (None: the group has no position of the block), and a snapshot's."""
 
-    lanes: tuple[mx.array | None, ...]
+    groups: tuple[mx.array | None, ...]
     state: tuple[mx.array, ...] = ()
 
     @property
     def arrays(self) -> list[mx.array]:
-        return [array for array in (*self.lanes, *self.state) if array is not None]
+        return [array for array in (*self.groups, *self.state) if array is not None]
 
     @property
     def nbytes(self) -> int:
@@ -57,29 +55,29 @@ class _Held:
 
 
 @dataclass(frozen=True, slots=True)
-class _Lane:
-    """Array number `array` of `layers`, for positions from `first` on and before `end`."""
+class ArrayGroup:
+    """Array number `place` of a segment of `layers`, for positions from `first` on and before `end`."""
 
     layers: tuple[int, ...]
-    stretch: int
-    array: int
+    segment: int
+    place: int
     first: int
     end: int | None
 
     def within(self, start: int, stop: int) -> tuple[int, int]:
-        """[start, stop) as columns of the lane; empty where they have nothing in common."""
+        """[start, stop) as columns of the group; empty where they have nothing in common."""
         last = stop if self.end is None else min(stop, self.end)
         return max(start, self.first) - self.first, last - self.first
 
 
 def how_kept(plans: Sequence[CachePlan]) -> tuple[tuple[str, str], ...]:
     """(kind, how it is kept) for each kind of cache that a model has, in order."""
-    kinds = dict.fromkeys(plan.shape.kind for plan in plans)
-    return tuple((kind, CUT if kind in ("plain", "latent") else SNAPSHOT) for kind in kinds)
+    kinds = dict.fromkeys(plan.shape.traits for plan in plans)
+    return tuple((kind.name, CUT if kind.is_cut else SNAPSHOT) for kind in kinds)
 
 
 class MLXStore:
-    """Implements `runners.base.BlockStore` for a model whose caches, a layer's members in order, are as `plans` say.
+    """Implements `core.blocks.BlockStore` for a model whose caches, a layer's members in order, are as `plans` say.
 
     `caches_of`: a prompt's single caches, None where it has none. `batch`: the rows that decode.
     """
@@ -93,11 +91,12 @@ class MLXStore:
         self._caches_of, self._batch = caches_of, batch
         self._blocks: dict[BlockId, Columns] = {}
         self._num_made = 0
-        self._snapshots = [place for place, plan in enumerate(plans) if plan.shape.kind not in ("plain", "latent")]
-        self._lanes = _lanes(plans)
+        self._handlers = [plan.shape.traits.handler for plan in plans]
+        self._snapshots = [place for place, plan in enumerate(plans) if not plan.shape.traits.is_cut]
+        self._groups = _groups(plans)
         self.kinds = how_kept(plans)
         self.cuts = not self._snapshots
-        cut = [plan for plan in plans if plan.shape.kind in ("plain", "latent")]
+        cut = [plan for plan in plans if plan.shape.traits.is_cut]
         self.bytes_per_token = sum(CachePlan(p.shape).bytes_per_token if p.start else p.bytes_per_token for p in cut)
         self.state_bytes = sum(
             plan.shape.state_bytes + plan.bytes_per_token * (plan.shape.window or 0)
@@ -133,28 +132,32 @@ class MLXStore:
         return _leaves(batch.caches), place if isinstance(batch, RowBatch) else None
 
     def _taken(self, leaves: list[Any], row: int | None, run: Sequence[Span]) -> list[Columns]:
-        """Of spans that follow one another. Stacked once and then cut: few operations for many layers."""
-        by_lane = [self._stack(lane, leaves, row, run) for lane in self._lanes]
+        """Take spans that follow one another. They are stacked once and then cut: few operations for many layers."""
+        by_group = [self._stack(group, leaves, row, run) for group in self._groups]
         taken = []
         for place, span in enumerate(run):
             state = self._snapshot(leaves, row, span.stop) if span.with_state else ()
-            taken.append(Columns(tuple(blocks[place] for blocks in by_lane), state))
+            taken.append(Columns(tuple(blocks[place] for blocks in by_group), state))
         return taken
 
     def _snapshot(self, leaves: list[Any], row: int | None, length: int) -> tuple[mx.array, ...]:
-        held = (array for layer in self._snapshots for array in _snapshot(leaves[layer], row, length))
-        return tuple(map(_copied, held))
+        taken = (self._handlers[layer].take_snapshot(leaves[layer], row, length) for layer in self._snapshots)
+        return tuple(_copied(array) for arrays in taken for array in arrays)
 
-    def _stack(self, lane: _Lane, leaves: list[Any], row: int | None, run: Sequence[Span]) -> list[mx.array | None]:
-        """Of each span its columns in a lane."""
-        first, last = lane.within(run[0].start, run[-1].stop)
+    def _stack(
+        self, group: ArrayGroup, leaves: list[Any], row: int | None, run: Sequence[Span]
+    ) -> list[mx.array | None]:
+        """Each span's columns in a group."""
+        first, last = group.within(run[0].start, run[-1].stop)
         if last <= first:
             return [None] * len(run)
-        held = (_stretches(leaves[layer])[lane.stretch][lane.array] for layer in lane.layers)
-        stacked = _stacked([_of_row(array, row)[:, :, first:last] for array in held])
+        held = (
+            self._handlers[layer].segment_arrays(leaves[layer])[group.segment][group.place] for layer in group.layers
+        )
+        stacked = _stacked([of_row(array, row)[:, :, first:last] for array in held])
         if len(run) == 1:
             return [stacked]
-        within = [lane.within(span.start, span.stop) for span in run]
+        within = [group.within(span.start, span.stop) for span in run]
         return [_copied(stacked[:, :, a - first : b - first]) if b > a else None for a, b in within]
 
     # ---- putting back ----
@@ -163,43 +166,35 @@ class MLXStore:
         """Append a chunk's blocks to a prompt's caches. Raises what MLX raises, and KeyError for a block that went."""
         leaves = _leaves(caches)
         pieces = [_Held(self._blocks[p.block], p.block_start, p.start, p.stop) for p in restore.pieces]
-        for number in range(len(self._lanes)):
+        for number in range(len(self._groups)):
             self._append(number, leaves, pieces, chunk.num_prompt_tokens)
         stop = pieces[-1].stop
-        for layer in {layer for lane in self._lanes for layer in lane.layers}:
-            _set_offset(leaves[layer], stop)
+        for layer in {layer for group in self._groups for layer in group.layers}:
+            self._handlers[layer].set_length(leaves[layer], stop)
         if restore.with_state:
             self._set_state(leaves, pieces[-1].columns, stop)
         mx.eval([leaf.state for leaf in leaves if not leaf.empty()])
 
     def _append(self, number: int, leaves: list[Any], pieces: Sequence[_Held], num_tokens: int) -> None:
-        lane = self._lanes[number]
+        group = self._groups[number]
         parts = []
         for piece in pieces:
-            first, last = lane.within(piece.start, piece.stop)
-            offset, _ = lane.within(piece.block_start, piece.stop)
+            first, last = group.within(piece.start, piece.stop)
+            offset, _ = group.within(piece.block_start, piece.stop)
             if last > first:
-                parts.append(_lane_of(piece, number)[:, :, first - offset : last - offset])
+                parts.append(_columns_of(piece, number)[:, :, first - offset : last - offset])
         if not parts:
             return
         columns = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
-        start, stop = lane.within(pieces[0].start, pieces[-1].stop)
-        most = allocated(num_tokens - lane.first) if lane.end is None else lane.end - lane.first
-        for place, layer in enumerate(lane.layers):
-            _write(leaves[layer], lane, columns[place : place + 1], start, stop, most)
+        start, stop = group.within(pieces[0].start, pieces[-1].stop)
+        most = allocated(num_tokens - group.first) if group.end is None else group.end - group.first
+        for place, layer in enumerate(group.layers):
+            _write(self._handlers[layer], leaves[layer], group, columns[place : place + 1], start, stop, most)
 
     def _set_state(self, leaves: list[Any], columns: Columns, length: int) -> None:
         arrays = list(columns.state)
         for place in self._snapshots:
-            leaf = leaves[place]
-            if isinstance(leaf, mlx_lm_cache.ArraysCache):
-                leaf.cache = [arrays.pop(0) for _ in leaf.cache]
-            elif isinstance(leaf, QuantizedKV):
-                num_arrays = sum(codec.num_arrays for codec in leaf.codecs)
-                leaf.arrays, leaf.offset = [arrays.pop(0) for _ in range(num_arrays)], length
-            else:
-                leaf.keys, leaf.values = arrays.pop(0), arrays.pop(0)
-                leaf.offset, leaf._idx = length, leaf.keys.shape[2]
+            self._handlers[place].restore_snapshot(leaves[place], arrays, length)
 
     # ---- as bytes ----
 
@@ -207,7 +202,7 @@ class MLXStore:
         columns = self._blocks[block]
         mx.eval(columns.arrays)  # of a row that left: computed long since
         described = {
-            "lanes": [None if array is None else _described(array) for array in columns.lanes],
+            _GROUPS: [None if array is None else _described(array) for array in columns.groups],
             "state": [_described(array) for array in columns.state],
         }
         return described, [memoryview(array.reshape(-1).view(mx.uint8)) for array in columns.arrays if array.size]
@@ -225,33 +220,28 @@ class MLXStore:
             position += size
             return mx.array(part).view(dtype).reshape(shape)
 
-        lanes = [None if described is None else read(described) for described in arrays["lanes"]]
-        if len(lanes) != len(self._lanes):
+        groups = [None if described is None else read(described) for described in arrays[_GROUPS]]
+        if len(groups) != len(self._groups):
             raise ValueError("it is of other layers")
-        return self._hold(Columns(tuple(lanes), tuple(read(described) for described in arrays["state"])))
+        return self._hold(Columns(tuple(groups), tuple(read(described) for described in arrays["state"])))
 
 
-def _lanes(plans: Sequence[CachePlan]) -> list[_Lane]:
+def _groups(plans: Sequence[CachePlan]) -> list[ArrayGroup]:
     layers: dict[CachePlan, list[int]] = {}
     for place, plan in enumerate(plans):
-        if plan.shape.kind in ("plain", "latent"):
+        if plan.shape.traits.is_cut:
             layers.setdefault(plan, []).append(place)
-    lanes: list[_Lane] = []
-    for plan, places in layers.items():
-        held = _num_arrays(plan.keys) + _num_arrays(plan.values)
-        stretches = [(held, 0, None)] if not plan.start else [(2, 0, plan.start), (held, plan.start, None)]
-        for stretch, (num_arrays, first, end) in enumerate(stretches):
-            lanes += [_Lane(tuple(places), stretch, array, first, end) for array in range(num_arrays)]
-    return lanes
+    return [
+        ArrayGroup(tuple(alike), number, place, segment.first, segment.end)
+        for plan, alike in layers.items()
+        for number, segment in enumerate(plan.shape.traits.handler.segments(plan))
+        for place in range(segment.num_arrays)
+    ]
 
 
-def _num_arrays(precision: Precision | None) -> int:
-    return 1 if precision is None else 3
-
-
-def _lane_of(piece: _Held, number: int) -> mx.array:
-    array = piece.columns.lanes[number]
-    assert array is not None, "the lane holds tokens of this block"
+def _columns_of(piece: _Held, number: int) -> mx.array:
+    array = piece.columns.groups[number]
+    assert array is not None, "the group holds tokens of this block"
     return array
 
 
@@ -264,19 +254,6 @@ def _leaves(caches: Iterable[Any]) -> list[Any]:
     return found
 
 
-def _stretches(leaf: Any) -> list[list[mx.array]]:
-    """The arrays of a cache that can be cut, stretch by stretch."""
-    if isinstance(leaf, StartKV | StartRows):
-        return [leaf.head.arrays, leaf.rest.arrays]
-    if isinstance(leaf, QuantizedKV | PlainRows):
-        return [leaf.arrays]
-    return [[leaf.keys, leaf.values]]
-
-
-def _of_row(array: mx.array, row: int | None) -> mx.array:
-    return array if row is None else array[row : row + 1]
-
-
 def _stacked(parts: list[mx.array]) -> mx.array:
     return _copied(parts[0]) if len(parts) == 1 else mx.concatenate(parts, axis=0)
 
@@ -286,10 +263,12 @@ def _copied(array: mx.array) -> mx.array:
     return mx.take(array, mx.arange(array.shape[0]), axis=0)
 
 
-def _write(leaf: Any, lane: _Lane, columns: mx.array, start: int, stop: int, most: int) -> None:
+def _write(
+    handler: CacheHandler, leaf: Any, group: ArrayGroup, columns: mx.array, start: int, stop: int, most: int
+) -> None:
     """Put columns into one array of a cache, at [start, stop); room for `most` is made at once."""
-    arrays = _stretches(leaf)[lane.stretch]
-    held = arrays[lane.array] if lane.array < len(arrays) else None
+    arrays = handler.segment_arrays(leaf)[group.segment]
+    held = arrays[group.place] if group.place < len(arrays) else None
     if held is None or held.shape[2] < stop:
         shape = (*columns.shape[:2], max(most, stop), columns.shape[3])
         grown = mx.zeros(shape, dtype=columns.dtype)
@@ -297,39 +276,7 @@ def _write(leaf: Any, lane: _Lane, columns: mx.array, start: int, stop: int, mos
             grown[:, :, :start] = held[:, :, :start]
         held = grown
     held[:, :, start:stop] = columns
-    if isinstance(leaf, mlx_lm_cache.KVCache):
-        setattr(leaf, ("keys", "values")[lane.array], held)
-    elif lane.array < len(arrays):
-        arrays[lane.array] = held
-    else:
-        arrays.append(held)
-
-
-def _set_offset(leaf: Any, length: int) -> None:
-    if isinstance(leaf, StartKV):
-        leaf.head.offset, leaf.rest.offset = min(length, leaf.start), max(0, length - leaf.start)
-    else:
-        leaf.offset = length
-
-
-def _snapshot(leaf: Any, row: int | None, length: int) -> list[mx.array]:
-    """The arrays of a cache that cannot be cut, as they are after `length` tokens; a window's in order of positions."""
-    if isinstance(leaf, StateRows):
-        return [_of_row(array, row) for array in leaf._state if array is not None]
-    if isinstance(leaf, mlx_lm_cache.ArraysCache):
-        return [array for array in leaf.cache if array is not None]
-    if isinstance(leaf, RingRows):
-        return [_unrolled(_of_row(array, row), leaf, length) for array in leaf.arrays]
-    if isinstance(leaf, QuantizedKV):
-        return leaf.content(length)
-    kept = min(length, leaf.max_size)
-    # `_temporal_order` is RotatingKVCache's own undoing of its rotation
-    return [leaf._temporal_order(part)[..., -kept:, :] for part in (leaf.keys, leaf.values)]
-
-
-def _unrolled(array: mx.array, ring: RingRows, length: int) -> mx.array:
-    spans = ring._spans(length, min(length, ring.width))
-    return mx.concatenate([array[:, :, column : column + stop - start] for start, stop, column in spans], axis=2)
+    handler.set_array(leaf, group.segment, group.place, held)
 
 
 def _described(array: mx.array) -> tuple[str, tuple[int, ...]]:

@@ -13,10 +13,11 @@ from mlx_backend.admission import Budget
 from mlx_backend.core.step import Chunk
 from mlx_backend.errors import ModelLoadError
 from mlx_backend.interface import EngineConfig, LoadProgress, MemoryReport, ModelInfo
+from mlx_backend.kv_cache.allocation import allocated
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape, plan_caches, report
 from mlx_backend.limits import DeviceFacts, Limits, decide_limits, report_memory
 from mlx_backend.machines import Machine, UnknownMachine, find_machine
-from mlx_backend.memory import ModelShape, allocated, batch_bytes, kv_bytes
+from mlx_backend.memory import ModelShape, batch_bytes, kv_bytes
 from mlx_backend.planner import decode_speed, prefill_speed
 from mlx_backend.prefix_cache.store_mock import MockStore
 from mlx_backend.runners.base import limited_by

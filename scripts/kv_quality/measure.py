@@ -15,8 +15,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_backend.interface import KVCacheConfig
 from mlx_backend.kv_cache import attention
-from mlx_backend.kv_cache.build import measure as measure_shapes
-from mlx_backend.kv_cache.build import quantized
+from mlx_backend.kv_cache.build import quantized, read_shapes
 from mlx_backend.kv_cache.plan import plan_caches
 
 CHUNK = 512
@@ -49,7 +48,7 @@ class Reader:
         """(log-probabilities of the predicted positions [tokens, vocab] of each text, bytes per token, in full)."""
         probe = make_prompt_cache(self._model)
         self._model(mx.zeros((1, 1), dtype=mx.int32), cache=probe)
-        plans = plan_caches(measure_shapes(probe, self._config), kv_cache)
+        plans = plan_caches(read_shapes(probe, self._config), kv_cache)
         full = plan_caches([plan.shape for plan in plans], KVCacheConfig())
 
         def make() -> list[Any]:

@@ -20,7 +20,7 @@ SCALE = 0.2
 
 def columns(seed: int, bits: int | None, head: int = 0, dtype: Any = mx.float32) -> Part:
     part = mx.random.normal((ROWS, KV_HEADS, TOKENS, DIM), key=mx.random.key(seed)).astype(dtype)
-    codec = FULL if bits is None else QuantizedCodec(Precision(bits, 32), "always")
+    codec = FULL if bits is None else QuantizedCodec(Precision(bits, 32), "quantized")
     rest = codec.fetch(codec.encode(part[:, :, head:]), 1)
     return with_head(part[:, :, :head], rest) if head else rest
 

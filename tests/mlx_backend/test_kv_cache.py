@@ -19,7 +19,7 @@ from mlx_backend.kv_cache.batch import RowBatch
 from mlx_backend.kv_cache.build import fork
 from mlx_backend.kv_cache.codec import FULL
 from mlx_backend.kv_cache.plain import PlainRows
-from mlx_backend.kv_cache.quantized import QuantizedKV
+from mlx_backend.kv_cache.rotating import QuantizedWindow
 from mlx_backend.kv_cache.rows import Lengths
 
 pytestmark = pytest.mark.mlx
@@ -214,7 +214,7 @@ def test_what_was_reserved_for_a_row_that_left_is_not_held_for_the_next() -> Non
 
 
 def test_a_window_holds_no_more_than_its_columns_after_a_long_chunk() -> None:
-    cache = QuantizedKV(FULL, FULL, window=WINDOW)
+    cache = QuantizedWindow(FULL, FULL, window=WINDOW)
     for length in (100, 3, 50):
         cache.update_and_fetch(mx.zeros((1, HEADS, length, DIM)), mx.zeros((1, HEADS, length, DIM)))
         mx.eval(cache.arrays)

@@ -10,14 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_backend.interface import KVCacheConfig
+from mlx_backend.kv_cache.allocation import EAGER_BYTES, capacity_for
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape, PartShape, plan_caches
 from mlx_backend.memory import (
-    EAGER_BYTES,
     PREFILL_STEPS,
     AttentionShape,
     ModelShape,
     batch_bytes,
-    capacity_for,
     decode_bytes,
     kv_bytes,
     largest_context,

@@ -168,10 +168,14 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a model with windows runs out of memory in long prompts", "min(allocated(num_tokens), shape.window + chunk)", "min(allocated(num_tokens), shape.window)"),
         ("memory runs out as rows come and go", "    moved = sum(layer for layer in layers if layer <= EAGER_BYTES) + max(layers, default=0)", "    moved = sum(layer for layer in layers if layer <= EAGER_BYTES)"),
         ("memory runs out as rows come and go in many small layers", "    moved = sum(layer for layer in layers if layer <= EAGER_BYTES) + max(layers, default=0)", "    moved = max(layers, default=0)"),
-        ("a batch of five takes the memory of eight", "    affordable = _SLACK_BYTES // max(columns * row_token_bytes, 1)", "    affordable = spare"),
-        ("every row that joins moves the whole batch", "    return num_rows + min(spare, affordable), columns", "    return num_rows, columns"),
         ("models with sinks run out of memory", "_CPU_SINK_COPIES if attention.has_sinks else ", ""),
         ("hybrid models run out of memory", "    needed += _SSM_COPIES * shape.ssm_heads * min(step, _SSM_STEP) ** 2 * 4\n", ""),
+    ),
+    *_of(
+        "mlx_backend/kv_cache/allocation.py",
+        "tests/mlx_backend/test_memory.py tests/mlx_backend/test_kv_cache.py tests/mlx_backend/test_memory_limits.py",
+        ("a batch of five takes the memory of eight", "    affordable = _SLACK_BYTES // max(columns * row_token_bytes, 1)", "    affordable = spare"),
+        ("every row that joins moves the whole batch", "    return num_rows + min(spare, affordable), columns", "    return num_rows, columns"),
         ("a batch takes less than is held", "    columns = max(TOKEN_STEP, allocated(num_tokens))\n    spare", "    columns = num_tokens\n    spare"),
     ),
     *_of(
@@ -181,9 +185,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a model with sinks runs out of memory in a long prompt", "attention=_attention(shapes, text, has_sinks=_has_sinks(model))", "attention=_attention(shapes, text)"),
     ),
     *_of(
-        "mlx_backend/kv_cache/build.py",
+        "mlx_backend/kv_cache/chunked.py",
         "tests/mlx_backend/test_skeleton.py",
-        ("three of four layers of a model with attention in chunks take no memory", "        return _of_another_kind(cache, name)", "        return CacheShape(name)"),
+        ("three of four layers of a model with attention in chunks take no memory", "        return CacheShape(kind, part_shape(cache.keys), part_shape(cache.values), window=window)", "        return CacheShape(kind)"),
     ),
     *_of(
         "mlx_backend/kv_cache/plain.py",
@@ -195,7 +199,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a row takes over another's past", "                array[row : row + 1] = array[last : last + 1]", "                pass"),
     ),
     *_of(
-        "mlx_backend/kv_cache/quantized.py",
+        "mlx_backend/kv_cache/rotating.py",
         "tests/mlx_backend/test_kv_cache.py tests/mlx_backend/test_quantized_equality.py",
         ("a quantized window grows with its chunks", "[mx.contiguous(array[:, :, -window:]) if array.shape[2] > window else array for array in columns]", "list(columns)"),
     ),

@@ -1,0 +1,28 @@
+"""The latent of multi-head latent attention (DeepSeek), which mlx-lm keeps in a KVCache: as keys the compressed keys
+and values of all heads, as values the rotary part of the keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlx_backend.kv_cache.codec import ColumnForm
+from mlx_backend.kv_cache.plain import PlainHandler
+from mlx_backend.kv_cache.plan import CacheShape
+
+
+class LatentHandler(PlainHandler):
+    """Handler of latents: held like plain keys and values, and told apart by the model's config."""
+
+    column_forms: tuple[ColumnForm, ColumnForm] = ("quantized-in-decode", "array")
+    """Latent attention expands a chunk's latents itself, and multiplies the rotary part itself."""
+
+    def read_shape(self, kind: str, cache: Any, config: Mapping[str, Any]) -> CacheShape | None:
+        if cache.keys is None or cache.keys.shape[1] != 1:
+            return None
+        latent = (config.get("kv_lora_rank"), config.get("qk_rope_head_dim"))
+        is_latent = (cache.keys.shape[3], cache.values.shape[3]) == latent
+        return super().read_shape(kind, cache, config) if is_latent else None
+
+
+HANDLER = LatentHandler()
