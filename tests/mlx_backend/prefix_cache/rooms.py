@@ -159,13 +159,18 @@ def execute(cache: PrefixCache, store: SnapshotStore, prefill: Prefill, chunk: C
     return True
 
 
+def blocks_of(cache: PrefixCache) -> list[BlockRef]:
+    """What a store is to hold for the cache: what is in the tree's memory, and what was read for a prompt."""
+    in_memory = [node.payload for node in cache._index if node.payload is not None]
+    return [*in_memory, *cache._loading.payloads.values()]
+
+
 def check_blocks(cache: PrefixCache, store: SnapshotStore) -> None:
-    """The store holds what is in the tree's memory and what was read for a prompt: each block once, and no more."""
-    in_memory = [(node.payload, node.sizes["ram"]) for node in cache._index if node.payload is not None]
-    refs = [*(ref for ref, _ in in_memory), *cache._loading.payloads.values()]
+    """The store holds each block once, and no more; their sizes are what the tree says."""
+    refs = blocks_of(cache)
     assert sorted(ref.id for ref in refs) == sorted(store.blocks)
     assert all(ref.nbytes == store.blocks[ref.id].nbytes for ref in refs)
-    assert all(ref.nbytes == size for ref, size in in_memory)
+    assert all(node.payload is None or node.payload.nbytes == node.sizes["ram"] for node in cache._index)
 
 
 def start_again(store: SnapshotStore, prefill: Prefill) -> None:

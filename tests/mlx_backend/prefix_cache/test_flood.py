@@ -9,7 +9,6 @@ import asyncio
 import random
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,7 +24,13 @@ from mlx_backend.interface import (
     PrefixCacheConfig,
     SchedulerConfig,
 )
+from mlx_backend.prefix_cache.cache import PrefixCache
+from mlx_backend.prefix_cache.no_cache import NoPrefixCache
+from mlx_backend.runners.base import Runner
+from mlx_backend.runners.mock import MockRunner
+from mlx_backend.scheduler import Scheduler
 from tests.engine_client import one, request, running, tokens, until
+from tests.mlx_backend.prefix_cache.rooms import blocks_of
 
 NUM_REQUESTS = 120
 WEIGHTS_BYTES = 1 << 20
@@ -86,13 +91,24 @@ async def ask(engine: Engine, wanted: GenerationRequest, expected: list[list[int
 
 
 class Watched(Counters):
-    """Looks, at the end of each turn, at what live requests hold and what is kept: together they must fit."""
+    """Looks, at the end of each turn, at what live requests hold and what is kept: together they must fit.
+
+    And at what the runner holds by id: nobody else knows what of it is of use.
+    """
 
     most_bytes = 0
     most_kept_bytes = 0
+    held: tuple[int, int] = (0, 0)
+    """Prompts and rows that the runner holds."""
 
-    def measure(self, *arguments: Any) -> None:
-        super().measure(*arguments)
+    def measure(self, runner: Runner, scheduler: Scheduler, prefixes: PrefixCache | NoPrefixCache) -> None:
+        super().measure(runner, scheduler, prefixes)
+        assert isinstance(runner, MockRunner)
+        if isinstance(prefixes, PrefixCache):
+            assert sorted(ref.id for ref in blocks_of(prefixes)) == sorted(runner.blocks._blocks)
+            assert prefixes._cursors.keys() <= scheduler._admitted.keys()
+        assert runner._prompts.keys() <= scheduler._admitted.keys() | set(scheduler._dropped)
+        Watched.held = len(runner._prompts), len(runner._rows)
         kept = self.prefix_cache.ram_bytes
         Watched.most_bytes = max(Watched.most_bytes, self.kv_bytes + kept)
         Watched.most_kept_bytes = max(Watched.most_kept_bytes, kept)
@@ -112,6 +128,7 @@ async def test_a_flood_is_answered_as_without_the_cache(
     monkeypatch.setattr(engine_module, "Counters", Watched)
     monkeypatch.setattr(Watched, "most_bytes", 0)
     monkeypatch.setattr(Watched, "most_kept_bytes", 0)
+    monkeypatch.setattr(Watched, "held", (0, 0))
     source = random.Random(f"{limit_gb} {fault} {has_disk}")
     wanted = flood(source)
     expected = await answers(wanted)
@@ -124,6 +141,7 @@ async def test_a_flood_is_answered_as_without_the_cache(
             asking = [ask(engine, each, told, source) for each, told in zip(wanted, expected, strict=True)]
             became = await asyncio.wait_for(asyncio.gather(*asking), 120)
             await until(lambda engine=engine: not engine.stats().planned_bytes)  # type: ignore[misc]
+            await until(lambda: Watched.held == (0, 0))
             assert engine.failure is None
             stats = engine.stats()
         assert became.count("whole") > NUM_REQUESTS / 3
