@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.checkpoint import SHAPES
+from mlx_backend.api.interface import EngineConfig, GenerationRequest, KVCacheConfig
 from mlx_backend.core.sequence import build_prefills
 from mlx_backend.core.step import StepPlan
-from mlx_backend.interface import EngineConfig, GenerationRequest, KVCacheConfig
-from mlx_backend.memory import kv_bytes, prefill_bytes
+from mlx_backend.planning.memory import kv_bytes, prefill_bytes
 from mlx_backend.runners.mlx import MLXRunner
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlx_backend.checkpoint import find_model, open_checkpoint, read_config
-from mlx_backend.engine import DeviceEngine
-from mlx_backend.errors import ModelLoadError
-from mlx_backend.interface import Engine, EngineConfig, Footprint
+from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.api.interface import Engine, EngineConfig, Footprint
+from mlx_backend.engine.engine import DeviceEngine
 from mlx_backend.kv_cache.plan import CacheShape
-from mlx_backend.memory import ModelShape
+from mlx_backend.model.checkpoint import find_model, open_checkpoint, read_config
+from mlx_backend.planning.memory import ModelShape
 from mlx_backend.runners.base import Runner
 
 
@@ -26,7 +26,7 @@ def _recorded(runner: Runner, config: EngineConfig) -> Runner:
         raise ModelLoadError(
             "debug.record: a run that is recorded takes nothing from the disk; leave prefix_cache.dir unset"
         )
-    from mlx_backend.recording import RecordingRunner
+    from mlx_backend.runners.recording import RecordingRunner
 
     return RecordingRunner(runner, Path(config.debug.record or "").expanduser())
 
@@ -70,7 +70,7 @@ def read_shape(
     `weight_bits` plans for weights quantized so; then the config alone counts. Raises ModelLoadError.
     """
     try:
-        from mlx_backend import skeleton
+        from mlx_backend.model import skeleton
     except ImportError as error:
         raise ModelLoadError(f"a model's shape is read with mlx and mlx-lm ({error}); install them") from error
     path = Path(model).expanduser()

@@ -26,7 +26,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from mlx_backend import errors as engine_errors
+from mlx_backend.api import errors as engine_errors
 from server.logs import shows_prompts
 
 logger = logging.getLogger("pippin.errors")

@@ -20,7 +20,7 @@ from functools import partial
 import uvicorn
 from fastapi import FastAPI
 
-from mlx_backend.errors import ModelLoadError
+from mlx_backend.api.errors import ModelLoadError
 from server.app import create_app
 from server.appliance.awake import find_awake
 from server.config import Config

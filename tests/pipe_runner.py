@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from mlx_backend.admission import Budget
+from mlx_backend.api.interface import EngineConfig, LoadProgress, ModelInfo
 from mlx_backend.core.blocks import BlockStore
 from mlx_backend.core.step import (
     BlockId,
@@ -27,7 +27,7 @@ from mlx_backend.core.step import (
     StepResult,
 )
 from mlx_backend.factory import create_runner
-from mlx_backend.interface import EngineConfig, LoadProgress, ModelInfo
+from mlx_backend.planning.admission import Budget
 
 
 class PipeRunner:

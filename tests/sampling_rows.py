@@ -6,9 +6,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_backend.api.interface import SamplingParams
 from mlx_backend.core.row import Row
 from mlx_backend.core.step import NewRow
-from mlx_backend.interface import SamplingParams
 from mlx_backend.sampling.keys import base_key
 from mlx_backend.sampling.sampler import BatchSampler
 

@@ -12,6 +12,9 @@ from typing import Literal
 
 import pytest
 
+from mlx_backend.core.sequence import Prefill
+from mlx_backend.core.sequence import Sequence as TokenSequence
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("server", "mlx_backend")
 MAX_LINES = 400
@@ -19,22 +22,21 @@ MAX_LINES = 400
 SERVER_MAY_IMPORT = {
     f"mlx_backend.{name}"
     for name in (
-        "interface",
-        "errors",
+        "api.interface",
+        "api.errors",
+        "api.options",
         "factory",
-        "options",
-        "checkpoint",
-        "memory",
-        "machines",
-        "planner",
-        "speed",
+        "model.checkpoint",
+        "planning.memory",
+        "planning.machines",
+        "planning.planner",
+        "planning.speed",
         "prefix_cache.folder",
     )
 }
 MLX_FILES = (
-    "mlx_backend/loader.py",
-    "mlx_backend/skeleton.py",
-    "mlx_backend/distributed.py",
+    "mlx_backend/model/loader.py",
+    "mlx_backend/model/skeleton.py",
     "mlx_backend/runners/*.py",
     "mlx_backend/kv_cache/*.py",
     "mlx_backend/sampling/*.py",
@@ -48,11 +50,23 @@ NO_MLX_FILES = (
     "mlx_backend/runners/mock.py",
     "mlx_backend/*/__init__.py",
 )
-ONE_WAY = (
-    ("mlx_backend/kv_cache/*", "mlx_backend.memory"),
-    ("mlx_backend/prefix_cache/*", "mlx_backend.runners"),
+FLOORS = (
+    ("api",),
+    ("core",),
+    ("kv_cache", "sampling"),
+    ("planning",),
+    ("model",),
+    ("prefix_cache",),
+    ("runners",),
+    ("engine",),
+    ("factory",),
 )
-"""Sources, and what they may not import: it is built on them."""
+"""Rooms of `mlx_backend`, lowest first: each imports itself and what is on lower floors."""
+SEQUENCE_READERS = ("mlx_backend/engine/*", "mlx_backend/prefix_cache/*", "mlx_backend/core/*")
+SEQUENCE_OWNERS = ("mlx_backend/engine/*", "mlx_backend/core/sequence.py")
+SEQUENCE_FIELDS = frozenset(
+    name for kind in (Prefill, TokenSequence) for name in kind.__dataclass_fields__ if name not in ("id", "index")
+)
 LATE_MLX_LM_FILES = ("server/text/tokenizer.py",)
 PYDANTIC_FILES = ("*/schema.py", "server/dialects/openai_schema.py", "server/dialects/openai_shared.py")
 WIRE_LIBRARIES = {"fastapi", "starlette", "uvicorn", "sse_starlette", "pydantic"}
@@ -153,11 +167,34 @@ def mlx_stays_where_it_computes(modules: Sequence[Module]) -> Iterator[str]:
             yield module.at(imported, f"{imported.top} is not imported here")
 
 
-def rooms_are_imported_one_way(modules: Sequence[Module]) -> Iterator[str]:
-    for pattern, room in ONE_WAY:
-        for module, imported in _all_imports(modules, pattern):
-            if f"{imported.target}.".startswith(f"{room}.") and imported.when != "types":
-                yield module.at(imported, f"{room} imports this package")
+def rooms_import_downwards(modules: Sequence[Module]) -> Iterator[str]:
+    floors = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+    for module, imported in _all_imports(modules, "mlx_backend/*"):
+        room, target = module.name.split(".")[1:2], imported.target.split(".")[1:2]
+        if imported.top != "mlx_backend" or room == target:
+            continue
+        if not room or room[0] not in floors or target[0] not in floors:
+            yield module.at(imported, "a room that is on no floor")
+        elif floors[target[0]] >= floors[room[0]]:
+            yield module.at(imported, f"{target[0]} is not below {room[0]}")
+
+
+def live_sequences_stay_on_their_side_of_the_door(modules: Sequence[Module]) -> Iterator[str]:
+    for module, imported in _all_imports(modules, "mlx_backend/*"):
+        if imported.target.startswith("mlx_backend.core.sequence") and not _is_in(module, SEQUENCE_READERS):
+            yield module.at(imported, "a runner knows sequences by their ids")
+
+
+def sequences_are_changed_by_the_engine_alone(modules: Sequence[Module]) -> Iterator[str]:
+    for module in modules:
+        if not _is_in(module, SEQUENCE_READERS) or _is_in(module, SEQUENCE_OWNERS):
+            continue
+        for node in ast.walk(ast.parse(module.source)):
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            for target in targets:
+                is_own = isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self"
+                if isinstance(target, ast.Attribute) and target.attr in SEQUENCE_FIELDS and not is_own:
+                    yield f"{module.path}:{target.lineno}: assigns {target.attr} of a sequence or a prompt"
 
 
 def pydantic_stays_at_the_wire(modules: Sequence[Module]) -> Iterator[str]:
@@ -248,14 +285,14 @@ def _runtime_targets(module: Module, names: set[str]) -> set[str]:
 Rule = Callable[[Sequence[Module]], Iterator[str]]
 
 PLANTED: dict[Rule, list[tuple[str, str]]] = {
-    engine_knows_no_server: [("mlx_backend/engine.py", "def f():\n    from server.text import events")],
+    engine_knows_no_server: [("mlx_backend/engine/engine.py", "def f():\n    from server.text import events")],
     server_knows_the_engine_by_its_doors: [
-        ("server/service/x.py", "from mlx_backend.engine import DeviceEngine"),
-        ("server/service/x.py", "from mlx_backend import scheduler"),
+        ("server/service/x.py", "from mlx_backend.engine.engine import DeviceEngine"),
+        ("server/service/x.py", "from mlx_backend.engine import scheduler"),
         ("server/service/x.py", "import mlx_backend.runners.mock"),
     ],
     mlx_stays_where_it_computes: [
-        ("mlx_backend/scheduler.py", "def f():\n    import mlx.core as mx"),
+        ("mlx_backend/engine/scheduler.py", "def f():\n    import mlx.core as mx"),
         ("mlx_backend/kv_cache/spec.py", "import mlx_lm"),
         ("mlx_backend/runners/mock.py", "import mlx.core"),
         ("mlx_backend/kv_cache/__init__.py", "from mlx import core"),
@@ -263,10 +300,21 @@ PLANTED: dict[Rule, list[tuple[str, str]]] = {
         ("server/text/tokenizer.py", "def f():\n    import mlx.core"),
         ("server/app.py", "if TYPE_CHECKING:\n    import mlx.core"),
     ],
-    rooms_are_imported_one_way: [
-        ("mlx_backend/kv_cache/plain.py", "from mlx_backend.memory import capacity_for"),
-        ("mlx_backend/kv_cache/plain.py", "def f():\n    from mlx_backend import memory"),
+    rooms_import_downwards: [
+        ("mlx_backend/kv_cache/plain.py", "from mlx_backend.planning.memory import batch_bytes"),
+        ("mlx_backend/kv_cache/plain.py", "def f():\n    from mlx_backend import planning"),
+        ("mlx_backend/kv_cache/plain.py", "from mlx_backend.sampling import keys"),
         ("mlx_backend/prefix_cache/store_mlx.py", "from mlx_backend.runners.base import failed"),
+        ("mlx_backend/runners/mock.py", "if TYPE_CHECKING:\n    from mlx_backend.engine import scheduler"),
+        ("mlx_backend/attic.py", "from mlx_backend.core import step"),
+    ],
+    live_sequences_stay_on_their_side_of_the_door: [
+        ("mlx_backend/runners/mlx.py", "from mlx_backend.core.sequence import Prefill"),
+        ("mlx_backend/sampling/sampler.py", "from mlx_backend.core import sequence"),
+    ],
+    sequences_are_changed_by_the_engine_alone: [
+        ("mlx_backend/prefix_cache/cache.py", "def f(prefill):\n    prefill.num_computed_tokens = 0"),
+        ("mlx_backend/prefix_cache/cache.py", "def f(prefill):\n    prefill.num_cached_tokens += 1"),
     ],
     pydantic_stays_at_the_wire: [("server/config.py", "from pydantic import BaseModel")],
     text_and_service_know_no_http: [("server/service/generation.py", "from fastapi import Request")],
@@ -284,7 +332,7 @@ PLANTED: dict[Rule, list[tuple[str, str]]] = {
 }
 
 ALLOWED = [
-    ("server/service/x.py", "from mlx_backend import errors\nfrom mlx_backend.interface import Engine"),
+    ("server/service/x.py", "from mlx_backend.api import errors\nfrom mlx_backend.api.interface import Engine"),
     ("server/text/tokenizer.py", "def load():\n    from mlx_lm import utils"),
     ("mlx_backend/kv_cache/plain.py", "import mlx.core as mx\nfrom mlx_backend.kv_cache import spec"),
     ("mlx_backend/x.py", "import mlxtend"),
@@ -305,7 +353,7 @@ NEIGHBOURS = (
 
 def test_the_sources_are_found() -> None:
     names = {module.name for module in the_modules()}
-    assert {"server", "server.config", "server.text.events", "mlx_backend.interface"} <= names
+    assert {"server", "server.config", "server.text.events", "mlx_backend.api.interface"} <= names
 
 
 @pytest.mark.parametrize("rule", PLANTED, ids=lambda rule: rule.__name__)

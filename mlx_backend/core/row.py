@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_backend.api.interface import SamplingParams
 from mlx_backend.core.step import NewRow, SequenceId
-from mlx_backend.interface import SamplingParams
 
 
 @dataclass(slots=True, eq=False)

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from mlx_backend.api.interface import FinishReason, GenerationRequest, GrammarState, PromptEvent, TokenLogprobs
 from mlx_backend.core.step import Chunk, NewRow, PromptId, Restore, SequenceId
-from mlx_backend.interface import FinishReason, GenerationRequest, GrammarState, PromptEvent, TokenLogprobs
 
 
 class Status(enum.Enum):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mlx_backend.interface import MockText, SamplingParams, TokenLogprobs
+from mlx_backend.api.interface import MockText, SamplingParams, TokenLogprobs
 
 PromptId = int
 SequenceId = int

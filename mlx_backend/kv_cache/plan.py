@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mlx_backend.errors import ModelLoadError
-from mlx_backend.interface import KVCacheConfig, KVCachePart, KVCacheReport
+from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.api.interface import KVCacheConfig, KVCachePart, KVCacheReport
 from mlx_backend.kv_cache import spec
 from mlx_backend.kv_cache.spec import CacheKind
 

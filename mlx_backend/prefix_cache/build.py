@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mlx_backend.api.interface import EngineConfig, PrefixCacheReport
 from mlx_backend.core.blocks import BlockStore
-from mlx_backend.interface import EngineConfig, PrefixCacheReport
 from mlx_backend.prefix_cache.cache import PrefixCache
 from mlx_backend.prefix_cache.disk import DiskTier
 from mlx_backend.prefix_cache.files import VERSION

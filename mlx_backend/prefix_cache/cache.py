@@ -9,11 +9,11 @@ from __future__ import annotations
 import collections.abc
 import logging
 
+from mlx_backend.api.errors import OutOfMemory, SequenceFailed, let_go_of_frames
+from mlx_backend.api.interface import PrefixCacheConfig, PrefixCacheStats
 from mlx_backend.core.blocks import BlockStore
 from mlx_backend.core.sequence import Prefill, Sequence, Status
 from mlx_backend.core.step import BlockRef, Chunk, Piece, PromptId, Restore, SequenceId, Span
-from mlx_backend.errors import OutOfMemory, SequenceFailed, let_go_of_frames
-from mlx_backend.interface import PrefixCacheConfig, PrefixCacheStats
 from mlx_backend.prefix_cache.block_files import BlockFiles
 from mlx_backend.prefix_cache.cursor import Cursor, is_kept, is_used, num_of_prompt
 from mlx_backend.prefix_cache.disk import DiskTier

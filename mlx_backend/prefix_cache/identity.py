@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlx_backend.weight_files import IncompleteWeights, find_weights
+from mlx_backend.model.weight_files import IncompleteWeights, find_weights
 
 _ID_BYTES = 16
 _SAMPLES, _SAMPLE_BYTES = 16, 4096

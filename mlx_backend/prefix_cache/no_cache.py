@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from mlx_backend.api.errors import SequenceFailed
+from mlx_backend.api.interface import PrefixCacheStats
 from mlx_backend.core.sequence import Prefill, Sequence
 from mlx_backend.core.step import Chunk, Restore
-from mlx_backend.errors import SequenceFailed
-from mlx_backend.interface import PrefixCacheStats
 from mlx_backend.prefix_cache.cursor import num_of_prompt
 from mlx_backend.prefix_cache.outlook import Outlook
 

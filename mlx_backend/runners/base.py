@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, Protocol
 
-from mlx_backend.admission import Budget
+from mlx_backend.api.errors import OutOfMemory, SequenceFailed
+from mlx_backend.api.interface import ContextConfig, LoadProgress, ModelInfo
 from mlx_backend.core.blocks import BlockStore
 from mlx_backend.core.step import Chunk, PromptResult, ReadMasks, StepPlan, StepResult
-from mlx_backend.errors import OutOfMemory, SequenceFailed
-from mlx_backend.interface import ContextConfig, LoadProgress, ModelInfo
+from mlx_backend.planning.admission import Budget
 
 
 def limited_by(config: ContextConfig, limit: int, fitting: int) -> Literal["model", "configuration", "memory"]:

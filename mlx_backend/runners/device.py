@@ -15,8 +15,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_backend.limits import DeviceFacts, Limits
-from mlx_backend.machines import available_bytes
+from mlx_backend.planning.limits import DeviceFacts, Limits
+from mlx_backend.planning.machines import available_bytes
 
 _lock = threading.Lock()
 _in_force: dict[object, Limits] = {}

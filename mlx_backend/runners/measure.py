@@ -7,11 +7,12 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_backend import footprint, skeleton
-from mlx_backend.admission import Budget
-from mlx_backend.checkpoint import open_checkpoint
-from mlx_backend.interface import EngineConfig, Footprint
+from mlx_backend.api.interface import EngineConfig, Footprint
 from mlx_backend.kv_cache import plan
+from mlx_backend.model import skeleton
+from mlx_backend.model.checkpoint import open_checkpoint
+from mlx_backend.planning import footprint
+from mlx_backend.planning.admission import Budget
 from mlx_backend.runners import device
 
 

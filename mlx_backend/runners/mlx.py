@@ -16,8 +16,8 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_backend.admission import Budget
-from mlx_backend.checkpoint import Checkpoint, open_checkpoint
+from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.api.interface import EmbeddingInfo, EngineConfig, LoadProgress, MemoryReport, ModelInfo, TokenLogprobs
 from mlx_backend.core.row import Row
 from mlx_backend.core.step import (
     Chunk,
@@ -30,23 +30,23 @@ from mlx_backend.core.step import (
     StepPlan,
     StepResult,
 )
-from mlx_backend.errors import ModelLoadError
-from mlx_backend.interface import EmbeddingInfo, EngineConfig, LoadProgress, MemoryReport, ModelInfo, TokenLogprobs
 from mlx_backend.kv_cache import attention, plan, spec
 from mlx_backend.kv_cache.batch import RowBatch, SingleBatch
 from mlx_backend.kv_cache.build import quantized
 from mlx_backend.kv_cache.plan import CachePlan
-from mlx_backend.limits import Limits, decide_limits, for_process, report_memory
-from mlx_backend.loader import build_model, count_parameters, read_weights
-from mlx_backend.memory import ModelShape
-from mlx_backend.pooling import read_pooling
+from mlx_backend.model.checkpoint import Checkpoint, open_checkpoint
+from mlx_backend.model.loader import build_model, count_parameters, read_weights
+from mlx_backend.model.pooling import read_pooling
+from mlx_backend.model.skeleton import read_model
+from mlx_backend.planning.admission import Budget
+from mlx_backend.planning.limits import Limits, decide_limits, for_process, report_memory
+from mlx_backend.planning.memory import ModelShape
 from mlx_backend.prefix_cache.store_mlx import MLXStore
 from mlx_backend.runners import device, vectors
 from mlx_backend.runners.base import failed, limited_by
 from mlx_backend.runners.probe import check_batching, check_columns
 from mlx_backend.sampling.logprobs import rank, read_prompt
 from mlx_backend.sampling.sampler import BatchSampler, Drawn
-from mlx_backend.skeleton import read_model
 
 logger = logging.getLogger("pippin.mlx")
 

@@ -21,8 +21,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mlx_backend import footprint
-from mlx_backend.admission import Budget
+from mlx_backend.api.errors import ModelLoadError, OutOfMemory, SequenceFailed
+from mlx_backend.api.interface import (
+    EmbeddingInfo,
+    EngineConfig,
+    Footprint,
+    KVCacheReport,
+    LoadProgress,
+    MemoryReport,
+    ModelInfo,
+    TokenLogprobs,
+)
 from mlx_backend.core.row import Row
 from mlx_backend.core.step import (
     Chunk,
@@ -36,19 +45,10 @@ from mlx_backend.core.step import (
     StepPlan,
     StepResult,
 )
-from mlx_backend.errors import ModelLoadError, OutOfMemory, SequenceFailed
-from mlx_backend.interface import (
-    EmbeddingInfo,
-    EngineConfig,
-    Footprint,
-    KVCacheReport,
-    LoadProgress,
-    MemoryReport,
-    ModelInfo,
-    TokenLogprobs,
-)
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape, PartShape
-from mlx_backend.memory import ModelShape
+from mlx_backend.planning import footprint
+from mlx_backend.planning.admission import Budget
+from mlx_backend.planning.memory import ModelShape
 from mlx_backend.prefix_cache.store_mock import MockStore
 from mlx_backend.runners.base import limited_by
 from mlx_backend.runners.mock_vocabulary import vocab_size_of

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlx_backend.errors import ModelLoadError
+from mlx_backend.api.errors import ModelLoadError
 
 
 def vocab_size_of(folder: Path) -> int:

@@ -13,9 +13,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_backend.api.interface import SamplingParams
 from mlx_backend.core.row import Row
 from mlx_backend.core.step import NewRow
-from mlx_backend.interface import SamplingParams
 from mlx_backend.kv_cache.batch import RowBatch
 
 _TOLERANCE = 0.15

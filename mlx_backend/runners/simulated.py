@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from mlx_backend.admission import Budget
+from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.api.interface import EngineConfig, LoadProgress, MemoryReport, ModelInfo
 from mlx_backend.core.step import Chunk
-from mlx_backend.errors import ModelLoadError
-from mlx_backend.interface import EngineConfig, LoadProgress, MemoryReport, ModelInfo
 from mlx_backend.kv_cache.allocation import allocated
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape, plan_caches, report
-from mlx_backend.limits import DeviceFacts, Limits, decide_limits, report_memory
-from mlx_backend.machines import Machine, UnknownMachine, find_machine
-from mlx_backend.memory import ModelShape, batch_bytes, kv_bytes
-from mlx_backend.planner import decode_speed, prefill_speed
+from mlx_backend.planning.admission import Budget
+from mlx_backend.planning.limits import DeviceFacts, Limits, decide_limits, report_memory
+from mlx_backend.planning.machines import Machine, UnknownMachine, find_machine
+from mlx_backend.planning.memory import ModelShape, batch_bytes, kv_bytes
+from mlx_backend.planning.planner import decode_speed, prefill_speed
 from mlx_backend.prefix_cache.store_mock import MockStore
 from mlx_backend.runners.base import limited_by
 from mlx_backend.runners.mock import MockRow, MockRunner

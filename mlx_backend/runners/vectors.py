@@ -11,8 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_backend.api.interface import EmbeddingInfo
 from mlx_backend.core.step import Chunk
-from mlx_backend.interface import EmbeddingInfo
 
 _LEAST_LENGTH = 1e-12
 """A shorter vector stays as short; torch's normalize has the same bound."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlx_backend.api.interface import TokenLogprobs
 from mlx_backend.core.row import Row
-from mlx_backend.interface import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from mlx_backend.api.interface import SamplingParams
 from mlx_backend.core.row import Row
-from mlx_backend.interface import SamplingParams
 
 
 def has_penalty(params: SamplingParams) -> bool:

@@ -7,8 +7,8 @@ from functools import partial
 
 import mlx.core as mx
 
+from mlx_backend.api.interface import SamplingParams
 from mlx_backend.core.row import Row
-from mlx_backend.interface import SamplingParams
 from mlx_backend.sampling.filters import (
     draw,
     filter_min_p,

@@ -11,8 +11,8 @@ import pytest
 from sse_starlette.sse import AppStatus, SendTimeoutError
 from starlette.types import Message
 
-from mlx_backend.errors import SequenceFailed
-from mlx_backend.interface import PrefillProgress
+from mlx_backend.api.errors import SequenceFailed
+from mlx_backend.api.interface import PrefillProgress
 from server import sse
 from server.errors import APIError, openai_body
 from server.sse import StreamingAnswer, keep_alive

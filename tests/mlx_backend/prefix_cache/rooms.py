@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlx_backend.api.errors import SequenceFailed
+from mlx_backend.api.interface import GenerationRequest
 from mlx_backend.core.sequence import Prefill, build_prefills
 from mlx_backend.core.sequence import Sequence as Row
 from mlx_backend.core.step import BlockId, BlockRef, Chunk, PromptId, SequenceId, Span
-from mlx_backend.errors import SequenceFailed
-from mlx_backend.interface import GenerationRequest
 from mlx_backend.prefix_cache.cache import PrefixCache
 from mlx_backend.prefix_cache.disk import Read, Written
 from mlx_backend.prefix_cache.files import Header, file_bytes

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from mlx_backend.api.errors import OutOfMemory, SequenceFailed
+from mlx_backend.api.interface import PrefixCacheConfig
 from mlx_backend.core.sequence import Prefill, Sequence, Status, next_id
 from mlx_backend.core.step import Chunk
-from mlx_backend.errors import OutOfMemory, SequenceFailed
-from mlx_backend.interface import PrefixCacheConfig
 from mlx_backend.prefix_cache.cache import PrefixCache
 from mlx_backend.prefix_cache.outlook import Outlook
 from tests.mlx_backend.prefix_cache.rooms import (

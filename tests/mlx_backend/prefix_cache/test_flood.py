@@ -12,10 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_backend import engine as engine_module
-from mlx_backend.counters import Counters
-from mlx_backend.errors import OutOfMemory, SequenceFailed
-from mlx_backend.interface import (
+from mlx_backend.api.errors import OutOfMemory, SequenceFailed
+from mlx_backend.api.interface import (
     Engine,
     EngineConfig,
     GenerationRequest,
@@ -24,11 +22,13 @@ from mlx_backend.interface import (
     PrefixCacheConfig,
     SchedulerConfig,
 )
+from mlx_backend.engine import engine as engine_module
+from mlx_backend.engine.counters import Counters
+from mlx_backend.engine.scheduler import Scheduler
 from mlx_backend.prefix_cache.cache import PrefixCache
 from mlx_backend.prefix_cache.no_cache import NoPrefixCache
 from mlx_backend.runners.base import Runner
 from mlx_backend.runners.mock import MockRunner
-from mlx_backend.scheduler import Scheduler
 from tests.engine_client import one, request, running, tokens, until
 from tests.mlx_backend.prefix_cache.rooms import blocks_of
 

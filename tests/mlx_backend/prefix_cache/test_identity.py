@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_backend.interface import EngineConfig, KVCacheConfig, PrefixCacheConfig
+from mlx_backend.api.interface import EngineConfig, KVCacheConfig, PrefixCacheConfig
 from mlx_backend.prefix_cache.build import build_prefix_cache
 from mlx_backend.prefix_cache.identity import Chain, chain_id, fingerprint, root_id, weights_digest
 from mlx_backend.prefix_cache.store_mock import MockStore

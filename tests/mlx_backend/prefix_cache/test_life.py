@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import pytest
 
+from mlx_backend.api.errors import OutOfMemory, SequenceFailed
+from mlx_backend.api.interface import PrefixCacheConfig
 from mlx_backend.core.sequence import Prefill, Sequence, Status, next_id
 from mlx_backend.core.step import Chunk
-from mlx_backend.errors import OutOfMemory, SequenceFailed
-from mlx_backend.interface import PrefixCacheConfig
 from mlx_backend.prefix_cache import block_files
 from mlx_backend.prefix_cache.block_files import BlockFiles
 from mlx_backend.prefix_cache.cache import PrefixCache

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_backend.api.interface import SchedulerConfig
 from mlx_backend.core.sequence import Prefill
 from mlx_backend.core.step import Piece, PromptId, Restore, StepPlan
-from mlx_backend.interface import SchedulerConfig
-from mlx_backend.pace import Pace
+from mlx_backend.engine.scheduler import Scheduler
+from mlx_backend.engine.throughput import Pace
 from mlx_backend.prefix_cache.outlook import Outlook
-from mlx_backend.scheduler import Scheduler
 from tests.mlx_backend.prefix_cache.rooms import prompt
 
 TOKEN_S = 0.001

@@ -1,0 +1,225 @@
+"""The engine's part of the configuration, a section a class: each field with its default, its help and its bounds.
+
+Reads nothing: the server fills them in. No MLX.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mlx_backend.api.options import check_options, option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Who computes when."""
+
+    max_num_seqs: int = option(32, "sequences that decode together, at most", ge=1)
+    max_waiting: int = option(1024, "requests that may wait for a place; one more is answered 503", ge=1)
+    max_stall_s: float = option(0.25, "longest a running stream may wait for somebody's prefill, seconds", gt=0)
+    max_chunk_tokens: int = option(2048, "tokens of one prefill chunk, at most", ge=1)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextConfig:
+    """How long prompt and output may be together."""
+
+    limit: int | None = option(None, "prompt + output ceiling, tokens; none: the model's own", ge=1)
+    on_overflow: Literal["error", "truncate_oldest"] = option(
+        "error", "a chat that is too long: 400, or its oldest turns go (header and usage say how many tokens)"
+    )
+    on_max_tokens: Literal["fit", "error"] = option(
+        "fit", "max_tokens above the room that is left, or -1: as many as fit (a header says so), or 400"
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVCacheConfig:
+    """How keys and values are held."""
+
+    bits: int | None = option(
+        None, "bits of quantized keys and values; none: the model's precision", choices=(4, 5, 6, 8)
+    )
+    key_bits: int | None = option(None, "bits of keys, where they differ from kv_cache.bits", choices=(4, 5, 6, 8))
+    value_bits: int | None = option(None, "bits of values, where they differ from kv_cache.bits", choices=(4, 5, 6, 8))
+    group_size: int | None = option(
+        None, "numbers that share a scale in a quantized cache; none: 64", choices=(32, 64, 128)
+    )
+    start: int | None = option(
+        None, "first tokens of every sequence that stay in full precision in a quantized cache; none: 0", ge=0
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        for name in ("group_size", "start"):
+            if getattr(self, name) is not None and not self.is_quantized:
+                raise ValueError(f"{name} says how a quantized cache is held; set bits too, or leave it unset")
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.effective_key_bits is not None or self.effective_value_bits is not None
+
+    @property
+    def effective_key_bits(self) -> int | None:
+        return self.bits if self.key_bits is None else self.key_bits
+
+    @property
+    def effective_value_bits(self) -> int | None:
+        return self.bits if self.value_bits is None else self.value_bits
+
+    @property
+    def effective_group_size(self) -> int:
+        return 64 if self.group_size is None else self.group_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryConfig:
+    """How much memory may be used, in GB (1e9 bytes)."""
+
+    limit_gb: float | None = option(
+        None, "memory for weights, KV caches and computing; none: what the system lets the device have", gt=0
+    )
+    reserve_gb: float | None = option(None, "of the limit, what stays unused; none: a tenth, at most 3 GB", ge=0)
+    cache_gb: float | None = option(
+        None, "freed buffers that MLX keeps for reuse; none: a quarter of what the weights leave, at most 4 GB", ge=0
+    )
+    wired: Literal["auto", "never", "always"] = option(
+        "auto",
+        "keep memory from being paged out (macOS); auto: weights over 55 % of it, then one sequence at a time",
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    @property
+    def limit_bytes(self) -> int | None:
+        return _bytes(self.limit_gb)
+
+    @property
+    def reserve_bytes(self) -> int | None:
+        return _bytes(self.reserve_gb)
+
+    @property
+    def cache_bytes(self) -> int | None:
+        return _bytes(self.cache_gb)
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else round(gigabytes * 1e9)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixCacheConfig:
+    """What is kept of prompts and answers, so that it is not computed again."""
+
+    enabled: bool = option(True, "keep what was computed, and take it where a prompt begins alike")
+    ram_gb: float | None = option(
+        None,
+        "memory for it, GB; running requests come first; none: half of what the weights leave",
+        ge=0,
+    )
+    dir: str | None = option(None, "folder on an SSD where it survives a restart; none: memory only")
+    max_bytes: int = option(50_000_000_000, "most that the folder may hold, bytes", ge=0)
+    chunk_tokens: int = option(64, "tokens of a block, the unit that is stored and shared", ge=1)
+    snapshot_tokens: int = option(
+        1024, "for state that cannot be cut (sliding windows, recurrent): a snapshot every so many tokens", ge=1
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    @property
+    def ram_bytes(self) -> int | None:
+        return _bytes(self.ram_gb)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthConfig:
+    """When the server calls itself unhealthy."""
+
+    stall_s: float = option(60.0, "unhealthy when work waits and no step finished for so long, seconds", gt=0)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MockConfig:
+    """The pace and the faults of the mock backend, and what it writes."""
+
+    load_s: float = option(0.0, "time that loading takes, seconds", ge=0)
+    ttft_s: float = option(0.0, "time of a prefill, however long the prompt, seconds", ge=0)
+    itl_s: float = option(0.0, "time of one decode step, seconds", ge=0)
+    context: int = option(4096, "the mock model's own context length, tokens", ge=8)
+    script: str | None = option(
+        None, 'file of lines {"match": REGEX, "text": TEXT}: what it writes where the last message matches'
+    )
+    tokenizer: str | None = option(
+        None, "folder of a model whose tokenizer, template and end tokens it has; no weights"
+    )
+    fault: str | None = option(None, "KIND@STEP or KIND/STEPS (every so many), KIND one of fail, oom, hang, die")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulateConfig:
+    """A machine whose pace and memory the mock backend has, as the planner predicts them."""
+
+    machine: str | None = option(
+        None, "machine to simulate, such as m3-ultra-512 (pippin plan --machines)", short_flag="--simulate"
+    )
+    model: str | None = option(
+        None, "model that it serves: such as deepseek-r1, a profile, a folder, a config.json", short_flag="--as"
+    )
+    speed: float = option(1.0, "times as fast as predicted", gt=0)
+    disk_gb_s: float | None = option(
+        None, "what its disk reads, GB per second, for the time of loading; none: mock.load_s", gt=0
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DebugConfig:
+    """Tools for finding out what went wrong."""
+
+    record: str | None = option(
+        None, "file to record every step of the engine in, token ids included, to be replayed", short_flag="--record"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryShare:
+    """Of several models in one process: what this one may use of what all may use together, bytes."""
+
+    share_bytes: int
+    process_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What the engine is told: a model folder that exists (or `mock`), and its sections."""
+
+    model_path: str
+    backend: Literal["mlx", "mock"] = "mlx"
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    kv_cache: KVCacheConfig = field(default_factory=KVCacheConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    prefix_cache: PrefixCacheConfig = field(default_factory=PrefixCacheConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
+    mock: MockConfig = field(default_factory=MockConfig)
+    simulate: SimulateConfig = field(default_factory=SimulateConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
+    share: MemoryShare | None = None
+    """None: the model has the memory for itself."""

@@ -1,0 +1,395 @@
+"""Every type that crosses between the server and the engine: configuration, request, events, state.
+
+Plain frozen dataclasses; the configuration's are declared in `config.py`. No MLX, no pydantic, nothing of HTTP or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from mlx_backend.api.config import ContextConfig as ContextConfig
+from mlx_backend.api.config import DebugConfig as DebugConfig
+from mlx_backend.api.config import EngineConfig as EngineConfig
+from mlx_backend.api.config import HealthConfig as HealthConfig
+from mlx_backend.api.config import KVCacheConfig as KVCacheConfig
+from mlx_backend.api.config import MemoryConfig as MemoryConfig
+from mlx_backend.api.config import MemoryShare as MemoryShare
+from mlx_backend.api.config import MockConfig as MockConfig
+from mlx_backend.api.config import PrefixCacheConfig as PrefixCacheConfig
+from mlx_backend.api.config import SchedulerConfig as SchedulerConfig
+from mlx_backend.api.config import SimulateConfig as SimulateConfig
+from mlx_backend.api.grammars import Grammar as Grammar
+from mlx_backend.api.grammars import GrammarState as GrammarState
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the next token is chosen. Neutral values switch a filter off; `temperature` 0 is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    typical_p: float = 1.0
+    top_n_sigma: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    xtc_kept_ids: tuple[int, ...] = ()
+    """Tokens that XTC never takes away, beside the request's stop ids."""
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_range: int = 1024
+    """Newest tokens of prompt and output among which repetitions are looked for; at least 2."""
+    dry_breaker_ids: tuple[int, ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    """Empty: all."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Sequences of tokens of which the last is not drawn where the output ends in those before it; none is empty."""
+    seed: int | None = None
+    num_logprobs: int | None = None
+    """None: no log-probabilities; k >= 0: the chosen token's and the k most likely ones'."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One prompt and the n continuations wanted of it."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    """0: the sequences end, with `length`, as soon as their prompt is computed."""
+    n: int = 1
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end a sequence with `stop`; empty to ignore the end-of-sequence token."""
+    min_tokens: int = 0
+    """Outputs before which none of stop_ids is drawn."""
+    num_prompt_logprobs: int | None = None
+    """None: none of the prompt; k >= 0: those of its tokens from the second on, and the k most likely ones' there."""
+    grammar: Grammar | None = None
+    """What every continuation follows; its end is a stop token."""
+    uses_prefix_cache: bool = True
+    """Whether what was computed before is taken, and what is computed now is kept."""
+    tenant: str = ""
+    """Whose it is: requests of different tenants take turns in the queue."""
+    cache_salt: str = ""
+    """Prompts of different salts share nothing."""
+    system_border: int = 0
+    """Tokens at the beginning that other conversations will have, too: the system prompt."""
+    prefix_borders: tuple[int, ...] = ()
+    """Positions at which another prompt may go on differently, ascending: a snapshot is of most use there."""
+    mock: MockText | None = None
+    """For the mock backend."""
+    embeds: bool = False
+    """The prompt's vector is told, and nothing is generated: `max_tokens` is 0. For a model that makes embeddings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MockText:
+    """Output of the mock backend in place of its own words; no other backend looks at it."""
+
+    outputs: tuple[tuple[int, ...], ...]
+    """Token ids of each continuation, its end token not among them."""
+    closing_ids: frozenset[int] = frozenset()
+    """Tokens that bring the end of an answer in JSON closer, where a grammar does not allow what was to be written."""
+    filling_ids: frozenset[int] = frozenset()
+    """Tokens with which such an answer could go on and on."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural logarithms under the model's own distribution, before any filter, penalty or temperature."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """(token id, log-probability), most likely first."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One token of one sequence. `index` counts over the stream: request by request, n of each."""
+
+    index: int
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    """`stop`: token_id is one of stop_ids. `length`: the token is the last that max_tokens allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEvent:
+    """A sequence's prompt is computed. Before its tokens, where `num_prompt_logprobs` or no token is asked for."""
+
+    index: int
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the prompt's tokens from the second on; shared by the n sequences. Empty where nobody asked."""
+    finish_reason: FinishReason | None = None
+    """`length`: max_tokens is 0, and nothing follows."""
+    embedding: bytes | None = None
+    """The prompt's vector as little-endian float32, where it was asked for."""
+
+
+StreamEvent = TokenEvent | PromptEvent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVCachePart:
+    """Keys or values (of latent attention: the latent or the rotary part) as they were asked for and are held.
+
+    Bits are None for the model's own precision; `note` says why `bits` is not what was requested.
+    """
+
+    name: str
+    num_heads: int
+    dim: int
+    requested_bits: int | None
+    bits: int | None
+    group_size: int | None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVCacheReport:
+    """The KV caches of the layers that are alike: how they are held, and bytes per token of one layer."""
+
+    kind: str
+    num_layers: int
+    window: int | None = None
+    """Tokens that a sliding-window layer holds at most."""
+    parts: tuple[KVCachePart, ...] = ()
+    start: int = 0
+    """First tokens of a sequence that are held in full precision."""
+    bytes_per_token: int = 0
+    full_bytes_per_token: int = 0
+    """What it would be in the model's own precision."""
+    state_bytes: int = 0
+    """Of recurrent state: per sequence, however long."""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryReport:
+    """How the memory is divided; bytes. `limit_basis` says where the limit is from."""
+
+    limit_bytes: int
+    limit_basis: str
+    weights_bytes: int
+    reserve_bytes: int
+    cache_bytes: int = 0
+    """Freed buffers that the device keeps for reuse, at most; within the limit."""
+    wired_bytes: int = 0
+    """What is kept from being paged out; 0 for nothing."""
+    wired_reason: str = ""
+    """Why it is wired, or is not, where the device could."""
+    raise_command: str | None = None
+    """What a person can run to let the device have more; None where nothing would."""
+
+    @property
+    def free_bytes(self) -> int:
+        """For KV caches and computing."""
+        return self.limit_bytes - self.weights_bytes - self.reserve_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixCacheReport:
+    """What becomes of what was computed. `reason`: why nothing is kept, where nothing is."""
+
+    reason: str | None = None
+    kinds: tuple[tuple[str, str], ...] = ()
+    """(a kind of KV cache, how it is kept)."""
+    needs_snapshots: bool = False
+    """Some of it cannot be cut: a prompt goes on from a snapshot only."""
+    chunk_tokens: int = 0
+    ram_bytes: int = 0
+    folder: str | None = None
+    max_bytes: int = 0
+    """Of the folder."""
+    num_disk_blocks: int = 0
+    """Found in the folder at start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixCacheStats:
+    """A snapshot of the prefix cache: what each tier holds, and the prompt tokens that were taken from it."""
+
+    ram_bytes: int = 0
+    disk_bytes: int = 0
+    num_ram_blocks: int = 0
+    num_disk_blocks: int = 0
+    num_ram_tokens: int = 0
+    num_disk_tokens: int = 0
+    num_computed_tokens: int = 0
+    """Prompt tokens that had to be computed; the last of a prompt is the first decode's, and not among them."""
+    num_evicted: int = 0
+    """Blocks that went from memory because there was no room."""
+    num_disk_evicted: int = 0
+    """... and from the folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingInfo:
+    """The vectors that a model makes of prompts: `dim` numbers, of the last, the first or all of the tokens."""
+
+    dim: int
+    pooling: Literal["last", "first", "mean"]
+    is_normalized: bool
+    """Whether every vector has the length 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What is known of a loaded model."""
+
+    context_limit: int
+    """The effective limit, tokens: the smallest of the model's own, the configured one and what fits into memory."""
+    context_limited_by: Literal["model", "configuration", "memory"] = "model"
+    vocab_size: int
+    num_parameters: int = 0
+    weights_bytes: int = 0
+    load_s: float = 0.0
+    """What loading took, seconds."""
+    is_batched: bool = True
+    unbatched_reason: str | None = None
+    """Why sequences are served one at a time, where they are."""
+    kv_caches: tuple[KVCacheReport, ...] = ()
+    memory: MemoryReport | None = None
+    """None where nothing bounds it."""
+    dequantized_reason: str | None = None
+    """Why attention gets a dequantized copy of every layer's keys and values in every step, where it does."""
+    prefix_cache: PrefixCacheReport = PrefixCacheReport(reason="not known yet")
+    embedding: EmbeddingInfo | None = None
+    """None: the model makes no embeddings."""
+    no_embedding_reason: str = "it was not made for them"
+    """Why not, where it makes none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What a model would take, told before it is loaded; bytes."""
+
+    weights_bytes: int
+    least_bytes: int
+    """Weights, reserve, and what one token's computation needs: with less it cannot be loaded."""
+    wanted_bytes: int
+    """The same with room for a request of `WANTED_TOKENS`."""
+    limit_bytes: int | None
+    """What all models of the process may use together; None where nothing bounds it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadProgress:
+    """Bytes of weights read so far, of all that will be read."""
+
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillProgress:
+    """Prompt tokens computed so far, of all, over the requests of one stream."""
+
+    num_computed_tokens: int
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """A snapshot of the engine's counters."""
+
+    num_waiting: int = 0
+    num_prefilling: int = 0
+    num_running: int = 0
+    num_steps: int = 0
+    num_stalls: int = 0
+    """Pauses of running sequences that were longer than `scheduler.max_stall_s`."""
+    num_finished: int = 0
+    num_aborted: int = 0
+    num_failed: int = 0
+    kv_bytes: int = 0
+    """Bytes held by the KV caches of live sequences."""
+    planned_bytes: int = 0
+    """Bytes that live sequences may come to need, KV caches and computing: what admission counts with."""
+    active_bytes: int = 0
+    """Bytes that the device has allocated now, weights among them."""
+    peak_bytes: int = 0
+    """The most it has had allocated."""
+    prefix_cache: PrefixCacheStats = PrefixCacheStats()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineHealth:
+    """`stalled`: work waits and no step finished for `health.stall_s`."""
+
+    status: Literal["loading", "ok", "stalled", "dead"]
+    detail: str = ""
+    load: LoadProgress = field(default_factory=LoadProgress)
+
+
+class TokenStream(Protocol):
+    """The events of one or more requests, read on the event loop that submitted them.
+
+    Iterating yields events that arrived since the last read, in order, some at a time; it ends when every sequence
+    has finished, and raises EngineError when the engine failed them.
+    """
+
+    def __aiter__(self) -> AsyncIterator[tuple[StreamEvent, ...]]: ...
+
+    def abort(self, index: int) -> None:
+        """Give up one sequence; no event of it follows."""
+
+    def finish(self, index: int) -> None:
+        """The reader has all it wants of a sequence, which counts as finished; no event of it follows."""
+
+    async def aclose(self) -> None:
+        """Give up every sequence that has not finished. Idempotent."""
+
+    @property
+    def progress(self) -> PrefillProgress: ...
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that were not computed because they were known, over all requests."""
+
+    @property
+    def queue_time_s(self) -> float | None:
+        """How long the first request waited until the scheduler let it in; None while it waits."""
+
+
+class Engine(Protocol):
+    """What the server talks to. Any thread may call it, unless said otherwise."""
+
+    def start(self) -> None:
+        """Start the device thread, which loads the model. Returns at once."""
+
+    def submit(self, requests: Sequence[GenerationRequest]) -> TokenStream:
+        """Queue the requests. Called on a running event loop, to which the stream then belongs.
+
+        Raises EngineNotReady, EngineDead, QueueFull, ContextLengthExceeded.
+        """
+
+    @property
+    def model_info(self) -> ModelInfo | None:
+        """None until the model has loaded."""
+
+    def stats(self) -> EngineStats: ...
+
+    def health(self) -> EngineHealth: ...
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What the device thread died of: a ModelLoadError while loading, anything else later."""
+
+    def on_death(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called, from the device thread, when that thread dies of an error."""
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """End the device thread; waiting streams fail with EngineDead. Idempotent."""

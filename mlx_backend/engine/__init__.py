@@ -1,0 +1,1 @@
+"""The device thread: its loop, its scheduler and its streams. No MLX."""

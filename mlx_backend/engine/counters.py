@@ -1,0 +1,84 @@
+"""Counters: what the device thread counts and measures, and the snapshot that others read. No MLX."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+from mlx_backend.api.interface import EngineStats, PrefixCacheStats
+from mlx_backend.engine.scheduler import Scheduler
+from mlx_backend.prefix_cache.cache import PrefixCache
+from mlx_backend.prefix_cache.no_cache import NoPrefixCache
+from mlx_backend.runners.base import Runner
+
+_LATELY_S = 60.0
+_LEAST_S = 0.1
+_RETRY_AFTER_S = 5
+"""Where nothing has ended of late."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """Written by the device thread, a field at a time; read by any."""
+
+    num_steps: int = 0
+    num_stalls: int = 0
+    stepped_at: float | None = None
+    """When the last decode step was collected, while rows decode without a break."""
+    num_finished: int = 0
+    num_aborted: int = 0
+    num_failed: int = 0
+    ended_at: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+    """When the last sequences ended, on the monotonic clock."""
+    kv_bytes: int = 0
+    planned_bytes: int = 0
+    device_bytes: tuple[int, int] = (0, 0)
+    progress_at: float = 0.0
+    """When the last step or chunk was done, on the monotonic clock."""
+    prefix_cache: PrefixCacheStats = field(default_factory=PrefixCacheStats)
+
+    def ended(self, how: str, now: float) -> None:
+        """A sequence has `finished`, was `aborted` or has `failed`."""
+        self.num_finished += how == "finished"
+        self.num_aborted += how == "aborted"
+        self.num_failed += how == "failed"
+        self.ended_at.append(now)
+
+    def retry_after_s(self, num_waiting: int, now: float) -> int:
+        """In how long a tenth of those who wait should have a place, by how many have ended of late; 1 to 60."""
+        lately = [at for at in self.ended_at.copy() if now - at < _LATELY_S]
+        if not lately:
+            return _RETRY_AFTER_S
+        pace = len(lately) / max(now - lately[0], _LEAST_S)
+        return max(1, min(60, math.ceil(num_waiting / 10 / pace)))
+
+    def stepped(self, now: float, max_stall_s: float) -> None:
+        """A decode step was collected: those who decode have waited since the one before."""
+        self.num_stalls += self.stepped_at is not None and now - self.stepped_at > max_stall_s
+        self.stepped_at = now
+
+    def measure(self, runner: Runner, scheduler: Scheduler, prefixes: PrefixCache | NoPrefixCache) -> None:
+        """Note what is held now."""
+        self.kv_bytes = runner.kv_bytes()
+        self.planned_bytes = scheduler.planned_bytes
+        self.device_bytes = runner.device_bytes()
+        self.prefix_cache = prefixes.stats()
+
+    def snapshot(self, scheduler: Scheduler | None, num_arrived: int) -> EngineStats:
+        """`scheduler` None: before the model has loaded. `num_arrived`: prompts that it has not seen yet."""
+        return EngineStats(
+            num_waiting=num_arrived + (len(scheduler.waiting) if scheduler else 0),
+            num_prefilling=len(scheduler.prefilling) + len(scheduler.ready) if scheduler else 0,
+            num_running=len(scheduler.running) if scheduler else 0,
+            num_steps=self.num_steps,
+            num_stalls=self.num_stalls,
+            num_finished=self.num_finished,
+            num_aborted=self.num_aborted,
+            num_failed=self.num_failed,
+            kv_bytes=self.kv_bytes,
+            planned_bytes=self.planned_bytes,
+            active_bytes=self.device_bytes[0],
+            peak_bytes=self.device_bytes[1],
+            prefix_cache=self.prefix_cache,
+        )

@@ -1,0 +1,231 @@
+"""DeviceEngine: owns the device thread, its inbox and its death. What that thread does over and over is in turns.py.
+
+Other threads touch the inbox, under the lock, and read counters. Everything else belongs to the device
+thread: its turns, the runner, every sequence.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from mlx_backend.api.errors import (
+    EngineClosed,
+    EngineDead,
+    EngineNotReady,
+    ModelLoadError,
+    QueueFull,
+)
+from mlx_backend.api.interface import (
+    EngineConfig,
+    EngineHealth,
+    EngineStats,
+    GenerationRequest,
+    LoadProgress,
+    ModelInfo,
+)
+from mlx_backend.core.sequence import Prefill, Sequence, build_prefills
+from mlx_backend.engine.checks import check_number, check_request
+from mlx_backend.engine.counters import Counters
+from mlx_backend.engine.loop import Turns
+from mlx_backend.engine.stream import EventStream
+from mlx_backend.engine.waiting import WaitingQueue, has_room
+from mlx_backend.prefix_cache.build import build_prefix_cache
+from mlx_backend.prefix_cache.no_cache import NoPrefixCache
+from mlx_backend.runners.base import Runner
+
+logger = logging.getLogger("pippin.engine")
+
+_DISK_WAIT_S = 0.5
+"""While all that is to be done waits for the disk, how often it is asked whether to go on waiting."""
+
+
+class _ClosedWhileLoading(Exception):
+    """Gets the device thread out of loading when the engine closes; no failure."""
+
+
+class DeviceEngine:
+    """Implements `interface.Engine` over a Runner."""
+
+    def __init__(self, config: EngineConfig, runner: Runner) -> None:
+        self._config = config
+        self._runner = runner
+        self._changed = threading.Condition()
+        self._inbox: deque[tuple[Prefill, EventStream]] = deque()
+        self._closed: deque[tuple[Sequence, str]] = deque()
+        """Sequences that nobody reads any more: finished by their readers, or aborted."""
+        self._closing = False
+        self._failure: BaseException | None = None
+        self._callbacks: list[Callable[[], None]] = []
+        self._info: ModelInfo | None = None
+        self._load = LoadProgress()
+        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+        self._busy = False
+        self._counters = Counters()
+        self._turns: Turns | None = None
+        """From loading on."""
+
+    # ---- any thread ----
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def model_info(self) -> ModelInfo | None:
+        return self._info
+
+    @property
+    def failure(self) -> BaseException | None:
+        return self._failure
+
+    def on_death(self, callback: Callable[[], None]) -> None:
+        self._callbacks.append(callback)
+
+    def submit(self, requests: collections.abc.Sequence[GenerationRequest]) -> EventStream:
+        info = self._info
+        if self._failure is not None or self._closing:
+            raise self._dead()
+        if info is None:
+            raise EngineNotReady("the model is still loading")
+        check_number(requests, self._config.scheduler.max_waiting)
+        for request in requests:
+            check_request(request, info, self._runner.budget)
+        prefills = build_prefills(requests)
+        stream = EventStream(prefills, self._close_sequences)
+        with self._changed:
+            if self._failure is not None or self._closing:
+                raise self._dead()
+            if not self._has_room(prefills):
+                num_waiting = self.stats().num_waiting
+                raise QueueFull(num_waiting, self._counters.retry_after_s(num_waiting, time.monotonic()))
+            self._inbox.extend((prefill, stream) for prefill in prefills)
+            self._changed.notify()
+        return stream
+
+    def _has_room(self, prefills: collections.abc.Sequence[Prefill]) -> bool:
+        """Asked under the lock."""
+        waiting = self._turns.scheduler.waiting if self._turns is not None else WaitingQueue()
+        return has_room(waiting, [prefill for prefill, _ in self._inbox], prefills, self._config.scheduler.max_waiting)
+
+    def stats(self) -> EngineStats:
+        turns = self._turns
+        return self._counters.snapshot(None if turns is None else turns.scheduler, len(self._inbox))
+
+    def health(self) -> EngineHealth:
+        if self._failure is not None:
+            return EngineHealth(status="dead", detail=str(self._failure) or type(self._failure).__name__)
+        if self._info is None:
+            return EngineHealth(status="loading", detail="the model is loading", load=self._load)
+        waited_s = time.monotonic() - self._counters.progress_at
+        if self._busy and waited_s > self._config.health.stall_s:
+            return EngineHealth(status="stalled", detail=f"work waits, and no step finished for {waited_s:.0f} s")
+        return EngineHealth(status="ok", load=self._load)
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._runner.interrupt()
+            self._thread.join(timeout_s)
+
+    def _close_sequences(self, sequences: Iterable[Sequence], how: str) -> None:
+        with self._changed:
+            self._closed.extend((sequence, how) for sequence in sequences)
+            self._changed.notify()
+
+    def _dead(self) -> EngineDead:
+        if self._failure is None:
+            return EngineClosed("the model was closed before the end: the server is shutting down, or has unloaded it")
+        return EngineDead(f"the engine has died: {self._failure}")
+
+    # ---- the device thread ----
+
+    def _run(self) -> None:
+        try:
+            began = time.monotonic()
+            info = self._runner.load(self._report_load)
+            turns, self._info = self._prepare(replace(info, load_s=time.monotonic() - began))
+            while self._take_work(turns):
+                turns.turn()
+        except _ClosedWhileLoading:
+            logger.info("loading was given up")
+        except BaseException as error:  # noqa: BLE001 - whatever ends this thread ends the engine, and is told to all
+            self._die(error)
+        finally:
+            self._fail_everything()
+            self._runner.close()
+
+    def _prepare(self, info: ModelInfo) -> tuple[Turns, ModelInfo]:
+        """What depends on the loaded model."""
+        budget = self._runner.budget
+        free_bytes = None if budget is None else budget.limit_bytes
+        prefixes, report = build_prefix_cache(self._config, self._runner.blocks, free_bytes, self._wake)
+        max_rows = self._config.scheduler.max_num_seqs if info.is_batched else 1
+        self._turns = turns = Turns(
+            self._config.scheduler,
+            self._runner,
+            self._counters,
+            max_rows=max_rows,
+            prefixes=prefixes or NoPrefixCache(),
+        )
+        return turns, replace(info, prefix_cache=report)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
+
+    def _report_load(self, progress: LoadProgress) -> None:
+        self._load = progress
+        if self._closing:
+            raise _ClosedWhileLoading
+
+    def _take_work(self, turns: Turns) -> bool:
+        """Empty the inbox, waiting for something to do; False when the engine is to close."""
+        with self._changed:
+            is_idle = self._is_idle(turns)
+        if is_idle:
+            self._busy = False
+            turns.rest()
+        with self._changed:
+            while self._is_idle(turns):
+                if not self._changed.wait(_DISK_WAIT_S if turns.waits_for_disk else None):
+                    break  # the disk is slow: see whether it is better to compute
+            arrived, closed = list(self._inbox), list(self._closed)
+            self._inbox.clear()
+            self._closed.clear()
+        if not self._busy:
+            self._counters.progress_at = time.monotonic()
+            self._busy = True
+        for prefill, stream in arrived:
+            turns.arrive(prefill, stream)
+        for sequence, how in closed:
+            turns.close_sequence(sequence, how)
+        return not self._closing
+
+    def _is_idle(self, turns: Turns) -> bool:
+        """Whether there is nothing to do and nothing has come. Asked under the lock."""
+        return not (self._inbox or self._closed or self._closing or turns.has_work)
+
+    def _die(self, error: BaseException) -> None:
+        with self._changed:
+            self._failure = error
+        if not isinstance(error, ModelLoadError):
+            logger.critical("the device thread died: %s", error, exc_info=error)
+
+    def _fail_everything(self) -> None:
+        """The last thing this thread does: nobody may wait for it."""
+        with self._changed:
+            self._closing = True
+            arrived = [stream for _, stream in self._inbox]
+            self._inbox.clear()
+        if self._turns is not None:
+            self._turns.end(self._dead(), arrived)
+        if self._failure is not None:
+            for callback in self._callbacks:
+                callback()

@@ -1,0 +1,279 @@
+"""Turns: what the device thread does over and over. Starts a step, reads the last one, computes chunks of prompts.
+
+Owns the scheduler, the prefix cache and all that is in flight. Everything here is the device thread's.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+
+from mlx_backend.api.errors import EngineDead, GrammarFailed, OutOfMemory, SequenceFailed, let_go_of_frames
+from mlx_backend.api.interface import FinishReason, SchedulerConfig, TokenEvent, TokenLogprobs
+from mlx_backend.core.sequence import Prefill, Sequence, Status, tell_prompt
+from mlx_backend.core.step import Chunk, MaskBits, Newest, PromptResult, RowTokens, SequenceId, StepPlan
+from mlx_backend.engine.counters import Counters
+from mlx_backend.engine.grammar_masks import read_masks
+from mlx_backend.engine.scheduler import Scheduler, largest
+from mlx_backend.engine.stream import EventStream, Outbox
+from mlx_backend.engine.throughput import Pace
+from mlx_backend.prefix_cache.cache import PrefixCache
+from mlx_backend.prefix_cache.no_cache import NoPrefixCache
+from mlx_backend.runners.base import Runner
+
+logger = logging.getLogger("pippin.engine")
+
+_MAX_FAILURES_IN_A_ROW = 3
+"""So many failed computations with no decode step between them mean that the device is not sound."""
+
+
+class Turns:
+    """`max_rows`: sequences that the runner decodes together. `counters` are read by other threads."""
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        runner: Runner,
+        counters: Counters,
+        *,
+        max_rows: int,
+        prefixes: PrefixCache | NoPrefixCache,
+    ) -> None:
+        self._config, self._runner, self._counters, self._prefixes = config, runner, counters, prefixes
+        self._pace = Pace()
+        self.scheduler = Scheduler(config, self._pace, max_rows, runner.budget, prefixes)
+        self._in_flight: StepPlan | None = None
+        """The step that was started and is not collected yet."""
+        self._ran_out: OutOfMemory | None = None
+        """Memory ran out in a decode step of this turn, and every row is lost."""
+        self._has_rows = False
+        self._collected_at: float | None = None
+        self._failures_in_a_row = 0
+        self._outbox = Outbox()
+        self._streams: dict[SequenceId, EventStream] = {}
+        """The stream of every sequence that has not ended."""
+        self._grammar_failures: list[GrammarFailed] = []
+        """Of the step that is being started."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a turn would get something done now."""
+        is_computing = self._in_flight is not None or (self.scheduler.has_work and not self.scheduler.is_blocked)
+        return is_computing or self._prefixes.has_news
+
+    @property
+    def waits_for_disk(self) -> bool:
+        return self.scheduler.is_blocked
+
+    def arrive(self, prefill: Prefill, stream: EventStream) -> None:
+        """A prompt to be computed, behind all others."""
+        for sequence in prefill.sequences:
+            self._streams[sequence.id] = stream
+        self.scheduler.add(prefill)
+        self._tell(prefill)
+
+    def close_sequence(self, sequence: Sequence, how: str) -> None:
+        """Nobody reads it any more: it is `finished` or `aborted`. Idempotent."""
+        self._end(sequence, how)
+
+    def rest(self) -> None:
+        """There is nothing to do for now."""
+        self._collected_at = None
+        self._let_go_of_rows()
+        self._measure()
+
+    def end(self, error: EngineDead, arrived: Iterable[EventStream]) -> None:
+        """The last turn has been: nobody may wait for another, nor those whose prompts have only `arrived`."""
+        for stream in {*self._streams.values(), *arrived}:
+            self._outbox.put(stream, error)
+        self._outbox.send()
+        self._prefixes.close()
+
+    def turn(self) -> None:
+        """Start the next step, then read the last one: the device computes while Python talks."""
+        self._prefixes.poll()
+        plan = self.scheduler.schedule()
+        self._prefixes.fit(self.scheduler.free_bytes(plan.chunks))
+        started = self._start(plan) if plan.changes else None
+        if self._in_flight is not None:
+            if not self._collect():
+                started = None  # was built on what is lost
+        elif not any(sequence.output_ids for sequence in self.scheduler.rows(plan.decodes)):
+            self._collected_at = self._counters.stepped_at = None
+            if started is not None:  # a first token does not wait until a second step is built
+                self._collect()
+                started = None
+        self._in_flight = started
+        if self._ran_out is not None:
+            self._recover(self._ran_out)
+        self._outbox.send()
+        self._let_go_of_rows()
+        for chunk in plan.chunks:
+            self._prefill(chunk)
+        self._outbox.send()
+        self._measure()
+
+    def _measure(self) -> None:
+        plan = self.scheduler.leaving()
+        if plan.changes:  # what is no longer needed is not held until the next turn
+            self._start(plan)
+        self._counters.measure(self._runner, self.scheduler, self._prefixes)
+
+    def _let_go_of_rows(self) -> None:
+        """Rows leave when a step starts without them; where none will start for long, they leave here."""
+        if self._has_rows and self._in_flight is None and not self.scheduler.running:
+            self._prefixes.change_rows(())
+            self._runner.idle()
+            self._has_rows = False
+
+    def _start(self, plan: StepPlan) -> StepPlan | None:
+        """Start a step; the plan, where its rows are being computed."""
+        staying = plan.decodes or self.scheduler.row_ids
+        self._prefixes.change_rows(tuple(self.scheduler.rows(staying)))
+        self._has_rows = self._has_rows or bool(plan.decodes)
+        try:
+            self._runner.start(plan, self._read_masks)
+        except OutOfMemory as error:
+            self._ran_out = error  # the step before may still be whole: it is collected first
+            return None
+        except SequenceFailed as error:
+            self._prefixes.lose_rows()
+            self._fail(error, self.scheduler.rows(error.ids or plan.decodes))
+            return None
+        if not plan.decodes:
+            return None
+        self.scheduler.started(plan)
+        failures, self._grammar_failures = self._grammar_failures, []
+        for failure in failures:
+            self._fail(failure, self.scheduler.rows(failure.ids))
+        return plan
+
+    def _read_masks(self, newest: Newest) -> MaskBits:
+        tokens = dict(newest)
+        masked = self.scheduler.rows(tokens)
+        masks, self._grammar_failures = read_masks((sequence, tokens[sequence.id]) for sequence in masked)
+        return masks
+
+    def _collect(self) -> bool:
+        """Whether the oldest step's tokens could be read. Where not, every row is lost."""
+        try:
+            result = self._runner.collect()
+        except OutOfMemory as error:
+            self._runner.idle()  # a step that was started since then is built on what is lost
+            self._ran_out = error
+            return False
+        except SequenceFailed as error:
+            self._runner.idle()
+            self._prefixes.lose_rows()
+            self._fail(error, list(self.scheduler.running))
+            return False
+        now = time.monotonic()
+        if self._collected_at is not None:
+            self._pace.observe_decode(now - self._collected_at)
+        self._collected_at = now
+        self._counters.stepped(now, self._config.max_stall_s)
+        self._failures_in_a_row = 0
+        self._succeeded(now)
+        for row in result.rows:
+            self._take_tokens(row)
+        return True
+
+    def _recover(self, error: OutOfMemory) -> None:
+        """Fail the request that holds most, and compute the others again: their clients notice a pause."""
+        self._ran_out = self._collected_at = None
+        self._prefixes.clear()
+        running = list(self.scheduler.running)
+        if running:
+            self._fail(error, largest(running))
+            self.scheduler.recompute()
+
+    def _prefill(self, chunk: Chunk) -> None:
+        prefill = self.scheduler.prompt(chunk.prompt)
+        if prefill is None or not prefill.is_wanted:
+            return
+        if chunk.restore is not None and not self._prefixes.has_all(prefill, chunk):
+            if self._prefixes.give_up(prefill):
+                self.scheduler.start_again(prefill)
+            return  # nothing was done, and nothing measured
+        self._collected_at = None  # the time to the next collect is not a decode step's alone
+        began = time.monotonic()
+        try:
+            result = self._runner.prefill(chunk)
+        except SequenceFailed as error:
+            self.scheduler.start_again(prefill)
+            if chunk.restore is None:
+                self._fail(error, prefill.sequences)
+            else:
+                self._prefixes.refuse(prefill, error)
+            return
+        now = time.monotonic()
+        beside_s = self._pace.decode_s if self._in_flight is not None else 0.0
+        took_s = max(now - began - beside_s, 0.2 * (now - began))
+        self._pace.observe_chunk(chunk.start, chunk.num_tokens, took_s, is_known=chunk.restore is not None)
+        self._take_prompt(prefill, chunk, result)
+        self._succeeded(now)
+
+    def _take_prompt(self, prefill: Prefill, chunk: Chunk, result: PromptResult) -> None:
+        prefill.logprobs += result.logprobs
+        prefill.embedding = result.embedding
+        self.scheduler.computed(chunk)
+        (self._prefixes.computed if chunk.restore is None else self._prefixes.restored)(prefill, chunk)
+        self._tell(prefill)
+
+    def _tell(self, prefill: Prefill) -> None:
+        """Say so where a prompt is computed; that is the end for whom no token is wanted."""
+        for sequence, event in tell_prompt(prefill):
+            self._outbox.put(self._streams[sequence.id], event)
+            if event.finish_reason is not None:
+                self._end(sequence, "finished")
+
+    def _succeeded(self, now: float) -> None:
+        self._counters.num_steps += 1
+        self._counters.progress_at = now
+
+    def _take_tokens(self, row: RowTokens) -> None:
+        """Take what a step gave a row: the tokens after its end mean nothing."""
+        sequence = self.scheduler.sequence(row.id)
+        if sequence is None:
+            return
+        sequence.num_started_tokens += len(row.token_ids) - 1
+        for place, token_id in enumerate(row.token_ids):
+            if sequence.status is Status.ENDED:
+                return
+            self._take_token(sequence, token_id, row.logprobs[place] if row.logprobs else None)
+
+    def _take_token(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> None:
+        sequence.output_ids.append(token_id)
+        request = sequence.request
+        reason: FinishReason | None = None
+        if token_id in request.stop_ids:
+            reason = "stop"
+        elif len(sequence.output_ids) >= request.max_tokens:
+            reason = "length"
+        event = TokenEvent(sequence.index, token_id, logprobs, reason)
+        self._outbox.put(self._streams[sequence.id], event)
+        if reason is not None:
+            self._end(sequence, "finished")
+
+    def _fail(self, error: SequenceFailed, sequences: Iterable[Sequence]) -> None:
+        """Fail some sequences, and the streams they belong to; raise when it happens again and again."""
+        logger.error("a computation failed: %s", error, exc_info=error.__cause__)
+        let_go_of_frames(error)
+        for sequence in sequences:
+            if sequence.status is not Status.ENDED:
+                self._outbox.put(self._streams[sequence.id], error)
+                self._end(sequence, "failed")
+        if isinstance(error, OutOfMemory | GrammarFailed):
+            return  # says something of the request, not that the device is broken
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:
+            raise EngineDead(f"{self._failures_in_a_row} computations failed in a row; the last: {error}") from error
+
+    def _end(self, sequence: Sequence, how: str) -> None:
+        if sequence.status is Status.ENDED:
+            return
+        self._prefixes.keep_given_up(sequence)
+        self.scheduler.end(sequence)
+        self._counters.ended(how, time.monotonic())
+        del self._streams[sequence.id]

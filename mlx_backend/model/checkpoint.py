@@ -1,0 +1,162 @@
+"""A model folder, checked before anything heavy is imported: what is there, whole, and how long a context it has.
+
+No MLX. Every problem is a ModelLoadError of one line that says what is wrong and what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.model.context_length import context_length as context_length
+from mlx_backend.model.weight_files import INDEX as INDEX
+from mlx_backend.model.weight_files import IncompleteWeights, WeightFiles, choose, find_weights, read_index
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+SMALL_FILES = ("*.json", "*.jsonl", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+"""Patterns of the files that are downloaded beside weights: no Python, since none of it would be run."""
+_MAX_HEADER_BYTES = 100_000_000
+"""The safetensors format's own bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A folder whose files are whole."""
+
+    path: Path
+    config: Mapping[str, Any]
+    weight_files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+    """Faults of the files that do not matter, in words."""
+
+    @property
+    def context_length(self) -> int:
+        """The model's own context length, tokens."""
+        return context_length(self.config)
+
+
+def find_model(name: str) -> Path:
+    """The folder of a model: a path, or a hub id, whose files are downloaded if they are not here yet.
+
+    Raises ModelLoadError.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelLoadError(f"{name} is a file; name the folder that holds config.json and the weights")
+    if not HUB_ID.fullmatch(name):
+        raise ModelLoadError(f"there is no folder {name}; name a model folder, or a hub id such as owner/model")
+    return _download(name)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Check config.json and every weight file's header against its size. Raises ModelLoadError."""
+    config = read_config(path / "config.json")
+    found = _choose_weights(path)
+    files = tuple(path / name for name in found.names)
+    for file in files:
+        _check_weights(file)
+    return Checkpoint(path, config, files, found.notes)
+
+
+def read_config(file: Path) -> Mapping[str, Any]:
+    """A model's config.json. Raises ModelLoadError."""
+    if not file.is_file():
+        raise ModelLoadError(f"{file.parent} has no config.json; is it a model folder?")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{file} cannot be read as a config.json ({error}); fetch it again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelLoadError(f"{file} names no model_type; is it the config.json of a language model?")
+    return config
+
+
+def _choose_weights(path: Path) -> WeightFiles:
+    try:
+        return find_weights(path)
+    except (OSError, UnicodeError) as error:
+        raise ModelLoadError(f"{path / INDEX} cannot be read ({error}); fetch the model again") from error
+    except IncompleteWeights as error:
+        has_any = any(path.glob("model*.safetensors*"))
+        advice = "fetch the model again" if has_any else "convert the model with mlx_lm.convert first"
+        raise ModelLoadError(f"{path} {error}; {advice}") from error
+
+
+def _check_weights(file: Path) -> None:
+    """safetensors: 8 bytes little-endian length, a JSON header of that length, then the tensors' bytes."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+                raise ValueError("its header is not one")
+            header = json.loads(stream.read(length))
+        end = max((tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ModelLoadError(f"{file} is not a readable safetensors file ({error}); fetch it again") from error
+    expected = 8 + length + end
+    if size < expected:
+        missing = math.ceil((expected - size) / 1024)
+        raise ModelLoadError(f"{file} is cut off: {missing} KiB of {expected // 1024} are missing; fetch it again")
+
+
+def belonging(names: Collection[str], index: str | None) -> list[str]:
+    """The files of a repository that are fetched: the weights that `weight_files` takes, and what is small beside them.
+
+    `index`: the index's text, if there is one. Raises ModelLoadError where no weights are whole.
+    """
+    try:
+        weights = choose([name for name in names if name.endswith(".safetensors")], index).names
+    except IncompleteWeights as error:
+        raise ModelLoadError(f"{error}; look for the model in MLX's format, or convert it") from error
+    return [name for name in names if name in weights or is_small(name)]
+
+
+def is_needed(folder: Path, name: str) -> bool:
+    """Whether a file belongs to the model in a folder, be it there or not."""
+    if not name.endswith(".safetensors"):
+        return is_small(name)
+    try:
+        index = (folder / INDEX).read_text(encoding="utf-8")
+        return name in read_index(index)
+    except (OSError, ValueError):
+        return fnmatchcase(name, "model*.safetensors")
+
+
+def is_small(name: str) -> bool:
+    """Whether it is a file that a model has beside its weights."""
+    return any(fnmatchcase(name, pattern) for pattern in SMALL_FILES)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=list(SMALL_FILES)))
+        try:
+            names = HfApi().list_repo_files(name, revision=folder.name)
+        except (OfflineModeIsEnabled, HfHubHTTPError, OSError):
+            return folder  # what is here was fetched before
+        index = folder / INDEX
+        wanted = belonging(names, index.read_text(encoding="utf-8") if index.is_file() else None)
+        return Path(snapshot_download(name, revision=folder.name, allow_patterns=[escape(each) for each in wanted]))
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{name} {error}") from error
+    except LocalEntryNotFoundError as error:
+        raise ModelLoadError(
+            f"{name} is neither a folder here nor in the download cache, and the hub is out of reach"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelLoadError(f"{name} is not a folder here and cannot be downloaded: {reason}") from error

@@ -1,0 +1,144 @@
+"""Weights into memory: mlx-lm builds the model lazily, and its arrays are read a few at a time, with progress."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm import utils as mlx_lm_utils
+
+from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.api.interface import LoadProgress
+from mlx_backend.model.checkpoint import Checkpoint
+from mlx_backend.model.pooling import is_embedding_model
+from mlx_backend.model.weight_files import INDEX, is_main
+
+logger = logging.getLogger("pippin.load")
+
+_READ_BYTES = 256 << 20
+"""Weights are read in pieces of about this size: large enough to keep a disk busy, small enough for a bar."""
+
+
+def read_weights(model: nn.Module, checkpoint: Checkpoint, report: Callable[[LoadProgress], None]) -> None:
+    """Bring all weights into memory. Raises ModelLoadError."""
+    arrays = [array for _, array in tree_flatten(model.parameters())]
+    total = sum(array.nbytes for array in arrays)
+    done = 0
+    report(LoadProgress(done_bytes=0, total_bytes=total))
+    for piece in _pieces(arrays):
+        try:
+            mx.eval(piece)
+        except RuntimeError as error:
+            raise ModelLoadError(f"reading the weights of {checkpoint.path} failed: {error}") from error
+        done += sum(array.nbytes for array in piece)
+        report(LoadProgress(done_bytes=done, total_bytes=total))
+    mx.clear_cache()
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of the model, those of quantized weights unpacked."""
+    return int(mlx_lm_utils.get_total_parameters(model))
+
+
+def build_model(checkpoint: Checkpoint) -> nn.Module:
+    """The model, no weight of it read yet. Raises ModelLoadError."""
+    model_type = checkpoint.config["model_type"]
+    try:
+        return _build(checkpoint)
+    except ValueError as error:
+        if "not supported" in str(error):
+            raise ModelLoadError(
+                f"mlx-lm knows no architecture {model_type!r}; choose another model or a newer mlx-lm"
+            ) from error
+        known = "".join(f"; {note}" for note in checkpoint.notes)
+        raise ModelLoadError(f"{checkpoint.path} does not fit its config.json: {_first_line(error)}{known}") from error
+    except (KeyError, TypeError, AttributeError, AssertionError, RuntimeError, OSError) as error:
+        what = f"{type(error).__name__}: {_first_line(error)}"
+        raise ModelLoadError(f"{checkpoint.path} cannot be built as a {model_type} model ({what})") from error
+
+
+def _build(checkpoint: Checkpoint) -> nn.Module:
+    """Without the parts beside the model, such as one that predicts several tokens, where it has no use for them."""
+    main = tuple(file for file in checkpoint.weight_files if is_main(file.name))
+    try:
+        return _load(checkpoint, checkpoint.weight_files)
+    except ValueError as error:
+        if "not in model" not in str(error) or not main or main == checkpoint.weight_files:
+            raise
+    model = _load(checkpoint, main)
+    others = ", ".join(file.name for file in checkpoint.weight_files if file not in main)
+    logger.info("%s: left out, the model takes nothing of it: %s", checkpoint.path.name, others)
+    return model
+
+
+def _load(checkpoint: Checkpoint, files: tuple[Path, ...]) -> nn.Module:
+    changes = _of_bare_weights(checkpoint)
+    quantization = checkpoint.config.get("quantization_config")
+    if isinstance(quantization, dict) and "bits" in quantization and "quant_method" not in quantization:
+        # by mlx-lm's other name for it; alone it takes it for another library's
+        changes.setdefault("model_config", {}).setdefault("quantization", quantization)
+    with _only(checkpoint.path, files) as folder:
+        model, _ = mlx_lm_utils.load_model(folder, lazy=True, **changes)
+    return model
+
+
+@contextmanager
+def _only(folder: Path, files: tuple[Path, ...]) -> Iterator[Path]:
+    """A folder in which mlx-lm, which takes all of model*.safetensors, finds these weights and no others."""
+    if {*folder.glob("model*.safetensors")} == {*files}:
+        yield folder
+        return
+    with TemporaryDirectory(prefix="pippin-model-") as name:
+        view = Path(name)
+        for each in folder.iterdir():
+            if each.suffix != ".safetensors" and each.name != INDEX:
+                (view / each.name).symlink_to(each.absolute())
+        for place, file in enumerate(files):
+            (view / f"model-{place:05}.safetensors").symlink_to(file.absolute())
+        yield view  # weights are read later, through files that are open by then
+
+
+def _of_bare_weights(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What else mlx-lm is to be told of an embedding model whose files hold a model without its head.
+
+    Their weights are then named from within it (`layers.0…`, not `model.layers.0…`).
+    """
+    if not is_embedding_model(checkpoint.path):
+        return {}
+    names = {name for file in checkpoint.weight_files for name in mx.load(str(file))}
+    if "embed_tokens.weight" not in names:
+        return {}
+    return {"get_model_classes": _classes_with_prefix, "model_config": {"tie_word_embeddings": True}}
+
+
+def _classes_with_prefix(config: dict[str, Any]) -> tuple[Any, Any]:
+    model_class, arguments_class = mlx_lm_utils._get_classes(config)
+
+    class Whole(model_class):  # type: ignore[misc, valid-type]
+        def sanitize(self, weights: dict[str, Any]) -> dict[str, Any]:
+            named = {f"model.{name}": weight for name, weight in weights.items()}
+            return super().sanitize(named) if hasattr(model_class, "sanitize") else named
+
+    return Whole, arguments_class
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]
+
+
+def _pieces(arrays: list[Any]) -> Iterator[list[Any]]:
+    piece: list[Any] = []
+    for array in arrays:
+        piece.append(array)
+        if sum(member.nbytes for member in piece) >= _READ_BYTES:
+            yield piece
+            piece = []
+    if piece:
+        yield piece

@@ -1,0 +1,70 @@
+"""What a model folder says of embeddings: sentence-transformers' modules.json, and how a prompt's vector is pooled.
+
+No MLX. A folder that says nothing of them, or asks for what is not computed here, serves completions alone: that is
+a reason in words, and no error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mlx_backend.model.checkpoint import Checkpoint
+
+Place = Literal["last", "first", "mean"]
+
+_PLACES: Mapping[str, Place] = {
+    "lasttoken": "last",
+    "cls": "first",
+    "cls_token": "first",
+    "mean": "mean",
+    "mean_tokens": "mean",
+}
+"""By the names of sentence-transformers, the older ones without their `pooling_mode_`."""
+_FLAG = "pooling_mode_"
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """Which hidden states become the vector; whether that is then brought to the length 1."""
+
+    place: Place
+    is_normalized: bool
+
+
+def is_embedding_model(path: Path) -> bool:
+    """Whether sentence-transformers wrote the folder."""
+    return (path / "modules.json").is_file()
+
+
+def read_pooling(checkpoint: Checkpoint) -> Pooling | str:
+    """How the model of a folder makes vectors, or why it makes none."""
+    path = checkpoint.path
+    if not is_embedding_model(path):
+        return "its folder has no modules.json, with which embedding models say how a vector is made"
+    if checkpoint.config.get("use_bidirectional_attention") or checkpoint.config.get("is_causal") is False:
+        return "its tokens attend to those after them, which mlx-lm's code does not do"
+    try:
+        modules = {str(module["type"]).rpartition(".")[2]: path / module["path"] for module in _read(path)}
+        if list(modules) not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+            return f"its modules.json asks for {', '.join(modules)}; Transformer, Pooling and Normalize are known"
+        asked = _asked(_read(modules["Pooling"], "config.json"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its modules.json, or what it names, cannot be read ({type(error).__name__}: {error})"
+    if len(asked) != 1 or asked[0] not in _PLACES:
+        return f"its pooling is {' and '.join(asked) or 'nothing'}; one of lasttoken, mean and cls is known"
+    return Pooling(_PLACES[asked[0]], "Normalize" in modules)
+
+
+def _read(folder: Path, name: str = "modules.json") -> Any:
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def _asked(config: Mapping[str, Any]) -> list[str]:
+    """The modes that are on: older files have a flag for each, newer ones a name or a list of them."""
+    named = config.get("pooling_mode", [])
+    flags = [key.removeprefix(_FLAG) for key, value in config.items() if key.startswith(_FLAG) and value is True]
+    return flags or ([named] if isinstance(named, str) else [str(name) for name in named])

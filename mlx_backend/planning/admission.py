@@ -1,0 +1,111 @@
+"""Admission by bytes: who may begin beside those who run, so that everybody's worst case fits. Pure; no MLX, no clock.
+
+The worst case of a request: its prompt and all of its max_tokens, n times, as rows of a batch that is padded to its
+longest row; its prompt's own cache until it joins; and one prefill chunk of the smallest step, the largest there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mlx_backend.kv_cache.plan import CachePlan
+from mlx_backend.planning.memory import PREFILL_STEPS, ModelShape, batch_bytes, decode_bytes, kv_bytes, prefill_bytes
+
+SMALLEST_STEP = PREFILL_STEPS[-1]
+"""A prefill chunk is never made smaller than this to fit: below it a long prompt would take for ever."""
+
+_MOST_KNOWN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one request may come to hold. `is_prefilled`: its prompt's own cache is gone."""
+
+    num_rows: int
+    num_prompt_tokens: int
+    num_tokens: int
+    """Prompt and max_tokens."""
+    is_prefilled: bool = False
+
+
+class Budget:
+    """`limit_bytes` are for KV caches and the transients of computing; weights and reserve are taken off already."""
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        plans: Sequence[CachePlan],
+        limit_bytes: int,
+        *,
+        max_chunk: int = PREFILL_STEPS[0],
+        has_fused: bool = True,
+    ) -> None:
+        """`max_chunk`: tokens of a prefill chunk, at most. `has_fused`: the device has fused attention kernels."""
+        self.shape, self.plans, self.limit_bytes = shape, tuple(plans), limit_bytes
+        self._max_chunk, self._has_fused = max_chunk, has_fused
+        self._known: dict[tuple[Claim, ...], tuple[int, int]] = {}
+        """What is held and needed for claims: asked in every turn, and seldom different."""
+
+    def needed(self, claims: Iterable[Claim]) -> int:
+        """Most bytes that these requests come to together, whatever order they are computed in."""
+        return self._bytes_of(tuple(claims))[1]
+
+    def held(self, claims: Iterable[Claim]) -> int:
+        """Most bytes of their KV caches: the padded batch, and prompts that are still computed or wait for a row."""
+        return self._bytes_of(tuple(claims))[0]
+
+    def needed_soon(self, claims: Iterable[Claim], chunks: Iterable[tuple[int, int]]) -> int:
+        """The same as `needed` in a turn with these chunks: (tokens, position at which it ends) of each."""
+        largest = max((self._chunk(num_tokens, end) for num_tokens, end in chunks), default=0)
+        held, needed = self._bytes_of(tuple(claims))
+        return max(needed, held + largest)
+
+    def _bytes_of(self, claims: tuple[Claim, ...]) -> tuple[int, int]:
+        found = self._known.get(claims)  # read once and written once: submitting threads ask, too
+        if found is None:
+            held = self._held(claims)
+            found = (held, held + self._transient(claims, SMALLEST_STEP))
+            if len(self._known) >= _MOST_KNOWN:
+                self._known = {}
+            self._known[claims] = found
+        return found
+
+    def _held(self, claims: Sequence[Claim]) -> int:
+        rows = sum(claim.num_rows for claim in claims)
+        longest = max((claim.num_tokens for claim in claims), default=0)
+        computed = (claim for claim in claims if not claim.is_prefilled)
+        alone = sum(kv_bytes(self.plans, claim.num_prompt_tokens, chunk=self._max_chunk) for claim in computed)
+        return batch_bytes(self.plans, rows, longest) + alone
+
+    def admits(self, claims: Iterable[Claim]) -> bool:
+        """Whether all of these may run together."""
+        return self.needed(claims) <= self.limit_bytes
+
+    def step_for(self, claims: Sequence[Claim], context: int, largest: int) -> int:
+        """The most tokens, of `largest`, of a chunk that ends at `context`, so that it fits beside what is held."""
+        room = self.limit_bytes - self.held(claims)
+        step = largest
+        while step > SMALLEST_STEP and self._chunk(step, context) > room:
+            step = max(SMALLEST_STEP, step // 2)
+        return step
+
+    def largest_alone(self, num_rows: int) -> int:
+        """The most tokens (prompt and output) that one request of so many rows can have; 0 where none."""
+        low, high = 0, self.shape.context_length
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = self.admits([Claim(num_rows, middle, middle)])
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
+
+    def _transient(self, claims: Sequence[Claim], step: int) -> int:
+        if not claims:
+            return 0
+        longest_prompt = max(claim.num_prompt_tokens for claim in claims)
+        longest = max(claim.num_tokens for claim in claims)
+        rows = sum(claim.num_rows for claim in claims)
+        return max(self._chunk(step, longest_prompt), decode_bytes(self.shape, self.plans, longest, rows))
+
+    def _chunk(self, step: int, context: int) -> int:
+        return prefill_bytes(self.shape, self.plans, step, context, has_fused=self._has_fused)

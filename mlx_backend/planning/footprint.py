@@ -1,0 +1,33 @@
+"""What a model would take of the memory, told before it is loaded: for a server that serves several. Pure; no MLX."""
+
+from __future__ import annotations
+
+from mlx_backend.api.interface import Footprint, MemoryConfig
+from mlx_backend.planning.admission import Budget, Claim
+from mlx_backend.planning.memory import MOST_RESERVE_BYTES
+
+WANTED_TOKENS = 4096
+"""Others are unloaded until a request of so many tokens, prompt and output, has room beside the weights."""
+
+
+def measure(budget: Budget, context: int, memory: MemoryConfig, limit_bytes: int | None) -> Footprint:
+    """`budget`: knows the model; its own limit does not count. `context`: tokens that a request can have at most."""
+    weights = budget.shape.weights_bytes
+
+    def share_for(num_tokens: int) -> int:
+        return _with_reserve(weights + budget.needed([Claim(1, num_tokens, num_tokens)]), memory.reserve_bytes)
+
+    least = share_for(1)
+    return Footprint(
+        weights_bytes=weights,
+        least_bytes=least,
+        wanted_bytes=max(least, share_for(min(context, WANTED_TOKENS))),
+        limit_bytes=limit_bytes,
+    )
+
+
+def _with_reserve(used_bytes: int, reserve_bytes: int | None) -> int:
+    """The smallest share that leaves `used_bytes` when its reserve is taken off."""
+    if reserve_bytes is not None:
+        return used_bytes + reserve_bytes
+    return min(-(-used_bytes * 10 // 9) + 1, used_bytes + MOST_RESERVE_BYTES)

@@ -1,0 +1,246 @@
+"""A plan: does this model fit this machine, with how much context for how many users, how fast, and what would help.
+
+Pure: shapes, a machine and arithmetic in, facts and sentences out. No MLX, no printing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.api.interface import KVCacheConfig
+from mlx_backend.kv_cache.plan import CachePlan, CacheShape, plan_caches
+from mlx_backend.planning.limits import WIRED_SHARE
+from mlx_backend.planning.machines import Machine, highest_gpu_limit
+from mlx_backend.planning.memory import MOST_RESERVE_BYTES, Memory, ModelShape, kv_bytes, largest_context, memory_at
+from mlx_backend.planning.speed import Estimate, decode_estimate, prefill_estimate
+
+_TRIED_BITS = (8, 6, 5, 4, 3)
+_GROUP_SIZE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What so many users can have together; `memory` is None where it does not fit."""
+
+    num_users: int
+    memory: Memory | None
+    decode: Estimate | None = None
+    """Tokens per second of each user, at that context."""
+    prefill: Estimate | None = None
+    """Tokens per second, over a prompt of that context."""
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Until the first token of a prompt that fills the context."""
+        if self.memory is None or self.prefill is None:
+            return None
+        return self.memory.context / self.prefill.value
+
+
+@dataclass(frozen=True, slots=True)
+class KVChoice:
+    """The largest context of one user with the KV cache in so many bits; None: in full precision."""
+
+    bits: int | None
+    bytes_per_token: int
+    context: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The answer for one model on one machine."""
+
+    shape: ModelShape
+    machine: Machine
+    budget_bytes: int
+    reserve_bytes: int
+    kv_cache: KVCacheConfig
+    caches: tuple[CachePlan, ...]
+    rows: tuple[Row, ...]
+    kv_choices: tuple[KVChoice, ...]
+    advice: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return any(row.memory is not None for row in self.rows)
+
+
+def build_plan(
+    shape: ModelShape,
+    caches: Sequence[CacheShape],
+    machine: Machine,
+    kv_cache: KVCacheConfig,
+    *,
+    users: Sequence[int] = (1, 2, 4, 8),
+    context: int | None = None,
+    budget_bytes: int | None = None,
+    reserve_bytes: int = MOST_RESERVE_BYTES,
+) -> Plan:
+    """`context`: no more than that for a user; `budget_bytes`: for the model, else the GPU's limit.
+
+    Raises ModelLoadError for a KV cache that this model cannot have.
+    """
+    plans = plan_caches(caches, kv_cache)
+    budget = machine.gpu_limit_bytes if budget_bytes is None else budget_bytes
+    limited = _limited(shape, context)
+    rows = tuple(_row(limited, plans, machine, budget, reserve_bytes, num_users) for num_users in users)
+    return Plan(
+        shape=shape,
+        machine=machine,
+        budget_bytes=budget,
+        reserve_bytes=reserve_bytes,
+        kv_cache=kv_cache,
+        caches=plans,
+        rows=rows,
+        kv_choices=_kv_choices(limited, caches, budget, reserve_bytes),
+        advice=(*_advice(limited, plans, machine, budget, reserve_bytes, rows), *_wiring(shape, machine, rows)),
+    )
+
+
+def memory_by_context(plan: Plan, contexts: Sequence[int], num_users: int = 1) -> list[Memory]:
+    """Where the bytes go at each of `contexts`, with the largest prefill step that fits, or the smallest."""
+    return [
+        memory_at(
+            plan.shape,
+            plan.caches,
+            context=context,
+            budget_bytes=plan.budget_bytes,
+            num_users=num_users,
+            reserve_bytes=plan.reserve_bytes,
+        )
+        for context in contexts
+    ]
+
+
+def decode_speed(
+    shape: ModelShape, plans: Sequence[CachePlan], machine: Machine, context: int, num_users: int = 1
+) -> Estimate | None:
+    """Tokens per second of each of `num_users` that have `context` tokens; None where it cannot be told."""
+    return decode_estimate(
+        shape.active_bytes,
+        kv_bytes(plans, context),
+        machine,
+        shape.num_layers,
+        shape.is_moe,
+        num_users,
+        is_latent=shape.attention is not None and shape.attention.is_latent,
+        query_read_bytes=shape.itemsize * shape.attention_width * context,
+        routed_bytes=shape.routed_active_bytes,
+        routed_share=shape.routed_share,
+    )
+
+
+def prefill_speed(shape: ModelShape, machine: Machine, num_tokens: int) -> Estimate | None:
+    """Tokens per second over a whole prompt of so many; None where it cannot be told."""
+    return prefill_estimate(
+        shape.active_parameters,
+        num_tokens,
+        machine,
+        is_moe=shape.is_moe,
+        attention_width=shape.attention_width,
+    )
+
+
+def _limited(shape: ModelShape, context: int | None) -> ModelShape:
+    return shape if context is None else replace(shape, context_length=min(context, shape.context_length))
+
+
+def _row(
+    shape: ModelShape,
+    plans: Sequence[CachePlan],
+    machine: Machine,
+    budget: int,
+    reserve: int,
+    num_users: int,
+) -> Row:
+    memory = largest_context(shape, plans, budget_bytes=budget, num_users=num_users, reserve_bytes=reserve)
+    if memory is None:
+        return Row(num_users, None)
+    decode = decode_speed(shape, plans, machine, memory.context, num_users)
+    return Row(num_users, memory, decode, prefill_speed(shape, machine, memory.context))
+
+
+def _kv_choices(shape: ModelShape, caches: Sequence[CacheShape], budget: int, reserve: int) -> tuple[KVChoice, ...]:
+    found = []
+    for bits in (None, 8, 4):
+        plans = _planned(caches, bits)
+        if plans is None:
+            continue
+        memory = largest_context(shape, plans, budget_bytes=budget, num_users=1, reserve_bytes=reserve)
+        per_token = sum(plan.bytes_per_token for plan in plans)
+        found.append(KVChoice(bits, per_token, None if memory is None else memory.context))
+    return tuple(found)
+
+
+def _planned(caches: Sequence[CacheShape], bits: int | None) -> tuple[CachePlan, ...] | None:
+    """None where this model's KV cache cannot be quantized in any group size."""
+    for group_size in (64, 32, 128):
+        config = KVCacheConfig() if bits is None else KVCacheConfig(bits=bits, group_size=group_size)
+        try:
+            return plan_caches(caches, config)
+        except ModelLoadError:
+            continue
+    return None
+
+
+def _advice(
+    shape: ModelShape,
+    plans: Sequence[CachePlan],
+    machine: Machine,
+    budget: int,
+    reserve: int,
+    rows: Sequence[Row],
+) -> list[str]:
+    """What to change, most worth first; nothing where the whole context fits every number of users."""
+    short = next((row for row in rows if row.memory is None or row.memory.context < shape.context_length), None)
+    if short is None:
+        return []
+    found = []
+    raised = highest_gpu_limit(machine.memory_bytes)
+    if machine.chip and raised > budget:
+        more = largest_context(shape, plans, budget_bytes=raised, num_users=short.num_users, reserve_bytes=reserve)
+        if more is not None and (short.memory is None or more.context > short.memory.context):
+            found.append(
+                f"Raise the GPU's limit to {raised / 1e9:,.0f} GB: sudo sysctl iogpu.wired_limit_mb={raised // 2**20} "
+                f"(until the next start); then {more.context:,} tokens fit for {_users(short.num_users)}."
+            )
+    if rows[0].memory is None:
+        found += _smaller_weights(shape, plans, budget, reserve)
+    return found
+
+
+def _wiring(shape: ModelShape, machine: Machine, rows: Sequence[Row]) -> list[str]:
+    """What several users should know where `memory.wired` is auto."""
+    is_wired = bool(machine.chip) and shape.weights_bytes > WIRED_SHARE * machine.memory_bytes
+    if not is_wired or all(row.memory is None or row.num_users == 1 for row in rows):
+        return []
+    return [
+        f"The weights take more than {WIRED_SHARE:.0%} of the memory: they are wired, and requests are computed one "
+        "after the other, unless memory.wired says never (slow where macOS pages) or always (macOS may panic)."
+    ]
+
+
+def _smaller_weights(shape: ModelShape, plans: Sequence[CachePlan], budget: int, reserve: int) -> list[str]:
+    for bits in _TRIED_BITS:
+        weights = round(shape.num_parameters * (bits + 32 / _GROUP_SIZE) / 8)
+        if weights >= shape.weights_bytes:
+            continue
+        smaller = replace(shape, weights_bytes=weights)
+        fitting = largest_context(smaller, plans, budget_bytes=budget, num_users=1, reserve_bytes=reserve)
+        if fitting is not None:
+            return [
+                f"Quantize the weights to {bits} bits in groups of {_GROUP_SIZE}: about {weights / 1e9:,.0f} GB; "
+                f"then {fitting.context:,} tokens fit for 1 user."
+            ]
+    least = round(shape.num_parameters * (_TRIED_BITS[-1] + 32 / _GROUP_SIZE) / 8)
+    return [
+        f"No quantization of this model that is worth having fits: at {_TRIED_BITS[-1]} bits its weights are about "
+        f"{least / 1e9:,.0f} GB, and {max(0, budget - reserve) / 1e9:,.0f} GB are there for everything. Use a machine "
+        "with more memory, several machines, or a smaller model."
+    ]
+
+
+def _users(count: int) -> str:
+    return "1 user" if count == 1 else f"{count} users"

@@ -1,0 +1,237 @@
+"""Record of a run: every call that crosses the runner's door and what it gave, a line of JSON each; and its replay.
+
+No text is in it, but token ids are, which a tokenizer turns into text. Written by the device thread. No MLX.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from mlx_backend.api.errors import ModelLoadError, SequenceFailed
+from mlx_backend.api.interface import LoadProgress, MockText, ModelInfo, SamplingParams, TokenLogprobs
+from mlx_backend.core import step
+from mlx_backend.core.blocks import BlockStore
+from mlx_backend.core.step import (
+    BlockId,
+    BlockRef,
+    Chunk,
+    MaskBits,
+    Newest,
+    PromptId,
+    PromptResult,
+    ReadMasks,
+    SequenceId,
+    Span,
+    StepPlan,
+    StepResult,
+)
+from mlx_backend.planning.admission import Budget
+from mlx_backend.runners.base import Runner
+
+_TYPES: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        *(step.BlockRef, step.Chunk, step.NewRow, step.Piece, step.PromptResult, step.Restore, step.RowTokens),
+        *(step.Span, step.StepPlan, step.StepResult, MockText, SamplingParams, TokenLogprobs),
+    )
+}
+
+
+class RecordingRunner:
+    """A runner that does what `runner` does, and writes down each call. Implements `runners.base.Runner`."""
+
+    def __init__(self, runner: Runner, file: Path) -> None:
+        self._runner, self._path = runner, file
+        self._file: TextIO | None = None
+        self._blocks: _RecordingStore | None = None
+
+    @property
+    def budget(self) -> Budget | None:
+        return self._runner.budget
+
+    @property
+    def blocks(self) -> BlockStore | None:
+        return self._blocks
+
+    def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
+        """Load the model. Raises ModelLoadError, also where the file cannot be written."""
+        try:
+            self._file = self._path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise ModelLoadError(f"debug.record: {self._path} cannot be written ({error.strerror})") from error
+        info = self._runner.load(report)
+        store = self._runner.blocks
+        self._blocks = None if store is None else _RecordingStore(store, self._write)
+        return info
+
+    def start(self, plan: StepPlan, read_masks: ReadMasks) -> None:
+        masks: list[tuple[Newest, MaskBits]] = []
+
+        def noting(newest: Newest) -> MaskBits:
+            bits = read_masks(newest)
+            masks.append((newest, bits))
+            return bits
+
+        with_masks = {"plan": plan, "masks": masks}
+        self._call("start", with_masks, lambda: self._runner.start(plan, noting))
+
+    def collect(self) -> StepResult:
+        result: StepResult = self._call("collect", {}, self._runner.collect)
+        return result
+
+    def prefill(self, chunk: Chunk) -> PromptResult:
+        result: PromptResult = self._call("prefill", {"chunk": chunk}, lambda: self._runner.prefill(chunk))
+        return result
+
+    def idle(self) -> None:
+        self._call("idle", {}, self._runner.idle)
+
+    def kv_bytes(self) -> int:
+        return self._runner.kv_bytes()
+
+    def device_bytes(self) -> tuple[int, int]:
+        return self._runner.device_bytes()
+
+    def interrupt(self) -> None:
+        self._runner.interrupt()
+
+    def close(self) -> None:
+        self._runner.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _call(self, name: str, given: dict[str, Any], call: Callable[[], Any]) -> Any:
+        try:
+            result = call()
+        except SequenceFailed as error:
+            self._write(name, given, {"failed": type(error).__name__, "ids": error.ids})
+            raise
+        self._write(name, given, result)
+        return result
+
+    def _write(self, name: str, given: dict[str, Any], result: Any) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps({"call": name, **_encode(given), "gave": _encode(result)}) + "\n")
+            self._file.flush()
+
+
+class _RecordingStore:
+    """Implements `core.blocks.BlockStore` over another store."""
+
+    def __init__(self, store: BlockStore, write: Callable[[str, dict[str, Any], Any], None]) -> None:
+        self._store, self._write = store, write
+        self.kinds, self.cuts = store.kinds, store.cuts
+        self.bytes_per_token, self.state_bytes = store.bytes_per_token, store.state_bytes
+
+    def take(self, source: PromptId | SequenceId, spans: Sequence[Span]) -> tuple[BlockRef, ...]:
+        refs = self._store.take(source, spans)
+        self._write("take", {"source": source, "spans": tuple(spans)}, refs)
+        return refs
+
+    def free(self, block: BlockId) -> None:
+        self._store.free(block)
+        self._write("free", {"block": block}, None)
+
+    def dump(self, block: BlockId) -> tuple[Any, list[memoryview]]:
+        return self._store.dump(block)
+
+    def load(self, arrays: Any, data: memoryview) -> BlockRef:
+        """Raises ValueError: a replay would not have the bytes of an earlier run."""
+        raise ValueError("a run that is recorded takes nothing from the disk")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Difference:
+    """A call of a recorded run that gave something else when it was replayed. Lines count from 1."""
+
+    line: int
+    recorded: Any
+    replayed: Any
+
+
+def replay(file: Path, runner: Runner) -> Iterator[Difference]:
+    """Make a recorded run's calls again, of a runner that has loaded its model; yield what is different.
+
+    Calls that failed are not made again; what they left is. Raises ValueError where that cannot be done.
+    """
+    in_flight = 0
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        said = json.loads(line)
+        name, gave = said.pop("call"), _decode(said.pop("gave"))
+        given = {key: _decode(value) for key, value in said.items()}
+        if isinstance(gave, dict) and "failed" in gave:
+            if name == "start" and in_flight and not gave["ids"]:
+                raise ValueError(f"line {number}: a step failed beside one in flight, which cannot be replayed")
+            _repeat_failure(runner, name, given, gave)
+            in_flight = 0 if name == "collect" else in_flight
+            continue
+        in_flight += (name == "start" and bool(given["plan"].decodes)) - (name == "collect")
+        replayed = _made(runner, name, given)
+        if replayed != gave:
+            yield Difference(number, gave, replayed)
+
+
+def _repeat_failure(runner: Runner, name: str, given: dict[str, Any], gave: dict[str, Any]) -> None:
+    """Leave a runner as a failed call left the recorded one."""
+    plan = StepPlan()
+    if name == "start":
+        plan = dataclasses.replace(given["plan"], decodes=(), masked=(), chunks=())
+    elif name == "prefill":
+        plan = StepPlan(dropped=(given["chunk"].prompt,))
+    runner.start(plan, lambda newest: ())
+    if name != "prefill" and not gave["ids"]:
+        runner.idle()
+
+
+def _made(runner: Runner, name: str, given: dict[str, Any]) -> Any:
+    if name == "start":
+        recorded = iter(given["masks"])
+
+        def masks(newest: Newest) -> MaskBits:
+            asked, bits = next(recorded)
+            if asked != newest:
+                raise ValueError(f"other tokens came before a mask: {newest} and not {asked}")
+            return bits  # type: ignore[no-any-return]
+
+        return runner.start(given["plan"], masks)
+    if name in ("take", "free"):
+        assert runner.blocks is not None, "a runner that keeps no blocks cannot replay this run"
+        return getattr(runner.blocks, name)(*given.values())
+    return getattr(runner, name)(*given.values())
+
+
+def _encode(value: Any) -> Any:
+    """As JSON can say it: a type by its name, with the fields that are not as they are by default."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            each.name: _encode(getattr(value, each.name))
+            for each in dataclasses.fields(value)
+            if getattr(value, each.name) != each.default
+        }
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, dict):
+        return {key: _encode(each) for key, each in value.items()}
+    if isinstance(value, bytes):
+        return {"bytes": base64.b64encode(value).decode()}
+    if isinstance(value, frozenset):
+        return {"set": sorted(value)}
+    return list(map(_encode, value)) if isinstance(value, list | tuple) else value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_decode, value))
+    if not isinstance(value, dict):
+        return value
+    if "bytes" in value:
+        return base64.b64decode(value["bytes"])
+    if "set" in value:
+        return frozenset(value["set"])
+    fields = {key: _decode(each) for key, each in value.items() if key != "type"}
+    return _TYPES[value["type"]](**fields) if "type" in value else fields

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_backend.engine.throughput import Pace
+
+
+def test_nothing_measured_is_a_small_chunk() -> None:
+    assert Pace().tokens_for(0, 10.0, 2048) == 32
+    assert Pace().tokens_for(0, 10.0, 8) == 8
+
+
+def test_a_constant_speed_is_used_in_full() -> None:
+    pace = Pace()
+    pace.observe_chunk(0, 100, 0.1)
+    assert pace.tokens_for(0, 0.2, 2048) == 192  # 200, rounded down so that sizes repeat
+    assert pace.tokens_for(0, 0.016, 2048) == 16
+    assert pace.tokens_for(0, 100.0, 2048) == 2048
+
+
+def test_bad_news_is_believed_sooner_than_good() -> None:
+    slower, faster = Pace(), Pace()
+    for pace in (slower, faster):
+        pace.observe_chunk(0, 100, 1.0)
+    slower.observe_chunk(0, 100, 2.0)
+    faster.observe_chunk(0, 100, 0.5)
+    assert (slower.token_s(0) or 0) > 0.0165
+    assert (faster.token_s(0) or 0) > 0.008
+
+
+def test_a_later_position_is_planned_dearer_until_it_is_measured() -> None:
+    pace = Pace()
+    pace.observe_chunk(0, 100, 0.1)
+    planned = pace.token_s(10_000)
+    assert planned is not None and planned > 0.002
+    pace.observe_chunk(10_000, 100, 0.11)
+    assert pace.token_s(10_000) == 0.0011
+
+
+@given(
+    fixed_s=st.floats(0.0, 0.1),
+    token_s=st.floats(1e-5, 1e-2),
+    growth=st.floats(0.0, 1e-6),
+    target_s=st.floats(0.05, 1.0),
+)
+def test_chunks_settle_within_the_target_where_it_can_be_met(
+    fixed_s: float, token_s: float, growth: float, target_s: float
+) -> None:
+    """Over a whole prompt, with a fixed cost per chunk and a cost that grows with the position."""
+    pace, start, late = Pace(), 0, 0
+    num_chunks = 0
+    while start < 8192 and num_chunks < 500:
+        size = pace.tokens_for(start, target_s, 2048)
+        seconds = fixed_s + size * (token_s + growth * start)
+        could_be_met = fixed_s + token_s + growth * start <= target_s
+        late += could_be_met and num_chunks > 20 and seconds > 1.3 * target_s and size > 1
+        pace.observe_chunk(start, size, seconds)
+        start += size
+        num_chunks += 1
+    assert late == 0
+
+
+def test_one_slow_step_is_not_the_pace() -> None:
+    pace = Pace()
+    for _ in range(50):
+        pace.observe_decode(0.01)
+    pace.observe_decode(1.0)
+    assert 0.01 < pace.decode_s < 0.3
+    for _ in range(50):
+        pace.observe_decode(0.01)
+    assert pace.decode_s == pytest.approx(0.01, rel=0.1)
+
+
+def test_restoring_and_computing_are_measured_apart() -> None:
+    pace = Pace()
+    pace.observe_chunk(0, 100, 0.001, is_known=True)
+    assert pace.token_s(0) is None
+    assert pace.restored_token_s == pytest.approx(0.00001)
+    pace.observe_chunk(0, 100, 1.0)
+    assert pace.token_s(0) == pytest.approx(0.01)
+    assert pace.restored_token_s == pytest.approx(0.00001)
+    assert pace.restorable_for(0.005, 10_000) in (499, 500)
