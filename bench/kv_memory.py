@@ -78,14 +78,14 @@ def _ours(folder: Path, options: argparse.Namespace, bits: int | None) -> dict[s
     import mlx.core as mx
 
     from mlx_backend.api.interface import EngineConfig, GenerationRequest, KVCacheConfig
-    from mlx_backend.core.sequence import build_prefills
+    from mlx_backend.core.sequence import build_groups
     from mlx_backend.core.step import StepPlan
     from mlx_backend.runners.mlx import MLXRunner
 
     runner = MLXRunner(EngineConfig(model_path=str(folder), kv_cache=KVCacheConfig(bits=bits)))
     runner.load(lambda progress: None)
     request = GenerationRequest(request_id="bench", prompt_ids=_prompt(options.tokens), max_tokens=2)
-    (prefill,) = build_prefills([request])
+    (prefill,) = build_groups([request])
     (sequence,) = prefill.sequences
     mx.clear_cache()
     base = mx.get_active_memory()

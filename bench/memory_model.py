@@ -17,7 +17,7 @@ from rich.table import Table
 
 from bench.checkpoint import SHAPES
 from mlx_backend.api.interface import EngineConfig, GenerationRequest, KVCacheConfig
-from mlx_backend.core.sequence import build_prefills
+from mlx_backend.core.sequence import build_groups
 from mlx_backend.core.step import StepPlan
 from mlx_backend.planning.memory import kv_bytes, prefill_bytes
 from mlx_backend.runners.mlx import MLXRunner
@@ -68,7 +68,7 @@ def _rows(folder: Path, shape: str, lengths: list[int], steps: list[int], bits: 
 def _measured(runner: MLXRunner, length: int, step: int) -> tuple[int, int]:
     """(bytes of the KV cache, peak over the weights) of a prefill of `length` tokens."""
     prompt = tuple(7 + 13 * i % 3000 for i in range(length + 1))
-    (prefill,) = build_prefills([GenerationRequest(request_id="bench", prompt_ids=prompt, max_tokens=2)])
+    (prefill,) = build_groups([GenerationRequest(request_id="bench", prompt_ids=prompt, max_tokens=2)])
     runner.idle()
     base = mx.get_active_memory()
     mx.reset_peak_memory()

@@ -56,7 +56,7 @@ def measure(config: EngineConfig) -> Footprint:
 
         return mock.measure(config)
     try:
-        from mlx_backend.runners import measure as mlx
+        from mlx_backend.runners import footprint as mlx
     except ImportError as error:
         raise ModelLoadError(f"the mlx backend needs mlx and mlx-lm ({error}); install them") from error
     return mlx.measure(config)

@@ -42,7 +42,7 @@ TESTED_IN: dict[str, str] = {
     "mlx_backend/prefix_cache/store_mock.py": "tests/mlx_backend/prefix_cache/test_identity.py",
     "mlx_backend/runners/base.py": "tests/mlx_backend/engine/test_device_failures.py",
     "mlx_backend/runners/device.py": "tests/mlx_backend/planning/test_limits.py",
-    "mlx_backend/runners/measure.py": "tests/mlx_backend/planning/test_footprint.py",
+    "mlx_backend/runners/footprint.py": "tests/mlx_backend/planning/test_footprint.py",
     "mlx_backend/runners/mock.py": "tests/mlx_backend/engine/test_device_failures.py tests/mlx_backend/engine/test_engine.py",
     "mlx_backend/runners/mock_vocabulary.py": "tests/server/service/test_mock_script.py",
     "mlx_backend/runners/probe.py": "tests/mlx_backend/runners/test_mlx.py",

@@ -12,8 +12,7 @@ from typing import Literal
 
 import pytest
 
-from mlx_backend.core.sequence import Prefill
-from mlx_backend.core.sequence import Sequence as TokenSequence
+from mlx_backend.core.sequence import SequenceGroup, TokenSequence
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("server", "mlx_backend")
@@ -65,7 +64,7 @@ FLOORS = (
 SEQUENCE_READERS = ("mlx_backend/engine/*", "mlx_backend/prefix_cache/*", "mlx_backend/core/*")
 SEQUENCE_OWNERS = ("mlx_backend/engine/*", "mlx_backend/core/sequence.py")
 SEQUENCE_FIELDS = frozenset(
-    name for kind in (Prefill, TokenSequence) for name in kind.__dataclass_fields__ if name not in ("id", "index")
+    name for kind in (SequenceGroup, TokenSequence) for name in kind.__dataclass_fields__ if name not in ("id", "index")
 )
 LATE_MLX_LM_FILES = ("server/text/tokenizer.py",)
 PYDANTIC_FILES = ("*/schema.py", "server/dialects/openai_schema.py", "server/dialects/openai_shared.py")
@@ -309,7 +308,7 @@ PLANTED: dict[Rule, list[tuple[str, str]]] = {
         ("mlx_backend/attic.py", "from mlx_backend.core import step"),
     ],
     live_sequences_stay_on_their_side_of_the_door: [
-        ("mlx_backend/runners/mlx.py", "from mlx_backend.core.sequence import Prefill"),
+        ("mlx_backend/runners/mlx.py", "from mlx_backend.core.sequence import SequenceGroup"),
         ("mlx_backend/sampling/sampler.py", "from mlx_backend.core import sequence"),
     ],
     sequences_are_changed_by_the_engine_alone: [

@@ -85,7 +85,7 @@ class GenerationRequest:
     """Prompts of different salts share nothing."""
     system_border: int = 0
     """Tokens at the beginning that other conversations will have, too: the system prompt."""
-    prefix_borders: tuple[int, ...] = ()
+    cache_breakpoints: tuple[int, ...] = ()
     """Positions at which another prompt may go on differently, ascending: a snapshot is of most use there."""
     mock: MockText | None = None
     """For the mock backend."""

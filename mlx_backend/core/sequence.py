@@ -24,7 +24,7 @@ class Status(enum.Enum):
 
 
 @dataclass(slots=True, eq=False)
-class Prefill:
+class SequenceGroup:
     """One prompt, computed once for the n sequences that continue it.
 
     All tokens but the last are prefilled. The last is every sequence's first decode input, so that
@@ -38,7 +38,7 @@ class Prefill:
     """What of the output is computed with the prompt: nothing, but for a sequence that lost its row."""
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
-    sequences: list[Sequence] = field(default_factory=list)
+    sequences: list[TokenSequence] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of the prompt's tokens from the second on, as far as they are computed; empty where nobody asked."""
     embedding: bytes | None = None
@@ -101,10 +101,10 @@ class Prefill:
 
 
 @dataclass(slots=True, eq=False)
-class Sequence:
+class TokenSequence:
     """One token stream. `index` is its place in the client's stream."""
 
-    prefill: Prefill
+    group: SequenceGroup
     id: SequenceId
     index: int
     ordinal: int
@@ -125,16 +125,16 @@ class Sequence:
 
     @property
     def request(self) -> GenerationRequest:
-        return self.prefill.request
+        return self.group.request
 
     @property
     def num_computed_tokens(self) -> int:
         """Tokens in the KV cache once every step that was started is done."""
-        return self.prefill.num_prompt_tokens - 1 + self.num_started_tokens
+        return self.group.num_prompt_tokens - 1 + self.num_started_tokens
 
     @property
     def max_num_tokens(self) -> int:
-        return self.prefill.max_num_tokens
+        return self.group.max_num_tokens
 
     def close_grammar(self) -> None:
         """Let go of its place in its grammar: it has ended, or begins again."""
@@ -151,7 +151,7 @@ class Sequence:
         request = self.request
         return NewRow(
             id=self.id,
-            prompt=self.prefill.id,
+            prompt=self.group.id,
             ordinal=self.ordinal,
             prompt_ids=request.prompt_ids,
             output_ids=tuple(self.output_ids),
@@ -172,29 +172,29 @@ def next_id() -> int:
     return next(_ids)
 
 
-def build_prefills(requests: Iterable[GenerationRequest]) -> tuple[Prefill, ...]:
-    """A prefill for each, with its n sequences; these are numbered through."""
-    prefills = []
+def build_groups(requests: Iterable[GenerationRequest]) -> tuple[SequenceGroup, ...]:
+    """A group for each, with its n sequences; these are numbered through."""
+    groups = []
     index = 0
     for request in requests:
-        prefill = Prefill(request, next_id())
+        group = SequenceGroup(request, next_id())
         for ordinal in range(request.n):
-            prefill.sequences.append(Sequence(prefill, next_id(), index, ordinal))
+            group.sequences.append(TokenSequence(group, next_id(), index, ordinal))
             index += 1
-        prefills.append(prefill)
-    return tuple(prefills)
+        groups.append(group)
+    return tuple(groups)
 
 
-def tell_prompt(prefill: Prefill) -> Iterator[tuple[Sequence, PromptEvent]]:
+def tell_prompt(group: SequenceGroup) -> Iterator[tuple[TokenSequence, PromptEvent]]:
     """What is to be said of a prompt once it is computed, to each sequence once; nothing where nobody asked."""
-    if prefill.num_remaining_tokens > 0:
+    if group.num_remaining_tokens > 0:
         return
-    request, logprobs = prefill.request, tuple(prefill.logprobs)
+    request, logprobs = group.request, tuple(group.logprobs)
     reason: FinishReason | None = None if request.max_tokens else "length"
-    prefill.logprobs = []
-    for sequence in prefill.sequences:
+    group.logprobs = []
+    for sequence in group.sequences:
         is_told, sequence.knows_prompt = sequence.knows_prompt, True
         if sequence.status is Status.ENDED or is_told:
             continue
         if reason is not None or request.num_prompt_logprobs is not None:
-            yield sequence, PromptEvent(sequence.index, logprobs, reason, prefill.embedding)
+            yield sequence, PromptEvent(sequence.index, logprobs, reason, group.embedding)

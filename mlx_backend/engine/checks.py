@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mlx_backend.api.errors import ContextLengthExceeded, MemoryLimitExceeded, TooManyPrompts, UnknownToken
 from mlx_backend.api.interface import GenerationRequest, ModelInfo
-from mlx_backend.planning.admission import Budget, Claim
+from mlx_backend.planning.admission import Budget, Reservation
 
 
 def check_number(requests: Sequence[GenerationRequest], max_waiting: int) -> None:
@@ -29,7 +29,7 @@ def check_request(request: GenerationRequest, info: ModelInfo, budget: Budget | 
 def _check_memory(request: GenerationRequest, budget: Budget) -> None:
     """What would not fit even alone."""
     total = len(request.prompt_ids) + request.max_tokens
-    claim = Claim(request.n, len(request.prompt_ids), total)
+    claim = Reservation(request.n, len(request.prompt_ids), total)
     if not budget.admits([claim]):
         needed, largest = budget.needed([claim]), budget.largest_alone(request.n)
         raise MemoryLimitExceeded(total, request.n, needed, budget.limit_bytes, largest)

@@ -1,7 +1,7 @@
-"""DeviceEngine: owns the device thread, its inbox and its death. What that thread does over and over is in turns.py.
+"""DeviceEngine: owns the device thread, its inbox and its death. What that thread does over and over is in loop.py.
 
 Other threads touch the inbox, under the lock, and read counters. Everything else belongs to the device
-thread: its turns, the runner, every sequence.
+thread: its loop, the runner, every sequence.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from mlx_backend.api.interface import (
     LoadProgress,
     ModelInfo,
 )
-from mlx_backend.core.sequence import Prefill, Sequence, build_prefills
+from mlx_backend.core.sequence import SequenceGroup, TokenSequence, build_groups
 from mlx_backend.engine.checks import check_number, check_request
 from mlx_backend.engine.counters import Counters
-from mlx_backend.engine.loop import Turns
+from mlx_backend.engine.loop import EngineLoop
 from mlx_backend.engine.stream import EventStream
 from mlx_backend.engine.waiting import WaitingQueue, has_room
 from mlx_backend.prefix_cache.build import build_prefix_cache
@@ -56,8 +56,8 @@ class DeviceEngine:
         self._config = config
         self._runner = runner
         self._changed = threading.Condition()
-        self._inbox: deque[tuple[Prefill, EventStream]] = deque()
-        self._closed: deque[tuple[Sequence, str]] = deque()
+        self._inbox: deque[tuple[SequenceGroup, EventStream]] = deque()
+        self._closed: deque[tuple[TokenSequence, str]] = deque()
         """Sequences that nobody reads any more: finished by their readers, or aborted."""
         self._closing = False
         self._failure: BaseException | None = None
@@ -67,7 +67,7 @@ class DeviceEngine:
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._busy = False
         self._counters = Counters()
-        self._turns: Turns | None = None
+        self._loop: EngineLoop | None = None
         """From loading on."""
 
     # ---- any thread ----
@@ -95,26 +95,26 @@ class DeviceEngine:
         check_number(requests, self._config.scheduler.max_waiting)
         for request in requests:
             check_request(request, info, self._runner.budget)
-        prefills = build_prefills(requests)
-        stream = EventStream(prefills, self._close_sequences)
+        groups = build_groups(requests)
+        stream = EventStream(groups, self._close_sequences)
         with self._changed:
             if self._failure is not None or self._closing:
                 raise self._dead()
-            if not self._has_room(prefills):
+            if not self._has_room(groups):
                 num_waiting = self.stats().num_waiting
                 raise QueueFull(num_waiting, self._counters.retry_after_s(num_waiting, time.monotonic()))
-            self._inbox.extend((prefill, stream) for prefill in prefills)
+            self._inbox.extend((group, stream) for group in groups)
             self._changed.notify()
         return stream
 
-    def _has_room(self, prefills: collections.abc.Sequence[Prefill]) -> bool:
+    def _has_room(self, groups: collections.abc.Sequence[SequenceGroup]) -> bool:
         """Asked under the lock."""
-        waiting = self._turns.scheduler.waiting if self._turns is not None else WaitingQueue()
-        return has_room(waiting, [prefill for prefill, _ in self._inbox], prefills, self._config.scheduler.max_waiting)
+        waiting = self._loop.scheduler.waiting if self._loop is not None else WaitingQueue()
+        return has_room(waiting, [group for group, _ in self._inbox], groups, self._config.scheduler.max_waiting)
 
     def stats(self) -> EngineStats:
-        turns = self._turns
-        return self._counters.snapshot(None if turns is None else turns.scheduler, len(self._inbox))
+        loop = self._loop
+        return self._counters.snapshot(None if loop is None else loop.scheduler, len(self._inbox))
 
     def health(self) -> EngineHealth:
         if self._failure is not None:
@@ -134,7 +134,7 @@ class DeviceEngine:
             self._runner.interrupt()
             self._thread.join(timeout_s)
 
-    def _close_sequences(self, sequences: Iterable[Sequence], how: str) -> None:
+    def _close_sequences(self, sequences: Iterable[TokenSequence], how: str) -> None:
         with self._changed:
             self._closed.extend((sequence, how) for sequence in sequences)
             self._changed.notify()
@@ -150,9 +150,9 @@ class DeviceEngine:
         try:
             began = time.monotonic()
             info = self._runner.load(self._report_load)
-            turns, self._info = self._prepare(replace(info, load_s=time.monotonic() - began))
-            while self._take_work(turns):
-                turns.turn()
+            loop, self._info = self._prepare(replace(info, load_s=time.monotonic() - began))
+            while self._take_work(loop):
+                loop.step()
         except _ClosedWhileLoading:
             logger.info("loading was given up")
         except BaseException as error:  # noqa: BLE001 - whatever ends this thread ends the engine, and is told to all
@@ -161,20 +161,20 @@ class DeviceEngine:
             self._fail_everything()
             self._runner.close()
 
-    def _prepare(self, info: ModelInfo) -> tuple[Turns, ModelInfo]:
+    def _prepare(self, info: ModelInfo) -> tuple[EngineLoop, ModelInfo]:
         """What depends on the loaded model."""
         budget = self._runner.budget
         free_bytes = None if budget is None else budget.limit_bytes
         prefixes, report = build_prefix_cache(self._config, self._runner.blocks, free_bytes, self._wake)
         max_rows = self._config.scheduler.max_num_seqs if info.is_batched else 1
-        self._turns = turns = Turns(
+        self._loop = loop = EngineLoop(
             self._config.scheduler,
             self._runner,
             self._counters,
             max_rows=max_rows,
             prefixes=prefixes or NoPrefixCache(),
         )
-        return turns, replace(info, prefix_cache=report)
+        return loop, replace(info, prefix_cache=report)
 
     def _wake(self) -> None:
         with self._changed:
@@ -185,16 +185,16 @@ class DeviceEngine:
         if self._closing:
             raise _ClosedWhileLoading
 
-    def _take_work(self, turns: Turns) -> bool:
+    def _take_work(self, loop: EngineLoop) -> bool:
         """Empty the inbox, waiting for something to do; False when the engine is to close."""
         with self._changed:
-            is_idle = self._is_idle(turns)
+            is_idle = self._is_idle(loop)
         if is_idle:
             self._busy = False
-            turns.rest()
+            loop.rest()
         with self._changed:
-            while self._is_idle(turns):
-                if not self._changed.wait(_DISK_WAIT_S if turns.waits_for_disk else None):
+            while self._is_idle(loop):
+                if not self._changed.wait(_DISK_WAIT_S if loop.waits_for_disk else None):
                     break  # the disk is slow: see whether it is better to compute
             arrived, closed = list(self._inbox), list(self._closed)
             self._inbox.clear()
@@ -202,15 +202,15 @@ class DeviceEngine:
         if not self._busy:
             self._counters.progress_at = time.monotonic()
             self._busy = True
-        for prefill, stream in arrived:
-            turns.arrive(prefill, stream)
+        for group, stream in arrived:
+            loop.arrive(group, stream)
         for sequence, how in closed:
-            turns.close_sequence(sequence, how)
+            loop.close_sequence(sequence, how)
         return not self._closing
 
-    def _is_idle(self, turns: Turns) -> bool:
+    def _is_idle(self, loop: EngineLoop) -> bool:
         """Whether there is nothing to do and nothing has come. Asked under the lock."""
-        return not (self._inbox or self._closed or self._closing or turns.has_work)
+        return not (self._inbox or self._closed or self._closing or loop.has_work)
 
     def _die(self, error: BaseException) -> None:
         with self._changed:
@@ -224,8 +224,8 @@ class DeviceEngine:
             self._closing = True
             arrived = [stream for _, stream in self._inbox]
             self._inbox.clear()
-        if self._turns is not None:
-            self._turns.end(self._dead(), arrived)
+        if self._loop is not None:
+            self._loop.end(self._dead(), arrived)
         if self._failure is not None:
             for callback in self._callbacks:
                 callback()

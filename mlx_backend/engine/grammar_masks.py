@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mlx_backend.api.errors import GrammarFailed
-from mlx_backend.core.sequence import Sequence
+from mlx_backend.core.sequence import TokenSequence
 from mlx_backend.core.step import MaskBits
 
 
-def needs_mask(sequence: Sequence) -> bool:
+def needs_mask(sequence: TokenSequence) -> bool:
     """Return whether the sequence's grammar has a say in the token that is drawn next."""
     if sequence.request.grammar is None:
         return False
@@ -23,7 +23,7 @@ def needs_mask(sequence: Sequence) -> bool:
     return sequence.num_started_tokens - sequence.num_accepted >= sequence.grammar_state.num_free_tokens
 
 
-def read_masks(newest: Iterable[tuple[Sequence, int | None]]) -> tuple[MaskBits, list[GrammarFailed]]:
+def read_masks(newest: Iterable[tuple[TokenSequence, int | None]]) -> tuple[MaskBits, list[GrammarFailed]]:
     """Return the masks of all sequences that are not free, and the failures of those that cannot go on.
 
     All masks are asked for before the first is waited for. `newest`: sequences, and the token that the device drew for

@@ -1,4 +1,4 @@
-"""Turns: what the device thread does over and over. Starts a step, reads the last one, computes chunks of prompts.
+"""EngineLoop: what the device thread does over and over. Starts a step, reads the last one, computes chunks of prompts.
 
 Owns the scheduler, the prefix cache and all that is in flight. Everything here is the device thread's.
 """
@@ -11,13 +11,13 @@ from collections.abc import Iterable
 
 from mlx_backend.api.errors import EngineDead, GrammarFailed, OutOfMemory, SequenceFailed, let_go_of_frames
 from mlx_backend.api.interface import FinishReason, SchedulerConfig, TokenEvent, TokenLogprobs
-from mlx_backend.core.sequence import Prefill, Sequence, Status, tell_prompt
+from mlx_backend.core.sequence import SequenceGroup, Status, TokenSequence, tell_prompt
 from mlx_backend.core.step import Chunk, MaskBits, Newest, PromptResult, RowTokens, SequenceId, StepPlan
 from mlx_backend.engine.counters import Counters
 from mlx_backend.engine.grammar_masks import read_masks
 from mlx_backend.engine.scheduler import Scheduler, largest
 from mlx_backend.engine.stream import EventStream, Outbox
-from mlx_backend.engine.throughput import Pace
+from mlx_backend.engine.throughput import ThroughputEstimate
 from mlx_backend.prefix_cache.cache import PrefixCache
 from mlx_backend.prefix_cache.no_cache import NoPrefixCache
 from mlx_backend.runners.base import Runner
@@ -28,7 +28,7 @@ _MAX_FAILURES_IN_A_ROW = 3
 """So many failed computations with no decode step between them mean that the device is not sound."""
 
 
-class Turns:
+class EngineLoop:
     """`max_rows`: sequences that the runner decodes together. `counters` are read by other threads."""
 
     def __init__(
@@ -41,12 +41,12 @@ class Turns:
         prefixes: PrefixCache | NoPrefixCache,
     ) -> None:
         self._config, self._runner, self._counters, self._prefixes = config, runner, counters, prefixes
-        self._pace = Pace()
-        self.scheduler = Scheduler(config, self._pace, max_rows, runner.budget, prefixes)
+        self._throughput = ThroughputEstimate()
+        self.scheduler = Scheduler(config, self._throughput, max_rows, runner.budget, prefixes)
         self._in_flight: StepPlan | None = None
         """The step that was started and is not collected yet."""
         self._ran_out: OutOfMemory | None = None
-        """Memory ran out in a decode step of this turn, and every row is lost."""
+        """Memory ran out in a decode step of this step, and every row is lost."""
         self._has_rows = False
         self._collected_at: float | None = None
         self._failures_in_a_row = 0
@@ -58,7 +58,7 @@ class Turns:
 
     @property
     def has_work(self) -> bool:
-        """Whether a turn would get something done now."""
+        """Whether a step would get something done now."""
         is_computing = self._in_flight is not None or (self.scheduler.has_work and not self.scheduler.is_blocked)
         return is_computing or self._prefixes.has_news
 
@@ -66,14 +66,14 @@ class Turns:
     def waits_for_disk(self) -> bool:
         return self.scheduler.is_blocked
 
-    def arrive(self, prefill: Prefill, stream: EventStream) -> None:
+    def arrive(self, group: SequenceGroup, stream: EventStream) -> None:
         """A prompt to be computed, behind all others."""
-        for sequence in prefill.sequences:
+        for sequence in group.sequences:
             self._streams[sequence.id] = stream
-        self.scheduler.add(prefill)
-        self._tell(prefill)
+        self.scheduler.add(group)
+        self._tell(group)
 
-    def close_sequence(self, sequence: Sequence, how: str) -> None:
+    def close_sequence(self, sequence: TokenSequence, how: str) -> None:
         """Nobody reads it any more: it is `finished` or `aborted`. Idempotent."""
         self._end(sequence, how)
 
@@ -90,7 +90,7 @@ class Turns:
         self._outbox.send()
         self._prefixes.close()
 
-    def turn(self) -> None:
+    def step(self) -> None:
         """Start the next step, then read the last one: the device computes while Python talks."""
         self._prefixes.poll()
         plan = self.scheduler.schedule()
@@ -116,7 +116,7 @@ class Turns:
 
     def _measure(self) -> None:
         plan = self.scheduler.leaving()
-        if plan.changes:  # what is no longer needed is not held until the next turn
+        if plan.changes:  # what is no longer needed is not held until the next step
             self._start(plan)
         self._counters.measure(self._runner, self.scheduler, self._prefixes)
 
@@ -170,7 +170,7 @@ class Turns:
             return False
         now = time.monotonic()
         if self._collected_at is not None:
-            self._pace.observe_decode(now - self._collected_at)
+            self._throughput.observe_decode(now - self._collected_at)
         self._collected_at = now
         self._counters.stepped(now, self._config.max_stall_s)
         self._failures_in_a_row = 0
@@ -189,41 +189,41 @@ class Turns:
             self.scheduler.recompute()
 
     def _prefill(self, chunk: Chunk) -> None:
-        prefill = self.scheduler.prompt(chunk.prompt)
-        if prefill is None or not prefill.is_wanted:
+        group = self.scheduler.prompt(chunk.prompt)
+        if group is None or not group.is_wanted:
             return
-        if chunk.restore is not None and not self._prefixes.has_all(prefill, chunk):
-            if self._prefixes.give_up(prefill):
-                self.scheduler.start_again(prefill)
+        if chunk.restore is not None and not self._prefixes.has_all(group, chunk):
+            if self._prefixes.give_up(group):
+                self.scheduler.start_again(group)
             return  # nothing was done, and nothing measured
         self._collected_at = None  # the time to the next collect is not a decode step's alone
         began = time.monotonic()
         try:
             result = self._runner.prefill(chunk)
         except SequenceFailed as error:
-            self.scheduler.start_again(prefill)
+            self.scheduler.start_again(group)
             if chunk.restore is None:
-                self._fail(error, prefill.sequences)
+                self._fail(error, group.sequences)
             else:
-                self._prefixes.refuse(prefill, error)
+                self._prefixes.refuse(group, error)
             return
         now = time.monotonic()
-        beside_s = self._pace.decode_s if self._in_flight is not None else 0.0
+        beside_s = self._throughput.decode_s if self._in_flight is not None else 0.0
         took_s = max(now - began - beside_s, 0.2 * (now - began))
-        self._pace.observe_chunk(chunk.start, chunk.num_tokens, took_s, is_known=chunk.restore is not None)
-        self._take_prompt(prefill, chunk, result)
+        self._throughput.observe_chunk(chunk.start, chunk.num_tokens, took_s, is_known=chunk.restore is not None)
+        self._take_prompt(group, chunk, result)
         self._succeeded(now)
 
-    def _take_prompt(self, prefill: Prefill, chunk: Chunk, result: PromptResult) -> None:
-        prefill.logprobs += result.logprobs
-        prefill.embedding = result.embedding
+    def _take_prompt(self, group: SequenceGroup, chunk: Chunk, result: PromptResult) -> None:
+        group.logprobs += result.logprobs
+        group.embedding = result.embedding
         self.scheduler.computed(chunk)
-        (self._prefixes.computed if chunk.restore is None else self._prefixes.restored)(prefill, chunk)
-        self._tell(prefill)
+        (self._prefixes.computed if chunk.restore is None else self._prefixes.restored)(group, chunk)
+        self._tell(group)
 
-    def _tell(self, prefill: Prefill) -> None:
+    def _tell(self, group: SequenceGroup) -> None:
         """Say so where a prompt is computed; that is the end for whom no token is wanted."""
-        for sequence, event in tell_prompt(prefill):
+        for sequence, event in tell_prompt(group):
             self._outbox.put(self._streams[sequence.id], event)
             if event.finish_reason is not None:
                 self._end(sequence, "finished")
@@ -243,7 +243,7 @@ class Turns:
                 return
             self._take_token(sequence, token_id, row.logprobs[place] if row.logprobs else None)
 
-    def _take_token(self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None) -> None:
+    def _take_token(self, sequence: TokenSequence, token_id: int, logprobs: TokenLogprobs | None) -> None:
         sequence.output_ids.append(token_id)
         request = sequence.request
         reason: FinishReason | None = None
@@ -256,7 +256,7 @@ class Turns:
         if reason is not None:
             self._end(sequence, "finished")
 
-    def _fail(self, error: SequenceFailed, sequences: Iterable[Sequence]) -> None:
+    def _fail(self, error: SequenceFailed, sequences: Iterable[TokenSequence]) -> None:
         """Fail some sequences, and the streams they belong to; raise when it happens again and again."""
         logger.error("a computation failed: %s", error, exc_info=error.__cause__)
         let_go_of_frames(error)
@@ -270,7 +270,7 @@ class Turns:
         if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:
             raise EngineDead(f"{self._failures_in_a_row} computations failed in a row; the last: {error}") from error
 
-    def _end(self, sequence: Sequence, how: str) -> None:
+    def _end(self, sequence: TokenSequence, how: str) -> None:
         if sequence.status is Status.ENDED:
             return
         self._prefixes.keep_given_up(sequence)

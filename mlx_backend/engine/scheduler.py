@@ -1,12 +1,12 @@
-"""Who computes what in the next turn. Arithmetic on counters: no MLX, no clock, no threads.
+"""Who computes what in the next step. Arithmetic on counters: no MLX, no clock, no threads.
 
 The rules:
-- every running sequence decodes in every turn;
-- beside decodes, prefill gets as many tokens as should take what `max_stall_s` leaves; alone, more;
+- every running sequence decodes in every step;
+- beside decodes, group gets as many tokens as should take what `max_stall_s` leaves; alone, more;
 - who does not fit into memory beside those who run, by everybody's worst case, waits; whoever is behind waits too;
 - a chunk is no longer than what fits into memory at its place in the prompt;
 - tenants take turns at being let in;
-- prompts take turns: the oldest goes first in one turn, the one with the least left in the next. The
+- prompts take turns: the oldest goes first in one step, the one with the least left in the next. The
   oldest gets every other turn whatever arrives, and a short prompt does not wait for a long one.
 """
 
@@ -18,13 +18,13 @@ from dataclasses import replace
 from typing import Protocol
 
 from mlx_backend.api.interface import SchedulerConfig
-from mlx_backend.core.sequence import Prefill, Sequence, Status, next_id
+from mlx_backend.core.sequence import SequenceGroup, Status, TokenSequence, next_id
 from mlx_backend.core.step import Chunk, NewRow, PromptId, Restore, SequenceId, StepPlan
 from mlx_backend.engine.grammar_masks import needs_mask
-from mlx_backend.engine.throughput import Pace
+from mlx_backend.engine.throughput import ThroughputEstimate
 from mlx_backend.engine.waiting import WaitingQueue
-from mlx_backend.planning.admission import Budget, Claim
-from mlx_backend.prefix_cache.outlook import Outlook
+from mlx_backend.planning.admission import Budget, Reservation
+from mlx_backend.prefix_cache.prefix_match import PrefixMatch
 from mlx_backend.sampling.keys import base_key
 
 _STALL_SHARE = 0.6
@@ -39,33 +39,33 @@ _SOON_TOKENS = 256
 class PrefixView(Protocol):
     """What the scheduler asks of the prefix cache."""
 
-    def outlook(self, prefill: Prefill) -> Outlook:
+    def match(self, group: SequenceGroup) -> PrefixMatch:
         """What is known of what follows the computed part of a prompt."""
 
-    def pieces(self, prefill: Prefill, stop: int) -> Restore | None:
+    def pieces(self, group: SequenceGroup, stop: int) -> Restore | None:
         """The blocks that restore a prompt from its computed part up to `stop`; None where some have gone."""
 
 
-def claim_of(prefill: Prefill) -> Claim:
+def reservation_of(group: SequenceGroup) -> Reservation:
     """What a request may come to hold, from now on."""
-    return _claim(prefill, prefill.max_num_tokens)
+    return _claim(group, group.max_num_tokens)
 
 
-def claim_soon(prefill: Prefill) -> Claim:
+def reservation_soon(group: SequenceGroup) -> Reservation:
     """The same within the next turns: an output grows by a token in each. In steps, so that it seldom changes."""
-    written = max((sequence.num_started_tokens for sequence in prefill.sequences), default=0)
-    soon = prefill.num_prompt_tokens + (written // _SOON_TOKENS + 2) * _SOON_TOKENS
-    return _claim(prefill, min(prefill.max_num_tokens, soon))
+    written = max((sequence.num_started_tokens for sequence in group.sequences), default=0)
+    soon = group.num_prompt_tokens + (written // _SOON_TOKENS + 2) * _SOON_TOKENS
+    return _claim(group, min(group.max_num_tokens, soon))
 
 
-def _claim(prefill: Prefill, num_tokens: int) -> Claim:
-    alive = sum(sequence.status is not Status.ENDED for sequence in prefill.sequences)
-    return Claim(alive, prefill.num_tokens, num_tokens, is_prefilled=not prefill.is_wanted)
+def _claim(group: SequenceGroup, num_tokens: int) -> Reservation:
+    alive = sum(sequence.status is not Status.ENDED for sequence in group.sequences)
+    return Reservation(alive, group.num_tokens, num_tokens, is_prefilled=not group.is_wanted)
 
 
-def largest(sequences: Iterable[Sequence]) -> list[Sequence]:
+def largest(sequences: Iterable[TokenSequence]) -> list[TokenSequence]:
     """Those of the request that holds most, of these: the one a batch that ran out of memory can best do without."""
-    by_request: dict[int, list[Sequence]] = {}
+    by_request: dict[int, list[TokenSequence]] = {}
     for sequence in sequences:
         by_request.setdefault(id(sequence.request), []).append(sequence)
     held = {key: sum(s.num_computed_tokens for s in found) for key, found in by_request.items()}
@@ -78,34 +78,34 @@ class Scheduler:
     def __init__(
         self,
         config: SchedulerConfig,
-        pace: Pace,
+        throughput: ThroughputEstimate,
         max_rows: int,
         budget: Budget | None = None,
         prefixes: PrefixView | None = None,
     ) -> None:
         self._config = config
-        self._pace = pace
+        self._throughput = throughput
         self._max_rows = max_rows
         self._budget = budget
         self._prefixes = prefixes
-        self._turn = 0
+        self._num_steps = 0
         self.is_blocked = False
         """All that is to be done waits for the disk."""
         self.waiting = WaitingQueue()
-        self.prefilling: list[Prefill] = []
-        self.ready: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
-        self._admitted: dict[PromptId, Prefill] = {}
+        self.prefilling: list[SequenceGroup] = []
+        self.ready: deque[TokenSequence] = deque()
+        self.running: list[TokenSequence] = []
+        self._admitted: dict[PromptId, SequenceGroup] = {}
         """Prompts that were let in and whose sequences have not all ended."""
-        self._rows: dict[SequenceId, Sequence] = {}
+        self._rows: dict[SequenceId, TokenSequence] = {}
         """Sequences that the runner has a row for, or had one when the last plan was made."""
         self._dropped: list[PromptId] = []
         """Prompts whose KV cache is of no use any more, since the last plan."""
 
     @property
-    def claims(self) -> list[Claim]:
+    def claims(self) -> list[Reservation]:
         """What every request that was let in may come to hold."""
-        return [claim_of(prefill) for prefill in self._admitted.values()]
+        return [reservation_of(group) for group in self._admitted.values()]
 
     @property
     def planned_bytes(self) -> int:
@@ -113,7 +113,7 @@ class Scheduler:
         return self._budget.needed(self.claims) if self._budget is not None else 0
 
     def free_bytes(self, chunks: Iterable[Chunk] = ()) -> int | None:
-        """What those who were let in leave in this turn, with these chunks, and in the next few; None: no budget.
+        """What those who were let in leave in this step, with these chunks, and in the next few; None: no budget.
 
         Whoever is told of no `max_tokens` may come to the whole context, and seldom does: what is kept for later
         gives way when it is needed, and not before.
@@ -121,18 +121,18 @@ class Scheduler:
         if self._budget is None:
             return None
         ends = ((chunk.num_tokens, chunk.stop) for chunk in chunks)
-        soon = [claim_soon(prefill) for prefill in self._admitted.values()]
+        soon = [reservation_soon(group) for group in self._admitted.values()]
         return self._budget.limit_bytes - self._budget.needed_soon(soon, ends)
 
     @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.prefilling or self.ready or self.running)
 
-    def add(self, prefill: Prefill) -> None:
+    def add(self, group: SequenceGroup) -> None:
         """Queue a prompt behind all others of its tenant."""
-        self.waiting.append(prefill)
+        self.waiting.append(group)
 
-    def sequence(self, sequence_id: SequenceId) -> Sequence | None:
+    def sequence(self, sequence_id: SequenceId) -> TokenSequence | None:
         """A sequence that the runner has a row for; None where it is to have none any more."""
         return self._rows.get(sequence_id)
 
@@ -141,19 +141,19 @@ class Scheduler:
         """Every sequence that the runner has a row for and that has not ended."""
         return tuple(self._rows)
 
-    def rows(self, sequence_ids: Iterable[SequenceId]) -> list[Sequence]:
+    def rows(self, sequence_ids: Iterable[SequenceId]) -> list[TokenSequence]:
         """Those of the sequences that the runner has rows for."""
         return [self._rows[each] for each in sequence_ids if each in self._rows]
 
-    def prompt(self, prompt_id: PromptId) -> Prefill | None:
+    def prompt(self, prompt_id: PromptId) -> SequenceGroup | None:
         """A prompt that was let in; None where nobody waits for it any more."""
         return self._admitted.get(prompt_id)
 
     def schedule(self) -> StepPlan:
-        """Let in what has a place, then plan one turn. Chunks count as computed when `computed` says so."""
+        """Let in what has a place, then plan one step. Chunks count as computed when `computed` says so."""
         self._join()
         self._admit()
-        self._turn += 1
+        self._num_steps += 1
         chunks = tuple(self._chunks(stalls=bool(self.running)))
         self.is_blocked = bool(self.prefilling) and not (chunks or self.running or self.ready)
         decodes = [sequence for sequence in self.running if sequence.can_decode]
@@ -175,7 +175,7 @@ class Scheduler:
         dropped, self._dropped = tuple(self._dropped), []
         return StepPlan(ended=ended, dropped=dropped)
 
-    def _new_row(self, sequence: Sequence) -> NewRow:
+    def _new_row(self, sequence: TokenSequence) -> NewRow:
         if sequence.key is None:
             sequence.key = base_key(sequence.request.sampling.seed, sequence.ordinal)
         sequence.has_row = True
@@ -189,23 +189,23 @@ class Scheduler:
 
     def computed(self, chunk: Chunk) -> None:
         """A chunk of the plan is done; a prompt that is complete hands its sequences over to decoding."""
-        prefill = self._admitted[chunk.prompt]
-        prefill.num_computed_tokens = chunk.stop
-        if chunk.restore is not None and not prefill.output_ids:  # a prompt; not one that is computed again
-            prefill.num_cached_tokens += chunk.num_tokens
-        if prefill.num_remaining_tokens == 0:
-            self._complete(prefill)
+        group = self._admitted[chunk.prompt]
+        group.num_computed_tokens = chunk.stop
+        if chunk.restore is not None and not group.output_ids:  # a prompt; not one that is computed again
+            group.num_cached_tokens += chunk.num_tokens
+        if group.num_remaining_tokens == 0:
+            self._complete(group)
 
-    def start_again(self, prefill: Prefill) -> None:
+    def start_again(self, group: SequenceGroup) -> None:
         """Nothing is left of what was computed or restored of a prompt."""
-        prefill.num_computed_tokens = prefill.num_cached_tokens = 0
-        self._dropped.append(prefill.id)
+        group.num_computed_tokens = group.num_cached_tokens = 0
+        self._dropped.append(group.id)
 
     def recompute(self) -> None:
         """Every row is lost: who ran goes back to the front of the queue, as a prompt of all its tokens."""
         while self.running:
             sequence = self.running.pop()
-            former = sequence.prefill
+            former = sequence.group
             former.sequences.remove(sequence)
             self._forget(former)
             self._drop_unwanted(former)
@@ -214,35 +214,35 @@ class Scheduler:
             sequence.close_grammar()  # may have been told of a token that is lost
             sequence.has_row = False
             self._rows.pop(sequence.id, None)
-            sequence.prefill = Prefill(former.request, next_id(), tuple(sequence.output_ids), sequences=[sequence])
-            self.waiting.appendleft(sequence.prefill)
+            sequence.group = SequenceGroup(former.request, next_id(), tuple(sequence.output_ids), sequences=[sequence])
+            self.waiting.appendleft(sequence.group)
 
-    def end(self, sequence: Sequence) -> None:
+    def end(self, sequence: TokenSequence) -> None:
         """Take out a sequence that finished, failed or was aborted, wherever it stands. Idempotent."""
         if sequence.status is Status.ENDED:
             return
         sequence.status = Status.ENDED
         sequence.close_grammar()
-        self._forget(sequence.prefill)
+        self._forget(sequence.group)
         if sequence in self.running:
             self.running.remove(sequence)
         if sequence in self.ready:
             self.ready.remove(sequence)
-        self._drop_unwanted(sequence.prefill)
+        self._drop_unwanted(sequence.group)
 
-    def _forget(self, prefill: Prefill) -> None:
-        if all(s.status is Status.ENDED for s in prefill.sequences):
-            self._admitted.pop(prefill.id, None)
+    def _forget(self, group: SequenceGroup) -> None:
+        if all(s.status is Status.ENDED for s in group.sequences):
+            self._admitted.pop(group.id, None)
 
-    def _drop_unwanted(self, prefill: Prefill) -> None:
-        if prefill.is_wanted:
+    def _drop_unwanted(self, group: SequenceGroup) -> None:
+        if group.is_wanted:
             return
-        if prefill.num_computed_tokens:
-            self._dropped.append(prefill.id)
-        if prefill in self.waiting:
-            self.waiting.remove(prefill)
-        if prefill in self.prefilling:
-            self.prefilling.remove(prefill)
+        if group.num_computed_tokens:
+            self._dropped.append(group.id)
+        if group in self.waiting:
+            self.waiting.remove(group)
+        if group in self.prefilling:
+            self.prefilling.remove(group)
 
     def _join(self) -> None:
         while self.ready and len(self.running) < self._max_rows:
@@ -257,67 +257,71 @@ class Scheduler:
         """
         promised = len(self.running) + len(self.ready) + sum(len(p.sequences) for p in self.prefilling)
         while self.waiting:
-            prefill = self.waiting.first
-            num_rows = len(prefill.sequences)
-            if promised and (promised + num_rows > self._max_rows or not self._has_room(prefill)):
+            group = self.waiting.first
+            num_rows = len(group.sequences)
+            if promised and (promised + num_rows > self._max_rows or not self._has_room(group)):
                 return
             self.waiting.popleft()
-            self._admitted[prefill.id] = prefill
-            prefill.admit()
+            self._admitted[group.id] = group
+            group.admit()
             promised += num_rows
-            if prefill.num_remaining_tokens == 0:
-                self._complete(prefill)
+            if group.num_remaining_tokens == 0:
+                self._complete(group)
                 self._join()
             else:
-                self.prefilling.append(prefill)
+                self.prefilling.append(group)
 
-    def _has_room(self, prefill: Prefill) -> bool:
-        return self._budget is None or self._budget.admits([*self.claims, claim_of(prefill)])
+    def _has_room(self, group: SequenceGroup) -> bool:
+        return self._budget is None or self._budget.admits([*self.claims, reservation_of(group)])
 
-    def _complete(self, prefill: Prefill) -> None:
-        if prefill in self.prefilling:
-            self.prefilling.remove(prefill)
-        self.ready.extend(s for s in prefill.sequences if s.status is Status.PENDING)
+    def _complete(self, group: SequenceGroup) -> None:
+        if group in self.prefilling:
+            self.prefilling.remove(group)
+        self.ready.extend(s for s in group.sequences if s.status is Status.PENDING)
 
     def _chunks(self, *, stalls: bool) -> Iterator[Chunk]:
-        stall_s = max(self._config.max_stall_s * _STALL_SHARE - self._pace.decode_s, 0.0)
+        stall_s = max(self._config.max_stall_s * _STALL_SHARE - self._throughput.decode_s, 0.0)
         budget_s = left_s = stall_s if stalls else _ALONE_FACTOR * self._config.max_stall_s
         planned: set[bytes] = set()
-        for prefill in self._order():
+        for group in self._order():
             if left_s < budget_s * _LEFTOVER_SHARE:
                 return
-            outlook = Outlook() if self._prefixes is None else self._prefixes.outlook(prefill)
-            if outlook.starts_again:
-                self.start_again(prefill)
-            if outlook.waits or outlook.key in planned:
+            match = PrefixMatch() if self._prefixes is None else self._prefixes.match(group)
+            if match.starts_again:
+                self.start_again(group)
+            if match.waits or match.key in planned:
                 continue
-            if outlook.key is not None:
-                planned.add(outlook.key)
-            chunk = self._chunk(prefill, outlook, left_s)
+            if match.key is not None:
+                planned.add(match.key)
+            chunk = self._chunk(group, match, left_s)
             yield chunk
-            token_s = self._pace.restored_token_s if chunk.restore is not None else self._pace.token_s(chunk.start)
+            token_s = (
+                self._throughput.restored_token_s
+                if chunk.restore is not None
+                else self._throughput.token_s(chunk.start)
+            )
             if token_s is None:
                 return  # measure one chunk before planning a second
             left_s -= token_s * chunk.num_tokens
-            if chunk.num_tokens == prefill.num_remaining_tokens:
+            if chunk.num_tokens == group.num_remaining_tokens:
                 left_s = min(left_s, stall_s)  # from here on somebody waits for a first token
 
-    def _chunk(self, prefill: Prefill, outlook: Outlook, left_s: float) -> Chunk:
+    def _chunk(self, group: SequenceGroup, match: PrefixMatch, left_s: float) -> Chunk:
         """As much of a prompt as should take `left_s`."""
-        start, most = prefill.num_computed_tokens, self._config.max_chunk_tokens
-        if outlook.restorable_until > start and self._prefixes is not None:
-            stop = min(start + self._pace.restorable_for(left_s, most), outlook.restorable_until)
-            restore = self._prefixes.pieces(prefill, stop)
+        start, most = group.num_computed_tokens, self._config.max_chunk_tokens
+        if match.restorable_until > start and self._prefixes is not None:
+            stop = min(start + self._throughput.restorable_for(left_s, most), match.restorable_until)
+            restore = self._prefixes.pieces(group, stop)
             if restore is not None:
-                return prefill.chunk(start, stop, restore)
-        fitting = self._pace.tokens_for(start, left_s, most)
+                return group.chunk(start, stop, restore)
+        fitting = self._throughput.tokens_for(start, left_s, most)
         if self._budget is not None:
             fitting = self._budget.step_for(self.claims, start + fitting, fitting)
-        stop = start + min(fitting, prefill.num_remaining_tokens)
-        return prefill.chunk(start, min(stop, outlook.stop_at or stop))
+        stop = start + min(fitting, group.num_remaining_tokens)
+        return group.chunk(start, min(stop, match.stop_at or stop))
 
-    def _order(self) -> list[Prefill]:
-        if self._turn % 2 or len(self.prefilling) < 2:
+    def _order(self) -> list[SequenceGroup]:
+        if self._num_steps % 2 or len(self.prefilling) < 2:
             return list(self.prefilling)
-        shortest = min(self.prefilling, key=lambda prefill: prefill.num_remaining_tokens)
-        return [shortest, *(prefill for prefill in self.prefilling if prefill is not shortest)]
+        shortest = min(self.prefilling, key=lambda group: group.num_remaining_tokens)
+        return [shortest, *(group for group in self.prefilling if group is not shortest)]

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from mlx_backend.api.interface import PrefillProgress, StreamEvent
-from mlx_backend.core.sequence import Prefill, Sequence
+from mlx_backend.core.sequence import SequenceGroup, TokenSequence
 
 _MOST_EVENTS = 64
 """That are handed over at once: a reader that was slow finds a backlog of thousands, and encoding takes its time."""
@@ -21,11 +21,13 @@ _MOST_EVENTS = 64
 class EventStream:
     """The tokens of the sequences of some prompts. Implements `interface.TokenStream`."""
 
-    def __init__(self, prefills: tuple[Prefill, ...], close: Callable[[Iterable[Sequence], str], None]) -> None:
+    def __init__(
+        self, groups: tuple[SequenceGroup, ...], close: Callable[[Iterable[TokenSequence], str], None]
+    ) -> None:
         """`close` ends sequences that nobody reads any more, as "finished" or "aborted"."""
         self.loop = asyncio.get_running_loop()
-        self._prefills = prefills
-        self.sequences = [sequence for prefill in prefills for sequence in prefill.sequences]
+        self._groups = groups
+        self.sequences = [sequence for group in groups for sequence in group.sequences]
         self._close = close
         self._open = {sequence.index: sequence for sequence in self.sequences}
         self._pending: deque[StreamEvent] = deque()
@@ -75,17 +77,17 @@ class EventStream:
     @property
     def progress(self) -> PrefillProgress:
         return PrefillProgress(
-            num_computed_tokens=sum(p.num_prompt_tokens - max(p.num_remaining_tokens, 0) for p in self._prefills),
-            num_prompt_tokens=sum(p.num_prompt_tokens for p in self._prefills),
+            num_computed_tokens=sum(p.num_prompt_tokens - max(p.num_remaining_tokens, 0) for p in self._groups),
+            num_prompt_tokens=sum(p.num_prompt_tokens for p in self._groups),
         )
 
     @property
     def num_cached_tokens(self) -> int:
-        return sum(prefill.num_cached_tokens for prefill in self._prefills)
+        return sum(group.num_cached_tokens for group in self._groups)
 
     @property
     def queue_time_s(self) -> float | None:
-        return self._prefills[0].queue_time_s
+        return self._groups[0].queue_time_s
 
     def deliver(self, item: StreamEvent | BaseException) -> None:
         """Take one event, or the error that ends the stream. Called on the loop."""
@@ -102,7 +104,7 @@ class EventStream:
 
 
 class Outbox:
-    """What a turn has for the streams, sent once per event loop. Owned by the device thread."""
+    """What a step has for the streams, sent once per event loop. Owned by the device thread."""
 
     def __init__(self) -> None:
         self._items: dict[asyncio.AbstractEventLoop, list[tuple[EventStream, Any]]] = {}

@@ -15,8 +15,8 @@ _SIZES_PER_OCTAVE = 8
 """Chunks come in so many sizes between a power of two and the next: repeating sizes find freed buffers that fit."""
 
 
-class Pace:
-    """Measured speed: seconds per prefill token by position, and seconds per decode step."""
+class ThroughputEstimate:
+    """Measured speed: seconds per group token by position, and seconds per decode step."""
 
     def __init__(self) -> None:
         self._token_s: dict[int, float] = {}

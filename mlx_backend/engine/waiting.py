@@ -8,32 +8,32 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from mlx_backend.core.sequence import Prefill
+from mlx_backend.core.sequence import SequenceGroup
 
 
 class WaitingQueue:
     """Who is next is who has waited longest of the tenant whose turn it is; a turn ends when one is let in."""
 
     def __init__(self) -> None:
-        self._front: deque[Prefill] = deque()
+        self._front: deque[SequenceGroup] = deque()
         """Those who had a place and lost it: before everybody's turn."""
-        self._of: dict[str, deque[Prefill]] = {}
+        self._of: dict[str, deque[SequenceGroup]] = {}
         """By tenant, in the order of turns. Nobody's queue is empty."""
 
     def __len__(self) -> int:
         return len(self._front) + sum(map(len, list(self._of.values())))
 
-    def __iter__(self) -> Iterator[Prefill]:
+    def __iter__(self) -> Iterator[SequenceGroup]:
         """All, tenant by tenant."""
         yield from self._front
         for queue in self._of.values():
             yield from queue
 
-    def __contains__(self, prefill: object) -> bool:
-        return any(waiting is prefill for waiting in self)
+    def __contains__(self, group: object) -> bool:
+        return any(waiting is group for waiting in self)
 
     @property
-    def first(self) -> Prefill:
+    def first(self) -> SequenceGroup:
         """Whose turn it is. It stays so until it is let in or leaves, whoever comes. Raises IndexError."""
         if self._front:
             return self._front[0]
@@ -45,37 +45,37 @@ class WaitingQueue:
         """How many of a tenant's wait for their turn."""
         return len(self._of.get(tenant, ()))
 
-    def append(self, prefill: Prefill) -> None:
+    def append(self, group: SequenceGroup) -> None:
         """Behind its tenant's others; a tenant of whom nobody waits has the last turn."""
-        self._of.setdefault(prefill.request.tenant, deque()).append(prefill)
+        self._of.setdefault(group.request.tenant, deque()).append(group)
 
-    def appendleft(self, prefill: Prefill) -> None:
+    def appendleft(self, group: SequenceGroup) -> None:
         """Before everybody."""
-        self._front.appendleft(prefill)
+        self._front.appendleft(group)
 
-    def popleft(self) -> Prefill:
+    def popleft(self) -> SequenceGroup:
         """Take out the first; its tenant's next turn is after all others'. Raises IndexError."""
-        prefill = self.first
+        group = self.first
         if self._front:
             return self._front.popleft()
-        queue = self._of.pop(prefill.request.tenant)
+        queue = self._of.pop(group.request.tenant)
         queue.popleft()
         if queue:
-            self._of[prefill.request.tenant] = queue
-        return prefill
+            self._of[group.request.tenant] = queue
+        return group
 
-    def remove(self, prefill: Prefill) -> None:
+    def remove(self, group: SequenceGroup) -> None:
         """Take out one that is given up. Raises ValueError."""
-        if prefill in self._front:
-            self._front.remove(prefill)
+        if group in self._front:
+            self._front.remove(group)
             return
-        queue = self._of.get(prefill.request.tenant, deque())
-        queue.remove(prefill)
+        queue = self._of.get(group.request.tenant, deque())
+        queue.remove(group)
         if not queue:
-            del self._of[prefill.request.tenant]
+            del self._of[group.request.tenant]
 
 
-def has_room(waiting: WaitingQueue, arrived: Iterable[Prefill], new: Iterable[Prefill], most: int) -> bool:
+def has_room(waiting: WaitingQueue, arrived: Iterable[SequenceGroup], new: Iterable[SequenceGroup], most: int) -> bool:
     """Whether `new`, of one tenant, may wait beside those who do and have `arrived`; no more than `most` may.
 
     A tenant with a name leaves as many places free as it takes: alone it gets half of them, of three each gets a
@@ -86,5 +86,5 @@ def has_room(waiting: WaitingQueue, arrived: Iterable[Prefill], new: Iterable[Pr
     if len(coming) > num_free:
         return False
     tenant = coming[0].request.tenant if coming else ""
-    num_own = waiting.count(tenant) + sum(prefill.request.tenant == tenant for prefill in here)
+    num_own = waiting.count(tenant) + sum(group.request.tenant == tenant for group in here)
     return not tenant or num_own + len(coming) <= max(num_free - len(coming), 1)

@@ -19,7 +19,7 @@ _MOST_KNOWN = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class Reservation:
     """What one request may come to hold. `is_prefilled`: its prompt's own cache is gone."""
 
     num_rows: int
@@ -44,24 +44,24 @@ class Budget:
         """`max_chunk`: tokens of a prefill chunk, at most. `has_fused`: the device has fused attention kernels."""
         self.shape, self.plans, self.limit_bytes = shape, tuple(plans), limit_bytes
         self._max_chunk, self._has_fused = max_chunk, has_fused
-        self._known: dict[tuple[Claim, ...], tuple[int, int]] = {}
+        self._known: dict[tuple[Reservation, ...], tuple[int, int]] = {}
         """What is held and needed for claims: asked in every turn, and seldom different."""
 
-    def needed(self, claims: Iterable[Claim]) -> int:
+    def needed(self, claims: Iterable[Reservation]) -> int:
         """Most bytes that these requests come to together, whatever order they are computed in."""
         return self._bytes_of(tuple(claims))[1]
 
-    def held(self, claims: Iterable[Claim]) -> int:
+    def held(self, claims: Iterable[Reservation]) -> int:
         """Most bytes of their KV caches: the padded batch, and prompts that are still computed or wait for a row."""
         return self._bytes_of(tuple(claims))[0]
 
-    def needed_soon(self, claims: Iterable[Claim], chunks: Iterable[tuple[int, int]]) -> int:
+    def needed_soon(self, claims: Iterable[Reservation], chunks: Iterable[tuple[int, int]]) -> int:
         """The same as `needed` in a turn with these chunks: (tokens, position at which it ends) of each."""
         largest = max((self._chunk(num_tokens, end) for num_tokens, end in chunks), default=0)
         held, needed = self._bytes_of(tuple(claims))
         return max(needed, held + largest)
 
-    def _bytes_of(self, claims: tuple[Claim, ...]) -> tuple[int, int]:
+    def _bytes_of(self, claims: tuple[Reservation, ...]) -> tuple[int, int]:
         found = self._known.get(claims)  # read once and written once: submitting threads ask, too
         if found is None:
             held = self._held(claims)
@@ -71,18 +71,18 @@ class Budget:
             self._known[claims] = found
         return found
 
-    def _held(self, claims: Sequence[Claim]) -> int:
+    def _held(self, claims: Sequence[Reservation]) -> int:
         rows = sum(claim.num_rows for claim in claims)
         longest = max((claim.num_tokens for claim in claims), default=0)
         computed = (claim for claim in claims if not claim.is_prefilled)
         alone = sum(kv_bytes(self.plans, claim.num_prompt_tokens, chunk=self._max_chunk) for claim in computed)
         return batch_bytes(self.plans, rows, longest) + alone
 
-    def admits(self, claims: Iterable[Claim]) -> bool:
+    def admits(self, claims: Iterable[Reservation]) -> bool:
         """Whether all of these may run together."""
         return self.needed(claims) <= self.limit_bytes
 
-    def step_for(self, claims: Sequence[Claim], context: int, largest: int) -> int:
+    def step_for(self, claims: Sequence[Reservation], context: int, largest: int) -> int:
         """The most tokens, of `largest`, of a chunk that ends at `context`, so that it fits beside what is held."""
         room = self.limit_bytes - self.held(claims)
         step = largest
@@ -95,11 +95,11 @@ class Budget:
         low, high = 0, self.shape.context_length
         while low < high:
             middle = (low + high + 1) // 2
-            fits = self.admits([Claim(num_rows, middle, middle)])
+            fits = self.admits([Reservation(num_rows, middle, middle)])
             low, high = (middle, high) if fits else (low, middle - 1)
         return low
 
-    def _transient(self, claims: Sequence[Claim], step: int) -> int:
+    def _transient(self, claims: Sequence[Reservation], step: int) -> int:
         if not claims:
             return 0
         longest_prompt = max(claim.num_prompt_tokens for claim in claims)

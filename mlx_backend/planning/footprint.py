@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlx_backend.api.interface import Footprint, MemoryConfig
-from mlx_backend.planning.admission import Budget, Claim
+from mlx_backend.planning.admission import Budget, Reservation
 from mlx_backend.planning.memory import MOST_RESERVE_BYTES
 
 WANTED_TOKENS = 4096
@@ -15,7 +15,7 @@ def measure(budget: Budget, context: int, memory: MemoryConfig, limit_bytes: int
     weights = budget.shape.weights_bytes
 
     def share_for(num_tokens: int) -> int:
-        return _with_reserve(weights + budget.needed([Claim(1, num_tokens, num_tokens)]), memory.reserve_bytes)
+        return _with_reserve(weights + budget.needed([Reservation(1, num_tokens, num_tokens)]), memory.reserve_bytes)
 
     least = share_for(1)
     return Footprint(

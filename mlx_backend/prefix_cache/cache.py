@@ -12,7 +12,7 @@ import logging
 from mlx_backend.api.errors import OutOfMemory, SequenceFailed, let_go_of_frames
 from mlx_backend.api.interface import PrefixCacheConfig, PrefixCacheStats
 from mlx_backend.core.blocks import BlockStore
-from mlx_backend.core.sequence import Prefill, Sequence, Status
+from mlx_backend.core.sequence import SequenceGroup, Status, TokenSequence
 from mlx_backend.core.step import BlockRef, Chunk, Piece, PromptId, Restore, SequenceId, Span
 from mlx_backend.prefix_cache.block_files import BlockFiles
 from mlx_backend.prefix_cache.cursor import Cursor, is_kept, is_used, num_of_prompt
@@ -20,7 +20,7 @@ from mlx_backend.prefix_cache.disk import DiskTier
 from mlx_backend.prefix_cache.identity import Chain, chain_id, root_id
 from mlx_backend.prefix_cache.index import Match, Node, PrefixIndex
 from mlx_backend.prefix_cache.loading import Loading
-from mlx_backend.prefix_cache.outlook import Outlook
+from mlx_backend.prefix_cache.prefix_match import PrefixMatch
 
 logger = logging.getLogger("pippin.prefix_cache")
 
@@ -43,29 +43,29 @@ class PrefixCache:
         self._num_evicted = self._num_computed = 0
         self._cursors: dict[PromptId, Cursor] = {}
         """Of prompts that are being computed."""
-        self._rows: tuple[Sequence, ...] = ()
+        self._rows: tuple[TokenSequence, ...] = ()
 
     # ---- looking ----
 
-    def outlook(self, prefill: Prefill) -> Outlook:
+    def match(self, group: SequenceGroup) -> PrefixMatch:
         """What is known of what follows the computed part of a prompt."""
-        if not is_used(prefill):
-            return Outlook()
-        cursor, position, limit = self._cursor(prefill), prefill.num_computed_tokens, prefill.num_tokens - 1
+        if not is_used(group):
+            return PrefixMatch()
+        cursor, position, limit = self._cursor(group), group.num_computed_tokens, group.num_tokens - 1
         match = self._match(cursor, position, limit)
         if not match.nodes:
-            return self._computing(cursor, prefill, position, limit)
+            return self._computing(cursor, group, position, limit)
         until = position
         for node in match.nodes:
             if self._payload(node) is None:
                 break
             until = min(node.end, match.end)
         if until > position:
-            return Outlook(restorable_until=until)
-        if self._loading.want(prefill, match.nodes):
-            return Outlook(waits=True)
+            return PrefixMatch(restorable_until=until)
+        if self._loading.want(group, match.nodes):
+            return PrefixMatch(waits=True)
         starts_again = self._give_up(cursor)
-        return self._computing(cursor, prefill, 0 if starts_again else position, limit, starts_again=starts_again)
+        return self._computing(cursor, group, 0 if starts_again else position, limit, starts_again=starts_again)
 
     def _match(self, cursor: Cursor, position: int, limit: int) -> Match:
         if cursor.target is not None:
@@ -79,39 +79,39 @@ class PrefixCache:
         return match if is_worth_it else Match()
 
     def _computing(
-        self, cursor: Cursor, prefill: Prefill, position: int, limit: int, *, starts_again: bool = False
-    ) -> Outlook:
+        self, cursor: Cursor, group: SequenceGroup, position: int, limit: int, *, starts_again: bool = False
+    ) -> PrefixMatch:
         """Who computes the same as somebody before it in a turn waits for that one: so the key says what it is."""
-        self._loading.leave(prefill)
-        stop = self._next_border(prefill, position, limit) if not self._store.cuts else limit
+        self._loading.leave(group)
+        stop = self._next_border(group, position, limit) if not self._store.cuts else limit
         end = min(stop, (position // cursor.chain.size + 1) * cursor.chain.size) if self._store.cuts else stop
-        return Outlook(stop_at=stop, key=cursor.chain.end_id(end), starts_again=starts_again)
+        return PrefixMatch(stop_at=stop, key=cursor.chain.end_id(end), starts_again=starts_again)
 
-    def _next_border(self, prefill: Prefill, position: int, limit: int) -> int:
+    def _next_border(self, group: SequenceGroup, position: int, limit: int) -> int:
         step = self._config.snapshot_tokens
         regular = (position // step + 1) * step
-        given = [border for border in prefill.request.prefix_borders if border > position]
+        given = [border for border in group.request.cache_breakpoints if border > position]
         return min(regular, limit, *given)
 
-    def _cursor(self, prefill: Prefill) -> Cursor:
-        cursor = self._cursors.get(prefill.id)
+    def _cursor(self, group: SequenceGroup) -> Cursor:
+        cursor = self._cursors.get(group.id)
         if cursor is None:
-            self._cursors[prefill.id] = cursor = Cursor(self._chain(prefill, prefill.num_tokens))
+            self._cursors[group.id] = cursor = Cursor(self._chain(group, group.num_tokens))
         return cursor
 
-    def _chain(self, prefill: Prefill, num_tokens: int) -> Chain:
-        root = root_id(self._fingerprint, prefill.request.cache_salt)
-        return Chain(root, prefill.token_ids(0, num_tokens), self._config.chunk_tokens)
+    def _chain(self, group: SequenceGroup, num_tokens: int) -> Chain:
+        root = root_id(self._fingerprint, group.request.cache_salt)
+        return Chain(root, group.token_ids(0, num_tokens), self._config.chunk_tokens)
 
     def _payload(self, node: Node) -> BlockRef | None:
         return self._loading.payloads.get(node) if node.payload is None else node.payload
 
     # ---- taking ----
 
-    def pieces(self, prefill: Prefill, stop: int) -> Restore | None:
+    def pieces(self, group: SequenceGroup, stop: int) -> Restore | None:
         """The blocks that restore a prompt from its computed part up to `stop`; None where some have gone."""
-        cursor, start = self._cursor(prefill), prefill.num_computed_tokens
-        match = self._match(cursor, start, prefill.num_tokens - 1)
+        cursor, start = self._cursor(group), group.num_computed_tokens
+        match = self._match(cursor, start, group.num_tokens - 1)
         nodes = tuple(node for node in match.nodes if node.start < stop)
         pieces = tuple(
             Piece(payload.id, node.start, max(start, node.start), min(stop, node.end))
@@ -123,32 +123,32 @@ class PrefixCache:
         cursor.planned, cursor.planned_of = nodes, match
         return Restore(pieces, with_state=not self._store.cuts and stop == match.end)
 
-    def has_all(self, prefill: Prefill, chunk: Chunk) -> bool:
+    def has_all(self, group: SequenceGroup, chunk: Chunk) -> bool:
         """Whether the blocks of a planned chunk are still there. Where not, what they began is given up."""
-        cursor = self._cursor(prefill)
+        cursor = self._cursor(group)
         planned = [self._payload(node) for node in cursor.planned]
         wanted = [] if chunk.restore is None else [piece.block for piece in chunk.restore.pieces]
         return [payload and payload.id for payload in planned] == wanted
 
-    def restored(self, prefill: Prefill, chunk: Chunk) -> None:
+    def restored(self, group: SequenceGroup, chunk: Chunk) -> None:
         """A chunk was restored, and counted."""
-        cursor = self._cursor(prefill)
+        cursor = self._cursor(group)
         nodes, match, cursor.planned = cursor.planned, cursor.planned_of or Match(), ()
         is_whole = self._store.cuts or chunk.stop == match.end
         cursor.target = None if is_whole else match
         cursor.kept = max(cursor.kept, chunk.stop - chunk.stop % cursor.chain.size)
         cursor.restored = chunk.stop
-        if chunk.restore is not None and not prefill.output_ids:
+        if chunk.restore is not None and not group.output_ids:
             for node, piece in zip(nodes, chunk.restore.pieces, strict=True):
                 self._num_cached["disk" if node in self._loading.payloads else "ram"] += piece.stop - piece.start
-        self._mark(nodes, prefill.request.system_border)
+        self._mark(nodes, group.request.system_border)
         self._take_loaded([node for node in nodes if chunk.stop >= min(node.end, match.end)])
-        if prefill.num_remaining_tokens == 0:
-            self.forget(prefill)
+        if group.num_remaining_tokens == 0:
+            self.forget(group)
 
-    def give_up(self, prefill: Prefill) -> bool:
+    def give_up(self, group: SequenceGroup) -> bool:
         """A planned chunk's blocks went before it was restored; whether the prompt starts again."""
-        return self._give_up(self._cursor(prefill))
+        return self._give_up(self._cursor(group))
 
     def _give_up(self, cursor: Cursor) -> bool:
         """What was to be restored is no longer there: compute. Half of a snapshot's prompt is of no use."""
@@ -157,19 +157,19 @@ class PrefixCache:
             _start_again(cursor)
         return is_half
 
-    def refuse(self, prefill: Prefill, error: SequenceFailed) -> None:
+    def refuse(self, group: SequenceGroup, error: SequenceFailed) -> None:
         """What was to be restored is of no use, from a block on: it goes, but for want of memory alone."""
         logger.warning("what is kept of a prompt cannot be used, so it is computed: %s", error)
         let_go_of_frames(error)
-        cursor = self._cursor(prefill)
+        cursor = self._cursor(group)
         first = cursor.planned[0]
         if not isinstance(error, OutOfMemory) and self._index.get(first.id) is first:
             self._index.drop(first)
         _start_again(cursor)
 
-    def forget(self, prefill: Prefill) -> None:
+    def forget(self, group: SequenceGroup) -> None:
         """Nothing more of a prompt will be computed."""
-        self._cursors.pop(prefill.id, None)
+        self._cursors.pop(group.id, None)
 
     def _mark(self, nodes: collections.abc.Iterable[Node], system_border: int) -> None:
         """Which of these belong to a system prompt, though whoever kept them did not say so."""
@@ -196,33 +196,33 @@ class PrefixCache:
 
     # ---- keeping ----
 
-    def computed(self, prefill: Prefill, chunk: Chunk) -> None:
+    def computed(self, group: SequenceGroup, chunk: Chunk) -> None:
         """A chunk was computed, and counted."""
-        self._num_computed += num_of_prompt(prefill, chunk)
-        self.keep(prefill)
-        if prefill.num_remaining_tokens == 0:
-            self.forget(prefill)
+        self._num_computed += num_of_prompt(group, chunk)
+        self.keep(group)
+        if group.num_remaining_tokens == 0:
+            self.forget(group)
 
-    def keep(self, prefill: Prefill, *, is_last: bool = False) -> None:
+    def keep(self, group: SequenceGroup, *, is_last: bool = False) -> None:
         """Keep what is computed. `is_last`: nothing more of the prompt will be, so the last short block is kept."""
-        if not is_kept(prefill) or not prefill.num_computed_tokens:
+        if not is_kept(group) or not group.num_computed_tokens:
             return
-        cursor, end = self._cursor(prefill), prefill.num_computed_tokens
+        cursor, end = self._cursor(group), group.num_computed_tokens
         if cursor.target is not None:
             return
-        is_last = is_last or prefill.num_remaining_tokens == 0
-        is_border = is_last or end == self._next_border(prefill, end - 1, prefill.num_tokens - 1)
-        self._keep(prefill.id, prefill, cursor, end, has_end=is_last or (is_border and not self._store.cuts))
+        is_last = is_last or group.num_remaining_tokens == 0
+        is_border = is_last or end == self._next_border(group, end - 1, group.num_tokens - 1)
+        self._keep(group.id, group, cursor, end, has_end=is_last or (is_border and not self._store.cuts))
 
-    def keep_given_up(self, sequence: Sequence) -> None:
+    def keep_given_up(self, sequence: TokenSequence) -> None:
         """A sequence ends. If its prompt is not wanted any more before it is computed, what there is of it is kept."""
-        prefill = sequence.prefill
-        others = (other for other in prefill.sequences if other is not sequence)
+        group = sequence.group
+        others = (other for other in group.sequences if other is not sequence)
         if sequence.status is Status.PENDING and all(other.status is Status.ENDED for other in others):
-            self.keep(prefill, is_last=True)
-            self.forget(prefill)
+            self.keep(group, is_last=True)
+            self.forget(group)
 
-    def change_rows(self, sequences: tuple[Sequence, ...]) -> None:
+    def change_rows(self, sequences: tuple[TokenSequence, ...]) -> None:
         """The batch is to have these rows. What the others hold is kept before they leave."""
         staying = set(sequences)
         for sequence in self._rows:
@@ -234,19 +234,19 @@ class PrefixCache:
         """Nothing of the rows is left."""
         self._rows = ()
 
-    def _keep_row(self, sequence: Sequence) -> None:
+    def _keep_row(self, sequence: TokenSequence) -> None:
         """What a sequence has said is kept, too."""
-        prefill = sequence.prefill
-        if not is_kept(prefill):
+        group = sequence.group
+        if not is_kept(group):
             return
         token_ids = (*sequence.request.prompt_ids, *sequence.output_ids)
         end = min(sequence.num_computed_tokens, len(token_ids))
         root = root_id(self._fingerprint, sequence.request.cache_salt)
         cursor = Cursor(Chain(root, token_ids[:end], self._config.chunk_tokens))
-        self._keep(sequence.id, prefill, cursor, end, has_end=end == sequence.num_computed_tokens)
+        self._keep(sequence.id, group, cursor, end, has_end=end == sequence.num_computed_tokens)
 
     def _keep(
-        self, source: PromptId | SequenceId, prefill: Prefill, cursor: Cursor, end: int, *, has_end: bool
+        self, source: PromptId | SequenceId, group: SequenceGroup, cursor: Cursor, end: int, *, has_end: bool
     ) -> None:
         """Add what is not there yet of the blocks before `end`; where `has_end`, also the short one that ends there."""
         chain = cursor.chain
@@ -257,7 +257,7 @@ class PrefixCache:
             first += 1
         if known:
             self._index.touch(known[-1])
-            self._mark(known, prefill.request.system_border)
+            self._mark(known, group.request.system_border)
         starts = range(first * chain.size, last * chain.size, chain.size)
         spans = [Span(start, start + chain.size) for start in starts]
         if has_end and end:
@@ -266,7 +266,7 @@ class PrefixCache:
             spans.append(Span(start, end, with_state=not self._store.cuts))
         cursor.kept = last * chain.size
         if spans and not self._is_known(chain, spans[0]):
-            self._add(source, chain, spans, prefill.request.system_border)
+            self._add(source, chain, spans, group.request.system_border)
 
     def _is_known(self, chain: Chain, span: Span) -> bool:
         """Whether the first of what is to be added says nothing new, or follows what is gone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlx_backend.core.sequence import Prefill
+from mlx_backend.core.sequence import SequenceGroup
 from mlx_backend.core.step import Chunk
 from mlx_backend.prefix_cache.identity import Chain
 from mlx_backend.prefix_cache.index import Match, Node
@@ -28,16 +28,16 @@ class Cursor:
     """What they are a part of."""
 
 
-def is_used(prefill: Prefill) -> bool:
+def is_used(group: SequenceGroup) -> bool:
     """Whether a prompt may be restored: not where its own logits are asked for."""
-    return is_kept(prefill) and prefill.num_top_logprobs is None
+    return is_kept(group) and group.num_top_logprobs is None
 
 
-def is_kept(prefill: Prefill) -> bool:
+def is_kept(group: SequenceGroup) -> bool:
     """Not where its vector is asked for: that is of all tokens' hidden states, and nobody continues its text."""
-    return prefill.request.uses_prefix_cache and not prefill.request.embeds
+    return group.request.uses_prefix_cache and not group.request.embeds
 
 
-def num_of_prompt(prefill: Prefill, chunk: Chunk) -> int:
+def num_of_prompt(group: SequenceGroup, chunk: Chunk) -> int:
     """Tokens of a chunk that count as the prompt's: none of what is computed again after memory ran out."""
-    return 0 if prefill.output_ids else chunk.num_tokens
+    return 0 if group.output_ids else chunk.num_tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from mlx_backend.core.sequence import Prefill
+from mlx_backend.core.sequence import SequenceGroup
 from mlx_backend.core.step import BlockId, BlockRef
 from mlx_backend.prefix_cache.disk import DiskTier
 from mlx_backend.prefix_cache.index import Node
@@ -21,20 +21,20 @@ class Loading:
 
     def __init__(self, disk: DiskTier | None, free: Callable[[BlockId], None]) -> None:
         self._disk, self._free = disk, free
-        self._prefill: Prefill | None = None
+        self._prefill: SequenceGroup | None = None
         self._wanted: set[bytes] = set()
         self._heard_at = 0.0
         self._given_up: set[bytes] = set()
         self.payloads: dict[Node, BlockRef] = {}
 
-    def want(self, prefill: Prefill, nodes: Sequence[Node]) -> bool:
+    def want(self, group: SequenceGroup, nodes: Sequence[Node]) -> bool:
         """Have these read, as many as may be at once; False where it is better to compute."""
         if self._wanted and time.monotonic() - self._heard_at > _PATIENCE_S:
             self._given_up |= self._wanted
             self._let_go()
         if self._disk is None or nodes[0].id in self._given_up:
             return False
-        if self._wanted or self._prefill not in (None, prefill):
+        if self._wanted or self._prefill not in (None, group):
             return True  # its turn comes
         size, ids = 0, list[bytes]()
         for node in nodes:
@@ -45,7 +45,7 @@ class Loading:
                 ids.append(node.id)
         if not ids:
             return False
-        self._prefill, self._wanted, self._heard_at = prefill, set(ids), time.monotonic()
+        self._prefill, self._wanted, self._heard_at = group, set(ids), time.monotonic()
         self._disk.read(ids)
         return True
 
@@ -60,9 +60,9 @@ class Loading:
         elif payload is not None:
             self._free(payload.id)
 
-    def leave(self, prefill: Prefill) -> None:
+    def leave(self, group: SequenceGroup) -> None:
         """This prompt goes on by being computed: what has come for it is in the way of others."""
-        if self._prefill is prefill and not self._wanted:
+        if self._prefill is group and not self._wanted:
             self._let_go()
 
     def drop_unwanted(self) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from mlx_backend.api.errors import SequenceFailed
 from mlx_backend.api.interface import PrefixCacheStats
-from mlx_backend.core.sequence import Prefill, Sequence
+from mlx_backend.core.sequence import SequenceGroup, TokenSequence
 from mlx_backend.core.step import Chunk, Restore
 from mlx_backend.prefix_cache.cursor import num_of_prompt
-from mlx_backend.prefix_cache.outlook import Outlook
+from mlx_backend.prefix_cache.prefix_match import PrefixMatch
 
 
 class NoPrefixCache:
@@ -18,29 +18,29 @@ class NoPrefixCache:
     def __init__(self) -> None:
         self._num_computed = 0
 
-    def outlook(self, prefill: Prefill) -> Outlook:
-        return Outlook()
+    def match(self, group: SequenceGroup) -> PrefixMatch:
+        return PrefixMatch()
 
-    def pieces(self, prefill: Prefill, stop: int) -> Restore | None:
+    def pieces(self, group: SequenceGroup, stop: int) -> Restore | None:
         return None
 
-    def has_all(self, prefill: Prefill, chunk: Chunk) -> bool:
+    def has_all(self, group: SequenceGroup, chunk: Chunk) -> bool:
         return False
 
-    def restored(self, prefill: Prefill, chunk: Chunk) -> None:
+    def restored(self, group: SequenceGroup, chunk: Chunk) -> None:
         raise AssertionError("nothing is known, so nothing can be restored")
 
-    def give_up(self, prefill: Prefill) -> bool:
+    def give_up(self, group: SequenceGroup) -> bool:
         return False
 
-    def refuse(self, prefill: Prefill, error: SequenceFailed) -> None: ...
+    def refuse(self, group: SequenceGroup, error: SequenceFailed) -> None: ...
 
-    def computed(self, prefill: Prefill, chunk: Chunk) -> None:
-        self._num_computed += num_of_prompt(prefill, chunk)
+    def computed(self, group: SequenceGroup, chunk: Chunk) -> None:
+        self._num_computed += num_of_prompt(group, chunk)
 
-    def keep_given_up(self, sequence: Sequence) -> None: ...
+    def keep_given_up(self, sequence: TokenSequence) -> None: ...
 
-    def change_rows(self, sequences: tuple[Sequence, ...]) -> None: ...
+    def change_rows(self, sequences: tuple[TokenSequence, ...]) -> None: ...
 
     def lose_rows(self) -> None: ...
 

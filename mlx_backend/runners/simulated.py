@@ -26,7 +26,7 @@ from mlx_backend.runners.mock import MockRow, MockRunner
 _LOAD_SLICES = 100
 
 
-class PlannedPace:
+class PlannedSpeed:
     """Seconds that a model on a machine should take; `speed` times as fast."""
 
     def __init__(self, shape: ModelShape, plans: Sequence[CachePlan], machine: Machine, speed: float = 1.0) -> None:
@@ -60,7 +60,7 @@ class SimulatedRunner(MockRunner):
         self._machine = _find(config.simulate.machine or "")
         self._plans = plan_caches(caches, config.kv_cache)
         self._peak_bytes = 0
-        self.pace = PlannedPace(shape, self._plans, self._machine, config.simulate.speed)
+        self.pace = PlannedSpeed(shape, self._plans, self._machine, config.simulate.speed)
         self.blocks = MockStore(sum(plan.bytes_per_token for plan in self._plans), self._tokens_of)
 
     def load(self, report_progress: Callable[[LoadProgress], None]) -> ModelInfo:

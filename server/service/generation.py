@@ -104,7 +104,7 @@ async def _open(lease: Lease, job: GenerationJob, started_at: float, truncates: 
             cache_salt=job.tenant.salt(job.cache_salt),
             tenant=job.tenant.name,
             system_border=encoded[position].borders.system,
-            prefix_borders=encoded[position].borders.positions,
+            cache_breakpoints=encoded[position].borders.positions,
             mock=texts[position],
         )
         for position, ids in enumerate(prompts)

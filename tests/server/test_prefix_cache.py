@@ -44,7 +44,7 @@ async def asked(prompt: Any, model: ModelInfo, *, truncates: bool = False, **cha
 def before(request: Any) -> tuple[bytes, list[bytes]]:
     """The prompt before the system border, and before each of the others."""
     ids = bytes(request.prompt_ids)
-    return ids[: request.system_border], [ids[:border] for border in request.prefix_borders]
+    return ids[: request.system_border], [ids[:border] for border in request.cache_breakpoints]
 
 
 async def test_borders_of_a_chat() -> None:
@@ -74,7 +74,7 @@ async def test_borders_of_a_chat_whose_oldest_turns_went() -> None:
 )
 async def test_no_borders(prompt: Any, model: ModelInfo, changes: dict[str, Any]) -> None:
     request = await asked(prompt, model, **changes)
-    assert (request.system_border, request.prefix_borders) == (0, ())
+    assert (request.system_border, request.cache_breakpoints) == (0, ())
     assert request.uses_prefix_cache is changes.get("uses_prefix_cache", True)
 
 

@@ -185,17 +185,17 @@ async def test_nobody_waits_for_ever_who_comes_while_it_dies(monkeypatch: pytest
     """Between the first look at the engine and the lock."""
     runner = FaultyRunner()
     async with engine_over(runner) as engine:
-        build = engine_module.build_prefills  # type: ignore[attr-defined]
+        build = engine_module.build_groups  # type: ignore[attr-defined]
 
         def die_meanwhile(requests: Any) -> Any:
-            monkeypatch.setattr(engine_module, "build_prefills", build)
+            monkeypatch.setattr(engine_module, "build_groups", build)
             runner.every["start"] = fails(lambda: RuntimeError("gone"))
             engine.submit([request(PROMPT, 5)])
             engine._thread.join(60)
             assert not engine._thread.is_alive()
             return build(requests)
 
-        monkeypatch.setattr(engine_module, "build_prefills", die_meanwhile)
+        monkeypatch.setattr(engine_module, "build_groups", die_meanwhile)
         with pytest.raises(EngineDead):
             engine.submit([request(PROMPT, 5)])
 
@@ -267,6 +267,6 @@ async def test_a_prompt_between_two_steps_does_not_count_as_a_step(monkeypatch: 
         await anext(aiter(writing))
         for place in range(5):
             await outcome(engine.submit([request((place, *PROMPT), 2)]))
-        assert engine._turns is not None
-        assert engine._turns._pace.decode_s == pytest.approx(0.01, rel=0.2)
+        assert engine._loop is not None
+        assert engine._loop._throughput.decode_s == pytest.approx(0.01, rel=0.2)
         await writing.aclose()

@@ -6,35 +6,35 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from mlx_backend.api.interface import GenerationRequest, SchedulerConfig
-from mlx_backend.core.sequence import Prefill, Sequence, Status, build_prefills
+from mlx_backend.core.sequence import SequenceGroup, Status, TokenSequence, build_groups
 from mlx_backend.core.step import Chunk, Restore, StepPlan
 from mlx_backend.engine.scheduler import Scheduler, largest
-from mlx_backend.engine.throughput import Pace
-from mlx_backend.prefix_cache.outlook import Outlook
+from mlx_backend.engine.throughput import ThroughputEstimate
+from mlx_backend.prefix_cache.prefix_match import PrefixMatch
 
 MAX_ROWS = 4
 
 
-def prompt(num_tokens: int, n: int = 1, max_tokens: int = 8) -> Prefill:
+def prompt(num_tokens: int, n: int = 1, max_tokens: int = 8) -> SequenceGroup:
     asked = GenerationRequest(request_id="x", prompt_ids=(1,) * num_tokens, max_tokens=max_tokens, n=n)
-    return build_prefills([asked])[0]
+    return build_groups([asked])[0]
 
 
-def decoding(target: Scheduler, plan: StepPlan) -> list[Sequence]:
+def decoding(target: Scheduler, plan: StepPlan) -> list[TokenSequence]:
     """The sequences that decode in a plan."""
     found = target.rows(plan.decodes)
     assert len(found) == len(plan.decodes)
     return found
 
 
-def prompt_of(target: Scheduler, chunk: Chunk) -> Prefill:
+def prompt_of(target: Scheduler, chunk: Chunk) -> SequenceGroup:
     found = target.prompt(chunk.prompt)
     assert found is not None
     return found
 
 
 def scheduler(max_rows: int = MAX_ROWS, token_s: float | None = 0.001, **config: float) -> Scheduler:
-    pace = Pace()
+    pace = ThroughputEstimate()
     if token_s is not None:
         for start in (0, 300, 600, 1200, 2400, 5000, 10_000):
             pace.observe_chunk(start, 100, 100 * token_s)
@@ -108,7 +108,7 @@ def test_more_sequences_than_rows_are_served_in_turn() -> None:
     target = scheduler(max_rows=2)
     wide = prompt(10, n=5, max_tokens=1)
     target.add(wide)
-    served: set[Sequence] = set()
+    served: set[TokenSequence] = set()
     for _ in range(10):
         plan = target.schedule()
         assert len(target.running) <= 2
@@ -219,30 +219,30 @@ def test_memory_is_promised_to_who_is_let_in_until_the_last_of_them_has_ended() 
 class Known:
     """What is known of a prompt, by its length."""
 
-    def __init__(self, outlooks: dict[int, Outlook]) -> None:
-        self._outlooks = outlooks
+    def __init__(self, matches: dict[int, PrefixMatch]) -> None:
+        self._outlooks = matches
 
-    def outlook(self, prefill: Prefill) -> Outlook:
-        return self._outlooks.get(prefill.num_prompt_tokens, Outlook())
+    def match(self, group: SequenceGroup) -> PrefixMatch:
+        return self._outlooks.get(group.num_prompt_tokens, PrefixMatch())
 
-    def pieces(self, prefill: Prefill, stop: int) -> Restore:
+    def pieces(self, group: SequenceGroup, stop: int) -> Restore:
         return Restore((), with_state=False)
 
 
-def looking(outlooks: dict[int, Outlook], **config: float) -> Scheduler:
-    pace = Pace()
+def looking(matches: dict[int, PrefixMatch], **config: float) -> Scheduler:
+    pace = ThroughputEstimate()
     pace.observe_chunk(0, 100, 0.1)
     pace.observe_chunk(0, 100, 0.001, is_known=True)
     return Scheduler(
         SchedulerConfig(**config),  # type: ignore[arg-type]
         pace,
         MAX_ROWS,
-        prefixes=Known(outlooks),
+        prefixes=Known(matches),
     )
 
 
 def test_what_is_known_is_restored_and_the_rest_computed_up_to_where_a_snapshot_is() -> None:
-    target = looking({100: Outlook(restorable_until=64, stop_at=80)})
+    target = looking({100: PrefixMatch(restorable_until=64, stop_at=80)})
     target.add(prompt(100))
     (chunk,) = target.schedule().chunks
     assert (chunk.start, chunk.num_tokens, chunk.restore is not None) == (0, 64, True)
@@ -252,7 +252,7 @@ def test_what_is_known_is_restored_and_the_rest_computed_up_to_where_a_snapshot_
 
 
 def test_one_that_waits_for_the_disk_lets_others_by() -> None:
-    target = looking({100: Outlook(waits=True)})
+    target = looking({100: PrefixMatch(waits=True)})
     target.add(prompt(100))
     target.add(prompt(50))
     for _ in range(2):  # whoever is first in a turn
@@ -265,7 +265,7 @@ def test_one_that_waits_for_the_disk_lets_others_by() -> None:
 
 
 def test_of_two_that_begin_alike_one_is_computed() -> None:
-    target = looking({100: Outlook(key=b"a"), 50: Outlook(key=b"a"), 70: Outlook(key=b"b")}, max_stall_s=10)
+    target = looking({100: PrefixMatch(key=b"a"), 50: PrefixMatch(key=b"a"), 70: PrefixMatch(key=b"b")}, max_stall_s=10)
     for length in (100, 50, 70):
         target.add(prompt(length))
     planned = [prompt_of(target, chunk).num_prompt_tokens for chunk in target.schedule().chunks]
@@ -280,21 +280,21 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.target = scheduler(max_stall_s=0.05, max_chunk_tokens=64)
-        self.all: list[Sequence] = []
+        self.all: list[TokenSequence] = []
         self.rows: set[int] = set()
         self.held: set[int] = set()
         """What a runner would hold by now: rows, and prompts with a KV cache."""
-        self.oldest: tuple[Prefill, int, int] | None = None
+        self.oldest: tuple[SequenceGroup, int, int] | None = None
 
     @rule(target=prompts, num_tokens=st.integers(1, 300), n=st.integers(1, 6), max_tokens=st.integers(1, 5))
-    def arrive(self, num_tokens: int, n: int, max_tokens: int) -> list[Sequence]:
-        prefill = prompt(num_tokens, n, max_tokens)
-        self.all += prefill.sequences
-        self.target.add(prefill)
-        return list(prefill.sequences)
+    def arrive(self, num_tokens: int, n: int, max_tokens: int) -> list[TokenSequence]:
+        group = prompt(num_tokens, n, max_tokens)
+        self.all += group.sequences
+        self.target.add(group)
+        return list(group.sequences)
 
     @rule(sequences=prompts, which=st.integers(0, 5))
-    def abort(self, sequences: list[Sequence], which: int) -> None:
+    def abort(self, sequences: list[TokenSequence], which: int) -> None:
         self.target.end(sequences[which % len(sequences)])
 
     @rule()
@@ -307,7 +307,7 @@ class Machine(RuleBasedStateMachine):
         self.target.recompute()
         self.rows -= {sequence.id for sequence in self.all if not sequence.has_row}
         assert not self.target.running
-        assert all(s.prefill.num_tokens == s.num_computed_tokens + 1 for p in self.target.waiting for s in p.sequences)
+        assert all(s.group.num_tokens == s.num_computed_tokens + 1 for p in self.target.waiting for s in p.sequences)
 
     @rule()
     def turn(self) -> None:
@@ -315,10 +315,10 @@ class Machine(RuleBasedStateMachine):
         assert len(set(plan.decodes)) == len(plan.decodes) <= MAX_ROWS
         assert len({chunk.prompt for chunk in plan.chunks}) == len(plan.chunks)
         for chunk in plan.chunks:
-            prefill = prompt_of(self.target, chunk)
-            assert chunk.start == prefill.num_computed_tokens
-            assert 1 <= chunk.num_tokens <= min(64, prefill.num_remaining_tokens)
-            assert prefill.is_wanted
+            group = prompt_of(self.target, chunk)
+            assert chunk.start == group.num_computed_tokens
+            assert 1 <= chunk.num_tokens <= min(64, group.num_remaining_tokens)
+            assert group.is_wanted
         self.follow(plan)
         if self.target.prefilling:
             assert plan.chunks, "prompts wait and nobody computes"
@@ -366,12 +366,12 @@ TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadlin
 def test_the_oldest_prompt_gets_at_least_every_other_turn(lengths: list[int]) -> None:
     target = scheduler(max_rows=20, max_stall_s=0.05)
     target.add(prompt(1, max_tokens=10_000))
-    prefills = [prompt(length) for length in lengths]
-    for prefill in prefills:
-        target.add(prefill)
+    groups = [prompt(length) for length in lengths]
+    for group in groups:
+        target.add(group)
     while target.prefilling or target.waiting:
         before = [(p, p.num_computed_tokens) for p in target.prefilling[:1]]
         for _ in range(2):
             compute(target, target.schedule())
-        for prefill, computed in before:
-            assert prefill.num_computed_tokens > computed
+        for group, computed in before:
+            assert group.num_computed_tokens > computed

@@ -8,13 +8,13 @@ from collections.abc import Iterable
 import pytest
 
 from mlx_backend.api.interface import TokenEvent
-from mlx_backend.core.sequence import Sequence, build_prefills
+from mlx_backend.core.sequence import TokenSequence, build_groups
 from mlx_backend.engine.stream import EventStream
 from tests.engine_client import request
 
 
 async def test_a_backlog_comes_in_parts_and_the_loop_is_free_between_them() -> None:
-    stream = EventStream(build_prefills([request((1, 2), n=3)]), lambda *_: None)
+    stream = EventStream(build_groups([request((1, 2), n=3)]), lambda *_: None)
     for number in range(1000):
         for index in range(3):
             stream.deliver(TokenEvent(index, number, None, "length" if number == 999 else None))
@@ -37,14 +37,14 @@ async def test_a_backlog_comes_in_parts_and_the_loop_is_free_between_them() -> N
     assert num_turns >= len(batches) - 2
 
 
-def stream_of(num_sequences: int) -> tuple[EventStream, list[Sequence]]:
-    aborted: list[Sequence] = []
+def stream_of(num_sequences: int) -> tuple[EventStream, list[TokenSequence]]:
+    aborted: list[TokenSequence] = []
 
-    def close(sequences: Iterable[Sequence], how: str) -> None:
+    def close(sequences: Iterable[TokenSequence], how: str) -> None:
         assert how == "aborted"
         aborted.extend(sequences)
 
-    return EventStream(build_prefills([request((1, 2), n=num_sequences)]), close), aborted
+    return EventStream(build_groups([request((1, 2), n=num_sequences)]), close), aborted
 
 
 def token(index: int, token_id: int, *, is_last: bool = False) -> TokenEvent:

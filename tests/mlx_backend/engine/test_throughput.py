@@ -4,16 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_backend.engine.throughput import Pace
+from mlx_backend.engine.throughput import ThroughputEstimate
 
 
 def test_nothing_measured_is_a_small_chunk() -> None:
-    assert Pace().tokens_for(0, 10.0, 2048) == 32
-    assert Pace().tokens_for(0, 10.0, 8) == 8
+    assert ThroughputEstimate().tokens_for(0, 10.0, 2048) == 32
+    assert ThroughputEstimate().tokens_for(0, 10.0, 8) == 8
 
 
 def test_a_constant_speed_is_used_in_full() -> None:
-    pace = Pace()
+    pace = ThroughputEstimate()
     pace.observe_chunk(0, 100, 0.1)
     assert pace.tokens_for(0, 0.2, 2048) == 192  # 200, rounded down so that sizes repeat
     assert pace.tokens_for(0, 0.016, 2048) == 16
@@ -21,7 +21,7 @@ def test_a_constant_speed_is_used_in_full() -> None:
 
 
 def test_bad_news_is_believed_sooner_than_good() -> None:
-    slower, faster = Pace(), Pace()
+    slower, faster = ThroughputEstimate(), ThroughputEstimate()
     for pace in (slower, faster):
         pace.observe_chunk(0, 100, 1.0)
     slower.observe_chunk(0, 100, 2.0)
@@ -31,7 +31,7 @@ def test_bad_news_is_believed_sooner_than_good() -> None:
 
 
 def test_a_later_position_is_planned_dearer_until_it_is_measured() -> None:
-    pace = Pace()
+    pace = ThroughputEstimate()
     pace.observe_chunk(0, 100, 0.1)
     planned = pace.token_s(10_000)
     assert planned is not None and planned > 0.002
@@ -49,7 +49,7 @@ def test_chunks_settle_within_the_target_where_it_can_be_met(
     fixed_s: float, token_s: float, growth: float, target_s: float
 ) -> None:
     """Over a whole prompt, with a fixed cost per chunk and a cost that grows with the position."""
-    pace, start, late = Pace(), 0, 0
+    pace, start, late = ThroughputEstimate(), 0, 0
     num_chunks = 0
     while start < 8192 and num_chunks < 500:
         size = pace.tokens_for(start, target_s, 2048)
@@ -63,7 +63,7 @@ def test_chunks_settle_within_the_target_where_it_can_be_met(
 
 
 def test_one_slow_step_is_not_the_pace() -> None:
-    pace = Pace()
+    pace = ThroughputEstimate()
     for _ in range(50):
         pace.observe_decode(0.01)
     pace.observe_decode(1.0)
@@ -74,7 +74,7 @@ def test_one_slow_step_is_not_the_pace() -> None:
 
 
 def test_restoring_and_computing_are_measured_apart() -> None:
-    pace = Pace()
+    pace = ThroughputEstimate()
     pace.observe_chunk(0, 100, 0.001, is_known=True)
     assert pace.token_s(0) is None
     assert pace.restored_token_s == pytest.approx(0.00001)

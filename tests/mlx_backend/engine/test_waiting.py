@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 
 from mlx_backend.api.errors import QueueFull, TooManyPrompts
 from mlx_backend.api.interface import EngineConfig, GenerationRequest, MockConfig, SchedulerConfig
-from mlx_backend.core.sequence import Prefill, build_prefills
+from mlx_backend.core.sequence import SequenceGroup, build_groups
 from mlx_backend.engine.checks import check_number
 from mlx_backend.engine.scheduler import Scheduler
-from mlx_backend.engine.throughput import Pace
+from mlx_backend.engine.throughput import ThroughputEstimate
 from mlx_backend.engine.waiting import WaitingQueue, has_room
 from tests.engine_client import request, running
 
 
-def prompt(tenant: str = "", num_tokens: int = 2) -> Prefill:
+def prompt(tenant: str = "", num_tokens: int = 2) -> SequenceGroup:
     asked = GenerationRequest(request_id="x", prompt_ids=(1,) * num_tokens, max_tokens=1, tenant=tenant)
-    return build_prefills([asked])[0]
+    return build_groups([asked])[0]
 
 
 def filled(*tenants: str) -> WaitingQueue:
@@ -125,23 +125,23 @@ Steps = st.lists(
 @given(Steps)
 def test_nobody_starves_and_nobody_is_lost(steps: list[tuple[str, str]]) -> None:
     """Whoever waits is let in after at most one of each other tenant's for each of its own before it."""
-    queue, here = WaitingQueue(), list[Prefill]()
-    former: list[Prefill] = []  # who had a place and lost it: before everybody
+    queue, here = WaitingQueue(), list[SequenceGroup]()
+    former: list[SequenceGroup] = []  # who had a place and lost it: before everybody
     may_pass: dict[int, int] = {}
     for what, which in steps:
         if what == "come":
-            prefill = prompt(which)
+            group = prompt(which)
             num_before = queue.count(which)
-            queue.append(prefill)
-            here.append(prefill)
-            may_pass[id(prefill)] = (num_before + 1) * 3 - 1 + sum(prefill in here for prefill in former)
+            queue.append(group)
+            here.append(group)
+            may_pass[id(group)] = (num_before + 1) * 3 - 1 + sum(group in here for group in former)
         elif what == "lost":
-            prefill = prompt(which)
-            queue.appendleft(prefill)
-            here.append(prefill)
-            former.append(prefill)
+            group = prompt(which)
+            queue.appendleft(group)
+            here.append(group)
+            former.append(group)
             may_pass = {key: value + 1 for key, value in may_pass.items()}
-            may_pass[id(prefill)] = 0
+            may_pass[id(group)] = 0
         elif what == "next" and here:
             gone = queue.popleft()
             here.remove(gone)
@@ -153,20 +153,20 @@ def test_nobody_starves_and_nobody_is_lost(steps: list[tuple[str, str]]) -> None
             queue.remove(gone)
             assert gone not in queue
         assert len(queue) == len(here) == len(list(queue))
-        assert {id(prefill) for prefill in queue} == {id(prefill) for prefill in here}
+        assert {id(group) for group in queue} == {id(group) for group in here}
 
 
 @given(Steps)
 def test_one_tenant_sees_a_plain_queue(steps: list[tuple[str, str]]) -> None:
-    queue, plain = WaitingQueue(), deque[Prefill]()
+    queue, plain = WaitingQueue(), deque[SequenceGroup]()
     for what, which in steps:
-        prefill = prompt("")
+        group = prompt("")
         if what == "come":
-            queue.append(prefill)
-            plain.append(prefill)
+            queue.append(group)
+            plain.append(group)
         elif what == "lost":
-            queue.appendleft(prefill)
-            plain.appendleft(prefill)
+            queue.appendleft(group)
+            plain.appendleft(group)
         elif what == "next" and plain:
             assert queue.popleft() is plain.popleft()
         elif what == "leave" and int(which) < len(plain):
@@ -178,7 +178,7 @@ def test_one_tenant_sees_a_plain_queue(steps: list[tuple[str, str]]) -> None:
 
 
 def test_the_scheduler_lets_tenants_in_by_turns() -> None:
-    target = Scheduler(SchedulerConfig(), Pace(), max_rows=1)
+    target = Scheduler(SchedulerConfig(), ThroughputEstimate(), max_rows=1)
     for tenant in "aaab":
         target.add(prompt(tenant, num_tokens=1))
     served = ""

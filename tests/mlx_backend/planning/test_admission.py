@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape, PartShape
-from mlx_backend.planning.admission import SMALLEST_STEP, Budget, Claim
+from mlx_backend.planning.admission import SMALLEST_STEP, Budget, Reservation
 from mlx_backend.planning.memory import AttentionShape, ModelShape, kv_bytes, prefill_bytes
 
 SHAPE = ModelShape(
@@ -26,7 +26,7 @@ SHAPE = ModelShape(
 PLANS = tuple([CachePlan(CacheShape("plain", PartShape(8, 128, 2), PartShape(8, 128, 2)))] * 32)
 
 claims = st.builds(
-    lambda rows, prompt, output, done: Claim(rows, prompt, prompt + output, done),
+    lambda rows, prompt, output, done: Reservation(rows, prompt, prompt + output, done),
     st.integers(1, 4),
     st.integers(1, 60_000),
     st.integers(1, 8000),
@@ -36,14 +36,14 @@ budgets = st.integers(1, 200).map(lambda gb: Budget(SHAPE, PLANS, gb * 10**9))
 
 
 @given(st.lists(claims, min_size=1, max_size=8), claims)
-def test_one_more_request_never_needs_less(found: list[Claim], more: Claim) -> None:
+def test_one_more_request_never_needs_less(found: list[Reservation], more: Reservation) -> None:
     budget = Budget(SHAPE, PLANS, 0)
     assert budget.needed(found) <= budget.needed([*found, more])
     assert budget.needed(found) >= sum(kv_bytes(PLANS, claim.num_tokens) * claim.num_rows for claim in found) // 2
 
 
 @given(budgets, st.lists(claims, min_size=1, max_size=8))
-def test_what_is_admitted_leaves_room_for_every_chunk(budget: Budget, found: list[Claim]) -> None:
+def test_what_is_admitted_leaves_room_for_every_chunk(budget: Budget, found: list[Reservation]) -> None:
     if not budget.admits(found):
         return
     longest = max(claim.num_prompt_tokens for claim in found)
@@ -56,9 +56,9 @@ def test_what_is_admitted_leaves_room_for_every_chunk(budget: Budget, found: lis
 def test_the_largest_request_alone_is_admitted_and_one_token_more_is_not(budget: Budget, rows: int) -> None:
     most = budget.largest_alone(rows)
     if most:
-        assert budget.admits([Claim(rows, most, most)])
+        assert budget.admits([Reservation(rows, most, most)])
     if most < SHAPE.context_length:
-        assert not budget.admits([Claim(rows, most + 1, most + 1)])
+        assert not budget.admits([Reservation(rows, most + 1, most + 1)])
 
 
 def test_nobody_needs_nothing() -> None:
@@ -67,13 +67,13 @@ def test_nobody_needs_nothing() -> None:
 
 def test_a_prompt_in_a_row_needs_its_own_cache_no_more() -> None:
     budget = Budget(SHAPE, PLANS, 0)
-    waiting, running = Claim(1, 1000, 2000), Claim(1, 1000, 2000, is_prefilled=True)
+    waiting, running = Reservation(1, 1000, 2000), Reservation(1, 1000, 2000, is_prefilled=True)
     assert budget.needed([waiting]) - budget.needed([running]) == kv_bytes(PLANS, 1000)
 
 
 @given(st.lists(claims, max_size=4), st.lists(st.tuples(st.integers(1, 4096), st.integers(0, 60_000)), max_size=4))
 def test_a_turn_with_chunks_needs_what_the_largest_of_them_takes(
-    found: list[Claim], chunks: list[tuple[int, int]]
+    found: list[Reservation], chunks: list[tuple[int, int]]
 ) -> None:
     budget = Budget(SHAPE, PLANS, 0)
     ends = [(num_tokens, start + num_tokens) for num_tokens, start in chunks]
@@ -85,7 +85,7 @@ def test_a_turn_with_chunks_needs_what_the_largest_of_them_takes(
 
 
 def test_a_chunk_is_as_large_as_fits_and_no_larger() -> None:
-    claims = [Claim(1, 30_000, 31_000)]
+    claims = [Reservation(1, 30_000, 31_000)]
     held = Budget(SHAPE, PLANS, 0).held(claims)
     for step in (2048, 1024, 512):
         room = prefill_bytes(SHAPE, PLANS, step, 30_000)

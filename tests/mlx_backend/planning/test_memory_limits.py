@@ -11,7 +11,7 @@ import pytest
 
 from mlx_backend.api.errors import MemoryLimitExceeded, ModelLoadError, OutOfMemory
 from mlx_backend.api.interface import Engine, EngineConfig, KVCacheConfig, MemoryConfig, MockConfig, SchedulerConfig
-from mlx_backend.core.sequence import build_prefills
+from mlx_backend.core.sequence import build_groups
 from mlx_backend.planning.memory import kv_bytes, prefill_bytes
 from mlx_backend.runners.device import has_fused_attention
 from mlx_backend.runners.mlx import MLXRunner
@@ -137,13 +137,13 @@ def test_a_chunk_takes_no_more_than_is_planned_for_it(kind: str, tmp_path: Path)
     runner.load(lambda progress: None)
     budget = runner.budget
     assert budget is not None
-    (prefill,) = build_prefills([request(tuple(range(1, 300)) * 3, 2)])
+    (group,) = build_groups([request(tuple(range(1, 300)) * 3, 2)])
     mx.clear_cache()
     base, step = mx.get_active_memory(), 256
     for start in (0, step, 2 * step):
         mx.reset_peak_memory()
         end = start + step
-        runner.prefill(prefill.chunk(start, end))
+        runner.prefill(group.chunk(start, end))
         peak = mx.get_peak_memory() - base
         planned = kv_bytes(budget.plans, end) + prefill_bytes(
             budget.shape, budget.plans, step, end, has_fused=has_fused_attention()

@@ -13,18 +13,18 @@ from typing import Any
 
 from mlx_backend.api.errors import SequenceFailed
 from mlx_backend.api.interface import GenerationRequest
-from mlx_backend.core.sequence import Prefill, build_prefills
-from mlx_backend.core.sequence import Sequence as Row
+from mlx_backend.core.sequence import SequenceGroup, build_groups
+from mlx_backend.core.sequence import TokenSequence as Row
 from mlx_backend.core.step import BlockId, BlockRef, Chunk, PromptId, SequenceId, Span
 from mlx_backend.prefix_cache.cache import PrefixCache
 from mlx_backend.prefix_cache.disk import Read, Written
 from mlx_backend.prefix_cache.files import Header, file_bytes
 
 
-def prompt(tokens: Iterable[int], **changes: Any) -> Prefill:
+def prompt(tokens: Iterable[int], **changes: Any) -> SequenceGroup:
     fields = {"request_id": "test", "prompt_ids": tuple(tokens), "max_tokens": 8, **changes}
-    (prefill,) = build_prefills([GenerationRequest(**fields)])
-    return prefill
+    (group,) = build_groups([GenerationRequest(**fields)])
+    return group
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,30 +132,30 @@ class SnapshotStore:
         self.prompts.pop(prompt_id, None)
 
 
-def planned(cache: PrefixCache, prefill: Prefill, until: int) -> Chunk:
+def planned(cache: PrefixCache, group: SequenceGroup, until: int) -> Chunk:
     """What is known of a prompt, up to `until`, as a chunk of a plan."""
-    restore = cache.pieces(prefill, until)
-    assert restore is not None, "the outlook says that it is there"
-    return prefill.chunk(prefill.num_computed_tokens, until, restore)
+    restore = cache.pieces(group, until)
+    assert restore is not None, "the match says that it is there"
+    return group.chunk(group.num_computed_tokens, until, restore)
 
 
-def execute(cache: PrefixCache, store: SnapshotStore, prefill: Prefill, chunk: Chunk) -> bool:
+def execute(cache: PrefixCache, store: SnapshotStore, group: SequenceGroup, chunk: Chunk) -> bool:
     """What becomes of a planned chunk; False where it was to be restored and cannot be."""
-    if chunk.restore is not None and not cache.has_all(prefill, chunk):
-        if cache.give_up(prefill):
-            start_again(store, prefill)
+    if chunk.restore is not None and not cache.has_all(group, chunk):
+        if cache.give_up(group):
+            start_again(store, group)
         return False
     try:
         (store.compute if chunk.restore is None else store.restore)(chunk)
     except SequenceFailed as error:
-        start_again(store, prefill)
-        cache.refuse(prefill, error)
+        start_again(store, group)
+        cache.refuse(group, error)
         return False
-    assert store.prompts[prefill.id].lanes == prefill.token_ids(0, chunk.stop)
-    prefill.num_computed_tokens = chunk.stop
-    if chunk.restore is not None and not prefill.output_ids:
-        prefill.num_cached_tokens += chunk.num_tokens
-    (cache.computed if chunk.restore is None else cache.restored)(prefill, chunk)
+    assert store.prompts[group.id].lanes == group.token_ids(0, chunk.stop)
+    group.num_computed_tokens = chunk.stop
+    if chunk.restore is not None and not group.output_ids:
+        group.num_cached_tokens += chunk.num_tokens
+    (cache.computed if chunk.restore is None else cache.restored)(group, chunk)
     return True
 
 
@@ -173,9 +173,9 @@ def check_blocks(cache: PrefixCache, store: SnapshotStore) -> None:
     assert all(node.payload is None or node.payload.nbytes == node.sizes["ram"] for node in cache._index)
 
 
-def start_again(store: SnapshotStore, prefill: Prefill) -> None:
-    prefill.num_computed_tokens = prefill.num_cached_tokens = 0
-    store.drop(prefill.id)
+def start_again(store: SnapshotStore, group: SequenceGroup) -> None:
+    group.num_computed_tokens = group.num_cached_tokens = 0
+    store.drop(group.id)
 
 
 @dataclass

@@ -8,10 +8,10 @@ import pytest
 
 from mlx_backend.api.errors import OutOfMemory, SequenceFailed
 from mlx_backend.api.interface import PrefixCacheConfig
-from mlx_backend.core.sequence import Prefill, Sequence, Status, next_id
+from mlx_backend.core.sequence import SequenceGroup, Status, TokenSequence, next_id
 from mlx_backend.core.step import Chunk
 from mlx_backend.prefix_cache.cache import PrefixCache
-from mlx_backend.prefix_cache.outlook import Outlook
+from mlx_backend.prefix_cache.prefix_match import PrefixMatch
 from tests.mlx_backend.prefix_cache.rooms import (
     FakeDisk,
     Held,
@@ -32,51 +32,51 @@ class Rooms:
         self.store, self.disk = SnapshotStore(cuts=cuts), disk
         self.cache = PrefixCache(config, self.store, b"model", ram, disk)  # type: ignore[arg-type]
 
-    def advance(self, prefill: Prefill, most: int = 1000) -> Outlook:
+    def advance(self, group: SequenceGroup, most: int = 1000) -> PrefixMatch:
         """One turn of this prompt."""
         self.cache.poll()
-        outlook = self.cache.outlook(prefill)
-        if outlook.starts_again:
-            start_again(self.store, prefill)
-        start = prefill.num_computed_tokens
-        if outlook.waits:
+        match = self.cache.match(group)
+        if match.starts_again:
+            start_again(self.store, group)
+        start = group.num_computed_tokens
+        if match.waits:
             assert self.disk is not None
             self.disk.work()
-        elif outlook.restorable_until > start:
-            self.execute(prefill, planned(self.cache, prefill, min(start + most, outlook.restorable_until)))
+        elif match.restorable_until > start:
+            self.execute(group, planned(self.cache, group, min(start + most, match.restorable_until)))
         else:
-            stop = min(start + min(most, prefill.num_remaining_tokens), outlook.stop_at or prefill.num_tokens)
-            assert self.execute(prefill, prefill.chunk(start, stop))
+            stop = min(start + min(most, group.num_remaining_tokens), match.stop_at or group.num_tokens)
+            assert self.execute(group, group.chunk(start, stop))
         check_blocks(self.cache, self.store)
-        return outlook
+        return match
 
-    def execute(self, prefill: Prefill, chunk: Chunk) -> bool:
-        return execute(self.cache, self.store, prefill, chunk)
+    def execute(self, group: SequenceGroup, chunk: Chunk) -> bool:
+        return execute(self.cache, self.store, group, chunk)
 
-    def held(self, prefill: Prefill) -> Held:
+    def held(self, group: SequenceGroup) -> Held:
         """What the runner has of a prompt."""
-        return self.store.prompts[prefill.id]
+        return self.store.prompts[group.id]
 
-    def change_rows(self, *sequences: Sequence) -> None:
+    def change_rows(self, *sequences: TokenSequence) -> None:
         """Let the others leave, once the cache knows, and these join."""
         self.cache.change_rows(sequences)
         self.store.rows = {sequence.id: sequence for sequence in sequences}
 
-    def run(self, tokens: Any, most: int = 1000, **changes: Any) -> Prefill:
+    def run(self, tokens: Any, most: int = 1000, **changes: Any) -> SequenceGroup:
         """A prompt from its first token to its last."""
-        prefill = prompt(tokens, **changes)
+        group = prompt(tokens, **changes)
         for _ in range(300):
-            if prefill.num_remaining_tokens <= 0:
-                return prefill
-            self.advance(prefill, most)
+            if group.num_remaining_tokens <= 0:
+                return group
+            self.advance(group, most)
         raise AssertionError("it does not come to its end")
 
-    def answer(self, prefill: Prefill, output: list[int]) -> None:
+    def answer(self, group: SequenceGroup, output: list[int]) -> None:
         """Its sequences decode so much and leave."""
-        for sequence in prefill.sequences:
+        for sequence in group.sequences:
             sequence.status = Status.RUNNING
-        self.change_rows(*prefill.sequences)
-        for sequence in prefill.sequences:
+        self.change_rows(*group.sequences)
+        for sequence in group.sequences:
             sequence.output_ids = output
             sequence.num_started_tokens = len(output)
             sequence.status = Status.ENDED
@@ -128,11 +128,11 @@ def test_a_longer_block_takes_the_place_of_the_shorter() -> None:
 @pytest.mark.parametrize("n", [2, 3])
 def test_each_of_several_answers_is_kept(n: int) -> None:
     rooms = Rooms()
-    prefill = rooms.run(range(6), n=n)
-    for sequence in prefill.sequences:
+    group = rooms.run(range(6), n=n)
+    for sequence in group.sequences:
         sequence.status = Status.RUNNING
-    rooms.change_rows(*prefill.sequences)
-    for sequence in prefill.sequences:
+    rooms.change_rows(*group.sequences)
+    for sequence in group.sequences:
         sequence.output_ids, sequence.num_started_tokens = [100 + sequence.ordinal] * 5, 5
         sequence.status = Status.ENDED
     rooms.change_rows()
@@ -142,10 +142,10 @@ def test_each_of_several_answers_is_kept(n: int) -> None:
 
 def test_rows_that_are_lost_leave_nothing() -> None:
     rooms = Rooms()
-    prefill = rooms.run(range(6))
-    rooms.change_rows(*prefill.sequences)
+    group = rooms.run(range(6))
+    rooms.change_rows(*group.sequences)
     before = rooms.kept
-    prefill.sequences[0].output_ids, prefill.sequences[0].num_started_tokens = [9] * 9, 9
+    group.sequences[0].output_ids, group.sequences[0].num_started_tokens = [9] * 9, 9
     rooms.cache.lose_rows()
     rooms.change_rows()
     assert rooms.kept == before
@@ -156,8 +156,8 @@ def test_who_is_computed_again_after_memory_ran_out_finds_what_it_said_if_somebo
     rooms = Rooms(cuts=cuts)
     first = rooms.run(range(6))
     rooms.answer(first, [50, 51, 52, 53])
-    again = Prefill(first.request, next_id(), (50, 51, 52, 53), sequences=first.sequences)
-    first.sequences[0].prefill, first.sequences[0].status = again, Status.PENDING
+    again = SequenceGroup(first.request, next_id(), (50, 51, 52, 53), sequences=first.sequences)
+    first.sequences[0].group, first.sequences[0].status = again, Status.PENDING
     while again.num_remaining_tokens:
         rooms.advance(again)
     assert again.num_computed_tokens == 9
@@ -168,18 +168,18 @@ def test_who_is_computed_again_after_memory_ran_out_finds_what_it_said_if_somebo
 @pytest.mark.parametrize("cuts", [True, False])
 def test_an_aborted_prompt_is_gone_on_with_where_it_was(cuts: bool) -> None:
     rooms = Rooms(cuts=cuts, step=1000)
-    prefill = prompt(range(100))
-    rooms.advance(prefill, 10)
-    rooms.advance(prefill, 13)
-    rooms.cache.keep_given_up(prefill.sequences[0])
+    group = prompt(range(100))
+    rooms.advance(group, 10)
+    rooms.advance(group, 13)
+    rooms.cache.keep_given_up(group.sequences[0])
     assert rooms.run(range(100)).num_cached_tokens == 23
 
 
 def test_of_several_that_share_a_prompt_the_last_to_leave_keeps_it() -> None:
     rooms = Rooms()
-    prefill = prompt(range(100), n=2)
-    rooms.advance(prefill, 10)
-    first, second = prefill.sequences
+    group = prompt(range(100), n=2)
+    rooms.advance(group, 10)
+    first, second = group.sequences
     before = rooms.kept
     rooms.cache.keep_given_up(first)
     assert rooms.kept == before
@@ -190,11 +190,11 @@ def test_of_several_that_share_a_prompt_the_last_to_leave_keeps_it() -> None:
 
 def test_what_failed_has_nothing_to_keep() -> None:
     rooms = Rooms()
-    prefill = prompt(range(100))
-    rooms.advance(prefill, 10)
+    group = prompt(range(100))
+    rooms.advance(group, 10)
     before = rooms.kept
-    start_again(rooms.store, prefill)
-    rooms.cache.keep_given_up(prefill.sequences[0])
+    start_again(rooms.store, group)
+    rooms.cache.keep_given_up(group.sequences[0])
     assert rooms.kept == before
 
 
@@ -204,23 +204,23 @@ def test_what_failed_has_nothing_to_keep() -> None:
 def test_who_does_not_want_it_or_needs_what_is_not_kept_takes_nothing(changes: dict[str, Any]) -> None:
     rooms = Rooms()
     rooms.run(range(20))
-    assert rooms.cache.outlook(prompt(range(20), **changes)) == Outlook()
+    assert rooms.cache.match(prompt(range(20), **changes)) == PrefixMatch()
 
 
 @pytest.mark.parametrize("changes", [{"uses_prefix_cache": False}, {"embeds": True, "max_tokens": 0}])
 def test_who_does_not_want_it_leaves_nothing(changes: dict[str, Any]) -> None:
     rooms = Rooms()
-    prefill = rooms.run(range(20), **changes)
-    rooms.answer(prefill, [1, 2])
+    group = rooms.run(range(20), **changes)
+    rooms.answer(group, [1, 2])
     assert rooms.kept == []
 
 
 def test_a_prompt_larger_than_memory_keeps_its_beginning_and_takes_nothing_from_itself() -> None:
     rooms = Rooms(ram=8 * SIZE * 4)
     held: list[tuple[int, int]] = []
-    prefill = prompt(range(1000))
-    while prefill.num_remaining_tokens:
-        rooms.advance(prefill, 10)
+    group = prompt(range(1000))
+    while group.num_remaining_tokens:
+        rooms.advance(group, 10)
         assert set(rooms.kept) >= set(held)
         held = rooms.kept
     assert held == [(start, start + SIZE) for start in range(0, 8 * SIZE, SIZE)]
@@ -273,18 +273,18 @@ def test_with_no_memory_nothing_is_kept_not_even_blocks_without_bytes() -> None:
 def test_what_goes_between_the_look_and_the_restoring_is_computed(cuts: bool) -> None:
     rooms = Rooms(cuts=cuts)
     rooms.run(range(33))
-    prefill = prompt(range(33))
-    rooms.advance(prefill, 5)
-    assert prefill.num_cached_tokens == 5
-    outlook = rooms.cache.outlook(prefill)
-    assert outlook.restorable_until == 32
-    chunk = planned(rooms.cache, prefill, 32)
+    group = prompt(range(33))
+    rooms.advance(group, 5)
+    assert group.num_cached_tokens == 5
+    match = rooms.cache.match(group)
+    assert match.restorable_until == 32
+    chunk = planned(rooms.cache, group, 32)
     rooms.cache.fit(0)
-    assert not rooms.execute(prefill, chunk)
-    assert prefill.num_computed_tokens == prefill.num_cached_tokens == (5 if cuts else 0)
-    while prefill.num_remaining_tokens:
-        rooms.advance(prefill)  # the runner notices where it goes on from
-    assert rooms.held(prefill) == Held(tuple(range(32)), tuple(range(32)))
+    assert not rooms.execute(group, chunk)
+    assert group.num_computed_tokens == group.num_cached_tokens == (5 if cuts else 0)
+    while group.num_remaining_tokens:
+        rooms.advance(group)  # the runner notices where it goes on from
+    assert rooms.held(group) == Held(tuple(range(32)), tuple(range(32)))
 
 
 @pytest.mark.parametrize("cuts", [True, False])
@@ -292,15 +292,15 @@ def test_what_goes_from_memory_alone_between_the_look_and_the_restoring_is_read(
     rooms = Rooms(disk=FakeDisk(), cuts=cuts)
     rooms.run(range(33))
     rooms.settle()
-    prefill = prompt(range(33))
-    assert rooms.cache.outlook(prefill).restorable_until == 32
-    chunk = planned(rooms.cache, prefill, 32)
+    group = prompt(range(33))
+    assert rooms.cache.match(group).restorable_until == 32
+    chunk = planned(rooms.cache, group, 32)
     rooms.cache.fit(60)  # of eight blocks the last ones go
     rooms.cache.fit(None)
-    assert not rooms.execute(prefill, chunk)
-    while prefill.num_remaining_tokens:
-        rooms.advance(prefill)
-    assert prefill.num_cached_tokens == 32
+    assert not rooms.execute(group, chunk)
+    while group.num_remaining_tokens:
+        rooms.advance(group)
+    assert group.num_cached_tokens == 32
     assert rooms.cache.stats().num_disk_tokens > 0
 
 
@@ -320,22 +320,22 @@ def test_half_of_a_snapshots_prompt_is_not_computed_upon() -> None:
     """The other half went before anybody looked again."""
     rooms = Rooms(cuts=False, step=32)
     rooms.run(range(33))
-    prefill = prompt(range(33))
-    rooms.advance(prefill, 5)
+    group = prompt(range(33))
+    rooms.advance(group, 5)
     rooms.cache.fit(0)
-    while prefill.num_remaining_tokens:
-        rooms.advance(prefill)
-    assert prefill.num_cached_tokens == 0
-    assert rooms.held(prefill) == Held(tuple(range(32)), tuple(range(32)))
+    while group.num_remaining_tokens:
+        rooms.advance(group)
+    assert group.num_cached_tokens == 0
+    assert rooms.held(group) == Held(tuple(range(32)), tuple(range(32)))
 
 
 def test_half_of_a_snapshots_prompt_is_not_kept() -> None:
     rooms = Rooms(cuts=False, step=32)
     rooms.run(range(33))
-    prefill = prompt(range(33))
-    rooms.advance(prefill, 8)
+    group = prompt(range(33))
+    rooms.advance(group, 8)
     before = rooms.kept
-    rooms.cache.keep_given_up(prefill.sequences[0])
+    rooms.cache.keep_given_up(group.sequences[0])
     assert rooms.kept == before
 
 
@@ -352,9 +352,9 @@ def test_what_cannot_be_restored_is_computed_and_is_no_error(
 
     with monkeypatch.context() as patch:
         patch.setattr(rooms.store, "restore", refuse)
-        prefill = rooms.run(range(33))
-    assert prefill.num_cached_tokens == 0
-    assert rooms.held(prefill) == Held(tuple(range(32)), tuple(range(32)))
+        group = rooms.run(range(33))
+    assert group.num_cached_tokens == 0
+    assert rooms.held(group) == Held(tuple(range(32)), tuple(range(32)))
     assert str(error) in caplog.text
     assert rooms.run(range(33)).num_cached_tokens == 32  # kept anew, or for want of memory still there
 
@@ -373,9 +373,9 @@ def test_what_cannot_be_restored_goes_but_for_want_of_memory(
 
     with monkeypatch.context() as patch:
         patch.setattr(rooms.store, "restore", refuse)
-        prefill = prompt(range(33))
-        rooms.cache.outlook(prefill)
-        assert not rooms.execute(prefill, planned(rooms.cache, prefill, 8))
+        group = prompt(range(33))
+        rooms.cache.match(group)
+        assert not rooms.execute(group, planned(rooms.cache, group, 8))
     after = list(rooms.cache._index)
     assert after == before if isinstance(error, OutOfMemory) else len(after) < len(before)
 
@@ -403,8 +403,8 @@ def test_what_is_on_disk_is_read_and_taken(cuts: bool, most: int) -> None:
     rooms.cache.fit(0)
     rooms.cache.fit(None)
     assert rooms.kept == []
-    prefill = rooms.run(range(33), most)
-    assert prefill.num_cached_tokens == 32
+    group = rooms.run(range(33), most)
+    assert group.num_cached_tokens == 32
     assert rooms.cache.stats().num_disk_tokens == 32
     assert len(rooms.kept) == 8  # it is in memory again
 
@@ -421,10 +421,10 @@ def test_a_damaged_file_leads_to_computing_from_there(place: int, cuts: bool) ->
     block = next(block_id for block_id, (header, _) in rooms.disk.files.items() if header.start == place * SIZE)
     header, content = rooms.disk.files[block]
     rooms.disk.files[block] = (header, content[:-1])
-    prefill = rooms.run(range(33))
+    group = rooms.run(range(33))
     whole = (place if cuts else place // 2 * 2) * SIZE
-    assert prefill.num_cached_tokens == (whole if whole >= 8 else 0)  # fewer are not worth it
-    assert rooms.held(prefill) == Held(tuple(range(32)), tuple(range(32)))
+    assert group.num_cached_tokens == (whole if whole >= 8 else 0)  # fewer are not worth it
+    assert rooms.held(group) == Held(tuple(range(32)), tuple(range(32)))
     rooms.settle()
     assert len(rooms.disk.files) == 8  # and it is written anew
 
@@ -438,25 +438,25 @@ def test_who_reads_from_the_disk_and_computes_after_all_holds_up_nobody() -> Non
     rooms = Rooms(disk=FakeDisk(dict(disk.files)))
     assert rooms.disk is not None
     mine = prompt(range(33))
-    assert rooms.cache.outlook(mine).waits
+    assert rooms.cache.match(mine).waits
     rooms.disk.work()
     rooms.cache.poll()
     for node in [node for node in rooms.cache._index if node.token_ids[0] == 0]:
         rooms.cache._index.drop(node)
-    assert not rooms.cache.outlook(mine).restorable_until
+    assert not rooms.cache.match(mine).restorable_until
     other = prompt(range(100, 133))
-    assert rooms.cache.outlook(other).waits
+    assert rooms.cache.match(other).waits
     assert rooms.disk.num_jobs  # its blocks are asked for
 
 
 def test_who_is_to_compute_says_where_to_stop_and_what_it_will_be() -> None:
     rooms = Rooms(cuts=False, step=8)
-    outlook = rooms.cache.outlook(prompt(range(30), prefix_borders=(5, 20)))
-    assert outlook.stop_at == 5
-    same = rooms.cache.outlook(prompt([*range(5), *range(50, 60)], prefix_borders=(5,)))
-    assert same.key == outlook.key
-    assert rooms.cache.outlook(prompt(range(30), prefix_borders=(5,), cache_salt="x")).key != outlook.key
-    assert rooms.cache.outlook(prompt([0, 0, *range(30)], prefix_borders=(5,))).key != outlook.key
+    match = rooms.cache.match(prompt(range(30), cache_breakpoints=(5, 20)))
+    assert match.stop_at == 5
+    same = rooms.cache.match(prompt([*range(5), *range(50, 60)], cache_breakpoints=(5,)))
+    assert same.key == match.key
+    assert rooms.cache.match(prompt(range(30), cache_breakpoints=(5,), cache_salt="x")).key != match.key
+    assert rooms.cache.match(prompt([0, 0, *range(30)], cache_breakpoints=(5,))).key != match.key
 
 
 def test_a_few_tokens_are_not_worth_a_restoring_of_their_own() -> None:
@@ -469,6 +469,6 @@ def test_a_few_tokens_are_not_worth_a_restoring_of_their_own() -> None:
 
 def test_a_snapshot_at_each_border_and_every_so_many_tokens() -> None:
     rooms = Rooms(cuts=False, step=16)
-    rooms.run(range(41), prefix_borders=(10, 30))
+    rooms.run(range(41), cache_breakpoints=(10, 30))
     ends = sorted(node.end for node in rooms.cache._index if node.has_state)
     assert ends == [10, 16, 30, 32, 40]

@@ -12,7 +12,7 @@ import pytest
 
 from mlx_backend.api.errors import OutOfMemory, SequenceFailed
 from mlx_backend.api.interface import PrefixCacheConfig
-from mlx_backend.core.sequence import Prefill, Sequence, Status, next_id
+from mlx_backend.core.sequence import SequenceGroup, Status, TokenSequence, next_id
 from mlx_backend.core.step import Chunk
 from mlx_backend.prefix_cache import block_files
 from mlx_backend.prefix_cache.block_files import BlockFiles
@@ -100,9 +100,9 @@ class Life:
         config = PrefixCacheConfig(chunk_tokens=SIZE, snapshot_tokens=STEP, max_bytes=self.max_bytes)
         self.store = SnapshotStore(cuts=self.cuts)
         self.cache = PrefixCache(config, self.store, b"model", self.ram, self.disk)  # type: ignore[arg-type]
-        self.prefills: list[Prefill] = []
-        self.running: list[Sequence] = []
-        self.in_flight: list[Sequence] = []
+        self.prefills: list[SequenceGroup] = []
+        self.running: list[TokenSequence] = []
+        self.in_flight: list[TokenSequence] = []
         self.bound = self.ram
 
     # ---- who comes and goes ----
@@ -118,43 +118,43 @@ class Life:
                 n=source.choice([1, 1, 2]),
                 cache_salt=source.choice(["", "", "", "salt"]),
                 system_border=border,
-                prefix_borders=(border,) if 0 < border < len(tokens) else (),
+                cache_breakpoints=(border,) if 0 < border < len(tokens) else (),
                 uses_prefix_cache=source.random() < 0.9,
             )
         )
 
-    def take_in(self, prefill: Prefill) -> None:
-        self.prefills.append(prefill)
-        self.complete(prefill)
+    def take_in(self, group: SequenceGroup) -> None:
+        self.prefills.append(group)
+        self.complete(group)
 
     def advance(self) -> None:
         if self.prefills:
             self.turn(self.source.choice(self.prefills), self.source.randint(1, 40))
 
-    def turn(self, prefill: Prefill, most: int) -> None:
+    def turn(self, group: SequenceGroup, most: int) -> None:
         self.cache.poll()
-        chunk = self.plan(prefill, most)
+        chunk = self.plan(group, most)
         if chunk is not None:
-            assert self.execute(prefill, chunk)
+            assert self.execute(group, chunk)
 
-    def plan(self, prefill: Prefill, most: int) -> Chunk | None:
+    def plan(self, group: SequenceGroup, most: int) -> Chunk | None:
         """None: it waits for the disk."""
-        outlook = self.cache.outlook(prefill)
-        if outlook.starts_again:
-            start_again(self.store, prefill)
-        start = prefill.num_computed_tokens
-        if outlook.waits:
+        match = self.cache.match(group)
+        if match.starts_again:
+            start_again(self.store, group)
+        start = group.num_computed_tokens
+        if match.waits:
             assert self.disk is not None
             return None
-        if outlook.restorable_until > start:
-            assert outlook.restorable_until < prefill.num_tokens
-            return planned(self.cache, prefill, min(start + most, outlook.restorable_until))
-        return prefill.chunk(start, min(start + most, prefill.num_tokens - 1, outlook.stop_at or prefill.num_tokens))
+        if match.restorable_until > start:
+            assert match.restorable_until < group.num_tokens
+            return planned(self.cache, group, min(start + most, match.restorable_until))
+        return group.chunk(start, min(start + most, group.num_tokens - 1, match.stop_at or group.num_tokens))
 
-    def execute(self, prefill: Prefill, chunk: Chunk) -> bool:
-        is_done = execute(self.cache, self.store, prefill, chunk)
-        assert 0 <= prefill.num_cached_tokens <= prefill.num_computed_tokens
-        self.complete(prefill)
+    def execute(self, group: SequenceGroup, chunk: Chunk) -> bool:
+        is_done = execute(self.cache, self.store, group, chunk)
+        assert 0 <= group.num_cached_tokens <= group.num_computed_tokens
+        self.complete(group)
         return is_done
 
     def lose_what_was_planned(self) -> None:
@@ -164,37 +164,37 @@ class Life:
             between = [self.fit, self.decode, self.abort, self.run_out_of_memory]
             self.source.choices(between, [8, 4, 2, 0.5])[0]()
             self.check()
-        for prefill, chunk in plan:
-            if prefill in self.prefills:
-                assert self.execute(prefill, chunk) or chunk.restore is not None
+        for group, chunk in plan:
+            if group in self.prefills:
+                assert self.execute(group, chunk) or chunk.restore is not None
                 self.check()
 
-    def plan_several(self) -> list[tuple[Prefill, Chunk]]:
+    def plan_several(self) -> list[tuple[SequenceGroup, Chunk]]:
         count = self.source.randint(0, min(3, len(self.prefills)))
         chunks = [
             (each, self.plan(each, self.source.randint(1, 40))) for each in self.source.sample(self.prefills, count)
         ]
-        return [(prefill, chunk) for prefill, chunk in chunks if chunk is not None]
+        return [(group, chunk) for group, chunk in chunks if chunk is not None]
 
     def refuse_what_was_planned(self) -> None:
         """What is there cannot be restored: the prompt is lost, and is computed."""
         error = self.source.choice([SequenceFailed("no such shape"), OutOfMemory("no memory")])
-        for prefill, chunk in self.plan_several():
-            if chunk.restore is not None and self.cache.has_all(prefill, chunk):  # else one before it took it along
+        for group, chunk in self.plan_several():
+            if chunk.restore is not None and self.cache.has_all(group, chunk):  # else one before it took it along
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setattr(self.store, "restore", raising(error))
-                    assert not self.execute(prefill, chunk)
-                assert prefill.num_computed_tokens == 0
-                assert self.cache.outlook(prefill).restorable_until == 0
+                    assert not self.execute(group, chunk)
+                assert group.num_computed_tokens == 0
+                assert self.cache.match(group).restorable_until == 0
 
-    def complete(self, prefill: Prefill) -> None:
-        if prefill.num_remaining_tokens == 0:
-            self.prefills.remove(prefill)
-            for sequence in prefill.sequences:
+    def complete(self, group: SequenceGroup) -> None:
+        if group.num_remaining_tokens == 0:
+            self.prefills.remove(group)
+            for sequence in group.sequences:
                 if sequence.status is Status.PENDING:
                     sequence.status = Status.RUNNING
                     self.running.append(sequence)
-            self.store.drop(prefill.id)
+            self.store.drop(group.id)
 
     def decode(self) -> None:
         rows = tuple(s for s in self.running if s.num_started_tokens < s.request.max_tokens)
@@ -204,7 +204,7 @@ class Life:
         self.collect()
         self.in_flight = list(rows)
 
-    def change_rows(self, rows: tuple[Sequence, ...]) -> None:
+    def change_rows(self, rows: tuple[TokenSequence, ...]) -> None:
         self.cache.change_rows(rows)
         self.store.rows = {sequence.id: sequence for sequence in rows}
 
@@ -217,17 +217,17 @@ class Life:
                 self.end(sequence)
         self.in_flight = []
 
-    def end(self, sequence: Sequence) -> None:
+    def end(self, sequence: TokenSequence) -> None:
         self.cache.keep_given_up(sequence)
         sequence.status = Status.ENDED
         if sequence in self.running:
             self.running.remove(sequence)
-        if sequence.prefill in self.prefills and not sequence.prefill.is_wanted:
-            self.store.drop(sequence.prefill.id)
-            self.prefills.remove(sequence.prefill)
+        if sequence.group in self.prefills and not sequence.group.is_wanted:
+            self.store.drop(sequence.group.id)
+            self.prefills.remove(sequence.group)
 
     def abort(self) -> None:
-        waiting = [s for prefill in self.prefills for s in prefill.sequences if s.status is Status.PENDING]
+        waiting = [s for group in self.prefills for s in group.sequences if s.status is Status.PENDING]
         if self.running or waiting:
             self.end(self.source.choice(self.running + waiting))
 
@@ -244,9 +244,11 @@ class Life:
         for sequence in running:
             sequence.status = Status.PENDING
             sequence.num_started_tokens = len(sequence.output_ids)
-            sequence.prefill.sequences.remove(sequence)
-            sequence.prefill = Prefill(sequence.request, next_id(), tuple(sequence.output_ids), sequences=[sequence])
-            self.take_in(sequence.prefill)
+            sequence.group.sequences.remove(sequence)
+            sequence.group = SequenceGroup(
+                sequence.request, next_id(), tuple(sequence.output_ids), sequences=[sequence]
+            )
+            self.take_in(sequence.group)
 
     # ---- memory and disk ----
 
@@ -300,8 +302,8 @@ class Life:
     def finish_all(self) -> None:
         """Whoever is there gets to the end of its prompt, whatever the disk does."""
         for _ in range(600):
-            for prefill in list(self.prefills):
-                self.turn(prefill, 7)
+            for group in list(self.prefills):
+                self.turn(group, 7)
             if self.disk is not None:
                 self.disk.work(3)
             if not self.prefills:
@@ -309,7 +311,7 @@ class Life:
         raise AssertionError("a prompt does not come to its end")
 
     def nothing_is_remembered_of_who_is_gone(self) -> None:
-        there = {prefill.id for prefill in self.prefills}
+        there = {group.id for group in self.prefills}
         assert self.cache._cursors.keys() <= there
         assert self.store.prompts.keys() <= there
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_backend.core.sequence import Prefill, Status
+from mlx_backend.core.sequence import SequenceGroup, Status
 from mlx_backend.core.step import BlockRef
 from mlx_backend.prefix_cache.index import Node, PrefixIndex
 from mlx_backend.prefix_cache.loading import Loading
@@ -69,7 +69,7 @@ def take(loading: Loading, store: SnapshotStore) -> None:
     loading.payloads.clear()
 
 
-def long_prompt() -> Prefill:
+def long_prompt() -> SequenceGroup:
     return prompt(range(100))
 
 

@@ -184,7 +184,7 @@ async def test_many_at_once_compute_what_they_share_once(config: EngineConfig) -
     expected = await without(config, *prompts)
     async with running(config) as engine:
         streams = [
-            engine.submit([request(each, NUM_OUTPUT, system_border=160, prefix_borders=(160,))]) for each in prompts
+            engine.submit([request(each, NUM_OUTPUT, system_border=160, cache_breakpoints=(160,))]) for each in prompts
         ]
         answers = await asyncio.gather(*(read(stream) for stream in streams))
         assert [[event.token_id for event in answer[0]] for answer in answers] == expected

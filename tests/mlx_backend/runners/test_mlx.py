@@ -23,7 +23,7 @@ from mlx_backend.api.interface import (
     SchedulerConfig,
 )
 from mlx_backend.core.row import Row
-from mlx_backend.core.sequence import build_prefills
+from mlx_backend.core.sequence import build_groups
 from mlx_backend.kv_cache import attention
 from mlx_backend.kv_cache.batch import RowBatch
 from mlx_backend.kv_cache.plan import CachePlan
@@ -203,7 +203,7 @@ def test_the_bytes_held_are_those_that_were_planned(
         )
         assert sum(cache.nbytes for cache in full) >= unquantized > planned
     batch = RowBatch(runner._make_caches())
-    (sequence,) = build_prefills([request(tuple(range(256)), 1)])[0].sequences
+    (sequence,) = build_groups([request(tuple(range(256)), 1)])[0].sequences
     batch.set_rows([Row.of(sequence.row(0), caches)])
     runner._model(mx.ones((1, 1), dtype=mx.int32), cache=batch.caches)
     assert sum(cache.nbytes for cache in batch.caches) < 2.2 * planned

@@ -22,14 +22,14 @@ from mlx_backend.api.interface import (
     MemoryConfig,
     SimulateConfig,
 )
-from mlx_backend.core.sequence import Prefill, Sequence, build_prefills
+from mlx_backend.core.sequence import SequenceGroup, TokenSequence, build_groups
 from mlx_backend.core.step import StepPlan
 from mlx_backend.factory import create_engine, read_shape
 from mlx_backend.kv_cache.plan import CacheShape, plan_caches
 from mlx_backend.planning.machines import find_machine
 from mlx_backend.planning.memory import ModelShape
 from mlx_backend.planning.planner import decode_speed, prefill_speed
-from mlx_backend.runners.simulated import PlannedPace, SimulatedRunner
+from mlx_backend.runners.simulated import PlannedSpeed, SimulatedRunner
 from tests.engine_client import one, running
 
 PROFILES = Path(__file__).parents[3] / "server" / "profiles"
@@ -63,8 +63,8 @@ def clocked(model: str = QWEN, machine: str = MACHINE, **sections: Any) -> Clock
     return Clocked(config(model, machine, **sections), *shape_of(model))
 
 
-def prefills(*lengths: int, max_tokens: int = 8) -> tuple[Prefill, ...]:
-    return build_prefills(
+def prefills(*lengths: int, max_tokens: int = 8) -> tuple[SequenceGroup, ...]:
+    return build_groups(
         [GenerationRequest(request_id="r", prompt_ids=(7,) * n, max_tokens=max_tokens) for n in lengths]
     )
 
@@ -73,18 +73,18 @@ def quiet(progress: LoadProgress) -> None:
     """Nobody watches."""
 
 
-def compute(runner: Clocked, prefill: Prefill, *sizes: int) -> list[float]:
+def compute(runner: Clocked, group: SequenceGroup, *sizes: int) -> list[float]:
     """The prompt in chunks of these sizes; what each took."""
     took = []
     for size in sizes:
         before = runner.now
-        runner.prefill(prefill.chunk(prefill.num_computed_tokens, prefill.num_computed_tokens + size))
-        prefill.num_computed_tokens += size
+        runner.prefill(group.chunk(group.num_computed_tokens, group.num_computed_tokens + size))
+        group.num_computed_tokens += size
         took.append(runner.now - before)
     return took
 
 
-def steps(runner: Clocked, sequences: collections.abc.Sequence[Sequence], number: int) -> float:
+def steps(runner: Clocked, sequences: collections.abc.Sequence[TokenSequence], number: int) -> float:
     """So many decode steps, each started before the one before is collected; what they took in all."""
     before = runner.now
     start(runner, sequences)
@@ -95,7 +95,7 @@ def steps(runner: Clocked, sequences: collections.abc.Sequence[Sequence], number
     return runner.now - before
 
 
-def start(runner: Clocked, sequences: collections.abc.Sequence[Sequence]) -> None:
+def start(runner: Clocked, sequences: collections.abc.Sequence[TokenSequence]) -> None:
     """A step of these, and of no others."""
     rows = [sequence.row(0) for sequence in sequences if sequence.id not in runner._rows]
     ids = tuple(sequence.id for sequence in sequences)
@@ -111,7 +111,7 @@ def start(runner: Clocked, sequences: collections.abc.Sequence[Sequence]) -> Non
 def test_chunks_of_a_prompt_take_together_what_the_planner_says(model: str) -> None:
     shape, caches = shape_of(model)
     machine = find_machine(MACHINE)
-    pace = PlannedPace(shape, plan_caches(caches, KVCacheConfig()), machine)
+    pace = PlannedSpeed(shape, plan_caches(caches, KVCacheConfig()), machine)
     chunks = [pace.chunk_s(start, 512) for start in range(0, 8192, 512)]
     predicted = prefill_speed(shape, machine, 8192)
     assert predicted is not None
@@ -127,14 +127,14 @@ def test_a_step_takes_what_the_planner_says(model: str, rows: int, context: int)
     machine, plans = find_machine(MACHINE), plan_caches(caches, KVCacheConfig())
     predicted = decode_speed(shape, plans, machine, max(context, 256), rows)
     assert predicted is not None
-    assert PlannedPace(shape, plans, machine).step_s(rows, context) == pytest.approx(1 / predicted.value)
-    assert PlannedPace(shape, plans, machine, 50).step_s(rows, context) == pytest.approx(1 / predicted.value / 50)
+    assert PlannedSpeed(shape, plans, machine).step_s(rows, context) == pytest.approx(1 / predicted.value)
+    assert PlannedSpeed(shape, plans, machine, 50).step_s(rows, context) == pytest.approx(1 / predicted.value / 50)
 
 
 def test_r1_on_the_machine_made_for_it_has_the_published_pace() -> None:
     """18 to 23 tokens a second at 4,096 tokens, as configs/r1-m3-ultra-512.yaml says."""
     shape, caches = shape_of(R1)
-    pace = PlannedPace(shape, plan_caches(caches, KVCacheConfig()), find_machine(MACHINE))
+    pace = PlannedSpeed(shape, plan_caches(caches, KVCacheConfig()), find_machine(MACHINE))
     assert 18 < 1 / pace.step_s(1, 4096) < 23
 
 
@@ -143,16 +143,16 @@ def test_r1_on_the_machine_made_for_it_has_the_published_pace() -> None:
 
 def test_a_prompt_and_its_answer_take_what_was_planned() -> None:
     runner = clocked()
-    (prefill,) = prefills(3001)
-    took = compute(runner, prefill, 2048, 952)
+    (group,) = prefills(3001)
+    took = compute(runner, group, 2048, 952)
     assert took == pytest.approx([runner.pace.chunk_s(0, 2048), runner.pace.chunk_s(2048, 952)])
     expected = sum(runner.pace.step_s(1, 3000 + place) for place in range(5))
-    assert steps(runner, prefill.sequences, 5) == pytest.approx(expected)
+    assert steps(runner, group.sequences, 5) == pytest.approx(expected)
 
 
 def test_a_batch_is_as_slow_as_its_longest_row_makes_it() -> None:
     runner = clocked()
-    short, long = (prefill.sequences[0] for prefill in prefills(10, 9000))
+    short, long = (group.sequences[0] for group in prefills(10, 9000))
     assert steps(runner, [short], 1) < steps(runner, [long], 1) < steps(runner, [short, long], 1)
 
 
@@ -219,11 +219,11 @@ def test_what_cannot_be_is_refused(model: str, machine: str, sections: dict[str,
 def test_bytes_are_counted_as_if_they_were_held() -> None:
     runner = clocked(R1)
     assert runner.kv_bytes() == 0
-    (prefill,) = prefills(1001)
-    compute(runner, prefill, 1000)
+    (group,) = prefills(1001)
+    compute(runner, group, 1000)
     single = runner.kv_bytes()
     assert 1000 * 70_272 <= single <= 1024 * 70_272
-    steps(runner, prefill.sequences, 1)
+    steps(runner, group.sequences, 1)
     assert runner.kv_bytes() >= 1000 * 70_272
     now, peak = runner.device_bytes()
     assert peak >= now > shape_of(R1)[0].weights_bytes

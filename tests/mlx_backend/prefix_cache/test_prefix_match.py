@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_backend.api.interface import SchedulerConfig
-from mlx_backend.core.sequence import Prefill
+from mlx_backend.core.sequence import SequenceGroup
 from mlx_backend.core.step import Piece, PromptId, Restore, StepPlan
 from mlx_backend.engine.scheduler import Scheduler
-from mlx_backend.engine.throughput import Pace
-from mlx_backend.prefix_cache.outlook import Outlook
+from mlx_backend.engine.throughput import ThroughputEstimate
+from mlx_backend.prefix_cache.prefix_match import PrefixMatch
 from tests.mlx_backend.prefix_cache.rooms import prompt
 
 TOKEN_S = 0.001
@@ -21,8 +21,8 @@ STALL_S = 0.1
 PLANNED_S = 0.6 * STALL_S
 
 
-def paced(restored_token_s: float | None) -> Pace:
-    pace = Pace()
+def paced(restored_token_s: float | None) -> ThroughputEstimate:
+    pace = ThroughputEstimate()
     for start in (0, 300, 600, 1200, 2400, 5000, 10_000):
         pace.observe_chunk(start, 100, 100 * TOKEN_S)
     if restored_token_s is not None:
@@ -39,41 +39,41 @@ class Rooms:
     """A scheduler that is told of each prompt what `known` says. Implements `scheduler.PrefixView`."""
 
     def __init__(self, restored_token_s: float | None = 0.0001, max_chunk_tokens: int = 2048) -> None:
-        self.known: dict[PromptId, Outlook] = {}
+        self.known: dict[PromptId, PrefixMatch] = {}
         self.gone: set[PromptId] = set()
         """Prompts whose blocks are not there, whatever was said of them."""
         config = SchedulerConfig(max_stall_s=STALL_S, max_chunk_tokens=max_chunk_tokens)
         self.pace = paced(restored_token_s)
         self.scheduler = Scheduler(config, self.pace, 8, prefixes=self)
 
-    def outlook(self, prefill: Prefill) -> Outlook:
-        return self.known.get(prefill.id, Outlook())
+    def match(self, group: SequenceGroup) -> PrefixMatch:
+        return self.known.get(group.id, PrefixMatch())
 
-    def pieces(self, prefill: Prefill, stop: int) -> Restore | None:
-        start = prefill.num_computed_tokens
-        assert start < stop <= self.known[prefill.id].restorable_until
-        return None if prefill.id in self.gone else restore(start, stop)
+    def pieces(self, group: SequenceGroup, stop: int) -> Restore | None:
+        start = group.num_computed_tokens
+        assert start < stop <= self.known[group.id].restorable_until
+        return None if group.id in self.gone else restore(start, stop)
 
-    def sizes(self, plan: StepPlan) -> Mapping[Prefill, tuple[int, bool]]:
+    def sizes(self, plan: StepPlan) -> Mapping[SequenceGroup, tuple[int, bool]]:
         """Of each prompt's chunk: its tokens, and whether it is restored."""
         found = {}
         for chunk in plan.chunks:
-            prefill = self.scheduler.prompt(chunk.prompt)
-            assert prefill is not None
-            assert chunk.start == prefill.num_computed_tokens
-            assert chunk.token_ids == prefill.token_ids(chunk.start, chunk.stop)
+            group = self.scheduler.prompt(chunk.prompt)
+            assert group is not None
+            assert chunk.start == group.num_computed_tokens
+            assert chunk.token_ids == group.token_ids(chunk.start, chunk.stop)
             assert chunk.restore in (None, restore(chunk.start, chunk.stop))
-            found[prefill] = (chunk.num_tokens, chunk.restore is not None)
+            found[group] = (chunk.num_tokens, chunk.restore is not None)
         return found
 
-    def plan(self) -> Mapping[Prefill, tuple[int, bool]]:
+    def plan(self) -> Mapping[SequenceGroup, tuple[int, bool]]:
         return self.sizes(self.scheduler.schedule())
 
-    def add(self, length: int = 5000, **known: object) -> Prefill:
-        prefill = prompt([1] * length)
-        self.known[prefill.id] = Outlook(**known)  # type: ignore[arg-type]
-        self.scheduler.add(prefill)
-        return prefill
+    def add(self, length: int = 5000, **known: object) -> SequenceGroup:
+        group = prompt([1] * length)
+        self.known[group.id] = PrefixMatch(**known)  # type: ignore[arg-type]
+        self.scheduler.add(group)
+        return group
 
     def somebody_decodes(self) -> None:
         self.scheduler.add(prompt([1], max_tokens=100_000))
@@ -187,7 +187,7 @@ def test_who_waits_for_the_disk_holds_up_nobody() -> None:
         rooms.scheduler.end(sequence)
     assert rooms.scheduler.schedule().chunks == ()
     assert rooms.scheduler.is_blocked
-    rooms.known[waiting.id] = Outlook(restorable_until=50)
+    rooms.known[waiting.id] = PrefixMatch(restorable_until=50)
     assert rooms.plan() == {waiting: (50, True)}
     assert not rooms.scheduler.is_blocked
 

@@ -1,4 +1,4 @@
-"""Outlook: what the prefix cache says of a prompt to whoever plans its chunks. No MLX."""
+"""PrefixMatch: what the prefix cache says of a prompt to whoever plans its chunks. No MLX."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class PrefixMatch:
     """What is known of a prompt's tokens from the first that is not computed on."""
 
     restorable_until: int = 0
