@@ -6,8 +6,11 @@ No text is in it, but token ids are, which a tokenizer turns into text. Written 
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import json
+import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -32,6 +35,8 @@ from mlx_backend.core.step import (
 )
 from mlx_backend.planning.admission import Budget
 from mlx_backend.runners.base import Runner
+
+logger = logging.getLogger("pippin.engine")
 
 _TYPES: dict[str, type] = {
     kind.__name__: kind
@@ -61,7 +66,8 @@ class RecordingRunner:
     def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
         """Load the model. Raises ModelLoadError, also where the file cannot be written."""
         try:
-            self._file = self._path.open("w", encoding="utf-8")
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            self._file = os.fdopen(descriptor, "w", encoding="utf-8")
         except OSError as error:
             raise ModelLoadError(f"debug.record: {self._path} cannot be written ({error.strerror})") from error
         info = self._runner.load(report)
@@ -102,9 +108,7 @@ class RecordingRunner:
 
     def close(self) -> None:
         self._runner.close()
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._end()
 
     def _call(self, name: str, given: dict[str, Any], call: Callable[[], Any]) -> Any:
         try:
@@ -116,9 +120,20 @@ class RecordingRunner:
         return result
 
     def _write(self, name: str, given: dict[str, Any], result: Any) -> None:
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             self._file.write(json.dumps({"call": name, **_encode(given), "gave": _encode(result)}) + "\n")
             self._file.flush()
+        except OSError as error:
+            logger.error("debug.record: %s is not written any further: %s", self._path, error)
+            self._end()
+
+    def _end(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what is buffered cannot be written either
+                self._file.close()
+            self._file = None
 
 
 class _RecordingStore:

@@ -134,6 +134,21 @@ async def test_what_cannot_be_recorded_is_said(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk to write to")
+async def test_a_full_disk_ends_the_record_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    async with running(replace(MOCK, debug=DebugConfig(record="/dev/full"))) as engine:
+        assert len(await one(engine, b"hello there", 5)) == 5
+        assert engine.health().status == "ok"
+    assert caplog.text.count("debug.record: /dev/full is not written any further") == 1
+
+
+async def test_a_record_is_for_its_owner_alone(tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    async with running(replace(MOCK, debug=DebugConfig(record=str(file)))) as engine:
+        await one(engine, b"hello there", 5)
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
 # --- a third runner, behind a pipe
 
 
