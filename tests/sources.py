@@ -128,6 +128,7 @@ TESTED_IN: dict[str, str] = {
     "server/text/calls/writer.py": "tests/server/text/calls/test_families.py tests/server/text/calls/test_grammar.py",
     "server/text/events.py": "tests/server/text/parsers/test_harmony.py tests/server/text/test_pipeline.py",
     "server/text/parsers/answer.py": "tests/server/text/parsers/test_chat.py",
+    "server/text/parsers/formats.py": "tests/server/text/calls/test_families.py tests/server/text/calls/test_deepseek.py",
     "server/text/parsers/parts.py": "tests/server/text/parsers/test_chat.py tests/server/text/parsers/test_harmony.py",
     "server/text/rendering.py": "tests/server/text/test_template_traits.py",
 }  # fmt: skip

@@ -221,13 +221,21 @@ def _is_in(module: Module, patterns: Sequence[str]) -> bool:
 
 
 def _runtime_targets(module: Module, names: set[str]) -> set[str]:
-    """The project's modules that importing `module` imports: `from a import b` means a.b where that is a module."""
+    """The project's modules that importing `module` imports: `from a import b` means a.b where that is a module.
+
+    With each come the packages that it is in, but those of `module`, which have begun.
+    """
     found = set()
     for imported in module.imports:
         if imported.when == "module":
             target = imported.target if imported.target in names else imported.target.rpartition(".")[0]
-            found.add(target)
-    return (found & names) - {module.name}
+            found |= {target, *_packages(target)}
+    return (found & names) - {module.name, *_packages(module.name)}
+
+
+def _packages(name: str) -> Iterator[str]:
+    """The packages around a module."""
+    return (name[:end] for end, letter in enumerate(name) if letter == ".")
 
 
 # --- the rules hold, and would notice if they did not
@@ -260,7 +268,10 @@ PLANTED: dict[Rule, list[tuple[str, str]]] = {
         ("server/dialects/a/routes.py", "import server.cli"),
     ],
     imports_are_absolute: [("server/app.py", "from . import errors")],
-    no_cycles: [("server/x.py", "from server import y")],
+    no_cycles: [
+        ("server/x.py", "from server import y"),
+        ("server/dialects/__init__.py", "from server.commands import z"),
+    ],
     files_are_short: [("server/x.py", '"""Long."""\n' + "x = 1\n" * MAX_LINES)],
     modules_say_what_they_know: [("server/x.py", "x = 1  # no docstring")],
 }
@@ -282,6 +293,7 @@ ALLOWED = [
 NEIGHBOURS = (
     Module("server/y.py", '"""Imports x."""\nimport server.x'),
     Module("server/dialects/b/schema.py", '"""Another dialect."""'),
+    Module("server/commands/z.py", '"""Imports a module of a package."""\nimport server.dialects.b.schema'),
 )
 
 
