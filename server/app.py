@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from server import __version__, errors, sse
+from server import __version__, error_answers, sse
 from server.config import Config
 from server.dialects import DIALECTS
+from server.errors import ErrorCounts
 from server.lifecycle import Admission, Lifecycle
 from server.middleware import RequestEnvelope
 from server.openapi import PublishedAPI
@@ -52,13 +53,13 @@ def create_app(
     app.state.origins = origins or {}
     app.state.registry = registry
     app.state.lifecycle = lifecycle or Lifecycle()
-    app.state.error_counts = errors.ErrorCounts()
+    app.state.error_counts = ErrorCounts()
     app.state.recent_errors = RecentErrors()
     app.state.pulse = Pulse(registry)
     app.state.power = PowerMeter(find_command())
     for router in DIALECTS:
         app.include_router(router)
-    errors.install(app)
+    error_answers.install(app)
     # Outside of the framework's own layers, so that nothing stands between the envelope and the server.
     app.state.gate = Gate(Admission(app.build_middleware_stack(), app.state.lifecycle), config)
     app.state.envelope = RequestEnvelope(

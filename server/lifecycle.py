@@ -22,7 +22,8 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import RETRY_AFTER_S, APIError, note_error, openai_response
+from server.error_answers import openai_response
+from server.errors import RETRY_AFTER_S, APIError, note_error
 from server.logs import flush_logs
 
 logger = logging.getLogger("pippin.lifecycle")

@@ -95,6 +95,7 @@ TESTED_IN: dict[str, str] = {
     "server/dialects/openai_schema.py": "tests/server/test_openapi.py",
     "server/dialects/openai_written.py": "tests/server/dialects/test_openai_answers.py",
     "server/dialects/tokenize/schema.py": "tests/server/dialects/test_api_docs.py tests/server/test_mutations.py",
+    "server/error_answers.py": "tests/server/dialects/test_bad_input.py",
     "server/grammars/host.py": "tests/server/grammars",
     "server/grammars/matching.py": "tests/server/grammars",
     "server/grammars/process.py": "tests/server/grammars/test_compiler.py tests/server/text/test_thought.py",

@@ -16,7 +16,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.config import Config, SecurityConfig
-from server.errors import APIError, InvalidRequest, note_error, openai_response
+from server.error_answers import openai_response
+from server.errors import APIError, InvalidRequest, note_error
 from server.security.bodies import BodyPlace, BodyRoom, check_body, read_body, replay
 from server.security.hosts import HostRule, OriginRule
 from server.security.keys import RECHECK_S, Key, KeyRing
