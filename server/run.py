@@ -18,10 +18,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import uvicorn
-from fastapi import FastAPI
 
 from mlx_backend.errors import ModelLoadError
-from server.app import create_app
+from server.app import Application, create_app
 from server.appliance.awake import find_awake
 from server.config import Config
 from server.lifecycle import DrainingServer, Lifecycle, owned_signals
@@ -125,15 +124,15 @@ def _build_server(
     server = DrainingServer(
         _uvicorn_config(app, connections),
         lifecycle,
-        drain_s=lambda: app.state.config.stream.drain_s,
+        drain_s=lambda: app.parts.config.stream.drain_s,
         cut=registry.close,
     )
     reloading = Reloading(config, reread)
-    register_parts(reloading, app, connections)
+    register_parts(reloading, app.parts.settings, app.gate, app.envelope, connections)
     return server, reloading
 
 
-def _uvicorn_config(app: FastAPI, connections: type[asyncio.Protocol]) -> uvicorn.Config:
+def _uvicorn_config(app: Application, connections: type[asyncio.Protocol]) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         log_config=None,

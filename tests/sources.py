@@ -94,6 +94,7 @@ TESTED_IN: dict[str, str] = {
     "server/dialects/openai_refusals.py": "tests/server/dialects/test_api_docs.py",
     "server/dialects/openai_schema.py": "tests/server/test_openapi.py",
     "server/dialects/openai_written.py": "tests/server/dialects/test_openai_answers.py",
+    "server/dialects/parts.py": "tests/server/dialects/dashboard/test_status.py tests/test_process.py",
     "server/dialects/tokenize/schema.py": "tests/server/dialects/test_api_docs.py tests/server/test_mutations.py",
     "server/error_answers.py": "tests/server/dialects/test_bad_input.py",
     "server/grammars/host.py": "tests/server/grammars",

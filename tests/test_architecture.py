@@ -175,6 +175,14 @@ def layers_import_downwards(modules: Sequence[Module]) -> Iterator[str]:
             yield module.at(imported, f"{imported.target} is in a higher layer")
 
 
+def applications_have_typed_parts(modules: Sequence[Module]) -> Iterator[str]:
+    """The framework's `app.state` takes anything under any name: nobody reads or writes it."""
+    for module in modules:
+        for node in ast.walk(ast.parse(module.source)):
+            if isinstance(node, ast.Attribute) and node.attr == "state" and ast.unparse(node.value).endswith("app"):
+                yield f"{module.path}:{node.lineno}: app.state has no types; see server/dialects/parts.py"
+
+
 def imports_are_absolute(modules: Sequence[Module]) -> Iterator[str]:
     for module, imported in _all_imports(modules):
         if imported.target.startswith("."):
@@ -267,6 +275,10 @@ PLANTED: dict[Rule, list[tuple[str, str]]] = {
         ("server/errors.py", "from server.service import registry"),
         ("server/dialects/a/routes.py", "import server.cli"),
     ],
+    applications_have_typed_parts: [
+        ("server/dialects/a/routes.py", "def f(request): return request.app.state.registry"),
+        ("server/app.py", "app.state.x = 1"),
+    ],
     imports_are_absolute: [("server/app.py", "from . import errors")],
     no_cycles: [
         ("server/x.py", "from server import y"),
@@ -286,6 +298,7 @@ ALLOWED = [
     ("server/dialects/a/routes.py", "from server.dialects.openai_shared import answer"),
     ("server/cli.py", "def f():\n    from server.run import serve"),
     ("server/x.py", "def f():\n    from server import y"),
+    ("server/dialects/a/routes.py", "def f(request): return request.state.tenant"),
     ("server/x.py", "if TYPE_CHECKING:\n    from server import y"),
 ]
 

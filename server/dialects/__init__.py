@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastapi import APIRouter
 
-from server.dialects.admin.routes import router as admin
-from server.dialects.dashboard.routes import router as dashboard
-from server.dialects.health.routes import router as health
-from server.dialects.metrics.routes import router as metrics
-from server.dialects.models.routes import router as models
-from server.dialects.openai_chat.routes import router as openai_chat
-from server.dialects.openai_completions.routes import router as openai_completions
-from server.dialects.openai_embeddings.routes import router as openai_embeddings
-from server.dialects.tokenize.routes import router as tokenize
+from server.dialects.admin.routes import build_router as admin
+from server.dialects.dashboard.routes import build_router as dashboard
+from server.dialects.health.routes import build_router as health
+from server.dialects.metrics.routes import build_router as metrics
+from server.dialects.models.routes import build_router as models
+from server.dialects.openai_chat.routes import build_router as openai_chat
+from server.dialects.openai_completions.routes import build_router as openai_completions
+from server.dialects.openai_embeddings.routes import build_router as openai_embeddings
+from server.dialects.parts import ServerParts
+from server.dialects.tokenize.routes import build_router as tokenize
 
-DIALECTS: tuple[APIRouter, ...] = (
+DIALECTS: tuple[Callable[[ServerParts], APIRouter], ...] = (
     openai_completions,
     openai_chat,
     openai_embeddings,

@@ -22,6 +22,7 @@ from starlette.responses import Response
 from server.dialects.openai_fold import Fold, joined
 from server.dialects.openai_shared import SamplingFields
 from server.dialects.openai_written import Head, dump, encode_usage, quote
+from server.dialects.parts import ServerParts
 from server.disconnect import ClientGone, while_connected
 from server.errors import APIError, InvalidRequest, openai_body
 from server.heap import give_back
@@ -103,16 +104,20 @@ class Dialect:
 
 
 async def answer(
-    request: Request, job: GenerationJob, fields: SamplingFields, dialect: Dialect, ignored: Iterable[str]
+    parts: ServerParts,
+    request: Request,
+    job: GenerationJob,
+    fields: SamplingFields,
+    dialect: Dialect,
+    ignored: Iterable[str],
 ) -> Response:
     """Generate `job` and answer it, streamed or whole. Raises APIError and EngineError before the first byte."""
     headers = ignored_header(ignored)
-    config = request.app.state.config
+    config = parts.config
     truncates = config.context.on_overflow == "truncate_oldest"
     job = replace(_with_room(job, fits=config.context.on_max_tokens == "fit"), tenant=request.state.tenant)
-    registry = request.app.state.registry
-    model = registry.resolve(job.model)
-    opening = Opening(generation.open(registry, job, truncates=truncates, is_whole=not fields.stream), model)
+    model = parts.registry.resolve(job.model)
+    opening = Opening(generation.open(parts.registry, job, truncates=truncates, is_whole=not fields.stream), model)
     # a stream whose model takes long to load begins without it; what goes wrong then is an event
     stream = await opening.wait(config.stream.keep_alive_s if fields.stream else inf)
     if stream is not None and stream.num_truncated_tokens:

@@ -126,7 +126,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "server/dialects/openai_embeddings/routes.py",
         "tests/server/dialects/openai_embeddings tests/server/security/test_gate.py",
-        ("a key's limits do not hold for embeddings", "    job = replace(job, tenant=request.state.tenant)\n", ""),
+        ("a key's limits do not hold for embeddings", "        job = replace(job, tenant=request.state.tenant)\n", ""),
     ),
     # --- jobs and models
     *_of(
