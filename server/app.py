@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from server import __version__, error_answers, sse
 from server.config import Config, CurrentConfig
 from server.dialects import DIALECTS
+from server.dialects.dialect import Dialect, collect_errors
 from server.dialects.parts import ServerParts
 from server.errors import ErrorCounts
 from server.lifecycle import Admission, Lifecycle
@@ -26,16 +27,19 @@ from server.service.registry import ModelRegistry
 class Application(PublishedAPI):
     """The ASGI application: the routes of every dialect, and the layers around them."""
 
-    def __init__(self, parts: ServerParts) -> None:
+    def __init__(self, parts: ServerParts, dialects: Sequence[Dialect]) -> None:
         super().__init__(title="Pippin", version=__version__, lifespan=self._live, docs_url=None, redoc_url=None)
         self.parts = parts
-        for build_router in DIALECTS:
-            self.include_router(build_router(parts))
-        error_answers.install(self)
+        self.error_bodies = collect_errors(dialects)
+        for dialect in dialects:
+            self.include_router(dialect.build_router(parts))
+        error_answers.install(self, self.error_bodies)
         # Outside of the framework's own layers, so that nothing stands between the envelope and the server.
-        self.gate = Gate(Admission(self.build_middleware_stack(), parts.lifecycle), parts.config)
+        admission = Admission(self.build_middleware_stack(), parts.lifecycle, self.error_bodies)
+        self.gate = Gate(admission, parts.config, self.error_bodies)
         self.envelope = RequestEnvelope(
             self.gate,
+            self.error_bodies,
             max_body_bytes=parts.config.security.max_body_bytes,
             error_counts=parts.error_counts,
             recent_errors=parts.recent_errors,
@@ -64,6 +68,7 @@ def create_app(
     lifecycle: Lifecycle | None = None,
     *,
     origins: Mapping[str, str] | None = None,
+    dialects: Sequence[Dialect] = DIALECTS,
 ) -> Application:
     """The ASGI application. Its lifespan starts the registry, which loads in the background, and closes it.
 
@@ -79,5 +84,6 @@ def create_app(
             recent_errors=RecentErrors(),
             pulse=Pulse(registry),
             power=PowerMeter(find_command()),
-        )
+        ),
+        dialects,
     )

@@ -5,8 +5,9 @@ Knows FastAPI and Starlette, so that `errors`, which the service raises, need no
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import MutableMapping
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,7 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from mlx_backend.errors import EngineError
-from server.errors import APIError, InternalError, InvalidRequest, describe_error, note_error, openai_body, to_api_error
+from server.error_bodies import ErrorBodies
+from server.errors import APIError, InternalError, InvalidRequest, describe_error, note_error, to_api_error
 from server.logs import shows_prompts
 
 logger = logging.getLogger("pippin.errors")
@@ -50,10 +52,12 @@ def from_http(error: HTTPException, method: str, path: str) -> APIError:
     return answer
 
 
-def openai_response(error: APIError) -> Response:
-    """The error as an answer of its own. Pure ASCII: the message may quote what is no valid Unicode."""
+def answer_error(bodies: ErrorBodies, scope: MutableMapping[str, Any], error: APIError) -> Response:
+    """The answer to the request of `scope`, in the shape of the dialect that was asked; remembered and logged."""
+    note_error(scope, error)
     _log_answer(error)
-    return Response(json.dumps(openai_body(error)), error.status, headers=error.headers, media_type="application/json")
+    body = bodies.write(scope["path"], error)
+    return Response(body, error.status, headers=error.headers, media_type="application/json")
 
 
 def _log_answer(error: APIError) -> None:
@@ -62,35 +66,27 @@ def _log_answer(error: APIError) -> None:
     logger.info("answered %d %s: %s", error.status, error.code or error.type, told, extra={"fields": fields})
 
 
-def install(app: FastAPI) -> None:
-    """Have every error of `app` answered in OpenAI's shape. The unforeseen ones are logged by `middleware`."""
-    app.add_exception_handler(APIError, _answer_api_error)
-    app.add_exception_handler(EngineError, _answer_api_error)
-    app.add_exception_handler(RequestValidationError, _answer_validation_error)
-    app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_exception_handler(Exception, _answer_unexpected)
+def install(app: FastAPI, bodies: ErrorBodies) -> None:
+    """Have every error of `app` answered. The unforeseen ones are logged by `middleware`."""
 
+    async def answer_api_error(request: Request, error: Exception) -> Response:
+        return answer_error(bodies, request.scope, to_api_error(error))
 
-async def _answer_api_error(request: Request, error: Exception) -> Response:
-    return _respond(request, to_api_error(error))
+    async def answer_unexpected(request: Request, _: Exception) -> Response:
+        return answer_error(bodies, request.scope, InternalError())
 
+    async def answer_validation_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return answer_error(bodies, request.scope, from_validation(error))
 
-async def _answer_unexpected(request: Request, _: Exception) -> Response:
-    return _respond(request, InternalError())
+    async def answer_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        response = answer_error(bodies, request.scope, from_http(error, request.method, request.url.path))
+        response.headers.update(error.headers or {})
+        return response
 
-
-async def _answer_validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return _respond(request, from_validation(error))
-
-
-async def _answer_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    response = _respond(request, from_http(error, request.method, request.url.path))
-    response.headers.update(error.headers or {})
-    return response
-
-
-def _respond(request: Request, error: APIError) -> Response:
-    note_error(request.scope, error)
-    return openai_response(error)
+    app.add_exception_handler(APIError, answer_api_error)
+    app.add_exception_handler(EngineError, answer_api_error)
+    app.add_exception_handler(RequestValidationError, answer_validation_error)
+    app.add_exception_handler(HTTPException, answer_http_error)
+    app.add_exception_handler(Exception, answer_unexpected)

@@ -8,9 +8,8 @@
     ├── Unavailable              503     server_error            -            with Retry-After
     └── InternalError            500     server_error            internal_error
 
-Before the first byte an error is a status and a body (`error_answers`); after it, one event in the dialect's shape
-(`sse`). Knows OpenAI's error body, the shape of every answer no dialect claims. Knows nothing of jobs or streams, and
-loads nothing of HTTP: the service raises these errors.
+Before the first byte an error is a status and a body (`error_answers`, `error_bodies`); after it, one event in the
+dialect's shape (`sse`). Knows nothing of bodies, jobs or streams, and loads nothing of HTTP: the service raises these.
 """
 
 from __future__ import annotations
@@ -146,11 +145,6 @@ def to_api_error(error: BaseException, param: str | None = None) -> APIError:
             retry_after_s = getattr(error, "retry_after_s", RETRY_AFTER_S)
             return _EngineFailure(str(error) or kind.__name__, *ENGINE_ERRORS[kind], param, retry_after_s)
     return InternalError()
-
-
-def openai_body(error: APIError) -> dict[str, Any]:
-    """OpenAI's error body."""
-    return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
 
 
 def describe_error(error: APIError) -> str:

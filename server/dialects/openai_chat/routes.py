@@ -7,7 +7,7 @@ from functools import partial
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.dialects.openai_answers import Dialect, answer
+from server.dialects.openai_answers import AnswerWriters, answer
 from server.dialects.openai_chat.decode import decode, decode_form
 from server.dialects.openai_chat.encode import build_encoder, build_fold
 from server.dialects.openai_chat.schema import ChatCompletion, ChatCompletionChunk, ChatRequest
@@ -31,7 +31,7 @@ def build_router(parts: ServerParts) -> APIRouter:
         await check_numbers(request, {**schemas_of(body), **tools})
         job, ignored = decode(body, request.state.request_id)
         form = decode_form(body, parts.config.api.thoughts_field)
-        dialect = Dialect(partial(build_encoder, form=form), partial(build_fold, form=form))
-        return await answer(parts, request, job, body, dialect, ignored)
+        writers = AnswerWriters(partial(build_encoder, form=form), partial(build_fold, form=form))
+        return await answer(parts, request, job, body, writers, ignored)
 
     return router

@@ -7,7 +7,7 @@ from functools import partial
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.dialects.openai_answers import Dialect, answer
+from server.dialects.openai_answers import AnswerWriters, answer
 from server.dialects.openai_completions.decode import decode
 from server.dialects.openai_completions.encode import Shown, build_encoder, build_fold
 from server.dialects.openai_completions.schema import Completion, CompletionChunk, CompletionRequest
@@ -35,7 +35,7 @@ def build_router(parts: ServerParts) -> APIRouter:
             n=body.n or 1,
             best_of=job.n,
         )
-        dialect = Dialect(partial(build_encoder, shown), partial(build_fold, shown))
-        return await answer(parts, request, job, body, dialect, ignored)
+        writers = AnswerWriters(partial(build_encoder, shown), partial(build_fold, shown))
+        return await answer(parts, request, job, body, writers, ignored)
 
     return router

@@ -20,6 +20,8 @@ from starlette.types import Receive, Scope, Send
 from mlx_backend.errors import QueueFull
 from mlx_backend.interface import EngineStats, ModelInfo
 from server.config import Config, SecurityConfig
+from server.dialects.openai_errors import encode_error
+from server.error_bodies import ErrorBodies
 from server.security import keys
 from server.security.gate import PROBES, Gate
 from server.security.tenant import Tenant
@@ -489,7 +491,7 @@ async def test_a_socket_does_not_come_in_by_another_protocol(keys_file: Path) ->
     async def nothing(*_: object) -> Any:
         raise AssertionError("nothing is said")
 
-    gate = Gate(app, Config(security=SecurityConfig(keys_file=str(keys_file))))
+    gate = Gate(app, Config(security=SecurityConfig(keys_file=str(keys_file))), ErrorBodies(encode_error))
     await gate({"type": "websocket", "path": "/"}, nothing, nothing)
     assert came == []
 
