@@ -12,11 +12,11 @@ from typing import Any
 from server.errors import APIError
 
 EncodeError = Callable[[APIError], Mapping[str, Any]]
-"""From an error to its body, which is an object of JSON."""
+"""The body of an error: an object of JSON."""
 
 
 class ErrorBodies:
-    """How the errors of one application are written."""
+    """The error bodies of one application."""
 
     def __init__(self, default: EncodeError, by_prefix: Mapping[str, EncodeError] | None = None) -> None:
         """`by_prefix`: for a path, and all below it, that has error bodies of its own; the longest one decides."""

@@ -114,6 +114,7 @@ TESTED_IN: dict[str, str] = {
     "server/service/grammars.py": "tests/server/test_structured_output.py tests/server/dialects/test_grammar_fields.py",
     "server/service/job.py": "tests/server/service/test_transcript.py tests/server/service/test_encoding.py",
     "server/service/life.py": "tests/server/service/test_residency.py",
+    "server/service/names.py": "tests/server/service/test_token_ids.py tests/test_architecture_service.py",
     "server/service/opening.py": "tests/test_process_models.py",
     "server/service/tokenization.py": "tests/server/dialects/tokenize",
     "server/text/calls/arguments.py": "tests/server/text/calls/test_values.py",

@@ -176,7 +176,7 @@ def layers_import_downwards(modules: Sequence[Module]) -> Iterator[str]:
 
 
 def applications_have_typed_parts(modules: Sequence[Module]) -> Iterator[str]:
-    """The framework's `app.state` takes anything under any name: nobody reads or writes it."""
+    """The framework's `app.state` takes anything under any name: nothing here reads or writes it."""
     for module in modules:
         for node in ast.walk(ast.parse(module.source)):
             if isinstance(node, ast.Attribute) and node.attr == "state" and ast.unparse(node.value).endswith("app"):

@@ -1,4 +1,4 @@
-"""What makes a public API: its routes, and how the errors below its paths are written."""
+"""A public API: its routes, and how the errors below its paths are written."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ from server.lifecycle import Lifecycle
 from server.security import keys
 from server.service import generation
 from server.service.job import GenerationJob, TextPrompt
+from server.service.names import FieldNames
 from server.sse import StreamingAnswer
 from tests.fake_engine import HANG, FakeEngine, one_by_one
 from tests.server.security.wire import exchange
@@ -35,6 +36,7 @@ from tests.serving import build_registry, client_of, serve
 SAY = "/other/say"
 OPENAI = "/v1/completions"
 JSON = {"content-type": "application/json"}
+NAMES = FieldNames(prompt="text")
 
 
 class Said(BaseModel):
@@ -42,7 +44,7 @@ class Said(BaseModel):
 
 
 def encode_error(error: APIError) -> dict[str, Any]:
-    return {"failed": True, "why": error.message, "how": [error.status, error.code]}
+    return {"failed": True, "why": error.message, "how": [error.status, error.code], "at": error.param}
 
 
 def build_router(parts: ServerParts) -> APIRouter:
@@ -53,7 +55,10 @@ def build_router(parts: ServerParts) -> APIRouter:
         if body.text == "fault":
             raise KeyError("secret")
         job = GenerationJob(
-            request_id=request.state.request_id, model="", prompts=(TextPrompt(body.text),), prompt_param="text"
+            request_id=request.state.request_id,
+            model="",
+            prompts=(TextPrompt(body.text),),
+            names=NAMES,
         )
         return StreamingAnswer(
             await generation.open(parts.registry, job),
@@ -75,12 +80,12 @@ OTHER = (*DIALECTS, Dialect(build_router, ("/other",), encode_error))
 
 
 def code_of(answer: httpx.Response | str) -> Any:
-    """The code of an error, by the one body that its request's dialect has. OpenAI's is an object under `error`."""
+    """The dialect in whose form an error is written, and the error's code."""
     body = json.loads(answer) if isinstance(answer, str) else answer.json()
     if "error" in body:
         assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
         return "openai", body["error"]["code"]
-    assert set(body) == {"failed", "why", "how"} and body["why"]
+    assert set(body) == {"failed", "why", "how", "at"} and body["why"]
     if isinstance(answer, httpx.Response):
         assert body["how"][0] == answer.status_code
         assert answer.headers["content-type"] == "application/json"
@@ -144,7 +149,9 @@ async def test_a_method_that_is_not_there(client: httpx.AsyncClient) -> None:
 
 
 async def test_what_the_service_and_the_engine_refuse(client: httpx.AsyncClient, engine: FakeEngine) -> None:
-    assert await asked(client, SAY, json={"text": ""}) == ("other", "invalid_value")
+    empty = await client.post(SAY, json={"text": ""})
+    assert code_of(empty) == ("other", "invalid_value")
+    assert empty.json()["at"] == "text" and "'text'" in empty.json()["why"]
     engine.refusal = QueueFull(3)
     assert await asked(client, SAY, json={"text": "hi"}) == ("other", "queue_full")
     assert await asked(client, OPENAI, json={"prompt": "hi"}) == ("openai", "queue_full")

@@ -47,6 +47,7 @@ def build_router(parts: ServerParts) -> APIRouter:
             parts.registry,
             body.model or "",
             source,
+            param="prompt" if isinstance(source, str) else "messages",
             add_special_tokens=specials,
             with_texts=bool(body.return_token_strs),
         )
@@ -61,7 +62,8 @@ def build_router(parts: ServerParts) -> APIRouter:
     async def detokenize(response: Response, body: DetokenizeRequest) -> DetokenizeAnswer:
         """The text of some tokens, special ones by their names."""
         response.headers.update(ignored_header(check_extra(body.model_extra or {}, {}, NO_EFFECT)))
-        return DetokenizeAnswer(prompt=await tokenization.detokenize(parts.registry, body.model or "", body.tokens))
+        text = await tokenization.detokenize(parts.registry, body.model or "", body.tokens, param="tokens")
+        return DetokenizeAnswer(prompt=text)
 
     return router
 
