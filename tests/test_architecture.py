@@ -31,6 +31,8 @@ SERVER_MAY_IMPORT = {
         "prefix_cache.folder",
     )
 }
+REQUEST_FILES = ("server/dialects/*", "server/service/*", "server/grammars/*", "server/text/*", "server/security/*")
+REQUEST_DOORS = {"mlx_backend.interface", "mlx_backend.errors"}
 MLX_FILES = (
     "mlx_backend/loader.py",
     "mlx_backend/skeleton.py",
@@ -137,6 +139,13 @@ def server_knows_the_engine_by_its_doors(modules: Sequence[Module]) -> Iterator[
         doors = (imported.target, imported.target.rpartition(".")[0])
         if imported.top == "mlx_backend" and not SERVER_MAY_IMPORT.intersection(doors):
             yield module.at(imported, f"the server may not import {imported.target}")
+
+
+def requests_cross_at_two_doors(modules: Sequence[Module]) -> Iterator[str]:
+    for module, imported in _all_imports(modules):
+        doors = {imported.target, imported.target.rpartition(".")[0]}
+        if imported.top == "mlx_backend" and _is_in(module, REQUEST_FILES) and not doors & REQUEST_DOORS:
+            yield module.at(imported, f"{imported.target} is not for what a request passes through")
 
 
 def mlx_stays_where_it_computes(modules: Sequence[Module]) -> Iterator[str]:
@@ -256,6 +265,10 @@ PLANTED: dict[Rule, list[tuple[str, str]]] = {
         ("server/service/x.py", "from mlx_backend.engine import DeviceEngine"),
         ("server/service/x.py", "from mlx_backend import scheduler"),
         ("server/service/x.py", "import mlx_backend.runners.mock"),
+    ],
+    requests_cross_at_two_doors: [
+        ("server/service/x.py", "from mlx_backend.factory import create_engine"),
+        ("server/dialects/a/routes.py", "def f():\n    from mlx_backend import memory"),
     ],
     mlx_stays_where_it_computes: [
         ("mlx_backend/scheduler.py", "def f():\n    import mlx.core as mx"),
