@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from server.service.names import FieldNames
 
-COMPLETION_NAMES = FieldNames(prompt="prompt", must_call="tool_choice", num_logprobs="logprobs")
+COMPLETION_NAMES = FieldNames(prompt="prompt", num_logprobs="logprobs")
 CHAT_NAMES = FieldNames(prompt="messages", must_call="tool_choice", num_logprobs="logprobs")
