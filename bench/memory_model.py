@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.checkpoint import SHAPES
-from mlx_backend.interface import EngineConfig, GenerationRequest, KVCacheConfig
-from mlx_backend.memory import kv_bytes, prefill_bytes
+from mlx_backend.api.interface import EngineConfig, GenerationRequest, KVCacheConfig
+from mlx_backend.planning.memory import kv_bytes, prefill_bytes
 from mlx_backend.runners.mlx import MLXRunner
-from mlx_backend.scheduler import Chunk
+from mlx_backend.engine.scheduler import Chunk
 from mlx_backend.sequence import Prefill, Sequence
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from mlx_backend.interface import SimulateConfig
+from mlx_backend.api.interface import SimulateConfig
 from server import __version__, pocket
 from server.commands import bench, cache, chat, doctor, install_service, keys, ps, pull, verify
 from server.config import Config, ConfigError, Field, Resolved, fields, resolve, sections, value_of
@@ -229,9 +229,9 @@ def _planned(
     **options: Any,
 ) -> tuple[Any, str]:
     """(the plan, the model's name). Raises ConfigError for what cannot be planned."""
-    from mlx_backend.errors import ModelLoadError
+    from mlx_backend.api.errors import ModelLoadError
     from mlx_backend.factory import read_shape
-    from mlx_backend.interface import KVCacheConfig
+    from mlx_backend.api.interface import KVCacheConfig
     from server.plan import numbers
     from server.profiles import find_profile
     from server.profiles.planning import choose_file, plan_profile, plan_together
@@ -264,7 +264,7 @@ def _name_of(path: Path) -> str:
 
 
 def _list_profiles(machine: str | None, as_json: bool) -> None:
-    from mlx_backend.errors import ModelLoadError
+    from mlx_backend.api.errors import ModelLoadError
     from server import plan as shown
     from server.profiles.planning import ranked
 
@@ -280,7 +280,7 @@ def _list_profiles(machine: str | None, as_json: bool) -> None:
 
 def _machine(name: str | None) -> Any:
     """The machine of this id, or the one at hand. Raises ConfigError."""
-    from mlx_backend.machines import UnknownMachine, find_machine, this_machine
+    from mlx_backend.planning.machines import UnknownMachine, find_machine, this_machine
 
     try:
         found = find_machine(name) if name is not None else this_machine()

@@ -1,7 +1,7 @@
 """The configuration: declared once as frozen dataclasses, resolved once from file < environment < flags.
 
 Flags, variables, `pippin config` and the help all come from `fields()`. Knows nothing of typer, HTTP or the
-engine's work; the engine's sections are declared in `mlx_backend.interface`.
+engine's work; the engine's sections are declared in `mlx_backend.api.interface`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mlx_backend.interface import (
+from mlx_backend.api.interface import (
     ContextConfig,
     EngineConfig,
     HealthConfig,
@@ -26,7 +26,7 @@ from mlx_backend.interface import (
     SchedulerConfig,
     SimulateConfig,
 )
-from mlx_backend.options import check_options, option
+from mlx_backend.api.options import check_options, option
 from server.config_models import KEY as MODELS_KEY
 from server.config_models import ModelEntry, as_written, read_models
 from server.config_sources import (

@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from mlx_backend.errors import EngineError
+from mlx_backend.api.errors import EngineError
 from server.error_bodies import ErrorBodies
 from server.errors import APIError, InternalError, InvalidRequest, describe_error, note_error, to_api_error
 from server.logs import shows_prompts

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
-from mlx_backend import errors as engine_errors
+from mlx_backend.api import errors as engine_errors
 
 RETRY_AFTER_S = 5
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")

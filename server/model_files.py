@@ -19,9 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_backend.checkpoint import is_needed
-from mlx_backend.errors import ModelLoadError
-from mlx_backend.interface import LoadProgress
+from mlx_backend.model.checkpoint import is_needed
+from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.api.interface import LoadProgress
 
 MANIFEST = "SHA256SUMS"
 Report = Callable[[LoadProgress], None]

@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mlx_backend.machines import Machine, load_machines
-from mlx_backend.memory import Memory
-from mlx_backend.planner import Plan, Row, memory_by_context
-from mlx_backend.speed import Estimate, load_anchors, residuals
+from mlx_backend.planning.machines import Machine, load_machines
+from mlx_backend.planning.memory import Memory
+from mlx_backend.planning.planner import Plan, Row, memory_by_context
+from mlx_backend.planning.speed import Estimate, load_anchors, residuals
 from server.profiles.planning import SHORT_CONTEXT, Standing
 
 _PLOTTED_CONTEXTS = 64

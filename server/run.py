@@ -19,7 +19,7 @@ from functools import partial
 
 import uvicorn
 
-from mlx_backend.errors import ModelLoadError
+from mlx_backend.api.errors import ModelLoadError
 from server.app import Application, create_app
 from server.appliance.awake import find_awake
 from server.config import Config

@@ -14,8 +14,8 @@ from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import AppStatus, EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
-from mlx_backend.errors import EngineError
-from mlx_backend.interface import LoadProgress, PrefillProgress
+from mlx_backend.api.errors import EngineError
+from mlx_backend.api.interface import LoadProgress, PrefillProgress
 from server.errors import APIError, note_error, to_api_error
 
 logger = logging.getLogger("pippin.stream")

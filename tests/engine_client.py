@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from mlx_backend.factory import create_engine
-from mlx_backend.interface import (
+from mlx_backend.api.interface import (
     Engine,
     EngineConfig,
     GenerationRequest,

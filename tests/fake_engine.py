@@ -1,4 +1,4 @@
-"""FakeEngine: implements `mlx_backend.interface.Engine` from a script, in process, for unit tests.
+"""FakeEngine: implements `mlx_backend.api.interface.Engine` from a script, in process, for unit tests.
 
 For what the real engine with the mock runner does, use that. Here the test says what comes, batch by batch.
 """
@@ -9,9 +9,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
-from mlx_backend.checks import check_token_ids
-from mlx_backend.errors import EngineError
-from mlx_backend.interface import (
+from mlx_backend.engine.checks import check_token_ids
+from mlx_backend.api.errors import EngineError
+from mlx_backend.api.interface import (
     EngineHealth,
     EngineStats,
     FinishReason,

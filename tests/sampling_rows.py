@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_backend.interface import GenerationRequest, SamplingParams
+from mlx_backend.api.interface import GenerationRequest, SamplingParams
 from mlx_backend.sampling.sampler import BatchSampler
 from mlx_backend.sequence import Prefill, Sequence
 

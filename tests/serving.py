@@ -11,7 +11,7 @@ import httpx
 import uvicorn
 
 from mlx_backend.factory import create_engine
-from mlx_backend.interface import Engine, EngineConfig, HealthConfig, MockConfig
+from mlx_backend.api.interface import Engine, EngineConfig, HealthConfig, MockConfig
 from server.app import create_app
 from server.config import Config
 from server.dialects import DIALECTS

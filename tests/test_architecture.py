@@ -32,10 +32,10 @@ SERVER_MAY_IMPORT = {
     )
 }
 REQUEST_FILES = ("server/dialects/*", "server/service/*", "server/grammars/*", "server/text/*", "server/security/*")
-REQUEST_DOORS = {"mlx_backend.interface", "mlx_backend.errors"}
+REQUEST_DOORS = {"mlx_backend.api.interface", "mlx_backend.api.errors"}
 MLX_FILES = (
-    "mlx_backend/loader.py",
-    "mlx_backend/skeleton.py",
+    "mlx_backend/model/loader.py",
+    "mlx_backend/model/skeleton.py",
     "mlx_backend/distributed.py",
     "mlx_backend/runners/*.py",
     "mlx_backend/kv_cache/*.py",
@@ -260,9 +260,9 @@ def _packages(name: str) -> Iterator[str]:
 Rule = Callable[[Sequence[Module]], Iterator[str]]
 
 PLANTED: dict[Rule, list[tuple[str, str]]] = {
-    engine_knows_no_server: [("mlx_backend/engine.py", "def f():\n    from server.text import events")],
+    engine_knows_no_server: [("mlx_backend/engine/engine.py", "def f():\n    from server.text import events")],
     server_knows_the_engine_by_its_doors: [
-        ("server/service/x.py", "from mlx_backend.engine import DeviceEngine"),
+        ("server/service/x.py", "from mlx_backend.engine.engine import DeviceEngine"),
         ("server/service/x.py", "from mlx_backend import scheduler"),
         ("server/service/x.py", "import mlx_backend.runners.mock"),
     ],
@@ -271,7 +271,7 @@ PLANTED: dict[Rule, list[tuple[str, str]]] = {
         ("server/dialects/a/routes.py", "def f():\n    from mlx_backend import memory"),
     ],
     mlx_stays_where_it_computes: [
-        ("mlx_backend/scheduler.py", "def f():\n    import mlx.core as mx"),
+        ("mlx_backend/engine/scheduler.py", "def f():\n    import mlx.core as mx"),
         ("mlx_backend/kv_cache/spec.py", "import mlx_lm"),
         ("mlx_backend/runners/mock.py", "import mlx.core"),
         ("mlx_backend/kv_cache/__init__.py", "from mlx import core"),
@@ -302,7 +302,7 @@ PLANTED: dict[Rule, list[tuple[str, str]]] = {
 }
 
 ALLOWED = [
-    ("server/service/x.py", "from mlx_backend import errors\nfrom mlx_backend.interface import Engine"),
+    ("server/service/x.py", "from mlx_backend import errors\nfrom mlx_backend.api.interface import Engine"),
     ("server/text/tokenizer.py", "def load():\n    from mlx_lm import utils"),
     ("mlx_backend/kv_cache/plain.py", "import mlx.core as mx\nfrom mlx_backend.kv_cache import spec"),
     ("mlx_backend/x.py", "import mlxtend"),
@@ -325,7 +325,7 @@ NEIGHBOURS = (
 
 def test_the_sources_are_found() -> None:
     names = {module.name for module in the_modules()}
-    assert {"server", "server.config", "server.text.events", "mlx_backend.interface"} <= names
+    assert {"server", "server.config", "server.text.events", "mlx_backend.api.interface"} <= names
 
 
 @pytest.mark.parametrize("rule", PLANTED, ids=lambda rule: rule.__name__)

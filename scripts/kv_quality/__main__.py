@@ -19,7 +19,7 @@ from mlx_lm.utils import load_model
 from rich.console import Console
 from tokenizers import Tokenizer as Encoder
 
-from mlx_backend.interface import KVCacheConfig
+from mlx_backend.api.interface import KVCacheConfig
 from scripts.kv_quality.asked import BATCH, FULL_CONTEXT, Asked, ask
 from scripts.kv_quality.expanded import expand
 from scripts.kv_quality.measure import Drift, Reader, Text, read_all

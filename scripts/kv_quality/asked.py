@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_backend.interface import KVCacheConfig
+from mlx_backend.api.interface import KVCacheConfig
 from scripts.pocket import corpus
 from scripts.pocket.evaluate import cases, in_process, put
 from server.text.tokenizer import load_tokenizer

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_backend.interface import KVCacheConfig
+from mlx_backend.api.interface import KVCacheConfig
 from mlx_backend.kv_cache import attention
 from mlx_backend.kv_cache.build import measure as measure_shapes
 from mlx_backend.kv_cache.build import quantized

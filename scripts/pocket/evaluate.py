@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from mlx_backend.errors import EngineError
+from mlx_backend.api.errors import EngineError
 from mlx_backend.factory import create_engine
-from mlx_backend.interface import (
+from mlx_backend.api.interface import (
     Engine,
     EngineConfig,
     GenerationRequest,

@@ -149,8 +149,8 @@ def check_models(facts: Facts, config: Config) -> Iterator[Finding]:
 
 
 def _check_model(facts: Facts, config: Config, name: str | None) -> Iterator[Finding]:
-    from mlx_backend.checkpoint import open_checkpoint
-    from mlx_backend.errors import ModelLoadError
+    from mlx_backend.model.checkpoint import open_checkpoint
+    from mlx_backend.api.errors import ModelLoadError
 
     what = f"model {name or pocket.MODEL_ID}"
     folder = pocket.folder() if pocket.is_meant(name) else _folder(facts, name or "")
@@ -177,8 +177,8 @@ def _check_model(facts: Facts, config: Config, name: str | None) -> Iterator[Fin
 
 def check_fit(facts: Facts, config: Config, what: str, folder: Path) -> Finding:
     """Whether it fits, and on a Mac where it does not, what would let the GPU have more."""
-    from mlx_backend.errors import EngineError
-    from mlx_backend.machines import highest_gpu_limit
+    from mlx_backend.api.errors import EngineError
+    from mlx_backend.planning.machines import highest_gpu_limit
 
     try:
         needs = facts.footprint(config, folder)
@@ -307,7 +307,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _memory_bytes() -> int | None:
-    from mlx_backend.machines import this_machine
+    from mlx_backend.planning.machines import this_machine
 
     found = this_machine()
     return None if found is None else found.memory_bytes

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from mlx_backend.interface import LoadProgress
+from mlx_backend.api.interface import LoadProgress
 
 Report = Callable[[LoadProgress], None]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, PlainValidator, field_validator
 
-from mlx_backend.interface import SamplingParams
+from mlx_backend.api.interface import SamplingParams
 from server.dialects.openai_refusals import NO_EFFECT as NO_EFFECT
 from server.dialects.openai_refusals import UNSUPPORTED as UNSUPPORTED
 from server.dialects.openai_refusals import check_extra as check_extra

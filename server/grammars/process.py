@@ -14,7 +14,7 @@ import socket
 import weakref
 from collections.abc import Sequence
 
-from mlx_backend.errors import GrammarFailed, GrammarLost
+from mlx_backend.api.errors import GrammarFailed, GrammarLost
 from server.grammars import wire
 from server.grammars.limits import OUT_OF_MEMORY
 from server.grammars.wire import Ask, Death, Kind, Mask

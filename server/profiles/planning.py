@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mlx_backend.factory import read_shape
-from mlx_backend.interface import KVCacheConfig
-from mlx_backend.machines import Machine, find_machine, highest_gpu_limit
-from mlx_backend.memory import ModelShape
-from mlx_backend.planner import Plan, build_plan
-from mlx_backend.speed import Estimate
+from mlx_backend.api.interface import KVCacheConfig
+from mlx_backend.planning.machines import Machine, find_machine, highest_gpu_limit
+from mlx_backend.planning.memory import ModelShape
+from mlx_backend.planning.planner import Plan, build_plan
+from mlx_backend.planning.speed import Estimate
 from server.profiles import PROFILES, Profile, model_files
 
 SHORT_CONTEXT = 4096

@@ -15,8 +15,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_backend.errors import ContextLengthExceeded
-from mlx_backend.interface import Engine, GenerationRequest, ModelInfo, PromptEvent
+from mlx_backend.api.errors import ContextLengthExceeded
+from mlx_backend.api.interface import Engine, GenerationRequest, ModelInfo, PromptEvent
 from server.errors import InternalError, InvalidRequest, to_api_error
 from server.security.tenant import Tenant
 from server.service.encoding import LONG_TEXT_CHARS, aside

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from mlx_backend.errors import ContextLengthExceeded
+from mlx_backend.api.errors import ContextLengthExceeded
 from server.errors import InvalidRequest, UnsupportedParameter, to_api_error
 from server.heap import give_back
 from server.service.job import ChatPrompt, GenerationJob, InfillPrompt, Prompt, TextPrompt, TokenPrompt

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from functools import partial
 from math import inf
 
-from mlx_backend.errors import ContextLengthExceeded, EngineDead, TooManyPrompts, UnknownToken
-from mlx_backend.interface import (
+from mlx_backend.api.errors import ContextLengthExceeded, EngineDead, TooManyPrompts, UnknownToken
+from mlx_backend.api.interface import (
     GenerationRequest,
     MockText,
     ModelInfo,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_backend.interface import SamplingParams
+from mlx_backend.api.interface import SamplingParams
 from server.security.tenant import Tenant
 from server.service.names import FieldNames
 from server.text.chat_template import Ending

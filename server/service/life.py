@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NoReturn
 
-from mlx_backend.errors import EngineNotReady, let_go_of_frames
-from mlx_backend.interface import Engine, EngineHealth, EngineStats, LoadProgress, MemoryShare
+from mlx_backend.api.errors import EngineNotReady, let_go_of_frames
+from mlx_backend.api.interface import Engine, EngineHealth, EngineStats, LoadProgress, MemoryShare
 from server.config import GrammarConfig
 from server.grammars.compiler import LEAST_MEMORY_BYTES, MEMORY_BYTES, GrammarBudget, GrammarCompiler, GrammarStats
 from server.service.mock_script import MockAuthor

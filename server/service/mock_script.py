@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_backend.errors import ModelLoadError
-from mlx_backend.interface import MockText
+from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.api.interface import MockText
 from server.service.job import ChatPrompt, GenerationJob, InfillPrompt, Prompt, TextPrompt
 from server.text.tokenizer import Tokenizer
 

@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from math import inf
 from typing import Any
 
-from mlx_backend.interface import LoadProgress, PrefillProgress
+from mlx_backend.api.interface import LoadProgress, PrefillProgress
 from server.service.generation import OutputStream
 from server.service.registry import ServedModel
 from server.text.events import OutputEvent

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mlx_backend.errors import EngineError
+from mlx_backend.api.errors import EngineError
 from server.logs import prompt_log, shows_prompts
 from server.security.rate import Reservation
 from server.security.tenant import Tenant

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
 
-from mlx_backend.errors import EngineDead, EngineNotReady
-from mlx_backend.interface import Engine, EngineHealth, Footprint, MemoryShare, ModelInfo
+from mlx_backend.api.errors import EngineDead, EngineNotReady
+from mlx_backend.api.interface import Engine, EngineHealth, Footprint, MemoryShare, ModelInfo
 from server.errors import InvalidRequest, ModelNotFound
 from server.grammars.compiler import GrammarCompiler, GrammarStats
 from server.service.life import NO_ENGINE, Life, Recipe

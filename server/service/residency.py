@@ -14,8 +14,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mlx_backend.errors import EngineDead, EngineError, EngineNotReady, ModelLoadError
-from mlx_backend.interface import Footprint, MemoryShare
+from mlx_backend.api.errors import EngineDead, EngineError, EngineNotReady, ModelLoadError
+from mlx_backend.api.interface import Footprint, MemoryShare
 from server.service.share import choose_share, too_large
 
 if TYPE_CHECKING:

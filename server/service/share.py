@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mlx_backend.interface import Footprint
+from mlx_backend.api.interface import Footprint
 
 
 def choose_share(free_bytes: int, model: Footprint, others: Iterable[Footprint]) -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from mlx_backend.errors import UnknownToken
-from mlx_backend.interface import SamplingParams
+from mlx_backend.api.errors import UnknownToken
+from mlx_backend.api.interface import SamplingParams
 from server.errors import InvalidRequest, to_api_error
 from server.service.job import GenerationJob
 from server.service.names import FieldNames

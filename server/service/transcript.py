@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from mlx_backend.interface import PromptEvent, StreamEvent, TokenLogprobs
+from mlx_backend.api.interface import PromptEvent, StreamEvent, TokenLogprobs
 from server.service.job import Prompt, TextPrompt
 from server.text.events import TokenText
 from server.text.offsets import token_offsets

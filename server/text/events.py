@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mlx_backend.interface import FinishReason
+from mlx_backend.api.interface import FinishReason
 
 EndReason = FinishReason | Literal["tool_calls"]
 """`tool_calls`: a chat's answer ended by itself, and has calls in it."""

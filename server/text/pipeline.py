@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from mlx_backend.interface import TokenEvent, TokenLogprobs
+from mlx_backend.api.interface import TokenEvent, TokenLogprobs
 from server.text.events import EndReason, Finished, OutputEvent, ReasoningDelta, TextDelta, TokenText, ToolCallDelta
 from server.text.parsers.chat import RawText
 from server.text.parsers.parts import OutputParser, Part

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlx_backend.errors import ModelLoadError
+from mlx_backend.api.errors import ModelLoadError
 from server.text.calls.forms import GENERIC
 from server.text.calls.telling import describe_tools
 from server.text.detokenizer import (

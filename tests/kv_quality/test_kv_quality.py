@@ -12,7 +12,7 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
-from mlx_backend.interface import KVCacheConfig
+from mlx_backend.api.interface import KVCacheConfig
 from scripts.kv_quality import __main__ as command
 from scripts.kv_quality.expanded import expand
 from scripts.kv_quality.measure import Reader, Text, read_all

@@ -13,7 +13,7 @@ import yaml
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlx_backend.interface import MemoryReport, ModelInfo
+from mlx_backend.api.interface import MemoryReport, ModelInfo
 from scripts.monitoring.queries import CONFIG, Query, all_queries, read_dashboard, read_rules
 from server.app import create_app
 from server.config import Config

@@ -25,9 +25,9 @@ def _of(file: str, tests: str, *faults: tuple[str, str, str]) -> tuple[Mutant, .
     )
 
 
-_ENGINE = "tests/mlx_backend/test_device_failures.py tests/mlx_backend/test_engine.py"
-_SCHEDULER = "tests/mlx_backend/test_scheduler.py"
-_WAITING = "tests/mlx_backend/test_waiting.py"
+_ENGINE = "tests/mlx_backend/engine/test_device_failures.py tests/mlx_backend/engine/test_engine.py"
+_SCHEDULER = "tests/mlx_backend/engine/test_scheduler.py"
+_WAITING = "tests/mlx_backend/engine/test_waiting.py"
 _KEYS = "tests/server/security/test_keys.py"
 _GATE = "tests/server/security"
 _RESIDENCY = "tests/server/service/test_residency.py"
@@ -38,7 +38,7 @@ _GENERATION = (
 MUTANTS: tuple[Mutant, ...] = (
     # --- the engine and its device
     *_of(
-        "mlx_backend/turns.py",
+        "mlx_backend/engine/loop.py",
         _ENGINE,
         ("three failures in a year end the server", "        self._failures_in_a_row = 0\n        self._succeeded(now)", "        self._succeeded(now)"),
         ("answers skip tokens after memory ran out", "                started = None  # was built on what is lost", "                pass"),
@@ -54,7 +54,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("rows stay in memory while nothing runs", "            self._runner.idle()\n", ""),
     ),
     *_of(
-        "mlx_backend/engine.py",
+        "mlx_backend/engine/engine.py",
         _ENGINE,
         ("requests that had just come wait for ever when the engine dies", "            arrived = list(self._inbox)\n            self._inbox.clear()\n        if self._turns", "            arrived: list[Prefill] = []\n        if self._turns"),
         ("a request waits for ever that came as the engine died", "        with self._changed:\n            if self._failure is not None or self._closing:\n                raise self._dead()\n            if not", "        with self._changed:\n            if not"),
@@ -67,7 +67,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # --- who computes what
     *_of(
-        "mlx_backend/scheduler.py",
+        "mlx_backend/engine/scheduler.py",
         _SCHEDULER,
         ("after memory ran out the last come first", "            sequence = self.running.pop()\n", "            sequence = self.running.pop(0)\n"),
         ("a first token waits four stalls", "                left_s = min(left_s, stall_s)  # from", "                pass  # from"),
@@ -87,7 +87,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a chunk goes past the place of a snapshot", "min(stop, outlook.stop_at or stop)", "stop"),
     ),
     *_of(
-        "mlx_backend/waiting.py",
+        "mlx_backend/engine/waiting.py",
         _WAITING,
         ("a tenant whose only prompt was given up takes a turn", "        queue.remove(prefill)\n        if not queue:\n            del self._of[prefill.request.tenant]", "        queue.remove(prefill)"),
         ("a tenant takes one place too many", "num_own + len(coming) <= max(num_free - len(coming), 1)", "num_own + len(coming) <= max(num_free - len(coming), 1) + 1"),
@@ -165,8 +165,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # --- memory
     *_of(
-        "mlx_backend/admission.py",
-        "tests/mlx_backend/test_admission.py",
+        "mlx_backend/planning/admission.py",
+        "tests/mlx_backend/planning/test_admission.py",
         ("a long prompt's chunk runs out of memory", "        return max(needed, held + largest)", "        return needed"),
         ("small chunks where large ones fit", "        while step > SMALLEST_STEP and self._chunk(step, context) > room:", "        while step > SMALLEST_STEP:"),
         ("chunks that do not fit", "        while step > SMALLEST_STEP and self._chunk(step, context) > room:", "        while False:"),
@@ -174,8 +174,8 @@ MUTANTS: tuple[Mutant, ...] = (
         ("requests that do not fit are let in", "        return self.needed(claims) <= self.limit_bytes", "        return True"),
     ),
     *_of(
-        "mlx_backend/memory.py",
-        "tests/mlx_backend/test_memory.py tests/mlx_backend/test_kv_cache.py tests/mlx_backend/test_memory_limits.py",
+        "mlx_backend/planning/memory.py",
+        "tests/mlx_backend/planning/test_memory.py tests/mlx_backend/kv_cache/test_kv_cache.py tests/mlx_backend/planning/test_memory_limits.py",
         ("a model with windows runs out of memory in long prompts", "min(allocated(num_tokens), shape.window + chunk)", "min(allocated(num_tokens), shape.window)"),
         ("memory runs out as rows come and go", "    moved = sum(layer for layer in layers if layer <= EAGER_BYTES) + max(layers, default=0)", "    moved = sum(layer for layer in layers if layer <= EAGER_BYTES)"),
         ("memory runs out as rows come and go in many small layers", "    moved = sum(layer for layer in layers if layer <= EAGER_BYTES) + max(layers, default=0)", "    moved = max(layers, default=0)"),
@@ -186,19 +186,19 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a batch takes less than is held", "    columns = max(TOKEN_STEP, allocated(num_tokens))\n    spare", "    columns = num_tokens\n    spare"),
     ),
     *_of(
-        "mlx_backend/skeleton.py",
-        "tests/mlx_backend/test_skeleton.py",
+        "mlx_backend/model/skeleton.py",
+        "tests/mlx_backend/model/test_skeleton.py",
         ("a model with caches of its own runs out of memory in a long prompt", "            shape = replace(shape, token_bytes=token_bytes", "            replace(shape, token_bytes=token_bytes"),
         ("a model with sinks runs out of memory in a long prompt", "attention=_attention(shapes, text, has_sinks=_has_sinks(model))", "attention=_attention(shapes, text)"),
     ),
     *_of(
         "mlx_backend/kv_cache/build.py",
-        "tests/mlx_backend/test_skeleton.py",
+        "tests/mlx_backend/model/test_skeleton.py",
         ("three of four layers of a model with attention in chunks take no memory", "        return _of_another_kind(cache, name)", "        return CacheShape(name)"),
     ),
     *_of(
         "mlx_backend/kv_cache/plain.py",
-        "tests/mlx_backend/test_kv_cache.py",
+        "tests/mlx_backend/kv_cache/test_kv_cache.py",
         ("memory of a long request stays taken", "        if rows > most[0] or tokens > most[1]:", "        if rows > most[0]:"),
         ("memory of a wide batch stays taken", "        if rows > most[0] or tokens > most[1]:", "        if tokens > most[1]:"),
         ("what was reserved once is reserved for ever", "        self._reserved = (0, 0)\n        self._num_rows -= 1", "        self._num_rows -= 1"),
@@ -207,33 +207,33 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *_of(
         "mlx_backend/kv_cache/quantized.py",
-        "tests/mlx_backend/test_kv_cache.py tests/mlx_backend/test_quantized_equality.py",
+        "tests/mlx_backend/kv_cache/test_kv_cache.py tests/mlx_backend/kv_cache/test_quantized_equality.py",
         ("a quantized window grows with its chunks", "[mx.contiguous(array[:, :, -window:]) if array.shape[2] > window else array for array in columns]", "list(columns)"),
     ),
     *_of(
-        "mlx_backend/limits.py",
-        "tests/mlx_backend/test_limits.py",
+        "mlx_backend/planning/limits.py",
+        "tests/mlx_backend/planning/test_limits.py",
         ("a server with two models does not start", "    wired = min(process_bytes, facts.recommended_bytes) if limits.wired_bytes else 0", "    wired = process_bytes if limits.wired_bytes else 0"),
         ("a server does not start on a Mac", "        wired_bytes=min(limit_bytes, facts.recommended_bytes) if is_wired else 0,", "        wired_bytes=limit_bytes if is_wired else 0,"),
     ),
     # --- files
     *_of(
-        "mlx_backend/checkpoint.py",
-        "tests/mlx_backend/test_checkpoint.py",
+        "mlx_backend/model/checkpoint.py",
+        "tests/mlx_backend/model/test_checkpoint.py",
         ("a model with a damaged shard answers nonsense", "    for file in files:\n        _check_weights(file)", "    for file in files[:1]:\n        _check_weights(file)"),
         ("a model that is cut off is loaded", "    if size < expected:", "    if False:"),
     ),
     *_of(
-        "mlx_backend/weight_files.py",
-        "tests/mlx_backend/test_weight_files.py",
+        "mlx_backend/model/weight_files.py",
+        "tests/mlx_backend/model/test_weight_files.py",
         ("a shard that was left behind makes nonsense", "        return _chosen(named - missing, present, notes, is_indexed=True)", "        return _chosen(present, present, notes, is_indexed=True)"),
         ("half a model is loaded", "    if found and not found <= named:", "    if found:"),
         ("a download of two sets is taken by chance", "    if len(whole) > 1:", "    if False:"),
         ("an index reads files elsewhere", ' or "/" in name or "\\\\" in name', ""),
     ),
     *_of(
-        "mlx_backend/context_length.py",
-        "tests/mlx_backend/test_weight_files.py",
+        "mlx_backend/model/context_length.py",
+        "tests/mlx_backend/model/test_weight_files.py",
         ("a quarter of the context", "    if kind in _YARN:", "    if False:"),
         ("Llama 3.2 has a context that it does not have", "    if kind in _YARN:", '    if kind in _YARN or kind == "llama3":'),
         ("Gemma 3 has eight times its context", ' and not str(section.get("model_type")).startswith(_TOLD_WHOLE)', ""),
@@ -252,7 +252,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *_of(
         "mlx_backend/sampling/filters.py",
-        "tests/mlx_backend/test_sampling_filters.py",
+        "tests/mlx_backend/sampling/test_filters.py",
         ("another request's typical_p takes words away", "    return mx.where(is_odd & (typical_p < 1), _NEVER, logits)", "    return mx.where(is_odd, _NEVER, logits)"),
         ("typical_p keeps nothing", "    num_kept = mx.sum(mass_before < typical_p, axis=-1, keepdims=True)", "    num_kept = mx.sum(mass_before < 0, axis=-1, keepdims=True)"),
     ),
@@ -353,8 +353,8 @@ MUTANTS: tuple[Mutant, ...] = (
         ("an answer longer than planned is free", "                self._bucket.take(num_tokens - self._num_tokens)", "                pass"),
     ),
     *_of(
-        "mlx_backend/pace.py",
-        "tests/mlx_backend/test_pace.py",
+        "mlx_backend/engine/throughput.py",
+        "tests/mlx_backend/engine/test_throughput.py",
         ("one slow step makes all chunks tiny", "(0.2 if self.decode_s else 1.0) * (seconds - self.decode_s)", "1.0 * (seconds - self.decode_s)"),
         ("deep in a prompt chunks stall others", "        return self._token_s[nearest] * float(_GROWTH_PER_BUCKET ** (bucket - nearest))", "        return self._token_s[nearest]"),
         ("bad news is believed late", "    weight = 0.7 if measured > known else 0.3", "    weight = 0.3"),
@@ -363,8 +363,8 @@ MUTANTS: tuple[Mutant, ...] = (
         ("restoring is taken for computing", "            self.restored_token_s = _moved(self.restored_token_s, measured)", "            self._token_s[_bucket(start)] = measured"),
     ),
     *_of(
-        "mlx_backend/stream.py",
-        "tests/mlx_backend/test_stream.py tests/mlx_backend/test_engine.py",
+        "mlx_backend/engine/stream.py",
+        "tests/mlx_backend/engine/test_stream.py tests/mlx_backend/engine/test_engine.py",
         ("tokens of a choice that was aborted come all the same", "        self._pending = deque(event for event in self._pending if event.index != index)\n", ""),
         ("a client that left is computed for", "            self._abort(tuple(self._open.values()))", "            pass"),
         ("a slow client's backlog stops all others", "        events = tuple(self._pending.popleft() for _ in range(min(_MOST_EVENTS, len(self._pending))))", "        events = tuple(self._pending.popleft() for _ in range(len(self._pending)))"),
@@ -388,8 +388,8 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a small model goes without for a large one", "for other in sorted(others, key=lambda each: each.wanted_bytes):", "for other in others:"),
     ),
     *_of(
-        "mlx_backend/counters.py",
-        "tests/mlx_backend/test_engine.py tests/mlx_backend/test_device_failures.py tests/mlx_backend/test_counters.py",
+        "mlx_backend/engine/counters.py",
+        "tests/mlx_backend/engine/test_engine.py tests/mlx_backend/engine/test_device_failures.py tests/mlx_backend/engine/test_counters.py",
         ("a 503 says to come again in an hour", "max(1, min(60, math.ceil(num_waiting / 10 / pace)))", "math.ceil(num_waiting / 10 / pace)"),
         ("aborted requests count as finished", '        self.num_finished += how == "finished"', "        self.num_finished += 1"),
         ("stalls are not counted", "        self.num_stalls += self.stepped_at is not None and now - self.stepped_at > max_stall_s\n", ""),
@@ -426,7 +426,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # --- drawing
     *_of(
         "mlx_backend/sampling/masks.py",
-        "tests/mlx_backend/test_sampling_masks.py tests/mlx_backend/test_grammar.py",
+        "tests/mlx_backend/sampling/test_masks.py tests/mlx_backend/engine/test_grammar.py",
         ("a token that is not allowed is drawn", "            logits[batch_rows] = mx.where(allowed, logits[batch_rows], _NEVER)", "            pass"),
         ("a row of another request is masked", "    places = mx.array([place for place, _ in masks])", "    places = mx.array(list(range(len(masks))))"),
         ("a token beyond the grammar's vocabulary is drawn", 'ljust(4 * num_words, b"\\0")', 'ljust(4 * num_words, b"\\xff")'),
@@ -436,7 +436,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *_of(
         "mlx_backend/sampling/penalties.py",
-        "tests/mlx_backend/test_sampling.py tests/mlx_backend/test_sampling_dry.py",
+        "tests/mlx_backend/sampling/test_sampler.py tests/mlx_backend/sampling/test_dry.py",
         ("repetition makes negative tokens likelier", "mx.where(chosen > 0, chosen / self._repetition, chosen * self._repetition)", "chosen / self._repetition"),
         ("presence is a matter of frequency", "self._presence * was_output", "self._presence * self._num_output"),
         ("the prompt is not counted for repetition", "        seen = was_output | self._in_prompt", "        seen = was_output"),

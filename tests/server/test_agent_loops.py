@@ -14,7 +14,7 @@ import openai
 import pytest
 from tokenizers import Tokenizer
 
-from mlx_backend.interface import MockConfig
+from mlx_backend.api.interface import MockConfig
 from server.app import create_app
 from server.config import Config
 from server.models import build_model

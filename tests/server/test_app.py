@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 
-from mlx_backend.interface import ContextConfig
+from mlx_backend.api.interface import ContextConfig
 from server.app import create_app
 from server.config import Config, SecurityConfig, StreamConfig
 from tests.fake_engine import FakeEngine

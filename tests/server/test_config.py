@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_backend.interface import EngineConfig
+from mlx_backend.api.interface import EngineConfig
 from server.config import Config, ConfigError, Field, engine_config, fields, resolve, sections, value_of
 from server.config_sources import read
 

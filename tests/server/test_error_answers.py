@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from mlx_backend.errors import OutOfMemory, QueueFull
+from mlx_backend.api.errors import OutOfMemory, QueueFull
 from server.app import create_app
 from server.config import Config, SecurityConfig
 from server.dialects import DIALECTS

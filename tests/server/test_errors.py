@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mlx_backend import errors as engine_errors
+from mlx_backend.api import errors as engine_errors
 from server.dialects.openai_errors import encode_error
 from server.errors import (
     ENGINE_ERRORS,

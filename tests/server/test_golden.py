@@ -24,8 +24,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 from starlette.types import Message, Receive, Scope, Send
 
-from mlx_backend.errors import SequenceFailed
-from mlx_backend.interface import ModelInfo
+from mlx_backend.api.errors import SequenceFailed
+from mlx_backend.api.interface import ModelInfo
 from server.app import create_app
 from server.config import Config, StreamConfig
 from server.service.registry import ModelRegistry, ServedModel

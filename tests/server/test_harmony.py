@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from mlx_backend.factory import create_engine
-from mlx_backend.interface import EngineConfig, GenerationRequest, GrammarState, ModelInfo
+from mlx_backend.api.interface import EngineConfig, GenerationRequest, GrammarState, ModelInfo
 from server.app import create_app
 from server.config import Config
 from server.service.registry import ModelRegistry, ServedModel

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from bench.hostile_grammars import HELD, HOSTILE, Fields, body_of
-from mlx_backend.errors import GrammarFailed
+from mlx_backend.api.errors import GrammarFailed
 from server.grammars.process import GrammarState
 from tests.engine_client import until
 from tests.server_process import serving

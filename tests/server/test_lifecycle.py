@@ -13,7 +13,7 @@ import sys
 import httpx
 import pytest
 
-from mlx_backend.interface import SchedulerConfig
+from mlx_backend.api.interface import SchedulerConfig
 from server.app import create_app
 from server.config import Config, ConfigError, SecurityConfig
 from server.lifecycle import Lifecycle, ShuttingDown

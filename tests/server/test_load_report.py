@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mlx_backend.interface import KVCachePart, KVCacheReport, MemoryReport, ModelInfo, PrefixCacheReport
+from mlx_backend.api.interface import KVCachePart, KVCacheReport, MemoryReport, ModelInfo, PrefixCacheReport
 from server.load_report import describe_kv_caches, describe_memory, describe_prefix_cache
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mlx_backend.errors import OutOfMemory
+from mlx_backend.api.errors import OutOfMemory
 from server.logs import QUIET, LogFormat, configure_logging, current_request_id, flush_logs, prompt_log
 from tests.fake_engine import FakeEngine, Script, spell
 from tests.serving import client_of, mock_engine, wait_until

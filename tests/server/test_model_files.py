@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_backend.errors import ModelLoadError
-from mlx_backend.interface import LoadProgress
+from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.api.interface import LoadProgress
 from server import model_files
 from server.model_files import Damage, Record, Report, compare, ensure, find_record, is_known, remember
 from tests.fake_hub import git_sha1

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from mlx_backend.factory import measure
-from mlx_backend.interface import EngineConfig, MemoryConfig
+from mlx_backend.api.interface import EngineConfig, MemoryConfig
 from server.app import create_app
 from server.config import Config
 from server.config_models import ModelEntry

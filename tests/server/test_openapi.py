@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from mlx_backend.errors import QueueFull, SequenceFailed
+from mlx_backend.api.errors import QueueFull, SequenceFailed
 from server.app import create_app
 from server.config import Config
 from server.dialects.health.schema import HealthReport, Version

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mlx_backend.interface import ModelInfo, PrefixCacheReport
+from mlx_backend.api.interface import ModelInfo, PrefixCacheReport
 from server.dialects.openai_chat.decode import decode as decode_chat
 from server.dialects.openai_chat.schema import ChatRequest
 from server.dialects.openai_completions.decode import decode as decode_completion

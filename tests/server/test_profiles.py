@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from mlx_backend.factory import read_shape
-from mlx_backend.interface import KVCacheConfig
-from mlx_backend.machines import find_machine, load_machines, this_machine
-from mlx_backend.planner import build_plan
+from mlx_backend.api.interface import KVCacheConfig
+from mlx_backend.planning.machines import find_machine, load_machines, this_machine
+from mlx_backend.planning.planner import build_plan
 from server.config import Config, resolve
 from server.profiles import PROFILES, Profile, find_profile
 from server.profiles.planning import limit_bytes, plan_profile, ranked, share_of
@@ -247,7 +247,7 @@ def test_the_list_is_for_this_machine_where_none_is_named(
     here = this_machine()
     assert here is not None
     assert {row["machine"] for row in listed(capsys)} == {here.id}
-    monkeypatch.setattr("mlx_backend.machines.this_machine", lambda: None)
+    monkeypatch.setattr("mlx_backend.planning.machines.this_machine", lambda: None)
     assert run("--list") == 2
     assert "name one with --machine" in capsys.readouterr().err
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlx_backend.errors import SequenceFailed
+from mlx_backend.api.errors import SequenceFailed
 from server.errors import InvalidRequest, to_api_error
 from server.recent_errors import KEPT, RecentErrors
 

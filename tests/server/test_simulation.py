@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_backend.errors import ModelLoadError
-from mlx_backend.interface import KVCacheConfig, MemoryConfig, SimulateConfig
+from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.api.interface import KVCacheConfig, MemoryConfig, SimulateConfig
 from server import cli
 from server.config import Config, ConfigError
 from server.profiles import model_files, model_names

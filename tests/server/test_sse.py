@@ -11,8 +11,8 @@ import pytest
 from sse_starlette.sse import AppStatus, SendTimeoutError
 from starlette.types import Message
 
-from mlx_backend.errors import SequenceFailed
-from mlx_backend.interface import PrefillProgress
+from mlx_backend.api.errors import SequenceFailed
+from mlx_backend.api.interface import PrefillProgress
 from server import sse
 from server.dialects.openai_errors import encode_error as encode_body
 from server.errors import APIError

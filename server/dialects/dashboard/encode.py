@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from mlx_backend.interface import EngineStats, KVCachePart, KVCacheReport, ModelInfo
+from mlx_backend.api.interface import EngineStats, KVCachePart, KVCacheReport, ModelInfo
 from server.config import Config, fields, value_of
 from server.dialects.dashboard.schema import (
     StatusCounts,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from mlx_backend.interface import EngineStats
+from mlx_backend.api.interface import EngineStats
 
 Status = Literal["loading", "ok", "stalled", "dead"]
 ServerStatus = Literal["loading", "ok", "stalled", "dead", "draining"]

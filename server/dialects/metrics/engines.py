@@ -10,7 +10,7 @@ from typing import get_args, get_type_hints
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from mlx_backend.interface import EngineHealth, EngineStats
+from mlx_backend.api.interface import EngineHealth, EngineStats
 from server import __version__
 from server.power import PowerMeter
 from server.service.registry import ServedModel

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from mlx_backend.interface import PrefixCacheStats
+from mlx_backend.api.interface import PrefixCacheStats
 
 Named = Sequence[tuple[str, PrefixCacheStats]]
 """What each model, by its id, says."""

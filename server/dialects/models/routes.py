@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from fastapi import APIRouter
 
-from mlx_backend.interface import PrefixCacheReport
+from mlx_backend.api.interface import PrefixCacheReport
 from server.dialects.models.schema import (
     EmbeddingDetails,
     KeptKind,

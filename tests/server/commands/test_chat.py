@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mlx_backend.interface import MockConfig
+from mlx_backend.api.interface import MockConfig
 from tests.serving import DEADLINE_S, LiveServer, mock_engine, serve, wait_until
 
 MAIN = "import sys; sys.argv[0] = 'pippin'; from server.cli import main; main()"

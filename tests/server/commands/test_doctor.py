@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from mlx_backend.interface import PrefixCacheConfig
+from mlx_backend.api.interface import PrefixCacheConfig
 from server import pocket
 from server.appliance.systemd import NAME
 from server.cli import app

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from mlx_backend.interface import MemoryConfig, MockConfig
+from mlx_backend.api.interface import MemoryConfig, MockConfig
 from server import cli
 from server.app import create_app
 from server.commands import ps

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mlx_backend.errors import EngineDead, EngineNotReady, OutOfMemory, QueueFull
+from mlx_backend.api.errors import EngineDead, EngineNotReady, OutOfMemory, QueueFull
 from server.config import Config, SecurityConfig
 from tests.fake_engine import FakeEngine, spell
 from tests.serving import client_of

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlx_backend.interface import ContextConfig
+from mlx_backend.api.interface import ContextConfig
 from server.config import Config
 from tests.fake_engine import FakeEngine, spell
 from tests.serving import client_of

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from mlx_backend.interface import SamplingParams
+from mlx_backend.api.interface import SamplingParams
 from server.dialects.openai_chat import decode as chat
 from server.dialects.openai_chat.schema import ChatRequest
 from server.dialects.openai_completions import decode as completions

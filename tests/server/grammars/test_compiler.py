@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_backend.errors import GrammarFailed, GrammarLost
+from mlx_backend.api.errors import GrammarFailed, GrammarLost
 from server.grammars.compiler import LEAST_MEMORY_BYTES, GrammarBudget, GrammarCompiler, GrammarsBusy
 from server.grammars.process import Grammar
 from server.text.grammar import GrammarError, GrammarSource

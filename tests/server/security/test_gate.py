@@ -17,8 +17,8 @@ import openai
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from mlx_backend.errors import QueueFull
-from mlx_backend.interface import EngineStats, ModelInfo
+from mlx_backend.api.errors import QueueFull
+from mlx_backend.api.interface import EngineStats, ModelInfo
 from server.config import Config, SecurityConfig
 from server.dialects.openai_errors import encode_error
 from server.error_bodies import ErrorBodies

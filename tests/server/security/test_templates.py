@@ -102,7 +102,7 @@ def test_other_arguments_are_rendered_or_refused(tmp_path: Path, kwargs: dict[st
 
 
 def test_a_tokenizer_with_code_of_its_own_is_not_loaded(tmp_path: Path) -> None:
-    from mlx_backend.errors import ModelLoadError
+    from mlx_backend.api.errors import ModelLoadError
 
     folder, sign = write_tiny_tokenizer(tmp_path / "model"), tmp_path / "was-here"
     (folder / "evil.py").write_text(f"open({str(sign)!r}, 'w')\nclass Evil: ...\n")
@@ -117,9 +117,9 @@ def test_a_tokenizer_with_code_of_its_own_is_not_loaded(tmp_path: Path) -> None:
 @pytest.mark.mlx
 def test_a_model_with_code_of_its_own_is_not_loaded(tmp_path: Path) -> None:
     """mlx-lm would run a file that the configuration names, where it is told to trust it."""
-    from mlx_backend import loader
-    from mlx_backend.checkpoint import open_checkpoint
-    from mlx_backend.errors import ModelLoadError
+    from mlx_backend.model import loader
+    from mlx_backend.model.checkpoint import open_checkpoint
+    from mlx_backend.api.errors import ModelLoadError
     from tests.tiny_models import write_model
 
     folder, sign = write_model(tmp_path / "model", "llama"), tmp_path / "was-here"

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mlx_backend.errors import ContextLengthExceeded, EngineDead, EngineNotReady, QueueFull, SequenceFailed
-from mlx_backend.interface import ModelInfo, SamplingParams
+from mlx_backend.api.errors import ContextLengthExceeded, EngineDead, EngineNotReady, QueueFull, SequenceFailed
+from mlx_backend.api.interface import ModelInfo, SamplingParams
 from server.errors import APIError, InvalidRequest, ModelNotFound
 from server.security.rate import Account
 from server.security.tenant import Tenant

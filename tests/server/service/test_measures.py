@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mlx_backend.errors import EngineDead
+from mlx_backend.api.errors import EngineDead
 from server.service.measures import TOKENS, WAITED_S, Histogram, Measures
 from server.service.record import JobRecord
 from server.text.events import EndReason, Finished

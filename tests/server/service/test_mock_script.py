@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from mlx_backend.errors import ModelLoadError
-from mlx_backend.interface import MockConfig, SamplingParams
+from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.api.interface import MockConfig, SamplingParams
 from server.app import create_app
 from server.config import Config
 from server.models import build_model

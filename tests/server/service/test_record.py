@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mlx_backend.errors import EngineDead
+from mlx_backend.api.errors import EngineDead
 from server.security.rate import Account
 from server.service.record import JobRecord
 from server.text.events import Finished, Usage

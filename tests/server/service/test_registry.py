@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from mlx_backend.errors import EngineDead, EngineNotReady, ModelLoadError
-from mlx_backend.interface import EngineHealth
+from mlx_backend.api.errors import EngineDead, EngineNotReady, ModelLoadError
+from mlx_backend.api.interface import EngineHealth
 from server.errors import InvalidRequest, ModelNotFound
 from server.service.registry import ModelRegistry, ServedModel
 from server.text.tokenizer import ByteTokenizer, Tokenizer

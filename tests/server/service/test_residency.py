@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from mlx_backend.errors import EngineDead, EngineNotReady, ModelLoadError
+from mlx_backend.api.errors import EngineDead, EngineNotReady, ModelLoadError
 from mlx_backend.factory import create_engine, measure
-from mlx_backend.interface import Engine, EngineConfig, Footprint, LoadProgress, MemoryConfig, MemoryShare, MockConfig
+from mlx_backend.api.interface import Engine, EngineConfig, Footprint, LoadProgress, MemoryConfig, MemoryShare, MockConfig
 from server.service import residency as residency_module
 from server.service.life import Recipe, Report
 from server.service.registry import ModelRegistry, ServedModel
@@ -230,7 +230,7 @@ async def test_a_damaged_file_is_told_before_an_engine_is_built() -> None:
 
 
 async def test_a_death_is_buried_and_the_model_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlx_backend.interface import GenerationRequest
+    from mlx_backend.api.interface import GenerationRequest
 
     model = mock_model("a", fault="die@1")
     async with served(model, mock_model("b")) as (registry, events):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_backend.interface import Footprint
+from mlx_backend.api.interface import Footprint
 from server.service.share import choose_share
 
 

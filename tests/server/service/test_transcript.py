@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mlx_backend.interface import PromptEvent, TokenEvent, TokenLogprobs
+from mlx_backend.api.interface import PromptEvent, TokenEvent, TokenLogprobs
 from server.service.job import TextPrompt, TokenPrompt
 from server.service.transcript import Transcript
 from server.text.tokenizer import ByteTokenizer

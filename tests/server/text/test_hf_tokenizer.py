@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_backend.errors import ModelLoadError
+from mlx_backend.api.errors import ModelLoadError
 from server.text.calls.forms import FORMS, GENERIC
 from server.text.chat_template import TemplateError, render_text
 from server.text.detokenizer import ByteDetokenizer, WindowDetokenizer

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mlx_backend.interface import FinishReason, TokenEvent, TokenLogprobs
+from mlx_backend.api.interface import FinishReason, TokenEvent, TokenLogprobs
 from server.text.events import Finished, OutputEvent, ReasoningDelta, TextDelta, TokenText, ToolCallDelta
 from server.text.parsers.chat import ChatParser
 from server.text.parsers.parts import Part, Start

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mlx_backend.interface import MemoryConfig
+from mlx_backend.api.interface import MemoryConfig
 from server.app import create_app
 from server.config import Config
 from server.config_models import ModelEntry

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mlx_backend.interface import (
+from mlx_backend.api.interface import (
     EngineHealth,
     KVCachePart,
     KVCacheReport,

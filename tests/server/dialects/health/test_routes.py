@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from mlx_backend.interface import EngineHealth, EngineStats, LoadProgress
+from mlx_backend.api.interface import EngineHealth, EngineStats, LoadProgress
 from server import __version__
 from tests.fake_engine import FakeEngine
 from tests.serving import client_of

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 from openai.types import Model
 
-from mlx_backend.interface import (
+from mlx_backend.api.interface import (
     EmbeddingInfo,
     KVCachePart,
     KVCacheReport,

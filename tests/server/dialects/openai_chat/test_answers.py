@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from mlx_backend.interface import GenerationRequest, ModelInfo
+from mlx_backend.api.interface import GenerationRequest, ModelInfo
 from server import pocket
 from server.app import create_app
 from server.config import Config

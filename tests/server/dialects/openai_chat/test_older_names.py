@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mlx_backend.interface import ModelInfo
+from mlx_backend.api.interface import ModelInfo
 from server.config import ApiConfig, Config
 from tests.fake_engine import FakeEngine, spell
 from tests.server.dialects.openai_chat.test_answers import ANSWER, WEATHER, Marked, sdk_of

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from openai.types import Completion
 
-from mlx_backend.interface import FinishReason, ModelInfo, TokenEvent, TokenLogprobs
+from mlx_backend.api.interface import FinishReason, ModelInfo, TokenEvent, TokenLogprobs
 from server.app import create_app
 from server.config import Config
 from server.service.registry import ModelRegistry, ServedModel

@@ -15,8 +15,8 @@ import httpx
 import pytest
 from openai.types import CreateEmbeddingResponse
 
-from mlx_backend.errors import OutOfMemory, QueueFull
-from mlx_backend.interface import EmbeddingInfo, Engine, ModelInfo, PromptEvent
+from mlx_backend.api.errors import OutOfMemory, QueueFull
+from mlx_backend.api.interface import EmbeddingInfo, Engine, ModelInfo, PromptEvent
 from server.dialects.openai_embeddings.schema import EmbeddingAnswer
 from server.dialects.openai_prompts import MAX_PROMPTS
 from tests.fake_engine import FakeEngine

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mlx_backend.errors import ModelLoadError
+from mlx_backend.api.errors import ModelLoadError
 from server.service.encoding import LONG_TEXT_CHARS
 from tests.fake_engine import FakeEngine
 from tests.serving import client_of

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_backend.interface import TokenEvent
+from mlx_backend.api.interface import TokenEvent
 from server.text.events import Finished, ReasoningDelta, TextDelta, ToolCallDelta
 from server.text.parsers.chat import ChatParser, build_parser
 from server.text.parsers.harmony import TAGS, HarmonyParser
