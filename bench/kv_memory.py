@@ -78,8 +78,8 @@ def _ours(folder: Path, options: argparse.Namespace, bits: int | None) -> dict[s
     import mlx.core as mx
 
     from mlx_backend.api.interface import EngineConfig, GenerationRequest, KVCacheConfig
-    from mlx_backend.runners.mlx import MLXRunner
     from mlx_backend.engine.scheduler import Chunk
+    from mlx_backend.runners.mlx import MLXRunner
     from mlx_backend.sequence import Prefill, Sequence
 
     runner = MLXRunner(EngineConfig(model_path=str(folder), kv_cache=KVCacheConfig(bits=bits)))

@@ -17,9 +17,9 @@ from rich.table import Table
 
 from bench.checkpoint import SHAPES
 from mlx_backend.api.interface import EngineConfig, GenerationRequest, KVCacheConfig
+from mlx_backend.engine.scheduler import Chunk
 from mlx_backend.planning.memory import kv_bytes, prefill_bytes
 from mlx_backend.runners.mlx import MLXRunner
-from mlx_backend.engine.scheduler import Chunk
 from mlx_backend.sequence import Prefill, Sequence
 
 

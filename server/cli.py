@@ -230,8 +230,8 @@ def _planned(
 ) -> tuple[Any, str]:
     """(the plan, the model's name). Raises ConfigError for what cannot be planned."""
     from mlx_backend.api.errors import ModelLoadError
-    from mlx_backend.factory import read_shape
     from mlx_backend.api.interface import KVCacheConfig
+    from mlx_backend.factory import read_shape
     from server.plan import numbers
     from server.profiles import find_profile
     from server.profiles.planning import choose_file, plan_profile, plan_together

@@ -7,7 +7,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-from mlx_backend.api.interface import KVCachePart, KVCacheReport, LoadProgress, MemoryReport, ModelInfo, PrefixCacheReport
+from mlx_backend.api.interface import (
+    KVCachePart,
+    KVCacheReport,
+    LoadProgress,
+    MemoryReport,
+    ModelInfo,
+    PrefixCacheReport,
+)
 from server.logs import is_structured
 from server.service.registry import ServedModel
 

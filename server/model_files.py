@@ -19,9 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_backend.model.checkpoint import is_needed
 from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import LoadProgress
+from mlx_backend.model.checkpoint import is_needed
 
 MANIFEST = "SHA256SUMS"
 Report = Callable[[LoadProgress], None]

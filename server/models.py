@@ -7,9 +7,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from mlx_backend.model.checkpoint import find_model, open_checkpoint
-from mlx_backend.factory import create_engine, measure
 from mlx_backend.api.interface import Engine, EngineConfig, MemoryShare
+from mlx_backend.factory import create_engine, measure
+from mlx_backend.model.checkpoint import find_model, open_checkpoint
 from server import model_files, pocket
 from server.config import Config, engine_config, with_own
 from server.config_models import ModelEntry

@@ -10,9 +10,9 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from mlx_backend.model.checkpoint import find_model
 from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import EngineConfig, KVCacheConfig
+from mlx_backend.model.checkpoint import find_model
 from mlx_backend.planning.machines import Machine, UnknownMachine, find_machine
 from server.config import Config, ConfigError, engine_config
 from server.profiles import Profile, find_profile, model_names

@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from mlx_backend.factory import create_engine
 from mlx_backend.api.interface import (
     Engine,
     EngineConfig,
@@ -17,6 +16,7 @@ from mlx_backend.api.interface import (
     TokenEvent,
     TokenStream,
 )
+from mlx_backend.factory import create_engine
 
 GREEDY = SamplingParams(temperature=0)
 DEADLINE_S = 120.0

@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
-from mlx_backend.engine.checks import check_token_ids
 from mlx_backend.api.errors import EngineError
 from mlx_backend.api.interface import (
     EngineHealth,
@@ -24,6 +23,7 @@ from mlx_backend.api.interface import (
     TokenEvent,
     TokenLogprobs,
 )
+from mlx_backend.engine.checks import check_token_ids
 
 HANG: Final = "hang"
 """In a script: from here on nothing comes, until the stream is closed. An event: nothing until it is set."""

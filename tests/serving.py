@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager, contextmanager
 import httpx
 import uvicorn
 
-from mlx_backend.factory import create_engine
 from mlx_backend.api.interface import Engine, EngineConfig, HealthConfig, MockConfig
+from mlx_backend.factory import create_engine
 from server.app import create_app
 from server.config import Config
 from server.dialects import DIALECTS

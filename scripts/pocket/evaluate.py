@@ -26,7 +26,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mlx_backend.api.errors import EngineError
-from mlx_backend.factory import create_engine
 from mlx_backend.api.interface import (
     Engine,
     EngineConfig,
@@ -36,6 +35,7 @@ from mlx_backend.api.interface import (
     SchedulerConfig,
     TokenEvent,
 )
+from mlx_backend.factory import create_engine
 from scripts.pocket import corpus
 from scripts.pocket.items import Item
 from scripts.pocket.tokenizer import CONTEXT, prompt

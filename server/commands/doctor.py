@@ -149,8 +149,8 @@ def check_models(facts: Facts, config: Config) -> Iterator[Finding]:
 
 
 def _check_model(facts: Facts, config: Config, name: str | None) -> Iterator[Finding]:
-    from mlx_backend.model.checkpoint import open_checkpoint
     from mlx_backend.api.errors import ModelLoadError
+    from mlx_backend.model.checkpoint import open_checkpoint
 
     what = f"model {name or pocket.MODEL_ID}"
     folder = pocket.folder() if pocket.is_meant(name) else _folder(facts, name or "")

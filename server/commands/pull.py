@@ -15,9 +15,9 @@ from typing import Any
 
 import typer
 
-from mlx_backend.model.checkpoint import HUB_ID, INDEX, belonging
 from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import LoadProgress
+from mlx_backend.model.checkpoint import HUB_ID, INDEX, belonging
 from server import model_files
 from server.commands.progress import shown
 from server.config import ConfigError

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import typer
 
-from mlx_backend.model.checkpoint import HUB_ID, SMALL_FILES
 from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.model.checkpoint import HUB_ID, SMALL_FILES
 from server import model_files, pocket
 from server.commands.progress import shown
 from server.config import ConfigError

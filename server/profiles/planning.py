@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mlx_backend.factory import read_shape
 from mlx_backend.api.interface import KVCacheConfig
+from mlx_backend.factory import read_shape
 from mlx_backend.planning.machines import Machine, find_machine, highest_gpu_limit
 from mlx_backend.planning.memory import ModelShape
 from mlx_backend.planning.planner import Plan, build_plan

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from mlx_backend.factory import create_engine
 from mlx_backend.api.interface import EngineConfig, GenerationRequest, GrammarState, ModelInfo
+from mlx_backend.factory import create_engine
 from server.app import create_app
 from server.config import Config
 from server.service.registry import ModelRegistry, ServedModel

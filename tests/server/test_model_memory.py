@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mlx_backend.factory import measure
 from mlx_backend.api.interface import EngineConfig, MemoryConfig
+from mlx_backend.factory import measure
 from server.app import create_app
 from server.config import Config
 from server.config_models import ModelEntry

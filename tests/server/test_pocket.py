@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mlx_backend.model.checkpoint import open_checkpoint
 from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import EngineConfig, KVCacheConfig
+from mlx_backend.model.checkpoint import open_checkpoint
 from server import pocket
 from server.config import Config
 from server.models import build_model

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from mlx_backend.factory import read_shape
 from mlx_backend.api.interface import KVCacheConfig
+from mlx_backend.factory import read_shape
 from mlx_backend.planning.machines import find_machine, load_machines, this_machine
 from mlx_backend.planning.planner import build_plan
 from server.config import Config, resolve

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from mlx_backend.factory import create_engine
 from mlx_backend.api.interface import EngineConfig, SchedulerConfig
+from mlx_backend.factory import create_engine
 from server import pocket
 from server.app import create_app
 from server.config import Config

@@ -117,9 +117,9 @@ def test_a_tokenizer_with_code_of_its_own_is_not_loaded(tmp_path: Path) -> None:
 @pytest.mark.mlx
 def test_a_model_with_code_of_its_own_is_not_loaded(tmp_path: Path) -> None:
     """mlx-lm would run a file that the configuration names, where it is told to trust it."""
+    from mlx_backend.api.errors import ModelLoadError
     from mlx_backend.model import loader
     from mlx_backend.model.checkpoint import open_checkpoint
-    from mlx_backend.api.errors import ModelLoadError
     from tests.tiny_models import write_model
 
     folder, sign = write_model(tmp_path / "model", "llama"), tmp_path / "was-here"

@@ -11,8 +11,16 @@ from typing import Any
 import pytest
 
 from mlx_backend.api.errors import EngineDead, EngineNotReady, ModelLoadError
+from mlx_backend.api.interface import (
+    Engine,
+    EngineConfig,
+    Footprint,
+    LoadProgress,
+    MemoryConfig,
+    MemoryShare,
+    MockConfig,
+)
 from mlx_backend.factory import create_engine, measure
-from mlx_backend.api.interface import Engine, EngineConfig, Footprint, LoadProgress, MemoryConfig, MemoryShare, MockConfig
 from server.service import residency as residency_module
 from server.service.life import Recipe, Report
 from server.service.registry import ModelRegistry, ServedModel

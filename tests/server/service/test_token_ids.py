@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mlx_backend.factory import create_engine
 from mlx_backend.api.interface import EngineConfig, SamplingParams
+from mlx_backend.factory import create_engine
 from server.errors import APIError
 from server.service import generation
 from server.service.job import GenerationJob, TextPrompt

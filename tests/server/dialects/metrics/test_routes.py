@@ -8,8 +8,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlx_backend.factory import create_engine
 from mlx_backend.api.interface import Engine, EngineConfig, EngineHealth, MockConfig, SchedulerConfig
+from mlx_backend.factory import create_engine
 from server.app import create_app
 from server.config import Config
 from server.power import Reading

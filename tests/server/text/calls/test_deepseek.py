@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from mlx_backend.factory import create_engine
 from mlx_backend.api.interface import EngineConfig
+from mlx_backend.factory import create_engine
 from server.app import create_app
 from server.config import Config
 from server.service.registry import ModelRegistry, ServedModel
