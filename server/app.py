@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from server import __version__, errors, sse
-from server.config import Config
+from server import __version__, error_answers, sse
+from server.config import Config, CurrentConfig
 from server.dialects import DIALECTS
+from server.dialects.dialect import Dialect, collect_errors
+from server.dialects.parts import ServerParts
+from server.errors import ErrorCounts
 from server.lifecycle import Admission, Lifecycle
 from server.middleware import RequestEnvelope
 from server.openapi import PublishedAPI
@@ -21,51 +24,66 @@ from server.service.live import Pulse
 from server.service.registry import ModelRegistry
 
 
+class Application(PublishedAPI):
+    """The ASGI application: the routes of every dialect, and the layers around them."""
+
+    def __init__(self, parts: ServerParts, dialects: Sequence[Dialect]) -> None:
+        super().__init__(title="Pippin", version=__version__, lifespan=self._live, docs_url=None, redoc_url=None)
+        self.parts = parts
+        self.error_bodies = collect_errors(dialects)
+        for dialect in dialects:
+            self.include_router(dialect.build_router(parts))
+        error_answers.install(self, self.error_bodies)
+        # Outside of the framework's own layers, so that nothing stands between the envelope and the server.
+        admission = Admission(self.build_middleware_stack(), parts.lifecycle, self.error_bodies)
+        self.gate = Gate(admission, parts.config, self.error_bodies)
+        self.envelope = RequestEnvelope(
+            self.gate,
+            self.error_bodies,
+            max_body_bytes=parts.config.security.max_body_bytes,
+            error_counts=parts.error_counts,
+            recent_errors=parts.recent_errors,
+        )
+        self.middleware_stack = self.envelope
+
+    @asynccontextmanager
+    async def _live(self, _: FastAPI) -> AsyncIterator[None]:
+        """Start the registry, which loads in the background, and what measures; close them at the end."""
+        sse.let_streams_finish()
+        self.parts.registry.start()
+        self.parts.power.start()
+        running = [asyncio.create_task(self.parts.pulse.run()), asyncio.create_task(self.gate.watch_keys())]
+        try:
+            yield
+        finally:
+            for task in running:
+                task.cancel()
+            self.parts.power.close()
+            await self.parts.registry.close()
+
+
 def create_app(
     config: Config,
     registry: ModelRegistry,
     lifecycle: Lifecycle | None = None,
     *,
     origins: Mapping[str, str] | None = None,
-) -> FastAPI:
+    dialects: Sequence[Dialect] = DIALECTS,
+) -> Application:
     """The ASGI application. Its lifespan starts the registry, which loads in the background, and closes it.
 
     `origins`: where each setting came from, by dotted key, for whoever asks.
     """
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        sse.let_streams_finish()
-        registry.start()
-        app.state.power.start()
-        running = [asyncio.create_task(app.state.pulse.run()), asyncio.create_task(app.state.gate.watch_keys())]
-        try:
-            yield
-        finally:
-            for task in running:
-                task.cancel()
-            app.state.power.close()
-            await registry.close()
-
-    app = PublishedAPI(title="Pippin", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.config = config
-    app.state.origins = origins or {}
-    app.state.registry = registry
-    app.state.lifecycle = lifecycle or Lifecycle()
-    app.state.error_counts = errors.ErrorCounts()
-    app.state.recent_errors = RecentErrors()
-    app.state.pulse = Pulse(registry)
-    app.state.power = PowerMeter(find_command())
-    for router in DIALECTS:
-        app.include_router(router)
-    errors.install(app)
-    # Outside of the framework's own layers, so that nothing stands between the envelope and the server.
-    app.state.gate = Gate(Admission(app.build_middleware_stack(), app.state.lifecycle), config)
-    app.state.envelope = RequestEnvelope(
-        app.state.gate,
-        max_body_bytes=config.security.max_body_bytes,
-        error_counts=app.state.error_counts,
-        recent_errors=app.state.recent_errors,
+    return Application(
+        ServerParts(
+            settings=CurrentConfig(config),
+            origins=origins or {},
+            registry=registry,
+            lifecycle=lifecycle or Lifecycle(),
+            error_counts=ErrorCounts(),
+            recent_errors=RecentErrors(),
+            pulse=Pulse(registry),
+            power=PowerMeter(find_command()),
+        ),
+        dialects,
     )
-    app.middleware_stack = app.state.envelope
-    return app

@@ -198,6 +198,13 @@ class Config:
             with_own(self, entry)
 
 
+class CurrentConfig:
+    """The configuration that holds now. A reload replaces it: what may change is read when it is needed."""
+
+    def __init__(self, config: Config) -> None:
+        self.now = config
+
+
 @dataclass(frozen=True, slots=True)
 class Resolved:
     """A configuration, and for each dotted key where its value came from."""

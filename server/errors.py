@@ -8,28 +8,18 @@
     ├── Unavailable              503     server_error            -            with Retry-After
     └── InternalError            500     server_error            internal_error
 
-Before the first byte an error is a status and a body; after it, one event in the dialect's shape (`sse`).
-Knows OpenAI's error body, the shape of every answer no dialect claims. Knows nothing of jobs or streams.
+Before the first byte an error is a status and a body (`error_answers`, `error_bodies`); after it, one event in the
+dialect's shape (`sse`). Knows nothing of bodies, jobs or streams, and loads nothing of HTTP: the service raises these.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.responses import Response
-
 from mlx_backend.api import errors as engine_errors
-from server.logs import shows_prompts
-
-logger = logging.getLogger("pippin.errors")
 
 RETRY_AFTER_S = 5
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
@@ -157,23 +147,6 @@ def to_api_error(error: BaseException, param: str | None = None) -> APIError:
     return InternalError()
 
 
-def openai_body(error: APIError) -> dict[str, Any]:
-    """OpenAI's error body."""
-    return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
-
-
-def openai_response(error: APIError) -> Response:
-    """The error as an answer of its own. Pure ASCII: the message may quote what is no valid Unicode."""
-    _log_answer(error)
-    return Response(json.dumps(openai_body(error)), error.status, headers=error.headers, media_type="application/json")
-
-
-def _log_answer(error: APIError) -> None:
-    told = error.message if shows_prompts() else describe_error(error)
-    fields = {"status": error.status, "code": error.code or error.type}
-    logger.info("answered %d %s: %s", error.status, error.code or error.type, told, extra={"fields": fields})
-
-
 def describe_error(error: APIError) -> str:
     """What is wrong with a request is told its client; its words may be a prompt's: others are told the place."""
     if not isinstance(error, InvalidRequest):
@@ -184,56 +157,6 @@ def describe_error(error: APIError) -> str:
 def _place(param: str) -> str:
     """A parameter's name as far as it is made of names and numbers."""
     return ".".join(part if _NAME.fullmatch(part) else "?" for part in param.split(".")[:8])
-
-
-def from_validation(error: RequestValidationError) -> InvalidRequest:
-    """The first of the validation's complaints as one sentence that names the parameter."""
-    first = error.errors()[0]
-    kind, location = first["type"], first["loc"][1:]
-    if kind == "json_invalid":
-        at = location[0] if location else 0
-        return InvalidRequest(f"The request body is not valid JSON: {first['ctx']['error']} at position {at}.")
-    if not location:
-        return InvalidRequest("The request body must be a JSON object, sent with 'Content-Type: application/json'.")
-    param = ".".join(map(str, location))
-    if kind == "missing":
-        return InvalidRequest(f"The parameter '{param}' is required.", param=param, code="missing_required_parameter")
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return InvalidRequest(f"Invalid value for '{param}': {message}.", param=param, code="invalid_value")
-
-
-def from_http(error: HTTPException, method: str, path: str) -> APIError:
-    """A routing error of the framework, in words."""
-    if error.status_code == 404:
-        answer: APIError = InvalidRequest(f"Unknown path: {method} {path}", code="not_found")
-    elif error.status_code == 405:
-        answer = InvalidRequest(f"The method {method} is not allowed for {path}", code="method_not_allowed")
-    elif error.status_code == 400:
-        answer = InvalidRequest("The request body cannot be read as JSON.")
-    else:
-        answer = APIError(str(error.detail))
-    answer.status = error.status_code
-    return answer
-
-
-async def _answer_api_error(request: Request, error: Exception) -> Response:
-    return _respond(request, to_api_error(error))
-
-
-async def _answer_unexpected(request: Request, _: Exception) -> Response:
-    return _respond(request, InternalError())
-
-
-async def _answer_validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return _respond(request, from_validation(error))
-
-
-async def _answer_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    response = _respond(request, from_http(error, request.method, request.url.path))
-    response.headers.update(error.headers or {})
-    return response
 
 
 ErrorCounts = Counter[tuple[int, str]]
@@ -249,17 +172,3 @@ def count_error(counts: ErrorCounts, error: APIError | None) -> None:
 def note_error(scope: MutableMapping[str, Any], error: APIError) -> None:
     """Remember what the request of `scope` is told, for the envelope, which counts it."""
     scope.setdefault("state", {})["error"] = error
-
-
-def _respond(request: Request, error: APIError) -> Response:
-    note_error(request.scope, error)
-    return openai_response(error)
-
-
-def install(app: FastAPI) -> None:
-    """Have every error of `app` answered in OpenAI's shape. The unforeseen ones are logged by `middleware`."""
-    app.add_exception_handler(APIError, _answer_api_error)
-    app.add_exception_handler(engine_errors.EngineError, _answer_api_error)
-    app.add_exception_handler(RequestValidationError, _answer_validation_error)
-    app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_exception_handler(Exception, _answer_unexpected)

@@ -22,7 +22,9 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import RETRY_AFTER_S, APIError, note_error, openai_response
+from server.error_answers import answer_error
+from server.error_bodies import ErrorBodies
+from server.errors import RETRY_AFTER_S, APIError
 from server.logs import flush_logs
 
 logger = logging.getLogger("pippin.lifecycle")
@@ -114,9 +116,10 @@ class Lifecycle:
 class Admission:
     """Wraps the application: what is not just a read is work, is counted, and is refused while the server drains."""
 
-    def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, error_bodies: ErrorBodies) -> None:
         self._app = app
         self._lifecycle = lifecycle
+        self._error_bodies = error_bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in _SAFE:
@@ -126,8 +129,7 @@ class Admission:
             with self._lifecycle.work():
                 await self._app(scope, receive, send)
         except ShuttingDown as error:  # raised here alone, before anything was answered
-            note_error(scope, error)
-            await openai_response(error)(scope, receive, send)
+            await answer_error(self._error_bodies, scope, error)(scope, receive, send)
 
 
 class DrainingServer(uvicorn.Server):

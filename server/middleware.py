@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import re
 import uuid
+from collections.abc import Callable
+from functools import partial
 
 from sse_starlette.sse import SendTimeoutError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import APIError, BodyTooLarge, ErrorCounts, InternalError, count_error, openai_body
+from server.error_bodies import ErrorBodies
+from server.errors import APIError, BodyTooLarge, ErrorCounts, InternalError, count_error
 from server.logs import current_request_id
 from server.recent_errors import RecentErrors
 
@@ -32,12 +34,14 @@ class RequestEnvelope:
     def __init__(
         self,
         app: ASGIApp,
+        error_bodies: ErrorBodies,
         *,
         max_body_bytes: int,
         error_counts: ErrorCounts | None = None,
         recent_errors: RecentErrors | None = None,
     ) -> None:
         self._app = app
+        self._error_bodies = error_bodies
         self._max_body_bytes = max_body_bytes
         self._error_counts = ErrorCounts() if error_counts is None else error_counts
         self._recent_errors = recent_errors or RecentErrors()
@@ -54,7 +58,8 @@ class RequestEnvelope:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         token = current_request_id.set(request_id)
-        exchange = _Exchange(receive, send, request_id, self._max_body_bytes)
+        write_error = partial(self._error_bodies.write, scope["path"])
+        exchange = _Exchange(receive, send, request_id, self._max_body_bytes, write_error)
         try:
             if _declared_length(headers) > self._max_body_bytes:
                 await exchange.refuse_body()
@@ -70,11 +75,19 @@ class RequestEnvelope:
 class _Exchange:
     """One request and its answer, as they pass through. Owned by one call of the envelope."""
 
-    def __init__(self, receive: Receive, send: Send, request_id: str, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        receive: Receive,
+        send: Send,
+        request_id: str,
+        max_body_bytes: int,
+        write_error: Callable[[APIError], bytes],
+    ) -> None:
         self._receive = receive
         self._send = send
         self._request_id = request_id
         self._limit = max_body_bytes
+        self._write_error = write_error
         self._num_body_bytes = 0
         self._has_body_left = True
         self._is_too_large = False
@@ -125,7 +138,7 @@ class _Exchange:
 
     async def _answer(self, error: APIError, *, linger: bool = False) -> None:
         self.error = error
-        body = json.dumps(openai_body(error)).encode()
+        body = self._write_error(error)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),

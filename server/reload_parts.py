@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Protocol
 
-from fastapi import FastAPI
-
-from server.config import Config, SecurityConfig
+from server.config import ApiConfig, Config, CurrentConfig, SecurityConfig, StreamConfig
 from server.logs import set_level
+from server.middleware import RequestEnvelope
 from server.reloading import Reloading
+from server.security.gate import Gate
 
 _LIMITS = (
     "max_body_bytes",
@@ -29,25 +29,25 @@ class _Connections(Protocol):
     def take_limits(self, limits: SecurityConfig) -> None: ...
 
 
-def register_parts(reloading: Reloading, app: FastAPI, connections: _Connections) -> None:
+def register_parts(
+    reloading: Reloading, settings: CurrentConfig, gate: Gate, envelope: RequestEnvelope, connections: _Connections
+) -> None:
     """`connections`: the class whose instances are the server's connections."""
 
     def take_limits(config: Config) -> None:
-        held: Config = app.state.config
+        held = settings.now
         limits = dataclasses.replace(held.security, **{name: getattr(config.security, name) for name in _LIMITS})
-        app.state.config = dataclasses.replace(held, security=limits, stream=config.stream, api=config.api)
-        app.state.gate.take_limits(limits)
-        app.state.envelope.take_limits(limits.max_body_bytes)
+        settings.now = dataclasses.replace(held, security=limits, stream=config.stream, api=config.api)
+        gate.take_limits(limits)
+        envelope.take_limits(limits.max_body_bytes)
         connections.take_limits(limits)
 
     def take_level(config: Config) -> None:
         set_level(config.log_level, with_prompts=config.log_prompts)
-        app.state.config = dataclasses.replace(
-            app.state.config, log_level=config.log_level, log_prompts=config.log_prompts
-        )
+        settings.now = dataclasses.replace(settings.now, log_level=config.log_level, log_prompts=config.log_prompts)
 
-    sections = {"stream": app.state.config.stream, "api": app.state.config.api}
-    others = [f"{name}.{field.name}" for name, section in sections.items() for field in dataclasses.fields(section)]
+    others = [f"stream.{field.name}" for field in dataclasses.fields(StreamConfig)]
+    others += [f"api.{field.name}" for field in dataclasses.fields(ApiConfig)]
     reloading.register("log level", take_level, ("log_level", "log_prompts"))
     reloading.register("limits", take_limits, [*(f"security.{name}" for name in _LIMITS), *others])
-    reloading.register("keys", lambda _: app.state.gate.reload_keys())
+    reloading.register("keys", lambda _: gate.reload_keys())

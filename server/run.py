@@ -18,10 +18,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import uvicorn
-from fastapi import FastAPI
 
 from mlx_backend.api.errors import ModelLoadError
-from server.app import create_app
+from server.app import Application, create_app
 from server.appliance.awake import find_awake
 from server.config import Config
 from server.lifecycle import DrainingServer, Lifecycle, owned_signals
@@ -121,19 +120,19 @@ def _build_server(
     if awake is not None:
         lifecycle.watchers.append(awake.watch)
     app = create_app(config, registry, lifecycle, origins=origins)
-    connections = bounded_protocol(config.security, _connection_limit(config))
+    connections = bounded_protocol(config.security, _connection_limit(config), app.error_bodies)
     server = DrainingServer(
         _uvicorn_config(app, connections),
         lifecycle,
-        drain_s=lambda: app.state.config.stream.drain_s,
+        drain_s=lambda: app.parts.config.stream.drain_s,
         cut=registry.close,
     )
     reloading = Reloading(config, reread)
-    register_parts(reloading, app, connections)
+    register_parts(reloading, app.parts.settings, app.gate, app.envelope, connections)
     return server, reloading
 
 
-def _uvicorn_config(app: FastAPI, connections: type[asyncio.Protocol]) -> uvicorn.Config:
+def _uvicorn_config(app: Application, connections: type[asyncio.Protocol]) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         log_config=None,

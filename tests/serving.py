@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import httpx
@@ -14,6 +14,8 @@ from mlx_backend.api.interface import Engine, EngineConfig, HealthConfig, MockCo
 from mlx_backend.factory import create_engine
 from server.app import create_app
 from server.config import Config
+from server.dialects import DIALECTS
+from server.dialects.dialect import Dialect
 from server.security.connection import bounded_protocol
 from server.service.registry import ModelRegistry, ServedModel
 from server.text.tokenizer import ByteTokenizer, Tokenizer
@@ -42,11 +44,15 @@ def build_registry(
 
 @asynccontextmanager
 async def client_of(
-    engine: Engine, config: Config | None = None, tokenizer: Callable[[], Tokenizer] = ByteTokenizer
+    engine: Engine,
+    config: Config | None = None,
+    tokenizer: Callable[[], Tokenizer] = ByteTokenizer,
+    *,
+    dialects: Sequence[Dialect] = DIALECTS,
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client that talks to an application in process."""
     registry = build_registry(engine, tokenizer=tokenizer)
-    app = create_app(config or Config(), registry)
+    app = create_app(config or Config(), registry, dialects=dialects)
     try:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             yield client
@@ -80,12 +86,18 @@ class LiveServer:
 
 
 @contextmanager
-def serve(engine: Engine, config: Config | None = None, *, until_ready: bool = True) -> Iterator[LiveServer]:
+def serve(
+    engine: Engine,
+    config: Config | None = None,
+    *,
+    until_ready: bool = True,
+    dialects: Sequence[Dialect] = DIALECTS,
+) -> Iterator[LiveServer]:
     """A real uvicorn on loopback, in a thread."""
     registry = build_registry(engine, is_started=False)
     config = config or Config()
-    app = create_app(config, registry)
-    protocol = bounded_protocol(config.security, config.security.max_connections)
+    app = create_app(config, registry, dialects=dialects)
+    protocol = bounded_protocol(config.security, config.security.max_connections, app.error_bodies)
     server = uvicorn.Server(
         uvicorn.Config(
             app, port=0, http=protocol, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1

@@ -33,6 +33,8 @@ SERVER_MAY_IMPORT = {
         "prefix_cache.folder",
     )
 }
+REQUEST_FILES = ("server/dialects/*", "server/service/*", "server/grammars/*", "server/text/*", "server/security/*")
+REQUEST_DOORS = {"mlx_backend.api.interface", "mlx_backend.api.errors"}
 MLX_FILES = (
     "mlx_backend/model/loader.py",
     "mlx_backend/model/skeleton.py",
@@ -158,6 +160,13 @@ def server_knows_the_engine_by_its_doors(modules: Sequence[Module]) -> Iterator[
             yield module.at(imported, f"the server may not import {imported.target}")
 
 
+def requests_cross_at_two_doors(modules: Sequence[Module]) -> Iterator[str]:
+    for module, imported in _all_imports(modules):
+        doors = {imported.target, imported.target.rpartition(".")[0]}
+        if imported.top == "mlx_backend" and _is_in(module, REQUEST_FILES) and not doors & REQUEST_DOORS:
+            yield module.at(imported, f"{imported.target} is not for what a request passes through")
+
+
 def mlx_stays_where_it_computes(modules: Sequence[Module]) -> Iterator[str]:
     for module, imported in _all_imports(modules):
         late = imported.when == "function" and imported.top == "mlx_lm" and _is_in(module, LATE_MLX_LM_FILES)
@@ -224,6 +233,14 @@ def layers_import_downwards(modules: Sequence[Module]) -> Iterator[str]:
             yield module.at(imported, f"{imported.target} is in a higher layer")
 
 
+def applications_have_typed_parts(modules: Sequence[Module]) -> Iterator[str]:
+    """The framework's `app.state` takes anything under any name: nothing here reads or writes it."""
+    for module in modules:
+        for node in ast.walk(ast.parse(module.source)):
+            if isinstance(node, ast.Attribute) and node.attr == "state" and ast.unparse(node.value).endswith("app"):
+                yield f"{module.path}:{node.lineno}: app.state has no types; see server/dialects/parts.py"
+
+
 def imports_are_absolute(modules: Sequence[Module]) -> Iterator[str]:
     for module, imported in _all_imports(modules):
         if imported.target.startswith("."):
@@ -270,13 +287,21 @@ def _is_in(module: Module, patterns: Sequence[str]) -> bool:
 
 
 def _runtime_targets(module: Module, names: set[str]) -> set[str]:
-    """The project's modules that importing `module` imports: `from a import b` means a.b where that is a module."""
+    """The project's modules that importing `module` imports: `from a import b` means a.b where that is a module.
+
+    With each come the packages that it is in, but those of `module`, which have begun.
+    """
     found = set()
     for imported in module.imports:
         if imported.when == "module":
             target = imported.target if imported.target in names else imported.target.rpartition(".")[0]
-            found.add(target)
-    return (found & names) - {module.name}
+            found |= {target, *_packages(target)}
+    return (found & names) - {module.name, *_packages(module.name)}
+
+
+def _packages(name: str) -> Iterator[str]:
+    """The packages around a module."""
+    return (name[:end] for end, letter in enumerate(name) if letter == ".")
 
 
 # --- the rules hold, and would notice if they did not
@@ -289,6 +314,10 @@ PLANTED: dict[Rule, list[tuple[str, str]]] = {
         ("server/service/x.py", "from mlx_backend.engine.engine import DeviceEngine"),
         ("server/service/x.py", "from mlx_backend.engine import scheduler"),
         ("server/service/x.py", "import mlx_backend.runners.mock"),
+    ],
+    requests_cross_at_two_doors: [
+        ("server/service/x.py", "from mlx_backend.factory import create_engine"),
+        ("server/dialects/a/routes.py", "def f():\n    from mlx_backend.planning import memory"),
     ],
     mlx_stays_where_it_computes: [
         ("mlx_backend/engine/scheduler.py", "def f():\n    import mlx.core as mx"),
@@ -324,8 +353,15 @@ PLANTED: dict[Rule, list[tuple[str, str]]] = {
         ("server/errors.py", "from server.service import registry"),
         ("server/dialects/a/routes.py", "import server.cli"),
     ],
+    applications_have_typed_parts: [
+        ("server/dialects/a/routes.py", "def f(request): return request.app.state.registry"),
+        ("server/app.py", "app.state.x = 1"),
+    ],
     imports_are_absolute: [("server/app.py", "from . import errors")],
-    no_cycles: [("server/x.py", "from server import y")],
+    no_cycles: [
+        ("server/x.py", "from server import y"),
+        ("server/dialects/__init__.py", "from server.commands import z"),
+    ],
     files_are_short: [("server/x.py", '"""Long."""\n' + "x = 1\n" * MAX_LINES)],
     modules_say_what_they_know: [("server/x.py", "x = 1  # no docstring")],
 }
@@ -340,6 +376,7 @@ ALLOWED = [
     ("server/dialects/a/routes.py", "from server.dialects.openai_shared import answer"),
     ("server/cli.py", "def f():\n    from server.run import serve"),
     ("server/x.py", "def f():\n    from server import y"),
+    ("server/dialects/a/routes.py", "def f(request): return request.state.tenant"),
     ("server/x.py", "if TYPE_CHECKING:\n    from server import y"),
 ]
 
@@ -347,6 +384,7 @@ ALLOWED = [
 NEIGHBOURS = (
     Module("server/y.py", '"""Imports x."""\nimport server.x'),
     Module("server/dialects/b/schema.py", '"""Another dialect."""'),
+    Module("server/commands/z.py", '"""Imports a module of a package."""\nimport server.dialects.b.schema'),
 )
 
 

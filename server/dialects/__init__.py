@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from server.dialects.admin.routes import build_router as admin
+from server.dialects.dashboard.routes import build_router as dashboard
+from server.dialects.dialect import Dialect
+from server.dialects.health.routes import build_router as health
+from server.dialects.metrics.routes import build_router as metrics
+from server.dialects.models.routes import build_router as models
+from server.dialects.openai_chat.routes import build_router as openai_chat
+from server.dialects.openai_completions.routes import build_router as openai_completions
+from server.dialects.openai_embeddings.routes import build_router as openai_embeddings
+from server.dialects.tokenize.routes import build_router as tokenize
 
-from server.dialects.admin.routes import router as admin
-from server.dialects.dashboard.routes import router as dashboard
-from server.dialects.health.routes import router as health
-from server.dialects.metrics.routes import router as metrics
-from server.dialects.models.routes import router as models
-from server.dialects.openai_chat.routes import router as openai_chat
-from server.dialects.openai_completions.routes import router as openai_completions
-from server.dialects.openai_embeddings.routes import router as openai_embeddings
-from server.dialects.tokenize.routes import router as tokenize
-
-DIALECTS: tuple[APIRouter, ...] = (
-    openai_completions,
-    openai_chat,
-    openai_embeddings,
-    tokenize,
-    models,
-    admin,
-    health,
-    metrics,
-    dashboard,
+DIALECTS: tuple[Dialect, ...] = (
+    Dialect(openai_completions),
+    Dialect(openai_chat),
+    Dialect(openai_embeddings),
+    Dialect(tokenize),
+    Dialect(models),
+    Dialect(admin),
+    Dialect(health),
+    Dialect(metrics),
+    Dialect(dashboard),
 )

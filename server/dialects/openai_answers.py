@@ -19,11 +19,13 @@ from typing import Any
 from fastapi import Request
 from starlette.responses import Response
 
+from server.dialects.openai_errors import encode_error
 from server.dialects.openai_fold import Fold, joined
 from server.dialects.openai_shared import SamplingFields
 from server.dialects.openai_written import Head, dump, encode_usage, quote
+from server.dialects.parts import ServerParts
 from server.disconnect import ClientGone, while_connected
-from server.errors import APIError, InvalidRequest, openai_body
+from server.errors import APIError, InvalidRequest
 from server.heap import give_back
 from server.service import generation
 from server.service.job import GenerationJob
@@ -51,7 +53,7 @@ def ignored_header(names: Iterable[str]) -> dict[str, str]:
 
 def encode_error_event(error: APIError) -> bytes:
     """The error as the last event of a stream."""
-    return f"data: {json.dumps(openai_body(error))}\n\n".encode()
+    return f"data: {json.dumps(encode_error(error))}\n\n".encode()
 
 
 class ChunkEncoder:
@@ -93,7 +95,7 @@ class ChunkEncoder:
 
 
 @dataclass(frozen=True, slots=True)
-class Dialect:
+class AnswerWriters:
     """How one dialect writes its answers."""
 
     build_encoder: Callable[[Head, bool], ChunkEncoder]
@@ -103,16 +105,20 @@ class Dialect:
 
 
 async def answer(
-    request: Request, job: GenerationJob, fields: SamplingFields, dialect: Dialect, ignored: Iterable[str]
+    parts: ServerParts,
+    request: Request,
+    job: GenerationJob,
+    fields: SamplingFields,
+    writers: AnswerWriters,
+    ignored: Iterable[str],
 ) -> Response:
     """Generate `job` and answer it, streamed or whole. Raises APIError and EngineError before the first byte."""
     headers = ignored_header(ignored)
-    config = request.app.state.config
+    config = parts.config
     truncates = config.context.on_overflow == "truncate_oldest"
     job = replace(_with_room(job, fits=config.context.on_max_tokens == "fit"), tenant=request.state.tenant)
-    registry = request.app.state.registry
-    model = registry.resolve(job.model)
-    opening = Opening(generation.open(registry, job, truncates=truncates, is_whole=not fields.stream), model)
+    model = parts.registry.resolve(job.model)
+    opening = Opening(generation.open(parts.registry, job, truncates=truncates, is_whole=not fields.stream), model)
     # a stream whose model takes long to load begins without it; what goes wrong then is an event
     stream = await opening.wait(config.stream.keep_alive_s if fields.stream else inf)
     if stream is not None and stream.num_truncated_tokens:
@@ -122,14 +128,14 @@ async def answer(
     if fields.stream:
         return StreamingAnswer(
             opening,
-            encode=_LateEncoder(job, fields, dialect, opening).encode,
+            encode=_LateEncoder(job, fields, writers, opening).encode,
             encode_error=encode_error_event,
             keep_alive_s=config.stream.keep_alive_s,
             send_timeout_s=config.security.send_timeout_s,
             headers=headers,
         )
     assert stream is not None
-    fold = dialect.build_fold(_head(job, stream))
+    fold = writers.build_fold(_head(job, stream))
     try:
         async with aclosing(stream):
             await while_connected(request.receive, _collect(stream, fold))
@@ -154,15 +160,15 @@ def _with_room(job: GenerationJob, *, fits: bool) -> GenerationJob:
 class _LateEncoder:
     """A stream's encoder, built when there is something to encode: only then is it known what goes into a chunk."""
 
-    def __init__(self, job: GenerationJob, fields: SamplingFields, dialect: Dialect, opening: Opening) -> None:
-        self._job, self._dialect, self._opening = job, dialect, opening
+    def __init__(self, job: GenerationJob, fields: SamplingFields, writers: AnswerWriters, opening: Opening) -> None:
+        self._job, self._writers, self._opening = job, writers, opening
         self._include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
         self._encoder: ChunkEncoder | None = None
 
     async def encode(self, events: Sequence[OutputEvent]) -> bytes:
         if self._encoder is None:
             head = _head(self._job, self._opening.result())
-            self._encoder = self._dialect.build_encoder(head, self._include_usage)
+            self._encoder = self._writers.build_encoder(head, self._include_usage)
         if self._encoder.prepare is not None:
             await self._encoder.prepare(events)
         return self._encoder.encode(events)

@@ -7,15 +7,17 @@ uvicorn leaves out of HTTP: answers to clients that speak HTTP/1.0, and to clien
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
 from typing import Any
+from urllib.parse import unquote
 
+import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from server.config import SecurityConfig
-from server.errors import APIError, InvalidRequest, openai_body
+from server.error_bodies import ErrorBodies
+from server.errors import APIError, InvalidRequest
 from server.security.refusals import EncodingRefused, HeadersTooLarge, TooManyConnections
 
 PROBE_PLACES = 64
@@ -28,12 +30,15 @@ _OVERHEAD = 8
 """Of a body's bytes, how many times as many its chunks may take; a byte of its own chunk takes six."""
 
 
-def bounded_protocol(limits: SecurityConfig, max_connections: int) -> type[BoundedConnection]:
+def bounded_protocol(
+    limits: SecurityConfig, max_connections: int, error_bodies: ErrorBodies
+) -> type[BoundedConnection]:
     """The class whose instances are connections."""
 
     class Connection(BoundedConnection):
         _limits = limits
         _max_connections = max_connections
+        _error_bodies = error_bodies
 
     return Connection
 
@@ -43,6 +48,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     _limits: SecurityConfig
     _max_connections: int
+    _error_bodies: ErrorBodies
 
     @classmethod
     def take_limits(cls, limits: SecurityConfig) -> None:
@@ -51,6 +57,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.url = b""
         self._timer: asyncio.TimerHandle | None = None
         self._num_head_bytes = 0
         self._num_raw_bytes = 0
@@ -224,7 +231,7 @@ class BoundedConnection(HttpToolsProtocol):
             self.transport.close()
             self._see_it_off()
         else:
-            body = json.dumps(openai_body(error)).encode()
+            body = self._error_bodies.write(_path_of(self.url), error)
             head = {**error.headers, "Content-Type": "application/json", "Content-Length": len(body)}
             head["Connection"] = "close"
             lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
@@ -238,6 +245,14 @@ class BoundedConnection(HttpToolsProtocol):
         for cycle in self._unanswered:
             cycle.disconnected = True
             cycle.message_event.set()
+
+
+def _path_of(url: bytes) -> str:
+    """The path of a request's first line, as far as it was read; empty where there is none."""
+    try:
+        return unquote((httptools.parse_url(url).path or b"").decode("ascii"))
+    except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
+        return ""
 
 
 def _without_chunks(app: ASGI3Application, cycle: RequestResponseCycle) -> ASGI3Application:

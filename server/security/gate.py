@@ -16,7 +16,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.config import Config, SecurityConfig
-from server.errors import APIError, InvalidRequest, note_error, openai_response
+from server.error_answers import answer_error
+from server.error_bodies import ErrorBodies
+from server.errors import APIError, InvalidRequest
 from server.security.bodies import BodyPlace, BodyRoom, check_body, read_body, replay
 from server.security.hosts import HostRule, OriginRule
 from server.security.keys import RECHECK_S, Key, KeyRing
@@ -53,8 +55,9 @@ _CORS_EXPOSED = (
 class Gate:
     """Wraps the application. Raises KeysError when it is made with a keys file that cannot be used."""
 
-    def __init__(self, app: ASGIApp, config: Config) -> None:
+    def __init__(self, app: ASGIApp, config: Config, error_bodies: ErrorBodies) -> None:
         self._app = app
+        self._error_bodies = error_bodies
         self._limits = config.security
         self._hosts = HostRule(config)
         self._origins = OriginRule(config)
@@ -136,8 +139,7 @@ class Gate:
                 await check_body(body, headers.get("content-type", ""), limits.max_json_depth, limits.max_json_items)
                 receive = replay(body, receive)
         except APIError as error:
-            note_error(scope, error)
-            await openai_response(error)(scope, receive, more.send)
+            await answer_error(self._error_bodies, scope, error)(scope, receive, more.send)
             return
         await self._app(scope, receive, more.send)
 

@@ -79,8 +79,8 @@ async def encode_prompt(
         encoded = _encode_text(tokenizer, prompt, job, context, limit, find)
     if not encoded.ids:
         raise InvalidRequest(
-            f"Invalid value for '{job.prompt_param}': the prompt is empty.",
-            param=job.prompt_param,
+            f"Invalid value for '{job.names.prompt}': the prompt is empty.",
+            param=job.names.prompt,
             code="invalid_value",
         )
     return encoded
@@ -94,10 +94,10 @@ def _encode_text(
     limit: int | None,
     find: FindBorders | None,
 ) -> Encoded:
-    param = job.prompt_param
+    param = job.names.prompt
     try:
         if isinstance(prompt, ChatPrompt):
-            return _encode_chat(tokenizer, prompt, context, limit, find)
+            return _encode_chat(tokenizer, prompt, job.names.tools, context, limit, find)
         if isinstance(prompt, InfillPrompt):
             infill = encode_infill(tokenizer, prompt.prefix, prompt.suffix, context)
             return Encoded(infill.ids, end_ids=infill.end_ids)
@@ -107,8 +107,7 @@ def _encode_text(
         wanted = 1 if job.max_tokens is None else job.max_tokens
         raise to_api_error(ContextLengthExceeded(error.num_tokens, wanted, context, is_least=True), param) from error
     except InfillUnsupported as error:
-        assert isinstance(prompt, InfillPrompt)
-        name = prompt.suffix_param
+        name = job.names.suffix
         raise UnsupportedParameter(name, f"The parameter '{name}' is not supported: {error}.") from error
     except TemplateError as error:
         raise InvalidRequest(str(error), param=param, code="invalid_value") from error
@@ -117,7 +116,12 @@ def _encode_text(
 
 
 def _encode_chat(
-    tokenizer: Tokenizer, prompt: ChatPrompt, context: int, limit: int | None, find: FindBorders | None
+    tokenizer: Tokenizer,
+    prompt: ChatPrompt,
+    tools_name: str,
+    context: int,
+    limit: int | None,
+    find: FindBorders | None,
 ) -> Encoded:
     """Without as few of the oldest turns as make it fit; whole where not even the last turn alone would."""
 
@@ -143,7 +147,8 @@ def _encode_chat(
         return not isinstance(found, TooLong) and (limit is None or len(found) <= limit)
 
     if prompt.tools and not tokenizer.chat_format.has_tools:
-        raise UnsupportedParameter("tools", "The parameter 'tools' is not supported: the model cannot call any.")
+        message = f"The parameter '{tools_name}' is not supported: the model cannot call any."
+        raise UnsupportedParameter(tools_name, message)
     rendered = render(0)
     whole = tried(0)
     most = 0 if limit is None or fits(whole) else count_droppable(prompt.messages)

@@ -116,10 +116,10 @@ async def _open(lease: Lease, job: GenerationJob, started_at: float, truncates: 
         tokens = model.engine.submit(requests)
     except UnknownToken as error:
         reservation.settle(0)
-        raise to_api_error(error, "logit_bias" if error.is_bias else job.prompt_param) from error
+        raise to_api_error(error, job.names.logit_bias if error.is_bias else job.names.prompt) from error
     except TooManyPrompts as error:
         reservation.settle(0)
-        raise to_api_error(error, job.prompt_param) from error
+        raise to_api_error(error, job.names.prompt) from error
     except BaseException:
         reservation.settle(0)
         raise
@@ -290,8 +290,8 @@ def _check_logprobs(job: GenerationJob, requests: Sequence[GenerationRequest], i
     if number > MOST_LOGPROBS:
         raise InvalidRequest(
             f"The answer would have up to {number} log-probabilities; at most {MOST_LOGPROBS} are sent in one piece. "
-            "Ask for it with 'stream', or for fewer tokens, choices or log-probabilities.",
-            param="logprobs",
+            f"Ask for it with '{job.names.stream}', or for fewer tokens, choices or log-probabilities.",
+            param=job.names.num_logprobs,
             code="answer_too_large",
         )
 
@@ -342,6 +342,6 @@ def _choose_max_tokens(job: GenerationJob, num_prompt_tokens: int, limit: int) -
     else:
         wanted = max(1, room)
     if wanted > room:
-        raise to_api_error(ContextLengthExceeded(num_prompt_tokens, wanted, limit), job.prompt_param)
-    check_min_tokens(job.min_tokens, wanted)
+        raise to_api_error(ContextLengthExceeded(num_prompt_tokens, wanted, limit), job.names.prompt)
+    check_min_tokens(job.min_tokens, wanted, job.names)
     return wanted

@@ -38,18 +38,17 @@ async def compile_grammar(
         if isinstance(prompt, ChatPrompt) and _needs_grammar(tokenizer, prompt, job):
             source = await asyncio.to_thread(_built, _of_calls, tokenizer, prompt, job, begins)
             if source is not None:
-                others = ("min_tokens",) if prompt.must_call or wish is not None else ()
-                _check(job, "tools", *others, "allowed_token_ids")
+                _check(job, job.names.tools, forbids_min_tokens=prompt.must_call or wish is not None)
                 thought = None if tokenizer.chat_format.is_harmony else thought  # it is in the grammar
                 return await compiler.compile(source, thought, job.tenant.name)
         if wish is None:
             return None if thought is None or thought.budget is None else Grammar(None, thought)
-        _check(job, wish.param, "min_tokens", "allowed_token_ids")
+        _check(job, wish.param, forbids_min_tokens=True)
         return await compiler.compile(wish.source, thought, job.tenant.name)
     except GrammarsBusy as error:
         raise Unavailable(str(error), code="grammars_busy") from error
     except GrammarError as error:
-        param = "tools" if wish is None else wish.param
+        param = job.names.tools if wish is None else wish.param
         raise InvalidRequest(
             f"'{param}' cannot be honoured: {error}", param=param, code="unsupported_grammar"
         ) from error
@@ -86,9 +85,9 @@ def _thought(tokenizer: Tokenizer, job: GenerationJob, prompt: ChatPrompt, begin
     if not job.needs_thoughts and (thought is None or job.sampling.allowed_token_ids):
         return None if begins == "content" else thought
     if thought is None:
-        message = "The parameter 'thinking_budget' is not supported: the model marks no thoughts."
-        raise UnsupportedParameter("thinking_budget", message)
-    _check(job, "thinking_budget", "allowed_token_ids")
+        name = job.names.thinking_budget
+        raise UnsupportedParameter(name, f"The parameter '{name}' is not supported: the model marks no thoughts.")
+    _check(job, job.names.thinking_budget, forbids_min_tokens=False)
     if begins == "content":
         return None
     if tokenizer.chat_format.is_harmony:
@@ -138,7 +137,7 @@ def _of_calls(tokenizer: Tokenizer, prompt: ChatPrompt, job: GenerationJob, begi
     answer = None if must_call or job.grammar is None else job.grammar.source
     if marks.is_harmony and begins == "content":
         if must_call:
-            raise InvalidRequest("A final message that goes on cannot become a call.", param="tool_choice")
+            raise InvalidRequest("A final message that goes on cannot become a call.", param=job.names.must_call)
         return None
     if marks.is_harmony:
         in_thought, budget = begins in ("opened", "thought"), job.thinking_budget
@@ -177,9 +176,12 @@ def thought_of(tokenizer: Tokenizer, *, is_open: bool) -> Thought | None:
     return Thought(tuple(start), tuple(end), is_open)
 
 
-def _check(job: GenerationJob, wish: str, *others: str) -> None:
-    """Refuse what would leave a grammar without a token to draw. Raises InvalidRequest."""
-    given = {"min_tokens": job.min_tokens > 0, "allowed_token_ids": bool(job.sampling.allowed_token_ids)}
-    for param in others:
-        if given[param]:
+def _check(job: GenerationJob, wish: str, *, forbids_min_tokens: bool) -> None:
+    """Refuse what would leave a grammar, the wire's `wish`, without a token to draw. Raises InvalidRequest."""
+    others = {
+        job.names.min_tokens: forbids_min_tokens and job.min_tokens > 0,
+        job.names.allowed_token_ids: bool(job.sampling.allowed_token_ids),
+    }
+    for param, is_given in others.items():
+        if is_given:
             raise InvalidRequest(f"'{param}' and '{wish}' cannot be combined.", param=param, code="invalid_value")

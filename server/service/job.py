@@ -8,6 +8,7 @@ from typing import Any
 
 from mlx_backend.api.interface import SamplingParams
 from server.security.tenant import Tenant
+from server.service.names import FieldNames
 from server.text.chat_template import Ending
 from server.text.grammar import GrammarSource
 
@@ -44,11 +45,10 @@ class ChatPrompt:
 
 @dataclass(frozen=True, slots=True)
 class InfillPrompt:
-    """A text with a gap that is to be filled. `suffix_param` is the wire's name for what comes after it."""
+    """A text with a gap that is to be filled."""
 
     prefix: str
     suffix: str
-    suffix_param: str
 
 
 Prompt = TextPrompt | TokenPrompt | ChatPrompt | InfillPrompt
@@ -73,8 +73,8 @@ class GenerationJob:
     request_id: str
     model: str
     prompts: tuple[Prompt, ...]
-    prompt_param: str
-    """The wire's name for the prompt (`prompt`, `messages`), for error bodies."""
+    names: FieldNames
+    """The dialect's, for errors."""
     n: int = 1
     max_tokens: int | None = None
     default_max_tokens: int | None = None

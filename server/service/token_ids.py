@@ -13,6 +13,7 @@ from mlx_backend.api.errors import UnknownToken
 from mlx_backend.api.interface import SamplingParams
 from server.errors import InvalidRequest, to_api_error
 from server.service.job import GenerationJob
+from server.service.names import FieldNames
 from server.text.tokenizer import Tokenizer
 
 _LINE_END = "\n"
@@ -23,7 +24,7 @@ DRY_BREAKERS = ("\n", ":", '"', "*")
 def resolve_sampling(job: GenerationJob, tokenizer: Tokenizer, vocab_size: int) -> SamplingParams:
     """The job's parameters with the ids of texts filled in. Raises APIError for ids that the model has not."""
     params = job.sampling
-    check_known(params.allowed_token_ids, vocab_size, "allowed_token_ids")
+    check_known(params.allowed_token_ids, vocab_size, job.names.allowed_token_ids)
     if params.xtc_probability > 0:
         params = replace(params, xtc_kept_ids=_last_tokens(tokenizer, ("\n",)))
     if params.dry_multiplier > 0:
@@ -37,25 +38,25 @@ def resolve_sampling(job: GenerationJob, tokenizer: Tokenizer, vocab_size: int) 
 
 def resolve_stop_ids(job: GenerationJob, tokenizer: Tokenizer, vocab_size: int) -> frozenset[int]:
     """What ends a sequence. Raises APIError for ids that the model has not, and where nothing could be drawn."""
-    check_known(job.stop_token_ids, vocab_size, "stop_token_ids")
+    check_known(job.stop_token_ids, vocab_size, job.names.stop_token_ids)
     ignores_end = job.ignore_eos and job.grammar is None  # a grammar's own end is one of them
     stop_ids = frozenset(job.stop_token_ids) | (frozenset() if ignores_end else frozenset(tokenizer.eos_ids))
-    allowed = job.sampling.allowed_token_ids
+    allowed, names = job.sampling.allowed_token_ids, job.names
     if job.min_tokens and allowed and stop_ids.issuperset(allowed):
         raise InvalidRequest(
-            "Every one of 'allowed_token_ids' ends the output, which 'min_tokens' does not let it do.",
-            param="min_tokens",
+            f"Every one of '{names.allowed_token_ids}' ends the output, which '{names.min_tokens}' does not let it do.",
+            param=names.min_tokens,
             code="invalid_value",
         )
     return stop_ids
 
 
-def check_min_tokens(min_tokens: int, max_tokens: int) -> None:
+def check_min_tokens(min_tokens: int, max_tokens: int, names: FieldNames) -> None:
     """Raises InvalidRequest where there is no room for them."""
     if min_tokens > max_tokens:
         raise InvalidRequest(
-            f"'min_tokens' ({min_tokens}) is more than the output may have ({max_tokens}).",
-            param="min_tokens",
+            f"'{names.min_tokens}' ({min_tokens}) is more than the output may have ({max_tokens}).",
+            param=names.min_tokens,
             code="invalid_value",
         )
 

@@ -37,18 +37,24 @@ class Tokens:
 
 
 async def tokenize(
-    registry: ModelRegistry, model: str, source: str | Conversation, *, add_special_tokens: bool, with_texts: bool
+    registry: ModelRegistry,
+    model: str,
+    source: str | Conversation,
+    *,
+    param: str,
+    add_special_tokens: bool,
+    with_texts: bool,
 ) -> Tokens:
-    """The tokens of a text, or of a conversation. Raises APIError and EngineError."""
+    """The tokens of a text, or of a conversation; `param`: the wire's name of it. Raises APIError and EngineError."""
     async with registry.use(model) as served:
         tokenizer, info = served.ready()
 
         def encode() -> Tokens:
-            text = source if isinstance(source, str) else _render(tokenizer, source)
+            text = source if isinstance(source, str) else _render(tokenizer, source, param)
             if len(text) > LONGEST_TEXT_CHARS:
                 raise InvalidRequest(
                     f"The text has {len(text)} characters; at most {LONGEST_TEXT_CHARS} are tokenized at once.",
-                    param="prompt" if isinstance(source, str) else "messages",
+                    param=param,
                     code="too_long",
                 )
             ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
@@ -58,19 +64,19 @@ async def tokenize(
         return encode() if is_short else await aside(encode)
 
 
-def _render(tokenizer: Tokenizer, conversation: Conversation) -> str:
+def _render(tokenizer: Tokenizer, conversation: Conversation, param: str) -> str:
     try:
         messages, kwargs = conversation.messages, conversation.template_kwargs
         return render_prompt(tokenizer, messages, kwargs, conversation.tools, conversation.ending).text
     except TemplateError as error:
-        raise InvalidRequest(str(error), param="messages", code="invalid_value") from error
+        raise InvalidRequest(str(error), param=param, code="invalid_value") from error
 
 
-async def detokenize(registry: ModelRegistry, model: str, ids: Sequence[int]) -> str:
-    """The text of some tokens, special ones by their names. Raises APIError and EngineError."""
+async def detokenize(registry: ModelRegistry, model: str, ids: Sequence[int], *, param: str) -> str:
+    """The text of some tokens, special ones by their names. Raises APIError, naming `param`, and EngineError."""
     async with registry.use(model) as served:
         tokenizer, info = served.ready()
-        check_known(ids, info.vocab_size, "tokens")
+        check_known(ids, info.vocab_size, param)
         if len(ids) <= LONG_TEXT_CHARS:
             return _spell(tokenizer, ids)
         return await aside(_spell, tokenizer, ids)

@@ -23,7 +23,8 @@ from server.text.detokenizer import (
     WindowDetokenizer,
     strip_spaces,
 )
-from server.text.parsers import format_of, harmony
+from server.text.parsers import harmony
+from server.text.parsers.formats import format_of
 from server.text.parsers.parts import ChatFormat
 from server.text.pieces import PieceScheme, scheme_of
 from server.text.rendering import ChatRenderer

@@ -34,7 +34,7 @@ def exposed_text() -> str:
     memory = MemoryReport(limit_bytes=8, limit_basis="the test", weights_bytes=4, reserve_bytes=1)
     engine = FakeEngine(info=ModelInfo(context_limit=64, vocab_size=260, memory=memory))
     app = create_app(Config(), build_registry(engine))
-    app.state.power.reading = read_line(MACMON.read_text(encoding="utf-8"))
+    app.parts.power.reading = read_line(MACMON.read_text(encoding="utf-8"))
 
     async def ask() -> str:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:

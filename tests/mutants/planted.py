@@ -116,6 +116,17 @@ MUTANTS: tuple[Mutant, ...] = (
         ("the operators' pages are open to every app", "not scope[\"path\"].startswith(_OPERATORS)", "True"),
     ),
     *_of(
+        "server/error_bodies.py",
+        "tests/server/test_error_answers.py",
+        ("an API's clients get another one's errors", 'if path == prefix or path.startswith(f"{prefix}/"):', "if path == prefix:"),
+        ("a part of an API has the errors of the whole", "reverse=True", "reverse=False"),
+    ),
+    *_of(
+        "server/security/connection.py",
+        "tests/server/test_error_answers.py",
+        ("an API's clients cannot read why a connection is refused", "_path_of(self.url)", '""'),
+    ),
+    *_of(
         "server/security/hosts.py",
         _GATE,
         ("apps on the own machine cannot use the API", "        return scheme in _APP_SCHEMES", "        return False"),
@@ -126,7 +137,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "server/dialects/openai_embeddings/routes.py",
         "tests/server/dialects/openai_embeddings tests/server/security/test_gate.py",
-        ("a key's limits do not hold for embeddings", "    job = replace(job, tenant=request.state.tenant)\n", ""),
+        ("a key's limits do not hold for embeddings", "        job = replace(job, tenant=request.state.tenant)\n", ""),
     ),
     # --- jobs and models
     *_of(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from mlx_backend.api import errors as engine_errors
+from server.dialects.openai_errors import encode_error
 from server.errors import (
     ENGINE_ERRORS,
     APIError,
@@ -15,7 +16,6 @@ from server.errors import (
     InvalidRequest,
     ModelNotFound,
     UnsupportedParameter,
-    openai_body,
     to_api_error,
 )
 
@@ -68,7 +68,7 @@ def test_what_nobody_foresaw_tells_nothing_of_the_inside() -> None:
     answer = to_api_error(KeyError("secret"))
     assert isinstance(answer, InternalError)
     assert answer.status == 500
-    assert "secret" not in str(openai_body(answer))
+    assert "secret" not in str(encode_error(answer))
 
 
 def test_an_api_error_is_itself() -> None:
@@ -88,4 +88,4 @@ def test_an_api_error_is_itself() -> None:
 def test_body(error: APIError, status: int, code: str, param: str | None) -> None:
     assert error.status == status
     expected = {"message": error.message, "type": "invalid_request_error", "param": param, "code": code}
-    assert openai_body(error) == {"error": expected}
+    assert encode_error(error) == {"error": expected}

@@ -14,11 +14,14 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import middleware
+from server.dialects.openai_errors import encode_error
+from server.error_bodies import ErrorBodies
 from server.errors import InvalidRequest
 from server.logs import current_request_id
 from server.middleware import RequestEnvelope
 
 LIMIT = 100
+BODIES = ErrorBodies(encode_error)
 
 
 class Call:
@@ -43,7 +46,7 @@ class Call:
     async def run(self, app: ASGIApp) -> Call:
         headers = [(name.encode(), value.encode()) for name, value in self.headers.items()]
         scope = {"type": "http", "method": "POST", "path": "/", "headers": headers}
-        await RequestEnvelope(app, max_body_bytes=LIMIT)(scope, self.receive, self.send)
+        await RequestEnvelope(app, BODIES, max_body_bytes=LIMIT)(scope, self.receive, self.send)
         return self
 
     @property
@@ -192,7 +195,7 @@ async def test_a_client_that_stopped_reading_is_cut_off() -> None:
 
     cycle = Cycle()
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-    await RequestEnvelope(app, max_body_bytes=LIMIT)(scope, Call().receive, cycle.send)
+    await RequestEnvelope(app, BODIES, max_body_bytes=LIMIT)(scope, Call().receive, cycle.send)
     assert cycle.transport.is_aborted
 
 
@@ -202,5 +205,5 @@ async def test_other_protocols_pass() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append(scope["type"])
 
-    await RequestEnvelope(app, max_body_bytes=LIMIT)({"type": "lifespan"}, Call().receive, Call().send)
+    await RequestEnvelope(app, BODIES, max_body_bytes=LIMIT)({"type": "lifespan"}, Call().receive, Call().send)
     assert seen == ["lifespan"]

@@ -16,6 +16,7 @@ from server.dialects.openai_completions.decode import decode as decode_completio
 from server.dialects.openai_completions.schema import CompletionRequest
 from server.service import generation
 from server.service.job import ChatPrompt, GenerationJob, TextPrompt
+from server.service.names import FieldNames
 from tests.fake_engine import FakeEngine, spell
 from tests.serving import LiveServer, build_registry, client_of, mock_engine, serve
 
@@ -36,7 +37,9 @@ def info(**changes: Any) -> ModelInfo:
 async def asked(prompt: Any, model: ModelInfo, *, truncates: bool = False, **changes: Any) -> Any:
     """The engine's request of a job."""
     engine = FakeEngine([spell("x")], info=model)
-    job = GenerationJob(request_id="1", model="mock", prompts=(prompt,), prompt_param="p", max_tokens=20, **changes)
+    job = GenerationJob(
+        request_id="1", model="mock", prompts=(prompt,), names=FieldNames(prompt="p"), max_tokens=20, **changes
+    )
     async with aclosing(await generation.open(build_registry(engine), job, truncates=truncates)):
         return engine.requests[0]
 

@@ -14,7 +14,8 @@ from starlette.types import Message
 from mlx_backend.api.errors import SequenceFailed
 from mlx_backend.api.interface import PrefillProgress
 from server import sse
-from server.errors import APIError, openai_body
+from server.dialects.openai_errors import encode_error as encode_body
+from server.errors import APIError
 from server.sse import StreamingAnswer, keep_alive
 
 SCOPE = {"type": "http", "method": "POST", "path": "/", "headers": []}
@@ -49,7 +50,7 @@ async def encode(events: Sequence[str]) -> bytes:
 
 
 def encode_error(error: APIError) -> bytes:
-    return f"data: {json.dumps(openai_body(error))}\n\n".encode()
+    return f"data: {json.dumps(encode_body(error))}\n\n".encode()
 
 
 def build_answer(source: Source, *, keep_alive_s: float = 60.0, send_timeout_s: float = 60.0) -> StreamingAnswer:

@@ -5,41 +5,41 @@ from __future__ import annotations
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 
 from server.dialects.admin.schema import AdminModel, AdminModelList, LoadState
 from server.dialects.openai_schema import error_responses
-from server.service.registry import ModelRegistry, ServedModel
-
-router = APIRouter(tags=["Admin"])
+from server.dialects.parts import ServerParts
+from server.service.registry import ServedModel
 
 _FAILURES = error_responses(400, 404, 503)
 _Force = Annotated[bool, Query(description="do not wait for the requests that run: they fail")]
 
 
-@router.get("/admin/models")
-async def list_models(request: Request) -> AdminModelList:
-    """Every served model, what it holds and what it does."""
-    registry: ModelRegistry = request.app.state.registry
-    return AdminModelList(data=[_encode(model) for model in registry.list()])
+def build_router(parts: ServerParts) -> APIRouter:
+    """The routes of one server."""
+    router = APIRouter(tags=["Admin"])
 
+    @router.get("/admin/models")
+    async def list_models() -> AdminModelList:
+        """Every served model, what it holds and what it does."""
+        return AdminModelList(data=[_encode(model) for model in parts.registry.list()])
 
-@router.post("/admin/models/{id:path}/load", responses=_FAILURES)
-async def load_model(request: Request, id: str) -> AdminModel:
-    """Have a model loaded, and wait for it. One that is loaded stays as it is; a failure before does not count."""
-    registry: ModelRegistry = request.app.state.registry
-    model = registry.resolve(id)
-    await registry.residency.load(model)
-    return _encode(model)
+    @router.post("/admin/models/{id:path}/load", responses=_FAILURES)
+    async def load_model(id: str) -> AdminModel:
+        """Have a model loaded, and wait for it. One that is loaded stays as it is; a failure before does not count."""
+        model = parts.registry.resolve(id)
+        await parts.registry.residency.load(model)
+        return _encode(model)
 
+    @router.post("/admin/models/{id:path}/unload", responses=_FAILURES)
+    async def unload_model(id: str, force: _Force = False) -> AdminModel:
+        """Have a model unloaded when its requests are done, and wait for it. The next request for it loads it again."""
+        model = parts.registry.resolve(id)
+        await parts.registry.residency.unload(model, by_force=force)
+        return _encode(model)
 
-@router.post("/admin/models/{id:path}/unload", responses=_FAILURES)
-async def unload_model(request: Request, id: str, force: _Force = False) -> AdminModel:
-    """Have a model unloaded when its requests are done, and wait for it. The next request for it loads it again."""
-    registry: ModelRegistry = request.app.state.registry
-    model = registry.resolve(id)
-    await registry.residency.unload(model, by_force=force)
-    return _encode(model)
+    return router
 
 
 def _encode(model: ServedModel) -> AdminModel:

@@ -11,17 +11,16 @@ from functools import cache
 from importlib import resources
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from server import __version__
 from server.dialects.dashboard.encode import encode_model, encode_settings
 from server.dialects.dashboard.schema import StatusError, StatusModel, StatusReport
 from server.dialects.openai_schema import error_responses
+from server.dialects.parts import ServerParts
 from server.errors import InvalidRequest
-from server.service.registry import ServedModel
-
-router = APIRouter(tags=["Dashboard"])
+from server.power import Reading
 
 _TYPES = {"css": "text/css", "html": "text/html", "js": "text/javascript", "svg": "image/svg+xml"}
 _WORST_FIRST = ("dead", "stalled", "loading", "ok")
@@ -45,43 +44,42 @@ def _files() -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name.rpartition(".")[2] in _TYPES}
 
 
-@router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
-async def page() -> Response:
-    """The dashboard."""
-    return _answer("index.html")
+def build_router(parts: ServerParts) -> APIRouter:
+    """The routes of one server."""
+    router = APIRouter(tags=["Dashboard"])
 
+    @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def page() -> Response:
+        """The dashboard."""
+        return _answer("index.html")
 
-@router.api_route("/dashboard/{name}", methods=["GET", "HEAD"], include_in_schema=False)
-async def file(name: str) -> Response:
-    """What belongs to it."""
-    if name not in _files():
-        raise _unknown()
-    return _answer(name)
+    @router.api_route("/dashboard/{name}", methods=["GET", "HEAD"], include_in_schema=False)
+    async def file(name: str) -> Response:
+        """What belongs to it."""
+        if name not in _files():
+            raise _unknown()
+        return _answer(name)
 
+    @router.get("/status", responses=error_responses(400))
+    async def status(
+        since: Annotated[int, Query(ge=0, description="seconds after this Unix time")] = 0,
+    ) -> StatusReport:
+        """What goes on in this server: health, open requests, memory, and the last minutes second by second."""
+        served = parts.registry.list()
+        models = [encode_model(model, parts.pulse.of(model.id), since) for model in served]
+        return StatusReport(
+            version=__version__,
+            now=parts.pulse.now(),
+            started_at=parts.pulse.started_at,
+            health=_worst(models, is_draining=parts.lifecycle.is_draining),
+            power_w=_watts(parts.power.reading),
+            limit_bytes=max((m.share.process_bytes for m in served if m.share is not None), default=None),
+            models=models,
+            errors=[StatusError(**asdict(error)) for error in parts.recent_errors.list()],
+            settings=None if since else encode_settings(parts.config, parts.origins),
+        )
 
-@router.get("/status", responses=error_responses(400))
-async def status(
-    request: Request, since: Annotated[int, Query(ge=0, description="seconds after this Unix time")] = 0
-) -> StatusReport:
-    """What goes on in this server: health, open requests, memory, and the last minutes second by second."""
-    state = request.app.state
-    models = [encode_model(model, state.pulse.of(model.id), since) for model in _models(state)]
-    return StatusReport(
-        version=__version__,
-        now=state.pulse.now(),
-        started_at=state.pulse.started_at,
-        health=_worst(models, is_draining=state.lifecycle.is_draining),
-        power_w=_watts(state.power.reading),
-        limit_bytes=max((m.share.process_bytes for m in _models(state) if m.share is not None), default=None),
-        models=models,
-        errors=[StatusError(**asdict(error)) for error in state.recent_errors.list()],
-        settings=None if since else encode_settings(state.config, state.origins),
-    )
-
-
-def _models(state: Any) -> tuple[ServedModel, ...]:
-    models: tuple[ServedModel, ...] = state.registry.list()
-    return models
+    return router
 
 
 def _worst(models: Sequence[StatusModel], *, is_draining: bool) -> Any:
@@ -89,7 +87,7 @@ def _worst(models: Sequence[StatusModel], *, is_draining: bool) -> Any:
     return "draining" if is_draining and worst in ("ok", "loading") else worst
 
 
-def _watts(reading: Any) -> float | None:
+def _watts(reading: Reading | None) -> float | None:
     """Of the whole machine, or of the chip where that is all that is known."""
     if reading is None:
         return None

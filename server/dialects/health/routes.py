@@ -8,42 +8,45 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import JSONResponse
 
 from server import __version__
 from server.dialects.health.schema import HealthReport, Version
+from server.dialects.parts import ServerParts
 from server.errors import RETRY_AFTER_S
 from server.lifecycle import Lifecycle
 from server.service.registry import ModelRegistry, ServedModel
-
-router = APIRouter(tags=["Probes"])
 
 _WORST_FIRST = ("dead", "stalled", "loading", "ok")
 _UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": HealthReport, "description": "Not now"}}
 
 
-@router.get("/health", response_model=HealthReport, responses=_UNAVAILABLE)
-async def health(request: Request) -> JSONResponse:
-    """200 while the server works, loads or drains, 503 when an engine is stalled or dead."""
-    body = _report(request.app.state.registry, request.app.state.lifecycle)
-    return JSONResponse(body, 200 if body["status"] in ("ok", "loading", "draining") else 503)
+def build_router(parts: ServerParts) -> APIRouter:
+    """The routes of one server."""
+    router = APIRouter(tags=["Probes"])
 
+    @router.get("/health", response_model=HealthReport, responses=_UNAVAILABLE)
+    async def health() -> JSONResponse:
+        """200 while the server works, loads or drains, 503 when an engine is stalled or dead."""
+        body = _report(parts.registry, parts.lifecycle)
+        return JSONResponse(body, 200 if body["status"] in ("ok", "loading", "draining") else 503)
 
-@router.get("/ready", response_model=HealthReport, responses=_UNAVAILABLE)
-async def ready(request: Request) -> JSONResponse:
-    """200 when every model can answer; 503 until then, with how far loading has come, and while the server drains."""
-    body = _report(request.app.state.registry, request.app.state.lifecycle)
-    if body["status"] == "ok":
-        return JSONResponse(body)
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if body["status"] in ("loading", "draining") else None
-    return JSONResponse(body, 503, headers)
+    @router.get("/ready", response_model=HealthReport, responses=_UNAVAILABLE)
+    async def ready() -> JSONResponse:
+        """200 when every model can answer; 503 until then, with how far loading has come, and while it drains."""
+        body = _report(parts.registry, parts.lifecycle)
+        if body["status"] == "ok":
+            return JSONResponse(body)
+        headers = {"Retry-After": str(RETRY_AFTER_S)} if body["status"] in ("loading", "draining") else None
+        return JSONResponse(body, 503, headers)
 
+    @router.get("/version")
+    async def version() -> Version:
+        """Name and version of the server."""
+        return Version(name="pippin", version=__version__)
 
-@router.get("/version")
-async def version() -> Version:
-    """Name and version of the server."""
-    return Version(name="pippin", version=__version__)
+    return router
 
 
 def _report(registry: ModelRegistry, lifecycle: Lifecycle) -> dict[str, Any]:

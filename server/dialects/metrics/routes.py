@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
-from starlette.datastructures import State
 from starlette.responses import Response
 
 from server.dialects.metrics.engines import build_families, engine_families, power_families
@@ -18,37 +17,40 @@ from server.dialects.metrics.grammars import grammar_families
 from server.dialects.metrics.prefix_cache import prefix_cache_families
 from server.dialects.metrics.process import process_families
 from server.dialects.metrics.requests import error_families, request_families
-from server.service.registry import ModelRegistry
-
-router = APIRouter(tags=["Probes"])
+from server.dialects.parts import ServerParts
 
 _TEXT: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus' text format"}
 }
 
 
-@router.get("/metrics", response_class=Response, responses=_TEXT)
-async def metrics(request: Request) -> Response:
-    """Requests, tokens, times and bytes of every model, for Prometheus."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot(request.app.state))
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+def build_router(parts: ServerParts) -> APIRouter:
+    """The routes of one server."""
+    router = APIRouter(tags=["Probes"])
+
+    @router.get("/metrics", response_class=Response, responses=_TEXT)
+    async def metrics() -> Response:
+        """Requests, tokens, times and bytes of every model, for Prometheus."""
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Snapshot(parts))
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router
 
 
 class _Snapshot(Collector):
     """All that one application has to tell, at one moment."""
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    def __init__(self, parts: ServerParts) -> None:
+        self._parts = parts
 
     def collect(self) -> Iterator[Metric]:
-        registry: ModelRegistry = self._state.registry
-        models = [(model, model.engine.stats()) for model in registry.list()]
+        models = [(model, model.engine.stats()) for model in self._parts.registry.list()]
         yield from request_families([(model.id, model.measures) for model, _ in models])
-        yield from error_families(self._state.error_counts)
+        yield from error_families(self._parts.error_counts)
         yield from engine_families(models)
         yield from prefix_cache_families([(model.id, stats.prefix_cache) for model, stats in models])
         yield from grammar_families([(model.id, model.grammar_stats) for model, _ in models])
-        yield from power_families(self._state.power)
+        yield from power_families(self._parts.power)
         yield from build_families()
         yield from process_families()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 
 from mlx_backend.api.interface import PrefixCacheReport
 from server.dialects.models.schema import (
@@ -19,28 +19,30 @@ from server.dialects.models.schema import (
     ToolCalls,
 )
 from server.dialects.openai_schema import error_responses
-from server.service.registry import ModelRegistry, ServedModel
+from server.dialects.parts import ServerParts
+from server.service.registry import ServedModel
 from server.text.parsers.parts import ChatFormat
 
-router = APIRouter(tags=["OpenAI"])
 
+def build_router(parts: ServerParts) -> APIRouter:
+    """The routes of one server."""
+    router = APIRouter(tags=["OpenAI"])
 
-@router.get("/models", include_in_schema=False)
-@router.get("/models/", include_in_schema=False)
-@router.get("/v1/models/", include_in_schema=False)
-@router.get("/v1/models")
-async def list_models(request: Request) -> ModelList:
-    """The served models."""
-    registry: ModelRegistry = request.app.state.registry
-    return ModelList(data=[_encode(model) for model in registry.list()])
+    @router.get("/models", include_in_schema=False)
+    @router.get("/models/", include_in_schema=False)
+    @router.get("/v1/models/", include_in_schema=False)
+    @router.get("/v1/models")
+    async def list_models() -> ModelList:
+        """The served models."""
+        return ModelList(data=[_encode(model) for model in parts.registry.list()])
 
+    @router.get("/models/{id:path}", include_in_schema=False)
+    @router.get("/v1/models/{id:path}", responses=error_responses(404))
+    async def retrieve_model(id: str) -> ModelObject:
+        """One served model."""
+        return _encode(parts.registry.resolve(id))
 
-@router.get("/models/{id:path}", include_in_schema=False)
-@router.get("/v1/models/{id:path}", responses=error_responses(404))
-async def retrieve_model(request: Request, id: str) -> ModelObject:
-    """One served model."""
-    registry: ModelRegistry = request.app.state.registry
-    return _encode(registry.resolve(id))
+    return router
 
 
 def _encode(model: ServedModel) -> ModelObject:

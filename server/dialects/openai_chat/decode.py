@@ -10,6 +10,7 @@ from server.dialects.openai_chat.messages import decode_ending, decode_messages
 from server.dialects.openai_chat.schema import ChatRequest, Tool
 from server.dialects.openai_chat.thinking import decode_thinking, hides_thoughts
 from server.dialects.openai_grammar import decode_grammar
+from server.dialects.openai_names import CHAT_NAMES
 from server.dialects.openai_shared import (
     NO_EFFECT,
     UNSUPPORTED,
@@ -66,7 +67,7 @@ def decode(body: ChatRequest, request_id: str) -> tuple[GenerationJob, list[str]
         request_id=f"chatcmpl-{request_id}",
         model=body.model or "",
         prompts=(prompt,),
-        prompt_param="messages",
+        names=CHAT_NAMES,
         n=body.n or 1,
         max_tokens=_decode_max_tokens(body),
         sampling=decode_sampling(body, _decode_num_logprobs(body)),

@@ -7,6 +7,7 @@ from typing import Any
 
 from server.dialects.openai_completions.schema import CompletionRequest
 from server.dialects.openai_grammar import decode_grammar
+from server.dialects.openai_names import COMPLETION_NAMES
 from server.dialects.openai_prompts import is_one
 from server.dialects.openai_shared import (
     NO_EFFECT,
@@ -37,7 +38,7 @@ def decode(body: CompletionRequest, request_id: str) -> tuple[GenerationJob, lis
         request_id=f"cmpl-{request_id}",
         model=body.model or "",
         prompts=_decode_prompts(body),
-        prompt_param="prompt",
+        names=COMPLETION_NAMES,
         n=best_of,
         max_tokens=body.max_tokens,
         default_max_tokens=DEFAULT_MAX_TOKENS,
@@ -86,7 +87,7 @@ def _decode_infill(prefix: Any, suffix: str, echo: bool) -> InfillPrompt:
         raise _invalid("suffix", "'suffix' needs a prompt that is text.")
     if echo:
         raise _invalid("echo", "'echo' and 'suffix' cannot be combined.")
-    return InfillPrompt(prefix, suffix, "suffix")
+    return InfillPrompt(prefix, suffix)
 
 
 def _invalid(param: str, message: str) -> InvalidRequest:

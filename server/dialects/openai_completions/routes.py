@@ -7,30 +7,35 @@ from functools import partial
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.dialects.openai_answers import Dialect, answer
+from server.dialects.openai_answers import AnswerWriters, answer
 from server.dialects.openai_completions.decode import decode
 from server.dialects.openai_completions.encode import Shown, build_encoder, build_fold
 from server.dialects.openai_completions.schema import Completion, CompletionChunk, CompletionRequest
 from server.dialects.openai_grammar import check_numbers, schemas_of
 from server.dialects.openai_schema import GENERATION_ERRORS, answer_response
-
-router = APIRouter(tags=["OpenAI"])
+from server.dialects.parts import ServerParts
 
 _RESPONSES = {**answer_response(Completion, CompletionChunk), **GENERATION_ERRORS}
 
 
-@router.post("/completions", include_in_schema=False)
-@router.post("/v1/completions", response_class=Response, responses=_RESPONSES)
-async def create_completion(request: Request, body: CompletionRequest) -> Response:
-    """Continue one or more prompts."""
-    await check_numbers(request, schemas_of(body))
-    job, ignored = decode(body, request.state.request_id)
-    shown = Shown(
-        echo=bool(body.echo),
-        logprobs=body.logprobs is not None,
-        token_ids=bool(body.return_token_ids),
-        n=body.n or 1,
-        best_of=job.n,
-    )
-    dialect = Dialect(partial(build_encoder, shown), partial(build_fold, shown))
-    return await answer(request, job, body, dialect, ignored)
+def build_router(parts: ServerParts) -> APIRouter:
+    """The routes of one server."""
+    router = APIRouter(tags=["OpenAI"])
+
+    @router.post("/completions", include_in_schema=False)
+    @router.post("/v1/completions", response_class=Response, responses=_RESPONSES)
+    async def create_completion(request: Request, body: CompletionRequest) -> Response:
+        """Continue one or more prompts."""
+        await check_numbers(request, schemas_of(body))
+        job, ignored = decode(body, request.state.request_id)
+        shown = Shown(
+            echo=bool(body.echo),
+            logprobs=body.logprobs is not None,
+            token_ids=bool(body.return_token_ids),
+            n=body.n or 1,
+            best_of=job.n,
+        )
+        writers = AnswerWriters(partial(build_encoder, shown), partial(build_fold, shown))
+        return await answer(parts, request, job, body, writers, ignored)
+
+    return router

@@ -13,25 +13,30 @@ from server.dialects.openai_embeddings.decode import decode
 from server.dialects.openai_embeddings.encode import encode
 from server.dialects.openai_embeddings.schema import EmbeddingAnswer, EmbeddingRequest
 from server.dialects.openai_schema import GENERATION_ERRORS, Responses
+from server.dialects.parts import ServerParts
 from server.disconnect import ClientGone, while_connected
 from server.service.embedding import embed
-
-router = APIRouter(tags=["OpenAI"])
 
 _RESPONSES: Responses = {200: {"model": EmbeddingAnswer, "description": "The vectors"}}
 
 
-@router.post("/embeddings", include_in_schema=False)
-@router.post("/v1/embeddings", response_class=Response, responses={**_RESPONSES, **GENERATION_ERRORS})
-async def create_embeddings(request: Request, body: EmbeddingRequest) -> Response:
-    """A vector of each input, of a model that was made for it."""
-    job, ignored = decode(body, request.state.request_id)
-    job = replace(job, tenant=request.state.tenant)
-    headers = ignored_header(ignored)
-    try:
-        embeddings = await while_connected(request.receive, embed(request.app.state.registry, job))
-    except ClientGone:
-        return Response(status_code=499)
-    # many vectors take a while to write
-    written = await asyncio.to_thread(encode, embeddings, as_base64=body.encoding_format == "base64")
-    return Response(written, headers=headers, media_type="application/json")
+def build_router(parts: ServerParts) -> APIRouter:
+    """The routes of one server."""
+    router = APIRouter(tags=["OpenAI"])
+
+    @router.post("/embeddings", include_in_schema=False)
+    @router.post("/v1/embeddings", response_class=Response, responses={**_RESPONSES, **GENERATION_ERRORS})
+    async def create_embeddings(request: Request, body: EmbeddingRequest) -> Response:
+        """A vector of each input, of a model that was made for it."""
+        job, ignored = decode(body, request.state.request_id)
+        job = replace(job, tenant=request.state.tenant)
+        headers = ignored_header(ignored)
+        try:
+            embeddings = await while_connected(request.receive, embed(parts.registry, job))
+        except ClientGone:
+            return Response(status_code=499)
+        # many vectors take a while to write
+        written = await asyncio.to_thread(encode, embeddings, as_base64=body.encoding_format == "base64")
+        return Response(written, headers=headers, media_type="application/json")
+
+    return router

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
 from server.dialects.openai_answers import ignored_header
 from server.dialects.openai_schema import error_responses
 from server.dialects.openai_shared import NO_EFFECT, check_extra
+from server.dialects.parts import ServerParts
 from server.dialects.tokenize.schema import (
     DetokenizeAnswer,
     DetokenizeRequest,
@@ -22,8 +23,6 @@ from server.service import tokenization
 from server.service.tokenization import Conversation
 from server.text.chat_template import Ending
 
-router = APIRouter(tags=["Tokens"])
-
 _FAILURES = error_responses(400, 404, 413, 503)
 
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
@@ -33,35 +32,40 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 _OF_MESSAGES = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools")
 
 
-@router.post("/tokenize", responses=_FAILURES)
-async def tokenize(request: Request, response: Response, body: TokenizeRequest) -> TokenizeAnswer:
-    """The tokens of a text, or of a conversation as the model reads it."""
-    source = _decode_source(body)
-    response.headers.update(ignored_header(check_extra(body.model_extra or {}, _UNSUPPORTED, NO_EFFECT)))
-    # A chat template writes the special tokens itself.
-    specials = isinstance(source, str) if body.add_special_tokens is None else body.add_special_tokens
-    tokens = await tokenization.tokenize(
-        request.app.state.registry,
-        body.model or "",
-        source,
-        add_special_tokens=specials,
-        with_texts=bool(body.return_token_strs),
-    )
-    return TokenizeAnswer(
-        count=len(tokens.ids),
-        max_model_len=tokens.context_limit,
-        tokens=tokens.ids,
-        token_strs=tokens.texts if body.return_token_strs else None,
-    )
+def build_router(parts: ServerParts) -> APIRouter:
+    """The routes of one server."""
+    router = APIRouter(tags=["Tokens"])
 
+    @router.post("/tokenize", responses=_FAILURES)
+    async def tokenize(response: Response, body: TokenizeRequest) -> TokenizeAnswer:
+        """The tokens of a text, or of a conversation as the model reads it."""
+        source = _decode_source(body)
+        response.headers.update(ignored_header(check_extra(body.model_extra or {}, _UNSUPPORTED, NO_EFFECT)))
+        # A chat template writes the special tokens itself.
+        specials = isinstance(source, str) if body.add_special_tokens is None else body.add_special_tokens
+        tokens = await tokenization.tokenize(
+            parts.registry,
+            body.model or "",
+            source,
+            param="prompt" if isinstance(source, str) else "messages",
+            add_special_tokens=specials,
+            with_texts=bool(body.return_token_strs),
+        )
+        return TokenizeAnswer(
+            count=len(tokens.ids),
+            max_model_len=tokens.context_limit,
+            tokens=tokens.ids,
+            token_strs=tokens.texts if body.return_token_strs else None,
+        )
 
-@router.post("/detokenize", responses=_FAILURES)
-async def detokenize(request: Request, response: Response, body: DetokenizeRequest) -> DetokenizeAnswer:
-    """The text of some tokens, special ones by their names."""
-    response.headers.update(ignored_header(check_extra(body.model_extra or {}, {}, NO_EFFECT)))
-    return DetokenizeAnswer(
-        prompt=await tokenization.detokenize(request.app.state.registry, body.model or "", body.tokens)
-    )
+    @router.post("/detokenize", responses=_FAILURES)
+    async def detokenize(response: Response, body: DetokenizeRequest) -> DetokenizeAnswer:
+        """The text of some tokens, special ones by their names."""
+        response.headers.update(ignored_header(check_extra(body.model_extra or {}, {}, NO_EFFECT)))
+        text = await tokenization.detokenize(parts.registry, body.model or "", body.tokens, param="tokens")
+        return DetokenizeAnswer(prompt=text)
+
+    return router
 
 
 def _decode_source(body: TokenizeRequest) -> str | Conversation:

@@ -20,6 +20,8 @@ from starlette.types import Receive, Scope, Send
 from mlx_backend.api.errors import QueueFull
 from mlx_backend.api.interface import EngineStats, ModelInfo
 from server.config import Config, SecurityConfig
+from server.dialects.openai_errors import encode_error
+from server.error_bodies import ErrorBodies
 from server.security import keys
 from server.security.gate import PROBES, Gate
 from server.security.tenant import Tenant
@@ -331,7 +333,7 @@ async def test_a_key_has_its_tokens_a_minute(keys_file: Path, stream: bool) -> N
 
 async def test_new_limits_hold_from_the_next_request_on() -> None:
     async with guarded() as client:
-        gate: Any = client._transport.app.state.gate  # type: ignore[attr-defined]
+        gate: Any = client._transport.app.gate  # type: ignore[attr-defined]
         assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
         gate.take_limits(SecurityConfig(max_bodies_bytes=10))
         gate._bodies.num_bytes = 5  # of a request in progress
@@ -489,7 +491,7 @@ async def test_a_socket_does_not_come_in_by_another_protocol(keys_file: Path) ->
     async def nothing(*_: object) -> Any:
         raise AssertionError("nothing is said")
 
-    gate = Gate(app, Config(security=SecurityConfig(keys_file=str(keys_file))))
+    gate = Gate(app, Config(security=SecurityConfig(keys_file=str(keys_file))), ErrorBodies(encode_error))
     await gate({"type": "websocket", "path": "/"}, nothing, nothing)
     assert came == []
 
@@ -504,7 +506,7 @@ async def slow(keys_file: Path, **security: object) -> AsyncIterator[httpx.Async
     engine = mock_engine(itl_s=0.05)
     async with client_of(engine, config) as client:
         await until(lambda: engine.model_info is not None)
-        gate: Gate = client._transport.app.state.gate  # type: ignore[attr-defined]
+        gate: Gate = client._transport.app.gate  # type: ignore[attr-defined]
         watching = asyncio.create_task(gate.watch_keys())
         try:
             yield client
@@ -513,7 +515,7 @@ async def slow(keys_file: Path, **security: object) -> AsyncIterator[httpx.Async
 
 
 def stats_of(client: httpx.AsyncClient) -> EngineStats:
-    (model,) = client._transport.app.state.registry.list()  # type: ignore[attr-defined]
+    (model,) = client._transport.app.parts.registry.list()  # type: ignore[attr-defined]
     stats: EngineStats = model.engine.stats()
     return stats
 

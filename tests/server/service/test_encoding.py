@@ -12,13 +12,16 @@ from server.errors import APIError
 from server.service import encoding
 from server.service.encoding import Encoded, aside, encode_prompt
 from server.service.job import ChatPrompt, GenerationJob, InfillPrompt, Prompt, TextPrompt
+from server.service.names import FieldNames
 from server.text.tokenizer import ByteTokenizer
 
 CONTEXT = 100
 
 
 async def encode(prompt: Prompt, *, limit: int | None = None, max_tokens: int | None = None) -> Encoded:
-    job = GenerationJob(request_id="1", model="", prompts=(prompt,), prompt_param="prompt", max_tokens=max_tokens)
+    job = GenerationJob(
+        request_id="1", model="", prompts=(prompt,), names=FieldNames(prompt="prompt"), max_tokens=max_tokens
+    )
     return await encode_prompt(ByteTokenizer(), prompt, job, CONTEXT, limit, None)
 
 
@@ -68,7 +71,7 @@ async def test_long_texts_leave_the_event_loop_and_are_few_together() -> None:
     [
         (TextPrompt("x" * 20_001), True),
         (TextPrompt("x" * 20_000), False),
-        (InfillPrompt("x" * 10_000, "y" * 10_001, suffix_param="suffix"), True),
+        (InfillPrompt("x" * 10_000, "y" * 10_001), True),
         (turns(20_001), True),
         (turns(20), False),
         (ChatPrompt(({"role": "user", "content": "x"},), tools=({"function": {"description": "x" * 20_001}},)), True),

@@ -16,6 +16,7 @@ from server.security.rate import Account
 from server.security.tenant import Tenant
 from server.service import encoding, generation
 from server.service.job import ChatPrompt, GenerationJob, TextPrompt, TokenPrompt
+from server.service.names import FieldNames
 from server.text.events import Finished, OutputEvent, TextDelta, Usage
 from server.text.tokenizer import ByteTokenizer
 from tests.fake_engine import HANG, FakeEngine, one_by_one, spell
@@ -26,7 +27,11 @@ LIMIT = 64
 
 def build_job(*prompts: Any, **changes: Any) -> GenerationJob:
     return GenerationJob(
-        request_id="cmpl-1", model="mock", prompts=prompts or (TextPrompt("hi"),), prompt_param="prompt", **changes
+        request_id="cmpl-1",
+        model="mock",
+        prompts=prompts or (TextPrompt("hi"),),
+        names=FieldNames(prompt="prompt"),
+        **changes,
     )
 
 
@@ -116,7 +121,7 @@ async def test_a_bias_for_a_token_that_is_not() -> None:
 
 
 async def test_an_unknown_model() -> None:
-    job = GenerationJob(request_id="1", model="other", prompts=(TextPrompt("x"),), prompt_param="prompt")
+    job = GenerationJob(request_id="1", model="other", prompts=(TextPrompt("x"),), names=FieldNames(prompt="prompt"))
     assert isinstance(await refused(job), ModelNotFound)
 
 

@@ -16,6 +16,7 @@ from server.config import Config
 from server.models import build_model
 from server.service.job import ChatPrompt, GenerationJob, InfillPrompt, Prompt, TextPrompt, TokenPrompt
 from server.service.mock_script import MockAuthor, read_script
+from server.service.names import FieldNames
 from server.service.registry import ModelRegistry
 from server.text.tokenizer import ByteTokenizer
 from tests.serving import wait_until
@@ -32,7 +33,7 @@ def write_script(folder: Path, *lines: object) -> Path:
 
 
 def job_of(prompt: Prompt, **fields: Any) -> GenerationJob:
-    return GenerationJob(request_id="r", model="", prompts=(prompt,), prompt_param="prompt", **fields)
+    return GenerationJob(request_id="r", model="", prompts=(prompt,), names=FieldNames(prompt="prompt"), **fields)
 
 
 def chat(*said: str | None) -> ChatPrompt:
@@ -49,7 +50,7 @@ def chat(*said: str | None) -> ChatPrompt:
         (chat("42"), "digits"),
         (TextPrompt("say hello"), "first"),
         (TokenPrompt(tuple(b"say bye")), "second"),
-        (InfillPrompt("bye(", ")", "suffix"), "second"),
+        (InfillPrompt("bye(", ")"), "second"),
         (TextPrompt("nothing"), None),
     ],
 )

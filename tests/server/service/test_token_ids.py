@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing, closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from mlx_backend.factory import create_engine
 from server.errors import APIError
 from server.service import generation
 from server.service.job import GenerationJob, TextPrompt
+from server.service.names import FieldNames
 from server.service.registry import ModelRegistry
 from server.service.token_ids import check_min_tokens, resolve_sampling, resolve_stop_ids
 from server.text.events import Finished, TextDelta
@@ -33,7 +35,7 @@ class DroppingTokenizer(ByteTokenizer):
 
 def build_job(**changes: Any) -> GenerationJob:
     return GenerationJob(
-        request_id="cmpl-1", model="mock", prompts=(TextPrompt("hi"),), prompt_param="prompt", **changes
+        request_id="cmpl-1", model="mock", prompts=(TextPrompt("hi"),), names=FieldNames(prompt="prompt"), **changes
     )
 
 
@@ -123,11 +125,22 @@ def test_a_bad_word_that_the_model_cannot_say() -> None:
 
 
 def test_min_tokens_and_max_tokens() -> None:
-    check_min_tokens(5, 5)
-    error = refused(check_min_tokens, 6, 5)
+    check_min_tokens(5, 5, build_job().names)
+    error = refused(check_min_tokens, 6, 5, build_job().names)
     assert (error.status, error.param, error.code) == (400, "min_tokens", "invalid_value")
     assert "6" in error.message
     assert "5" in error.message
+
+
+def test_a_field_is_refused_by_the_name_that_its_dialect_gives_it() -> None:
+    names = FieldNames(prompt="text", min_tokens="least", allowed_token_ids="only", stop_token_ids="ends")
+    assert refused(check_min_tokens, 6, 5, names).param == "least"
+    job = replace(build_job(stop_token_ids=(VOCAB,)), names=names)
+    assert refused(resolve_stop_ids, job, ByteTokenizer(), VOCAB).param == "ends"
+    sampling = SamplingParams(allowed_token_ids=(ord("a"),))
+    job = replace(build_job(stop_token_ids=(ord("a"),), min_tokens=1, sampling=sampling), names=names)
+    error = refused(resolve_stop_ids, job, ByteTokenizer(), VOCAB)
+    assert error.param == "least" and "'only'" in error.message and "'least'" in error.message
 
 
 @pytest.mark.parametrize("sizes", [{"max_tokens": 5}, {"default_max_tokens": 5}, {}])

@@ -125,7 +125,7 @@ async def test_power_where_it_is_measured() -> None:
     app = create_app(Config(), build_registry(FakeEngine()))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         without = read((await client.get("/metrics")).text)
-        app.state.power.reading = Reading({"gpu": 90.5}, {"cpu": 61.0})
+        app.parts.power.reading = Reading({"gpu": 90.5}, {"cpu": 61.0})
         found = read((await client.get("/metrics")).text)
     assert not [key for key in without if key[0] in ("pippin_power_watts", "pippin_temperature_celsius")]
     assert found["pippin_power_watts", "gpu"] == 90.5

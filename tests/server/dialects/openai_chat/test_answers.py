@@ -86,7 +86,7 @@ def sdk_of(client: Any) -> openai.AsyncOpenAI:
 def request_of(client: httpx.AsyncClient) -> GenerationRequest:
     """What the scripted engine was asked last."""
     transport: Any = client._transport
-    (model,) = transport.app.state.registry.list()
+    (model,) = transport.app.parts.registry.list()
     request: GenerationRequest = model.engine.requests[-1]
     return request
 

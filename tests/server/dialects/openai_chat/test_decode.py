@@ -70,7 +70,7 @@ def test_bad_messages(messages: Any, location: tuple[Any, ...]) -> None:
 def test_defaults() -> None:
     job, ignored = decoded()
     assert (job.request_id, job.n, job.max_tokens, job.default_max_tokens) == ("chatcmpl-r1", 1, None, None)
-    assert (job.prompt_param, job.sampling.num_logprobs) == ("messages", None)
+    assert (job.names.prompt, job.sampling.num_logprobs) == ("messages", None)
     assert ignored == []
 
 

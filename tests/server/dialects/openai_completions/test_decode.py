@@ -51,7 +51,7 @@ def test_bad_logprobs(logprobs: Any) -> None:
 def test_defaults() -> None:
     job, ignored = decoded()
     assert (job.request_id, job.model, job.n, job.max_tokens, job.default_max_tokens) == ("cmpl-r1", "", 1, None, 16)
-    assert (job.stop, job.ignore_eos, job.sampling.num_logprobs, job.prompt_param) == ((), False, None, "prompt")
+    assert (job.stop, job.ignore_eos, job.sampling.num_logprobs, job.names.prompt) == ((), False, None, "prompt")
     assert ignored == []
 
 

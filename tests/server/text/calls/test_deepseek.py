@@ -17,8 +17,8 @@ from server.service.registry import ModelRegistry, ServedModel
 from server.text.calls.forms import FORMS
 from server.text.calls.json_forms import DEEPSEEK_TOKENS
 from server.text.chat_template import render_text
-from server.text.parsers import format_of
 from server.text.parsers.chat import ChatParser
+from server.text.parsers.formats import format_of
 from server.text.parsers.parts import ChatFormat
 from server.text.tokenizer import load_tokenizer
 from tests.engine_client import until

@@ -17,8 +17,8 @@ from server.text.calls.form import CallForm
 from server.text.calls.forms import FORMS, GENERIC, form_of
 from server.text.calls.values import Number, read_exact
 from server.text.calls.writer import write_calls
-from server.text.parsers import THOUGHTS, format_of
 from server.text.parsers.chat import ChatParser
+from server.text.parsers.formats import THOUGHTS, format_of
 from server.text.parsers.parts import ChatFormat
 from tests.server.text.parsers.cuts import every_cut, parts_of, text_of
 

@@ -1,0 +1,8 @@
+"""The names of a job's fields in OpenAI's dialects, for what the service refuses."""
+
+from __future__ import annotations
+
+from server.service.names import FieldNames
+
+COMPLETION_NAMES = FieldNames(prompt="prompt", num_logprobs="logprobs")
+CHAT_NAMES = FieldNames(prompt="messages", must_call="tool_choice", num_logprobs="logprobs")

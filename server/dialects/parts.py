@@ -1,0 +1,34 @@
+"""The parts of one server that its routes read: every dialect's router is built with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from server.config import Config, CurrentConfig
+from server.errors import ErrorCounts
+from server.lifecycle import Lifecycle
+from server.power import PowerMeter
+from server.recent_errors import RecentErrors
+from server.service.live import Pulse
+from server.service.registry import ModelRegistry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerParts:
+    """One for each application."""
+
+    settings: CurrentConfig
+    origins: Mapping[str, str]
+    """Where each setting came from, by dotted key."""
+    registry: ModelRegistry
+    lifecycle: Lifecycle
+    error_counts: ErrorCounts
+    recent_errors: RecentErrors
+    pulse: Pulse
+    power: PowerMeter
+
+    @property
+    def config(self) -> Config:
+        """The configuration that holds at this moment."""
+        return self.settings.now
