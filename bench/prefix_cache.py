@@ -3,7 +3,7 @@
     python -m bench.prefix_cache [--shape llama] [--rounds 3] [--tokens 1024]
 
 Over HTTP. Warm: a prompt whose first tokens are known, ours from memory, ours after a restart from disk, and
-mlx_lm.server, in turn in one run. Bytes: 50 conversations behind one system prompt. EngineLoop: a chat with the pocket
+mlx_lm.server, in turn in one run. Bytes: 50 conversations behind one system prompt. Turns: a chat with the pocket
 model and an agent's trace, and of each turn's prompt how much was computed before.
 """
 

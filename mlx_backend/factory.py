@@ -49,17 +49,17 @@ def create_runner(config: EngineConfig) -> Runner:
     return MLXRunner(config)
 
 
-def measure(config: EngineConfig) -> Footprint:
+def estimate_footprint(config: EngineConfig) -> Footprint:
     """What the model of `config` would take. To be asked before any is loaded. Raises ModelLoadError."""
     if config.backend == "mock":
         from mlx_backend.runners import mock
 
-        return mock.measure(config)
+        return mock.estimate_footprint(config)
     try:
         from mlx_backend.runners import footprint as mlx
     except ImportError as error:
         raise ModelLoadError(f"the mlx backend needs mlx and mlx-lm ({error}); install them") from error
-    return mlx.measure(config)
+    return mlx.estimate_footprint(config)
 
 
 def read_shape(

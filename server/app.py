@@ -20,7 +20,7 @@ from server.openapi import PublishedAPI
 from server.power import PowerMeter, find_command
 from server.recent_errors import RecentErrors
 from server.security.gate import Gate
-from server.service.live import Pulse
+from server.service.live import RecentActivity
 from server.service.registry import ModelRegistry
 
 
@@ -52,7 +52,7 @@ class Application(PublishedAPI):
         sse.let_streams_finish()
         self.parts.registry.start()
         self.parts.power.start()
-        running = [asyncio.create_task(self.parts.pulse.run()), asyncio.create_task(self.gate.watch_keys())]
+        running = [asyncio.create_task(self.parts.activity.run()), asyncio.create_task(self.gate.watch_keys())]
         try:
             yield
         finally:
@@ -82,7 +82,7 @@ def create_app(
             lifecycle=lifecycle or Lifecycle(),
             error_counts=ErrorCounts(),
             recent_errors=RecentErrors(),
-            pulse=Pulse(registry),
+            activity=RecentActivity(registry),
             power=PowerMeter(find_command()),
         ),
         dialects,

@@ -1,4 +1,4 @@
-"""The command line: serve · plan · config · cache · version.
+"""The command line: `serve`, `plan`, `config`, `version`, and a command for each module of `server/commands`.
 
 The options of `serve` and `config` come from the declared fields. Everything heavy is imported by the command that
 needs it, so that `pippin --help` answers at once.

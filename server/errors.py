@@ -2,9 +2,9 @@
 
     APIError                     status  type                    code
     ├── InvalidRequest           400     invalid_request_error   -
-    │   └── UnsupportedParameter 400     invalid_request_error   unsupported_parameter
-    ├── ModelNotFound            404     invalid_request_error   model_not_found
-    ├── BodyTooLarge             413     invalid_request_error   request_too_large
+    │   ├── UnsupportedParameter 400     invalid_request_error   unsupported_parameter
+    │   ├── ModelNotFound        404     invalid_request_error   model_not_found
+    │   └── BodyTooLarge         413     invalid_request_error   request_too_large
     ├── Unavailable              503     server_error            -            with Retry-After
     └── InternalError            500     server_error            internal_error
 

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from mlx_backend.api.interface import Engine, EngineConfig, MemoryShare
-from mlx_backend.factory import create_engine, measure
+from mlx_backend.factory import create_engine, estimate_footprint
 from mlx_backend.model.checkpoint import find_model, open_checkpoint
 from server import model_files, pocket
 from server.config import Config, engine_config, with_own
 from server.config_models import ModelEntry
-from server.service.life import Recipe, Report
 from server.service.mock_script import MockAuthor, read_script
+from server.service.model_instance import Recipe, Report
 from server.service.registry import ServedModel
 from server.simulation import simulated
 from server.text.tokenizer import ByteTokenizer, load_tokenizer
@@ -57,8 +57,8 @@ def _build_one(config: Config, entry: ModelEntry) -> ServedModel:
         recipe.load_tokenizer,
         aliases=entry.aliases,
         recipe=recipe,
-        measure=partial(measure, told),
-        is_vital=entry.pinned,
+        estimate_footprint=partial(estimate_footprint, told),
+        is_required=entry.pinned,
         is_pinned=entry.pinned,
         keep_alive_s=keep_s,
     )

@@ -71,14 +71,14 @@ def serve(
         server, reloading = _build_server(config, registry, reread, origins)
     except (ModelLoadError, OSError, UnsafeSetup, KeysError) as error:
         return _give_up(error)
-    vital = [model for model in models if model.is_vital]
-    for model in vital:
+    required = [model for model in models if model.is_required]
+    for model in required:
         model.on_death(partial(_stop_soon, server, model))
-    if not vital:
+    if not required:
         logger.info("serving %s on http://%s:%d: loaded when asked for", ", ".join(m.id for m in models), host, port)
     with owned_signals(server, reloading.reload):
         server.run(sockets=[listener])
-    failure = next((model.failure for model in vital if model.failure is not None), None)
+    failure = next((model.failure for model in required if model.failure is not None), None)
     return 0 if failure is None else _give_up(failure)
 
 

@@ -6,8 +6,10 @@ EngineError
 ├── EngineDead               the device thread has ended; nothing will be answered any more
 │   └── EngineClosed         ... because it was told to
 ├── QueueFull                as many requests wait as `scheduler.max_waiting` allows
+├── TooManyPrompts           one submission has more prompts than that
 ├── ContextLengthExceeded    prompt + max_tokens is more than the context limit
 ├── MemoryLimitExceeded      the request alone needs more memory than there is
+├── UnknownToken             a token id is not in the model's vocabulary
 └── SequenceFailed           one computation failed; names whom it concerns, the others go on
     ├── OutOfMemory          ... because the device had no memory for it
     └── GrammarFailed        a sequence cannot follow its grammar any further

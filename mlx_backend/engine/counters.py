@@ -58,7 +58,7 @@ class Counters:
         self.num_stalls += self.stepped_at is not None and now - self.stepped_at > max_stall_s
         self.stepped_at = now
 
-    def measure(self, runner: Runner, scheduler: Scheduler, prefixes: PrefixCache | NoPrefixCache) -> None:
+    def observe(self, runner: Runner, scheduler: Scheduler, prefixes: PrefixCache | NoPrefixCache) -> None:
         """Note what is held now."""
         self.kv_bytes = runner.kv_bytes()
         self.planned_bytes = scheduler.planned_bytes

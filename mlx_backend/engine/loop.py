@@ -48,6 +48,8 @@ class EngineLoop:
         self._ran_out: OutOfMemory | None = None
         """Memory ran out in a decode step of this step, and every row is lost."""
         self._has_rows = False
+        self._rows: tuple[SequenceId, ...] = ()
+        """Those that the prefix cache knows to have rows."""
         self._collected_at: float | None = None
         self._failures_in_a_row = 0
         self._outbox = Outbox()
@@ -81,7 +83,7 @@ class EngineLoop:
         """There is nothing to do for now."""
         self._collected_at = None
         self._let_go_of_rows()
-        self._measure()
+        self._observe()
 
     def end(self, error: EngineDead, arrived: Iterable[EventStream]) -> None:
         """The last turn has been: nobody may wait for another, nor those whose prompts have only `arrived`."""
@@ -112,25 +114,28 @@ class EngineLoop:
         for chunk in plan.chunks:
             self._prefill(chunk)
         self._outbox.send()
-        self._measure()
+        self._observe()
 
-    def _measure(self) -> None:
-        plan = self.scheduler.leaving()
-        if plan.changes:  # what is no longer needed is not held until the next step
-            self._start(plan)
-        self._counters.measure(self._runner, self.scheduler, self._prefixes)
+    def _observe(self) -> None:
+        leaving = self.scheduler.leaving()
+        if leaving is not None:  # what is no longer needed is not held until the next step
+            self._start(leaving)
+        self._counters.observe(self._runner, self.scheduler, self._prefixes)
 
     def _let_go_of_rows(self) -> None:
         """Rows leave when a step starts without them; where none will start for long, they leave here."""
         if self._has_rows and self._in_flight is None and not self.scheduler.running:
             self._prefixes.change_rows(())
+            self._rows = ()
             self._runner.idle()
             self._has_rows = False
 
     def _start(self, plan: StepPlan) -> StepPlan | None:
         """Start a step; the plan, where its rows are being computed."""
         staying = plan.decodes or self.scheduler.row_ids
-        self._prefixes.change_rows(tuple(self.scheduler.rows(staying)))
+        if staying != self._rows:
+            self._prefixes.change_rows(tuple(self.scheduler.rows(staying)))
+            self._rows = staying
         self._has_rows = self._has_rows or bool(plan.decodes)
         try:
             self._runner.start(plan, self._read_masks)
@@ -138,7 +143,7 @@ class EngineLoop:
             self._ran_out = error  # the step before may still be whole: it is collected first
             return None
         except SequenceFailed as error:
-            self._prefixes.lose_rows()
+            self._lose_rows()
             self._fail(error, self.scheduler.rows(error.ids or plan.decodes))
             return None
         if not plan.decodes:
@@ -148,6 +153,10 @@ class EngineLoop:
         for failure in failures:
             self._fail(failure, self.scheduler.rows(failure.ids))
         return plan
+
+    def _lose_rows(self) -> None:
+        self._prefixes.lose_rows()
+        self._rows = ()
 
     def _read_masks(self, newest: Newest) -> MaskBits:
         tokens = dict(newest)
@@ -165,7 +174,7 @@ class EngineLoop:
             return False
         except SequenceFailed as error:
             self._runner.idle()
-            self._prefixes.lose_rows()
+            self._lose_rows()
             self._fail(error, list(self.scheduler.running))
             return False
         now = time.monotonic()
@@ -183,6 +192,7 @@ class EngineLoop:
         """Fail the request that holds most, and compute the others again: their clients notice a pause."""
         self._ran_out = self._collected_at = None
         self._prefixes.clear()
+        self._rows = ()
         running = list(self.scheduler.running)
         if running:
             self._fail(error, largest(running))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import Protocol
 
 from mlx_backend.api.interface import SchedulerConfig
@@ -98,7 +97,9 @@ class Scheduler:
         self._admitted: dict[PromptId, SequenceGroup] = {}
         """Prompts that were let in and whose sequences have not all ended."""
         self._rows: dict[SequenceId, TokenSequence] = {}
-        """Sequences that the runner has a row for, or had one when the last plan was made."""
+        """Sequences that the runner has a row for and that have not ended."""
+        self._ended: list[SequenceId] = []
+        """Sequences that had a row and have ended since the last plan."""
         self._dropped: list[PromptId] = []
         """Prompts whose KV cache is of no use any more, since the last plan."""
 
@@ -159,21 +160,27 @@ class Scheduler:
         decodes = [sequence for sequence in self.running if sequence.can_decode]
         new_rows = tuple(self._new_row(sequence) for sequence in decodes if not sequence.has_row)
         self._dropped += [row.prompt for row in new_rows if not self._admitted[row.prompt].is_wanted]
-        return replace(
-            self.leaving(),
+        ended, dropped = self._take_leaving()
+        return StepPlan(
+            ended=ended,
             new_rows=new_rows,
-            decodes=tuple(sequence.id for sequence in decodes),
-            masked=tuple(sequence.id for sequence in decodes if needs_mask(sequence)),
+            decodes=tuple([sequence.id for sequence in decodes]),
+            masked=tuple([s.id for s in decodes if s.request.grammar is not None and needs_mask(s)]),
+            dropped=dropped,
             chunks=chunks,
         )
 
-    def leaving(self) -> StepPlan:
-        """A plan in which nothing is computed: what a runner need not hold any more, since the last one."""
-        ended = tuple(each for each, sequence in self._rows.items() if sequence.status is Status.ENDED)
-        for sequence_id in ended:
-            del self._rows[sequence_id]
-        dropped, self._dropped = tuple(self._dropped), []
+    def leaving(self) -> StepPlan | None:
+        """A plan in which nothing is computed: what a runner need not hold since the last one. None: nothing."""
+        if not self._ended and not self._dropped:
+            return None
+        ended, dropped = self._take_leaving()
         return StepPlan(ended=ended, dropped=dropped)
+
+    def _take_leaving(self) -> tuple[tuple[SequenceId, ...], tuple[PromptId, ...]]:
+        ended, dropped = tuple(self._ended), tuple(self._dropped)
+        self._ended, self._dropped = [], []
+        return ended, dropped
 
     def _new_row(self, sequence: TokenSequence) -> NewRow:
         if sequence.key is None:
@@ -223,6 +230,8 @@ class Scheduler:
             return
         sequence.status = Status.ENDED
         sequence.close_grammar()
+        if self._rows.pop(sequence.id, None) is not None:
+            self._ended.append(sequence.id)
         self._forget(sequence.group)
         if sequence in self.running:
             self.running.remove(sequence)

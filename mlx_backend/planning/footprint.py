@@ -10,7 +10,7 @@ WANTED_TOKENS = 4096
 """Others are unloaded until a request of so many tokens, prompt and output, has room beside the weights."""
 
 
-def measure(budget: Budget, context: int, memory: MemoryConfig, limit_bytes: int | None) -> Footprint:
+def estimate_footprint(budget: Budget, context: int, memory: MemoryConfig, limit_bytes: int | None) -> Footprint:
     """`budget`: knows the model; its own limit does not count. `context`: tokens that a request can have at most."""
     weights = budget.shape.weights_bytes
 

@@ -16,7 +16,7 @@ from mlx_backend.planning.admission import Budget
 from mlx_backend.runners import device
 
 
-def measure(config: EngineConfig) -> Footprint:
+def estimate_footprint(config: EngineConfig) -> Footprint:
     """Of the model that `config` names, held as it says. Raises ModelLoadError."""
     with ThreadPoolExecutor(1) as thread:  # MLX keeps streams by thread: they end with this one
         return thread.submit(_measure, config).result()
@@ -33,6 +33,6 @@ def _measure(config: EngineConfig) -> Footprint:
         plans = plan.plan_caches(found.caches, config.kv_cache)
         chunk, has_fused = config.scheduler.max_chunk_tokens, device.has_fused_attention()
         budget = Budget(found.shape, plans, 0, max_chunk=chunk, has_fused=has_fused)
-        return footprint.measure(budget, context, config.memory, limit)
+        return footprint.estimate_footprint(budget, context, config.memory, limit)
     finally:
         mx.clear_streams()  # else they are torn down as the process exits, which aborts it now and then

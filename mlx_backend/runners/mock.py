@@ -266,11 +266,11 @@ class MockRunner:
         self._interrupted.wait()
 
 
-def measure(config: EngineConfig) -> Footprint:
+def estimate_footprint(config: EngineConfig) -> Footprint:
     """What a mock takes; without `memory.limit_gb` nothing bounds it."""
     memory = replace(config.memory, reserve_gb=config.memory.reserve_gb or 0.0)
     context = config.context.limit or config.mock.context
-    return footprint.measure(_budget(0), context, memory, config.memory.limit_bytes)
+    return footprint.estimate_footprint(_budget(0), context, memory, config.memory.limit_bytes)
 
 
 def _budget(limit_bytes: int) -> Budget:

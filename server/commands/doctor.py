@@ -314,9 +314,9 @@ def _memory_bytes() -> int | None:
 
 
 def _footprint(config: Config, folder: Path) -> Any:
-    from mlx_backend.factory import measure
+    from mlx_backend.factory import estimate_footprint
 
-    return measure(engine_config(config, str(folder)))
+    return estimate_footprint(engine_config(config, str(folder)))
 
 
 def _wired_limit_mb() -> int | None:

@@ -29,7 +29,7 @@ from server.errors import APIError, InvalidRequest
 from server.heap import give_back
 from server.service import generation
 from server.service.job import GenerationJob
-from server.service.opening import Opening
+from server.service.pending_stream import PendingStream
 from server.sse import StreamingAnswer
 from server.text.events import OutputEvent, Usage
 
@@ -118,17 +118,19 @@ async def answer(
     truncates = config.context.on_overflow == "truncate_oldest"
     job = replace(_with_room(job, fits=config.context.on_max_tokens == "fit"), tenant=request.state.tenant)
     model = parts.registry.resolve(job.model)
-    opening = Opening(generation.open(parts.registry, job, truncates=truncates, is_whole=not fields.stream), model)
+    pending = PendingStream(
+        generation.open(parts.registry, job, truncates=truncates, is_whole=not fields.stream), model
+    )
     # a stream whose model takes long to load begins without it; what goes wrong then is an event
-    stream = await opening.wait(config.stream.keep_alive_s if fields.stream else inf)
+    stream = await pending.wait(config.stream.keep_alive_s if fields.stream else inf)
     if stream is not None and stream.num_truncated_tokens:
         headers[TRUNCATED_HEADER] = str(stream.num_truncated_tokens)
     if stream is not None and stream.shortened_to is not None:
         headers[SHORTENED_HEADER] = str(stream.shortened_to)
     if fields.stream:
         return StreamingAnswer(
-            opening,
-            encode=_LateEncoder(job, fields, writers, opening).encode,
+            pending,
+            encode=_LateEncoder(job, fields, writers, pending).encode,
             encode_error=encode_error_event,
             keep_alive_s=config.stream.keep_alive_s,
             send_timeout_s=config.security.send_timeout_s,
@@ -160,14 +162,16 @@ def _with_room(job: GenerationJob, *, fits: bool) -> GenerationJob:
 class _LateEncoder:
     """A stream's encoder, built when there is something to encode: only then is it known what goes into a chunk."""
 
-    def __init__(self, job: GenerationJob, fields: SamplingFields, writers: AnswerWriters, opening: Opening) -> None:
-        self._job, self._writers, self._opening = job, writers, opening
+    def __init__(
+        self, job: GenerationJob, fields: SamplingFields, writers: AnswerWriters, pending: PendingStream
+    ) -> None:
+        self._job, self._writers, self._pending = job, writers, pending
         self._include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
         self._encoder: ChunkEncoder | None = None
 
     async def encode(self, events: Sequence[OutputEvent]) -> bytes:
         if self._encoder is None:
-            head = _head(self._job, self._opening.result())
+            head = _head(self._job, self._pending.result())
             self._encoder = self._writers.build_encoder(head, self._include_usage)
         if self._encoder.prepare is not None:
             await self._encoder.prepare(events)

@@ -10,7 +10,7 @@ from server.errors import ErrorCounts
 from server.lifecycle import Lifecycle
 from server.power import PowerMeter
 from server.recent_errors import RecentErrors
-from server.service.live import Pulse
+from server.service.live import RecentActivity
 from server.service.registry import ModelRegistry
 
 
@@ -25,7 +25,7 @@ class ServerParts:
     lifecycle: Lifecycle
     error_counts: ErrorCounts
     recent_errors: RecentErrors
-    pulse: Pulse
+    activity: RecentActivity
     power: PowerMeter
 
     @property

@@ -67,16 +67,16 @@ class Account:
         if self._requests is not None:
             self._requests.take(1)
 
-    def reserve(self, num_tokens: int) -> Reservation:
+    def reserve(self, num_tokens: int) -> RateGrant:
         """Take tokens for a request that may need so many. Raises RateLimited, and takes none."""
         bucket = self._tokens
         if bucket is None:
-            return Reservation(None, num_tokens)
+            return RateGrant(None, num_tokens)
         needed = min(num_tokens, bucket.per_minute)
         if bucket.level < needed:
             raise RateLimited("tokens", bucket.per_minute, bucket.wait_s(needed), num_tokens)
         bucket.take(num_tokens)
-        return Reservation(bucket, num_tokens)
+        return RateGrant(bucket, num_tokens)
 
     def headers(self) -> dict[str, str]:
         """OpenAI's headers, for what is limited."""
@@ -89,7 +89,7 @@ class Account:
         return found
 
 
-class Reservation:
+class RateGrant:
     """The tokens that one request has taken. Without a bucket nothing is counted."""
 
     def __init__(self, bucket: Bucket | None, num_tokens: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from server.security.rate import Account, Reservation
+from server.security.rate import Account, RateGrant
 from server.security.refusals import KeyRevoked
 
 
@@ -44,7 +44,7 @@ class Tenant:
     shares_prefixes: bool = False
     revocation: Revocation = field(default_factory=Revocation)
 
-    def reserve(self, num_tokens: int) -> Reservation:
+    def reserve(self, num_tokens: int) -> RateGrant:
         """Take tokens before they are computed. Raises RateLimited."""
         return self.account.reserve(num_tokens)
 

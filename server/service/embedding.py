@@ -19,14 +19,14 @@ from mlx_backend.api.errors import ContextLengthExceeded
 from mlx_backend.api.interface import Engine, GenerationRequest, ModelInfo, PromptEvent
 from server.errors import InternalError, InvalidRequest, to_api_error
 from server.security.tenant import Tenant
-from server.service.encoding import LONG_TEXT_CHARS, aside
+from server.service.encoding import LONG_TEXT_CHARS, run_in_text_thread
 from server.service.job import TextPrompt, TokenPrompt
 from server.service.live import LiveRequest
 from server.service.measures import RequestEnd
 from server.service.record import describe_failure, log_prompts
 from server.service.registry import ModelRegistry, ServedModel
 from server.service.token_ids import check_known
-from server.text.measured import TooLong, encode_up_to
+from server.text.bounded_encoding import TooLong, encode_up_to
 from server.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("pippin.request")
@@ -77,7 +77,7 @@ async def _embed(model: ServedModel, job: EmbeddingJob, began: float) -> Embeddi
     for ids, param in zip(prompts, job.params, strict=True):
         _check_input(ids, param, info)
     num_tokens, ended = sum(map(len, prompts)), "aborted"
-    reservation = job.tenant.reserve(num_tokens)
+    rate_grant = job.tenant.reserve(num_tokens)
     vectors: list[bytes] = []
     leave = model.measures.live.add(lambda: _describe(job, began, prompts, len(vectors)))
     try:
@@ -88,7 +88,7 @@ async def _embed(model: ServedModel, job: EmbeddingJob, began: float) -> Embeddi
         raise
     finally:
         leave()
-        reservation.settle(num_tokens)
+        rate_grant.settle(num_tokens)
         took_s = time.perf_counter() - began
         model.measures.ended(_ENDS.get(ended, "error"), num_tokens, 0, took_s)
         logger.info(
@@ -150,7 +150,7 @@ async def _encode(tokenizer: Tokenizer, job: EmbeddingJob, context: int) -> list
         ]
 
     num_chars = sum(len(each.text) for each in job.inputs if isinstance(each, TextPrompt))
-    return await aside(encode) if num_chars > LONG_TEXT_CHARS else encode()
+    return await run_in_text_thread(encode) if num_chars > LONG_TEXT_CHARS else encode()
 
 
 def _encode_input(tokenizer: Tokenizer, prompt: TextPrompt | TokenPrompt, param: str, context: int) -> Ids:

@@ -1,6 +1,6 @@
 """Prompts to token ids: through the chat template, without the oldest turns where they would not fit.
 
-Long texts are encoded aside, a few at a time, so that neither the event loop nor the machine's memory is theirs.
+Long texts are encoded on threads of their own, a few at a time, so that they take neither the event loop nor the memory.
 Knows nothing of HTTP or of any dialect.
 """
 
@@ -20,9 +20,9 @@ from server.errors import InvalidRequest, UnsupportedParameter, to_api_error
 from server.heap import give_back
 from server.service.job import ChatPrompt, GenerationJob, InfillPrompt, Prompt, TextPrompt, TokenPrompt
 from server.text.borders import Borders
+from server.text.bounded_encoding import TooLong, count_tokens, encode_up_to
 from server.text.chat_template import TemplateError
 from server.text.infill import InfillUnsupported, encode_infill
-from server.text.measured import TooLong, count_tokens, encode_up_to
 from server.text.parsers.parts import Start
 from server.text.prefill import Rendered, render_prompt
 from server.text.tokenizer import Tokenizer
@@ -38,7 +38,7 @@ _AT_ONCE = 2
 _threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="text")
 
 
-async def aside(work: Callable[..., T], *arguments: Any) -> T:
+async def run_in_text_thread(work: Callable[..., T], *arguments: Any) -> T:
     """The result of work that takes long, done on a thread of its own, a little later where many want that."""
     call = partial(contextvars.copy_context().run, work, *arguments)
     loop = asyncio.get_running_loop()
@@ -74,7 +74,7 @@ async def encode_prompt(
     if isinstance(prompt, TokenPrompt):
         encoded = Encoded(prompt.ids)
     elif _text_length(prompt) > LONG_TEXT_CHARS:
-        encoded = await aside(_encode_text, tokenizer, prompt, job, context, limit, find)
+        encoded = await run_in_text_thread(_encode_text, tokenizer, prompt, job, context, limit, find)
     else:
         encoded = _encode_text(tokenizer, prompt, job, context, limit, find)
     if not encoded.ids:

@@ -111,17 +111,17 @@ async def _open(lease: Lease, job: GenerationJob, started_at: float, truncates: 
     ]
     _check_logprobs(job, requests, is_whole)
     job.tenant.revocation.check()
-    reservation = job.tenant.reserve(_num_needed(job, requests))
+    rate_grant = job.tenant.reserve(_num_needed(job, requests))
     try:
         tokens = model.engine.submit(requests)
     except UnknownToken as error:
-        reservation.settle(0)
+        rate_grant.settle(0)
         raise to_api_error(error, job.names.logit_bias if error.is_bias else job.names.prompt) from error
     except TooManyPrompts as error:
-        reservation.settle(0)
+        rate_grant.settle(0)
         raise to_api_error(error, job.names.prompt) from error
     except BaseException:
-        reservation.settle(0)
+        rate_grant.settle(0)
         raise
     num_truncated = sum(each.num_truncated_tokens for each in encoded)
     record = JobRecord(
@@ -129,7 +129,7 @@ async def _open(lease: Lease, job: GenerationJob, started_at: float, truncates: 
         measures=model.measures,
         num_choices=len(prompts) * job.n,
         tenant=job.tenant,
-        reservation=reservation,
+        rate_grant=rate_grant,
     )
     transcript = Transcript(tokenizer, job.prompts, prompts, job.n) if job.keeps_transcript else None
     pairs = list(zip(job.prompts, encoded, strict=True))
@@ -223,7 +223,7 @@ class OutputStream:
         finally:
             if self.lease is not None:
                 self.lease.release()
-            self._record.measure(self._is_done)
+            self._record.add_to_measures(self._is_done)
             self._record.write(self._tokens.num_cached_tokens, self._is_done)
 
     def _revoke(self) -> None:

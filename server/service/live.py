@@ -138,7 +138,7 @@ class _Reading:
         return (new / num_new, longest) if num_new else (None, None)
 
 
-class Pulse:
+class RecentActivity:
     """The recent past of every model. `run` feels it once a second, until it is cancelled."""
 
     def __init__(self, registry: ModelRegistry) -> None:

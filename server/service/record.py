@@ -14,7 +14,7 @@ from typing import Any
 
 from mlx_backend.api.errors import EngineError
 from server.logs import prompt_log, shows_prompts
-from server.security.rate import Reservation
+from server.security.rate import RateGrant
 from server.security.tenant import Tenant
 from server.service.measures import REQUEST_ENDS, Measures, RequestEnd
 from server.text.events import Finished, Usage
@@ -50,7 +50,7 @@ class JobRecord:
     """The model's, to which this job is added as it goes."""
     num_choices: int = 1
     tenant: Tenant = field(default_factory=Tenant)
-    reservation: Reservation = field(default_factory=lambda: Reservation(None, 0))
+    rate_grant: RateGrant = field(default_factory=lambda: RateGrant(None, 0))
     """Of tokens of the tenant's account."""
     is_begun: bool = False
     finished: list[Finished] = field(default_factory=list)
@@ -77,13 +77,13 @@ class JobRecord:
                 self._num_first_tokens = self.num_output_tokens
             self.measures.inter_token_latency_s.observe(now - self._last_at)
             self._count_output()
-        self.reservation.use(self.num_prompt_tokens + self.num_output_tokens)
+        self.rate_grant.use(self.num_prompt_tokens + self.num_output_tokens)
         self._last_at = now
 
-    def measure(self, is_done: bool) -> None:
+    def add_to_measures(self, is_done: bool) -> None:
         """Add the end of the job to the model's measures. To be called once."""
         self._count_output()
-        self.reservation.settle(self.num_prompt_tokens + self.num_output_tokens)
+        self.rate_grant.settle(self.num_prompt_tokens + self.num_output_tokens)
         took_s = (self._last_at or time.perf_counter()) - self.started_at
         self.measures.ended(self._end(is_done), self.num_prompt_tokens, self.num_output_tokens, took_s)
         speed = self.tok_s

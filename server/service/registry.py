@@ -16,9 +16,9 @@ from mlx_backend.api.errors import EngineDead, EngineNotReady
 from mlx_backend.api.interface import Engine, EngineHealth, Footprint, MemoryShare, ModelInfo
 from server.errors import InvalidRequest, ModelNotFound
 from server.grammars.compiler import GrammarCompiler, GrammarStats
-from server.service.life import NO_ENGINE, Life, Recipe
 from server.service.measures import Measures
 from server.service.mock_script import MockAuthor
+from server.service.model_instance import NO_ENGINE, ModelInstance, Recipe
 from server.service.residency import LOAD_WAIT_S, Lease, Residency, Watcher
 from server.text.borders import BorderFinder
 from server.text.tokenizer import Tokenizer
@@ -40,100 +40,102 @@ class ServedModel:
         *,
         aliases: Sequence[str] = (),
         recipe: Recipe | None = None,
-        measure: Callable[[], Footprint] | None = None,
-        is_vital: bool = True,
+        estimate_footprint: Callable[[], Footprint] | None = None,
+        is_required: bool = True,
         is_pinned: bool = True,
         keep_alive_s: float | None = None,
     ) -> None:
-        """`engine`: of the first life, where it is built already; without a `recipe` there is no second one.
+        """`engine`: of the first instance, where it is built already; without a `recipe` there is no second one.
 
-        `is_vital`: loaded at the start, and its death is the server's. `is_pinned`: unloaded only when told to.
+        `is_required`: loaded at the start, and its death is the server's. `is_pinned`: unloaded only when told to.
         `keep_alive_s`: unloaded when idle for so long; None: not for that.
         """
         self.id = id
         self.aliases = tuple(aliases)
         self.created = int(time.time())
         self.measures = Measures()
-        self.is_vital, self.is_pinned, self.keep_alive_s = is_vital, is_pinned, keep_alive_s
-        self.measure = measure
+        self.is_required, self.is_pinned, self.keep_alive_s = is_required, is_pinned, keep_alive_s
+        self.estimate_footprint = estimate_footprint
         self.num_users = 0
         """Requests that hold it; while there are any it is not unloaded, unless by force."""
         self.used_at = time.monotonic()
         self.share: MemoryShare | None = None
         """What it was told that it may use, while it is loaded."""
         self.is_leaving = False
-        """It is to be unloaded when those who use it are done; whoever comes now waits for its next life."""
+        """It is to be unloaded when those who use it are done; whoever comes now waits for its next instance."""
         self.last_info: ModelInfo | None = None
-        """Of the life before, where it is not loaded."""
+        """Of the instance before, where it is not loaded."""
         self.last_failure: BaseException | None = None
         """Why it could not be loaded, or died; until it is loaded."""
         self._recipe = recipe
         self._first = Recipe(build_engine=_built_once, load_tokenizer=load_tokenizer) if recipe is None else recipe
-        self._life: Life | None = Life(self._first, engine, self._died) if engine is not None or is_vital else None
+        self._instance: ModelInstance | None = (
+            ModelInstance(self._first, engine, self._died) if engine is not None or is_required else None
+        )
         self._death_callbacks: list[Callable[[], None]] = []
 
     def start(self, share: MemoryShare | None = None) -> None:
         """Begin to load. Returns at once."""
-        if self._life is None:
-            self._life = Life(self._first, None, self._died)
+        if self._instance is None:
+            self._instance = ModelInstance(self._first, None, self._died)
         self.share, self.last_failure = share, None
         self.used_at = time.monotonic()
-        self._life.start(self.id, share)
+        self._instance.start(self.id, share)
 
     def close(self) -> None:
         """End the engine, for good."""
-        if self._life is not None:
-            self._life.close()
+        if self._instance is not None:
+            self._instance.close()
 
     def fail(self, error: BaseException) -> None:
-        """There is no life, or none any more, because of `error`; of a vital model that is a death."""
-        self._life, self.share, self.last_failure = None, None, error
-        if self.is_vital:
+        """There is no instance, or none any more, because of `error`; for a required model that ends the server."""
+        self._instance, self.share, self.last_failure = None, None, error
+        if self.is_required:
             self._died()
 
     def unload(self) -> None:
         """End the engine, and let go of everything that the model holds. Waits for it."""
-        if self._life is not None:
-            self._life.close()
+        if self._instance is not None:
+            self._instance.close()
             self.last_info = self.engine.model_info or self.last_info
-        self._life = self.share = None
+        self._instance = self.share = None
 
     @property
     def engine(self) -> Engine:
-        """Of the current life; one that does nothing where there is none."""
-        life = self._life
-        return NO_ENGINE if life is None else life.engine
+        """The current instance's; one that does nothing where there is none."""
+        instance = self._instance
+        return NO_ENGINE if instance is None else instance.engine
 
     @property
     def is_present(self) -> bool:
         """Whether it has memory, or is about to: from the start of loading to the end of unloading."""
-        return self._life is not None
+        return self._instance is not None
 
     @property
     def can_be_loaded(self) -> bool:
-        """Whether `start` would do something: without a recipe there is one life."""
-        return self._life is not None or self._recipe is not None
+        """Whether `start` would do something: without a recipe there is one instance."""
+        return self._instance is not None or self._recipe is not None
 
     @property
     def state(self) -> ModelState:
         if self.failure is not None:
             return "failed"
-        if self._life is None:
+        if self._instance is None:
             return "unloaded"
-        if self.is_leaving or self._life.is_ended:
+        if self.is_leaving or self._instance.is_ended:
             return "unloading"
         return "loading" if self.tokenizer is None or self.engine.model_info is None else "loaded"
 
     @property
     def info(self) -> ModelInfo | None:
-        """What is known of it, from this life or the one before."""
+        """What is known of it, from this instance or the one before."""
         return self.engine.model_info or self.last_info
 
     @property
     def tokenizer(self) -> Tokenizer | None:
         """None until it has loaded."""
-        life = self._life
-        return None if life is None else life.tokenizer
+        instance = self._instance
+        return None if instance is None else instance.tokenizer
 
     @property
     def grammars(self) -> GrammarCompiler:
@@ -142,8 +144,8 @@ class ServedModel:
 
     @property
     def grammar_stats(self) -> GrammarStats:
-        """Counters of the grammars of this life; zeros where it is not loaded."""
-        return GrammarStats() if self._life is None else self._life.grammar_stats
+        """Counters of this instance's grammars; zeros where it is not loaded."""
+        return GrammarStats() if self._instance is None else self._instance.grammar_stats
 
     @property
     def author(self) -> MockAuthor | None:
@@ -157,9 +159,9 @@ class ServedModel:
 
     @property
     def failure(self) -> BaseException | None:
-        """Why this life of it is over, of the engine or of the tokenizer, or why there was none."""
-        life = self._life
-        return self.last_failure if life is None else life.failure
+        """Why this instance is over, of the engine or of the tokenizer, or why there was none."""
+        instance = self._instance
+        return self.last_failure if instance is None else instance.failure
 
     def on_death(self, callback: Callable[[], None]) -> None:
         """Have `callback` called, from another thread, when `failure` is set. To be said before `start`."""
@@ -176,17 +178,17 @@ class ServedModel:
 
     def health(self) -> EngineHealth:
         """Of an unloaded one, ok: it can be loaded."""
-        life = self._life
-        if life is not None:
-            return life.health()
+        instance = self._instance
+        if instance is not None:
+            return instance.health()
         if self.last_failure is not None:
             return EngineHealth(status="dead", detail=str(self.last_failure))
         return NO_ENGINE.health()
 
-    def _alive(self) -> Life:
-        if self._life is None:
+    def _alive(self) -> ModelInstance:
+        if self._instance is None:
             raise EngineNotReady(f"the model '{self.id}' is not loaded")
-        return self._life
+        return self._instance
 
     def _died(self) -> None:
         for callback in self._death_callbacks:
@@ -208,7 +210,7 @@ class ModelRegistry:
         self.residency = Residency(models, watcher, load_wait_s=load_wait_s)
 
     def start(self) -> None:
-        """Begin to load every vital model. Returns at once; called on the event loop where there are several."""
+        """Begin to load every required model. Returns at once; called on the event loop where there are several."""
         self.residency.start()
 
     async def close(self) -> None:
@@ -233,7 +235,7 @@ class ModelRegistry:
     async def acquire(self, name: str) -> Lease:
         """The model called `name`, which stays until the lease is released; loaded first where it is not.
 
-        At the start, nobody waits for a vital one: `ready` says that it loads. Raises APIError, EngineError.
+        At the start, nobody waits for a required one: `ready` says that it loads. Raises APIError, EngineError.
         """
         return await self.residency.acquire(self.resolve(name))
 

@@ -129,19 +129,19 @@ class Residency:
     # ---- for whoever runs the server ----
 
     def start(self) -> None:
-        """Begin to load the vital models. Needs a running event loop where there are several models."""
+        """Begin to load the required models. Needs a running event loop where there are several models."""
         if len(self._models) == 1:
             for model in self._models:
                 self._start_alone(model)
             return
         for model in self._models:
-            if model.is_vital:
+            if model.is_required:
                 self._spawn(self._load(model))
         if any(model.keep_alive_s is not None for model in self._models):
             self._spawn(self._sweep())
 
     def _start_alone(self, model: ServedModel) -> None:
-        if model.is_vital:
+        if model.is_required:
             self._begin_life(model, None)
         if model.keep_alive_s is not None:
             self._spawn(self._sweep())
@@ -205,14 +205,14 @@ class Residency:
         if model.state == "loaded":
             return
         failure = model.failure or EngineNotReady("it was unloaded while it was loading")
-        if not model.is_vital:  # a vital one's failure is the server's, which ends with it
+        if not model.is_required:  # a required one's failure is the server's, which ends with it
             await asyncio.to_thread(model.unload)
             model.fail(failure)
         kind = ModelLoadError if isinstance(failure, ModelLoadError) else EngineDead
         raise kind(f"the model '{model.id}' cannot be loaded: {failure}") from failure
 
     def _begin_life(self, model: ServedModel, share: MemoryShare | None) -> None:
-        if model.id not in self._watched and not model.is_vital:
+        if model.id not in self._watched and not model.is_required:
             self._watched.add(model.id)
             loop = asyncio.get_running_loop()
             model.on_death(partial(self._note_death, model, loop))
@@ -268,10 +268,10 @@ class Residency:
     async def _measure(self, model: ServedModel) -> Footprint | None:
         """The model's footprint; before the first is loaded, everybody's. Raises ModelLoadError for its own."""
         for each in (model, *self._models):
-            if each.id in self._footprints or each.measure is None:
+            if each.id in self._footprints or each.estimate_footprint is None:
                 continue
             try:
-                found = self._footprints[each.id] = await asyncio.to_thread(each.measure)
+                found = self._footprints[each.id] = await asyncio.to_thread(each.estimate_footprint)
             except EngineError:
                 if each is model:
                     raise

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.errors import InvalidRequest
-from server.service.encoding import LONG_TEXT_CHARS, aside
+from server.service.encoding import LONG_TEXT_CHARS, run_in_text_thread
 from server.service.registry import ModelRegistry
 from server.service.token_ids import check_known
 from server.text.chat_template import Ending, TemplateError
@@ -61,7 +61,7 @@ async def tokenize(
             return Tokens(ids, [tokenizer.token_text(i) for i in ids] if with_texts else [], info.context_limit)
 
         is_short = isinstance(source, str) and len(source) <= LONG_TEXT_CHARS
-        return encode() if is_short else await aside(encode)
+        return encode() if is_short else await run_in_text_thread(encode)
 
 
 def _render(tokenizer: Tokenizer, conversation: Conversation, param: str) -> str:
@@ -79,7 +79,7 @@ async def detokenize(registry: ModelRegistry, model: str, ids: Sequence[int], *,
         check_known(ids, info.vocab_size, param)
         if len(ids) <= LONG_TEXT_CHARS:
             return _spell(tokenizer, ids)
-        return await aside(_spell, tokenizer, ids)
+        return await run_in_text_thread(_spell, tokenizer, ids)
 
 
 def _spell(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

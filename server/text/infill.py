@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.text.measured import encode_up_to
+from server.text.bounded_encoding import encode_up_to
 from server.text.tokenizer import Tokenizer
 
 

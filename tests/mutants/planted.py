@@ -51,7 +51,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a device that always fails is never given up", "        if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:", "        if False:"),
         ("an answer goes on behind its stop token", "        if token_id in request.stop_ids:", "        if False:"),
         ("an answer is one token too long", "        elif len(sequence.output_ids) >= request.max_tokens:", "        elif len(sequence.output_ids) > request.max_tokens:"),
-        ("rows stay in memory while nothing runs", "            self._prefixes.change_rows(())\n            self._runner.idle()\n", ""),
+        ("rows stay in memory while nothing runs", "            self._rows = ()\n            self._runner.idle()\n", ""),
     ),
     *_of(
         "mlx_backend/engine/engine.py",
@@ -403,8 +403,8 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "server/service/record.py",
         "tests/server/service/test_record.py tests/server/test_log_privacy.py",
-        ("what was not written is charged", "        self.reservation.settle(self.num_prompt_tokens + self.num_output_tokens)\n", ""),
-        ("a long answer is free while it runs", "        self.reservation.use(self.num_prompt_tokens + self.num_output_tokens)\n", ""),
+        ("what was not written is charged", "        self.rate_grant.settle(self.num_prompt_tokens + self.num_output_tokens)\n", ""),
+        ("a long answer is free while it runs", "        self.rate_grant.use(self.num_prompt_tokens + self.num_output_tokens)\n", ""),
     ),
     *_of(
         "server/logs.py",

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from mlx_backend.api.interface import EngineConfig, MemoryConfig
-from mlx_backend.factory import measure
+from mlx_backend.factory import estimate_footprint
 from server.app import create_app
 from server.config import Config
 from server.config_models import ModelEntry
@@ -41,7 +41,7 @@ def write_config(folder: Path) -> tuple[Config, int]:
     """Two models, a limit that has room for one of them, and the bytes of the smaller one's weights."""
     for name, num_layers in (("a", 4), ("b", 5)):
         write_served_model(folder / name, "llama", num_hidden_layers=num_layers, **SIZES)
-    prints = [measure(EngineConfig(model_path=str(folder / name))) for name in "ab"]
+    prints = [estimate_footprint(EngineConfig(model_path=str(folder / name))) for name in "ab"]
     limit = max(each.wanted_bytes for each in prints) + 1_000_000
     assert sum(each.wanted_bytes for each in prints) > limit
     entries = tuple(ModelEntry(name=name, model=str(folder / name)) for name in "ab")

@@ -1,4 +1,4 @@
-"""From what models, engines and the pulse say of themselves to the answer of `/status`. Counts nothing itself."""
+"""From what models, engines and their recent activity say to the answer of `/status`. Counts nothing itself."""
 
 from __future__ import annotations
 

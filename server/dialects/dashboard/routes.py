@@ -66,11 +66,11 @@ def build_router(parts: ServerParts) -> APIRouter:
     ) -> StatusReport:
         """What goes on in this server: health, open requests, memory, and the last minutes second by second."""
         served = parts.registry.list()
-        models = [encode_model(model, parts.pulse.of(model.id), since) for model in served]
+        models = [encode_model(model, parts.activity.of(model.id), since) for model in served]
         return StatusReport(
             version=__version__,
-            now=parts.pulse.now(),
-            started_at=parts.pulse.started_at,
+            now=parts.activity.now(),
+            started_at=parts.activity.started_at,
             health=_worst(models, is_draining=parts.lifecycle.is_draining),
             power_w=_watts(parts.power.reading),
             limit_bytes=max((m.share.process_bytes for m in served if m.share is not None), default=None),

@@ -52,9 +52,9 @@ def build_router(parts: ServerParts) -> APIRouter:
 def _report(registry: ModelRegistry, lifecycle: Lifecycle) -> dict[str, Any]:
     """The worst of the models' states, with its detail, and each model's own; a drain is worse than what is well."""
     models = [_encode(model) for model in registry.list()]
-    vital = {model.id for model in registry.list() if model.is_vital}
+    required = {model.id for model in registry.list() if model.is_required}
     # One that is loaded on demand is nobody's worry while it loads or where it cannot be: the server serves.
-    counted = [model for model in models if model["id"] in vital or model["status"] == "stalled"]
+    counted = [model for model in models if model["id"] in required or model["status"] == "stalled"]
     worst = min(counted, key=lambda model: _WORST_FIRST.index(model["status"]), default=None)
     if lifecycle.is_draining and (worst is None or worst["status"] in ("ok", "loading")):
         detail = f"{lifecycle.num_open} requests are being finished"

@@ -353,7 +353,7 @@ class Machine(RuleBasedStateMachine):
                 break
             self.turn()
         assert not self.target.has_work, "some sequence never ends"
-        self.follow(self.target.leaving())
+        self.follow(self.target.leaving() or StepPlan())
         assert not self.rows and not self.held, "a runner would hold something for ever"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import ContextConfig, EngineConfig, MemoryConfig, MemoryShare, ModelInfo
-from mlx_backend.factory import create_engine, measure
+from mlx_backend.factory import create_engine, estimate_footprint
 from mlx_backend.planning.footprint import WANTED_TOKENS
 from tests.serving import wait_until
 from tests.tiny_models import write_model
@@ -41,7 +41,7 @@ def test_with_the_least_a_model_loads_and_with_less_it_does_not(
 ) -> None:
     folder = write_model(tmp_path, name)
     config = EngineConfig(model_path=str(folder), memory=MemoryConfig(limit_gb=1.0, reserve_gb=reserve_gb))
-    said = measure(config)
+    said = estimate_footprint(config)
     assert said.limit_bytes == 10**9
     assert said.weights_bytes < said.least_bytes <= said.wanted_bytes
     least = load(config, said.least_bytes)
@@ -59,13 +59,13 @@ def test_measuring_leaves_no_thread_and_no_memory(tmp_path: Path) -> None:
 
     config = EngineConfig(model_path=str(write_model(tmp_path, "llama")))
     before, threads = mx.get_active_memory(), threading.active_count()
-    measure(config)
+    estimate_footprint(config)
     assert (mx.get_active_memory(), threading.active_count()) == (before, threads)
 
 
 def test_the_mock_wants_room_for_a_request() -> None:
     config = EngineConfig(model_path="mock", backend="mock", context=ContextConfig(limit=8))
-    short, long = measure(config), measure(EngineConfig(model_path="mock", backend="mock"))
+    short, long = estimate_footprint(config), estimate_footprint(EngineConfig(model_path="mock", backend="mock"))
     assert short.limit_bytes is None
     assert short.weights_bytes == long.weights_bytes == 1 << 20
     assert short.wanted_bytes < long.wanted_bytes

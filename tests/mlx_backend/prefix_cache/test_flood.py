@@ -101,8 +101,8 @@ class Watched(Counters):
     held: tuple[int, int] = (0, 0)
     """Prompts and rows that the runner holds."""
 
-    def measure(self, runner: Runner, scheduler: Scheduler, prefixes: PrefixCache | NoPrefixCache) -> None:
-        super().measure(runner, scheduler, prefixes)
+    def observe(self, runner: Runner, scheduler: Scheduler, prefixes: PrefixCache | NoPrefixCache) -> None:
+        super().observe(runner, scheduler, prefixes)
         assert isinstance(runner, MockRunner)
         if isinstance(prefixes, PrefixCache):
             assert sorted(ref.id for ref in blocks_of(prefixes)) == sorted(runner.blocks._blocks)

@@ -55,7 +55,7 @@ def test_the_headers_are_openais() -> None:
     clock = Clock()
     account = Account(60, 100_000, clock)
     account.admit()
-    reservation = account.reserve(50_000)
+    rate_grant = account.reserve(50_000)
     assert account.headers() == {
         "x-ratelimit-limit-requests": "60",
         "x-ratelimit-remaining-requests": "59",
@@ -64,7 +64,7 @@ def test_the_headers_are_openais() -> None:
         "x-ratelimit-remaining-tokens": "50000",
         "x-ratelimit-reset-tokens": "30s",
     }
-    reservation.use(200_000)
+    rate_grant.use(200_000)
     assert account.headers()["x-ratelimit-remaining-tokens"] == "0"
     assert account.headers()["x-ratelimit-reset-tokens"] == "2m0s"
     assert Account(None, None, clock).headers() == {}
@@ -82,8 +82,8 @@ def test_requests_in_parallel_take_their_tokens_when_they_are_let_in() -> None:
     third = account.reserve(350)
     with pytest.raises(RateLimited):
         account.reserve(1)
-    for reservation in (first, first, second, third):
-        reservation.settle(0)
+    for rate_grant in (first, first, second, third):
+        rate_grant.settle(0)
     assert account.headers()["x-ratelimit-remaining-tokens"] == "550"
 
 
@@ -106,12 +106,12 @@ def test_one_that_may_take_more_than_a_minutes_worth_needs_it_whole_and_is_waite
 def test_what_is_used_beyond_a_reservation_counts_at_once() -> None:
     clock = Clock()
     account = Account(None, 600, clock)
-    reservation = account.reserve(100)
-    reservation.use(90)
+    rate_grant = account.reserve(100)
+    rate_grant.use(90)
     assert account.headers()["x-ratelimit-remaining-tokens"] == "500"
-    reservation.use(550)
+    rate_grant.use(550)
     assert account.headers()["x-ratelimit-remaining-tokens"] == "50"
-    reservation.settle(560)
+    rate_grant.settle(560)
     assert account.headers()["x-ratelimit-remaining-tokens"] == "40"
 
 
@@ -123,11 +123,11 @@ def test_what_is_settled_is_what_was_used(requests: list[tuple[int, int, float]]
     for reserved, taken, pause in requests:
         clock.now += pause
         try:
-            reservation = account.reserve(reserved)
+            rate_grant = account.reserve(reserved)
         except RateLimited:
             continue
-        reservation.use(taken)
-        reservation.settle(taken)
+        rate_grant.use(taken)
+        rate_grant.settle(taken)
         used, largest = used + taken, max(largest, taken)
     assert used <= 600 + (clock.now - 100) * 10 + 2 * largest + 1e-6
 

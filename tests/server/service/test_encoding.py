@@ -10,7 +10,7 @@ import pytest
 
 from server.errors import APIError
 from server.service import encoding
-from server.service.encoding import Encoded, aside, encode_prompt
+from server.service.encoding import Encoded, encode_prompt, run_in_text_thread
 from server.service.job import ChatPrompt, GenerationJob, InfillPrompt, Prompt, TextPrompt
 from server.service.names import FieldNames
 from server.text.tokenizer import ByteTokenizer
@@ -61,7 +61,7 @@ async def test_long_texts_leave_the_event_loop_and_are_few_together() -> None:
         threading.Event().wait(0.01)
         running[0] -= 1
 
-    await asyncio.gather(*(aside(work) for _ in range(8)))
+    await asyncio.gather(*(run_in_text_thread(work) for _ in range(8)))
     assert most[0] <= 2
     assert all(name.startswith("text") for name in names)
 
@@ -84,7 +84,7 @@ async def test_which_texts_are_long(prompt: Prompt, is_long: bool, monkeypatch: 
         asked.append(work)
         return Encoded((1,))
 
-    monkeypatch.setattr(encoding, "aside", count)
+    monkeypatch.setattr(encoding, "run_in_text_thread", count)
     monkeypatch.setattr(encoding, "_encode_text", lambda *arguments: Encoded((1,)))
     await encode(prompt)
     assert bool(asked) is is_long

@@ -135,11 +135,11 @@ async def test_a_long_text_is_encoded_elsewhere(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(encoding, "LONG_TEXT_CHARS", 3)
     calls = []
 
-    async def aside(function: Any, *args: Any) -> Any:
+    async def run_in_text_thread(function: Any, *args: Any) -> Any:
         calls.append(args)
         return function(*args)
 
-    monkeypatch.setattr(encoding, "aside", aside)
+    monkeypatch.setattr(encoding, "run_in_text_thread", run_in_text_thread)
     engine = FakeEngine([spell("x"), spell("x", index=1)])
     messages = ({"role": "user", "content": "long"},)
     await run(engine, build_job(TextPrompt("abc"), ChatPrompt(messages)))

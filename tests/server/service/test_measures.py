@@ -43,7 +43,7 @@ def test_a_finished_job() -> None:
     measures = Measures()
     record = build_record(measures, waited_s=30)
     play(record, num_batches=4)
-    record.measure(True)
+    record.add_to_measures(True)
     assert measures.num_output_tokens == 8
     assert measures.num_ended == {"stop": 1}
     assert measures.queue_time_s.sum == 0.3
@@ -64,7 +64,7 @@ def test_the_mean_per_token_is_not_mixed_over_choices() -> None:
     measures = Measures()
     record = build_record(measures, num_choices=2)
     play(record, num_batches=4, reasons=("stop", "length"))
-    record.measure(True)
+    record.add_to_measures(True)
     assert measures.time_per_output_token_s.cumulative[-1] == 0
     assert measures.num_ended == {"length": 1}
 
@@ -73,7 +73,7 @@ def test_a_job_that_was_given_up() -> None:
     measures = Measures()
     record = build_record(measures)
     play(record, num_batches=2, reasons=())
-    record.measure(False)
+    record.add_to_measures(False)
     assert measures.num_ended == {"aborted": 1}
     assert measures.num_output_tokens == 4
     assert measures.e2e_latency_s.cumulative[-1] == measures.time_per_output_token_s.cumulative[-1] == 0
@@ -83,7 +83,7 @@ def test_a_job_that_failed_before_its_first_token() -> None:
     measures = Measures()
     record = build_record(measures)
     record.error = EngineDead("gone")
-    record.measure(False)
+    record.add_to_measures(False)
     assert measures.num_ended == {"error": 1}
     assert measures.time_to_first_token_s.cumulative[-1] == measures.queue_time_s.cumulative[-1] == 0
 
@@ -94,7 +94,7 @@ def test_a_job_of_a_prompt_alone() -> None:
     record = build_record(measures, waited_s=2)
     record.begin(0.1)
     record.finished = [Finished(0, "length", 0)]
-    record.measure(True)
+    record.add_to_measures(True)
     assert measures.num_ended == {"length": 1}
     assert measures.time_to_first_token_s.cumulative[-1] == 0
     assert measures.e2e_latency_s.sum > 2

@@ -81,7 +81,7 @@ def test_the_fields_of_a_line_stand_apart(caplog: pytest.LogCaptureFixture) -> N
 def test_what_is_written_is_charged_as_it_comes_and_the_rest_given_back() -> None:
     account = Account(None, 1000)
     record = build_record()
-    record.reservation = account.reserve(5 + 10)
+    record.rate_grant = account.reserve(5 + 10)
 
     def left() -> int:
         return int(account.headers()["x-ratelimit-remaining-tokens"])
@@ -94,7 +94,7 @@ def test_what_is_written_is_charged_as_it_comes_and_the_rest_given_back() -> Non
     record.tick()
     assert left() == 795
     record = build_record()
-    record.reservation = account.reserve(5 + 100)
+    record.rate_grant = account.reserve(5 + 100)
     record.num_output_tokens = 1
-    record.measure(False)
+    record.add_to_measures(False)
     assert left() >= 789

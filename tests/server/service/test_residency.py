@@ -20,9 +20,9 @@ from mlx_backend.api.interface import (
     MemoryShare,
     MockConfig,
 )
-from mlx_backend.factory import create_engine, measure
+from mlx_backend.factory import create_engine, estimate_footprint
 from server.service import residency as residency_module
-from server.service.life import Recipe, Report
+from server.service.model_instance import Recipe, Report
 from server.service.registry import ModelRegistry, ServedModel
 from server.text.tokenizer import ByteTokenizer
 
@@ -52,10 +52,12 @@ def mock_model(id: str, limit_gb: float | None = ONE, fault: str | None = None, 
     def build(share: MemoryShare | None) -> Engine:
         return create_engine(EngineConfig(**{**_fields(config), "share": share}))
 
-    options = {"is_vital": False, "is_pinned": False, **options}
+    options = {"is_required": False, "is_pinned": False, **options}
     check = options.pop("check", None)
     recipe = Recipe(build_engine=options.pop("build", build), load_tokenizer=ByteTokenizer, check=check)
-    return ServedModel(id, None, ByteTokenizer, recipe=recipe, measure=lambda: measure(config), **options)
+    return ServedModel(
+        id, None, ByteTokenizer, recipe=recipe, estimate_footprint=lambda: estimate_footprint(config), **options
+    )
 
 
 def _fields(config: EngineConfig) -> dict[str, Any]:
@@ -144,7 +146,7 @@ async def test_a_waiting_request_has_its_model_before_another_may_take_its_place
 
 
 async def test_a_pinned_model_is_loaded_at_the_start_and_stays() -> None:
-    pinned = mock_model("a", 0.0016, is_vital=True, is_pinned=True)
+    pinned = mock_model("a", 0.0016, is_required=True, is_pinned=True)
     async with served(pinned, mock_model("b", 0.0016)) as (registry, events):
         assert state(registry, "a") == "loading"
         with pytest.raises(EngineNotReady):
@@ -157,7 +159,7 @@ async def test_a_pinned_model_is_loaded_at_the_start_and_stays() -> None:
 
 async def test_what_can_never_fit_is_told_in_bytes_and_nobody_goes_for_it() -> None:
     large = mock_model("large")
-    large.measure = lambda: Footprint(
+    large.estimate_footprint = lambda: Footprint(
         weights_bytes=2 * 10**9, least_bytes=3 * 10**9, wanted_bytes=3 * 10**9, limit_bytes=round(ONE * 1e9)
     )
     async with served(mock_model("a"), large) as (registry, events):
@@ -334,7 +336,7 @@ async def test_a_failure_is_forgotten_once_the_model_has_loaded(monkeypatch: pyt
 
 
 async def test_a_pinned_model_is_never_the_one_that_goes() -> None:
-    models = [mock_model("a", 0.0029, is_vital=True, is_pinned=True), *(mock_model(name, 0.0029) for name in "bc")]
+    models = [mock_model("a", 0.0029, is_required=True, is_pinned=True), *(mock_model(name, 0.0029) for name in "bc")]
     async with served(*models) as (registry, events):
         await until(lambda: state(registry, "a") == "loaded")
         for name in "bc":

@@ -165,10 +165,10 @@ def test_embeddings_are_told_too() -> None:
 async def test_seconds_after_one_that_is_known() -> None:
     app = create_app(Config(), build_registry(FakeEngine(one_by_one("hello"))))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
-        app.parts.pulse.beat(1000.0)
+        app.parts.activity.beat(1000.0)
         await client.post("/v1/completions", json={"prompt": "hi"})
-        app.parts.pulse.beat(1001.0)
-        app.parts.pulse.beat(1003.0)
+        app.parts.activity.beat(1001.0)
+        app.parts.activity.beat(1003.0)
         series = (await client.get("/status")).json()["models"][0]["series"]
         newer = (await client.get("/status?since=1001")).json()
     assert series["at"] == [1001, 1003]

@@ -1,6 +1,6 @@
-"""One life of a model: from the check of its files through loading to its close. What is freed goes with this object.
+"""One instance of a model in memory: from the check of its files through loading to its close; it is freed as a whole.
 
-A model that is unloaded and loaded again has a second life, with another engine and another tokenizer.
+A model that is unloaded and loaded again gets a second instance, with another engine and another tokenizer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Recipe:
     """How a model comes to be, as often as it is loaded."""
 
     build_engine: Callable[[MemoryShare | None], Engine]
-    """Called on a thread of the life's own. Raises ModelLoadError."""
+    """Called on a thread of the instance's own. Raises ModelLoadError."""
     load_tokenizer: Callable[[], Tokenizer]
     check: Callable[[Report], None] | None = None
     """Looks at the files before anything is loaded from them, telling how far it is. Raises ModelLoadError."""
@@ -45,10 +45,10 @@ class Recipe:
 
 
 class _Ended(Exception):
-    """Gets the thread out of what it does when the life ends; no failure."""
+    """Gets the thread out of what it does when the instance is closed; no failure."""
 
 
-class Life:
+class ModelInstance:
     """Loads in the background. `engine` is NO_ENGINE until there is one."""
 
     def __init__(self, recipe: Recipe, engine: Engine | None, on_death: Callable[[], None]) -> None:

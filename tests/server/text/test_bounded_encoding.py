@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.text.measured import TooLong, count_tokens, encode_up_to
+from server.text.bounded_encoding import TooLong, count_tokens, encode_up_to
 from server.text.tokenizer import ByteTokenizer
 
 

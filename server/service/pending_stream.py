@@ -16,7 +16,7 @@ from server.service.registry import ServedModel
 from server.text.events import OutputEvent
 
 
-class Opening:
+class PendingStream:
     """`generation.open` on its way, which goes on when nobody waits for it. To be closed, or awaited to its end."""
 
     def __init__(self, opening: Coroutine[Any, Any, OutputStream], model: ServedModel) -> None:
@@ -47,7 +47,7 @@ class Opening:
     def _has_stream(self) -> bool:
         return self._task.done() and not self._task.cancelled() and self._task.exception() is None
 
-    def __aiter__(self) -> Opening:
+    def __aiter__(self) -> PendingStream:
         return self
 
     async def __anext__(self) -> list[OutputEvent]:
