@@ -1,6 +1,6 @@
 """Prompts to token ids: through the chat template, without the oldest turns where they would not fit.
 
-Long texts are encoded on threads of their own, a few at a time, so that they take neither the event loop nor the memory.
+Long texts are encoded on threads of their own, a few at a time: they take neither the event loop nor all of the memory.
 Knows nothing of HTTP or of any dialect.
 """
 
