@@ -2,7 +2,7 @@
 
 The rules:
 - every running sequence decodes in every step;
-- beside decodes, group gets as many tokens as should take what `max_stall_s` leaves; alone, more;
+- beside decodes, prefill gets as many tokens as should take what `max_stall_s` leaves; alone, more;
 - who does not fit into memory beside those who run, by everybody's worst case, waits; whoever is behind waits too;
 - a chunk is no longer than what fits into memory at its place in the prompt;
 - tenants take turns at being let in;

@@ -16,7 +16,7 @@ _SIZES_PER_OCTAVE = 8
 
 
 class ThroughputEstimate:
-    """Measured speed: seconds per group token by position, and seconds per decode step."""
+    """Measured speed: seconds per prefill token by position, and seconds per decode step."""
 
     def __init__(self) -> None:
         self._token_s: dict[int, float] = {}

@@ -59,7 +59,7 @@ plans = st.lists(
 
 @pytest.mark.parametrize(("context", "measured"), [(4096, 383.21), (8192, 388.34), (16384, 398.61)])
 def test_the_published_peaks_of_a_4_bit_deepseek_v3(context: int, measured: float) -> None:
-    """mlx-lm#839: peak GB of a group with steps of 2,048."""
+    """mlx-lm#839: peak GB of a prefill with steps of 2,048."""
     memory = memory_of(R1, R1_CACHES, context=context, num_users=1, prefill_step=2048, reserve_bytes=0)
     assert memory.total_bytes / GB == pytest.approx(measured, abs=1.0)
 
