@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import mlx.core as mx
+
 from mlx_backend.core.row import Row
 from mlx_backend.kv_cache.build import build_rows, fork
 from mlx_backend.kv_cache.rows import RowLengths
@@ -43,6 +45,8 @@ class RowBatch:
 
     def _drop(self, leaving: list[int]) -> None:
         for place in reversed(leaving):
+            if place != len(self.rows) - 1:
+                mx.eval([cache.copy_last() for cache in self.caches])
             for cache in self.caches:
                 cache.leave(place)
             self._lengths.leave(place)

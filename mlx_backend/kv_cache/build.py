@@ -84,6 +84,9 @@ class ListRows:
         for index, member in enumerate(self.caches):
             member.join(None if single is None else single[index], length)
 
+    def copy_last(self) -> list[mx.array]:
+        return [array for member in self.caches for array in member.copy_last()]
+
     def leave(self, row: int) -> None:
         for member in self.caches:
             member.leave(row)

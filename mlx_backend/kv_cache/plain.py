@@ -32,6 +32,8 @@ class PlainRows:
         self._codecs = (keys, values)
         self._num_rows = 0
         self._reserved = (0, 0)
+        self._copies: list[mx.array] = []
+        """Of the last row, while another leaves."""
         self.arrays: list[mx.array] = []
         """Arrays of the keys' codec, then those of the values'; none before the first token."""
 
@@ -93,15 +95,23 @@ class PlainRows:
         if sum(columns.nbytes for columns in content) > EAGER_BYTES:
             mx.eval(self.arrays)
 
+    def copy_last(self) -> list[mx.array]:
+        last = mx.array([self._num_rows - 1])
+        self._copies = [mx.take(array, last, axis=0) for array in self.arrays]  # a slice would share the buffer
+        return self._copies
+
     def leave(self, row: int) -> None:
         self._reserved = (0, 0)
+        copies, self._copies = self._copies, []
+        if not copies and row != self._num_rows - 1:
+            mx.eval(copies := self.copy_last())
+            self._copies = []
         self._num_rows -= 1
-        last = self._num_rows
-        if last == 0:
+        if self._num_rows == 0:
             self.arrays = []
-        elif row != last:
-            for array in self.arrays:
-                array[row : row + 1] = array[last : last + 1]
+        elif row != self._num_rows:
+            for array, columns in zip(self.arrays, copies, strict=True):
+                array[row : row + 1] = columns
 
     def fit(self, num_rows: int, num_tokens: int) -> None:
         if not self.arrays:
@@ -203,6 +213,9 @@ class StartRows:
     def join(self, single: Any, length: int) -> None:
         self.head.join(None if single is None else single.head, self._in_head.of(length))
         self.rest.join(None if single is None else single.rest, self._in_rest.of(length))
+
+    def copy_last(self) -> list[mx.array]:
+        return [*self.head.copy_last(), *self.rest.copy_last()]
 
     def leave(self, row: int) -> None:
         self.head.leave(row)

@@ -149,6 +149,13 @@ class Rows(Protocol):
     def join(self, single: Any, length: int) -> None:
         """Append a row: the content of an mlx-lm cache that holds `length` tokens (None: no token)."""
 
+    def copy_last(self) -> list[mx.array]:
+        """Copies of the last row's arrays, for `leave` to put in another's place; empty where it needs none.
+
+        A row that is moved within one graph would copy the whole array: what reads it still holds the buffer when it
+        is to be written. So the copies are evaluated first, those of all layers together.
+        """
+
     def leave(self, row: int) -> None:
         """Drop a row; the last row takes its place. RowLengths still counts it."""
 
@@ -165,6 +172,9 @@ def resize(arrays: Sequence[mx.array], num_rows: int, num_tokens: int, keep_rows
     for array in arrays:
         _, heads, tokens, dim = array.shape
         kept = min(tokens, num_tokens)
+        if (keep_rows, kept) == (num_rows, num_tokens):  # assigned whole, it would be a slice of the old buffer
+            moved.append(mx.take(array[:, :, :kept], mx.arange(keep_rows), axis=0))
+            continue
         new = mx.zeros((num_rows, heads, num_tokens, dim), dtype=array.dtype)
         new[:keep_rows, :, :kept] = array[:keep_rows, :, :kept]
         moved.append(new)

@@ -205,9 +205,15 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/mlx_backend/kv_cache/test_kv_cache.py",
         ("memory of a long request stays taken", "        if rows > most[0] or tokens > most[1]:", "        if rows > most[0]:"),
         ("memory of a wide batch stays taken", "        if rows > most[0] or tokens > most[1]:", "        if tokens > most[1]:"),
-        ("what was reserved once is reserved for ever", "        self._reserved = (0, 0)\n        self._num_rows -= 1", "        self._num_rows -= 1"),
-        ("an empty batch keeps its memory", "        if last == 0:\n            self.arrays = []", "        if last == 0:\n            pass"),
-        ("a row takes over another's past", "                array[row : row + 1] = array[last : last + 1]", "                pass"),
+        ("what was reserved once is reserved for ever", "        self._reserved = (0, 0)\n        copies,", "        copies,"),
+        ("an empty batch keeps its memory", "        if self._num_rows == 0:\n            self.arrays = []", "        if self._num_rows == 0:\n            pass"),
+        ("a row takes over another's past", "                array[row : row + 1] = columns", "                pass"),
+        ("a row that leaves copies all the others", "        self._copies = [mx.take(array, last, axis=0) for array in self.arrays]", "        self._copies = [array[self._num_rows - 1 : self._num_rows] for array in self.arrays]"),
+    ),
+    *_of(
+        "mlx_backend/kv_cache/rows.py",
+        "tests/mlx_backend/kv_cache/test_kv_cache.py",
+        ("rows that left keep their memory", "        if (keep_rows, kept) == (num_rows, num_tokens):", "        if False:"),
     ),
     *_of(
         "mlx_backend/kv_cache/rotating.py",

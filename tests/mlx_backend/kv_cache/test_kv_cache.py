@@ -237,3 +237,34 @@ def test_columns_shrink_alone_and_rows_do() -> None:
     assert batch.nbytes == 8 * 256 * token
     batch.set_rows(rows[:2])
     assert batch.nbytes == 2 * 256 * token
+
+
+def batch_of_layers(num_rows: int, length: int, num_layers: int = 3) -> tuple[RowBatch, list[Row]]:
+    batch = RowBatch([KVCache() for _ in range(num_layers)])
+    rows = [row_of(length, [filled(length) for _ in range(num_layers)], place) for place in range(num_rows)]
+    batch.set_rows(rows)
+    mx.eval([array for cache in batch.caches for array in cache.arrays])
+    mx.clear_cache()
+    return batch, rows
+
+
+@pytest.mark.parametrize("leaving", range(4))
+def test_a_row_that_leaves_moves_one_row_and_nothing_else(leaving: int) -> None:
+    batch, rows = batch_of_layers(4, 1000)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    batch._drop([leaving])
+    mx.eval([array for cache in batch.caches for array in cache.arrays])
+    row_bytes = batch.nbytes / 4  # the capacity stays until rows are fitted
+    assert mx.get_peak_memory() - before <= 1.1 * row_bytes
+    assert batch.rows == [row for row in (rows[3] if place == leaving else rows[place] for place in range(3))]
+
+
+def test_rows_that_shrink_give_their_memory_back() -> None:
+    before = mx.get_active_memory()
+    batch, rows = batch_of_layers(16, 1000)
+    for num_left in (8, 4, 2, 1):
+        batch.set_rows(rows[:num_left])
+        mx.eval([array for cache in batch.caches for array in cache.arrays])
+        held = mx.get_active_memory() - before
+        assert held <= 1.05 * batch.nbytes + 4096, f"{held} bytes are held, {batch.nbytes} are said to be"
