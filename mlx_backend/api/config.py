@@ -18,6 +18,9 @@ class SchedulerConfig:
     max_num_seqs: int = option(32, "sequences that decode together, at most", ge=1)
     max_waiting: int = option(1024, "requests that may wait for a place; one more is answered 503", ge=1)
     max_stall_s: float = option(0.25, "longest a running stream may wait for somebody's prefill, seconds", gt=0)
+    max_chunk_s: float = option(
+        2.0, "longest prefill chunk while nothing decodes, seconds: an abort waits for it; macOS ends 5 s", gt=0
+    )
     max_chunk_tokens: int = option(2048, "tokens of one prefill chunk, at most", ge=1)
 
     def __post_init__(self) -> None:

@@ -53,9 +53,9 @@ class Counters:
         pace = len(lately) / max(now - lately[0], _LEAST_S)
         return max(1, min(60, math.ceil(num_waiting / 10 / pace)))
 
-    def stepped(self, now: float, max_stall_s: float) -> None:
+    def stepped(self, now: float, stall_s: float) -> None:
         """A decode step was collected: those who decode have waited since the one before."""
-        self.num_stalls += self.stepped_at is not None and now - self.stepped_at > max_stall_s
+        self.num_stalls += self.stepped_at is not None and now - self.stepped_at > stall_s
         self.stepped_at = now
 
     def observe(self, runner: Runner, scheduler: Scheduler, prefixes: PrefixCache | NoPrefixCache) -> None:
@@ -73,6 +73,7 @@ class Counters:
             num_running=len(scheduler.running) if scheduler else 0,
             num_steps=self.num_steps,
             num_stalls=self.num_stalls,
+            stall_s=scheduler.stall_s if scheduler else 0.0,
             num_finished=self.num_finished,
             num_aborted=self.num_aborted,
             num_failed=self.num_failed,

@@ -2,7 +2,9 @@
 
 The rules:
 - every running sequence decodes in every step;
-- beside decodes, prefill gets as many tokens as should take what `max_stall_s` leaves; alone, more;
+- beside decodes, prefill gets as many tokens as should take what `max_stall_s` leaves, and never less than a share of
+  the time: where a decode step is slow, streams pause for longer than that;
+- where nothing decodes, a chunk may take `max_chunk_s`;
 - who does not fit into memory beside those who run, by everybody's worst case, waits; whoever is behind waits too;
 - a chunk is no longer than what fits into memory at its place in the prompt;
 - tenants take turns at being let in;
@@ -28,8 +30,6 @@ from mlx_backend.sampling.keys import base_key
 
 _STALL_SHARE = 0.6
 """Of the promised stall, what a chunk is planned for; the rest is for what measures cannot foresee."""
-_ALONE_FACTOR = 4
-"""A chunk that stalls nobody may take so many stalls: longer ones gain nothing, and an abort waits for it."""
 _LEFTOVER_SHARE = 0.15
 """A leftover of the time budget smaller than this starts no further chunk."""
 _SOON_TOKENS = 256
@@ -124,6 +124,12 @@ class Scheduler:
         ends = ((chunk.num_tokens, chunk.stop) for chunk in chunks)
         soon = [reservation_soon(group) for group in self._admitted.values()]
         return self._budget.limit_bytes - self._budget.needed_soon(soon, ends)
+
+    @property
+    def stall_s(self) -> float:
+        """The longest pause of running sequences that can be promised: more than was asked for where steps are slow."""
+        throughput = self._throughput
+        return max(self._config.max_stall_s, (throughput.decode_s + throughput.least_chunk_s) / _STALL_SHARE)
 
     @property
     def has_work(self) -> bool:
@@ -289,8 +295,9 @@ class Scheduler:
         self.ready.extend(s for s in group.sequences if s.status is Status.PENDING)
 
     def _chunks(self, *, stalls: bool) -> Iterator[Chunk]:
-        stall_s = max(self._config.max_stall_s * _STALL_SHARE - self._throughput.decode_s, 0.0)
-        budget_s = left_s = stall_s if stalls else _ALONE_FACTOR * self._config.max_stall_s
+        throughput = self._throughput
+        stall_s = max(self._config.max_stall_s * _STALL_SHARE - throughput.decode_s, throughput.least_chunk_s)
+        budget_s = left_s = stall_s if stalls else max(self._config.max_chunk_s, throughput.least_chunk_s)
         planned: set[bytes] = set()
         for group in self._order():
             if left_s < budget_s * _LEFTOVER_SHARE:
@@ -304,16 +311,16 @@ class Scheduler:
                 planned.add(match.key)
             chunk = self._chunk(group, match, left_s)
             yield chunk
-            token_s = (
-                self._throughput.restored_token_s
-                if chunk.restore is not None
-                else self._throughput.token_s(chunk.start)
-            )
-            if token_s is None:
+            if chunk.restore is not None:
+                token_s = throughput.restored_token_s
+                took_s = None if token_s is None else token_s * chunk.num_tokens
+            else:
+                took_s = throughput.chunk_s(chunk.start, chunk.num_tokens)
+            if took_s is None:
                 return  # measure one chunk before planning a second
-            left_s -= token_s * chunk.num_tokens
+            left_s -= took_s
             if chunk.num_tokens == group.num_remaining_tokens:
-                left_s = min(left_s, stall_s)  # from here on somebody waits for a first token
+                budget_s = left_s = min(left_s, stall_s)  # from here on somebody waits for a first token
 
     def _chunk(self, group: SequenceGroup, match: PrefixMatch, left_s: float) -> Chunk:
         """As much of a prompt as should take `left_s`."""

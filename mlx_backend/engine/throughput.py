@@ -1,8 +1,8 @@
 """How many prompt tokens fit into a time, learned from the chunks that were computed. No MLX, no clock.
 
 The cost of a token grows with what precedes it, so seconds per token are kept by position, in buckets
-that double. A fixed cost per chunk needs no term of its own: a smaller chunk measures dearer per token,
-and the next one is sized by that.
+that double. A chunk also has a fixed cost, above all to read the weights: two chunks of different sizes tell it apart
+from the cost of their tokens. Without it small chunks would measure ever dearer, and be planned ever smaller.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ _FIRST_BUCKET_TOKENS = 256
 _UNKNOWN_CHUNK_TOKENS = 32
 _UNKNOWN_RESTORED_TOKENS = 256
 _GROWTH_PER_BUCKET = 1.5
+_APART = 1.5
+"""Two chunks whose sizes differ by this factor tell the fixed cost from the cost of tokens."""
+_LEAST_SHARE = 0.45
+"""The share of the time that goes to prompts' tokens where prompts wait, however slow a decode step is."""
 _SIZES_PER_OCTAVE = 8
 """Chunks come in so many sizes between a power of two and the next: repeating sizes find freed buffers that fit."""
 
@@ -20,18 +24,45 @@ class ThroughputEstimate:
 
     def __init__(self) -> None:
         self._token_s: dict[int, float] = {}
+        self._last: dict[int, tuple[int, float]] = {}
+        """The newest chunk at each position: its tokens, and its seconds."""
+        self._fixed_s: float | None = None
         self.restored_token_s: float | None = None
         """Seconds per token that is taken from the prefix cache; None where none was."""
         self.decode_s = 0.0
 
     def observe_chunk(self, start: int, num_tokens: int, seconds: float, *, is_known: bool = False) -> None:
         """A chunk of `num_tokens` from position `start` on took `seconds`; to restore, where it `is_known`."""
-        measured = max(seconds, 0.0) / num_tokens
+        seconds = max(seconds, 0.0)
         if is_known:
-            self.restored_token_s = _moved(self.restored_token_s, measured)
-        else:
-            bucket = _bucket(start)
-            self._token_s[bucket] = _moved(self._token_s.get(bucket), measured)
+            self.restored_token_s = _moved(self.restored_token_s, seconds / num_tokens)
+            return
+        bucket = _bucket(start)
+        last = self._last.get(bucket)
+        self._last[bucket] = (num_tokens, seconds)
+        if last is not None and max(last[0], num_tokens) >= _APART * min(last[0], num_tokens):
+            token_s = max((seconds - last[1]) / (num_tokens - last[0]), 0.0)
+            fixed_s = min(max(seconds - token_s * num_tokens, 0.0), seconds, last[1])
+            if self._fixed_s is None:  # what was measured before had it in every token
+                self._token_s[bucket] = (seconds - fixed_s) / num_tokens
+            self._fixed_s = fixed_s if self._fixed_s is None else (self._fixed_s + fixed_s) / 2
+        measured = max(seconds - self.fixed_s, 0.0) / num_tokens
+        self._token_s[bucket] = _moved(self._token_s.get(bucket), measured)
+
+    @property
+    def fixed_s(self) -> float:
+        """Seconds that a chunk takes beside its tokens; 0 until chunks of different sizes have told."""
+        return self._fixed_s or 0.0
+
+    @property
+    def least_chunk_s(self) -> float:
+        """Seconds of a chunk beside a decode step, so that prompts get their least share of the time."""
+        return self.fixed_s + _LEAST_SHARE / (1 - _LEAST_SHARE) * (self.decode_s + self.fixed_s)
+
+    def chunk_s(self, start: int, num_tokens: int) -> float | None:
+        """Seconds of a chunk; None where nothing was measured."""
+        token_s = self.token_s(start)
+        return None if token_s is None else self.fixed_s + token_s * num_tokens
 
     def restorable_for(self, seconds: float, limit: int) -> int:
         """Tokens whose restoring should take at most `seconds`; between 1 and `limit`."""
@@ -50,11 +81,17 @@ class ThroughputEstimate:
         token_s = self.token_s(start)
         if token_s is None:
             return max(1, min(limit, _UNKNOWN_CHUNK_TOKENS))
-        fitting = int(min(limit, max(seconds, 0.0) / token_s)) if token_s > 0 else limit
-        return limit if fitting == limit else max(1, _round_down(fitting))
+        fitting = int(min(limit, max(seconds - self.fixed_s, 0.0) / token_s)) if token_s > 0 else limit
+        last = self._last.get(_bucket(start))
+        if self._fixed_s is None and last is not None and last[0] / _APART < fitting < _APART * last[0]:
+            fitting = int(last[0] / _APART)  # another size, once, to tell the fixed cost
+        return limit if fitting >= limit else max(1, _round_down(fitting))
 
     def token_s(self, start: int) -> float | None:
-        """Seconds per token at `start`; from the nearest bucket below, made dearer, where none was measured."""
+        """Seconds per token at `start`, beside a chunk's fixed cost.
+
+        From the nearest bucket below, made dearer, where none was measured; None where nothing was at all.
+        """
         if not self._token_s:
             return None
         bucket = _bucket(start)

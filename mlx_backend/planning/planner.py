@@ -143,6 +143,21 @@ def prefill_speed(shape: ModelShape, machine: Machine, num_tokens: int) -> Estim
     )
 
 
+def weights_read_s(shape: ModelShape, machine: Machine, num_tokens: int) -> float:
+    """Seconds to read the weights that so many tokens are computed with: no chunk takes less. 0: it cannot be told."""
+    estimate = decode_estimate(
+        shape.active_bytes,
+        0.0,
+        machine,
+        shape.num_layers,
+        shape.is_moe,
+        num_tokens,
+        routed_bytes=shape.routed_active_bytes,
+        routed_share=shape.routed_share,
+    )
+    return 1.0 / estimate.value if estimate else 0.0
+
+
 def _limited(shape: ModelShape, context: int | None) -> ModelShape:
     return shape if context is None else replace(shape, context_length=min(context, shape.context_length))
 

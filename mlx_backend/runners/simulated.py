@@ -18,7 +18,7 @@ from mlx_backend.planning.admission import Budget
 from mlx_backend.planning.limits import DeviceFacts, Limits, decide_limits, report_memory
 from mlx_backend.planning.machines import Machine, UnknownMachine, find_machine
 from mlx_backend.planning.memory import ModelShape, batch_bytes, kv_bytes
-from mlx_backend.planning.planner import decode_speed, prefill_speed
+from mlx_backend.planning.planner import decode_speed, prefill_speed, weights_read_s
 from mlx_backend.prefix_cache.store_mock import MockStore
 from mlx_backend.runners.base import limited_by
 from mlx_backend.runners.mock import MockRow, MockRunner
@@ -34,8 +34,12 @@ class PlannedSpeed:
         self._decode_s = cache(self._estimate_decode_s)
 
     def chunk_s(self, start: int, num_tokens: int) -> float:
-        """Of the prompt tokens from `start` on: what a prompt takes with them, less what it takes without."""
-        return self._prompt_s(start + num_tokens) - self._prompt_s(start)
+        """Of the prompt tokens from `start` on: what a prompt takes with them, less what it takes without.
+
+        No less than it takes to read the weights that they are computed with.
+        """
+        computing_s = self._prompt_s(start + num_tokens) - self._prompt_s(start)
+        return max(computing_s, weights_read_s(self._shape, self._machine, num_tokens) / self._speed)
 
     def step_s(self, num_rows: int, longest: int) -> float:
         """Of a decode step of so many rows; attention reads each as if it were as long as the longest."""

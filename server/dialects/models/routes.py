@@ -77,6 +77,7 @@ def _encode_details(model: ServedModel) -> ModelDetails | None:
         has_reasoning=format.has_reasoning,
         memory=None if info.memory is None else Memory(**asdict(info.memory), free_bytes=info.memory.free_bytes),
         prefix_cache=_encode_prefix_cache(info.prefix_cache),
+        stall_s=model.engine.stats().stall_s,
     )
 
 

@@ -107,6 +107,8 @@ class ModelDetails(BaseModel):
     has_reasoning: bool
     memory: Memory | None
     prefix_cache: PrefixCache
+    stall_s: float
+    """Seconds that a running stream waits for other prompts at most, by the speeds measured so far."""
 
 
 class ModelObject(BaseModel):

@@ -82,3 +82,49 @@ def test_restoring_and_computing_are_measured_apart() -> None:
     assert pace.token_s(0) == pytest.approx(0.01)
     assert pace.restored_token_s == pytest.approx(0.00001)
     assert pace.restorable_for(0.005, 10_000) in (499, 500)
+
+
+@given(
+    fixed_s=st.floats(0.0, 1.0),
+    token_s=st.floats(1e-5, 1e-2),
+    sizes=st.tuples(st.integers(1, 40), st.integers(100, 2000)),
+)
+def test_the_fixed_cost_of_a_chunk_is_told_from_that_of_its_tokens(
+    fixed_s: float, token_s: float, sizes: tuple[int, int]
+) -> None:
+    estimate = ThroughputEstimate()
+    for size in sizes:
+        estimate.observe_chunk(0, size, fixed_s + size * token_s)
+    assert estimate.fixed_s == pytest.approx(fixed_s, abs=1e-9)
+    assert estimate.token_s(0) == pytest.approx(token_s, rel=1e-3, abs=1e-9)
+    assert estimate.chunk_s(0, 100) == pytest.approx(fixed_s + 100 * token_s, rel=1e-3)
+
+
+def time_to_first_token(num_tokens: int, decode_s: float, fixed_s: float, token_s: float, *, beside: bool) -> float:
+    """Seconds of a prompt's chunks, of the decode steps between them, and of its first token."""
+    estimate, took, start = ThroughputEstimate(), 0.0, 0
+    for _ in range(20):
+        estimate.observe_decode(decode_s)
+    while start < num_tokens:
+        budget_s = max(0.15 - decode_s if beside else 2.0, estimate.least_chunk_s)
+        size = min(estimate.tokens_for(start, budget_s, 2048), num_tokens - start)
+        seconds = fixed_s + size * token_s
+        estimate.observe_chunk(start, size, seconds)
+        took += seconds + beside * decode_s
+        start += size
+        assert took < 3600, "it starves"
+    return took + decode_s
+
+
+@pytest.mark.parametrize("decode_s", [0.005, 0.02, 0.075, 0.16, 0.5, 2.0])
+@pytest.mark.parametrize(("fixed_share", "token_s"), [(0.0, 0.0025), (0.6, 0.001), (1.0, 0.0005), (1.0, 0.005)])
+@pytest.mark.parametrize("num_tokens", [2000, 8000])
+def test_no_prompt_starves_beside_a_slow_decode(
+    decode_s: float, fixed_share: float, token_s: float, num_tokens: int
+) -> None:
+    """A chunk costs `fixed_share` of a decode step, whatever its size: the weights are read for both."""
+    times = [
+        time_to_first_token(num_tokens, decode_s, fixed_share * decode_s, token_s, beside=beside)
+        for beside in (False, True)
+    ]
+    assert times[1] <= 3.0 * times[0]
