@@ -1,13 +1,14 @@
 """The tree of blocks that are kept: which follow which, in what tier, and which goes first. No MLX, no files.
 
 A node is a block: its tokens and, for each tier, bytes. A node in neither tier is no longer in the tree, nor is
-what follows it. In each tier the least recently used leaf goes first, system prompts last: whoever uses a block uses
-all before it, and touching them from the last to the first keeps every order such that the oldest is a leaf.
+what follows it. In each tier the least recently used leaf goes first, system prompts last. A block is used with all
+before it: only the last one is marked. A block stays as long as one that follows it, and then takes over its mark.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import heapq
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,6 +17,9 @@ from mlx_backend.core.step import BlockId, BlockRef
 from mlx_backend.prefix_cache.identity import Chain, chain_id
 
 Tier = Literal["ram", "disk"]
+
+_LAST_ID = b"\xff" * 32
+"""After every block's id."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +38,12 @@ class Node:
     sizes: dict[Tier, int] = field(default_factory=dict)
     """Bytes in each tier that has it."""
     children: dict[bytes, Node] = field(default_factory=dict)
+    ordered: list[tuple[tuple[int, ...], bytes]] = field(default_factory=list)
+    """The children's tokens and ids, in the order of tokens: what has most in common stands side by side."""
+    num_followers: dict[Tier, int] = field(default_factory=dict)
+    """How many children each tier has."""
+    used_at: int = 0
+    """When it was used last, or what has followed it and has gone since, on the index's own clock."""
 
     @property
     def end(self) -> int:
@@ -48,19 +58,41 @@ class Match:
     end: int = 0
 
 
-@dataclass(slots=True)
 class _Shelf:
-    """One tier: its bytes, and its blocks from the one that goes first."""
+    """One tier: its bytes, and its leaves from the one that goes first. Outdated entries of a heap are passed over."""
 
-    num_bytes: int = 0
-    common: OrderedDict[Node, None] = field(default_factory=OrderedDict)
-    system: OrderedDict[Node, None] = field(default_factory=OrderedDict)
+    _SLACK = 64
 
-    def order(self, node: Node) -> OrderedDict[Node, None]:
-        return self.system if node.is_system else self.common
+    def __init__(self, tier: Tier) -> None:
+        self._tier = tier
+        self.num_bytes = self.num_blocks = self._num_pushed = 0
+        self._heaps: dict[bool, list[tuple[int, int, Node]]] = {False: [], True: []}
+        """(when it was used, a number that tells entries apart, a leaf), of others and of system prompts."""
+
+    def push(self, node: Node) -> None:
+        """Note a block that is a leaf, or has been used as one."""
+        if self._tier not in node.sizes or node.num_followers.get(self._tier):
+            return
+        heap = self._heaps[node.is_system]
+        self._num_pushed += 1
+        heapq.heappush(heap, (node.used_at, self._num_pushed, node))
+        if len(heap) > 4 * self.num_blocks + self._SLACK:
+            kept = {entry[2]: entry for entry in heap if self._is_current(entry, node.is_system)}
+            heap[:] = kept.values()
+            heapq.heapify(heap)
+
+    def _is_current(self, entry: tuple[int, int, Node], is_system: bool) -> bool:
+        used_at, _, node = entry
+        is_leaf = self._tier in node.sizes and not node.num_followers.get(self._tier)
+        return is_leaf and node.used_at == used_at and node.is_system == is_system
 
     def oldest(self) -> Node | None:
-        return next(iter(self.common), None) or next(iter(self.system), None)
+        for is_system, heap in self._heaps.items():
+            while heap and not self._is_current(heap[0], is_system):
+                heapq.heappop(heap)
+            if heap:
+                return heap[0][2]
+        return None
 
 
 class PrefixIndex:
@@ -70,7 +102,8 @@ class PrefixIndex:
         self._cuts, self._free = cuts, free
         self._nodes: dict[bytes, Node] = {}
         self._roots: dict[bytes, Node] = {}
-        self._shelves: dict[Tier, _Shelf] = {"ram": _Shelf(), "disk": _Shelf()}
+        self._shelves: dict[Tier, _Shelf] = {"ram": _Shelf("ram"), "disk": _Shelf("disk")}
+        self._clock = 0
         self.dropped: list[Node] = []
         """Blocks that are no longer on disk, for whoever has their files."""
 
@@ -88,8 +121,7 @@ class PrefixIndex:
         return self._shelves[tier].num_bytes
 
     def count(self, tier: Tier) -> int:
-        shelf = self._shelves[tier]
-        return len(shelf.common) + len(shelf.system)
+        return self._shelves[tier].num_blocks
 
     # ---- finding ----
 
@@ -119,23 +151,32 @@ class PrefixIndex:
     def _snapshot(self, parent: Node, path: Sequence[Node], chain: Chain, limit: int) -> Match | None:
         """The furthest snapshot in a short block after `parent`."""
         rest = tuple(chain.token_ids[parent.end : min(parent.end + chain.size, limit)])
-        whole = [
-            child
-            for child in parent.children.values()
-            if child.has_state and len(child.token_ids) < chain.size and child.token_ids == rest[: len(child.token_ids)]
-        ]
-        if not whole:
-            return None
-        furthest = max(whole, key=lambda child: child.end)
-        return Match((*path, furthest), furthest.end)
+        for child in self._beginnings(parent, rest):
+            if child.has_state and len(child.token_ids) < chain.size:
+                return Match((*path, child), child.end)
+        return None
+
+    def _beginnings(self, parent: Node, token_ids: tuple[int, ...]) -> Iterator[Node]:
+        """The blocks after `parent` with which these tokens begin, the longest first."""
+        place = bisect_left(parent.ordered, (token_ids, _LAST_ID))
+        while place and token_ids:
+            place -= 1
+            held, block_id = parent.ordered[place]
+            common = _num_common(held, token_ids)
+            if common == len(held):
+                yield parent.children[block_id]
+            else:  # shorter beginnings stand before whatever has less in common
+                token_ids = token_ids[:common]
+                place = bisect_left(parent.ordered, (token_ids, _LAST_ID))
 
     def _longest(self, parent: Node, path: Sequence[Node], chain: Chain, limit: int) -> Match:
         """The path, and of the block after `parent` that has most of what follows so much."""
         rest = tuple(chain.token_ids[parent.end : min(parent.end + chain.size, limit)])
+        place = bisect_left(parent.ordered, (rest, b""))
         common, child = 0, None
-        for other in parent.children.values():
-            if (number := _num_common(other.token_ids, rest)) > common:
-                common, child = number, other
+        for held, block_id in parent.ordered[max(place - 1, 0) : place + 1]:  # what has most in common is beside it
+            if (number := _num_common(held, rest)) > common:
+                common, child = number, parent.children[block_id]
         return Match(tuple(path) if child is None else (*path, child), parent.end + common)
 
     # ---- adding ----
@@ -155,6 +196,7 @@ class PrefixIndex:
                 self._roots[parent.id] = parent  # it may have gone with its last block
             node = Node(block_id, parent, tuple(token_ids), parent.end, has_state, is_system)
             self._nodes[block_id] = parent.children[block_id] = node
+            insort(parent.ordered, (node.token_ids, block_id))
         return node
 
     def place(self, node: Node, tier: Tier, num_bytes: int, payload: BlockRef | None = None) -> None:
@@ -165,7 +207,9 @@ class PrefixIndex:
         if tier == "ram":
             node.payload = payload
         shelf.num_bytes += num_bytes
-        shelf.order(node)[node] = None
+        shelf.num_blocks += 1
+        if node.parent is not None:
+            node.parent.num_followers[tier] = node.parent.num_followers.get(tier, 0) + 1
         self.touch(node)
         if self._cuts:
             self._drop_shorter(node)
@@ -173,34 +217,31 @@ class PrefixIndex:
     def _drop_shorter(self, node: Node) -> None:
         """What a block says that begins like a longer one, the longer one says, too."""
         assert node.parent is not None
-        for sibling in list(node.parent.children.values()):
-            size = len(sibling.token_ids)
-            is_shorter = size < len(node.token_ids) and not sibling.children
-            if is_shorter and node.sizes.keys() >= sibling.sizes.keys() and node.token_ids[:size] == sibling.token_ids:
+        for sibling in list(self._beginnings(node.parent, node.token_ids)):
+            if sibling is not node and not sibling.children and node.sizes.keys() >= sibling.sizes.keys():
                 self.drop(sibling)
 
     def covers(self, parent: Node, token_ids: Sequence[int]) -> bool:
         """Whether a block after `parent` begins with these tokens, so that one of them alone says nothing new."""
         wanted = tuple(token_ids)
-        children = parent.children.values()
-        return self._cuts and any(child.token_ids[: len(wanted)] == wanted for child in children)
+        place = bisect_left(parent.ordered, (wanted, b""))
+        following = parent.ordered[place : place + 1]
+        return self._cuts and any(held[: len(wanted)] == wanted for held, _ in following)
 
     def touch(self, node: Node) -> None:
         """It is used, and all before it."""
-        used: Node | None = node
-        while used is not None and used.parent is not None:
-            for tier in used.sizes:
-                self._shelves[tier].order(used).move_to_end(used)
-            used = used.parent
+        self._clock += 1
+        node.used_at = self._clock
+        for tier in node.sizes:
+            self._shelves[tier].push(node)
 
     def mark_system(self, node: Node) -> None:
         """It belongs to a system prompt, as all before it do."""
         used: Node | None = node
         while used is not None and used.parent is not None and not used.is_system:
-            for tier in used.sizes:
-                del self._shelves[tier].common[used]
-                self._shelves[tier].system[used] = None
             used.is_system = True
+            for tier in used.sizes:
+                self._shelves[tier].push(used)
             used = used.parent
         if used is not node:
             self.touch(node)
@@ -244,8 +285,8 @@ class PrefixIndex:
             for tier in tuple(gone.sizes):
                 self._leave(gone, tier)
             self._nodes.pop(gone.id, None)
-        if node.parent is not None:
-            node.parent.children.pop(node.id, None)
+        if node.parent is not None and node.parent.children.pop(node.id, None) is not None:
+            node.parent.ordered.pop(bisect_left(node.parent.ordered, (node.token_ids, node.id)))
             if node.parent.parent is None and not node.parent.children:
                 self._roots.pop(node.parent.id, None)
 
@@ -254,7 +295,12 @@ class PrefixIndex:
             return
         shelf = self._shelves[tier]
         shelf.num_bytes -= node.sizes.pop(tier)
-        del shelf.order(node)[node]
+        shelf.num_blocks -= 1
+        if node.parent is not None:
+            node.parent.num_followers[tier] -= 1
+            node.parent.used_at = max(node.parent.used_at, node.used_at)
+            for each in node.parent.sizes:
+                self._shelves[each].push(node.parent)
         if tier == "ram" and node.payload is not None:
             self._free(node.payload.id)
             node.payload = None
