@@ -70,7 +70,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "mlx_backend/engine/scheduler.py",
         _SCHEDULER,
         ("after memory ran out the last come first", "            sequence = self.running.pop()\n", "            sequence = self.running.pop(0)\n"),
-        ("a first token waits four stalls", "                left_s = min(left_s, stall_s)  # from", "                pass  # from"),
+        ("a first token waits four stalls", "                budget_s = left_s = min(left_s, stall_s)  # from", "                pass  # from"),
         ("answers repeat a token after memory ran out", "            sequence.num_started_tokens = len(sequence.output_ids)\n", ""),
         ("more rows than there are", "(promised + num_rows > self._max_rows or", "(promised > self._max_rows or"),
         ("a batch is never full", "(promised + num_rows > self._max_rows or", "(promised + num_rows >= self._max_rows or"),

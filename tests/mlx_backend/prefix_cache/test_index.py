@@ -341,3 +341,18 @@ def test_a_shorter_block_stays_where_only_it_is_on_disk(tier: Tier, stays: bool)
         index.place(long, "disk", 20)
     assert (short in list(index)) == stays
     assert long in list(index)
+
+
+def test_a_block_is_as_recent_as_what_followed_it() -> None:
+    """Also where that went for another reason than its age."""
+    index = PrefixIndex()
+    first = index.add(index.root(b"one"), (1, 2, 3))
+    index.place(first, "ram", 1, BlockRef(next(BLOCK_IDS), 1))
+    other = index.add(index.root(b"two"), (4, 5, 6))
+    index.place(other, "ram", 1, BlockRef(next(BLOCK_IDS), 1))
+    following = index.add(first, (7, 8, 9))
+    index.place(following, "ram", 1, BlockRef(next(BLOCK_IDS), 1))
+    index.drop(following)
+    assert index.shed("ram", 1) == 1
+    assert index.get(first.id) is first
+    assert index.get(other.id) is None
