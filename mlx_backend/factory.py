@@ -28,7 +28,7 @@ def _recorded(runner: Runner, config: EngineConfig) -> Runner:
         )
     from mlx_backend.runners.recording import RecordingRunner
 
-    return RecordingRunner(runner, Path(config.debug.record or "").expanduser())
+    return RecordingRunner(runner, Path(config.debug.record or "").expanduser(), config)
 
 
 def create_runner(config: EngineConfig) -> Runner:

@@ -61,6 +61,7 @@ FLOORS = (
     ("runners",),
     ("engine",),
     ("factory",),
+    ("replay",),
 )
 """Rooms of `mlx_backend`, lowest first: each imports itself and what is on lower floors."""
 SEQUENCE_READERS = ("mlx_backend/engine/*", "mlx_backend/prefix_cache/*", "mlx_backend/core/*")

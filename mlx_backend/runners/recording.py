@@ -1,5 +1,7 @@
 """Record of a run: every call that crosses the runner's door and what it gave, a line of JSON each; and its replay.
 
+`pippin serve MODEL --record FILE` writes one; `python -m mlx_backend.replay FILE` replays it.
+
 No text is in it, but token ids are, which a tokenizer turns into text. Written by the device thread. No MLX.
 """
 
@@ -16,7 +18,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mlx_backend.api.errors import ModelLoadError, SequenceFailed
-from mlx_backend.api.interface import LoadProgress, MockText, ModelInfo, SamplingParams, TokenLogprobs
+from mlx_backend.api.interface import (
+    EngineConfig,
+    KVCacheConfig,
+    LoadProgress,
+    MockConfig,
+    MockText,
+    ModelInfo,
+    SamplingParams,
+    TokenLogprobs,
+)
 from mlx_backend.core import step
 from mlx_backend.core.blocks import BlockStore
 from mlx_backend.core.step import (
@@ -50,8 +61,15 @@ _TYPES: dict[str, type] = {
 class RecordingRunner:
     """A runner that does what `runner` does, and writes down each call. Implements `runners.base.Runner`."""
 
-    def __init__(self, runner: Runner, file: Path) -> None:
+    def __init__(self, runner: Runner, file: Path, config: EngineConfig) -> None:
+        """`config`: what `runner` was made with; what a replay needs of it is written down first."""
         self._runner, self._path = runner, file
+        self._model = {
+            "model_path": config.model_path,
+            "backend": config.backend,
+            "kv_cache": dataclasses.asdict(config.kv_cache),
+            "mock": {"context": config.mock.context, "tokenizer": config.mock.tokenizer},
+        }
         self._file: TextIO | None = None
         self._blocks: _RecordingStore | None = None
 
@@ -70,6 +88,7 @@ class RecordingRunner:
             self._file = os.fdopen(descriptor, "w", encoding="utf-8")
         except OSError as error:
             raise ModelLoadError(f"debug.record: {self._path} cannot be written ({error.strerror})") from error
+        self._write("load", self._model, None)
         info = self._runner.load(report)
         store = self._runner.blocks
         self._blocks = None if store is None else _RecordingStore(store, self._write)
@@ -179,6 +198,8 @@ def replay(file: Path, runner: Runner) -> Iterator[Difference]:
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         said = json.loads(line)
         name, gave = said.pop("call"), _decode(said.pop("gave"))
+        if name == "load":
+            continue
         given = {key: _decode(value) for key, value in said.items()}
         if isinstance(gave, dict) and "failed" in gave:
             if name == "start" and in_flight and not gave["ids"]:
@@ -190,6 +211,20 @@ def replay(file: Path, runner: Runner) -> Iterator[Difference]:
         replayed = _made(runner, name, given)
         if replayed != gave:
             yield Difference(number, gave, replayed)
+
+
+def read_config(file: Path) -> EngineConfig:
+    """What the recorded run's runner was made with. Raises ValueError for a file that is no record."""
+    with file.open(encoding="utf-8") as lines:
+        said = json.loads(next(lines, "null"))
+    if not isinstance(said, dict) or said.get("call") != "load":
+        raise ValueError(f"{file} is not the record of a run: it does not begin with how the model was loaded")
+    return EngineConfig(
+        model_path=said["model_path"],
+        backend=said["backend"],
+        kv_cache=KVCacheConfig(**said["kv_cache"]),
+        mock=MockConfig(**said["mock"]),
+    )
 
 
 def _repeat_failure(runner: Runner, name: str, given: dict[str, Any], gave: dict[str, Any]) -> None:
