@@ -1,4 +1,4 @@
-"""What several people meet who share a large model. In process.
+"""Faults that several users of one large model would meet: starving prompts, copied batches. In process.
 
 python -m bench.large [--only starving,leaving]
 

@@ -17,7 +17,7 @@ class BlockStore(Protocol):
     """All caches can be cut anywhere; else some are kept as snapshots."""
     bytes_per_token: int
     state_bytes: int
-    """Of a snapshot, at most."""
+    """The size of a snapshot, at most."""
 
     def take(self, source: PromptId | SequenceId, spans: Sequence[Span]) -> tuple[BlockRef, ...]:
         """Copy spans of a prompt's caches, or of a row's. Raises RuntimeError, MemoryError where memory is short."""
@@ -26,7 +26,7 @@ class BlockStore(Protocol):
         """Let go of a block."""
 
     def dump(self, block: BlockId) -> tuple[Any, list[memoryview]]:
-        """What `load` needs to know, for JSON, and the bytes; they stay whole when the block is freed."""
+        """Return what `load` needs to know, for JSON, and the bytes; these stay whole when the block is freed."""
 
     def load(self, arrays: Any, data: memoryview) -> BlockRef:
         """Raises ValueError, KeyError or TypeError where they do not fit together."""

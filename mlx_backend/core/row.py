@@ -11,7 +11,7 @@ from mlx_backend.core.step import NewRow, SequenceId
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """What a runner knows of a sequence that decodes."""
+    """A sequence that decodes, as its runner knows it."""
 
     new: NewRow
     num_started_tokens: int

@@ -1,4 +1,4 @@
-"""What crosses the door between the engine and a runner: frozen data, keyed by ids.
+"""The data that crosses the door between the engine and a runner: frozen, keyed by ids.
 
 A plan can be written down, sent to another process or replayed: it depends on no clock, no chance and no live object.
 A prompt and a sequence have ids of their own, which no other has while the engine lives.
@@ -111,7 +111,7 @@ class StepPlan:
     decodes: tuple[SequenceId, ...] = ()
     """Every row that decodes: new ones, and all others that have not ended."""
     masked: tuple[SequenceId, ...] = ()
-    """Of these, rows whose grammar restricts the token that is drawn."""
+    """Those of `decodes` whose grammar restricts the token that is drawn."""
     dropped: tuple[PromptId, ...] = ()
     """Prompts whose KV cache no sequence continues once the new rows have joined."""
     chunks: tuple[Chunk, ...] = ()
@@ -135,14 +135,14 @@ class RowTokens:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step's rows got."""
+    """The tokens that a step's rows got."""
 
     rows: tuple[RowTokens, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PromptResult:
-    """What a chunk gave beside its KV cache: log-probabilities of the tokens after each of its own, and a vector."""
+    """A chunk's yield beside its KV cache: log-probabilities of the tokens after each of its own, and a vector."""
 
     logprobs: tuple[TokenLogprobs, ...] = ()
     embedding: bytes | None = None
