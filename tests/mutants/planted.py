@@ -51,6 +51,10 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a device that always fails is never given up", "        if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:", "        if False:"),
         ("an answer goes on behind its stop token", "        if token_id in request.stop_ids:", "        if False:"),
         ("an answer is one token too long", "        elif len(sequence.output_ids) >= request.max_tokens:", "        elif len(sequence.output_ids) > request.max_tokens:"),
+    ),
+    *_of(
+        "mlx_backend/engine/loop.py",
+        "tests/mlx_backend/runners/test_mlx.py",
         ("rows stay in memory while nothing runs", "            self._rows = ()\n            self._runner.idle()\n", ""),
     ),
     *_of(
