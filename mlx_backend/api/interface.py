@@ -310,7 +310,7 @@ class EngineStats:
     num_running: int = 0
     num_steps: int = 0
     num_stalls: int = 0
-    """Pauses of running sequences that were longer than `stall_s`."""
+    """Pauses of running sequences that were longer than `scheduler.max_stall_s`."""
     stall_s: float = 0.0
     """The longest pause that is promised now: `scheduler.max_stall_s`, or more where decode steps are slow."""
     num_finished: int = 0

@@ -53,9 +53,9 @@ class Counters:
         pace = len(lately) / max(now - lately[0], _LEAST_S)
         return max(1, min(60, math.ceil(num_waiting / 10 / pace)))
 
-    def stepped(self, now: float, stall_s: float) -> None:
+    def stepped(self, now: float, max_stall_s: float) -> None:
         """A decode step was collected: those who decode have waited since the one before."""
-        self.num_stalls += self.stepped_at is not None and now - self.stepped_at > stall_s
+        self.num_stalls += self.stepped_at is not None and now - self.stepped_at > max_stall_s
         self.stepped_at = now
 
     def observe(self, runner: Runner, scheduler: Scheduler, prefixes: PrefixCache | NoPrefixCache) -> None:

@@ -181,7 +181,7 @@ class EngineLoop:
         if self._collected_at is not None:
             self._throughput.observe_decode(now - self._collected_at)
         self._collected_at = now
-        self._counters.stepped(now, self.scheduler.stall_s)
+        self._counters.stepped(now, self._config.max_stall_s)
         self._failures_in_a_row = 0
         self._succeeded(now)
         for row in result.rows:

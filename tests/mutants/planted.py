@@ -411,7 +411,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/mlx_backend/engine/test_engine.py tests/mlx_backend/engine/test_device_failures.py tests/mlx_backend/engine/test_counters.py",
         ("a 503 says to come again in an hour", "max(1, min(60, math.ceil(num_waiting / 10 / pace)))", "math.ceil(num_waiting / 10 / pace)"),
         ("aborted requests count as finished", '        self.num_finished += how == "finished"', "        self.num_finished += 1"),
-        ("stalls are not counted", "        self.num_stalls += self.stepped_at is not None and now - self.stepped_at > stall_s\n", ""),
+        ("stalls are not counted", "        self.num_stalls += self.stepped_at is not None and now - self.stepped_at > max_stall_s\n", ""),
         ("requests that have just come are not counted", "num_waiting=num_arrived + (", "num_waiting=("),
         ("an old burst counts as pace", "if now - at < _LATELY_S]", "]"),
     ),

@@ -24,7 +24,7 @@ _REQUESTS = {
 }
 _COUNTERS = {
     "engine_steps": ("num_steps", "Decode steps and prefill chunks done"),
-    "stalls": ("num_stalls", "Pauses of running streams that were longer than was promised (stall_s of /v1/models)"),
+    "stalls": ("num_stalls", "Pauses of running streams that were longer than scheduler.max_stall_s"),
 }
 _STATES: tuple[str, ...] = get_args(get_type_hints(EngineHealth)["status"])
 

@@ -291,3 +291,10 @@ async def test_one_long_prefill_never_takes_a_whole_turn_from_a_running_stream()
         assert num_tokens > 10
         await short.aclose()
         await reader
+
+
+async def test_the_stall_that_can_be_promised_is_longer_where_a_step_is_slow() -> None:
+    async with running(config(mock=MockConfig(itl_s=0.02), scheduler=SchedulerConfig(max_stall_s=0.001))) as engine:
+        assert engine.stats().stall_s == 0.001
+        await one(engine, PROMPT, 10)
+        assert engine.stats().stall_s > 0.02

@@ -249,7 +249,8 @@ def test_a_model_that_takes_neither_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 async def test_a_long_prompt_does_not_stop_a_running_stream(folder: Path) -> None:
-    async with running(config(folder, scheduler=SchedulerConfig(max_stall_s=0.01))) as engine:
+    scheduler = SchedulerConfig(max_stall_s=0.01, max_chunk_tokens=100)  # 19 chunks, however fast they are
+    async with running(config(folder, scheduler=scheduler)) as engine:
         short = engine.submit([request(PROMPT, 2000)])
         await anext(aiter(short))
         long = asyncio.create_task(read(engine.submit([request((5,) * 1900, 1)])))

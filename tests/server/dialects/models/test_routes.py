@@ -101,6 +101,7 @@ async def test_list() -> None:
             "is_on_disk": True,
             "max_disk_bytes": 2000,
         },
+        "stall_s": 0.0,
     }
     assert "/home/me" not in json.dumps(answer)
 
