@@ -9,7 +9,7 @@ from collections import deque
 from server.grammars.compiler import GrammarBudget, GrammarCompiler
 from server.grammars.process import Grammar
 from server.text.grammar import GrammarSource
-from server.text.thought import Thought
+from server.text.reasoning import Reasoning
 from server.text.tokenizer import ByteTokenizer, Tokenizer
 
 _MOST_HELD = 16
@@ -23,7 +23,7 @@ class BlockingCompiler:
         self._newest: deque[Grammar] = deque()
         atexit.register(self.compiler.close)
 
-    def compile(self, source: GrammarSource, thought: Thought | None = None, *, for_good: bool = False) -> Grammar:
+    def compile(self, source: GrammarSource, thought: Reasoning | None = None, *, for_good: bool = False) -> Grammar:
         """A grammar that lasts while few others are compiled after it, or `for_good`. Raises GrammarError."""
         grammar = asyncio.run(self.compiler.compile(source, thought))
         if not for_good:

@@ -96,7 +96,7 @@ TESTED_IN: dict[str, str] = {
     "server/error_bodies.py": "tests/server/test_error_answers.py",
     "server/grammars/host.py": "tests/server/grammars",
     "server/grammars/matching.py": "tests/server/grammars",
-    "server/grammars/process.py": "tests/server/grammars/test_compiler.py tests/server/text/test_thought.py",
+    "server/grammars/process.py": "tests/server/grammars/test_compiler.py tests/server/text/test_reasoning.py",
     "server/grammars/spawn.py": "tests/server/grammars tests/server/test_hostile_grammars.py",
     "server/models.py": "tests/server/dialects/admin/test_routes.py tests/server/commands/test_ps.py",
     "server/profiles/planning.py": "tests/server/test_profiles.py",

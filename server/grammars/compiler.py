@@ -22,7 +22,7 @@ from server.grammars.process import Grammar, GrammarProcess, describe_death
 from server.grammars.spawn import HostFailed, HostGone, HostProcess
 from server.grammars.wire import Kind, Vocabulary
 from server.text.grammar import GrammarError, GrammarSource, explain
-from server.text.thought import Thought
+from server.text.reasoning import Reasoning
 from server.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("pippin.grammars")
@@ -163,17 +163,17 @@ class GrammarCompiler:
         except HostFailed as error:
             logger.warning("grammars cannot be compiled for now: %s", error)
 
-    async def compile(self, source: GrammarSource, thought: Thought | None = None, tenant: str = "") -> Grammar:
+    async def compile(self, source: GrammarSource, reasoning: Reasoning | None = None, tenant: str = "") -> Grammar:
         """The compiled grammar, which the caller has to `release`. Cancelling ends the compilation.
 
         `tenant`: no other waits for more than half of what it asks for. Raises GrammarError and GrammarsBusy.
         """
-        is_led = thought is not None
+        is_led = reasoning is not None
         if len(source.text) > _LONG_CHARS:
             encoded = await asyncio.to_thread(_encode, source, is_led)
         else:
             encoded = _encode(source, is_led)
-        return Grammar(await self._find(encoded, tenant), thought)
+        return Grammar(await self._find(encoded, tenant), reasoning)
 
     def stats(self) -> GrammarStats:
         """A snapshot."""

@@ -18,7 +18,7 @@ from mlx_backend.api.errors import GrammarFailed, GrammarLost
 from server.grammars import wire
 from server.grammars.limits import OUT_OF_MEMORY
 from server.grammars.wire import Ask, Death, Kind, Mask
-from server.text.thought import Thought, ThoughtState
+from server.text.reasoning import Reasoning, ReasoningState
 
 _ANSWER_S = 10.0
 """A process that says nothing for so long has been stopped by somebody: its own limits are much shorter."""
@@ -141,11 +141,11 @@ class Grammar:
     Without a `process` nothing is asked of what follows the thought.
     """
 
-    def __init__(self, process: GrammarProcess | None, thought: Thought | None) -> None:
-        self._process, self._thought = process, thought
+    def __init__(self, process: GrammarProcess | None, reasoning: Reasoning | None) -> None:
+        self._process, self._reasoning = process, reasoning
 
     def start(self) -> GrammarState:
-        return GrammarState(self._process, self._thought)
+        return GrammarState(self._process, self._reasoning)
 
     def release(self) -> None:
         """The request is over: its process may be ended to make room. Called once, on the event loop."""
@@ -156,25 +156,25 @@ class Grammar:
 class GrammarState:
     """Where one sequence stands in its grammar. Implements `interface.GrammarState`."""
 
-    def __init__(self, process: GrammarProcess | None, thought: Thought | None) -> None:
+    def __init__(self, process: GrammarProcess | None, reasoning: Reasoning | None) -> None:
         self._process = process
         self._id = -1 if process is None else process.new_id()
-        self._thought = None if thought is None else ThoughtState(thought, is_strict=process is not None)
+        self._reasoning = None if reasoning is None else ReasoningState(reasoning, is_strict=process is not None)
         self._unsent: list[int] = []
         self._is_asked = False
 
     @property
     def num_free_tokens(self) -> int:
-        return 0 if self._process is not None or self._thought is None else self._thought.num_free_tokens
+        return 0 if self._process is not None or self._reasoning is None else self._reasoning.num_free_tokens
 
     def accept(self, token_id: int) -> None:
-        if self._thought is not None and self._thought.accept(token_id):
+        if self._reasoning is not None and self._reasoning.accept(token_id):
             return
         if self._process is not None:
             self._unsent.append(token_id)
 
     def ask(self) -> None:
-        if self._process is not None and not self._is_asked and not self._is_in_thought:
+        if self._process is not None and not self._is_asked and not self._is_in_reasoning:
             self._process.ask(self._id, self._unsent)
             self._unsent, self._is_asked = [], True
 
@@ -183,27 +183,27 @@ class GrammarState:
             self._process.send()
 
     def allowed(self) -> bytes | None:
-        thought = self._thought
-        forced = None if thought is None else thought.forced_id
-        if self._process is None or self._is_in_thought:
+        reasoning = self._reasoning
+        forced = None if reasoning is None else reasoning.forced_id
+        if self._process is None or self._is_in_reasoning:
             return None if forced is None else _bit(forced)
         self.ask()
         self._is_asked = False
         bits = self._process.answer(self._id)
-        if thought is None:
+        if reasoning is None:
             return bits
         if forced is not None and _has(bits, forced):
             return _bit(forced)
-        thought.release()
-        return bits if thought.first_id is None else _with(bits, thought.first_id)
+        reasoning.release()
+        return bits if reasoning.first_id is None else _with(bits, reasoning.first_id)
 
     def close(self) -> None:
         if self._process is not None:
             self._process.drop(self._id)
 
     @property
-    def _is_in_thought(self) -> bool:
-        return self._thought is not None and self._thought.is_within
+    def _is_in_reasoning(self) -> bool:
+        return self._reasoning is not None and self._reasoning.is_within
 
 
 def _bit(token_id: int) -> bytes:

@@ -21,7 +21,7 @@ from server.text.chat_template import TemplateError, render_text
 from server.text.grammar import GrammarError, GrammarSource
 from server.text.parsers import harmony
 from server.text.parsers.parts import ChatFormat, Start
-from server.text.thought import Thought
+from server.text.reasoning import Reasoning
 from server.text.tokenizer import Tokenizer
 
 
@@ -33,18 +33,18 @@ async def compile_grammar(
     Raises InvalidRequest and Unavailable.
     """
     wish = job.grammar
-    thought = _thought(tokenizer, job, prompt, begins) if isinstance(prompt, ChatPrompt) else None
+    reasoning = _reasoning(tokenizer, job, prompt, begins) if isinstance(prompt, ChatPrompt) else None
     try:
         if isinstance(prompt, ChatPrompt) and _needs_grammar(tokenizer, prompt, job):
             source = await asyncio.to_thread(_built, _of_calls, tokenizer, prompt, job, begins)
             if source is not None:
                 _check(job, job.names.tools, forbids_min_tokens=prompt.must_call or wish is not None)
-                thought = None if tokenizer.chat_format.is_harmony else thought  # it is in the grammar
-                return await compiler.compile(source, thought, job.tenant.name)
+                reasoning = None if tokenizer.chat_format.is_harmony else reasoning  # it is in the grammar
+                return await compiler.compile(source, reasoning, job.tenant.name)
         if wish is None:
-            return None if thought is None or thought.budget is None else Grammar(None, thought)
+            return None if reasoning is None or reasoning.budget is None else Grammar(None, reasoning)
         _check(job, wish.param, forbids_min_tokens=True)
-        return await compiler.compile(wish.source, thought, job.tenant.name)
+        return await compiler.compile(wish.source, reasoning, job.tenant.name)
     except GrammarsBusy as error:
         raise Unavailable(str(error), code="grammars_busy") from error
     except GrammarError as error:
@@ -77,32 +77,32 @@ def _built(build: Callable[..., GrammarSource | None], *arguments: object) -> Gr
         raise GrammarError("the schemas refer to one another too deeply") from None
 
 
-def _thought(tokenizer: Tokenizer, job: GenerationJob, prompt: ChatPrompt, begins: Start) -> Thought | None:
+def _reasoning(tokenizer: Tokenizer, job: GenerationJob, prompt: ChatPrompt, begins: Start) -> Reasoning | None:
     """The thought that may come, with its budget. Raises InvalidRequest."""
-    thought = thought_of(tokenizer, is_open=begins in ("opened", "thought"))
+    reasoning = reasoning_of(tokenizer, is_open=begins in ("opened", "reasoning"))
     if job.thinking_budget is None:
-        return None if begins == "content" else thought
-    if not job.needs_thoughts and (thought is None or job.sampling.allowed_token_ids):
-        return None if begins == "content" else thought
-    if thought is None:
+        return None if begins == "content" else reasoning
+    if not job.needs_reasoning and (reasoning is None or job.sampling.allowed_token_ids):
+        return None if begins == "content" else reasoning
+    if reasoning is None:
         name = job.names.thinking_budget
         raise UnsupportedParameter(name, f"The parameter '{name}' is not supported: the model marks no thoughts.")
     _check(job, job.names.thinking_budget, forbids_min_tokens=False)
     if begins == "content":
         return None
     if tokenizer.chat_format.is_harmony:
-        return _harmony_budget(tokenizer, thought, job.thinking_budget, has_grammar=job.grammar is not None)
+        return _harmony_budget(tokenizer, reasoning, job.thinking_budget, has_grammar=job.grammar is not None)
     form = tokenizer.chat_format.calls
     call = form.opening if form and prompt.tools else ""
     return replace(
-        thought,
+        reasoning,
         budget=job.thinking_budget,
-        closing_ids=_closing_ids(tokenizer, thought),
+        closing_ids=_closing_ids(tokenizer, reasoning),
         call_ids=tuple(tokenizer.encode(call, add_special_tokens=False)) if call else (),
     )
 
 
-def _harmony_budget(tokenizer: Tokenizer, before_final: Thought, budget: int, *, has_grammar: bool) -> Thought:
+def _harmony_budget(tokenizer: Tokenizer, before_final: Reasoning, budget: int, *, has_grammar: bool) -> Reasoning:
     """Of the first analysis; where a grammar waits, of all that comes before the final message."""
     header, end, closing, call = (
         tuple(tokenizer.encode(text, add_special_tokens=False))
@@ -110,10 +110,10 @@ def _harmony_budget(tokenizer: Tokenizer, before_final: Thought, budget: int, *,
     )
     if has_grammar:
         return replace(before_final, budget=len(header) + budget, closing_ids=closing, call_ids=call)
-    return Thought(header, end, budget=budget, closing_ids=closing)
+    return Reasoning(header, end, budget=budget, closing_ids=closing)
 
 
-def _closing_ids(tokenizer: Tokenizer, thought: Thought) -> tuple[int, ...]:
+def _closing_ids(tokenizer: Tokenizer, reasoning: Reasoning) -> tuple[int, ...]:
     """How a thought ends: with the white space that the chat template writes around its closing tag."""
     tag = tokenizer.chat_format.think_end or ""
     said = {"role": "assistant", "content": "said", "reasoning_content": "thought"}
@@ -124,7 +124,7 @@ def _closing_ids(tokenizer: Tokenizer, thought: Thought) -> tuple[int, ...]:
     between = text.rpartition("said")[0].rpartition("thought")[2]
     before, _, after = between.partition(tag) if between.strip() == tag else ("", tag, "")
     around = [tuple(tokenizer.encode(space, add_special_tokens=False)) if space else () for space in (before, after)]
-    return (*around[0], *thought.end_ids, *around[1])
+    return (*around[0], *reasoning.end_ids, *around[1])
 
 
 def _of_calls(tokenizer: Tokenizer, prompt: ChatPrompt, job: GenerationJob, begins: Start) -> GrammarSource | None:
@@ -140,9 +140,9 @@ def _of_calls(tokenizer: Tokenizer, prompt: ChatPrompt, job: GenerationJob, begi
             raise InvalidRequest("A final message that goes on cannot become a call.", param=job.names.must_call)
         return None
     if marks.is_harmony:
-        in_thought, budget = begins in ("opened", "thought"), job.thinking_budget
+        in_reasoning, budget = begins in ("opened", "reasoning"), job.thinking_budget
         return harmony_grammar(
-            prompt.tools, spell, must_call=must_call, in_thought=in_thought, budget=budget, answer=answer
+            prompt.tools, spell, must_call=must_call, in_reasoning=in_reasoning, budget=budget, answer=answer
         )
     assert marks.calls is not None, "a model that cannot call was refused its tools"
     if not must_call and answer is None:
@@ -161,19 +161,19 @@ def _speller(tokenizer: Tokenizer) -> Spell:
     return lambda text: [tokens.get(piece) or json.dumps(piece) for piece in known.split(text) if piece]
 
 
-def thought_of(tokenizer: Tokenizer, *, is_open: bool) -> Thought | None:
+def reasoning_of(tokenizer: Tokenizer, *, is_open: bool) -> Reasoning | None:
     """The marks of the model's thoughts as tokens; None where it marks none.
 
     Of one that writes headers all is thought, as it were, that comes before its final message.
     """
     marks: ChatFormat = tokenizer.chat_format
     if marks.is_harmony:
-        return Thought((), tuple(tokenizer.encode(harmony.FINAL, add_special_tokens=False)), is_open=True)
+        return Reasoning((), tuple(tokenizer.encode(harmony.FINAL, add_special_tokens=False)), is_open=True)
     if not marks.think_start or not marks.think_end:
         return None
     start = tokenizer.encode(marks.think_start, add_special_tokens=False)
     end = tokenizer.encode(marks.think_end, add_special_tokens=False)
-    return Thought(tuple(start), tuple(end), is_open)
+    return Reasoning(tuple(start), tuple(end), is_open)
 
 
 def _check(job: GenerationJob, wish: str, *, forbids_min_tokens: bool) -> None:

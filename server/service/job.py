@@ -85,7 +85,7 @@ class GenerationJob:
     grammar: GrammarWish | None = None
     thinking_budget: int | None = None
     """Tokens of a thought after which it is closed; None: it is as long as it is."""
-    needs_thoughts: bool = True
+    needs_reasoning: bool = True
     """Whether a budget is refused of a model that marks no thoughts; else it has no effect there."""
     ignore_eos: bool = False
     min_tokens: int = 0

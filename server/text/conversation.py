@@ -56,7 +56,7 @@ class Traits:
     alternates: bool = False
     user_first: bool = False
     needs_user: bool = False
-    thought_key: str = "reasoning_content"
+    reasoning_key: str = "reasoning_content"
     """Under which it looks for the thought of a message with calls."""
     answers_results: bool = False
     """A message of the user may not follow results of calls at once."""
@@ -90,7 +90,7 @@ def prepare(
         merged = _merged(prepared, traits.calls or CallShape())
         changes += [TURNS_MERGED] if len(merged) < len(prepared) else []
         prepared = merged
-    return [_with_thought(message, traits.thought_key) for message in prepared], changes
+    return [_with_reasoning(message, traits.reasoning_key) for message in prepared], changes
 
 
 # --- calls and their results
@@ -258,14 +258,14 @@ def _merged(messages: list[dict[str, Any]], shape: CallShape) -> list[dict[str, 
 
 
 def _one_of(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    thoughts = _joined(first.get("reasoning_content"), second.get("reasoning_content"))
-    thought = {"reasoning_content": thoughts} if thoughts else {}
+    reasonings = _joined(first.get("reasoning_content"), second.get("reasoning_content"))
+    reasoning = {"reasoning_content": reasonings} if reasonings else {}
     said = _joined(first.get("content"), second.get("content"))
     content = None if second.get("content") is None and not said else said
-    return {**first, **second, **thought, "content": content}
+    return {**first, **second, **reasoning, "content": content}
 
 
-def _with_thought(message: dict[str, Any], key: str) -> dict[str, Any]:
+def _with_reasoning(message: dict[str, Any], key: str) -> dict[str, Any]:
     if key == "reasoning_content" or not message.get("reasoning_content"):
         return message
     return {**message, key: message["reasoning_content"]}

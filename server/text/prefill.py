@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.text.chat_template import Ending, TemplateError, render_text
-from server.text.parsers.chat import opens_thought
+from server.text.parsers.chat import opens_reasoning
 from server.text.parsers.parts import ChatFormat, Start, Tools
 from server.text.tokenizer import Tokenizer
 
@@ -31,7 +31,7 @@ class Rendered:
 class _Given:
     """What the last message says already. `thought` None: no word of one; not closed: the thought goes on."""
 
-    thought: str | None
+    reasoning: str | None
     said: str
     is_closed: bool = True
 
@@ -51,31 +51,31 @@ def render_prompt(
     marks = tokenizer.chat_format
     if ending != "continued":
         text = render(messages, opens_answer=ending == "answer")
-        return Rendered(text, "opened" if ending == "answer" and opens_thought(marks, text) else "before")
+        return Rendered(text, "opened" if ending == "answer" and opens_reasoning(marks, text) else "before")
     *earlier, last = messages
     given = _given(last, marks)
     if given.is_closed:
         prompt = _continue_content(render([*earlier, _marked(last, given)], opens_answer=False), given, marks)
         if prompt is not None:
             return prompt
-    return _write_thought(render(earlier, opens_answer=True), given, marks)
+    return _write_reasoning(render(earlier, opens_answer=True), given, marks)
 
 
 def _given(last: Mapping[str, Any], marks: ChatFormat) -> _Given:
     """A thought that stands in the content, tags and all, is one."""
-    said, thought = str(last.get("content") or ""), last.get("reasoning_content")
-    if thought:
-        return _Given(str(thought), said, is_closed=bool(said))
+    said, reasoning = str(last.get("content") or ""), last.get("reasoning_content")
+    if reasoning:
+        return _Given(str(reasoning), said, is_closed=bool(said))
     if marks.think_start and marks.think_end and said.lstrip().startswith(marks.think_start):
-        thought, tag, said = said.lstrip().removeprefix(marks.think_start).partition(marks.think_end)
-        return _Given(thought.lstrip("\n"), said.lstrip("\n"), is_closed=bool(tag))
+        reasoning, tag, said = said.lstrip().removeprefix(marks.think_start).partition(marks.think_end)
+        return _Given(reasoning.lstrip("\n"), said.lstrip("\n"), is_closed=bool(tag))
     return _Given(None, said)
 
 
 def _marked(last: Mapping[str, Any], given: _Given) -> dict[str, Any]:
     others = {name: value for name, value in last.items() if name != "reasoning_content"}
-    thought = {} if given.thought is None else {"reasoning_content": given.thought}
-    return {**others, "content": _MARK, **thought}
+    reasoning = {} if given.reasoning is None else {"reasoning_content": given.reasoning}
+    return {**others, "content": _MARK, **reasoning}
 
 
 def _continue_content(rendered: str, given: _Given, marks: ChatFormat) -> Rendered | None:
@@ -83,25 +83,25 @@ def _continue_content(rendered: str, given: _Given, marks: ChatFormat) -> Render
     header, mark, _ = rendered.rpartition(_MARK)
     if not mark:
         raise TemplateError("the chat template does not show the last message, so it cannot be continued")
-    if given.thought is not None and given.thought.strip() not in header:
+    if given.reasoning is not None and given.reasoning.strip() not in header:
         return None
-    if opens_thought(marks, header):
-        return Rendered(header + given.said, "thought" if given.said else "opened")
-    is_begun = bool(given.said) or given.thought is not None or _closes_thought(header, marks)
+    if opens_reasoning(marks, header):
+        return Rendered(header + given.said, "reasoning" if given.said else "opened")
+    is_begun = bool(given.said) or given.reasoning is not None or _closes_reasoning(header, marks)
     return Rendered(header + given.said, "content" if is_begun else "before")
 
 
-def _closes_thought(header: str, marks: ChatFormat) -> bool:
+def _closes_reasoning(header: str, marks: ChatFormat) -> bool:
     """Whether what follows the header can be nothing but content."""
     return marks.is_harmony or (marks.think_end is not None and header.rstrip().endswith(marks.think_end))
 
 
-def _write_thought(opening: str, given: _Given, marks: ChatFormat) -> Rendered:
+def _write_reasoning(opening: str, given: _Given, marks: ChatFormat) -> Rendered:
     """The thought and what follows it with the model's own tags, where an answer begins."""
     if not marks.think_start or not marks.think_end:
         raise TemplateError("the model marks no thoughts, so the last message's cannot be continued")
-    thought = given.thought or ""
-    text = (opening if opens_thought(marks, opening) else f"{opening}{marks.think_start}\n") + thought
+    reasoning = given.reasoning or ""
+    text = (opening if opens_reasoning(marks, opening) else f"{opening}{marks.think_start}\n") + reasoning
     if given.is_closed:
         return Rendered(f"{text.rstrip()}\n{marks.think_end}\n\n{given.said}", "content")
-    return Rendered(text, "thought" if thought.strip() else "opened")
+    return Rendered(text, "reasoning" if reasoning.strip() else "opened")

@@ -15,9 +15,9 @@ Render = Callable[[list[dict[str, Any]]], str]
 
 _WORDS = ("firstword", "secondword", "thirdword", "fourthword", "fifthword")
 _NAME, _VALUE, _OTHER = "aname", "avalue", "othername"
-_SAID, _RESULT, _THOUGHT = "saidword", "aresult", "athought"
+_SAID, _RESULT, _REASONING = "saidword", "aresult", "athought"
 _SHAPES = tuple(CallShape(beside, as_text) for beside in ("content", "empty", "none") for as_text in (False, True))
-_THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
+_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _NINE, _LONG = "000000000", "call_0123456789"
 
 
@@ -36,7 +36,7 @@ def find_traits(render: Render) -> Traits:
         alternates=not (probe.takes("user", "user") and probe.takes("user", "assistant", "assistant", "user")),
         user_first=not probe.takes("assistant", "user"),
         needs_user=probe.takes("system", "user") and not probe.takes("system"),
-        thought_key=probe.thought_key(shape),
+        reasoning_key=probe.reasoning_key(shape),
         answers_results=probe.wants_results_answered(shape),
     )
 
@@ -93,14 +93,14 @@ class _Probe:
         user, answer = {"role": "user", "content": _WORDS[0]}, {"role": "assistant", "content": ""}
         return not self._shows([*messages, user], _WORDS[0]) and self._shows([*messages, answer, user], _WORDS[0])
 
-    def thought_key(self, shape: CallShape | None) -> str:
+    def reasoning_key(self, shape: CallShape | None) -> str:
         """Under which it finds the thought that led to a call; the usual key where it writes none."""
-        for key in _THOUGHT_KEYS:
-            called = {**_called(_NAME), "reasoning_content": _THOUGHT}
-            messages, _ = prepare([_user(), called, _result(_NINE)], Traits(calls=shape, thought_key=key), _no_text)
-            if shape is not None and self._shows(messages, _THOUGHT):
+        for key in _REASONING_KEYS:
+            called = {**_called(_NAME), "reasoning_content": _REASONING}
+            messages, _ = prepare([_user(), called, _result(_NINE)], Traits(calls=shape, reasoning_key=key), _no_text)
+            if shape is not None and self._shows(messages, _REASONING):
                 return key
-        return _THOUGHT_KEYS[0]
+        return _REASONING_KEYS[0]
 
     def _shows(self, messages: list[dict[str, Any]], *words: str) -> bool:
         try:

@@ -67,7 +67,7 @@ def in_turn(*texts: str) -> Script:
 
 COUNT = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
 FORMAT = {"response_format": {"type": "json_schema", "json_schema": {"name": "count", "schema": COUNT}}}
-THOUGHT = "<think>\nhm\n</think>\n\n"
+REASONING = "<think>\nhm\n</think>\n\n"
 TOOLS = {"tools": [WEATHER]}
 USAGE = {"stream_options": {"include_usage": True}}
 CUT: Script = [spell("cd", reason=None), SequenceFailed("the sequence cannot go on")]
@@ -87,12 +87,12 @@ KINDS = {
     "completion_error": Kind(COMPLETIONS, CUT, status=500),
     "chat": Kind(CHAT, said("né.")),
     "chat_length": Kind(CHAT, [spell("né")]),
-    "chat_reasoning": Kind(CHAT, said(f"{THOUGHT}4")),
+    "chat_reasoning": Kind(CHAT, said(f"{REASONING}4")),
     "chat_tool_call": Kind(CHAT, said(CALL), TOOLS),
-    "chat_parallel_tool_calls": Kind(CHAT, said(f"{THOUGHT}I ask. {CALL}\n{CALL}"), TOOLS),
+    "chat_parallel_tool_calls": Kind(CHAT, said(f"{REASONING}I ask. {CALL}\n{CALL}"), TOOLS),
     "chat_logprobs": Kind(CHAT, said("né", logprob=-0.5), {"logprobs": True, "top_logprobs": 1}),
     "chat_n": Kind(CHAT, in_turn("ab", "cd"), {"n": 2}),
-    "chat_usage": Kind(CHAT, said(f"{THOUGHT}4"), USAGE),
+    "chat_usage": Kind(CHAT, said(f"{REASONING}4"), USAGE),
     "chat_structured": Kind(CHAT, said('{"n":4}'), FORMAT),
     "chat_error": Kind(CHAT, CUT, status=500),
 }

@@ -84,7 +84,7 @@ async def test_two_hundred_schemas(client: httpx.AsyncClient) -> None:
     await check_schemas(client, 200, seed=8)
 
 
-async def test_the_thought_is_free_and_only_the_answer_follows(client: httpx.AsyncClient) -> None:
+async def test_the_reasoning_is_free_and_only_the_answer_follows(client: httpx.AsyncClient) -> None:
     question = [{"role": "user", "content": "How many r's are in the word strawberry?"}]
     schema = {"type": "object", "properties": {"count": {"type": "integer"}}, "required": ["count"]}
     wish = {

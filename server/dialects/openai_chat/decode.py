@@ -8,7 +8,7 @@ from typing import Any
 from server.dialects.openai_chat.encode import AnswerForm
 from server.dialects.openai_chat.messages import decode_ending, decode_messages
 from server.dialects.openai_chat.schema import ChatRequest, Tool
-from server.dialects.openai_chat.thinking import decode_thinking, hides_thoughts
+from server.dialects.openai_chat.thinking import decode_thinking, hides_reasoning
 from server.dialects.openai_grammar import decode_grammar
 from server.dialects.openai_names import CHAT_NAMES
 from server.dialects.openai_shared import (
@@ -43,7 +43,7 @@ _RESERVED = frozenset(
     }
 )
 """The names of parameters that the libraries which render a template use themselves."""
-_THOUGHT_NAMES = {"both": ("reasoning_content", "reasoning"), "none": ()}
+_REASONING_NAMES = {"both": ("reasoning_content", "reasoning"), "none": ()}
 _CHOICES = {"auto": "auto", "none": "none", "required": "required", "any": "required"}
 """Types of a tool choice that is an object, as other APIs have it."""
 _NO_PARAMETERS = {"type": "object", "properties": {}}
@@ -74,7 +74,7 @@ def decode(body: ChatRequest, request_id: str) -> tuple[GenerationJob, list[str]
         stop=tuple(body.stop or ()),
         grammar=decode_grammar(body),
         thinking_budget=thinking.budget,
-        needs_thoughts=thinking.is_budget_named,
+        needs_reasoning=thinking.is_budget_named,
         ignore_eos=bool(body.ignore_eos),
         min_tokens=body.min_tokens or 0,
         stop_token_ids=tuple(body.stop_token_ids or ()),
@@ -92,10 +92,10 @@ def _check_template_kwargs(body: ChatRequest) -> None:
         raise InvalidRequest(message, param="chat_template_kwargs", code="invalid_value")
 
 
-def decode_form(body: ChatRequest, thoughts_field: str) -> AnswerForm:
+def decode_form(body: ChatRequest, reasoning_field: str) -> AnswerForm:
     """Return the form of the answer; `thoughts_field`: as the configuration has it."""
-    names = _THOUGHT_NAMES.get(thoughts_field, (thoughts_field,))
-    return AnswerForm(() if hides_thoughts(body) else names, is_old=bool(body.functions))
+    names = _REASONING_NAMES.get(reasoning_field, (reasoning_field,))
+    return AnswerForm(() if hides_reasoning(body) else names, is_old=bool(body.functions))
 
 
 def _decode_functions(body: ChatRequest) -> tuple[tuple[Mapping[str, Any], ...], bool]:

@@ -19,7 +19,7 @@ class AnswerForm:
     `is_old`: a call is a `function_call`, as before there were tools.
     """
 
-    thought_names: tuple[str, ...] = ("reasoning_content",)
+    reasoning_names: tuple[str, ...] = ("reasoning_content",)
     is_old: bool = False
 
 
@@ -56,8 +56,8 @@ class _FoldedMessage:
             self.calls.append(event)
             return len(event.arguments)
         if isinstance(event, ReasoningDelta):
-            self.reasoning.append(event.text if self.form.thought_names else "")
-            return len(event.text) * len(self.form.thought_names)
+            self.reasoning.append(event.text if self.form.reasoning_names else "")
+            return len(event.text) * len(self.form.reasoning_names)
         self.has_content = True
         self.text.append(event.text)
         written = [dump(encode_logprob(token)) for token in event.tokens]
@@ -79,7 +79,7 @@ class _FoldedMessage:
         message: dict[str, Any] = {"role": "assistant", "content": content}
         reasoning = "".join(self.reasoning)
         if reasoning:
-            message |= dict.fromkeys(self.form.thought_names, reasoning)
+            message |= dict.fromkeys(self.form.reasoning_names, reasoning)
         if self.calls and self.form.is_old:
             message["function_call"] = _function(self.calls[0])
         elif self.calls:
@@ -108,7 +108,7 @@ class _ChoiceEncoder:
         if isinstance(event, Finished) and not self._has_content[index]:
             written.append(_choice(index, '{"content":""}', "null", "null"))
         if isinstance(event, ReasoningDelta):
-            return (*written, _encode(event, self._form)) if event.text and self._form.thought_names else written
+            return (*written, _encode(event, self._form)) if event.text and self._form.reasoning_names else written
         self._has_content[index] = True
         return (*written, _encode(event, self._form))
 
@@ -118,7 +118,7 @@ def _encode(event: ChoiceEvent, form: AnswerForm) -> str:
         return _choice(event.index, "{}", "null", f'"{_reason(event, form)}"')
     if isinstance(event, ReasoningDelta):
         text = quote(event.text)
-        fields = ",".join(f'"{name}":{text}' for name in form.thought_names)
+        fields = ",".join(f'"{name}":{text}' for name in form.reasoning_names)
         return _choice(event.index, f"{{{fields}}}", "null", "null")
     if isinstance(event, ToolCallDelta) and form.is_old:
         return _choice(event.index, f'{{"function_call":{dump(_function(event))}}}', "null", "null")

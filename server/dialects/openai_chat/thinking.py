@@ -57,7 +57,7 @@ def decode_thinking(fields: ThinkingFields, budget: int | None, stronger: Mappin
     return ThinkingWish(kwargs, 0 if is_off else wanted, budget is not None, tuple(ignored))
 
 
-def hides_thoughts(fields: ThinkingFields) -> bool:
+def hides_reasoning(fields: ThinkingFields) -> bool:
     """Whether they are left out of the answer."""
     return (
         fields.include_reasoning is False

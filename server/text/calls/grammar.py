@@ -81,7 +81,7 @@ def harmony_grammar(
     spell: Spell,
     *,
     must_call: bool,
-    in_thought: bool = False,
+    in_reasoning: bool = False,
     budget: int | None = None,
     answer: GrammarSource | None = None,
 ) -> GrammarSource:
@@ -93,9 +93,9 @@ def harmony_grammar(
     rules = Rules(spell)
     any_text = rules.add("ANY", ANYTHING)
     limit = "" if budget is None else f"[max_tokens={budget + 1}]"
-    thought = rules.add("thought", any_text if limit == "" else ANYTHING, limit)
+    reasoning = rules.add("thought", any_text if limit == "" else ANYTHING, limit)
     again = rules.text(f"{harmony.END}{harmony.START}assistant")
-    analysis = rules.add("analysis", f"{rules.text(harmony.ANALYSIS)} {thought} {again}")
+    analysis = rules.add("analysis", f"{rules.text(harmony.ANALYSIS)} {reasoning} {again}")
     comment = rules.add("comment", f"{rules.text(harmony.COMMENTARY + harmony.MESSAGE)} {any_text} {again}")
     before = analysis if must_call else f"({analysis} | {comment})"
     calls = []
@@ -108,7 +108,7 @@ def harmony_grammar(
         calls.append(rules.add("call", f"{header} {rules.json(schema)}"))
     final = any_text if answer is None else rules.embedded(answer)
     last = calls if must_call else [*calls, f"{rules.text(harmony.FINAL)} {final}"]
-    begun = f"{thought} {again} " if in_thought else ""
+    begun = f"{reasoning} {again} " if in_reasoning else ""
     return rules.source(f"{begun}{before}{{0,{_MOST_CALLS}}} ({' | '.join(last)})")
 
 

@@ -21,7 +21,7 @@ from server.text.parsers.tags import TagSet, find_tag
 
 _QUOTES = "`'\""
 _SENTENCE_ENDS = ".!?\u2026\u3002\uff01\uff1f\n"
-_BETWEEN_THOUGHTS = "\n\n"
+_BETWEEN_REASONING = "\n\n"
 _MOST_ATTEMPTS_AT_END = 64
 """Beginnings of calls that are tried once the output has ended, each to its end."""
 
@@ -54,7 +54,7 @@ class ChatParser:
             in_content += [*openers.tags, *openers.heads]
         self._in_content = TagSet(filter(None, in_content))
         self._in_line, self._line_tags = TagSet(in_line), frozenset(in_line)
-        self._in_thought = TagSet(filter(None, (self._think_start, self._think_end, *self._call_tags)))
+        self._in_reasoning = TagSet(filter(None, (self._think_start, self._think_end, *self._call_tags)))
         self.markup = markup_of(format, has_tools=bool(tools))
         self.done = False
 
@@ -72,10 +72,10 @@ class ChatParser:
     def _begin(self, begins: Start) -> None:
         thinks = bool(self._think_end)
         is_open = begins == "before" and thinks and self._format.habit.is_unopened
-        if begins in ("opened", "thought") or is_open:
+        if begins in ("opened", "reasoning") or is_open:
             self._kind = "reasoning"
-        self._has_thought = begins == "thought"  # whether the present thought has any text
-        self._num_thoughts = int(self._has_thought)  # that have any
+        self._has_reasoning = begins == "reasoning"  # whether the present thought has any text
+        self._num_reasoning = int(self._has_reasoning)  # that have any
         self._most_held = self._format.habit.num_held
         self._is_undecided = begins == "before" and thinks and self._kind == "content" and self._most_held > 0
         # the content so far may be a thought
@@ -151,7 +151,7 @@ class ChatParser:
 
     def _first_tag(self, at: int) -> tuple[int, str] | None:
         if self._kind == "reasoning":
-            return self._in_thought.find(self._held, at)
+            return self._in_reasoning.find(self._held, at)
         found = self._in_content.find(self._held, at)
         if not self._in_line:
             return found
@@ -164,7 +164,7 @@ class ChatParser:
         if self._num_attempts_left is not None:
             return len(self._held)
         if self._kind == "reasoning":
-            return self._in_thought.half_at(self._held, at)
+            return self._in_reasoning.half_at(self._held, at)
         if not self._in_line:
             return self._in_content.half_at(self._held, at)
         in_line = self._in_line.half_at(self._held, max(at, self._line_from))
@@ -173,7 +173,7 @@ class ChatParser:
 
     def _judge(self, place: int, tag: str) -> Literal["means", "text", "wait"]:
         if self._kind == "reasoning":
-            is_text = tag == self._think_start and (self._has_thought or self._held[:place].strip())
+            is_text = tag == self._think_start and (self._has_reasoning or self._held[:place].strip())
             return "text" if is_text else "means"
         if tag == self._think_start:
             verdict = self._judge_start(place, place + len(tag))
@@ -214,9 +214,9 @@ class ChatParser:
 
     def _meet(self, parts: list[Part], place: int, tag: str) -> None:
         if tag == self._think_start:
-            self._open_thought(parts, place)
+            self._open_reasoning(parts, place)
         elif tag == self._think_end:
-            self._close_thought(parts, place)
+            self._close_reasoning(parts, place)
         elif tag in self._format.frames:
             self._decide_plain()
             self._say(parts, self._held[:place].rstrip())
@@ -224,29 +224,29 @@ class ChatParser:
         else:
             self._begin_attempt(parts, place, tag)
 
-    def _open_thought(self, parts: list[Part], place: int) -> None:
+    def _open_reasoning(self, parts: list[Part], place: int) -> None:
         if self._kind == "content":
             if self._is_undecided:
                 self._format.habit.note_opened()
             self._decide_plain(is_known=True)
             text = self._held[:place]
             self._say(parts, text if self._has_content or text.strip() else "")
-            self._kind, self._has_thought = "reasoning", False
+            self._kind, self._has_reasoning = "reasoning", False
         self._drop(parts, self._searched + len(self._think_start), "reasoning")
 
-    def _close_thought(self, parts: list[Part], place: int) -> None:
+    def _close_reasoning(self, parts: list[Part], place: int) -> None:
         if self._kind == "content" and self._is_undecided:
             self._format.habit.note_unopened()
             self._kind = "reasoning"
-        is_thought = self._kind == "reasoning"
+        is_reasoning = self._kind == "reasoning"
         text = self._held[:place]
-        self._say(parts, text.rstrip() if is_thought or not (self._has_content or text.strip()) else text)
+        self._say(parts, text.rstrip() if is_reasoning or not (self._has_content or text.strip()) else text)
         self._drop(parts, self._searched + len(self._think_end), "reasoning")
         self._is_interrupted = False
-        if is_thought:
-            is_empty = not self._has_thought
-            self._kind, self._has_thought = "content", False
-            self._is_undecided = is_empty and not self._has_content and not self._num_thoughts and self._most_held > 0
+        if is_reasoning:
+            is_empty = not self._has_reasoning
+            self._kind, self._has_reasoning = "content", False
+            self._is_undecided = is_empty and not self._has_content and not self._num_reasoning and self._most_held > 0
         self._drops_space, self._last = True, ""
 
     # --- calls
@@ -289,7 +289,7 @@ class ChatParser:
         raw_size = sum(map(len, others))
         self._is_interrupted |= self._kind == "reasoning"
         self._kind = "content"
-        self._has_thought, self._is_after_call, self._drops_space = False, True, not self._has_content
+        self._has_reasoning, self._is_after_call, self._drops_space = False, True, not self._has_content
         self._last, self.done = "", self._only_one
         parts.append(Part("call", "", size - raw_size, calls[:1] if self._only_one else calls))
         self._consume(size)
@@ -342,7 +342,7 @@ class ChatParser:
             if place % 2:  # the name of a special token, which is a text in calls alone
                 parts.append(Part("call", "", len(piece) + 2))
             elif self._kind == "reasoning":
-                self._say_thought(parts, piece)
+                self._say_reasoning(parts, piece)
             else:
                 self._say_content(parts, piece)
 
@@ -359,11 +359,11 @@ class ChatParser:
             self._last = line.strip()[-1:] or ("" if line_end else self._last)
             self._is_spaced = said[-1].isspace()
 
-    def _say_thought(self, parts: list[Part], text: str) -> None:
-        said = text if self._has_thought else text.lstrip()
-        if said and not self._has_thought:
-            said = (_BETWEEN_THOUGHTS if self._num_thoughts else "") + said
-            self._has_thought, self._num_thoughts = True, self._num_thoughts + 1
+    def _say_reasoning(self, parts: list[Part], text: str) -> None:
+        said = text if self._has_reasoning else text.lstrip()
+        if said and not self._has_reasoning:
+            said = (_BETWEEN_REASONING if self._num_reasoning else "") + said
+            self._has_reasoning, self._num_reasoning = True, self._num_reasoning + 1
         if text:
             parts.append(Part("reasoning", said, len(text)))
 

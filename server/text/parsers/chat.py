@@ -6,7 +6,7 @@ from server.text.parsers.answer import ChatParser
 from server.text.parsers.harmony import HarmonyParser
 from server.text.parsers.parts import ChatFormat, OutputParser, Part, Start, Tools
 
-__all__ = ["ChatParser", "RawText", "build_parser", "opens_thought"]
+__all__ = ["ChatParser", "RawText", "build_parser", "opens_reasoning"]
 
 
 class RawText:
@@ -39,6 +39,6 @@ def build_parser(
     return ChatParser(format, tools, begins=begins, only_one=only_one, is_held=is_held)
 
 
-def opens_thought(format: ChatFormat, prompt: str) -> bool:
+def opens_reasoning(format: ChatFormat, prompt: str) -> bool:
     """Return whether the model's answer to a rendered prompt begins within a thought."""
     return format.think_start is not None and prompt.rstrip().endswith(format.think_start)

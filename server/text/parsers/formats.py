@@ -10,7 +10,7 @@ from server.text.calls.forms import GENERIC, form_of
 from server.text.parsers import harmony
 from server.text.parsers.parts import ChatFormat
 
-THOUGHTS = (
+REASONING = (
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
@@ -27,7 +27,7 @@ def format_of(wrapper: Any) -> ChatFormat:
     vocabulary = wrapper.get_vocab()
     if vocabulary.keys() >= {*harmony.TAGS}:
         return ChatFormat(is_harmony=True)
-    think_start, think_end = _thought_tags(wrapper, vocabulary)
+    think_start, think_end = _reasoning_tags(wrapper, vocabulary)
     calls = _calls_of(wrapper, vocabulary)
     return ChatFormat(
         think_start=think_start,
@@ -68,7 +68,7 @@ def templates_of(wrapper: Any) -> list[str]:
     return [template] if isinstance(template, str) else []
 
 
-def _thought_tags(wrapper: Any, vocabulary: dict[str, int]) -> tuple[str | None, str | None]:
+def _reasoning_tags(wrapper: Any, vocabulary: dict[str, int]) -> tuple[str | None, str | None]:
     if wrapper.think_start is not None:
         return wrapper.think_start, wrapper.think_end
-    return next((pair for pair in THOUGHTS if vocabulary.keys() >= {*pair}), (None, None))
+    return next((pair for pair in REASONING if vocabulary.keys() >= {*pair}), (None, None))

@@ -47,7 +47,7 @@ class HarmonyParser:
         self._held = ""
         self._header = ""  # of a call
         self._searched = 0  # of what is held: no tag of a header ends before it
-        self._said: set[str] = {"reasoning"} if begins == "thought" else set()  # kinds of which there was text
+        self._said: set[str] = {"reasoning"} if begins == "reasoning" else set()  # kinds of which there was text
         self._is_new = False  # what follows is of another message than what was said of its kind
         self._ending: tuple[bool, bool] = (False, False)  # whether the output has ended, and was cut off
         self._begin_body()

@@ -17,7 +17,7 @@ Tools = Sequence[Mapping[str, Any]]
 
 Kind = Literal["content", "reasoning", "call"]
 
-Start = Literal["before", "opened", "thought", "content"]
+Start = Literal["before", "opened", "reasoning", "content"]
 """Where an output begins: before anything, behind a thought's opening tag, within a thought, within content."""
 
 
@@ -44,7 +44,7 @@ class Part:
     calls: tuple[ToolCall, ...] = ()
 
 
-class ThoughtHabit:
+class ReasoningHabit:
     """A record of a model's first answers: whether its thoughts come without an opening tag.
 
     Some templates neither open a thought nor say anything of one, and the model thinks all the same, from its first
@@ -91,7 +91,7 @@ class ChatFormat:
     """Tags around content, which are no part of it."""
     is_harmony: bool = False
     """Answers are messages with headers, as gpt-oss writes them, and nothing of the above is of use."""
-    habit: ThoughtHabit = field(default_factory=ThoughtHabit, compare=False)
+    habit: ReasoningHabit = field(default_factory=ReasoningHabit, compare=False)
 
     @property
     def has_reasoning(self) -> bool:

@@ -108,7 +108,7 @@ def test_turns_that_alternate(roles: str, merged: str) -> None:
     assert "|".join(f"{role}:{content}" for role, content in found) == merged.replace("+", "\n\n")
 
 
-def test_merged_messages_keep_thoughts_and_calls() -> None:
+def test_merged_messages_keep_reasoning_and_calls() -> None:
     first = {"role": "assistant", "content": "a", "reasoning_content": "t"}
     merged = prepared([HI, first, {**SAID, "reasoning_content": "u"}], alternates=True)
     assert merged[1:] == [{**SAID, "content": "a\n\nI ask.", "reasoning_content": "t\n\nu"}]
@@ -182,10 +182,10 @@ def test_calls_that_stand_alone_are_not_merged_with_what_was_said() -> None:
     assert found[2]["tool_calls"] == SAID["tool_calls"]
 
 
-def test_the_key_of_a_thought() -> None:
-    thought = {"role": "assistant", "content": "", "reasoning_content": "t"}
-    assert prepared([thought], thought_key="thinking") == [{**thought, "thinking": "t"}]
-    assert prepared([HI], thought_key="thinking") == [HI]
+def test_the_key_of_a_reasoning() -> None:
+    reasoning = {"role": "assistant", "content": "", "reasoning_content": "t"}
+    assert prepared([reasoning], reasoning_key="thinking") == [{**reasoning, "thinking": "t"}]
+    assert prepared([HI], reasoning_key="thinking") == [HI]
 
 
 def test_what_was_changed_is_said() -> None:
@@ -213,7 +213,7 @@ TRAITS = st.builds(
     user_first=st.booleans(),
     needs_user=st.booleans(),
     answers_results=st.booleans(),
-    thought_key=st.sampled_from(["reasoning_content", "thinking"]),
+    reasoning_key=st.sampled_from(["reasoning_content", "thinking"]),
 )
 
 

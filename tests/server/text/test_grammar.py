@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from server.grammars.process import Grammar, GrammarState
 from server.text.grammar import ANY_OBJECT, GrammarError, GrammarSource, check_keywords
-from server.text.thought import Thought
+from server.text.reasoning import Reasoning
 from tests.compiling import COMPILER, TOKENIZER, BlockingCompiler
 from tests.schemas import follows, random_schema
 
@@ -130,10 +130,10 @@ def test_only_the_end_is_left_when_it_is_done_and_what_follows_changes_nothing()
 
 # --- after a thought; "<" and "/>" stand for its marks
 
-MARKS = Thought(start_ids=(ord("<"),), end_ids=tuple(b"/>"))
+MARKS = Reasoning(start_ids=(ord("<"),), end_ids=tuple(b"/>"))
 
 
-def test_a_thought_is_free_and_the_grammar_begins_behind_it() -> None:
+def test_a_reasoning_is_free_and_the_grammar_begins_behind_it() -> None:
     state = COMPILER.compile(GrammarSource.of_schema(PERSON), MARKS).start()
     assert set(allowed(state)) == {ord("<"), ord("{"), ord("\n"), ord(" ")}
     for token_id in b"<any / thing / >":
@@ -144,7 +144,7 @@ def test_a_thought_is_free_and_the_grammar_begins_behind_it() -> None:
     assert set(allowed(state)) == {ord("{"), ord("\n"), ord(" ")}
 
 
-def test_without_a_thought_the_grammar_begins_at_once() -> None:
+def test_without_a_reasoning_the_grammar_begins_at_once() -> None:
     state = COMPILER.compile(GrammarSource.of_schema(PERSON), MARKS).start()
     state.accept(ord("{"))
     assert ord("<") not in allowed(state)
@@ -156,8 +156,8 @@ def test_slashes_and_line_ends_in_a_regular_expression(regex: str, text: str) ->
     assert walk(COMPILER.compile(GrammarSource("regex", regex)), random.Random(0)) == text
 
 
-def test_a_thought_that_the_prompt_has_begun() -> None:
-    opened = Thought(start_ids=(ord("<"),), end_ids=tuple(b"/>"), is_open=True)
+def test_a_reasoning_that_the_prompt_has_begun() -> None:
+    opened = Reasoning(start_ids=(ord("<"),), end_ids=tuple(b"/>"), is_open=True)
     state = COMPILER.compile(GrammarSource.of_schema(PERSON), opened).start()
     assert state.allowed() is None
     for token_id in b"so/>":

@@ -270,7 +270,7 @@ def up_to_stop(parts: list[Part], stops: tuple[str, ...]) -> list[Part]:
     return said
 
 
-def test_tokens_without_text_at_the_end_of_a_thought_are_of_the_thought():
+def test_tokens_without_text_at_the_end_of_a_reasoning_are_of_the_reasoning():
     pipeline = ChoicePipeline(0, _TOKENIZER, (), wants_logprobs=True, parser=ChatParser(FORMAT))
     outputs = run(pipeline, events([*b"<think>a", _EOS, _EOS]))
     assert joined(outputs, ReasoningDelta) == ("a", "<think>a<eos><eos>")

@@ -48,13 +48,13 @@ class Templated(ByteTokenizer):
         return str(self._template.render(messages=messages, **{"add_generation_prompt": True, **template_kwargs}))
 
 
-def continued(template: str, said: str, thought: str = "", marks: ChatFormat = THINKS) -> Rendered:
-    last = {"role": "assistant", "content": said, **({"reasoning_content": thought} if thought else {})}
+def continued(template: str, said: str, reasoning: str = "", marks: ChatFormat = THINKS) -> Rendered:
+    last = {"role": "assistant", "content": said, **({"reasoning_content": reasoning} if reasoning else {})}
     return render_prompt(Templated(template, marks), ({"role": "user", "content": "q"}, last), {}, (), "continued")
 
 
 @pytest.mark.parametrize(
-    ("template", "said", "thought", "text", "begins"),
+    ("template", "said", "reasoning", "text", "begins"),
     [
         (LLAMA, "So ", "", "So ", "content"),
         (LLAMA, " \n So", "", " \n So", "content"),
@@ -64,14 +64,14 @@ def continued(template: str, said: str, thought: str = "", marks: ChatFormat = T
         (QWEN, "", "", "<think>\n\n</think>\n\n", "content"),
         (QWEN, "So", "hm", "<think>\nhm\n</think>\n\nSo", "content"),
         (QWEN, "<think>\nhm\n</think>\n\nSo", "", "<think>\nhm\n</think>\n\nSo", "content"),
-        (QWEN, "", "hm, ", "<think>\nhm, ", "thought"),
-        (QWEN, "<think>\nhm, ", "", "<think>\nhm, ", "thought"),
+        (QWEN, "", "hm, ", "<think>\nhm, ", "reasoning"),
+        (QWEN, "<think>\nhm, ", "", "<think>\nhm, ", "reasoning"),
         (QWEN, "<think>\n", "", "<think>\n", "opened"),
         (R1, "So", "", "So", "content"),
         (R1, "", "", "", "before"),
         (R1, "<think>\nhm\n</think>\n\nSo", "", "<think>\nhm\n</think>\n\nSo", "content"),
         (R1, "So", "hm", "<think>\nhm\n</think>\n\nSo", "content"),
-        (R1, "", "hm", "<think>\nhm", "thought"),
+        (R1, "", "hm", "<think>\nhm", "reasoning"),
         (R1, "<think>", "", "<think>\n", "opened"),
         (R1, "a </think> b", "", "a </think> b", "content"),
         (
@@ -79,18 +79,18 @@ def continued(template: str, said: str, thought: str = "", marks: ChatFormat = T
             "hm",
             "",
             "<think>\nhm",
-            "thought",
+            "reasoning",
         ),
     ],
 )
-def test_what_the_model_goes_on_from(template: str, said: str, thought: str, text: str, begins: str) -> None:
-    found = continued(template, said, thought)
+def test_what_the_model_goes_on_from(template: str, said: str, reasoning: str, text: str, begins: str) -> None:
+    found = continued(template, said, reasoning)
     assert found.begins == begins
     assert found.text.rpartition("[assistant]")[2] == text
     assert found.text.count("[assistant]") == 1
 
 
-def test_a_tag_is_text_where_the_model_has_no_thoughts() -> None:
+def test_a_tag_is_text_where_the_model_has_no_reasoning() -> None:
     found = continued(LLAMA, "<think>x", marks=ChatFormat())
     assert (found.text, found.begins) == ("[user]q[end][assistant]<think>x", "content")
 

@@ -76,7 +76,7 @@ TEMPLATES: dict[str, tuple[str, Traits]] = {
         Traits(needs_user=True),
     ),
     "another key of thoughts": (
-        LOOP.replace("LINE", "{% if m.reasoning %}[{{ m.reasoning }}]{% endif %}" + LINE + CALLS), Traits(thought_key="reasoning"),
+        LOOP.replace("LINE", "{% if m.reasoning %}[{{ m.reasoning }}]{% endif %}" + LINE + CALLS), Traits(reasoning_key="reasoning"),
     ),
     "nothing": (REFUSE, Traits()),
 }  # fmt: skip

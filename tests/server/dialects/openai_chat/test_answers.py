@@ -171,7 +171,7 @@ async def test_a_call_is_text_where_no_tools_are_to_be_used() -> None:
         assert (choice["finish_reason"], choice["message"]["content"]) == ("stop", f"I ask. {CALL}\n{CALL}")
 
 
-async def test_a_thought_that_the_prompt_opened() -> None:
+async def test_a_reasoning_that_the_prompt_opened() -> None:
     async with scripted([spell("hm\n</think>\n4\0", reason="stop")]) as client:
         body = {"messages": asked("2 + 2?"), "chat_template_kwargs": {"opening": "<think>\n"}}
         (choice,) = (await client.post("/chat/completions", json=body)).json()["choices"]
@@ -187,7 +187,7 @@ async def test_an_answer_goes_on_where_the_last_message_stops() -> None:
     assert choice["message"]["content"] == " is <think> 4."
 
 
-async def test_a_thought_goes_on_where_the_last_message_stops() -> None:
+async def test_a_reasoning_goes_on_where_the_last_message_stops() -> None:
     async with scripted([spell(" so</think>4\0", reason="stop")]) as client:
         last = {"role": "assistant", "reasoning_content": "Hm,", "content": ""}
         body = {"messages": [*asked("2 + 2?"), last], "continue_final_message": True}
@@ -199,7 +199,7 @@ async def test_a_thought_goes_on_where_the_last_message_stops() -> None:
 
 
 @pytest.mark.parametrize("name", ["thinking_budget", "thinking_token_budget"])
-async def test_a_thinking_budget_is_a_state_that_closes_the_thought(name: str) -> None:
+async def test_a_thinking_budget_is_a_state_that_closes_the_reasoning(name: str) -> None:
     async with scripted([spell("hm</think>4\0", reason="stop")]) as client:
         body = {"messages": asked("2 + 2?"), "chat_template_kwargs": {"opening": "<think>"}, name: 2}
         answer = await client.post("/chat/completions", json=body)
@@ -325,11 +325,11 @@ async def test_the_pocket_model_goes_on_with_its_own_words_as_before() -> None:
             return answer.choices[0].message
 
         whole = await ask()
-        thought, content = whole.reasoning_content, whole.content
-        cut = thought.index(" ", len(thought) // 2)
-        thinking = await ask({"reasoning_content": thought[:cut]})
-        assert (thinking.reasoning_content, thinking.content) == (thought[cut:], content)
-        answering = await ask({"reasoning_content": thought, "content": content[:7]})
+        reasoning, content = whole.reasoning_content, whole.content
+        cut = reasoning.index(" ", len(reasoning) // 2)
+        thinking = await ask({"reasoning_content": reasoning[:cut]})
+        assert (thinking.reasoning_content, thinking.content) == (reasoning[cut:], content)
+        answering = await ask({"reasoning_content": reasoning, "content": content[:7]})
         assert answering.content == content[7:]
         assert getattr(answering, "reasoning_content", None) is None
 
@@ -356,7 +356,7 @@ async def test_the_pocket_model_thinks_no_more_than_it_may() -> None:
     assert thoughts[3:4] == [whole]
     assert contents[3] == contents[-1]
     assert thoughts[0] == ""
-    assert all(whole.startswith(thought) for thought in thoughts)
+    assert all(whole.startswith(reasoning) for reasoning in thoughts)
     around = 5  # what opens it; a line's end, what closes it, two more
     assert counted[:3] == [around, 1 + around, 7 + around]
     assert all(content and "think>" not in content for content in contents)

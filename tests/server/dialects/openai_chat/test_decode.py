@@ -452,13 +452,13 @@ OFF = {"enable_thinking": False, "thinking": False}
         ({"include_reasoning": True, "reasoning_format": "parsed"}, {}),
     ],
 )
-def test_what_is_said_of_thoughts_is_told_the_template(body: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_what_is_said_of_reasoning_is_told_the_template(body: dict[str, Any], expected: dict[str, Any]) -> None:
     assert prompt_of(**body).template_kwargs == expected
     job, ignored = decoded(**body)
     assert ignored == []
     is_off = expected.get("enable_thinking") is False
     assert job.thinking_budget == (0 if is_off else expected.get("thinking_budget"))
-    assert not job.needs_thoughts
+    assert not job.needs_reasoning
 
 
 @pytest.mark.parametrize(
@@ -488,16 +488,16 @@ def test_wishes_that_contradict(body: dict[str, Any], param: str) -> None:
         ({"include_reasoning": True, "reasoning": {"exclude": False}}, ("reasoning_content",)),
     ],
 )
-def test_thoughts_that_nobody_wants_to_see(body: dict[str, Any], names: tuple[str, ...]) -> None:
-    assert decode_form(request(**body), "reasoning_content").thought_names == names
+def test_reasoning_that_nobody_wants_to_see(body: dict[str, Any], names: tuple[str, ...]) -> None:
+    assert decode_form(request(**body), "reasoning_content").reasoning_names == names
 
 
 @pytest.mark.parametrize(
     ("field", "names"),
     [("reasoning", ("reasoning",)), ("both", ("reasoning_content", "reasoning")), ("none", ())],
 )
-def test_the_field_of_thoughts(field: str, names: tuple[str, ...]) -> None:
-    assert decode_form(request(), field).thought_names == names
+def test_the_field_of_reasoning(field: str, names: tuple[str, ...]) -> None:
+    assert decode_form(request(), field).reasoning_names == names
 
 
 def test_names_within_that_nobody_knows() -> None:

@@ -170,23 +170,23 @@ def test_logprobs() -> None:
 
 
 @pytest.mark.parametrize("names", [("reasoning",), ("reasoning_content", "reasoning"), ()])
-def test_the_names_of_a_thought(names: tuple[str, ...]) -> None:
+def test_the_names_of_a_reasoning(names: tuple[str, ...]) -> None:
     form = AnswerForm(names)
     batches: list[list[OutputEvent]] = [
         [ReasoningDelta(0, 'h"', (token("h"),)), TextDelta(0, "x")],
         [Finished(0, "stop", 2, 1), Usage(5, 0, 2, 0, 1)],
     ]
     chunks = encode_all(build_encoder(HEAD, False, form), batches)
-    thought = dict.fromkeys(names, 'h"')
+    reasoning = dict.fromkeys(names, 'h"')
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert deltas == [
         {"role": "assistant", "content": None},
-        *([thought] if names else []),
+        *([reasoning] if names else []),
         {"content": "x"},
         {},
     ]
     (choice,) = folded(build_fold(HEAD, form), batches)["choices"]
-    assert choice["message"] == {"role": "assistant", "content": "x", **thought, "refusal": None}
+    assert choice["message"] == {"role": "assistant", "content": "x", **reasoning, "refusal": None}
 
 
 def test_a_call_in_its_older_form() -> None:

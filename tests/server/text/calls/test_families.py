@@ -18,7 +18,7 @@ from server.text.calls.forms import FORMS, GENERIC, form_of
 from server.text.calls.values import Number, read_exact
 from server.text.calls.writer import write_calls
 from server.text.parsers.chat import ChatParser
-from server.text.parsers.formats import THOUGHTS, format_of
+from server.text.parsers.formats import REASONING, format_of
 from server.text.parsers.parts import ChatFormat
 from tests.server.text.parsers.cuts import every_cut, parts_of, text_of
 
@@ -358,8 +358,8 @@ def test_a_template_that_knows_no_calls_gets_a_form_that_is_told() -> None:
     assert (found.calls, found.tells_tools) == (GENERIC, "prompt")
 
 
-@pytest.mark.parametrize("pair", THOUGHTS)
-def test_thoughts_that_mlx_lm_does_not_look_for(pair: tuple[str, str]) -> None:
+@pytest.mark.parametrize("pair", REASONING)
+def test_reasoning_that_mlx_lm_does_not_look_for(pair: tuple[str, str]) -> None:
     found = format_of(wrapper(None, think_start=None, think_end=None, get_vocab=lambda: dict.fromkeys(pair, 1)))
     assert (found.think_start, found.think_end) == pair
 

@@ -171,7 +171,7 @@ def test_a_message_without_its_tag_is_not_lost(text: str) -> None:
     assert read("harmony", text)[1] == "Hi there, no tag"
 
 
-def test_thoughts_of_several_messages_are_set_apart() -> None:
+def test_reasoning_of_several_messages_are_set_apart() -> None:
     text = "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>analysis<|message|>b<|end|><|start|>assistant<|channel|>final<|message|>c"
     for cut in every_cut(text):
         assert text_of(parts_of(build_parser(format_of("harmony"), (), begins="before"), cut), "reasoning") == "a\n\nb"
@@ -193,7 +193,7 @@ def test_a_tag_that_is_talked_of_is_text(text: str, reasoning: str, content: str
         assert " ".join(text_of(parts, "content").split()) == " ".join((content or text).split())
 
 
-def test_a_broken_call_within_what_may_be_a_thought_is_a_part_of_it() -> None:
+def test_a_broken_call_within_what_may_be_a_reasoning_is_a_part_of_it() -> None:
     text = '<tool_call>\n{"name": "weather" "arguments": {"city": "Paris"}}\n</tool_call>\n</think>\nok'
     found = set()
     for cut in every_cut(text):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from server.text.calls.form import CallForm
 from server.text.detokenizer import CONTROL_MARK
-from server.text.parsers.chat import ChatParser, RawText, opens_thought
-from server.text.parsers.parts import ChatFormat, Start, ThoughtHabit
+from server.text.parsers.chat import ChatParser, RawText, opens_reasoning
+from server.text.parsers.parts import ChatFormat, ReasoningHabit, Start
 from tests.server.text.calls.test_splitting import GOOD, TOOLS
 from tests.server.text.parsers.cuts import calls_of, every_cut, parts_of, pieces, text_of
 
@@ -24,9 +24,9 @@ def format_with(**changes: Any) -> ChatFormat:
     return ChatFormat(**{"think_start": "<think>", "think_end": "</think>", "calls": FORM, **changes})
 
 
-def plain() -> ThoughtHabit:
+def plain() -> ReasoningHabit:
     """Of a model whose first answers were no thoughts."""
-    habit = ThoughtHabit()
+    habit = ReasoningHabit()
     for _ in range(2):
         habit.note_plain()
     return habit
@@ -44,7 +44,7 @@ def everything(parser: ChatParser, cut: list[str]) -> tuple[str, str, list[tuple
 
 @given(
     cut=pieces(_WORDS),
-    begins=st.sampled_from(["before", "opened", "thought", "content"]),
+    begins=st.sampled_from(["before", "opened", "reasoning", "content"]),
     tools=st.sampled_from([(), TOOLS]),
     is_new=st.booleans(),
 )
@@ -73,13 +73,13 @@ def test_no_word_is_lost(cut):
 
 def test_an_output_that_goes_on_where_the_prompt_left_off():
     """Its first white space is of the text."""
-    thought = everything(ChatParser(FORMAT, (), begins="thought"), [" so</think> 4"])
+    thought = everything(ChatParser(FORMAT, (), begins="reasoning"), [" so</think> 4"])
     assert thought == (" so", "4", [])
     assert everything(ChatParser(FORMAT, (), begins="content"), [" and on"]) == ("", " and on", [])
 
 
 F = ("f", '{"a": 1}')
-THOUGHTS: dict[str, tuple[str, Start, str, str]] = {
+REASONING: dict[str, tuple[str, Start, str, str]] = {
     "a thought": ("<think>\nhm, 2 + 2\n</think>\n\n4 is it.", "before", "hm, 2 + 2", "4 is it."),
     "opened by the prompt": ("\nhm\n</think>\n\n4", "opened", "hm", "4"),
     "opened by both": ("<think>\nhm\n</think>\n\n4", "opened", "hm", "4"),
@@ -107,9 +107,9 @@ THOUGHTS: dict[str, tuple[str, Start, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", THOUGHTS)
-def test_thoughts_cut_at_every_place(case):
-    text, begins, reasoning, content = THOUGHTS[case]
+@pytest.mark.parametrize("case", REASONING)
+def test_reasoning_cut_at_every_place(case):
+    text, begins, reasoning, content = REASONING[case]
     for cut in every_cut(text):
         for tools in ((), TOOLS):
             assert everything(ChatParser(format_with(), tools, begins=begins), cut) == (reasoning, content, [])
@@ -164,7 +164,7 @@ def test_frames_are_no_part_of_content():
         assert everything(ChatParser(format, TOOLS), cut) == ("hm", "It is 4.", [F])
 
 
-def test_without_tools_a_call_is_text_and_without_thoughts_a_thought_is():
+def test_without_tools_a_call_is_text_and_without_reasoning_a_reasoning_is():
     text = f"<think>a {CALL}</think>{CALL}"
     assert everything(ChatParser(FORMAT), [text]) == (f"a {CALL}", CALL, [])
     assert everything(ChatParser(ChatFormat(), TOOLS), [text]) == ("", text, [])
@@ -205,9 +205,9 @@ def test_it_is_done_after_the_one_call_that_was_wanted():
         ("", False),
     ],
 )
-def test_a_prompt_that_ends_in_an_open_thought(prompt, is_open):
-    assert opens_thought(FORMAT, prompt) is is_open
-    assert not opens_thought(ChatFormat(), prompt)
+def test_a_prompt_that_ends_in_an_open_reasoning(prompt, is_open):
+    assert opens_reasoning(FORMAT, prompt) is is_open
+    assert not opens_reasoning(ChatFormat(), prompt)
 
 
 def test_raw_text_is_content():
@@ -215,24 +215,24 @@ def test_raw_text_is_content():
     assert text_of(parts, "content") == f"a<think>b{CALL}"
 
 
-def answered(habit: ThoughtHabit, text: str, *, is_cut: bool = False) -> None:
+def answered(habit: ReasoningHabit, text: str, *, is_cut: bool = False) -> None:
     parser = ChatParser(format_with(habit=habit))
     parser.feed(text)
     parser.flush(is_cut=is_cut)
 
 
 def test_what_the_first_answers_show_of_a_model() -> None:
-    habit = ThoughtHabit()
+    habit = ReasoningHabit()
     assert habit.num_held > 0
     answered(habit, "cut", is_cut=True)
     answered(habit, "one")
     assert habit.num_held > 0
     answered(habit, "two")
     assert habit.num_held == 0
-    habit = ThoughtHabit()
+    habit = ReasoningHabit()
     answered(habit, "<think>hm</think>so")
     assert (habit.num_held, habit.is_unopened) == (0, False)
-    habit = ThoughtHabit()
+    habit = ReasoningHabit()
     answered(habit, "hm</think>so")
     assert habit.is_unopened
 

@@ -23,7 +23,7 @@ from tests.tiny_tokenizer import write_harmony_tokenizer
 TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
 ]
-THOUGHT = "<|channel|>analysis<|message|>Hm, so.<|end|>"
+REASONING = "<|channel|>analysis<|message|>Hm, so.<|end|>"
 FINAL = "<|start|>assistant<|channel|>final<|message|>It is 4."
 HEADER = "<|start|>assistant<|channel|>commentary to=functions.weather <|constrain|>json<|message|>"
 BODY = '{"city": "Köln"}'
@@ -38,12 +38,12 @@ def split(text: str | list[str], begins: Start = "before", tools: Any = TOOLS) -
 CALLED = [("weather", BODY)]
 CASES: dict[str, tuple[str, str, str, list[Any]]] = {
     "nothing": ("", "", "", []),
-    "a thought and an answer": (f"{THOUGHT}{FINAL}<|return|>", "Hm, so.", "It is 4.", []),
-    "its end is a token that says nothing": (f"{THOUGHT}{FINAL}", "Hm, so.", "It is 4.", []),
+    "a thought and an answer": (f"{REASONING}{FINAL}<|return|>", "Hm, so.", "It is 4.", []),
+    "its end is a token that says nothing": (f"{REASONING}{FINAL}", "Hm, so.", "It is 4.", []),
     "an answer at once": ("<|channel|>final<|message|>It is 4.<|return|>", "", "It is 4.", []),
-    "a thought that is cut off": (THOUGHT[:-7], "Hm, so.", "", []),
-    "a call": (f"{THOUGHT}{CALL}", "Hm, so.", "", CALLED),
-    "a call whose end says nothing": (f"{THOUGHT}{CALL[:-8]}", "Hm, so.", "", CALLED),
+    "a thought that is cut off": (REASONING[:-7], "Hm, so.", "", []),
+    "a call": (f"{REASONING}{CALL}", "Hm, so.", "", CALLED),
+    "a call whose end says nothing": (f"{REASONING}{CALL[:-8]}", "Hm, so.", "", CALLED),
     "a call without a type": (HEADER.replace(" <|constrain|>json", "") + BODY, "", "", CALLED),
     "a call whose recipient is in the role": (
         f" to=functions.weather<|channel|>commentary <|constrain|>json<|message|>{BODY}<|call|>",
@@ -52,7 +52,7 @@ CASES: dict[str, tuple[str, str, str, list[Any]]] = {
         CALLED,
     ),
     "words, then a call": (
-        f"{THOUGHT}<|start|>assistant<|channel|>commentary<|message|>I ask.<|end|>{CALL}",
+        f"{REASONING}<|start|>assistant<|channel|>commentary<|message|>I ask.<|end|>{CALL}",
         "Hm, so.",
         "I ask.",
         CALLED,
@@ -79,7 +79,7 @@ CASES: dict[str, tuple[str, str, str, list[Any]]] = {
     "a call that is none": (f"{HEADER}[1]<|call|>{FINAL}", "", f"{HEADER}[1]<|call|>It is 4.", []),
     "no header": ("It is 4.", "", "It is 4.", []),
     "a message without a channel": ("<|message|>It is 4.<|return|>", "", "It is 4.", []),
-    "a header that is cut off": (f"{THOUGHT}<|start|>assistant<|chan", "Hm, so.", "", []),
+    "a header that is cut off": (f"{REASONING}<|start|>assistant<|chan", "Hm, so.", "", []),
     "a header that ends in nothing": (f"<|channel|>analysis<|end|>{FINAL}", "", "It is 4.", []),
     "a message that does not end": (f"<|channel|>analysis<|message|>Hm{FINAL}", "Hm", "It is 4.", []),
     "white space stays": ("<|channel|>final<|message|> 4\n<|return|>", "", " 4\n", []),
@@ -97,14 +97,14 @@ def test_an_answer_cut_at_every_place(case: str) -> None:
 _WORDS = (*TAGS, "analysis", "final", "commentary", " to=functions.weather", "assistant", BODY, "<|", "a", " ", CALL)
 
 
-@given(pieces(_WORDS), st.sampled_from(["before", "opened", "thought", "content"]), st.sampled_from([(), TOOLS]))
+@given(pieces(_WORDS), st.sampled_from(["before", "opened", "reasoning", "content"]), st.sampled_from([(), TOOLS]))
 def test_any_cut_gives_what_the_whole_gives(cut: tuple[str, list[str]], begins: Start, tools: Any) -> None:
     text, given_pieces = cut
     assert split(given_pieces, begins, tools) == split(list(text), begins, tools) == split(text, begins, tools)
 
 
 def test_where_the_prompt_left_off() -> None:
-    assert split(f" so<|end|>{FINAL}", "thought") == (" so", "It is 4.", [])
+    assert split(f" so<|end|>{FINAL}", "reasoning") == (" so", "It is 4.", [])
     assert split(" 4.<|return|>", "content") == ("", " 4.", [])
 
 
@@ -146,8 +146,8 @@ def test_special_tokens_reach_the_parser_and_no_one_else(tmp_path: Path) -> None
     assert (tokenizer.chat_format.has_tools, tokenizer.chat_format.has_reasoning) == (True, True)
     assert {name for name in map(tokenizer.token_text, tokenizer.eos_ids) if name in TAGS} == {"<|call|>", "<|return|>"}
     for text, kinds in (
-        (f"{THOUGHT}{FINAL}<|return|>", [("Hm, so.", ReasoningDelta), ("It is 4.", TextDelta)]),
-        (f"{THOUGHT}{CALL}", [("Hm, so.", ReasoningDelta), ("weather", ToolCallDelta)]),
+        (f"{REASONING}{FINAL}<|return|>", [("Hm, so.", ReasoningDelta), ("It is 4.", TextDelta)]),
+        (f"{REASONING}{CALL}", [("Hm, so.", ReasoningDelta), ("weather", ToolCallDelta)]),
     ):
         ids = tokenizer.encode(text, add_special_tokens=False)
         parser = build_parser(tokenizer.chat_format, TOOLS)

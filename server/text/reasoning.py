@@ -14,7 +14,7 @@ _LEAD = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Thought:
+class Reasoning:
     """How a model's thought begins and ends, token ids; `is_open`: the prompt has begun it."""
 
     start_ids: tuple[int, ...]
@@ -28,18 +28,18 @@ class Thought:
     """What begins a call, which may end a thought that is not closed; no budget cuts one off. Empty: there is none."""
 
 
-class ThoughtState:
+class ReasoningState:
     """Where one sequence stands: before its thought, within it, or behind it.
 
     `is_strict`: a thought begins with the first token or never, as where a grammar waits behind it.
     """
 
-    def __init__(self, thought: Thought, *, is_strict: bool) -> None:
-        self._thought = thought
-        self._place: Literal["before", "within", "behind"] = "within" if thought.is_open else "before"
-        self._num_looks = 1 if is_strict else len(thought.start_ids) + _LEAD
+    def __init__(self, reasoning: Reasoning, *, is_strict: bool) -> None:
+        self._reasoning = reasoning
+        self._place: Literal["before", "within", "behind"] = "within" if reasoning.is_open else "before"
+        self._num_looks = 1 if is_strict else len(reasoning.start_ids) + _LEAD
         self._recent: tuple[int, ...] = ()
-        self._budget = thought.budget
+        self._budget = reasoning.budget
         self._num_tokens = 0
         self._forced: tuple[int, ...] = ()
         self._spend(0)
@@ -51,7 +51,7 @@ class ThoughtState:
             return self._look_for_start(token_id)
         if self._place == "behind":
             return False
-        end_ids, call_ids = self._thought.end_ids, self._thought.call_ids
+        end_ids, call_ids = self._reasoning.end_ids, self._reasoning.call_ids
         self._recent = (*self._recent, token_id)[-max(len(end_ids), len(call_ids)) :]
         if self._recent[-len(end_ids) :] == end_ids:
             self._place = "behind"
@@ -67,7 +67,7 @@ class ThoughtState:
     @property
     def first_id(self) -> int | None:
         """The token with which a thought may begin now; None where none may, or it takes several."""
-        start_ids = self._thought.start_ids
+        start_ids = self._reasoning.start_ids
         return start_ids[0] if self._place == "before" and len(start_ids) == 1 else None
 
     @property
@@ -89,7 +89,7 @@ class ThoughtState:
         return self._budget + 1 if self._place == "before" else self._budget - self._num_tokens
 
     def _look_for_start(self, token_id: int) -> bool:
-        start_ids = self._thought.start_ids
+        start_ids = self._reasoning.start_ids
         self._num_looks -= 1
         self._recent = (*self._recent, token_id)[-len(start_ids) :]
         if start_ids and self._recent == start_ids:
@@ -104,4 +104,4 @@ class ThoughtState:
         """Once the budget is spent, the thought's close is all that may come."""
         self._num_tokens += num_tokens
         if self.is_within and not self._forced and self._num_tokens == self._budget:
-            self._forced = self._thought.closing_ids
+            self._forced = self._reasoning.closing_ids

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from server.grammars.process import Grammar, GrammarState
 from server.text.grammar import GrammarSource
-from server.text.thought import FOR_EVER, Thought
+from server.text.reasoning import FOR_EVER, Reasoning
 from tests.compiling import COMPILER
 
 START, END, CLOSING = (ord("<"),), tuple(b"/>"), tuple(b"\n/>\n")
 DIGITS = GrammarSource("regex", "[0-9]{4}")
 
 
-def thought(budget: int | None, *, is_open: bool = True, start: tuple[int, ...] = START) -> Thought:
-    return Thought(start, END, is_open, budget, CLOSING)
+def reasoning(budget: int | None, *, is_open: bool = True, start: tuple[int, ...] = START) -> Reasoning:
+    return Reasoning(start, END, is_open, budget, CLOSING)
 
 
 def allowed(state: GrammarState) -> bytes | None:
@@ -63,21 +63,21 @@ def driven(grammar: Grammar, wanted: bytes) -> bytes:
         (0, False, b"abcdefghijk", b"abcdefghijk"),
     ],
 )
-def test_a_thought_is_closed_when_its_budget_is_spent(
+def test_a_reasoning_is_closed_when_its_budget_is_spent(
     budget: int, is_open: bool, wanted: bytes, written: bytes
 ) -> None:
-    assert driven(Grammar(None, thought(budget, is_open=is_open)), wanted) == written
+    assert driven(Grammar(None, reasoning(budget, is_open=is_open)), wanted) == written
 
 
-def test_a_thought_that_several_tokens_open() -> None:
-    opened = thought(2, is_open=False, start=tuple(b"<t"))
+def test_a_reasoning_that_several_tokens_open() -> None:
+    opened = reasoning(2, is_open=False, start=tuple(b"<t"))
     assert driven(Grammar(None, opened), b"<tabcdefghi") == b"<tab\n/>\nghi"
     assert driven(Grammar(None, opened), b"<xabcdefghi") == b"<xabcdefghi"
 
 
 @pytest.mark.parametrize("source", [None, DIGITS])
-def test_a_call_within_a_thought_is_not_cut_off(source: GrammarSource | None) -> None:
-    calling = replace(thought(5), call_ids=tuple(b"<f>"))
+def test_a_call_within_a_reasoning_is_not_cut_off(source: GrammarSource | None) -> None:
+    calling = replace(reasoning(5), call_ids=tuple(b"<f>"))
     grammar = Grammar(None, calling) if source is None else COMPILER.compile(source, calling)
     assert driven(grammar, b"ab<f>cdefghijkl") == b"ab<f>cdefghijkl"
     assert driven(grammar, b"abc<f>cdefghijkl")[:8] == b"abc<f\n/>"
@@ -88,7 +88,7 @@ def test_asked_where_it_may_be_of_use_or_at_every_step_it_is_the_same(
     wanted: bytes, budget: int, is_open: bool
 ) -> None:
     wanted = wanted.translate(bytes(b"<>/ab\n"[i % 6] for i in range(256)))
-    grammar = Grammar(None, thought(budget, is_open=is_open))
+    grammar = Grammar(None, reasoning(budget, is_open=is_open))
     state, written = grammar.start(), bytearray()
     for byte in wanted:
         may = allowed(state)
@@ -99,7 +99,7 @@ def test_asked_where_it_may_be_of_use_or_at_every_step_it_is_the_same(
 
 
 def test_how_long_it_is_free() -> None:
-    state = Grammar(None, thought(5)).start()
+    state = Grammar(None, reasoning(5)).start()
     assert state.num_free_tokens == 5
     for byte in b"ab":
         state.accept(byte)
@@ -107,8 +107,8 @@ def test_how_long_it_is_free() -> None:
     for byte in b"/>":
         state.accept(byte)
     assert state.num_free_tokens == FOR_EVER
-    assert Grammar(None, thought(5, is_open=False)).start().num_free_tokens == 6
-    assert COMPILER.compile(DIGITS, thought(5)).start().num_free_tokens == 0
+    assert Grammar(None, reasoning(5, is_open=False)).start().num_free_tokens == 6
+    assert COMPILER.compile(DIGITS, reasoning(5)).start().num_free_tokens == 0
 
 
 @pytest.mark.parametrize(
@@ -121,20 +121,20 @@ def test_how_long_it_is_free() -> None:
     ],
 )
 def test_a_grammar_goes_on_behind_it(budget: int, is_open: bool, wanted: bytes, written: bytes) -> None:
-    said = driven(COMPILER.compile(DIGITS, thought(budget, is_open=is_open)), wanted)
+    said = driven(COMPILER.compile(DIGITS, reasoning(budget, is_open=is_open)), wanted)
     assert said.startswith(written)
     assert said[len(written) :].lstrip().isdigit()
 
 
 def test_white_space_that_the_grammar_does_not_know_is_left_out() -> None:
-    strict = COMPILER.compile(GrammarSource.of_choices(("yes", "no")), thought(2))
+    strict = COMPILER.compile(GrammarSource.of_choices(("yes", "no")), reasoning(2))
     written = driven(strict, b"abcdefghij")
     assert written[:5] == b"ab\n/>"
     assert written[5:] in (b"yes", b"no")
 
 
 def test_states_of_one_grammar_are_apart() -> None:
-    grammar, source = Grammar(None, thought(3)), random.Random(1)
+    grammar, source = Grammar(None, reasoning(3)), random.Random(1)
     first, second = grammar.start(), grammar.start()
     for _ in range(3):
         first.accept(source.randrange(97, 122))
