@@ -101,7 +101,7 @@ class StreamConfig:
 class ApiConfig:
     """Details of the API in which clients differ."""
 
-    reasoning_field: Literal["reasoning_content", "reasoning", "both", "none"] = option(
+    thoughts_field: Literal["reasoning_content", "reasoning", "both", "none"] = option(
         "reasoning_content", "field of a chat's answer that has the model's thoughts; none: they are left out"
     )
 

@@ -92,9 +92,9 @@ def _check_template_kwargs(body: ChatRequest) -> None:
         raise InvalidRequest(message, param="chat_template_kwargs", code="invalid_value")
 
 
-def decode_form(body: ChatRequest, reasoning_field: str) -> AnswerForm:
+def decode_form(body: ChatRequest, thoughts_field: str) -> AnswerForm:
     """Return the form of the answer; `thoughts_field`: as the configuration has it."""
-    names = _REASONING_NAMES.get(reasoning_field, (reasoning_field,))
+    names = _REASONING_NAMES.get(thoughts_field, (thoughts_field,))
     return AnswerForm(() if hides_reasoning(body) else names, is_old=bool(body.functions))
 
 

@@ -30,7 +30,7 @@ def build_router(parts: ServerParts) -> APIRouter:
         tools = body.model_dump(include={"tools", "functions"}, exclude_none=True) if has_tools else {}
         await check_numbers(request, {**schemas_of(body), **tools})
         job, ignored = decode(body, request.state.request_id)
-        form = decode_form(body, parts.config.api.reasoning_field)
+        form = decode_form(body, parts.config.api.thoughts_field)
         writers = AnswerWriters(partial(build_encoder, form=form), partial(build_fold, form=form))
         return await answer(parts, request, job, body, writers, ignored)
 

@@ -66,7 +66,7 @@ async def test_the_path_without_its_version(path: str) -> None:
     ],
 )
 async def test_where_reasoning_are(field: Any, body: dict[str, Any], names: set[str]) -> None:
-    async with serving(Config(api=ApiConfig(reasoning_field=field))) as client:
+    async with serving(Config(api=ApiConfig(thoughts_field=field))) as client:
         answer = (await client.post("/v1/chat/completions", json={"messages": HI, **body})).json()
     message = answer["choices"][0]["message"]
     assert {name: message[name] for name in ("reasoning", "reasoning_content") if name in message} == dict.fromkeys(
