@@ -46,7 +46,7 @@ class EngineLoop:
         self._in_flight: StepPlan | None = None
         """The step that was started and is not collected yet."""
         self._ran_out: OutOfMemory | None = None
-        """Memory ran out in a decode step of this step, and every row is lost."""
+        """Memory ran out in this decode step, and every row is lost."""
         self._has_rows = False
         self._rows: tuple[SequenceId, ...] = ()
         """Those that the prefix cache knows to have rows."""
@@ -56,7 +56,7 @@ class EngineLoop:
         self._streams: dict[SequenceId, EventStream] = {}
         """The stream of every sequence that has not ended."""
         self._grammar_failures: list[GrammarFailed] = []
-        """Of the step that is being started."""
+        """Failures of grammars in the step that is being started."""
 
     @property
     def has_work(self) -> bool:

@@ -1,4 +1,6 @@
-"""Who computes what in the next step. Arithmetic on counters: no MLX, no clock, no threads.
+"""The plan of the next step: rows that decode, chunks that are computed.
+
+Arithmetic on counters: no MLX, no clock, no threads.
 
 The rules:
 - every running sequence decodes in every step;
@@ -29,24 +31,24 @@ from mlx_backend.prefix_cache.prefix_match import PrefixMatch
 from mlx_backend.sampling.keys import base_key
 
 _STALL_SHARE = 0.6
-"""Of the promised stall, what a chunk is planned for; the rest is for what measures cannot foresee."""
+"""The share of the promised stall that a chunk is planned for; the rest is for what no measure foresees."""
 _LEFTOVER_SHARE = 0.15
 """A leftover of the time budget smaller than this starts no further chunk."""
 _SOON_TOKENS = 256
 
 
 class PrefixView(Protocol):
-    """What the scheduler asks of the prefix cache."""
+    """The prefix cache, as far as the scheduler asks it."""
 
     def match(self, group: SequenceGroup) -> PrefixMatch:
-        """What is known of what follows the computed part of a prompt."""
+        """Return what is known of the tokens that follow the computed part of a prompt."""
 
     def pieces(self, group: SequenceGroup, stop: int) -> Restore | None:
         """The blocks that restore a prompt from its computed part up to `stop`; None where some have gone."""
 
 
 def reservation_of(group: SequenceGroup) -> Reservation:
-    """What a request may come to hold, from now on."""
+    """Return the most that a request may come to hold from now on."""
     return _claim(group, group.max_num_tokens)
 
 
@@ -105,7 +107,7 @@ class Scheduler:
 
     @property
     def claims(self) -> list[Reservation]:
-        """What every request that was let in may come to hold."""
+        """The most that every admitted request may come to hold."""
         return [reservation_of(group) for group in self._admitted.values()]
 
     @property
@@ -114,10 +116,10 @@ class Scheduler:
         return self._budget.needed(self.claims) if self._budget is not None else 0
 
     def free_bytes(self, chunks: Iterable[Chunk] = ()) -> int | None:
-        """What those who were let in leave in this step, with these chunks, and in the next few; None: no budget.
+        """Return the bytes that admitted requests leave free in this step, with these chunks, and in the next few.
 
-        Whoever is told of no `max_tokens` may come to the whole context, and seldom does: what is kept for later
-        gives way when it is needed, and not before.
+        None: no budget. A request without `max_tokens` may come to the whole context, and seldom does: what is kept
+        for later gives way when it is needed, and not before.
         """
         if self._budget is None:
             return None

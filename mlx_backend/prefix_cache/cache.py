@@ -42,7 +42,7 @@ class PrefixCache:
         self._num_cached = {"ram": 0, "disk": 0}
         self._num_evicted = self._num_computed = 0
         self._cursors: dict[PromptId, Cursor] = {}
-        """Of prompts that are being computed."""
+        """The cursors of prompts that are being computed."""
         self._rows: tuple[TokenSequence, ...] = ()
 
     # ---- looking ----
@@ -81,7 +81,7 @@ class PrefixCache:
     def _computing(
         self, cursor: Cursor, group: SequenceGroup, position: int, limit: int, *, starts_again: bool = False
     ) -> PrefixMatch:
-        """Who computes the same as somebody before it in a turn waits for that one: so the key says what it is."""
+        """Who computes the same as somebody before it in a step waits for that one: so the key says what it is."""
         self._loading.leave(group)
         stop = self._next_border(group, position, limit) if not self._store.cuts else limit
         end = min(stop, (position // cursor.chain.size + 1) * cursor.chain.size) if self._store.cuts else stop

@@ -16,14 +16,14 @@ from mlx_backend.planning.admission import Budget
 
 
 def limited_by(config: ContextConfig, limit: int, fitting: int) -> Literal["model", "configuration", "memory"]:
-    """What makes the context limit `fitting`, where the model and the configuration together allow `limit`."""
+    """Return what makes the context limit `fitting`, where the model and the configuration together allow `limit`."""
     if fitting < limit:
         return "memory"
     return "model" if config.limit is None else "configuration"
 
 
 def failed(what: str, error: BaseException) -> SequenceFailed:
-    """What a device's error means to those whom the computation was for."""
+    """Return the error of a failed computation for the sequences that it was for."""
     text = str(error).strip() or type(error).__name__
     is_memory = isinstance(error, MemoryError) or "memory" in text.lower() or "[malloc" in text
     if is_memory:
@@ -41,7 +41,7 @@ class Runner(Protocol):
 
     @property
     def budget(self) -> Budget | None:
-        """What live sequences may need together, once the model is loaded; None: no bound."""
+        """The memory that live sequences may need together, once the model is loaded; None: no bound."""
 
     @property
     def blocks(self) -> BlockStore | None:

@@ -267,16 +267,18 @@ class MLXRunner:
             self._lose_rows()
             raise failed("decode", error) from error
         finally:
-            for prompt in plan.dropped:
-                self._prompts.pop(prompt, None)
+            self._drop(plan.dropped)
+
+    def _drop(self, prompts: tuple[PromptId, ...]) -> None:
+        for prompt in prompts:
+            self._prompts.pop(prompt, None)
 
     def _start(self, rows: list[Row], plan: StepPlan, read_masks: ReadMasks) -> None:
         previous = list(self._batch.rows)
         if len(previous) != len(rows) or set(previous) != set(rows):
             self._batch.set_rows(rows)
             self._sampler.set_rows(self._batch.rows, self._vocab_size)
-            for prompt in plan.dropped:
-                self._prompts.pop(prompt, None)
+            self._drop(plan.dropped)  # before the forward pass needs the memory
         inputs = self._inputs(previous)
         logits = self._model(inputs[:, None], cache=self._batch.caches)[:, -1]
         self._batch.advance()

@@ -214,7 +214,7 @@ def replay(file: Path, runner: Runner) -> Iterator[Difference]:
 
 
 def read_config(file: Path) -> EngineConfig:
-    """What the recorded run's runner was made with. Raises ValueError for a file that is no record."""
+    """Return what the recorded run's runner was made with. Raises ValueError for a file that is no record."""
     with file.open(encoding="utf-8") as lines:
         said = json.loads(next(lines, "null"))
     if not isinstance(said, dict) or said.get("call") != "load":
