@@ -51,6 +51,8 @@ def _report(model: ServedModel, url: str, when_ready: Callable[[], None]) -> Non
             logger.warning("attention dequantizes every layer's KV cache in every step: %s", info.dequantized_reason)
         if info.unbatched_reason is not None:
             logger.warning("%s is served one sequence at a time: %s", model.id, info.unbatched_reason)
+        if info.ungrouped_reason is not None:
+            logger.info("every sequence of a batch takes the memory of the longest: %s", info.ungrouped_reason)
 
 
 def describe(info: ModelInfo) -> str:

@@ -260,6 +260,8 @@ class ModelInfo:
     is_batched: bool = True
     unbatched_reason: str | None = None
     """Why sequences are served one at a time, where they are."""
+    ungrouped_reason: str | None = None
+    """Why every row of a batch is padded to the longest; None where rows lie in groups by length."""
     kv_caches: tuple[KVCacheReport, ...] = ()
     memory: MemoryReport | None = None
     """None where nothing bounds it."""

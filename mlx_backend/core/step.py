@@ -115,6 +115,8 @@ class StepPlan:
     dropped: tuple[PromptId, ...] = ()
     """Prompts whose KV cache no sequence continues once the new rows have joined."""
     chunks: tuple[Chunk, ...] = ()
+    spare_bytes: int = 0
+    """Bytes that the rows' KV caches may hold beyond what the rows take: places for those that will come."""
     num_draft_tokens: int = 0
     """Tokens that a row may draft beside the one that it decodes."""
 

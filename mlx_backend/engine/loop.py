@@ -96,7 +96,8 @@ class EngineLoop:
         """Start the next step, then read the last one: the device computes while Python talks."""
         self._prefixes.poll()
         plan = self.scheduler.schedule()
-        self._prefixes.fit(self.scheduler.free_bytes(plan.chunks))
+        free_bytes = self.scheduler.free_bytes(plan.chunks)
+        self._prefixes.fit(None if free_bytes is None else free_bytes - plan.spare_bytes)
         started = self._start(plan) if plan.changes else None
         if self._in_flight is not None:
             if not self._collect():

@@ -35,6 +35,9 @@ _STALL_SHARE = 0.6
 _LEFTOVER_SHARE = 0.15
 """A leftover of the time budget smaller than this starts no further chunk."""
 _SOON_TOKENS = 256
+_SPARE_SHARE = 4
+"""One part in so many of the free memory may be places of rows that left."""
+UNBOUNDED_BYTES = 1 << 62
 
 
 class PrefixView(Protocol):
@@ -90,6 +93,8 @@ class Scheduler:
         self._budget = budget
         self._prefixes = prefixes
         self._num_steps = 0
+        self.spare_bytes = 0
+        """Bytes that rows may hold beyond what they take, by the last plan."""
         self.is_blocked = False
         """All that is to be done waits for the disk."""
         self.waiting = WaitingQueue()
@@ -169,6 +174,7 @@ class Scheduler:
         new_rows = tuple(self._new_row(sequence) for sequence in decodes if not sequence.has_row)
         self._dropped += [row.prompt for row in new_rows if not self._admitted[row.prompt].is_wanted]
         ended, dropped = self._take_leaving()
+        self.spare_bytes = self._spare_bytes(chunks)
         return StepPlan(
             ended=ended,
             new_rows=new_rows,
@@ -176,7 +182,16 @@ class Scheduler:
             masked=tuple([s.id for s in decodes if s.request.grammar is not None and needs_mask(s)]),
             dropped=dropped,
             chunks=chunks,
+            spare_bytes=self.spare_bytes,
         )
+
+    def _spare_bytes(self, chunks: Iterable[Chunk]) -> int:
+        """Part of what is free, and of what rows hold: places of rows that left, for those that will come."""
+        if self._budget is None:
+            return UNBOUNDED_BYTES
+        free = self.free_bytes(chunks)
+        lengths = [s.num_computed_tokens + 1 for s in self.running]
+        return max(0, min((free or 0) // _SPARE_SHARE, self._budget.batch_bytes(lengths)))
 
     def leaving(self) -> StepPlan | None:
         """A plan in which nothing is computed: what a runner need not hold since the last one. None: nothing."""

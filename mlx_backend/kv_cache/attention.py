@@ -14,6 +14,7 @@ import mlx.core as mx
 from mlx_lm.models import base
 
 from mlx_backend.kv_cache.codec import Part, QuantizedColumns
+from mlx_backend.kv_cache.groups import GroupedColumns, GroupedMask
 
 _MAX_SHADOW_BYTES = 64 << 20
 """Bytes that a chunk's attention may take at once, of dequantized keys and values and, where no fused kernel spares it,
@@ -32,23 +33,40 @@ def install() -> None:
 
 def attend(
     queries: mx.array,
-    keys: Part,
-    values: Part,
+    keys: Part | GroupedColumns,
+    values: Part | GroupedColumns,
     cache: Any,
     scale: float,
-    mask: mx.array | str | None,
+    mask: mx.array | str | GroupedMask | None,
     sinks: mx.array | None = None,
 ) -> mx.array:
     """queries: [rows, heads, n, dim]; keys and values: [rows, kv heads, tokens, dim]; gives [rows, heads, n, dim].
 
-    mask: bool or additive, broadcastable to [rows, heads, n, tokens], or "causal"; sinks: [heads].
+    mask: bool or additive, broadcastable to [rows, heads, n, tokens], or "causal"; sinks: [heads]. Of rows in groups,
+    keys, values and mask are each group's.
     """
+    if isinstance(keys, GroupedColumns):
+        return _attend_groups(queries, keys, values, scale, mask, sinks)
     if isinstance(keys, mx.array) and isinstance(values, mx.array):
         out: mx.array = _attend_arrays(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
         return out
     if queries.shape[2] == 1 and not isinstance(mask, str):
         return _attend_token(queries, keys, values, scale, mask, sinks)
     return _attend_chunk(queries, keys, values, scale, mask, sinks)
+
+
+def _attend_groups(
+    queries: mx.array, keys: GroupedColumns, values: Any, scale: float, mask: Any, sinks: mx.array | None
+) -> mx.array:
+    """Each group's rows over its own columns; raises TypeError where a model made a mask or values of its own."""
+    if not isinstance(values, GroupedColumns) or not isinstance(mask, GroupedMask | None):
+        raise TypeError("rows in groups need the values, and the mask, that their cache made")
+    masks = (None,) * len(keys.parts) if mask is None else mask.parts
+    outs = [
+        attend(group.of(queries), key, value, None, scale, own, sinks)
+        for group, key, value, own in zip(keys.groups, keys.parts, values.parts, masks, strict=True)
+    ]
+    return mx.concatenate(outs)
 
 
 def _attend_token(

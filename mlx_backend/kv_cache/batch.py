@@ -1,74 +1,247 @@
 """RowBatch: the KV caches of all layers for the sequences that decode together.
 
-`set_rows` says who decodes next; the batch works out who leaves and who joins.
+`set_rows` says who decodes next; the batch works out who leaves, who joins, and which rows lie in which group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_backend.core.row import Row
-from mlx_backend.kv_cache.build import build_rows, fork
-from mlx_backend.kv_cache.rows import RowLengths
+from mlx_backend.kv_cache.allocation import allocated
+from mlx_backend.kv_cache.build import build_rows, build_states, fork
+from mlx_backend.kv_cache.grouping import RowBytes, regroup
+from mlx_backend.kv_cache.groups import Group, GroupedRows, RowGroups
+from mlx_backend.kv_cache.rows import States
+from mlx_backend.kv_cache.spec import kinds_of, leaves
+
+_UNUSED_STEPS = 256
+"""A place that no row came to take for so many steps is given up: as seldom as columns are added."""
+
+
+class MemberList:
+    """A layer with several caches, as a model finds them in mlx-lm's CacheList."""
+
+    def __init__(self, members: Sequence[Any]) -> None:
+        self.caches = tuple(members)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.caches[index]
 
 
 class RowBatch:
-    """Rows of any kind in the table. `caches` goes to the model, a member per layer."""
+    """Rows of any kind in the table. `caches` goes to the model, a member per layer.
 
-    def __init__(self, template: Sequence[Any]) -> None:
-        """`template`: the empty caches of one sequence of this model, mlx-lm's or ours."""
-        self._lengths = RowLengths()
-        self.rows: list[Row] = []
-        self.caches: list[Any] = [build_rows(cache, self._lengths) for cache in template]
+    Where a row has left, its place stays for the next one while `spare_bytes` allow that.
+    """
 
-    def set_rows(self, rows: Sequence[Row]) -> None:
-        """Make `rows` the given ones, in an order of the batch's own choosing. New ones give up their `caches`."""
-        wanted = set(rows)
-        self._drop([place for place, row in enumerate(self.rows) if row not in wanted])
-        if self.rows:  # admission counts with what the rows of now may come to, and nothing more may be held
-            most = max(self._lengths.longest + 1, *(row.new.max_num_tokens for row in rows))
-            for cache in self.caches:
-                cache.fit(len(rows), most)
-        present = set(self.rows)
-        self._join([row for row in rows if row not in present])
+    def __init__(
+        self, template: Sequence[Any], row_bytes: RowBytes | None = None, max_groups: int | None = None
+    ) -> None:
+        """`template`: the empty caches of one sequence of this model, mlx-lm's or ours.
 
-    def advance(self) -> None:
-        """The forward pass of a step has been built: every row holds one token more."""
-        self._lengths.advance()
+        `row_bytes`: bytes of a row of so many tokens, by which rows are grouped; None: no groups.
+        """
+        self._groups = RowGroups()
+        self._leaves: list[GroupedRows | States] = []
+        self.caches: list[Any] = [self._build(cache) for cache in template]
+        self._columns = [leaf for leaf in self._leaves if isinstance(leaf, GroupedRows)]
+        self._states = [leaf for leaf in self._leaves if not isinstance(leaf, GroupedRows)]
+        self._row_bytes: RowBytes = row_bytes or (lambda num_tokens: 0)
+        self._max_groups = (max_groups,) if max_groups is not None else ()
+        if row_bytes is None or not can_group(template):
+            self._max_groups = (1,)
+        self.spare_bytes = 0
+        """Bytes that may be held beyond what the rows take."""
+        self._unused_steps = 0
+
+    def _build(self, cache: Any) -> Any:
+        if hasattr(cache, "caches"):
+            return MemberList([self._build(member) for member in cache.caches])
+        is_state = kinds_of(cache)[-1].is_state
+        leaf = build_states(cache, self._groups) if is_state else GroupedRows(cache, self._groups, build_rows)
+        self._leaves.append(leaf)
+        return leaf
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows in the order of the batch: that of their groups."""
+        return self._groups.rows
+
+    @property
+    def num_groups(self) -> int:
+        return len(self._groups.by_number)
 
     @property
     def nbytes(self) -> int:
-        return sum(cache.nbytes for cache in self.caches)
+        return sum(leaf.nbytes for leaf in self._leaves)
 
-    def _drop(self, leaving: list[int]) -> None:
-        for place in reversed(leaving):
-            if place != len(self.rows) - 1:
-                mx.eval([cache.copy_last() for cache in self.caches])
-            for cache in self.caches:
-                cache.leave(place)
-            self._lengths.leave(place)
-            self.rows[place] = self.rows[-1]
-            self.rows.pop()
+    @property
+    def unused_bytes(self) -> int:
+        """Bytes that are held beyond what the rows take."""
+        return sum(group.capacity_bytes(self._row_bytes) - self._needed(group) for group in self._groups.all)
 
-    def _join(self, joining: list[Row]) -> None:
-        if not joining:
+    def _needed(self, group: Group) -> int:
+        return len(group.rows) * self._row_bytes(group.lengths.longest + 1)
+
+    def leaves_of(self, row: Row) -> Iterator[tuple[Any, int]]:
+        """Yield, for every cache of every layer in order, what holds the row and the row's place in it."""
+        group = next(group for group in self._groups.all if row in group.rows)
+        within = group.rows.index(row)
+        for leaf in self._leaves:
+            if isinstance(leaf, GroupedRows):
+                yield leaf.member(group), within
+            else:
+                yield leaf, group.first + within
+
+    # ---- between steps ----
+
+    def set_rows(self, rows: Sequence[Row]) -> None:
+        """Make `rows` the given ones, in an order of the batch's own choosing. New ones give up their `caches`."""
+        before = self.rows
+        wanted, present = set(rows), set(before)
+        for row in before:
+            if row not in wanted:
+                self._leave(self._group_of(row), row)
+        joining = [row for row in rows if row not in present]
+        singles = {row: _leaves_of(row.caches) for row in joining}
+        self._settle(singles)
+        self._arrange(before, singles)
+        self._unused_steps = 0
+
+    def prepare(self) -> None:
+        """Make room for the next step's tokens. Rows may change their order."""
+        self._unused_steps += 1
+        if all(group.lengths.longest < group.num_columns for group in self._groups.all):
+            if self._unused_steps > _UNUSED_STEPS or self.spare_bytes < self.unused_bytes:
+                self._fit(spare_bytes=0 if self._unused_steps > _UNUSED_STEPS else self.spare_bytes)
             return
-        longest = max(self._lengths.longest, *(row.num_computed_tokens for row in joining)) + 1
-        for layer, cache in enumerate(self.caches):
-            cache.reserve(len(self.rows) + len(joining), longest)
-            for row in joining:
-                cache.join(None if row.caches is None else row.caches[layer], row.num_computed_tokens)
-        for row in joining:
-            self.rows.append(row)
-            self._lengths.join(row.num_computed_tokens)
+        before = self.rows
+        self._settle({})
+        if self.rows != before:
+            self._arrange(before, {})
+
+    def advance(self) -> None:
+        """The forward pass of a step has been built: every row holds one token more."""
+        for group in self._groups.all:
+            group.lengths.advance()
+        self._groups.changed()
+
+    def _arrange(self, before: list[Row], joining: dict[Row, list[Any] | None]) -> None:
+        """Bring the states into the order of the batch, which had the rows `before`."""
+        self._groups.changed()
+        places = {row: place for place, row in enumerate([*before, *joining])}
+        order = [places[row] for row in self.rows]
+        for number, leaf in enumerate(self._leaves):
+            if not isinstance(leaf, GroupedRows):
+                leaf.arrange(order, [None if single is None else single[number] for single in joining.values()])
+
+    def _settle(self, joining: dict[Row, list[Any] | None]) -> None:
+        """Put every row where it should lie: those that join, and those that the others do better without."""
+        rows = [*self.rows, *joining]
+        if not rows:
+            return
+        held = {row: number for number, group in self._groups.by_number.items() for row in group.rows}
+        lengths = [row.num_computed_tokens + 1 for row in rows]
+        numbers = regroup(lengths, [held.get(row) for row in rows], self._row_bytes, *self._max_groups)
+        target = dict(zip(rows, numbers, strict=True))
+        moving = [row for row in rows if held.get(row, target[row]) != target[row]]
+        for row in moving:
+            self._move(row, self._groups.by_number[held[row]], target[row])
+        self._fit(self.spare_bytes)
+        for number in dict.fromkeys(numbers):
+            self._join(number, {row: single for row, single in joining.items() if target[row] == number})
+
+    def _join(self, number: int, joining: dict[Row, list[Any] | None]) -> None:
+        """Make room in a group for its next tokens, and for `joining` rows, which join."""
+        group = self._groups.by_number.setdefault(number, Group())
+        longest = max([group.lengths.longest, *(row.num_computed_tokens for row in joining)]) + 1
+        self._reserve(group, len(group.rows) + len(joining), longest)
+        for row, single in joining.items():
+            for place, leaf in enumerate(self._leaves):
+                if isinstance(leaf, GroupedRows):
+                    leaf.member(group).join(None if single is None else single[place], row.num_computed_tokens)
+            self._enter(group, row)
             row.caches = None
+
+    def _move(self, row: Row, source: Group, number: int) -> None:
+        """Move a row to another group: copied, taken out, put in."""
+        place, length = source.rows.index(row), row.num_computed_tokens
+        taken = [leaf.member(source).take(place, length) for leaf in self._columns]
+        mx.eval([moved.arrays for moved in taken if moved is not None])
+        self._leave(source, row)
+        group = self._groups.by_number.setdefault(number, Group())
+        self._reserve(group, len(group.rows) + 1, max(group.lengths.longest, length) + 1)
+        for leaf, moved in zip(self._columns, taken, strict=True):
+            leaf.member(group).join(moved, length)
+        self._enter(group, row)
+
+    def _enter(self, group: Group, row: Row) -> None:
+        group.rows.append(row)
+        group.lengths.join(row.num_computed_tokens)
+
+    def _leave(self, group: Group, row: Row) -> None:
+        """Drop a row; the last one of its group takes its place."""
+        place, last = group.rows.index(row), len(group.rows) - 1
+        if place != last:
+            mx.eval([leaf.member(group).copy_last() for leaf in self._columns])
+        for leaf in self._columns:
+            leaf.member(group).leave(place)
+        group.lengths.leave(place)
+        group.rows[place] = group.rows[last]
+        group.rows.pop()
+        if not group.rows:
+            for leaf in self._columns:
+                leaf.close(group)
+            self._groups.by_number = {n: g for n, g in self._groups.by_number.items() if g is not group}
+        self._groups.changed()
+
+    def _group_of(self, row: Row) -> Group:
+        return next(group for group in self._groups.all if row in group.rows)
+
+    # ---- memory ----
+
+    def _reserve(self, group: Group, num_rows: int, num_tokens: int) -> None:
+        if num_rows > group.num_places:
+            spare = (1 << (num_rows - 1).bit_length()) - num_rows
+            affordable = self.spare_bytes // max(self._row_bytes(num_tokens), 1) if self._row_bytes(1) else 0
+            group.num_places = num_rows + min(spare, affordable)
+        group.num_columns = max(group.num_columns, allocated(num_tokens))
+        moved = [array for leaf in self._columns for array in leaf.member(group).reserve(group.num_places, num_tokens)]
+        if moved:
+            mx.eval(moved)  # else the old arrays of the next group would be held beside these
+
+    def _fit(self, spare_bytes: int) -> None:
+        """Hold no more than `spare_bytes` beyond what the rows take."""
+        if spare_bytes and self.unused_bytes <= spare_bytes:
+            return
+        for group in self._groups.all:
+            num_tokens = group.lengths.longest + 1
+            if len(group.rows) < group.num_places or allocated(num_tokens) < group.num_columns:
+                group.num_places, group.num_columns = len(group.rows), allocated(num_tokens)
+                for leaf in self._columns:
+                    leaf.member(group).fit(len(group.rows), num_tokens)
+        self._unused_steps = 0
+
+
+def can_group(caches: Sequence[Any]) -> bool:
+    """Whether rows of such single caches can lie in groups."""
+    kinds = [kinds_of(leaf)[-1] for cache in caches for leaf in leaves(cache)]
+    return all(kind.is_grouped or kind.is_state for kind in kinds)
+
+
+def _leaves_of(caches: Sequence[Any] | None) -> list[Any] | None:
+    return None if caches is None else [leaf for cache in caches for leaf in leaves(cache)]
 
 
 class SingleBatch:
     """The batch of a model whose KV cache cannot be batched: one row, in single caches."""
+
+    spare_bytes = unused_bytes = 0
+    num_groups = 1
 
     def __init__(self, make_caches: Callable[[], list[Any]]) -> None:
         self._make_caches = make_caches
@@ -86,8 +259,17 @@ class SingleBatch:
         row.caches = None
         self.rows = [row]
 
+    def prepare(self) -> None:
+        """Single caches make room themselves."""
+
     def advance(self) -> None:
         """Single caches count for themselves."""
+
+    def leaves_of(self, row: Row) -> Iterator[tuple[Any, int | None]]:
+        """Yield every cache of every layer in order; it is the row's alone."""
+        for cache in self.caches:
+            for leaf in leaves(cache):
+                yield leaf, None
 
     @property
     def nbytes(self) -> int:

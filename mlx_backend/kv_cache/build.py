@@ -15,7 +15,7 @@ from mlx_backend.kv_cache import spec
 from mlx_backend.kv_cache.codec import FULL, Codec, ColumnForm, QuantizedCodec
 from mlx_backend.kv_cache.handler import part_shape
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape, Precision
-from mlx_backend.kv_cache.rows import RowLengths, Rows
+from mlx_backend.kv_cache.rows import Positions, RowLengths, Rows, States
 
 
 def read_shapes(caches: Sequence[Any], config: Mapping[str, Any]) -> tuple[CacheShape, ...]:
@@ -67,44 +67,14 @@ def _codec(precision: Precision | None, form: ColumnForm) -> Codec:
     return FULL if precision is None else QuantizedCodec(precision, form)
 
 
-class ListRows:
-    """A layer with several caches, as mlx-lm's CacheList."""
-
-    def __init__(self, *members: Rows) -> None:
-        self.caches = members
-
-    def __getitem__(self, index: int) -> Rows:
-        return self.caches[index]
-
-    def reserve(self, num_rows: int, num_tokens: int) -> None:
-        for member in self.caches:
-            member.reserve(num_rows, num_tokens)
-
-    def join(self, single: Any, length: int) -> None:
-        for index, member in enumerate(self.caches):
-            member.join(None if single is None else single[index], length)
-
-    def copy_last(self) -> list[mx.array]:
-        return [array for member in self.caches for array in member.copy_last()]
-
-    def leave(self, row: int) -> None:
-        for member in self.caches:
-            member.leave(row)
-
-    def fit(self, num_rows: int, num_tokens: int) -> None:
-        for member in self.caches:
-            member.fit(num_rows, num_tokens)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(member.nbytes for member in self.caches)
-
-
 def build_rows(cache: Any, lengths: RowLengths) -> Rows:
     """Rows of the kind of `cache`, an empty cache of one sequence."""
-    if isinstance(cache, mlx_lm_cache.CacheList):
-        return ListRows(*(build_rows(member, lengths) for member in cache.caches))
     return spec.kinds_of(cache)[-1].handler.build_rows(cache, lengths)
+
+
+def build_states(cache: Any, positions: Positions) -> States:
+    """States of the kind of `cache`, an empty cache of one sequence."""
+    return spec.kinds_of(cache)[-1].handler.build_states(cache, positions)
 
 
 def fork(cache: Any) -> Any:

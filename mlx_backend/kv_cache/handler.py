@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from mlx_backend.kv_cache.codec import Codec, ColumnForm
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape, PartShape
-from mlx_backend.kv_cache.rows import RowLengths, Rows
+from mlx_backend.kv_cache.rows import Positions, RowLengths, Rows, States
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +44,19 @@ class CacheHandler:
         """
         raise NotImplementedError
 
-    # ---- is_batched ----
+    # ---- is_batched, and build_rows where it is no state ----
 
     def unbatched_reason(self, cache: Any) -> str | None:
         """The reason why this cache cannot be batched although its kind can; None where it can."""
         return None
 
     def build_rows(self, cache: Any, lengths: RowLengths) -> Rows:
+        """Build a cache without rows yet, for such single caches as `cache`, which is empty."""
+        raise NotImplementedError
+
+    # ---- is_batched and is_state ----
+
+    def build_states(self, cache: Any, positions: Positions) -> States:
         """Build a cache without rows yet, for such single caches as `cache`, which is empty."""
         raise NotImplementedError
 

@@ -11,12 +11,12 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
-from mlx_backend.kv_cache.allocation import EAGER_BYTES, capacity_for
+from mlx_backend.kv_cache.allocation import EAGER_BYTES, TOKEN_STEP, allocated
 from mlx_backend.kv_cache.codec import FULL, Codec, Part, with_head
 from mlx_backend.kv_cache.handler import CacheHandler, Segment, part_shape
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape, Precision
 from mlx_backend.kv_cache.quantized import QuantizedKV, StartKV
-from mlx_backend.kv_cache.rows import Lengths, RowLengths, Rows, resize
+from mlx_backend.kv_cache.rows import Lengths, MovedRow, RowLengths, Rows, resize
 
 
 class PlainRows:
@@ -68,32 +68,43 @@ class PlainRows:
             column = self._lengths.longest if self.width is None else self._lengths.longest % self.width
             for array, part in zip(self.arrays, new, strict=True):
                 array[:num_rows, :, column : column + 1] = part
-        else:
-            rows, columns = self._lengths.row_indices, self._lengths.columns(self.width)
-            for array, part in zip(self.arrays, new, strict=True):
-                array[rows, :, columns] = part[:, :, 0]
+            return
+        _, heads, columns, _ = self.arrays[0].shape
+        places = self._lengths.flat_columns(self.width, heads, columns)
+        for number, (array, part) in enumerate(zip(self.arrays, new, strict=True)):
+            flat = array.reshape(-1, array.shape[3])  # a view: an index per axis would cost ten operations more
+            flat[places] = part.reshape(-1, part.shape[3])
+            self.arrays[number] = flat.reshape(array.shape)
 
     # ---- what the runner calls, between steps ----
 
-    def reserve(self, num_rows: int, num_tokens: int) -> None:
+    def reserve(self, num_rows: int, num_tokens: int) -> list[mx.array]:
         self._reserved = (num_rows, self._columns(num_tokens))
-        if self.arrays:
-            self._allocate(self.arrays, num_rows, self._columns(num_tokens))
+        held = self.arrays
+        if held:
+            self._allocate(held, num_rows, self._columns(num_tokens))
+        return [] if self.arrays is held else self.arrays
 
     def join(self, single: Any, length: int) -> None:
         row = self._num_rows
         self._num_rows += 1
         if single is None or length == 0:
             return
-        if not self.arrays and self._reserved[0] <= 1 and self._adopt(single):
+        if not self.arrays and self._reserved[0] <= 1 and not isinstance(single, MovedRow) and self._adopt(single):
             return
-        content = self._content(single, length)
+        content = single.arrays if isinstance(single, MovedRow) else self._content(single, length)
         self._allocate(content, row + 1, self._columns(length))
         for start, stop, column in self._spans(length, content[0].shape[2]):
             for array, columns in zip(self.arrays, content, strict=True):
                 array[row : row + 1, :, column : column + stop - start] = columns[:, :, start:stop]
         if sum(columns.nbytes for columns in content) > EAGER_BYTES:
             mx.eval(self.arrays)
+
+    def take(self, row: int, length: int) -> MovedRow | None:
+        if not self.arrays or length == 0:
+            return None
+        spans = self._spans(length, self._columns(length))
+        return MovedRow([_copied_row(array, row, spans) for array in self.arrays])
 
     def copy_last(self) -> list[mx.array]:
         last = mx.array([self._num_rows - 1])
@@ -117,9 +128,9 @@ class PlainRows:
         if not self.arrays:
             return
         rows, _, tokens, _ = self.arrays[0].shape
-        most = self._capacity(self.arrays, num_rows, self._columns(num_tokens))
-        if rows > most[0] or tokens > most[1]:
-            self._resize(min(most[0], rows), min(most[1], tokens))
+        columns = self._allocated(self._columns(num_tokens))
+        if rows > num_rows or tokens > columns:
+            self._resize(min(num_rows, rows), min(columns, tokens))
 
     @property
     def nbytes(self) -> int:
@@ -150,25 +161,26 @@ class PlainRows:
         """Hold at least so many rows and columns; heads, dims and dtypes are those of `like`."""
         num_rows, num_tokens = max(num_rows, self._reserved[0]), max(num_tokens, self._reserved[1])
         if not self.arrays:
-            rows, tokens = self._capacity(like, num_rows, num_tokens)
-            shapes = ((rows, array.shape[1], tokens, array.shape[3]) for array in like)
+            shapes = ((num_rows, a.shape[1], self._allocated(num_tokens), a.shape[3]) for a in like)
             self.arrays = [mx.zeros(shape, dtype=array.dtype) for shape, array in zip(shapes, like, strict=True)]
             return
         rows, _, tokens, _ = self.arrays[0].shape
         if num_rows > rows or num_tokens > tokens:
-            self._resize(*self._capacity(like, num_rows, max(num_tokens, tokens)))
+            self._resize(max(num_rows, rows), self._allocated(max(num_tokens, tokens)))
 
-    def _capacity(self, like: list[mx.array], num_rows: int, num_tokens: int) -> tuple[int, int]:
-        rows, tokens = capacity_for(num_rows, num_tokens, _row_token_bytes(like))
-        return rows, tokens if self._limit is None else min(tokens, self._limit)
+    def _allocated(self, num_tokens: int) -> int:
+        columns = max(TOKEN_STEP, allocated(num_tokens))
+        return columns if self._limit is None else min(columns, self._limit)
 
     def _resize(self, num_rows: int, num_tokens: int) -> None:
         kept = min(self._num_rows, self.arrays[0].shape[0], num_rows)
         self.arrays = resize(self.arrays, num_rows, num_tokens, kept)
 
 
-def _row_token_bytes(arrays: list[mx.array]) -> int:
-    return sum(array.shape[1] * array.shape[3] * array.itemsize for array in arrays)
+def _copied_row(array: mx.array, row: int, spans: list[tuple[int, int, int]]) -> mx.array:
+    """Copy a row's columns: a slice would keep all rows alive, and their next write would copy them."""
+    parts = [mx.take(array[:, :, at : at + b - a], mx.array([row]), axis=0) for a, b, at in spans]
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
 
 
 def check_decode(num_tokens: int) -> None:
@@ -206,13 +218,18 @@ class StartRows:
         rest = self.rest.update_and_fetch(keys, values)
         return with_head(head[0], rest[0]), with_head(head[1], rest[1])
 
-    def reserve(self, num_rows: int, num_tokens: int) -> None:
-        self.head.reserve(num_rows, min(num_tokens, self._start + 1))
-        self.rest.reserve(num_rows, max(0, num_tokens - self._start))
+    def reserve(self, num_rows: int, num_tokens: int) -> list[mx.array]:
+        head = self.head.reserve(num_rows, min(num_tokens, self._start + 1))
+        return [*head, *self.rest.reserve(num_rows, max(0, num_tokens - self._start))]
 
     def join(self, single: Any, length: int) -> None:
-        self.head.join(None if single is None else single.head, self._in_head.of(length))
-        self.rest.join(None if single is None else single.rest, self._in_rest.of(length))
+        head, rest = (single.head, single.rest) if isinstance(single, StartKV) else _parted(single)
+        self.head.join(head, self._in_head.of(length))
+        self.rest.join(rest, self._in_rest.of(length))
+
+    def take(self, row: int, length: int) -> MovedRow | None:
+        parts = self.head.take(row, self._in_head.of(length)), self.rest.take(row, self._in_rest.of(length))
+        return MovedRow([array for part in parts if part is not None for array in part.arrays]) if parts[0] else None
 
     def copy_last(self) -> list[mx.array]:
         return [*self.head.copy_last(), *self.rest.copy_last()]
@@ -228,6 +245,13 @@ class StartRows:
     @property
     def nbytes(self) -> int:
         return self.head.nbytes + self.rest.nbytes
+
+
+def _parted(moved: MovedRow | None) -> tuple[MovedRow | None, MovedRow | None]:
+    """Return the head of a row of StartRows, and the rest."""
+    if moved is None:
+        return None, None
+    return MovedRow(moved.arrays[:2]), MovedRow(moved.arrays[2:]) if moved.arrays[2:] else None
 
 
 class PlainHandler(CacheHandler):

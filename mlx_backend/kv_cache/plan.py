@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import KVCacheConfig, KVCachePart, KVCacheReport
 from mlx_backend.kv_cache import spec
+from mlx_backend.kv_cache.allocation import allocated
+from mlx_backend.kv_cache.grouping import MAX_GROUPS
 from mlx_backend.kv_cache.spec import CacheKind
 
 GROUP_SIZES = (32, 64, 128)
 """Sizes that MLX's quantize takes."""
+_MOST_SIZES = 8192
+"""Lengths of which the bytes of a row are remembered."""
 _SCALES_PER_GROUP = 2
 """A scale and a bias, each in the cache's own precision."""
 
@@ -93,6 +97,43 @@ class CachePlan:
         """Bytes of a token past `start`."""
         parts = ((self.shape.keys, self.keys), (self.shape.values, self.values))
         return self.shape.token_bytes + sum(part.num_bytes(precision) for part, precision in parts if part is not None)
+
+
+def max_groups(plans: Iterable[CachePlan]) -> int:
+    """Return the number of groups that rows of such caches may lie in."""
+    kinds = {plan.shape.traits for plan in plans}
+    return MAX_GROUPS if all(kind.is_grouped or kind.is_state for kind in kinds) else 1
+
+
+class RowSizes:
+    """Bytes of a row of a batch, all layers together, by the tokens that it is allocated for: as its arrays are."""
+
+    def __init__(self, plans: Iterable[CachePlan]) -> None:
+        self._counts = Counter(plans)
+        self._known: dict[int, int] = {}
+
+    def __call__(self, num_tokens: int) -> int:
+        size = self._known.get(num_tokens)
+        if size is None:
+            size = sum(count * row_bytes(plan, num_tokens) for plan, count in self._counts.items())
+            if len(self._known) >= _MOST_SIZES:
+                self._known = {}
+            self._known[num_tokens] = size  # threads that submit ask, too: written once
+        return size
+
+
+def row_bytes(plan: CachePlan, num_tokens: int) -> int:
+    """Return the bytes of one cache's row of a batch that is allocated for so many tokens."""
+    shape = plan.shape
+    if not plan.bytes_per_token:
+        return shape.state_bytes
+    head = min(num_tokens, plan.start + 1) if plan.start else 0
+    held = CachePlan(shape).bytes_per_token * min(allocated(head), plan.start + 1) if head else 0
+    rest = num_tokens - plan.start
+    columns = allocated(max(rest, 1)) if rest > 0 or not plan.start else 0
+    if shape.window is not None:
+        columns = min(columns, shape.window)
+    return shape.state_bytes + held + plan.bytes_per_token * columns
 
 
 def plan_caches(shapes: Sequence[CacheShape], config: KVCacheConfig) -> tuple[CachePlan, ...]:

@@ -1,18 +1,18 @@
 """The state of recurrent layers (state-space, linear attention, short convolutions), in mlx-lm's ArraysCache.
 
-Of constant size per row and small, so rows are simply concatenated and gathered.
+Of constant size per row and small: one array for all rows of a batch, whatever their groups, gathered as rows change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_backend.kv_cache.handler import CacheHandler, of_row
 from mlx_backend.kv_cache.plan import CacheShape
-from mlx_backend.kv_cache.rows import RowLengths, Rows
+from mlx_backend.kv_cache.rows import Positions, States
 
 
 class StateRows:
@@ -22,10 +22,10 @@ class StateRows:
     left_padding = None
     """Read by mlx-lm's models; a decode step has no padding."""
 
-    def __init__(self, lengths: RowLengths, size: int) -> None:
-        self._lengths = lengths
-        self._num_rows = 0
+    def __init__(self, positions: Positions, size: int) -> None:
+        self._positions = positions
         self._state: list[mx.array | None] = [None] * size
+        self._num_rows = 0
 
     def __getitem__(self, index: int) -> mx.array | None:
         return self._state[index]
@@ -35,7 +35,7 @@ class StateRows:
 
     @property
     def offset(self) -> int | mx.array:
-        return self._lengths.offset
+        return self._positions.offset
 
     def make_mask(self, num_tokens: int) -> None:
         return None
@@ -46,26 +46,11 @@ class StateRows:
     def empty(self) -> bool:
         return self._state[0] is None
 
-    def reserve(self, num_rows: int, num_tokens: int) -> None:
-        """Do nothing: the size of a row does not grow."""
-
-    def join(self, single: Any, length: int) -> None:
-        members = [None] * len(self._state) if single is None or length == 0 else list(single.cache)
-        self._state = [_append(old, new, self._num_rows) for old, new in zip(self._state, members, strict=True)]
-        self._num_rows += 1
-
-    def copy_last(self) -> list[mx.array]:
-        """Return nothing: states are small, and are gathered anew."""
-        return []
-
-    def leave(self, row: int) -> None:
-        self._num_rows -= 1
-        kept = [*range(row), self._num_rows, *range(row + 1, self._num_rows)][: self._num_rows]
-        indices = mx.array(kept, dtype=mx.int32)
-        self._state = [None if array is None or not kept else array[indices] for array in self._state]
-
-    def fit(self, num_rows: int, num_tokens: int) -> None:
-        """Do nothing: nothing is over-allocated."""
+    def arrange(self, order: Sequence[int], joining: Sequence[Any]) -> None:
+        singles = [[None] * len(self._state) if single is None else list(single.cache) for single in joining]
+        for place, old in enumerate(self._state):
+            self._state[place] = _gathered(old, self._num_rows, [single[place] for single in singles], order)
+        self._num_rows = len(order)
 
     @property
     def nbytes(self) -> int:
@@ -76,15 +61,19 @@ class StateRows:
         return [array for array in self._state if array is not None]
 
 
-def _append(old: mx.array | None, new: mx.array | None, num_old: int) -> mx.array | None:
-    """Rows `old` and then `new`; a row without a state yet starts at zero, as the models start it."""
-    if old is None and new is None:
+def _gathered(
+    old: mx.array | None, num_old: int, joining: list[mx.array | None], order: Sequence[int]
+) -> mx.array | None:
+    """Return rows `old` and then `joining`, by place in `order`; one without a state is zero, as models start it."""
+    like = next((array for array in (old, *joining) if array is not None), None)
+    if like is None or not order:
         return None
-    like = old if old is not None else new
-    assert like is not None
     zeros = mx.zeros((1, *like.shape[1:]), dtype=like.dtype)
-    above = old if old is not None else mx.repeat(zeros, num_old, axis=0)
-    return mx.concatenate([above, zeros if new is None else new]) if num_old else new
+    parts = [zeros if new is None else new for new in joining]
+    if num_old:
+        parts.insert(0, mx.repeat(zeros, num_old, axis=0) if old is None else old)
+    rows = parts[0] if len(parts) == 1 else mx.concatenate(parts)
+    return rows if list(order) == list(range(rows.shape[0])) else rows[mx.array(order, dtype=mx.int32)]
 
 
 class StateHandler(CacheHandler):
@@ -93,8 +82,8 @@ class StateHandler(CacheHandler):
     def read_shape(self, kind: str, cache: Any, config: Mapping[str, Any]) -> CacheShape:
         return CacheShape(kind, state_bytes=sum(array.nbytes for array in _held(cache)))
 
-    def build_rows(self, cache: Any, lengths: RowLengths) -> Rows:
-        return StateRows(lengths, len(cache.cache))
+    def build_states(self, cache: Any, positions: Positions) -> States:
+        return StateRows(positions, len(cache.cache))
 
     def take_snapshot(self, cache: Any, row: int | None, length: int) -> list[mx.array]:
         return [of_row(array, row) for array in cache.arrays] if isinstance(cache, StateRows) else _held(cache)

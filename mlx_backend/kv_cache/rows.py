@@ -7,6 +7,7 @@ leave without moving another row's columns. Lengths are known to the host; nothi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -45,20 +46,16 @@ class Lengths:
             self._cached["array"] = mx.array(self.values, dtype=mx.int32)
         return self._cached["array"]
 
-    @property
-    def row_indices(self) -> mx.array:
-        """int32 [rows]: 0, 1, 2, …"""
-        if "rows" not in self._cached:
-            self._cached["rows"] = mx.arange(len(self.values), dtype=mx.int32)
-        return self._cached["rows"]
+    def flat_columns(self, width: int | None, num_heads: int, num_columns: int) -> mx.array:
+        """Where each row's new token goes in an array [rows, heads, columns, …], taken as one of vectors.
 
-    def columns(self, width: int | None) -> mx.array:
-        """int32 [rows]: the column that each row's new token goes to, in a ring of `width` columns if given."""
-        if width is None:
-            return self.array
-        key = ("columns", width)
+        uint32 [rows x heads]. `width`: of the ring, None for plain columns. Built once a step, for all layers alike.
+        """
+        key = ("flat", width, num_heads, num_columns)
         if key not in self._cached:
-            self._cached[key] = self.array % width
+            column = self.array if width is None else self.array % width
+            head = mx.arange(len(self.values) * num_heads, dtype=mx.uint32).reshape(-1, num_heads)
+            self._cached[key] = (head * num_columns + column[:, None].astype(mx.uint32)).reshape(-1)
         return self._cached[key]
 
     def mask(self, width: int | None, window: int | None) -> mx.array | None:
@@ -140,14 +137,45 @@ class SegmentLengths(Lengths):
         return max(0, min(length, self._end or length) - self._first)
 
 
-class Rows(Protocol):
-    """The cache of one layer for all rows: what the runner calls, beside what the model calls."""
+@dataclass(frozen=True, slots=True)
+class MovedRow:
+    """A row that was copied out of one group, on its way to another: its columns in the order of their positions."""
 
-    def reserve(self, num_rows: int, num_tokens: int) -> None:
-        """Make room, in one move, for so many rows of at most so many tokens."""
+    arrays: list[mx.array]
+
+
+class Positions(Protocol):
+    """What gives the position of the step's token: `Lengths`, or the groups of a batch."""
+
+    @property
+    def offset(self) -> int | mx.array: ...
+
+
+class States(Protocol):
+    """The cache of one layer for all rows of the batch, of a constant size per row, in the order of the batch."""
+
+    def arrange(self, order: Sequence[int], joining: Sequence[Any]) -> None:
+        """Hold other rows: those of now and then the `joining` single caches (None: no token), by place in `order`."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Rows(Protocol):
+    """The cache of one layer for the rows of a group: what the batch calls, beside what the model calls."""
+
+    def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any: ...
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]: ...
+
+    def reserve(self, num_rows: int, num_tokens: int) -> list[mx.array]:
+        """Make room, in one move, for so many rows of so many tokens at most. Return arrays that are yet to be moved."""
 
     def join(self, single: Any, length: int) -> None:
-        """Append a row: the content of an mlx-lm cache that holds `length` tokens (None: no token)."""
+        """Append a row: the content of an mlx-lm cache that holds `length` tokens (None: no token), or a MovedRow."""
+
+    def take(self, row: int, length: int) -> MovedRow | None:
+        """Copy a row of `length` tokens, for `join` in another group. None where nothing is held."""
 
     def copy_last(self) -> list[mx.array]:
         """Copies of the last row's arrays, for `leave` to put in another's place; empty where it needs none.
@@ -160,7 +188,7 @@ class Rows(Protocol):
         """Drop a row; the last row takes its place. RowLengths still counts it."""
 
     def fit(self, num_rows: int, num_tokens: int) -> None:
-        """Hold no more than so many rows of at most so many tokens can come to."""
+        """Hold no more than so many rows of at most so many tokens take."""
 
     @property
     def nbytes(self) -> int: ...

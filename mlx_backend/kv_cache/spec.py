@@ -25,6 +25,8 @@ class CacheKind:
     module: str = ""
     is_batched: bool = False
     """Whether rows of it decode together; else a model that has one is served one sequence at a time."""
+    is_grouped: bool = False
+    """Whether rows of it may lie in groups: models hand its keys, its values and its mask to attention as they are."""
     is_cut: bool = False
     """Whether the prefix cache stores it by the token, to be cut anywhere; else as snapshots."""
     is_quantizable: bool = False
@@ -60,6 +62,7 @@ KINDS: dict[str, CacheKind] = {
             cache_classes=("KVCache", "QuantizedKV", "StartKV"),
             module="mlx_backend.kv_cache.plain",
             is_batched=True,
+            is_grouped=True,
             is_cut=True,
             is_quantizable=True,
         ),
@@ -68,6 +71,7 @@ KINDS: dict[str, CacheKind] = {
             cache_classes=("RotatingKVCache", "QuantizedWindow"),
             module="mlx_backend.kv_cache.rotating",
             is_batched=True,
+            is_grouped=True,
             is_quantizable=True,
         ),
         CacheKind(

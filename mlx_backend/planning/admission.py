@@ -1,7 +1,7 @@
 """Admission by bytes: who may begin beside those who run, so that everybody's worst case fits. Pure; no MLX, no clock.
 
-The worst case of a request: its prompt and all of its max_tokens, n times, as rows of a batch that is padded to its
-longest row; its prompt's own cache until it joins; and one prefill chunk of the smallest step, the largest there is.
+The worst case of a request: its prompt and all of its max_tokens, n times, as rows of a batch in groups by length; its
+prompt's own cache until it joins; and one prefill chunk of the smallest step, the largest there is.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mlx_backend.kv_cache.plan import CachePlan
-from mlx_backend.planning.memory import PREFILL_STEPS, ModelShape, batch_bytes, decode_bytes, kv_bytes, prefill_bytes
+from mlx_backend.kv_cache.grouping import most_bytes
+from mlx_backend.kv_cache.plan import CachePlan, RowSizes, max_groups
+from mlx_backend.planning.memory import PREFILL_STEPS, ModelShape, decode_bytes, kv_bytes, prefill_bytes
 
 SMALLEST_STEP = PREFILL_STEPS[-1]
 """A prefill chunk is never made smaller than this to fit: below it a long prompt would take for ever."""
@@ -44,6 +45,9 @@ class Budget:
         """`max_chunk`: tokens of a prefill chunk, at most. `has_fused`: the device has fused attention kernels."""
         self.shape, self.plans, self.limit_bytes = shape, tuple(plans), limit_bytes
         self._max_chunk, self._has_fused = max_chunk, has_fused
+        self.max_groups = max_groups(plans)
+        """Groups of rows in the batch, by length; a model's self-check may make it 1."""
+        self.row_bytes = RowSizes(plans)
         self._known: dict[tuple[Reservation, ...], tuple[int, int]] = {}
         """What is held and needed for claims: asked in every turn, and seldom different."""
 
@@ -52,7 +56,7 @@ class Budget:
         return self._bytes_of(tuple(claims))[1]
 
     def held(self, claims: Iterable[Reservation]) -> int:
-        """Most bytes of their KV caches: the padded batch, and prompts that are still computed or wait for a row."""
+        """Most bytes of their KV caches: the batch, and prompts that are still computed or wait for a row."""
         return self._bytes_of(tuple(claims))[0]
 
     def needed_soon(self, claims: Iterable[Reservation], chunks: Iterable[tuple[int, int]]) -> int:
@@ -72,11 +76,13 @@ class Budget:
         return found
 
     def _held(self, claims: Sequence[Reservation]) -> int:
-        rows = sum(claim.num_rows for claim in claims)
-        longest = max((claim.num_tokens for claim in claims), default=0)
         computed = (claim for claim in claims if not claim.is_prefilled)
         alone = sum(kv_bytes(self.plans, claim.num_prompt_tokens, chunk=self._max_chunk) for claim in computed)
-        return batch_bytes(self.plans, rows, longest) + alone
+        return self.batch_bytes([claim.num_tokens for claim in claims for _ in range(claim.num_rows)]) + alone
+
+    def batch_bytes(self, lengths: Sequence[int]) -> int:
+        """Most bytes of the KV caches of rows that have, or come to, so many tokens."""
+        return most_bytes(lengths, self.row_bytes, self.max_groups)
 
     def admits(self, claims: Iterable[Reservation]) -> bool:
         """Whether all of these may run together."""
@@ -105,7 +111,8 @@ class Budget:
         longest_prompt = max(claim.num_prompt_tokens for claim in claims)
         longest = max(claim.num_tokens for claim in claims)
         rows = sum(claim.num_rows for claim in claims)
-        return max(self._chunk(step, longest_prompt), decode_bytes(self.shape, self.plans, longest, rows))
+        held = self.batch_bytes([claim.num_tokens for claim in claims for _ in range(claim.num_rows)])
+        return max(self._chunk(step, longest_prompt), decode_bytes(self.shape, self.plans, longest, rows, held))
 
     def _chunk(self, step: int, context: int) -> int:
         return prefill_bytes(self.shape, self.plans, step, context, has_fused=self._has_fused)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mlx_backend.kv_cache.allocation import EAGER_BYTES, allocated, capacity_for
-from mlx_backend.kv_cache.plan import CachePlan
+from mlx_backend.kv_cache.allocation import EAGER_BYTES, allocated
+from mlx_backend.kv_cache.plan import CachePlan, row_bytes
 
 MOST_RESERVE_BYTES = 3 * 10**9
 """For the process itself, spare buffers and what no formula foresees: no more than this is kept back unasked."""
@@ -123,26 +123,8 @@ def default_reserve(limit_bytes: int) -> int:
 
 
 def batch_bytes(plans: Iterable[CachePlan], num_rows: int, longest: int) -> int:
-    """All layers' KV caches of a batch: `num_rows` rows, each padded to `longest` tokens, as they are allocated."""
-    return sum(_batch_bytes(plan, num_rows, longest) for plan in plans) if num_rows else 0
-
-
-def _batch_bytes(plan: CachePlan, num_rows: int, longest: int) -> int:
-    shape = plan.shape
-    state = num_rows * shape.state_bytes
-    if not plan.bytes_per_token:
-        return state
-    if plan.start:
-        full = CachePlan(shape).bytes_per_token
-        head = _segment_bytes(full, num_rows, min(longest, plan.start + 1), plan.start + 1)
-        rest = max(0, longest - plan.start)
-        return head + (_segment_bytes(plan.bytes_per_token, num_rows, rest, None) if rest else 0)
-    return state + _segment_bytes(plan.bytes_per_token, num_rows, longest, shape.window)
-
-
-def _segment_bytes(row_token_bytes: int, num_rows: int, num_tokens: int, limit: int | None) -> int:
-    rows, columns = capacity_for(num_rows, num_tokens, row_token_bytes)
-    return row_token_bytes * rows * (columns if limit is None else min(columns, limit))
+    """All layers' KV caches of a group of a batch: `num_rows` rows, each padded to `longest` tokens."""
+    return num_rows * sum(row_bytes(plan, longest) for plan in plans)
 
 
 def kv_bytes(plans: Iterable[CachePlan], num_tokens: int, num_rows: int = 1, chunk: int = 0) -> int:
@@ -203,15 +185,20 @@ def _shadow_bytes(plan: CachePlan, context: int) -> int:
     return copy + plan.bytes_per_token * tokens
 
 
-def decode_bytes(shape: ModelShape, plans: Iterable[CachePlan], context: int, num_rows: int) -> int:
+def decode_bytes(
+    shape: ModelShape, plans: Iterable[CachePlan], context: int, num_rows: int, held_bytes: int | None = None
+) -> int:
     """Peak of what a decode step of `num_rows` sequences needs besides weights and caches.
 
-    Scores, logits, and the new arrays of caches that are moved because rows come or go.
+    Scores, logits, and the new arrays of caches that are moved because rows come or go. `held_bytes`: of the rows'
+    caches, where they lie in groups; None: all are padded to `context`.
     """
-    layers = [_batch_bytes(plan, num_rows, context) for plan in plans]
-    moved = sum(layer for layer in layers if layer <= EAGER_BYTES) + max(layers, default=0)
+    layers = [num_rows * row_bytes(plan, context) for plan in plans]
+    part = 1.0 if held_bytes is None else held_bytes / max(sum(layers), 1)
+    layers = [int(part * layer) for layer in layers]
+    moved = sum(min(layer, EAGER_BYTES) for layer in layers) + max(layers, default=0)
     heads = shape.attention.num_heads if shape.attention else 0
-    scores = 2 * num_rows * heads * context * 4
+    scores = int(part * 2 * num_rows * heads * allocated(context) * 4)
     logits = 4 * num_rows * shape.vocab_size * 4
     return moved + scores + logits + num_rows * shape.itemsize * (2 * shape.hidden_size + shape.widest)
 

@@ -108,10 +108,10 @@ class MLXStore:
 
     def take(self, source: PromptId | SequenceId, spans: Sequence[Span]) -> tuple[BlockRef, ...]:
         """Copy spans. A prompt's blocks are computed when this returns; a row's are on their way."""
-        leaves, row = self._source(source)
+        leaves, is_row = self._source(source)
         runs = [spans[first : first + _RUN] for first in range(0, len(spans), _RUN)]
-        taken = [columns for run in runs for columns in self._taken(leaves, row, run)]
-        (mx.eval if row is None else mx.async_eval)([array for columns in taken for array in columns.arrays])
+        taken = [columns for run in runs for columns in self._taken(leaves, run)]
+        (mx.async_eval if is_row else mx.eval)([array for columns in taken for array in columns.arrays])
         return tuple(map(self._hold, taken))
 
     def _hold(self, columns: Columns) -> BlockRef:
@@ -122,39 +122,41 @@ class MLXStore:
     def free(self, block: BlockId) -> None:
         del self._blocks[block]
 
-    def _source(self, source: PromptId | SequenceId) -> tuple[list[Any], int | None]:
-        """The caches that hold a prompt or a row, a leaf each, and the row's place in them."""
+    def _source(self, source: PromptId | SequenceId) -> tuple[list[tuple[Any, int | None]], bool]:
+        """The caches that hold a prompt or a row, each with the row's place in it; and whether it is a row."""
         caches = self._caches_of(source)
         if caches is not None:
-            return _leaves(caches), None
+            return [(leaf, None) for leaf in _leaves(caches)], False
         batch = self._batch()
-        place = [row.id for row in batch.rows].index(source)  # ValueError is a bug: rows are kept before they leave
-        return _leaves(batch.caches), place if isinstance(batch, RowBatch) else None
+        row = batch.rows[[row.id for row in batch.rows].index(source)]  # ValueError is a bug: kept before they leave
+        return list(batch.leaves_of(row)), isinstance(batch, RowBatch)
 
-    def _taken(self, leaves: list[Any], row: int | None, run: Sequence[Span]) -> list[Columns]:
+    def _taken(self, leaves: list[tuple[Any, int | None]], run: Sequence[Span]) -> list[Columns]:
         """Take spans that follow one another. They are stacked once and then cut: few operations for many layers."""
-        by_group = [self._stack(group, leaves, row, run) for group in self._groups]
+        by_group = [self._stack(group, leaves, run) for group in self._groups]
         taken = []
         for place, span in enumerate(run):
-            state = self._snapshot(leaves, row, span.stop) if span.with_state else ()
+            state = self._snapshot(leaves, span.stop) if span.with_state else ()
             taken.append(Columns(tuple(blocks[place] for blocks in by_group), state))
         return taken
 
-    def _snapshot(self, leaves: list[Any], row: int | None, length: int) -> tuple[mx.array, ...]:
-        taken = (self._handlers[layer].take_snapshot(leaves[layer], row, length) for layer in self._snapshots)
+    def _snapshot(self, leaves: list[tuple[Any, int | None]], length: int) -> tuple[mx.array, ...]:
+        taken = (self._handlers[layer].take_snapshot(*leaves[layer], length) for layer in self._snapshots)
         return tuple(_copied(array) for arrays in taken for array in arrays)
 
     def _stack(
-        self, group: ArrayGroup, leaves: list[Any], row: int | None, run: Sequence[Span]
+        self, group: ArrayGroup, leaves: list[tuple[Any, int | None]], run: Sequence[Span]
     ) -> list[mx.array | None]:
         """Each span's columns in a group."""
         first, last = group.within(run[0].start, run[-1].stop)
         if last <= first:
             return [None] * len(run)
-        held = (
-            self._handlers[layer].segment_arrays(leaves[layer])[group.segment][group.place] for layer in group.layers
-        )
-        stacked = _stacked([of_row(array, row)[:, :, first:last] for array in held])
+        held = []
+        for layer in group.layers:
+            leaf, row = leaves[layer]
+            array = self._handlers[layer].segment_arrays(leaf)[group.segment][group.place]
+            held.append(of_row(array, row)[:, :, first:last])
+        stacked = _stacked(held)
         if len(run) == 1:
             return [stacked]
         within = [group.within(span.start, span.stop) for span in run]

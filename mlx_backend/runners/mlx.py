@@ -33,7 +33,8 @@ from mlx_backend.core.step import (
 from mlx_backend.kv_cache import attention, plan, spec
 from mlx_backend.kv_cache.batch import RowBatch, SingleBatch
 from mlx_backend.kv_cache.build import quantized
-from mlx_backend.kv_cache.plan import CachePlan
+from mlx_backend.kv_cache.grouping import MAX_GROUPS
+from mlx_backend.kv_cache.plan import CachePlan, RowSizes
 from mlx_backend.model.checkpoint import Checkpoint, open_checkpoint
 from mlx_backend.model.loader import build_model, count_parameters, read_weights
 from mlx_backend.model.pooling import read_pooling
@@ -44,7 +45,7 @@ from mlx_backend.planning.memory import ModelShape
 from mlx_backend.prefix_cache.store_mlx import MLXStore
 from mlx_backend.runners import device, vectors
 from mlx_backend.runners.base import failed, limited_by
-from mlx_backend.runners.probe import check_batching, check_columns
+from mlx_backend.runners.probe import check_batching, check_columns, check_groups
 from mlx_backend.sampling.logprobs import rank, read_prompt
 from mlx_backend.sampling.sampler import BatchSampler, Drawn
 
@@ -86,6 +87,7 @@ class MLXRunner:
         self._in_flight: deque[_InFlight] = deque()
         self._plans: tuple[CachePlan, ...] = ()
         self._is_dequantized = False
+        self._max_groups = 1
         self._embedding: EmbeddingInfo | None = None
 
     # ---- loading ----
@@ -114,6 +116,7 @@ class MLXRunner:
         if reason is None and limits is not None:
             reason = limits.single_reason
         self._is_batched = reason is None
+        ungrouped_reason = self._check_groups() if self._is_batched else None
         no_embedding_reason = self._read_embedding(checkpoint, skeleton.shape.hidden_size)
         self._reset()
         return ModelInfo(
@@ -125,6 +128,7 @@ class MLXRunner:
             memory=memory,
             is_batched=self._is_batched,
             unbatched_reason=reason,
+            ungrouped_reason=ungrouped_reason,
             kv_caches=plan.report(self._plans, self._config.kv_cache),
             dequantized_reason=dequantized_reason,
             embedding=self._embedding,
@@ -188,6 +192,15 @@ class MLXRunner:
                 f"kv_cache.bits: this model's code does not take a quantized KV cache ({what}); leave it unset"
             ) from error
         self._is_dequantized = reason is not None
+        return reason
+
+    def _check_groups(self) -> str | None:
+        """Why all rows are padded to the longest, where they are."""
+        attention.install()
+        reason = check_groups(self._model, self._make_caches, self._vocab_size)
+        self._max_groups = MAX_GROUPS if reason is None else 1
+        if self.budget is not None:
+            self.budget.max_groups = self._max_groups
         return reason
 
     def _read_embedding(self, checkpoint: Checkpoint, dim: int) -> str:
@@ -274,9 +287,13 @@ class MLXRunner:
             self._prompts.pop(prompt, None)
 
     def _start(self, rows: list[Row], plan: StepPlan, read_masks: ReadMasks) -> None:
-        previous = list(self._batch.rows)
+        previous = self._batch.rows
+        self._batch.spare_bytes = plan.spare_bytes
         if len(previous) != len(rows) or set(previous) != set(rows):
             self._batch.set_rows(rows)
+        else:
+            self._batch.prepare()
+        if self._batch.rows != previous:
             self._sampler.set_rows(self._batch.rows, self._vocab_size)
             self._drop(plan.dropped)  # before the forward pass needs the memory
         inputs = self._inputs(previous)
@@ -337,10 +354,13 @@ class MLXRunner:
     # ---- between ----
 
     def _reset(self) -> None:
-        self._batch = RowBatch(self._make_caches()) if self._is_batched else SingleBatch(self._make_caches)
+        self._batch = self._make_batch() if self._is_batched else SingleBatch(self._make_caches)
         self._sampler = BatchSampler()
         self._last_tokens = None
         self._rows = {}
+
+    def _make_batch(self) -> RowBatch:
+        return RowBatch(self._make_caches(), RowSizes(self._plans), self._max_groups)
 
     def _lose_rows(self) -> None:
         self._reset()

@@ -16,7 +16,8 @@ import mlx.core as mx
 from mlx_backend.api.interface import SamplingParams
 from mlx_backend.core.row import Row
 from mlx_backend.core.step import NewRow
-from mlx_backend.kv_cache.batch import RowBatch
+from mlx_backend.kv_cache.batch import RowBatch, can_group
+from mlx_backend.kv_cache.grouping import RowBytes
 
 _TOLERANCE = 0.15
 """Relative L2 distance of logits. Rounding stays far below it, a wrong position or mask far above."""
@@ -41,6 +42,28 @@ def check_batching(model: Any, make_caches: MakeCaches, vocab_size: int) -> str 
         if not distance < _TOLERANCE:
             return f"a batch of rows changes its logits (relative distance {distance:.2f})"
     return None
+
+
+def check_groups(model: Any, make_caches: MakeCaches, vocab_size: int) -> str | None:
+    """None where rows in groups of their own give the logits of one group; else what went wrong."""
+    if not can_group(make_caches()):
+        return "its KV cache is of a kind that cannot be grouped"
+    prompts = _prompts(vocab_size)
+    together = _batched(model, make_caches, prompts)
+    try:
+        apart = _batched(model, make_caches, prompts, row_bytes=_each_apart)
+    except _ERRORS as error:
+        return f"its code computes with keys, values or masks itself ({_told(error)})"
+    for expected, got in zip(together, apart, strict=True):
+        distance = _distance(expected, got)
+        if not distance < _TOLERANCE:
+            return f"rows in groups change its logits (relative distance {distance:.2f})"
+    return None
+
+
+def _each_apart(num_tokens: int) -> int:
+    """Bytes of a row by which rows of different lengths are never put together."""
+    return 1 << (40 + num_tokens)
 
 
 def check_columns(model: Any, make_quantized: MakeCaches, make_dequantized: MakeCaches, vocab_size: int) -> str | None:
@@ -78,8 +101,10 @@ def _single(model: Any, make_caches: MakeCaches, prompt: list[int]) -> mx.array:
     return _evaluated(steps)
 
 
-def _batched(model: Any, make_caches: MakeCaches, prompts: list[list[int]]) -> list[mx.array]:
-    batch = RowBatch(make_caches())
+def _batched(
+    model: Any, make_caches: MakeCaches, prompts: list[list[int]], row_bytes: RowBytes | None = None
+) -> list[mx.array]:
+    batch = RowBatch(make_caches(), row_bytes)
     rows: list[Row] = []
     for place, prompt in enumerate(prompts):
         caches = make_caches()

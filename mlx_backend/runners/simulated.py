@@ -13,11 +13,12 @@ from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import EngineConfig, LoadProgress, MemoryReport, ModelInfo
 from mlx_backend.core.step import Chunk
 from mlx_backend.kv_cache.allocation import allocated
-from mlx_backend.kv_cache.plan import CachePlan, CacheShape, plan_caches, report
+from mlx_backend.kv_cache.grouping import divide, most_bytes
+from mlx_backend.kv_cache.plan import CachePlan, CacheShape, RowSizes, max_groups, plan_caches, report
 from mlx_backend.planning.admission import Budget
 from mlx_backend.planning.limits import DeviceFacts, Limits, decide_limits, report_memory
 from mlx_backend.planning.machines import Machine, UnknownMachine, find_machine
-from mlx_backend.planning.memory import ModelShape, batch_bytes, kv_bytes
+from mlx_backend.planning.memory import ModelShape, kv_bytes
 from mlx_backend.planning.planner import decode_speed, prefill_speed, weights_read_s
 from mlx_backend.prefix_cache.store_mock import MockStore
 from mlx_backend.runners.base import limited_by
@@ -63,6 +64,7 @@ class SimulatedRunner(MockRunner):
         self._shape = shape
         self._machine = _find(config.simulate.machine or "")
         self._plans = plan_caches(caches, config.kv_cache)
+        self._row_bytes = RowSizes(self._plans)
         self._peak_bytes = 0
         self.pace = PlannedSpeed(shape, self._plans, self._machine, config.simulate.speed)
         self.blocks = MockStore(sum(plan.bytes_per_token for plan in self._plans), self._tokens_of)
@@ -128,13 +130,17 @@ class SimulatedRunner(MockRunner):
         self._wait(max(self._free_at - self._now(), 0.0))
 
     def _step_s(self, rows: Sequence[MockRow]) -> float:
-        longest = max(row.num_computed_tokens for row in rows)
-        return self.pace.step_s(len(rows), longest)
+        lengths = [row.num_computed_tokens for row in rows]
+        groups = divide(lengths, self._row_bytes, max_groups(self._plans))
+        longest = {number: max(n for n, g in zip(lengths, groups, strict=True) if g == number) for number in groups}
+        padded = sum(longest[number] for number in groups)
+        return self.pace.step_s(len(rows), -(-padded // len(rows)))
 
     def kv_bytes(self) -> int:
-        longest = max((row.num_computed_tokens for row in self._rows.values()), default=0)
+        lengths = [row.num_computed_tokens + 1 for row in self._rows.values()]
+        rows = most_bytes(lengths, self._row_bytes, max_groups(self._plans))
         single = (kv_bytes(self._plans, len(computed)) for computed in self._prompts.values())
-        held = batch_bytes(self._plans, len(self._rows), longest) + sum(single)
+        held = rows + sum(single)
         self._peak_bytes = max(self._peak_bytes, self._shape.weights_bytes + held)
         self._held_bytes = held
         return held

@@ -69,14 +69,17 @@ class JoinedRows:
         longest = max(array.shape[2] for array in held)
         return mx.concatenate([mx.pad(row, [(0, 0), (0, 0), (0, longest - row.shape[2]), (0, 0)]) for row in held])
 
-    def reserve(self, num_rows: int, num_tokens: int) -> None:
-        pass
+    def reserve(self, num_rows: int, num_tokens: int) -> list[mx.array]:
+        return []
 
     def fit(self, num_rows: int, num_tokens: int) -> None:
         pass
 
     def join(self, single: Any, length: int) -> None:
         self._rows.append(single.joined[:, :, :length] if length else None)
+
+    def take(self, row: int, length: int) -> None:
+        raise NotImplementedError("rows of a kind that is not grouped are never moved")
 
     def copy_last(self) -> list[mx.array]:
         return []

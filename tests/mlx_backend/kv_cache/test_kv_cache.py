@@ -18,6 +18,7 @@ from mlx_backend.kv_cache import spec
 from mlx_backend.kv_cache.batch import RowBatch
 from mlx_backend.kv_cache.build import fork
 from mlx_backend.kv_cache.codec import FULL
+from mlx_backend.kv_cache.groups import GroupedColumns
 from mlx_backend.kv_cache.plain import PlainRows
 from mlx_backend.kv_cache.rotating import QuantizedWindow
 from mlx_backend.kv_cache.rows import Lengths
@@ -87,6 +88,15 @@ def rows_of(keys: Any, values: Any, mask: Any, row: int) -> set[tuple[float, ...
     return {tuple(column) for column, seen in zip(joined, visible, strict=True) if seen}
 
 
+def seen_by(keys: Any, values: Any, mask: Any, row: int) -> set[tuple[float, ...]]:
+    """The same of a row of the batch, in whichever group it lies."""
+    if not isinstance(keys, GroupedColumns):
+        return rows_of(keys, values, mask, row)
+    place = next(place for place, group in enumerate(keys.groups) if row < group.first + len(group.rows))
+    own = None if mask is None else mask.parts[place]
+    return rows_of(keys.parts[place], values.parts[place], own, row - keys.groups[place].first)
+
+
 def step_together(batch: RowBatch, alone: dict[Row, Alone]) -> None:
     """One decode step of the batch and of each alone; compare what they see, and the recurrent state."""
     members = [alone[row] for row in batch.rows]
@@ -95,26 +105,36 @@ def step_together(batch: RowBatch, alone: dict[Row, Alone]) -> None:
     plain, ring, both = batch.caches
     masks = [plain.make_mask(1), ring.make_mask(1, window_size=WINDOW)]
     offset = plain.offset
-    assert offset == members[0].length if isinstance(offset, int) else offset.tolist() == [m.length for m in members]
+    lengths = [member.length for member in members]
+    assert lengths == [offset] * len(members) if isinstance(offset, int) else offset.tolist() == lengths
     seen = [plain.update_and_fetch(keys, values), ring.update_and_fetch(keys, values)]
     both[1].update_and_fetch(keys, values)
     for row, member in enumerate(members):
         if both[0][0] is not None and member.length > 0:
             assert both[0][0][row].tolist() == [1000.0 * member.name + member.length - 1] * 3
         expected = member.step()
-        assert [rows_of(k, v, mask, row) for (k, v), mask in zip(seen, masks, strict=True)] == expected
+        assert [seen_by(k, v, mask, row) for (k, v), mask in zip(seen, masks, strict=True)] == expected
         member.row.num_started_tokens += 1
     both[0][0] = mx.array([[1000.0 * member.name + member.length - 1] * 3 for member in members])
     batch.advance()
 
 
-@given(seed=st.integers(0, 2**32), max_length=st.sampled_from([3, 12, 40]))
-@settings(max_examples=25, deadline=None)
-def test_any_joining_and_leaving(seed: int, max_length: int) -> None:
+GROUPINGS: dict[str, Any] = {
+    "in one group": None,
+    "each apart": lambda num_tokens: 1 << (40 + num_tokens),
+    "as rows are": lambda num_tokens: num_tokens << 30,
+}
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS)
+@given(seed=st.integers(0, 2**32), max_length=st.sampled_from([3, 12, 40]), spare=st.sampled_from([0, 1 << 62]))
+@settings(max_examples=6, deadline=None)
+def test_any_joining_and_leaving(grouping: str, seed: int, max_length: int, spare: int) -> None:
     source = random.Random(seed)
-    batch = RowBatch(template())
+    batch = RowBatch(template(), GROUPINGS[grouping])
+    batch.spare_bytes = spare
     alone: dict[Row, Alone] = {}
-    for name in range(1, 15):
+    for name in range(1, 10):
         for row in list(alone):
             if source.random() < 0.3:
                 del alone[row]
@@ -124,6 +144,7 @@ def test_any_joining_and_leaving(seed: int, max_length: int) -> None:
         batch.set_rows(list(alone))
         assert set(batch.rows) == set(alone)
         for _ in range(source.randint(1, 4)):
+            batch.prepare()
             step_together(batch, alone)
 
 
@@ -150,7 +171,11 @@ def test_the_only_row_takes_over_its_arrays_without_a_copy() -> None:
     keys = cache.keys
     batch = RowBatch([KVCache()])
     batch.set_rows([row_of(10, [cache])])
-    assert batch.caches[0].arrays[0] is keys
+    assert arrays_of(batch)[0] is keys
+
+
+def arrays_of(batch: RowBatch) -> list[Any]:
+    return [array for cache in batch.caches for member in cache.members.values() for array in member.arrays]
 
 
 def test_rows_joining_together_are_allocated_once() -> None:
@@ -161,7 +186,7 @@ def test_rows_joining_together_are_allocated_once() -> None:
         cache.update_and_fetch(mx.ones((1, 2, 10, 4)), mx.ones((1, 2, 10, 4)))
         rows.append(row_of(10, [cache], index))
     batch.set_rows(rows)
-    assert batch.caches[0].arrays[0].shape == (8, 2, 256, 4)  # rows to the next power of two: they are small
+    assert arrays_of(batch)[0].shape == (5, 2, 256, 4)
 
 
 def test_a_fork_does_not_write_to_its_twin() -> None:
@@ -176,7 +201,9 @@ def test_a_fork_does_not_write_to_its_twin() -> None:
 
 
 def test_a_batch_takes_one_token_per_row() -> None:
-    (cache,) = RowBatch([KVCache()]).caches
+    batch = RowBatch([KVCache()])
+    batch.set_rows([row_of(10, [filled(10)])])
+    (cache,) = batch.caches
     with pytest.raises(ValueError, match="one token per row"):
         cache.update_and_fetch(mx.zeros((1, 1, 2, 4)), mx.zeros((1, 1, 2, 4)))
 
@@ -232,9 +259,9 @@ def test_columns_shrink_alone_and_rows_do() -> None:
 
     batch, rows = batch_of(9000, 10, 20, 30)
     batch.set_rows(rows[1:])
-    assert batch.nbytes == 4 * 256 * token  # as many rows as before, one of them spare
+    assert batch.nbytes == 3 * 256 * token
     batch, rows = batch_of(10, 10, 10, 10, 10)
-    assert batch.nbytes == 8 * 256 * token
+    assert batch.nbytes == 5 * 256 * token
     batch.set_rows(rows[:2])
     assert batch.nbytes == 2 * 256 * token
 
@@ -243,7 +270,7 @@ def batch_of_layers(num_rows: int, length: int, num_layers: int = 3) -> tuple[Ro
     batch = RowBatch([KVCache() for _ in range(num_layers)])
     rows = [row_of(length, [filled(length) for _ in range(num_layers)], place) for place in range(num_rows)]
     batch.set_rows(rows)
-    mx.eval([array for cache in batch.caches for array in cache.arrays])
+    mx.eval(arrays_of(batch))
     mx.clear_cache()
     return batch, rows
 
@@ -253,9 +280,10 @@ def test_a_row_that_leaves_moves_one_row_and_nothing_else(leaving: int) -> None:
     batch, rows = batch_of_layers(4, 1000)
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    batch._drop([leaving])
-    mx.eval([array for cache in batch.caches for array in cache.arrays])
-    row_bytes = batch.nbytes / 4  # the capacity stays until rows are fitted
+    batch.spare_bytes = 1 << 62
+    batch.set_rows([row for place, row in enumerate(rows) if place != leaving])
+    mx.eval(arrays_of(batch))
+    row_bytes = batch.nbytes / 4  # the place stays for the next row
     assert mx.get_peak_memory() - before <= 1.1 * row_bytes
     assert batch.rows == [row for row in (rows[3] if place == leaving else rows[place] for place in range(3))]
 
@@ -265,6 +293,6 @@ def test_rows_that_shrink_give_their_memory_back() -> None:
     batch, rows = batch_of_layers(16, 1000)
     for num_left in (8, 4, 2, 1):
         batch.set_rows(rows[:num_left])
-        mx.eval([array for cache in batch.caches for array in cache.arrays])
+        mx.eval(arrays_of(batch))
         held = mx.get_active_memory() - before
         assert held <= 1.05 * batch.nbytes + 4096, f"{held} bytes are held, {batch.nbytes} are said to be"

@@ -144,12 +144,13 @@ async def test_without_its_row_it_is_served_one_at_a_time(config: EngineConfig) 
 def test_every_row_has_a_handler_for_what_it_claims() -> None:
     """The methods of `CacheHandler` that a row's traits call for are its own."""
     needed = {
-        "is_batched": ["build_rows"],
         "is_quantizable": ["build_quantized"],
         "is_cut": ["segments", "segment_arrays", "set_array", "set_length"],
     }
     for kind in spec.KINDS.values():
         methods = ["read_shape", *(name for trait, names in needed.items() if getattr(kind, trait) for name in names)]
+        if kind.is_batched:
+            methods.append("build_states" if kind.is_state else "build_rows")
         if kind.is_batched and not kind.is_cut:
             methods += ["take_snapshot", "restore_snapshot"]
         missing = [name for name in methods if getattr(type(kind.handler), name) is getattr(CacheHandler, name)]

@@ -1,0 +1,136 @@
+"""Rows in groups: a layer's cache holds the rows of each group in arrays of their own.
+
+Linear layers run over all rows at once; only attention is computed group by group, by the function that
+`attention.install` puts in the place of mlx-lm's. The order of the batch is that of the groups, so a group's hidden
+states are a slice. A batch of one group hands the model what that group's rows would, with not one operation more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_backend.core.row import Row
+from mlx_backend.kv_cache.codec import Part
+from mlx_backend.kv_cache.grouping import RowBytes
+from mlx_backend.kv_cache.rows import RowLengths, Rows
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Rows [first, first + len(rows)) of the batch."""
+
+    rows: list[Row] = field(default_factory=list)
+    lengths: RowLengths = field(default_factory=RowLengths)
+    first: int = 0
+    num_places: int = 0
+    num_columns: int = 0
+    """Rows, and columns of each, that its arrays have."""
+
+    def capacity_bytes(self, row_bytes: RowBytes) -> int:
+        """Return the bytes that its arrays take."""
+        return self.num_places * row_bytes(self.num_columns)
+
+    def of(self, array: mx.array) -> mx.array:
+        """Return the group's part of an array [rows of the batch, …]."""
+        return array[self.first : self.first + len(self.rows)]
+
+
+class RowGroups:
+    """The groups of a batch, by number; shared by the caches of all layers."""
+
+    def __init__(self) -> None:
+        self.by_number: dict[int, Group] = {}
+        self._offset: int | mx.array | None = None
+
+    @property
+    def all(self) -> list[Group]:
+        return list(self.by_number.values())
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for group in self.all for row in group.rows]
+
+    @property
+    def offset(self) -> int | mx.array:
+        """Position of the step's token in batch order: an int where all rows agree, else int32 [rows]."""
+        if len(self.by_number) == 1:
+            return self.all[0].lengths.offset
+        if self._offset is None:
+            values = [length for group in self.all for length in group.lengths.values]
+            self._offset = values[0] if min(values) == max(values) else mx.array(values, dtype=mx.int32)
+        return self._offset
+
+    def changed(self) -> None:
+        """Rows have come, gone, moved or grown: forget what was derived of them."""
+        self._offset = None
+        first = 0
+        for group in self.all:
+            group.first = first
+            first += len(group.rows)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupedColumns:
+    """Keys, or values, of several groups. No array: a model that computes with them itself fails at once."""
+
+    parts: tuple[Part, ...]
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupedMask:
+    """The mask of each group, as its rows make it."""
+
+    parts: tuple[mx.array | None, ...]
+
+
+class GroupedRows:
+    """One layer's cache of keys and values: the rows of each group, of the kind of an empty single cache."""
+
+    def __init__(self, template: Any, groups: RowGroups, build: Callable[[Any, RowLengths], Rows]) -> None:
+        """`build`: makes the rows of a group, given the template and the group's lengths."""
+        self._template, self._groups, self._build = template, groups, build
+        self.members: dict[Group, Rows] = {}
+
+    # ---- what the model calls, in a decode step ----
+
+    @property
+    def offset(self) -> int | mx.array:
+        return self._groups.offset
+
+    def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
+        masks = tuple(self.members[g].make_mask(num_tokens, return_array, window_size) for g in self._groups.all)
+        if len(masks) == 1:
+            return masks[0]
+        return None if all(mask is None for mask in masks) else GroupedMask(masks)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        """Write one token per row; return the columns in use. keys, values: [rows, heads, 1, dim]."""
+        groups = tuple(self._groups.all)
+        if len(groups) == 1:
+            return self.members[groups[0]].update_and_fetch(keys, values)
+        pairs = [self.members[group].update_and_fetch(group.of(keys), group.of(values)) for group in groups]
+        return (
+            GroupedColumns(tuple(pair[0] for pair in pairs), groups),
+            GroupedColumns(tuple(pair[1] for pair in pairs), groups),
+        )
+
+    # ---- what the batch calls, between steps ----
+
+    def member(self, group: Group) -> Rows:
+        """Return the group's rows; of a new group, ones without rows."""
+        if group not in self.members:
+            self.members[group] = self._build(self._template, group.lengths)
+        return self.members[group]
+
+    def close(self, group: Group) -> None:
+        """Drop a group that has no rows any more."""
+        self.members.pop(group, None)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(member.nbytes for member in self.members.values())
