@@ -1,9 +1,10 @@
 """Faults that several users of one large model would meet: starving prompts, copied batches. In process.
 
-python -m bench.large [--only starving,leaving]
+python -m bench.large [--only starving,leaving,groups]
 
 starving: TTFT of a prompt alone and beside one running stream, over a mock whose chunks have a fixed cost (weights are
-read) as its decode steps have. leaving: time, and peak of memory, when rows leave a batch.
+read) as its decode steps have. leaving: time, and peak of memory, when rows leave a batch. groups: rows of mixed
+lengths, padded and in groups; and a turnover of rows.
 """
 
 from __future__ import annotations
@@ -29,12 +30,17 @@ NUM_TOKENS = 256
 def main() -> None:
     """Print a table for each part."""
     parser = argparse.ArgumentParser(prog="python -m bench.large", description=__doc__)
-    parser.add_argument("--only", default="starving,leaving")
+    parser.add_argument("--only", default="starving,leaving,groups")
     options = parser.parse_args()
     if "starving" in options.only:
         asyncio.run(_print_starving())
     if "leaving" in options.only:
         _print_leaving()
+    if "groups" in options.only:
+        from bench import large_groups
+
+        large_groups.print_groups()
+        large_groups.print_turnover()
 
 
 class _Fixed(MockRunner):
@@ -118,14 +124,15 @@ def _print_leaving() -> None:
     for name, leaving in (("the first", {0}), ("the last", {15}), ("half", set(range(0, 16, 2)))):
         batch = RowBatch([KVCache() for _ in range(num_layers)])
         rows = [row(place) for place in range(num_rows)]
+        batch.spare_bytes = 1 << 62
         batch.set_rows(rows)
-        mx.eval([array for cache in batch.caches for array in cache.arrays])
+        mx.eval([array for cache in batch.caches for rows in cache.members.values() for array in rows.arrays])
         mx.clear_cache()
         row_bytes, base = batch.nbytes / num_rows, mx.get_active_memory()
         mx.reset_peak_memory()
         began = time.perf_counter()
         batch.set_rows([each for place, each in enumerate(rows) if place not in leaving])
-        mx.eval([array for cache in batch.caches for array in cache.arrays])
+        mx.eval([array for cache in batch.caches for rows in cache.members.values() for array in rows.arrays])
         took_ms = 1e3 * (time.perf_counter() - began)
         peak = max(mx.get_peak_memory() - base, 0) / 1e6
         table.add_row(name, f"{took_ms:.0f}", f"{peak:.1f}", f"{row_bytes / 1e6:.1f}")

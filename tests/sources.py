@@ -26,6 +26,7 @@ TESTED_IN: dict[str, str] = {
     "mlx_backend/kv_cache/build.py": "tests/mlx_backend/kv_cache/test_kv_cache.py",
     "mlx_backend/kv_cache/chunked.py": "tests/mlx_backend/model/test_skeleton.py tests/mlx_backend/planning/test_memory_limits.py",
     "mlx_backend/kv_cache/codec.py": "tests/mlx_backend/kv_cache/test_attention.py tests/mlx_backend/kv_cache/test_kv_cache.py",
+    "mlx_backend/kv_cache/groups.py": "tests/mlx_backend/engine/test_equality.py tests/mlx_backend/kv_cache/test_kv_cache.py",
     "mlx_backend/kv_cache/handler.py": "tests/mlx_backend/kv_cache/test_new_kind.py",
     "mlx_backend/kv_cache/latent.py": "tests/mlx_backend/kv_cache/test_quantized_equality.py tests/mlx_backend/model/test_skeleton.py",
     "mlx_backend/kv_cache/plain.py": "tests/mlx_backend/kv_cache/test_kv_cache.py tests/mlx_backend/kv_cache/test_quantized_equality.py",

@@ -57,6 +57,8 @@ class RowBatch:
         self.spare_bytes = 0
         """Bytes that may be held beyond what the rows take."""
         self._unused_steps = 0
+        self._written: list[mx.array] = []
+        """Arrays that a row was moved in, and that may not be computed yet."""
 
     def _build(self, cache: Any) -> Any:
         if hasattr(cache, "caches"):
@@ -103,14 +105,19 @@ class RowBatch:
         """Make `rows` the given ones, in an order of the batch's own choosing. New ones give up their `caches`."""
         before = self.rows
         wanted, present = set(rows), set(before)
-        for row in before:
-            if row not in wanted:
-                self._leave(self._group_of(row), row)
+        for group in self._groups.all:
+            self._drop(group, wanted)
+        self._written = []
         joining = [row for row in rows if row not in present]
         singles = {row: _leaves_of(row.caches) for row in joining}
         self._settle(singles)
         self._arrange(before, singles)
         self._unused_steps = 0
+
+    def _drop(self, group: Group, wanted: set[Row]) -> None:
+        """Drop rows with as few moves as there can be: the last one goes first where it leaves, too."""
+        while leaving := [row for row in group.rows if row not in wanted]:
+            self._leave(group, leaving[-1] if leaving[-1] is group.rows[-1] else leaving[0])
 
     def prepare(self) -> None:
         """Make room for the next step's tokens. Rows may change their order."""
@@ -151,6 +158,7 @@ class RowBatch:
         moving = [row for row in rows if held.get(row, target[row]) != target[row]]
         for row in moving:
             self._move(row, self._groups.by_number[held[row]], target[row])
+        self._written = []
         self._fit(self.spare_bytes)
         for number in dict.fromkeys(numbers):
             self._join(number, {row: single for row, single in joining.items() if target[row] == number})
@@ -187,9 +195,9 @@ class RowBatch:
         """Drop a row; the last one of its group takes its place."""
         place, last = group.rows.index(row), len(group.rows) - 1
         if place != last:
+            mx.eval(self._written)  # else the row that was moved before would be held twice beside this one
             mx.eval([leaf.member(group).copy_last() for leaf in self._columns])
-        for leaf in self._columns:
-            leaf.member(group).leave(place)
+        self._written = [array for leaf in self._columns for array in leaf.member(group).leave(place)]
         group.lengths.leave(place)
         group.rows[place] = group.rows[last]
         group.rows.pop()

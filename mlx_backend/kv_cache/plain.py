@@ -111,18 +111,17 @@ class PlainRows:
         self._copies = [mx.take(array, last, axis=0) for array in self.arrays]  # a slice would share the buffer
         return self._copies
 
-    def leave(self, row: int) -> None:
+    def leave(self, row: int) -> list[mx.array]:
         self._reserved = (0, 0)
         copies, self._copies = self._copies, []
-        if not copies and row != self._num_rows - 1:
-            mx.eval(copies := self.copy_last())
-            self._copies = []
         self._num_rows -= 1
         if self._num_rows == 0:
             self.arrays = []
-        elif row != self._num_rows:
-            for array, columns in zip(self.arrays, copies, strict=True):
-                array[row : row + 1] = columns
+        if row == self._num_rows:
+            return []
+        for array, columns in zip(self.arrays, copies, strict=True):
+            array[row : row + 1] = columns
+        return self.arrays
 
     def fit(self, num_rows: int, num_tokens: int) -> None:
         if not self.arrays:
@@ -234,9 +233,8 @@ class StartRows:
     def copy_last(self) -> list[mx.array]:
         return [*self.head.copy_last(), *self.rest.copy_last()]
 
-    def leave(self, row: int) -> None:
-        self.head.leave(row)
-        self.rest.leave(row)
+    def leave(self, row: int) -> list[mx.array]:
+        return [*self.head.leave(row), *self.rest.leave(row)]
 
     def fit(self, num_rows: int, num_tokens: int) -> None:
         self.head.fit(num_rows, min(num_tokens, self._start + 1))

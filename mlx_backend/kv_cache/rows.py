@@ -169,7 +169,7 @@ class Rows(Protocol):
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]: ...
 
     def reserve(self, num_rows: int, num_tokens: int) -> list[mx.array]:
-        """Make room, in one move, for so many rows of so many tokens at most. Return arrays that are yet to be moved."""
+        """Make room, in one move, for so many rows of so many tokens each. Return arrays that are yet to be moved."""
 
     def join(self, single: Any, length: int) -> None:
         """Append a row: the content of an mlx-lm cache that holds `length` tokens (None: no token), or a MovedRow."""
@@ -184,8 +184,11 @@ class Rows(Protocol):
         is to be written. So the copies are evaluated first, those of all layers together.
         """
 
-    def leave(self, row: int) -> None:
-        """Drop a row; the last row takes its place. RowLengths still counts it."""
+    def leave(self, row: int) -> list[mx.array]:
+        """Drop a row; the last row takes its place. Return arrays that are yet to be written.
+
+        `copy_last` comes before, unless it is the last row that leaves.
+        """
 
     def fit(self, num_rows: int, num_tokens: int) -> None:
         """Hold no more than so many rows of at most so many tokens take."""

@@ -11,6 +11,7 @@ import pytest
 
 from mlx_backend.api.interface import EngineConfig, SamplingParams, SchedulerConfig
 from tests.engine_client import one, request, running, tokens
+from tests.grouped_rows import grouping, in_groups  # noqa: F401
 from tests.tiny_models import CONFIGS, VOCAB_SIZE, WINDOW, write_model
 
 pytestmark = pytest.mark.mlx
@@ -65,6 +66,8 @@ async def test_one_at_a_time(folder: Path, prompts: list[list[int]], expected: l
         assert [await one(engine, prompt, NUM_OUTPUT) for prompt in prompts] == expected
 
 
+@in_groups
+@pytest.mark.usefixtures("grouping")
 async def test_all_at_once(folder: Path, prompts: list[list[int]], expected: list[list[int]]) -> None:
     async with running(config(folder)) as engine:
         outputs = await asyncio.gather(*(one(engine, prompt, NUM_OUTPUT) for prompt in prompts))
@@ -77,6 +80,8 @@ async def test_more_than_the_rows(folder: Path, prompts: list[list[int]], expect
         assert list(outputs) == expected
 
 
+@in_groups
+@pytest.mark.usefixtures("grouping")
 async def test_joining_and_leaving_midway(folder: Path, prompts: list[list[int]], expected: list[list[int]]) -> None:
     async with running(config(folder)) as engine:
 

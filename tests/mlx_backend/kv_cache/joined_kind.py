@@ -84,9 +84,10 @@ class JoinedRows:
     def copy_last(self) -> list[mx.array]:
         return []
 
-    def leave(self, row: int) -> None:
+    def leave(self, row: int) -> list[mx.array]:
         self._rows[row] = self._rows[-1]
         self._rows.pop()
+        return []
 
     @property
     def nbytes(self) -> int:

@@ -17,6 +17,7 @@ import pytest
 
 from mlx_backend.api.interface import EngineConfig, KVCacheConfig, SamplingParams, SchedulerConfig
 from tests.engine_client import one, request, running, tokens
+from tests.grouped_rows import grouping, in_groups  # noqa: F401
 from tests.tiny_models import VOCAB_SIZE, WINDOW, write_model
 
 pytestmark = pytest.mark.mlx
@@ -145,6 +146,8 @@ async def test_batch_of_mixed_lengths(
         assert list(outputs) == expected
 
 
+@in_groups
+@pytest.mark.usefixtures("grouping")
 async def test_joining_and_leaving_midway(
     folder: Path, case: Case, prompts: list[list[int]], expected: list[list[int]]
 ) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from mlx_backend.api.interface import Engine, EngineConfig, KVCacheConfig, PrefixCacheConfig, SchedulerConfig
 from tests.engine_client import one, read, request, running, until
+from tests.grouped_rows import grouping, in_groups  # noqa: F401
 from tests.tiny_models import VOCAB_SIZE, write_model
 
 pytestmark = pytest.mark.mlx
@@ -129,6 +130,21 @@ async def test_the_next_turn_goes_on_after_the_answer(config: EngineConfig) -> N
         assert await cached(engine, longer) == (expected, len(ids) + len(answer) - 1)
 
 
+@in_groups
+@pytest.mark.usefixtures("grouping")
+async def test_the_next_turns_of_several_at_once(config: EngineConfig) -> None:
+    prompts = [prompt(length, seed=length) for length in (9, 70, 71, 203)]
+    answers = await without(config, *prompts)
+    longer = [(*ids, *answer, *prompt(20, seed=2)) for ids, answer in zip(prompts, answers, strict=True)]
+    expected = await without(config, *longer)
+    async with running(config) as engine:
+        first = await asyncio.gather(*(cached(engine, ids) for ids in prompts))
+        assert first == [(answer, 0) for answer in answers]
+        then = await asyncio.gather(*(cached(engine, ids) for ids in longer))
+        known = [len(ids) + len(answer) - 1 for ids, answer in zip(prompts, answers, strict=True)]
+        assert then == list(zip(expected, known, strict=True))
+
+
 async def test_after_a_restart(config: EngineConfig, tmp_path: Path) -> None:
     ids, other = prompt(203), prompt(120) + prompt(70, seed=3)
     expected = await without(config, ids, other)
@@ -178,6 +194,8 @@ async def test_a_prefill_that_was_given_up_is_gone_on_with(case: Case, config: E
                 assert (answer, num_cached >= 200) == (expected, True)
 
 
+@in_groups
+@pytest.mark.usefixtures("grouping")
 async def test_many_at_once_compute_what_they_share_once(config: EngineConfig) -> None:
     shared = prompt(160)
     prompts = [shared + prompt(9 + number, seed=10 + number) for number in range(8)]

@@ -1,0 +1,41 @@
+"""Rows in groups, where they would all be in one: a tiny model's padding is never worth a group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from mlx_backend.kv_cache.batch import RowBatch
+from mlx_backend.runners.mlx import MLXRunner
+
+in_groups = pytest.mark.parametrize("grouping", ["one group", "groups"], indirect=True)
+"""Runs a test twice: with the groups that its rows come to, and with as many as there may be."""
+
+
+def costly(num_tokens: int) -> int:
+    """Return bytes of a row that make every token of padding matter."""
+    return num_tokens << 34
+
+
+@pytest.fixture
+def grouping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The number of groups after every change of rows; in the end there were several, where a model can have them."""
+    counts: list[int] = []
+    if request.param == "groups":
+        settle = RowBatch._settle
+
+        def counted(batch: RowBatch, *arguments: object) -> None:
+            settle(batch, *arguments)  # type: ignore[arg-type]
+            counts.append(batch.num_groups)
+
+        def make_batch(runner: MLXRunner) -> RowBatch:
+            batch = RowBatch(runner._make_caches(), costly, runner._max_groups)
+            counts.append(min(runner._max_groups, 2) - 2)  # -1: this model has one group
+            return batch
+
+        monkeypatch.setattr(RowBatch, "_settle", counted)
+        monkeypatch.setattr(MLXRunner, "_make_batch", make_batch)
+    yield counts
+    if counts and min(counts) >= 0:
+        assert max(counts) > 1, "no rows were in groups of their own"
