@@ -1,7 +1,7 @@
 """Rows in groups by length against rows padded to the longest: bytes, attention time, and what a turnover copies.
 
 A part of `python -m bench.large`. The KV cache of an 8B model at half its width, in float32, which a CPU computes
-faster than float16, without the model around it. Before is the same batch with one group, and no places for rows to come.
+faster than float16, without the model around it. Before is the same batch with one group and no spare places.
 """
 
 from __future__ import annotations

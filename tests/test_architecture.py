@@ -45,6 +45,7 @@ MLX_FILES = (
 )
 NO_MLX_FILES = (
     "mlx_backend/kv_cache/allocation.py",
+    "mlx_backend/kv_cache/grouping.py",
     "mlx_backend/kv_cache/spec.py",
     "mlx_backend/kv_cache/plan.py",
     "mlx_backend/runners/base.py",

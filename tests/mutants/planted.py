@@ -190,7 +190,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "mlx_backend/kv_cache/grouping.py",
         "tests/mlx_backend/kv_cache/test_grouping.py",
         ("one long conversation takes its memory once for every user", "    if max_groups == 1 or _together(lengths, row_bytes) <= _tight(sum(map(row_bytes, lengths))):", "    if True:"),
-        ("two short rows cost a group", "    if max_groups == 1 or _together(lengths, row_bytes) <= _tight(sum(map(row_bytes, lengths))):", "    if max_groups == 1:"),
+        ("two short rows cost a group", "    return least + max(_SLACK_BYTES, least // _SLACK_SHARE) // 2", "    return least"),
         ("rows in groups take more than admission counts", "            if size_of(groups, row_bytes) <= most_bytes(lengths, row_bytes, max_groups):", "            if True:"),
         ("all rows are moved whenever one joins", "    if present and len(present) <= num_wanted:", "    if False:"),
         ("groups are divided anyhow", "            total, cut = min(", "            total, cut = max("),
@@ -201,6 +201,10 @@ MUTANTS: tuple[Mutant, ...] = (
         ("each turnover of rows copies the batch", "        if spare_bytes and self.unused_bytes <= spare_bytes:", "        if False:"),
         ("a place that nobody takes is held for ever", "self._unused_steps > _UNUSED_STEPS or", ""),
         ("states of rows are mixed up when rows change groups", "        order = [places[row] for row in self.rows]", "        order = list(range(len(self.rows)))"),
+    ),
+    *_of(
+        "mlx_backend/kv_cache/batch.py",
+        "tests/mlx_backend/prefix_cache/test_prefix_equality.py",
         ("the prefix cache keeps another row's past", "        within = group.rows.index(row)", "        within = 0"),
     ),
     *_of(

@@ -15,7 +15,7 @@ from mlx_backend.api.interface import SamplingParams
 from mlx_backend.core.row import Row
 from mlx_backend.core.step import NewRow
 from mlx_backend.kv_cache import spec
-from mlx_backend.kv_cache.batch import RowBatch
+from mlx_backend.kv_cache.batch import _UNUSED_STEPS, RowBatch
 from mlx_backend.kv_cache.build import fork
 from mlx_backend.kv_cache.codec import FULL
 from mlx_backend.kv_cache.groups import GroupedColumns
@@ -172,6 +172,39 @@ def test_the_only_row_takes_over_its_arrays_without_a_copy() -> None:
     batch = RowBatch([KVCache()])
     batch.set_rows([row_of(10, [cache])])
     assert arrays_of(batch)[0] is keys
+
+
+def test_a_place_is_kept_for_the_next_row_and_given_up_when_none_comes() -> None:
+    batch, token = RowBatch([KVCache()], lambda num_tokens: 4096 * num_tokens, max_groups=1), 2 * 8 * 64 * 4
+    batch.spare_bytes = 1 << 62
+    rows = [row_of(length, [filled(length)], place) for place, length in enumerate((2000, 10, 20))]
+    batch.set_rows(rows[:2])
+    held = batch.nbytes
+    assert held == 2 * 2048 * token
+    batch.set_rows([rows[1]])
+    assert batch.nbytes == held
+    batch.set_rows(rows[1:])
+    assert batch.nbytes == held
+    for _ in range(_UNUSED_STEPS):
+        batch.prepare()
+    assert batch.nbytes == held
+    batch.prepare()
+    assert batch.nbytes == 2 * 256 * token
+
+
+def test_a_place_is_given_up_when_its_memory_is_needed() -> None:
+    batch, token = RowBatch([KVCache()], lambda num_tokens: 4096 * num_tokens, max_groups=1), 2 * 8 * 64 * 4
+    batch.spare_bytes = 1 << 62
+    rows = [row_of(length, [filled(length)], place) for place, length in enumerate((2000, 10, 20))]
+    batch.set_rows(rows)
+    assert batch.nbytes == 4 * 2048 * token
+    batch.set_rows(rows[1:])
+    batch.spare_bytes = batch.unused_bytes
+    batch.prepare()
+    assert batch.nbytes == 4 * 2048 * token
+    batch.spare_bytes -= 1
+    batch.prepare()
+    assert batch.nbytes == 2 * 256 * token
 
 
 def arrays_of(batch: RowBatch) -> list[Any]:
