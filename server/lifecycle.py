@@ -96,6 +96,10 @@ class Lifecycle:
                 self._is_idle.set()
                 self._tell(False)
 
+    @property
+    def is_hurried(self) -> bool:
+        return self._is_hurried.is_set()
+
     def hurry(self) -> None:
         """End the wait of `drained`. To be called on the event loop."""
         self._is_hurried.set()
@@ -217,7 +221,8 @@ class DrainingServer(uvicorn.Server):
             logger.info("%s: finishing %d requests, for up to %g s", name, lifecycle.num_open, drain_s)
         if await lifecycle.drained(drain_s):
             return
-        logger.warning("%d requests are not finished within the drain of %g s, and fail", lifecycle.num_open, drain_s)
+        after = "a second signal" if lifecycle.is_hurried else f"{drain_s:g} s"
+        logger.warning("%d requests are not finished after %s, and fail", lifecycle.num_open, after)
         self._cutting = asyncio.create_task(self._cut())
         if not await lifecycle.idle(_CUT_S):
             logger.error("%d requests did not end, and are given up", lifecycle.num_open)

@@ -3,8 +3,9 @@
 macOS pages out what is not wired, and a large model then crawls: 0.6 instead of 64 tokens per second on an M3 Ultra
 (ollama#17367), 0.73 instead of 31.5 on an M4 Max (vmlx-swift#418). But a bug of the GPU driver (IOGPUFamily, macOS 15
 to 26.5.2, no fix known) makes the machine panic when buffers enter and leave a residency set while the GPU works: 3
-of 3 runs within two minutes, against none of 10 with nothing wired (mlx#3186). One request is enough (omlx#978, omlx#1265,
-mlx-lm#1666), so computing one sequence at a time does not help; keeping KV caches out of the sets should.
+of 3 runs within two minutes, against none of 10 with nothing wired (mlx#3186). One request is enough
+(omlx#978, omlx#1265, mlx-lm#1666), so computing one sequence at a time does not help; keeping KV caches out of the sets
+should.
 
 How MLX fills the sets is read from its sources, mlx/backend/metal/allocator.cpp and resident.cpp at commit 846d176
 (0.32.2 and later); of 0.32.4 only from resident.h in its wheel for macOS:
