@@ -42,4 +42,4 @@ def describe(policy: str, state: WiredState) -> tuple[Literal["ok", "warning"], 
         text = f"{told}; {holder} ended without unwiring, and macOS may still hold its memory"
         return "warning", text, "restart the machine if memory is missing; end servers with SIGTERM, never with kill -9"
     num = len(state.panics)
-    return "ok", f"{told}; {num} older panics of the GPU driver are on file" if num else told, ""
+    return "ok", f"{told}; panics of the GPU driver that do not count: {num}" if num else told, ""
