@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,40 @@ def test_a_panic_after_it_was_wired_is_found_at_the_next_start(
     weights = decided()
     assert weights.plan.wired_bytes  # `always` has acknowledged the panic
     weights.unwire()
+
+
+def test_after_a_panic_the_runner_computes_one_sequence(
+    device_calls: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from mlx_backend.api.interface import EngineConfig
+    from mlx_backend.planning.wiring import Wiring
+    from mlx_backend.runners import mlx, wired
+
+    monkeypatch.setattr(wired, "decide_wiring", lambda facts: Wiring(reason="a panic", single_reason="after a panic"))
+    runner = mlx.MLXRunner(EngineConfig(model_path=str(write_model(tmp_path / "llama", "llama"))))
+    info = runner.load(lambda _: None)
+    runner.close()
+    assert (info.is_batched, info.unbatched_reason) == (False, "after a panic")
+    assert info.memory is not None and (info.memory.wired_bytes, info.memory.wired_reason) == (0, "a panic")
+
+
+@pytest.mark.parametrize(
+    ("platform", "already", "expected"), [("darwin", None, "1000"), ("darwin", "5", "5"), ("linux", None, None)]
+)
+def test_what_mlx_reads_is_set_before_it_is_imported_on_macs(
+    monkeypatch: pytest.MonkeyPatch, platform: str, already: str | None, expected: str | None
+) -> None:
+    from mlx_backend import factory
+
+    name = "MLX_METAL_RESIDENCY_REFRESH_INTERVAL_MS"
+    monkeypatch.setenv(name, already or "")
+    if already is None:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.setattr(factory, "macos_version", lambda: ((26, 5), "25F84"))
+    monkeypatch.setattr("importlib.metadata.version", {"mlx": "0.32.4"}.__getitem__)
+    factory._prepare_environment.__wrapped__()
+    assert os.environ.get(name) == expected
 
 
 def test_mlx_may_refuse(device_calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
