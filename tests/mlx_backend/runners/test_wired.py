@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,13 @@ pytestmark = pytest.mark.mlx
 
 MAC = DeviceFacts(name="Apple M3 Ultra", memory_bytes=549_755_813_888, recommended_bytes=412_316_860_416)
 R1_BYTES = 377_600_000_000
+
+
+@pytest.fixture
+def device_thread() -> Iterator[ThreadPoolExecutor]:
+    """Where a runner lives: it ends the streams of its thread."""
+    with ThreadPoolExecutor(1) as thread:
+        yield thread
 
 
 def noted(calls: list[Any], name: str, real: Any) -> Any:
@@ -125,7 +133,7 @@ def test_a_panic_after_it_was_wired_is_found_at_the_next_start(
 
 
 def test_after_a_panic_the_runner_computes_one_sequence(
-    device_calls: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    device_calls: list[Any], device_thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from mlx_backend.api.interface import EngineConfig
     from mlx_backend.planning.wiring import Wiring
@@ -133,8 +141,8 @@ def test_after_a_panic_the_runner_computes_one_sequence(
 
     monkeypatch.setattr(wired, "decide_wiring", lambda facts: Wiring(reason="a panic", single_reason="after a panic"))
     runner = mlx.MLXRunner(EngineConfig(model_path=str(write_model(tmp_path / "llama", "llama"))))
-    info = runner.load(lambda _: None)
-    runner.close()
+    info = device_thread.submit(runner.load, lambda _: None).result()
+    device_thread.submit(runner.close).result()
     assert (info.is_batched, info.unbatched_reason) == (False, "after a panic")
     assert info.memory is not None and (info.memory.wired_bytes, info.memory.wired_reason) == (0, "a panic")
 
@@ -172,7 +180,7 @@ def test_mlx_may_refuse(device_calls: list[Any], monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_runner_wires_after_loading_and_unwires_before_it_lets_go(
-    device_calls: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    device_calls: list[Any], device_thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A small model that `always` wires: batched, and what is wired is what was alive after the probes."""
     from dataclasses import replace
@@ -187,10 +195,10 @@ def test_the_runner_wires_after_loading_and_unwires_before_it_lets_go(
     folder = write_model(tmp_path / "llama", "llama")
     runner = mlx.MLXRunner(EngineConfig(model_path=str(folder), memory=MemoryConfig(wired="always")))
     monkeypatch.setattr(device, "unwire", lambda: device_calls.append(("unwire", hasattr(runner, "_model"))))
-    info = runner.load(lambda _: None)
+    info = device_thread.submit(runner.load, lambda _: None).result()
     assert info.is_batched and info.memory is not None and info.memory.wired_bytes > 0
     assert "KV caches are not" in info.memory.wired_reason
-    runner.close()
+    device_thread.submit(runner.close).result()
     assert [call if isinstance(call, str) else call[0] for call in device_calls] == [
         "read_weights",
         "check_batching",
