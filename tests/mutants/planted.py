@@ -253,6 +253,11 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a grammar's process keeps the lock", "            fcntl.flock(self._handle, fcntl.LOCK_UN)", "            pass"),
     ),
     *_of(
+        "server/lifecycle.py",
+        "tests/test_drain.py::test_with_wired_memory_a_second_signal_ends_the_drain_and_a_third_the_process",
+        ("Ctrl-C twice loses wired memory until the machine restarts", "        if num_stops > 1 or not server.has_wired():", "        if True:"),
+    ),
+    *_of(
         "mlx_backend/runners/wired.py",
         "tests/mlx_backend/runners/test_wired.py",
         ("memory stays wired when the server has ended", "            device.unwire()\n", ""),
