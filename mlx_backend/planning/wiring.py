@@ -61,7 +61,7 @@ class Panic:
     at: float
 
     def __str__(self) -> str:
-        return f"{self.file}, {_told_time(self.at)}"
+        return f"{self.file}, {_local_time(self.at)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Holder:
     since: float
 
     def __str__(self) -> str:
-        return f"process {self.pid} ({self.model}, since {_told_time(self.since)})"
+        return f"process {self.pid} ({self.model}, since {_local_time(self.since)})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,12 +129,12 @@ def decide_wiring(facts: WiringFacts) -> Wiring:
         return Wiring(reason=f"{facts.holder} has wired memory, and only one process of a machine should; end it first")
     if facts.lock_error:
         return Wiring(reason=facts.lock_error)
-    return Wiring(wired_bytes=facts.weights_bytes, reason=_told_wiring(facts))
+    return Wiring(wired_bytes=facts.weights_bytes, reason=_wired_reason(facts))
 
 
 def _impossible(facts: WiringFacts) -> str:
     if facts.macos and facts.macos[0] < _FIRST_MACOS:
-        return f"macOS {_told(facts.macos)} cannot keep the GPU's memory wired; {_FIRST_MACOS} can"
+        return f"macOS {_dotted(facts.macos)} cannot keep the GPU's memory wired; {_FIRST_MACOS} can"
     if "Paravirtual" in facts.device:
         return "a virtual machine has no residency sets"
     if facts.has_several_models:
@@ -152,26 +152,26 @@ def _impossible(facts: WiringFacts) -> str:
 
 def _pointless(facts: WiringFacts) -> str:
     """Why `auto` does without."""
-    told = f"memory.wired is auto, and the weights take {_gb(facts.weights_bytes)}"
+    text = f"memory.wired is auto, and the weights take {_gb(facts.weights_bytes)}"
     if facts.weights_bytes < _LEAST_BYTES:
-        return f"{told}: under {_gb(_LEAST_BYTES)} nothing is gained"
+        return f"{text}: under {_gb(_LEAST_BYTES)} nothing is gained"
     generation = chip_generation(facts.device)
     if generation is not None and generation >= _PAGES_BY_ITSELF:
         return f"memory.wired is auto, and on an M{generation} nothing is gained"
     if not facts.macos:
-        return "memory.wired is auto, and the version of macOS cannot be told"
+        return "memory.wired is auto, and the version of macOS is not known"
     others = max(0, facts.wired_now_bytes - _WIRED_BY_MACOS_BYTES)
     free, wanted = facts.memory_bytes - others - facts.weights_bytes, free_beside(facts.memory_bytes)
     if free < wanted:
         already = f", {_gb(others)} are wired already" if others else ""
-        return f"{told} of {_gb(facts.memory_bytes)}{already}: {_gb(wanted)} must stay free{_told_left(facts)}"
+        return f"{text} of {_gb(facts.memory_bytes)}{already}: {_gb(wanted)} must stay free{_left_behind(facts)}"
     return ""
 
 
 def _dangerous(facts: WiringFacts) -> str:
     macos, mlx = _MONOLITHIC
     if facts.macos and facts.mlx and facts.macos[0] >= macos and facts.mlx < mlx:
-        return f"MLX {_told(facts.mlx)} on macOS {_told(facts.macos)} rewires all of it over and over; update MLX"
+        return f"MLX {_dotted(facts.mlx)} on macOS {_dotted(facts.macos)} rewires all of it over and over; update MLX"
     panic = newest_own_panic(facts.panics, facts.first_wired_at)
     if panic is None or facts.policy == "always":
         return ""
@@ -246,22 +246,22 @@ def filler_sizes(slack: int, page_bytes: int) -> list[int]:
 # --- words
 
 
-def _told_wiring(facts: WiringFacts) -> str:
-    told = f"memory.wired is {facts.policy}: the weights are wired once they are loaded, KV caches are not"
-    return f"{told}{_told_left(facts)}"
+def _wired_reason(facts: WiringFacts) -> str:
+    text = f"memory.wired is {facts.policy}: the weights are wired once they are loaded, KV caches are not"
+    return f"{text}{_left_behind(facts)}"
 
 
-def _told_left(facts: WiringFacts) -> str:
+def _left_behind(facts: WiringFacts) -> str:
     if facts.left_by is None:
         return ""
     return f"; {facts.left_by} ended without unwiring, and macOS may hold its memory until the machine restarts"
 
 
-def _told(version: Version) -> str:
+def _dotted(version: Version) -> str:
     return ".".join(map(str, version))
 
 
-def _told_time(at: float) -> str:
+def _local_time(at: float) -> str:
     return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M")
 
 

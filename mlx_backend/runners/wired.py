@@ -39,11 +39,11 @@ class WiredWeights:
             try:
                 self._lock = WiredLock.acquire(model, forgets_panics=policy == "always")
             except WiredElsewhere as error:
-                told = f"{error}, and only one process of a machine should"
-                self.plan = decide_wiring(replace(known, holder=error.holder, lock_error=told))
+                text = f"{error}, and only one process of a machine should"
+                self.plan = decide_wiring(replace(known, holder=error.holder, lock_error=text))
             except OSError as error:
-                told = f"the lock that keeps other processes from wiring cannot be taken: {error}"
-                self.plan = decide_wiring(replace(known, lock_error=told))
+                text = f"the lock that keeps other processes from wiring cannot be taken: {error}"
+                self.plan = decide_wiring(replace(known, lock_error=text))
         return self.plan
 
     def wire(self, num_parameters: int) -> Wiring:

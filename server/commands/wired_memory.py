@@ -26,20 +26,20 @@ def read_state() -> WiredState:
 
 def describe(policy: str, state: WiredState) -> tuple[Literal["ok", "warning"], str, str]:
     """(state, text, advice)."""
-    told = f"memory.wired is {policy}"
+    setting = f"memory.wired is {policy}"
     holder = state.record.holder
     panic = newest_own_panic(state.panics, state.record.first_at)
     if panic is not None and policy != "never":
-        text = f"{told}; the GPU driver panicked after Pippin had wired memory ({panic})"
+        text = f"{setting}; the GPU driver panicked after Pippin had wired memory ({panic})"
         if policy == "always":
             return "warning", f"{text}; it is wired all the same", "set memory.wired to auto if that happens again"
         advice = "it is served unwired, one sequence at a time; memory.wired: always wires again, never batches unwired"
         return "warning", text, advice
     if state.is_held:
-        told_holder = "another process" if holder is None else str(holder)
-        return "ok", f"{told}; {told_holder} has wired memory, and a second server would run unwired", ""
+        name = "another process" if holder is None else str(holder)
+        return "ok", f"{setting}; {name} has wired memory, and a second server would run unwired", ""
     if holder is not None:
-        text = f"{told}; {holder} ended without unwiring, and macOS may still hold its memory"
+        text = f"{setting}; {holder} ended without unwiring, and macOS may still hold its memory"
         return "warning", text, "restart the machine if memory is missing; end servers with SIGTERM, never with kill -9"
     num = len(state.panics)
-    return "ok", f"{told}; panics of the GPU driver that do not count: {num}" if num else told, ""
+    return "ok", f"{setting}; panics of the GPU driver that do not count: {num}" if num else setting, ""

@@ -84,7 +84,7 @@ def test_kill_9_frees_it_and_leaves_its_name(path: Path) -> None:
 
 def test_of_two_at_once_one_gets_it(path: Path) -> None:
     with process(path, "a") as one, process(path, "b") as two:
-        for child in (one, two):  # both are told before either answers
+        for child in (one, two):  # both start before either answers
             assert child.stdin is not None
             child.stdin.write("\n")
             child.stdin.flush()

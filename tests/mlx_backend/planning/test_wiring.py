@@ -52,7 +52,7 @@ def test_the_flagship_is_wired_and_batched() -> None:
     [
         ({"policy": "never"}, "memory.wired is never"),
         ({"macos": (14, 6)}, "macOS 14.6 cannot"),
-        ({"macos": ()}, "cannot be told"),
+        ({"macos": ()}, "version of macOS is not known"),
         ({"device": "Apple Paravirtual device"}, "virtual machine"),
         ({"device": "Apple M5 Max"}, "on an M5 nothing is gained"),
         ({"has_several_models": True}, "several models"),

@@ -39,7 +39,7 @@ def noted(calls: list[Any], name: str, real: Any) -> Any:
 
 @pytest.fixture
 def device_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
-    """A Mac, whose state folder is of this test; what its device is told."""
+    """A Mac with a state folder of this test; the calls to its device."""
     from mlx_backend.runners import device, wired
 
     calls: list[Any] = []
