@@ -33,14 +33,14 @@ def _run(command: Sequence[str]) -> str:
 
 
 def macos_version(run: Run = _run) -> tuple[Version, str]:
-    """((26, 5, 2), "25F84"); ((), "") where it cannot be fields."""
+    """((26, 5, 2), "25F84"); ((), "") where it is not known."""
     text = _ask(run, ["/usr/bin/sw_vers"])
     fields = dict(re.findall(r"^(\w+):\s*(\S+)", text, re.MULTILINE))
     return parse_version(fields.get("ProductVersion", "")), fields.get("BuildVersion", "")
 
 
 def wired_bytes(run: Run = _run) -> int:
-    """What the whole machine has wired; 0 where it cannot be fields."""
+    """What the whole machine has wired; 0 where it is not known."""
     text = _ask(run, ["/usr/bin/vm_stat"])
     page, pages = re.search(r"page size of (\d+) bytes", text), re.search(r"Pages wired down:\s+(\d+)", text)
     return int(page[1]) * int(pages[1]) if page and pages else 0
