@@ -1,10 +1,11 @@
 """Faults that several users of one large model would meet: starving prompts, copied batches. In process.
 
-python -m bench.large [--only starving,leaving,groups]
+python -m bench.large [--only NAME,…]
 
 starving: TTFT of a prompt alone and beside one running stream, over a mock whose chunks have a fixed cost (weights are
 read) as its decode steps have. leaving: time, and peak of memory, when rows leave a batch. groups: rows of mixed
-lengths, padded and in groups; and a turnover of rows.
+lengths, padded and in groups; and a turnover of rows. wiring: buffers that go in
+and out of MLX's residency sets, by a model of them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from rich.console import Console
 from rich.table import Table
 
+from bench.large_wiring import print_wiring
 from mlx_backend.api.interface import EngineConfig, GenerationRequest, MockConfig, SamplingParams
 from mlx_backend.core.row import Row
 from mlx_backend.core.step import Chunk, NewRow
@@ -30,7 +32,7 @@ NUM_TOKENS = 256
 def main() -> None:
     """Print a table for each part."""
     parser = argparse.ArgumentParser(prog="python -m bench.large", description=__doc__)
-    parser.add_argument("--only", default="starving,leaving,groups")
+    parser.add_argument("--only", default="starving,leaving,groups,wiring")
     options = parser.parse_args()
     if "starving" in options.only:
         asyncio.run(_print_starving())
@@ -41,6 +43,8 @@ def main() -> None:
 
         large_groups.print_groups()
         large_groups.print_turnover()
+    if "wiring" in options.only:
+        print_wiring()
 
 
 class _Fixed(MockRunner):

@@ -18,7 +18,7 @@ import httpx
 
 ROOT = Path(__file__).parents[1]
 READY_S = 900.0
-END_S = 20.0
+END_S = 120.0
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 

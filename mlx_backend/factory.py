@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import sys
+from importlib import metadata
 from pathlib import Path
 
 from mlx_backend.api.errors import ModelLoadError
@@ -9,7 +13,9 @@ from mlx_backend.api.interface import Engine, EngineConfig, Footprint
 from mlx_backend.engine.engine import DeviceEngine
 from mlx_backend.kv_cache.plan import CacheShape
 from mlx_backend.model.checkpoint import find_model, open_checkpoint, read_config
+from mlx_backend.planning.macos import macos_version
 from mlx_backend.planning.memory import ModelShape
+from mlx_backend.planning.wiring import parse_version, residency_environment
 from mlx_backend.runners.base import Runner
 
 
@@ -40,6 +46,7 @@ def create_runner(config: EngineConfig) -> Runner:
         from mlx_backend.runners.mock import MockRunner
 
         return MockRunner(config)
+    _prepare_environment()
     try:
         from mlx_backend.runners.mlx import MLXRunner
     except ImportError as error:
@@ -55,6 +62,7 @@ def estimate_footprint(config: EngineConfig) -> Footprint:
         from mlx_backend.runners import mock
 
         return mock.estimate_footprint(config)
+    _prepare_environment()
     try:
         from mlx_backend.runners import footprint as mlx
     except ImportError as error:
@@ -69,6 +77,7 @@ def read_shape(
 
     `weight_bits` plans for weights quantized so; then the config alone counts. Raises ModelLoadError.
     """
+    _prepare_environment()
     try:
         from mlx_backend.model import skeleton
     except ImportError as error:
@@ -87,3 +96,16 @@ def read_shape(
             else skeleton.from_config(read_config(folder / "config.json"))
         )
     return found.shape, found.caches
+
+
+@functools.cache
+def _prepare_environment() -> None:
+    """Set what MLX reads when it is imported, on a Mac. A value that is there already stays."""
+    if sys.platform != "darwin":
+        return
+    try:
+        mlx = parse_version(metadata.version("mlx"))
+    except metadata.PackageNotFoundError:
+        return
+    for name, value in residency_environment(macos_version()[0], mlx).items():
+        os.environ.setdefault(name, value)

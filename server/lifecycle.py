@@ -1,7 +1,8 @@
 """How a process that serves ends: what it still owes, who may still ask, its signals, and its last minute.
 
 The first SIGTERM or SIGINT begins the drain: what was admitted is finished, new work is answered 503, reads and probes
-go on. A second one ends the process at once, by the signal itself (a shell says 143 or 130). SIGHUP reloads. Uvicorn
+go on. A second one ends the process at once, by the signal itself (a shell says 143 or 130). Where memory is wired, the
+second one only ends the drain, so that it is unwired, and the third one ends the process. SIGHUP reloads. Uvicorn
 would close its port first, raise what it caught again and cut what is slow: here its signals and its order are ours.
 Knows no engine and no model: what cuts the work that is late is given to it.
 """
@@ -64,6 +65,7 @@ class Lifecycle:
         self.signal_number: int | None = None
         """The signal that began the drain."""
         self._draining_since: float | None = None
+        self._is_hurried = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
@@ -94,10 +96,23 @@ class Lifecycle:
                 self._is_idle.set()
                 self._tell(False)
 
+    @property
+    def is_hurried(self) -> bool:
+        return self._is_hurried.is_set()
+
+    def hurry(self) -> None:
+        """End the wait of `drained`. To be called on the event loop."""
+        self._is_hurried.set()
+
     async def drained(self, within_s: float) -> bool:
-        """Whether all work has ended so many seconds after the drain began. Waits no longer than that."""
+        """Whether all work has ended so many seconds after the drain began. Waits no longer, and not when hurried."""
         began = time.monotonic() if self._draining_since is None else self._draining_since
-        return await self.idle(began + within_s - time.monotonic())
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._is_idle, self._is_hurried)]
+        timeout_s = max(0.0, began + within_s - time.monotonic())
+        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        for each in waits:
+            each.cancel()
+        return self.num_open == 0
 
     async def idle(self, within_s: float) -> bool:
         """Whether there is no work, now or in so many seconds."""
@@ -135,7 +150,8 @@ class Admission:
 class DrainingServer(uvicorn.Server):
     """A server that finishes what it has admitted before it closes its port.
 
-    `drain_s` is asked when it is needed, as a reload may change it; `cut` fails what is late.
+    `drain_s` is asked when it is needed, as a reload may change it; `cut` fails what is late; `has_wired`: whether
+    memory must be unwired before the process may end.
     """
 
     def __init__(
@@ -145,11 +161,13 @@ class DrainingServer(uvicorn.Server):
         *,
         drain_s: Callable[[], float],
         cut: Callable[[], Coroutine[Any, Any, None]],
+        has_wired: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(config)
         self._lifecycle = lifecycle
         self._drain_s = drain_s
         self._cut = cut
+        self.has_wired = has_wired
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last_resort: threading.Timer | None = None
         self._cutting: asyncio.Task[None] | None = None
@@ -165,6 +183,10 @@ class DrainingServer(uvicorn.Server):
         """Begin to drain, then end. May be called in a signal's handler and from any thread."""
         self._lifecycle.begin_drain(signal_number)
         self.should_exit = True
+
+    def hurry(self) -> None:
+        """Fail what is not finished, now. May be called in a signal's handler."""
+        self.call_soon(self._lifecycle.hurry)
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Have it called on the event loop, once there is one. May be called in a signal's handler."""
@@ -199,7 +221,8 @@ class DrainingServer(uvicorn.Server):
             logger.info("%s: finishing %d requests, for up to %g s", name, lifecycle.num_open, drain_s)
         if await lifecycle.drained(drain_s):
             return
-        logger.warning("%d requests are not finished after %g s, and fail", lifecycle.num_open, drain_s)
+        after = "a second signal" if lifecycle.is_hurried else f"{drain_s:g} s"
+        logger.warning("%d requests are not finished after %s, and fail", lifecycle.num_open, after)
         self._cutting = asyncio.create_task(self._cut())
         if not await lifecycle.idle(_CUT_S):
             logger.error("%d requests did not end, and are given up", lifecycle.num_open)
@@ -208,10 +231,16 @@ class DrainingServer(uvicorn.Server):
 @contextlib.contextmanager
 def owned_signals(server: DrainingServer, reload: Callable[[], None]) -> Iterator[None]:
     """SIGTERM and SIGINT drain `server`, SIGHUP has `reload` called on its loop. As they were, afterwards."""
+    num_stops = 0
 
     def stop(number: int, frame: Any) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)  # so that a second one works whatever Python is busy with
+        nonlocal num_stops
+        num_stops += 1
+        if num_stops > 1:
+            server.hurry()
+        if num_stops > 1 or not server.has_wired():  # macOS may not give wired memory back when the process just ends
+            for each in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(each, signal.SIG_DFL)  # so that another one works whatever Python is busy with
         server.stop(number)
 
     def hang_up(number: int, frame: Any) -> None:
@@ -239,6 +268,6 @@ def _end_after(seconds: float) -> threading.Timer:
 
 
 def _end_by_force(seconds: float) -> None:
-    logger.critical("the server did not end within %g s; it is ended by force", seconds)
+    logger.critical("the server did not end within %g s; it is ended by force, and wired memory may be lost", seconds)
     flush_logs()
     os._exit(1)

@@ -126,10 +126,16 @@ def _build_server(
         lifecycle,
         drain_s=lambda: app.parts.config.stream.drain_s,
         cut=registry.close,
+        has_wired=partial(_has_wired, registry),
     )
     reloading = Reloading(config, reread)
     register_parts(reloading, app.parts.settings, app.gate, app.envelope, connections)
     return server, reloading
+
+
+def _has_wired(registry: ModelRegistry) -> bool:
+    infos = [model.engine.model_info for model in registry.list()]
+    return any(info is not None and info.memory is not None and info.memory.wired_bytes > 0 for info in infos)
 
 
 def _uvicorn_config(app: Application, connections: type[asyncio.Protocol]) -> uvicorn.Config:

@@ -28,8 +28,11 @@ SERVER_MAY_IMPORT = {
         "model.checkpoint",
         "planning.memory",
         "planning.machines",
+        "planning.macos",
         "planning.planner",
         "planning.speed",
+        "planning.wired_lock",
+        "planning.wiring",
         "prefix_cache.folder",
     )
 }

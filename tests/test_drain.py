@@ -122,6 +122,24 @@ def test_a_second_signal_ends_it_at_once(number: int) -> None:
             assert server.wait() == -number
 
 
+def test_with_wired_memory_a_second_signal_ends_the_drain_and_a_third_the_process() -> None:
+    """As a simulated R1 has it wired. What is not finished fails, and the engine is closed, which unwires."""
+    wired = ("--backend", "mock", "--simulate", "m3-ultra-512", "--as", "deepseek-r1", "--stream-drain-s", "1000")
+    with serving(*wired) as (server, client):
+        (model,) = client.get("/v1/models").json()["data"]
+        assert model["pippin"]["memory"]["wired_bytes"] == model["pippin"]["weights_bytes"]
+        with client.stream("POST", "/v1/completions", json={**LONG, "max_tokens": 3000}) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            while httpx.get(f"{client.base_url}/health").json()["status"] != "draining":
+                pass
+            server.process.send_signal(signal.SIGTERM)
+            assert any("engine_closed" in line for line in lines)
+        assert server.wait() == 0
+    assert any("are not finished after a second signal" in line for line in server.lines)
+
+
 def test_a_request_that_is_half_sent_and_one_that_is_idle_do_not_hold_it_up() -> None:
     with serving("--backend", "mock", "--stream-drain-s", "50") as (server, client):
         head = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{"

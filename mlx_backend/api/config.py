@@ -95,7 +95,7 @@ class MemoryConfig:
     )
     wired: Literal["auto", "never", "always"] = option(
         "auto",
-        "keep memory from being paged out (macOS); auto: weights over 55 % of it, then one sequence at a time",
+        "keep the weights from being paged out (macOS); auto: from 4 GB on, where that is safe; docs/memory.md",
     )
 
     def __post_init__(self) -> None:

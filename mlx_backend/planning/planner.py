@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import KVCacheConfig
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape, plan_caches
-from mlx_backend.planning.limits import WIRED_SHARE
 from mlx_backend.planning.machines import Machine, highest_gpu_limit
 from mlx_backend.planning.memory import MOST_RESERVE_BYTES, Memory, ModelShape, kv_bytes, largest_context, memory_at
 from mlx_backend.planning.speed import Estimate, decode_estimate, prefill_estimate
+from mlx_backend.planning.wiring import WiredPolicy, Wiring, WiringFacts, decide_wiring
 
 _TRIED_BITS = (8, 6, 5, 4, 3)
 _GROUP_SIZE = 64
@@ -95,7 +95,7 @@ def build_plan(
         caches=plans,
         rows=rows,
         kv_choices=_kv_choices(limited, caches, budget, reserve_bytes),
-        advice=(*_advice(limited, plans, machine, budget, reserve_bytes, rows), *_wiring(shape, machine, rows)),
+        advice=(*_advice(limited, plans, machine, budget, reserve_bytes, rows), *_wiring(shape, machine, rows, budget)),
     )
 
 
@@ -226,14 +226,31 @@ def _advice(
     return found
 
 
-def _wiring(shape: ModelShape, machine: Machine, rows: Sequence[Row]) -> list[str]:
-    """What several users should know where `memory.wired` is auto."""
-    is_wired = bool(machine.chip) and shape.weights_bytes > WIRED_SHARE * machine.memory_bytes
-    if not is_wired or all(row.memory is None or row.num_users == 1 for row in rows):
+def plan_wiring(
+    machine: Machine, weights_bytes: int, policy: WiredPolicy = "auto", limit_bytes: int | None = None
+) -> Wiring:
+    """What a server alone on such a machine would do, with versions that wire and no panic before."""
+    limit = machine.gpu_limit_bytes if limit_bytes is None else limit_bytes
+    facts = WiringFacts(
+        policy=policy,
+        weights_bytes=weights_bytes,
+        device=f"Apple {machine.chip}",
+        memory_bytes=machine.memory_bytes,
+        recommended_bytes=limit if machine.chip else 0,
+        macos=(26,),
+        mlx=(0, 32, 4),
+    )
+    return decide_wiring(facts)
+
+
+def _wiring(shape: ModelShape, machine: Machine, rows: Sequence[Row], budget: int) -> list[str]:
+    """What becomes of the weights with `memory.wired: auto`."""
+    wiring = plan_wiring(machine, shape.weights_bytes, limit_bytes=budget)
+    if not wiring.wired_bytes or rows[0].memory is None:
         return []
     return [
-        f"The weights take more than {WIRED_SHARE:.0%} of the memory: they are wired, and requests are computed one "
-        "after the other, unless memory.wired says never (slow where macOS pages) or always (macOS may panic)."
+        f"The weights, {wiring.wired_bytes / 1e9:,.1f} GB, are wired and requests batched, unless the GPU driver has "
+        "panicked before or another process has wired memory (not run on a Mac; docs/memory.md)."
     ]
 
 

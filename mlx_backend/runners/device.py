@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import subprocess
 import sys
 import threading
@@ -17,10 +18,13 @@ import mlx.core as mx
 
 from mlx_backend.planning.limits import DeviceFacts, Limits
 from mlx_backend.planning.machines import available_bytes
+from mlx_backend.planning.wiring import Version, filler_sizes, parse_version, slack_bytes, wired_limit
 
 _lock = threading.Lock()
 _in_force: dict[object, Limits] = {}
 """Limits are the process's: what each loaded model wants of them, by whoever loaded it."""
+_fillers: list[mx.array] = []
+"""They take up the room that the wired weights leave below the limit."""
 
 
 def _read_sysctl() -> str:
@@ -67,15 +71,42 @@ def apply_limits(limits: Limits, owner: object = None) -> None:
         _in_force[owner] = limits
         mx.set_memory_limit(max(each.memory_bytes for each in _in_force.values()))
         mx.set_cache_limit(max(each.cache_bytes for each in _in_force.values()))
-        mx.set_wired_limit(_wired_bytes())
+
+
+def mlx_version() -> Version:
+    """(0, 32, 4)."""
+    return parse_version(mx.__version__)
+
+
+def wire(num_arrays: int, recommended_bytes: int) -> int:
+    """Wire all that is alive, and nothing that comes later; the bytes. `num_arrays`: no fewer than are alive.
+
+    Nothing may be computing. Freed buffers go first, as MLX would wire those that it keeps for reuse, too;
+    `planning.wiring` has the rest. Raises ValueError and RuntimeError.
+    """
+    mx.synchronize()
+    mx.clear_cache()
+    limit = wired_limit(mx.get_active_memory(), num_arrays, mmap.PAGESIZE, recommended_bytes)
+    mx.set_wired_limit(limit)
+    for size in filler_sizes(slack_bytes(num_arrays, mmap.PAGESIZE), mmap.PAGESIZE):
+        filler = mx.zeros((size,), dtype=mx.uint8)
+        mx.eval(filler)
+        _fillers.append(filler)
+    return limit
+
+
+def unwire() -> None:
+    """Unwire, when everything that was computed is done: what stays wired may be lost until the machine restarts."""
+    mx.synchronize()
+    mx.set_wired_limit(0)
+    _fillers.clear()
 
 
 def release(owner: object = None) -> None:
-    """Unwire, when everything that was computed is done: memory that stays wired is lost until a restart."""
+    """Give freed memory back, and the limits of a model that is let go of."""
     mx.synchronize()
     with _lock:
         _in_force.pop(owner, None)
-        mx.set_wired_limit(_wired_bytes())
         mx.clear_cache()
     _trim()
 
@@ -85,7 +116,3 @@ def _trim() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another libc has no such call, nor the habit
             ctypes.CDLL(None).malloc_trim(0)
-
-
-def _wired_bytes() -> int:
-    return max((each.wired_bytes for each in _in_force.values()), default=0)

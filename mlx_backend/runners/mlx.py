@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_backend.api.errors import ModelLoadError
@@ -46,6 +47,7 @@ from mlx_backend.prefix_cache.store_mlx import MLXStore
 from mlx_backend.runners import device, vectors
 from mlx_backend.runners.base import failed, limited_by
 from mlx_backend.runners.probe import check_batching, check_columns, check_groups
+from mlx_backend.runners.wired import WiredWeights
 from mlx_backend.sampling.logprobs import rank, read_prompt
 from mlx_backend.sampling.sampler import BatchSampler, Drawn
 
@@ -89,6 +91,7 @@ class MLXRunner:
         self._is_dequantized = False
         self._max_groups = 1
         self._embedding: EmbeddingInfo | None = None
+        self._wired = WiredWeights()
 
     # ---- loading ----
 
@@ -101,7 +104,7 @@ class MLXRunner:
         skeleton = read_model(self._model, checkpoint.config)
         self._vocab_size = skeleton.shape.vocab_size
         self._plans = plan.plan_caches(skeleton.caches, self._config.kv_cache)
-        memory, limits = self._plan_memory(skeleton.shape)
+        memory, limits = self._plan_memory(skeleton.shape, checkpoint.path.name)
         fitting = limit if self.budget is None else min(limit, self.budget.largest_alone(1))
         if fitting == 0 and memory is not None:
             raise ModelLoadError(_too_large(memory, checkpoint))
@@ -113,12 +116,14 @@ class MLXRunner:
         if reason is None:
             self.blocks = MLXStore(self._plans, self._caches_of, lambda: self._batch)
             reason = check_batching(self._model, self._make_caches, self._vocab_size)
-        if reason is None and limits is not None:
-            reason = limits.single_reason
+        reason = reason or self._wired.plan.single_reason
         self._is_batched = reason is None
         ungrouped_reason = self._check_groups() if self._is_batched else None
         no_embedding_reason = self._read_embedding(checkpoint, skeleton.shape.hidden_size)
         self._reset()
+        if memory is not None:
+            wiring = self._wired.wire(len(tree_flatten(self._model.parameters())))
+            memory = replace(memory, wired_bytes=wiring.wired_bytes, wired_reason=wiring.reason)
         return ModelInfo(
             context_limit=fitting,
             context_limited_by=limited_by(self._config.context, limit, fitting),
@@ -141,7 +146,7 @@ class MLXRunner:
             raise ModelLoadError(f"context.limit {configured} is more than the model's own {own}; lower it")
         return configured or own
 
-    def _plan_memory(self, shape: ModelShape) -> tuple[MemoryReport, Limits] | tuple[None, None]:
+    def _plan_memory(self, shape: ModelShape, name: str) -> tuple[MemoryReport, Limits] | tuple[None, None]:
         """Divide the memory, before a weight is read. None where no limit is known."""
         given, facts = self._config.memory, device.read_facts()
         share = self._config.share
@@ -152,12 +157,12 @@ class MLXRunner:
             limit, basis = device.memory_limit(facts)
         if limit is None:
             return None, None
-        limits = decide_limits(
-            facts, given.wired, given.cache_bytes, limit_bytes=limit, weights_bytes=shape.weights_bytes
-        )
+        weights = shape.weights_bytes
+        limits = decide_limits(given.cache_bytes, limit_bytes=limit, weights_bytes=weights)
         if share is not None:
-            limits = for_process(limits, facts, share.process_bytes)
-        memory = report_memory(given, facts, limits, limit_bytes=limit, basis=basis, weights_bytes=shape.weights_bytes)
+            limits = for_process(limits, share.process_bytes)
+        wiring = self._wired.decide(given.wired, facts, weights, name, has_several_models=share is not None)
+        memory = report_memory(given, facts, limits, wiring, limit_bytes=limit, basis=basis, weights_bytes=weights)
         self.budget = Budget(
             shape,
             self._plans,
@@ -381,6 +386,7 @@ class MLXRunner:
         """Nothing here only waits."""
 
     def close(self) -> None:
+        self._wired.unwire()
         for name in ("_model", "_batch", "_sampler", "_last_tokens", "_rows", "_prompts", "_in_flight", "blocks"):
             self.__dict__.pop(name, None)
         device.release(self)

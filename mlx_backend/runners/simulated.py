@@ -16,10 +16,10 @@ from mlx_backend.kv_cache.allocation import allocated
 from mlx_backend.kv_cache.grouping import divide, most_bytes
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape, RowSizes, max_groups, plan_caches, report
 from mlx_backend.planning.admission import Budget
-from mlx_backend.planning.limits import DeviceFacts, Limits, decide_limits, report_memory
+from mlx_backend.planning.limits import DeviceFacts, decide_limits, report_memory
 from mlx_backend.planning.machines import Machine, UnknownMachine, find_machine
 from mlx_backend.planning.memory import ModelShape, kv_bytes
-from mlx_backend.planning.planner import decode_speed, prefill_speed, weights_read_s
+from mlx_backend.planning.planner import decode_speed, plan_wiring, prefill_speed, weights_read_s
 from mlx_backend.prefix_cache.store_mock import MockStore
 from mlx_backend.runners.base import limited_by
 from mlx_backend.runners.mock import MockRow, MockRunner
@@ -71,7 +71,7 @@ class SimulatedRunner(MockRunner):
 
     def load(self, report_progress: Callable[[LoadProgress], None]) -> ModelInfo:
         limit = self._own_limit()
-        memory, limits = self._divide_memory()
+        memory = self._divide_memory()
         self.budget = self._build_budget(memory)
         fitting = min(limit, self.budget.largest_alone(1))
         if fitting == 0:
@@ -87,8 +87,6 @@ class SimulatedRunner(MockRunner):
             num_parameters=self._shape.num_parameters,
             weights_bytes=total,
             memory=memory,
-            is_batched=limits.single_reason is None,
-            unbatched_reason=limits.single_reason,
             kv_caches=report(self._plans, self._config.kv_cache),
             no_embedding_reason="it is simulated",
         )
@@ -106,20 +104,20 @@ class SimulatedRunner(MockRunner):
             raise ModelLoadError(f"context.limit {configured} is more than the model's own {own}; lower it")
         return configured or own
 
-    def _divide_memory(self) -> tuple[MemoryReport, Limits]:
+    def _divide_memory(self) -> MemoryReport:
         """As the MLX runner divides it on that machine."""
         given, machine, weights_bytes = self._config.memory, self._machine, self._shape.weights_bytes
         facts = DeviceFacts(
             name=machine.name, memory_bytes=machine.memory_bytes, recommended_bytes=machine.gpu_limit_bytes
         )
         limit_bytes = given.limit_bytes or machine.gpu_limit_bytes
-        limits = decide_limits(
-            facts, given.wired, given.cache_bytes, limit_bytes=limit_bytes, weights_bytes=weights_bytes
-        )
+        limits = decide_limits(given.cache_bytes, limit_bytes=limit_bytes, weights_bytes=weights_bytes)
+        wiring = plan_wiring(machine, weights_bytes, given.wired, limit_bytes)
         basis = "memory.limit_gb" if given.limit_bytes else f"the GPU's limit, {machine.gpu_limit_basis}"
         basis = f"simulated {machine.name}; {basis}"
-        memory = report_memory(given, facts, limits, limit_bytes=limit_bytes, basis=basis, weights_bytes=weights_bytes)
-        return memory, limits
+        return report_memory(
+            given, facts, limits, wiring, limit_bytes=limit_bytes, basis=basis, weights_bytes=weights_bytes
+        )
 
     def _build_budget(self, memory: MemoryReport) -> Budget:
         max_chunk = self._config.scheduler.max_chunk_tokens

@@ -15,7 +15,8 @@ NUM_OPEN_FILES = 10_240
 RESTART_S = 10
 """Between an end with an error and the next start: a model is not loaded over and over."""
 _MARGIN_S = 10
-_CARRIED = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "XDG_CACHE_HOME")
+_CARRIED = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "XDG_CACHE_HOME", "XDG_STATE_HOME")
+"""XDG_STATE_HOME: the lock of wired memory is there, and must be the same file for every server of a user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,10 @@ class Service:
 
     @property
     def stop_within_s(self) -> int:
-        """What the system must grant it before it kills: longer than the server grants itself."""
+        """What the system must grant it before it kills: longer than the server grants itself.
+
+        A process that is killed does not unwire its memory, which macOS may then hold until the machine restarts.
+        """
         from server.lifecycle import CLOSE_S  # late: `pippin --help` needs no HTTP
 
         return math.ceil(self.drain_s + CLOSE_S + _MARGIN_S)

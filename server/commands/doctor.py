@@ -25,6 +25,7 @@ import typer
 from server import pocket
 from server.appliance import launchd, systemd
 from server.commands.install_service import Here, ParseServe, ServeArguments, service_path
+from server.commands.wired_memory import WiredState, describe, read_state
 from server.config import Config, ConfigError, engine_config
 
 State = Literal["ok", "warning", "problem"]
@@ -55,6 +56,7 @@ class Facts:
     memory_bytes: Callable[[], int | None] = lambda: _memory_bytes()
     footprint: Callable[[Config, Path], Any] = lambda config, folder: _footprint(config, folder)
     wired_limit_mb: Callable[[], int | None] = lambda: _wired_limit_mb()
+    wired_state: Callable[[], WiredState] = read_state
     free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free
     who_answers: Callable[[str, int], str | None] = lambda host, port: _who_answers(host, port)
     """None: the port is free. Empty: it is taken by something that is no Pippin. Raises OSError where it cannot be."""
@@ -91,6 +93,8 @@ def examine(facts: Facts, arguments: Sequence[str], parse: ParseServe) -> Iterat
     yield from check_versions(facts, config)
     yield from check_configuration(facts, config)
     yield from check_models(facts, config)
+    if facts.here.platform == "darwin":
+        yield Finding("wired memory", *describe(config.memory.wired, facts.wired_state()))
     yield from check_disk(facts, config)
     yield check_port(facts, config)
     yield check_files(facts, config)

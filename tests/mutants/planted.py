@@ -241,8 +241,45 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "mlx_backend/planning/limits.py",
         "tests/mlx_backend/planning/test_limits.py",
-        ("a server with two models does not start", "    wired = min(process_bytes, facts.recommended_bytes) if limits.wired_bytes else 0", "    wired = process_bytes if limits.wired_bytes else 0"),
-        ("a server does not start on a Mac", "        wired_bytes=min(limit_bytes, facts.recommended_bytes) if is_wired else 0,", "        wired_bytes=limit_bytes if is_wired else 0,"),
+        ("one of several models takes the others' memory", "    return replace(limits, memory_bytes=process_bytes)", "    return limits"),
+    ),
+    *_of(
+        "mlx_backend/planning/wiring.py",
+        "tests/mlx_backend/planning/test_wiring.py",
+        ("a server does not start on a Mac", "    return min(active_bytes + slack_bytes(num_arrays, page_bytes), recommended_bytes)", "    return active_bytes + slack_bytes(num_arrays, page_bytes)"),
+        ("KV caches enter the wired set: the machine panics", "        size //= 2\n    return sizes", "        size //= 4\n    return sizes"),
+        ("a weight is not wired, and KV caches take its room", "    return _HEAP_BYTES + num_arrays * page_bytes", "    return num_arrays * page_bytes // 2"),
+        ("a machine panics again and again", "    own = [panic for panic in panics if first_wired_at is not None and panic.at >= first_wired_at]", "    own = [panic for panic in panics if first_wired_at is None]"),
+        ("two processes wire memory", "    if facts.holder is not None:", "    if False:"),
+        ("a 16 GB Mac freezes", "    if free < wanted:", "    if free < 0:"),
+    ),
+    *_of(
+        "mlx_backend/planning/macos.py",
+        "tests/mlx_backend/planning/test_macos.py",
+        ("every panic counts as the GPU driver's", '_SIGNATURE = re.compile(rb"IOGPU\\w*\\.cpp")', '_SIGNATURE = re.compile(rb"IOGPU")'),
+        ("a panic before memory was wired counts", "    at = float(int(calendar[1], 16)) if calendar else about.st_mtime", "    at = about.st_mtime"),
+    ),
+    *_of(
+        "mlx_backend/planning/wired_lock.py",
+        "tests/mlx_backend/planning/test_wired_lock.py",
+        ("two processes wire memory", "            fcntl.flock(handle, kind | fcntl.LOCK_NB)", "            pass"),
+        ("a server that has unwired counts as killed", "            _write(self._handle, Record(None, self._record.first_at))", "            pass"),
+        ("a grammar's process keeps the lock", "            fcntl.flock(self._handle, fcntl.LOCK_UN)", "            pass"),
+    ),
+    *_of(
+        "server/lifecycle.py",
+        "tests/test_drain.py::test_with_wired_memory_a_second_signal_ends_the_drain_and_a_third_the_process",
+        ("Ctrl-C twice loses wired memory until the machine restarts", "        if num_stops > 1 or not server.has_wired():", "        if True:"),
+    ),
+    *_of(
+        "mlx_backend/runners/wired.py",
+        "tests/mlx_backend/runners/test_wired.py",
+        ("memory stays wired when the server has ended", "            device.unwire()\n", ""),
+    ),
+    *_of(
+        "mlx_backend/runners/device.py",
+        "tests/mlx_backend/planning/test_limits.py",
+        ("freed buffers are wired, and leave the set again", "    mx.clear_cache()\n    limit = wired_limit", "    limit = wired_limit"),
     ),
     # --- files
     *_of(

@@ -38,6 +38,18 @@ async def test_work_is_counted_and_refused_while_draining() -> None:
     assert told == [True, False]
 
 
+async def test_to_be_hurried_ends_the_wait_and_not_the_work() -> None:
+    lifecycle = Lifecycle()
+    with lifecycle.work():
+        lifecycle.begin_drain(15)
+        waiting = asyncio.create_task(lifecycle.drained(DEADLINE_S))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        lifecycle.hurry()
+        assert not await asyncio.wait_for(waiting, DEADLINE_S / 2)
+        assert lifecycle.num_open == 1
+
+
 async def test_a_request_that_failed_is_over_too_and_a_bad_watcher_harms_nobody() -> None:
     lifecycle = Lifecycle()
     lifecycle.watchers.append(lambda is_busy: 1 // 0)  # type: ignore[arg-type]

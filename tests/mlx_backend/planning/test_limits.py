@@ -1,8 +1,9 @@
-"""What MLX is told of memory, from what devices say of themselves. No MLX."""
+"""The limits that MLX gets, from what devices say of themselves. No MLX."""
 
 from __future__ import annotations
 
 import json
+import mmap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,48 +12,15 @@ import pytest
 
 from mlx_backend.api.interface import MemoryConfig
 from mlx_backend.planning.limits import DeviceFacts, Limits, decide_limits, for_process, raise_command
+from mlx_backend.planning.wiring import filler_sizes, slack_bytes
 
 GIB = 2**30
 M3_ULTRA = DeviceFacts(name="Apple M3 Ultra", memory_bytes=512 * GIB, recommended_bytes=384 * GIB)
 R1_BYTES = 377_600_000_000
 
 
-def decide(policy: Any = "auto", weights: int = R1_BYTES, facts: DeviceFacts = M3_ULTRA, **more: Any) -> Any:
-    return decide_limits(
-        facts, policy, more.pop("cache", None), limit_bytes=more.pop("limit", 400 * 10**9), weights_bytes=weights
-    )
-
-
-def test_a_model_that_nearly_fills_the_machine_is_wired_and_then_alone() -> None:
-    limits = decide()
-    assert limits.wired_bytes == 400 * 10**9
-    assert "69%" in limits.wired_reason
-    assert "mlx#3186" in limits.single_reason
-    assert limits.memory_bytes == 400 * 10**9
-
-
-def test_a_smaller_model_is_not_wired() -> None:
-    limits = decide(weights=300 * 10**9)
-    assert (limits.wired_bytes, limits.single_reason) == (0, None)
-    assert "55%" in limits.wired_reason
-
-
-@pytest.mark.parametrize(("policy", "wired"), [("never", 0), ("always", 400 * 10**9)])
-def test_who_says_so_decides_and_computes_several_at_a_time(policy: str, wired: int) -> None:
-    for weights in (R1_BYTES, 10**9):
-        limits = decide(policy, weights)
-        assert (limits.wired_bytes, limits.single_reason) == (wired, None)
-        assert limits.wired_reason == f"memory.wired is {policy}"
-
-
-def test_mlx_is_never_asked_to_wire_more_than_macos_allows() -> None:
-    assert decide("always", limit=500 * 10**9).wired_bytes == 384 * GIB  # it raises ValueError beyond
-
-
-def test_nothing_is_wired_where_nothing_can_be() -> None:
-    for policy in ("auto", "never", "always"):
-        limits = decide(policy, facts=DeviceFacts())
-        assert (limits.wired_bytes, limits.wired_reason, limits.single_reason) == (0, "", None)
+def decide(weights: int = R1_BYTES, **more: Any) -> Limits:
+    return decide_limits(more.pop("cache", None), limit_bytes=more.pop("limit", 400 * 10**9), weights_bytes=weights)
 
 
 def test_the_buffer_cache_has_a_share_of_what_the_weights_leave() -> None:
@@ -100,7 +68,7 @@ def test_limits_are_told_and_taken_back() -> None:
 
     before = mx.get_memory_limit()
     try:
-        device.apply_limits(decide(weights=10**9, facts=device.read_facts()))
+        device.apply_limits(decide(weights=10**9))
         assert mx.get_memory_limit() == 400 * 10**9
     finally:
         mx.set_memory_limit(before)
@@ -114,29 +82,41 @@ def test_of_two_models_the_larger_limit_holds_until_both_are_released(monkeypatc
     from mlx_backend.runners import device
 
     told: list[int] = []
-    monkeypatch.setattr(mx, "set_wired_limit", told.append)
-    before = mx.get_memory_limit()
-    try:
-        device.apply_limits(Limits(memory_bytes=before, cache_bytes=10**9, wired_bytes=5), "a")
-        device.apply_limits(Limits(memory_bytes=before // 2, cache_bytes=10**8), "b")
-        assert mx.get_memory_limit() == before
-    finally:
-        mx.set_memory_limit(before)
-        device.release("b")
-        device.release("a")
-    assert told == [5, 5, 5, 0]
+    monkeypatch.setattr(mx, "set_memory_limit", told.append)
+    device.apply_limits(Limits(memory_bytes=9, cache_bytes=10**9), "a")
+    device.apply_limits(Limits(memory_bytes=5, cache_bytes=10**8), "b")
+    device.release("a")
+    device.apply_limits(Limits(memory_bytes=4, cache_bytes=10**8), "c")
+    device.release("b")
+    device.release("c")
+    assert told == [9, 9, 5]
 
 
 def test_of_several_models_each_is_told_the_process_limit() -> None:
-    facts = DeviceFacts(memory_bytes=512 * 10**9, recommended_bytes=400 * 10**9)
-    mine = Limits(memory_bytes=100, cache_bytes=7, wired_bytes=100, wired_reason="because")
-    assert for_process(mine, facts, 350 * 10**9) == Limits(
-        memory_bytes=350 * 10**9, cache_bytes=7, wired_bytes=350 * 10**9, wired_reason="because"
-    )
-    assert for_process(Limits(memory_bytes=100, cache_bytes=7), facts, 200).wired_bytes == 0
+    limits = for_process(Limits(memory_bytes=100, cache_bytes=7), 350 * 10**9)
+    assert limits == Limits(memory_bytes=350 * 10**9, cache_bytes=7)
 
 
-def test_several_models_wire_no_more_than_macos_allows() -> None:
-    facts = DeviceFacts(memory_bytes=512 * 10**9, recommended_bytes=400 * 10**9)
-    mine = Limits(memory_bytes=100, cache_bytes=7, wired_bytes=100)
-    assert for_process(mine, facts, 450 * 10**9).wired_bytes == 400 * 10**9
+# --- wiring: the seam to MLX
+
+
+@pytest.mark.mlx
+def test_the_limit_is_set_when_nothing_computes_and_filled_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlx.core as mx
+
+    from mlx_backend.runners import device
+
+    calls: list[tuple[str, int]] = []
+    for name in ("synchronize", "clear_cache"):
+        monkeypatch.setattr(mx, name, lambda name=name: calls.append((name, 0)))
+    monkeypatch.setattr(mx, "set_wired_limit", lambda limit: calls.append(("set_wired_limit", limit)))
+    monkeypatch.setattr(mx, "get_active_memory", lambda: 10**9)
+    limit = device.wire(10, 10**12)
+    assert [name for name, _ in calls] == ["synchronize", "clear_cache", "set_wired_limit"]
+    assert limit == calls[-1][1] == 10**9 + slack_bytes(10, mmap.PAGESIZE)
+    assert [filler.nbytes for filler in device._fillers] == filler_sizes(limit - 10**9, mmap.PAGESIZE)
+    calls.clear()
+    device.unwire()
+    assert calls == [("synchronize", 0), ("set_wired_limit", 0)]
+    assert not device._fillers
+    assert device.mlx_version() >= (0, 32)

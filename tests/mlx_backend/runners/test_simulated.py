@@ -184,15 +184,16 @@ def test_loading_takes_what_the_disk_takes(disk: float | None, speed: float, loa
 # --- what the machine says of itself
 
 
-def test_r1_is_wired_and_served_one_at_a_time() -> None:
+def test_r1_is_wired_and_batched() -> None:
     info = clocked(R1).load(quiet)
-    assert not info.is_batched and "wired" in (info.unbatched_reason or "")
-    assert info.memory is not None
+    assert info.is_batched and info.unbatched_reason is None
+    assert info.memory is not None and info.memory.wired_bytes == info.weights_bytes
     assert info.memory.limit_bytes == find_machine(MACHINE).gpu_limit_bytes
     assert info.memory.limit_basis.startswith("simulated M3 Ultra, 80-core GPU, 512 GB")
     assert info.context_limited_by == "memory" and 100_000 < info.context_limit < 163_840
     assert sum(cache.num_layers * cache.bytes_per_token for cache in info.kv_caches) == 70_272
-    assert clocked(R1, memory=MemoryConfig(wired="always")).load(quiet).is_batched
+    unwired = clocked(R1, memory=MemoryConfig(wired="never")).load(quiet)
+    assert unwired.is_batched and unwired.memory is not None and unwired.memory.wired_bytes == 0
 
 
 def test_what_fits_is_limited_by_the_machine() -> None:

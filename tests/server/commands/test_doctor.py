@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from mlx_backend.api.interface import PrefixCacheConfig
+from mlx_backend.api.interface import MemoryConfig, PrefixCacheConfig
+from mlx_backend.planning.wired_lock import Record
+from mlx_backend.planning.wiring import Holder, Panic
 from server import pocket
 from server.appliance.systemd import NAME
 from server.cli import app
 from server.commands.doctor import Facts, Finding, _who_answers, examine, show
 from server.commands.install_service import Here
+from server.commands.wired_memory import WiredState
 from server.config import Config, ConfigError, SecurityConfig
 
 GB = 10**9
@@ -41,6 +44,7 @@ def facts(tmp_path: Path) -> Facts:
         memory_bytes=lambda: 512 * 2**30,
         footprint=lambda config, folder: needs(10, 12, 400),
         wired_limit_mb=lambda: 0,
+        wired_state=lambda: WiredState(Record(), False),
         free_bytes=lambda folder: 900 * GB,
         who_answers=lambda host, port: None,
         cached=lambda name: None,
@@ -91,6 +95,38 @@ def test_what_is_not(facts: Facts, changed: dict[str, Any], what: str | None, st
     assert (found.what if what else None, found.state) == (what, state)
     assert said in f"{found.text} {found.advice}"
     assert found.advice or what == "memory"
+
+
+HOLDER = Holder(4711, "r1", 1_776_700_000.0)
+PANIC = Panic("panic-full-2026-04-20.panic", 1_776_700_100.0)
+WIRED_AND_PANICKED = WiredState(Record(None, HOLDER.since), False, [PANIC])
+
+
+@pytest.mark.parametrize(
+    ("policy", "state", "found", "said"),
+    [
+        ("auto", WiredState(Record(HOLDER, HOLDER.since), True), "ok", "process 4711 (r1, since 2026-04-20"),
+        ("auto", WiredState(Record(), True), "ok", "another process has wired memory"),
+        ("auto", WiredState(Record(HOLDER, HOLDER.since), False), "warning", "ended without unwiring"),
+        ("auto", WIRED_AND_PANICKED, "warning", "one sequence at a time"),
+        ("always", WIRED_AND_PANICKED, "warning", "wired all the same"),
+        ("never", WIRED_AND_PANICKED, "ok", "do not count: 1"),
+        ("auto", WiredState(Record(None, PANIC.at + 1), False, [PANIC]), "ok", "do not count: 1"),
+        ("auto", WiredState(Record(None, None), False, []), "ok", "memory.wired is auto"),
+    ],
+)
+def test_wired_memory(facts: Facts, policy: Any, state: WiredState, found: str, said: str) -> None:
+    config = Config(model=str(pocket.folder()), memory=MemoryConfig(wired=policy))
+    told = findings(replace(facts, wired_state=lambda: state), config)
+    (line,) = [each for each in told if each.what == "wired memory"]
+    assert line.state == found
+    assert said in f"{line.text} {line.advice}"
+    assert bool(line.advice) is (found == "warning")
+
+
+def test_wired_memory_is_of_macs(facts: Facts) -> None:
+    linux = replace(facts, here=replace(facts.here, platform="linux"))
+    assert "wired memory" not in {each.what for each in findings(linux)}
 
 
 def test_a_server_that_runs_already_is_no_problem(facts: Facts) -> None:

@@ -45,7 +45,7 @@ def parse(arguments: Any) -> Config:
 
 @pytest.mark.parametrize("is_system", [False, True])
 def test_a_property_list(tmp_path: Path, is_system: bool) -> None:
-    environ = {"PIPPIN_PORT": "8081", "HF_TOKEN": "secret", "HF_HOME": "/models & more"}
+    environ = {"PIPPIN_PORT": "8081", "HF_TOKEN": "secret", "HF_HOME": "/models & more", "XDG_STATE_HOME": "/state"}
     found = build(here("darwin", tmp_path, environ=environ), AWKWARD, parse, is_system=is_system)
     keys = plistlib.loads(found.text.encode())
     assert set(keys) == LAUNCHD_KEYS - (set() if is_system else {"UserName"})
@@ -56,7 +56,7 @@ def test_a_property_list(tmp_path: Path, is_system: bool) -> None:
     assert keys["ExitTimeOut"] == 45 + 60 + 10
     assert keys["ProcessType"] == "Interactive"
     assert keys["SoftResourceLimits"] == {"NumberOfFiles": 10240}
-    assert keys["EnvironmentVariables"].keys() == {"PATH", "PIPPIN_PORT", "HF_HOME"}
+    assert keys["EnvironmentVariables"].keys() == {"PATH", "PIPPIN_PORT", "HF_HOME", "XDG_STATE_HOME"}
     assert launchd.is_ours(found.text)
     domain = "system" if is_system else "gui/501"
     assert found.stop[0][-1] == f"{domain}/local.pippin.server"

@@ -1,0 +1,269 @@
+"""The policy of wired memory: whether a process wires its model's weights, and why. Pure; no MLX.
+
+macOS pages out what is not wired, and a large model then crawls: 0.6 instead of 64 tokens per second on an M3 Ultra
+(ollama#17367), 0.73 instead of 31.5 on an M4 Max (vmlx-swift#418). But a bug of the GPU driver (IOGPUFamily, macOS 15
+to 26.5.2, no fix known) makes the machine panic when buffers enter and leave a residency set while the GPU works: 3
+of 3 runs within two minutes, against none of 10 with nothing wired (mlx#3186). One request is enough
+(omlx#978, omlx#1265, mlx-lm#1666), so computing one sequence at a time does not help; keeping KV caches out of the sets
+should.
+
+How MLX fills the sets is read from its sources, mlx/backend/metal/allocator.cpp and resident.cpp at commit 846d176
+(0.32.2 and later); of 0.32.4 only from resident.h in its wheel for macOS:
+
+- `insert` is called for every new buffer, also while nothing is wired. A buffer with which the total would pass the
+  limit is noted and stays outside; it is not tried again before the limit changes.
+- `set_wired_limit` calls `resize`. A higher limit adds noted buffers that fit, in the order of a hash table, those in
+  MLX's cache of freed buffers included; a lower one takes buffers out until the rest fits.
+- `erase` is called when a buffer goes back to the system, as after `clear_cache`. The next `insert` may take its room.
+
+So the limit is set once, when only what stays is alive, and no room may be left below it: a KV buffer that fits there
+would go in and out with every request. What counts is the sum of `allocatedSize()`, which Python cannot read;
+`wired_limit` is no less than that sum, and buffers of `filler_sizes` take up the difference. Not run on a Mac.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+WiredPolicy = Literal["auto", "never", "always"]
+Version = tuple[int, ...]
+
+_LEAST_BYTES = 4 * 10**9
+"""`auto` wires no smaller weights: they stay in memory by being used."""
+_LEAST_FREE_BYTES = 8 * 10**9
+_FREE_SHARE = 0.35
+_SMALL_BYTES = 64 * 2**30
+"""Beside wired weights 8 GB must stay free, and 35 % of the first 64 GiB of memory: wired pages cannot be reclaimed,
+and 16 GB machines froze without that (vmlx-swift#421)."""
+_WIRED_BY_MACOS_BYTES = 8 * 10**9
+"""So much may be wired by others: macOS itself. More counts as taken."""
+_FIRST_MACOS = 15
+"""Residency sets are in macOS from 15 on."""
+_PAGES_BY_ITSELF = 5
+"""M5: wired or not made no difference (macOS 26)."""
+_MONOLITHIC = (27, (0, 32, 1))
+"""macOS 27 with an older MLX than this: all is in one residency set, which is wired over and over; 0.46 instead of
+13.2 tokens per second (mlx#4211)."""
+_REFRESH = (26, (0, 32, 4))
+_HEAP_BYTES = 1 << 20
+"""MLX's heap of buffers below 256 bytes, an allocation of its own in the sets (allocator.h)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panic:
+    """A report of macOS that the GPU driver has panicked; `at` in seconds since the epoch."""
+
+    file: str
+    at: float
+
+    def __str__(self) -> str:
+        return f"{self.file}, {_local_time(self.at)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that has wired memory."""
+
+    pid: int
+    model: str
+    since: float
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({self.model}, since {_local_time(self.since)})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WiringFacts:
+    """All that decides. 0, "" and () are for what is not known."""
+
+    policy: WiredPolicy
+    weights_bytes: int
+    device: str = ""
+    """As Metal calls it: "Apple M3 Ultra"."""
+    memory_bytes: int = 0
+    recommended_bytes: int = 0
+    """What macOS lets the GPU use; 0 where there is no such GPU."""
+    macos: Version = ()
+    mlx: Version = ()
+    wired_now_bytes: int = 0
+    """What the whole machine has wired before anything is loaded."""
+    has_several_models: bool = False
+    panics: Sequence[Panic] = ()
+    first_wired_at: float | None = None
+    """When a server of this user first wired memory; None where none has."""
+    left_by: Holder | None = None
+    """The last process that wired, where it ended without unwiring."""
+    holder: Holder | None = None
+    """Another process that holds the lock."""
+    lock_error: str = ""
+    """Why the lock could not be had, in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wiring:
+    """What to do. `wired_bytes` is 0 for nothing; `reason` is empty where nothing can be wired."""
+
+    wired_bytes: int = 0
+    reason: str = ""
+    single_reason: str | None = None
+    """Why one sequence is computed at a time because of it."""
+
+
+def decide_wiring(facts: WiringFacts) -> Wiring:
+    """Wire the weights, unless one of these says otherwise; the first that does counts."""
+    if not facts.recommended_bytes:
+        return Wiring()
+    if facts.policy == "never":
+        return Wiring(reason="memory.wired is never")
+    reason = _impossible(facts) or (_pointless(facts) if facts.policy == "auto" else "")
+    if reason:
+        return Wiring(reason=reason)
+    reason = _dangerous(facts)
+    if reason:
+        return Wiring(reason=reason, single_reason=f"nothing is wired: {reason}")
+    if facts.holder is not None:
+        return Wiring(reason=f"{facts.holder} has wired memory, and only one process of a machine should; end it first")
+    if facts.lock_error:
+        return Wiring(reason=facts.lock_error)
+    return Wiring(wired_bytes=facts.weights_bytes, reason=_wired_reason(facts))
+
+
+def _impossible(facts: WiringFacts) -> str:
+    if facts.macos and facts.macos[0] < _FIRST_MACOS:
+        return f"macOS {_dotted(facts.macos)} cannot keep the GPU's memory wired; {_FIRST_MACOS} can"
+    if "Paravirtual" in facts.device:
+        return "a virtual machine has no residency sets"
+    if facts.has_several_models:
+        return (
+            "several models are served, and what is wired must not change while one of them computes; "
+            "a server of one model wires it"
+        )
+    if facts.weights_bytes + _HEAP_BYTES > facts.recommended_bytes:
+        return (
+            f"the weights take {_gb(facts.weights_bytes)}, and macOS lets {_gb(facts.recommended_bytes)} be wired; "
+            "raise iogpu.wired_limit_mb"
+        )
+    return ""
+
+
+def _pointless(facts: WiringFacts) -> str:
+    """Why `auto` does without."""
+    text = f"memory.wired is auto, and the weights take {_gb(facts.weights_bytes)}"
+    if facts.weights_bytes < _LEAST_BYTES:
+        return f"{text}: under {_gb(_LEAST_BYTES)} nothing is gained"
+    generation = chip_generation(facts.device)
+    if generation is not None and generation >= _PAGES_BY_ITSELF:
+        return f"memory.wired is auto, and on an M{generation} nothing is gained"
+    if not facts.macos:
+        return "memory.wired is auto, and the version of macOS is not known"
+    others = max(0, facts.wired_now_bytes - _WIRED_BY_MACOS_BYTES)
+    free, wanted = facts.memory_bytes - others - facts.weights_bytes, free_beside(facts.memory_bytes)
+    if free < wanted:
+        already = f", {_gb(others)} are wired already" if others else ""
+        return f"{text} of {_gb(facts.memory_bytes)}{already}: {_gb(wanted)} must stay free{_left_behind(facts)}"
+    return ""
+
+
+def _dangerous(facts: WiringFacts) -> str:
+    macos, mlx = _MONOLITHIC
+    if facts.macos and facts.mlx and facts.macos[0] >= macos and facts.mlx < mlx:
+        return f"MLX {_dotted(facts.mlx)} on macOS {_dotted(facts.macos)} rewires all of it over and over; update MLX"
+    panic = newest_own_panic(facts.panics, facts.first_wired_at)
+    if panic is None or facts.policy == "always":
+        return ""
+    return (
+        f"the GPU driver panicked ({panic}) after Pippin had wired memory on this machine; "
+        "memory.wired: always wires again, never leaves it unwired and batches"
+    )
+
+
+def newest_own_panic(panics: Sequence[Panic], first_wired_at: float | None) -> Panic | None:
+    """The last panic since memory was first wired here. What came before is no fault of it."""
+    own = [panic for panic in panics if first_wired_at is not None and panic.at >= first_wired_at]
+    return max(own, key=lambda panic: panic.at, default=None)
+
+
+def free_beside(memory_bytes: int) -> int:
+    """What must stay free beside wired weights."""
+    return max(_LEAST_FREE_BYTES, int(_FREE_SHARE * min(memory_bytes, _SMALL_BYTES)))
+
+
+def chip_generation(device: str) -> int | None:
+    """3 for "Apple M3 Ultra"; None for another name."""
+    found = re.fullmatch(r"(?:Apple )?M(\d+)\b.*", device)
+    return int(found[1]) if found else None
+
+
+def parse_version(text: str) -> Version:
+    """`26.5.2` or `0.32.4.dev1` as numbers, as many as there are at the front."""
+    found = re.match(r"\d+(?:\.\d+)*", text.strip())
+    return tuple(int(part) for part in found[0].split(".")) if found else ()
+
+
+def residency_environment(macos: Version, mlx: Version) -> dict[str, str]:
+    """What MLX must find in the environment before it is imported.
+
+    macOS 26 unwires a set that was not used for about a second (llama.cpp#17766). From 0.32.4 on, MLX requests its sets
+    again at this interval; by default it does not. The name is that in the wheel for macOS.
+    """
+    first_macos, first_mlx = _REFRESH
+    is_wanted = bool(macos) and macos[0] >= first_macos and mlx >= first_mlx
+    return {"MLX_METAL_RESIDENCY_REFRESH_INTERVAL_MS": "1000"} if is_wanted else {}
+
+
+# --- the limit, to the byte
+
+
+def slack_bytes(num_arrays: int, page_bytes: int) -> int:
+    """How much more Metal may have allocated than MLX counts as active: a page for each array, and MLX's heap."""
+    return _HEAP_BYTES + num_arrays * page_bytes
+
+
+def wired_limit(active_bytes: int, num_arrays: int, page_bytes: int, recommended_bytes: int) -> int:
+    """The limit in which all that is active fits: MLX raises ValueError beyond what macOS recommends."""
+    return min(active_bytes + slack_bytes(num_arrays, page_bytes), recommended_bytes)
+
+
+def filler_sizes(slack: int, page_bytes: int) -> list[int]:
+    """Buffers that fill any room of up to `slack` bytes to less than a page, allocated in this order.
+
+    Each goes in where it fits and stays outside where it does not: halves of halves, as a number is written in bits.
+    """
+    size = page_bytes
+    while 2 * size <= slack:
+        size *= 2
+    sizes = []
+    while size >= page_bytes:
+        sizes.append(size)
+        size //= 2
+    return sizes
+
+
+# --- words
+
+
+def _wired_reason(facts: WiringFacts) -> str:
+    text = f"memory.wired is {facts.policy}: the weights are wired once they are loaded, KV caches are not"
+    return f"{text}{_left_behind(facts)}"
+
+
+def _left_behind(facts: WiringFacts) -> str:
+    if facts.left_by is None:
+        return ""
+    return f"; {facts.left_by} ended without unwiring, and macOS may hold its memory until the machine restarts"
+
+
+def _dotted(version: Version) -> str:
+    return ".".join(map(str, version))
+
+
+def _local_time(at: float) -> str:
+    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB"
