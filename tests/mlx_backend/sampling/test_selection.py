@@ -105,6 +105,12 @@ def test_of_few_tokens_top_p_keeps_what_a_sorted_list_would(logits: mx.array, da
         assert out[0][place] == (left if share == 1 else by_sorting(here, weights, share) & left)
 
 
+def test_ties_of_the_last_of_top_k_count_among_what_it_left() -> None:
+    """Of 2.47 in all half is 1.24, more than the likeliest token's 1; without the ties it would be half of 1.37."""
+    logits = mx.array([[2.0, 1.0, 1.0, 1.0, 1.0]])
+    assert kept(filters.filter_few(logits, column([2]), column([0.5]), 2)) == [{0, 1, 2, 3, 4}]
+
+
 @given(
     keys=st.lists(st.integers(0, 2**32 - 1) | st.sampled_from([0, 7, 2**32 - 1]), min_size=1, max_size=20),
     data=st.data(),
