@@ -1,9 +1,10 @@
 """Faults that several users of one large model would meet: starving prompts, copied batches. In process.
 
-python -m bench.large [--only starving,leaving]
+python -m bench.large [--only starving,leaving,sampling]
 
 starving: TTFT of a prompt alone and beside one running stream, over a mock whose chunks have a fixed cost (weights are
-read) as its decode steps have. leaving: time, and peak of memory, when rows leave a batch.
+read) as its decode steps have. leaving: time, and peak of memory, when rows leave a batch. sampling: filters over large
+vocabularies (bench/large_sampling.py).
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ NUM_TOKENS = 256
 def main() -> None:
     """Print a table for each part."""
     parser = argparse.ArgumentParser(prog="python -m bench.large", description=__doc__)
-    parser.add_argument("--only", default="starving,leaving")
+    parser.add_argument("--only", default="starving,leaving,sampling")
     options = parser.parse_args()
     if "starving" in options.only:
         asyncio.run(_print_starving())
     if "leaving" in options.only:
         _print_leaving()
+    if "sampling" in options.only:
+        from bench.large_sampling import print_sampling
+
+        print_sampling()
 
 
 class _Fixed(MockRunner):

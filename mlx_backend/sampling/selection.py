@@ -20,8 +20,11 @@ take twice as long."""
 _SHARE_BITS = 24
 """Of top_p, as a fixed-point number: as exact as a float32 from 0.5 up."""
 _SHARE_MASK = (1 << _SHARE_BITS) - 1
-_MAX_ELEMENTS = 1 << 23
-"""Of a pass on a GPU, all thresholds that it tries together; 4 bytes each."""
+_FEW_ELEMENTS = 1 << 18
+"""Up to so many tokens, all rows together, a pass on a GPU takes about as long as its launches."""
+_CACHED_ELEMENTS = 1 << 18
+"""Rows of so many tokens are searched together on a CPU, whose caches then hold most of what a pass makes: 8 rows of
+128,256 took 206 ms together and 151 by twos. On a GPU every block would add its launches."""
 
 
 def masses(probabilities: mx.array) -> mx.array:
@@ -67,34 +70,49 @@ def find_threshold(
     target: [rows, 1], at least 1 and at most what all from `lowest` up weigh. The result is within `num_bits` of
     `lowest`. A token is at or above the threshold if, and only if, those strictly above it weigh less than `target`.
 
-    Launches: a pass compares with 2**bits - 1 thresholds at once and sums, so it takes as many launches whatever its
-    bits, and 2**bits - 1 times the memory traffic. On a CPU that traffic is the time, and one bit a pass is fastest
-    (28 passes over 128,256 tokens, one row: 1 bit 6.7 ms, 2 bits 12, 4 bits 41; sorting took 13). On a GPU with few
-    rows launches are the time: with 4 bits top_p takes 7 passes of 5 launches (add, compare and multiply as one
-    compiled kernel, sum, compare and choose, maximum); one bit would take 28 passes. Not measured on a Mac.
+    Cost: a pass tries 2**bits - 1 thresholds at once, so it takes as many launches whatever its bits, and reads and
+    writes 8 bytes a token for each threshold beside 8 for key and weight. On a CPU these bytes are the time, and one
+    bit a pass is fastest (28 passes over one row of 128,256: 1 bit 6.7 ms, 2 bits 12, 4 bits 41; sorting took 13). On a
+    GPU a pass is 5 launches: add, weigh, sum, choose, maximum. Top-p of 28 bits takes 140 launches and 448 bytes a
+    token with 1 bit a pass, 70 and 448 with 2, 50 and 640 with 3, 35 and 896 with 4. So it is 3 where a row or two
+    leave launches the larger part, and 2 for more rows. Counted from MLX's kernels; not measured on a Mac.
     """
-    on_gpu = mx.default_device().type == mx.DeviceType.gpu
-    weigh = _weigh_compiled if on_gpu else _weigh
+    on_gpu = _is_on_gpu()
     step = bits_per_pass or choose_bits(keys.size, on_gpu=on_gpu)
-    keys, weights = keys[:, None], None if weights is None else weights[:, None]
     target = target.astype(mx.int32 if weights is None else mx.uint32)
+    rows, block = len(keys), len(keys) if on_gpu else max(1, _CACHED_ELEMENTS // keys.shape[-1])
+    found = []
+    for i in range(0, rows, block):
+        here = slice(i, i + block)
+        found.append(
+            _search(keys[here], None if weights is None else weights[here], target[here], lowest, num_bits, step)
+        )
+    return found[0] if len(found) == 1 else mx.concatenate(found, axis=0)
+
+
+def choose_bits(num_elements: int, *, on_gpu: bool) -> int:
+    """Bits that a pass over so many keys finds."""
+    if not on_gpu:
+        return 1
+    return 3 if num_elements <= _FEW_ELEMENTS else 2
+
+
+def _search(
+    keys: mx.array, weights: mx.array | None, target: mx.array, lowest: int, num_bits: int, step: int
+) -> mx.array:
+    """`find_threshold`, of rows that are searched together, `step` bits a pass."""
+    weigh, choose = (_weigh_compiled, _choose_compiled) if _is_on_gpu() else (_weigh, _choose)
+    keys, weights = keys[:, None], None if weights is None else weights[:, None]
     threshold = mx.full(target.shape, lowest, dtype=mx.uint32)
     while num_bits > 0:
         step = min(step, num_bits)
         num_bits -= step
         tried = threshold + mx.array([[digit << num_bits for digit in range(1, 1 << step)]], dtype=mx.uint32)
-        is_above = keys >= tried[..., None] if weights is None else weigh(keys, weights, tried[..., None])
-        threshold = mx.where(mx.sum(is_above, axis=-1) >= target, tried, threshold)
+        weighed = keys >= tried[..., None] if weights is None else weigh(keys, weights, tried[..., None])
+        threshold = choose(mx.sum(weighed, axis=-1), target, tried, threshold)
         if step > 1:
             threshold = mx.max(threshold, axis=-1, keepdims=True)
     return threshold
-
-
-def choose_bits(num_elements: int, *, on_gpu: bool) -> int:
-    """Bits that a pass over so many keys finds: on a GPU as many as bounded memory allows, up to 4."""
-    if not on_gpu:
-        return 1
-    return min(4, max(1, (_MAX_ELEMENTS // num_elements + 1).bit_length() - 1))
 
 
 def _weigh(keys: mx.array, weights: mx.array, tried: mx.array) -> mx.array:
@@ -102,9 +120,17 @@ def _weigh(keys: mx.array, weights: mx.array, tried: mx.array) -> mx.array:
     return (keys >= tried) * weights
 
 
-# One kernel instead of three. On a CPU it would gain nothing, and the first step would wait for a C++ compiler. What
-# differs from pass to pass comes in as an array: a constant would make every pass a kernel of its own.
-_weigh_compiled = mx.compile(_weigh)
+def _choose(held: mx.array, target: mx.array, tried: mx.array, threshold: mx.array) -> mx.array:
+    return mx.where(held >= target, tried, threshold)
+
+
+# One kernel instead of three and of two. On a CPU it gains nothing, and the first step would wait for a C++ compiler.
+# What differs from pass to pass comes in as an array: a constant would make every pass a kernel of its own.
+_weigh_compiled, _choose_compiled = mx.compile(_weigh), mx.compile(_choose)
+
+
+def _is_on_gpu() -> bool:
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
 
 
 def candidates(values: mx.array, num: int, group: int = GROUP) -> tuple[mx.array, mx.array]:

@@ -290,6 +290,13 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a token is lost where the vocabulary is no multiple of a group", "    if num_groups * group < vocab:", "    if False:"),
         ("top_k sorts the whole vocabulary", "    if 2 * num * group > vocab:", "    if True:"),
         ("the last bits of a threshold are not looked for", "    while num_bits > 0:", "    while num_bits > 4:"),
+        ("on a GPU a pass finds one threshold of several", "            threshold = mx.max(threshold", "            threshold = mx.min(threshold"),
+    ),
+    *_of(
+        "mlx_backend/planning/command_buffers.py",
+        "tests/mlx_backend/planning/test_command_buffers.py",
+        ("a variable that a user has set is overwritten", "        if variable in environ:", "        if variable in environ and value is None:"),
+        ("MLX ends a command buffer after every operation", "    if not 1 <= value <= LARGEST_PER_BUFFER:", "    if value > LARGEST_PER_BUFFER:"),
     ),
     # --- reading calls and thoughts
     *_of(
