@@ -1,8 +1,8 @@
 """Top-p, top-k and typical-p over large vocabularies: by a sorted vocabulary, as reference, and by selection.
 
 Best of several runs, milliseconds, with the tokens that each keeps too many or too few beside float64. Then the tail of
-a step (filters and draw) as it is and under `mx.compile`: microseconds to build its graph, milliseconds in all. Not that
-of top_p alone: each pass would become a kernel of its own, for which a C++ compiler takes half a minute.
+a step (filters and draw) as it is and under `mx.compile`: microseconds to build its graph, milliseconds in all. Top_p
+alone is left out there: each pass would become a kernel of its own, for which a C++ compiler takes half a minute.
 """
 
 from __future__ import annotations
