@@ -55,6 +55,32 @@ def print_turnover() -> None:
     Console(width=120).print(table)
 
 
+def print_leaving() -> None:
+    """Print time, and peak of memory, when rows leave a batch."""
+    table = Table("rows that leave, of 16", "ms", "peak over the batch, MB", "one row, MB")
+    for name, leaving in (("the first", {0}), ("the last", {15}), ("half", set(range(0, 16, 2)))):
+        batch = RowBatch([KVCache() for _ in range(NUM_LAYERS)])
+        rows = [_row(place, 2000) for place in range(16)]
+        batch.spare_bytes = 1 << 62
+        batch.set_rows(rows)
+        mx.eval(_arrays(batch))
+        mx.clear_cache()
+        row_bytes, base = batch.nbytes / 16, mx.get_active_memory()
+        mx.reset_peak_memory()
+        began = time.perf_counter()
+        batch.set_rows([each for place, each in enumerate(rows) if place not in leaving])
+        mx.eval(_arrays(batch))
+        took_ms = 1e3 * (time.perf_counter() - began)
+        peak = max(mx.get_peak_memory() - base, 0) / 1e6
+        table.add_row(name, f"{took_ms:.0f}", f"{peak:.1f}", f"{row_bytes / 1e6:.1f}")
+        del batch, rows
+    Console().print(table)
+
+
+def _arrays(batch: RowBatch) -> list[mx.array]:
+    return [array for cache in batch.caches for rows in cache.members.values() for array in rows.arrays]
+
+
 def _row(name: int, length: int) -> Row:
     caches = [KVCache() for _ in range(NUM_LAYERS)]
     for cache in caches:

@@ -5,18 +5,30 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections.abc import MutableMapping
 from importlib import metadata
 from pathlib import Path
 
 from mlx_backend.api.errors import ModelLoadError
-from mlx_backend.api.interface import Engine, EngineConfig, Footprint
+from mlx_backend.api.interface import Engine, EngineConfig, Footprint, MemoryConfig
 from mlx_backend.engine.engine import DeviceEngine
 from mlx_backend.kv_cache.plan import CacheShape
 from mlx_backend.model.checkpoint import find_model, open_checkpoint, read_config
+from mlx_backend.planning.command_buffers import BufferLimit, decide_buffer_limits
 from mlx_backend.planning.macos import macos_version
 from mlx_backend.planning.memory import ModelShape
 from mlx_backend.planning.wiring import parse_version, residency_environment
 from mlx_backend.runners.base import Runner
+
+
+def set_buffer_limits(config: MemoryConfig, environ: MutableMapping[str, str]) -> tuple[BufferLimit, ...]:
+    """Put the limits of MLX's command buffers into `environ`, and return those in effect. Raises ModelLoadError.
+
+    To be called before MLX computes anything: it reads them once in a process.
+    """
+    limits = decide_buffer_limits(config, environ)
+    environ.update({limit.variable: str(limit.value) for limit in limits if limit.is_new})
+    return limits
 
 
 def create_engine(config: EngineConfig) -> Engine:

@@ -20,6 +20,7 @@ from functools import partial
 import uvicorn
 
 from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.factory import set_buffer_limits
 from server.app import Application, create_app
 from server.appliance.awake import find_awake
 from server.config import Config
@@ -62,6 +63,9 @@ def serve(
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         check_setup(config)
+        if config.backend == "mlx":
+            for limit in set_buffer_limits(config.memory, os.environ):
+                logger.info("memory: MLX's command buffers: %s", limit)
         models = build_models(config)
         listener = _bind(config.host, config.port)
         _allow_many_connections()

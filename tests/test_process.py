@@ -64,7 +64,9 @@ def test_a_signal_lets_a_running_answer_finish() -> None:
 
 @pytest.mark.mlx
 def test_a_checkpoint_is_served(tmp_path: Path) -> None:
-    with serving(str(write_served_model(tmp_path / "tiny"))) as (server, client):
+    arguments = [str(write_served_model(tmp_path / "tiny")), "--memory-max-ops-per-buffer", "500"]
+    with serving(*arguments) as (server, client):
+        assert any("MLX_MAX_OPS_PER_BUFFER=500 (memory.max_ops_per_buffer)" in line for line in server.lines)
         (model,) = client.get("/v1/models").json()["data"]
         assert model["id"] == "tiny"
         assert model["max_model_len"] == 2048

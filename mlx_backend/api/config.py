@@ -10,6 +10,9 @@ from typing import Literal
 
 from mlx_backend.api.options import check_options, option
 
+LARGEST_PER_BUFFER = 1_000_000
+"""Operations, or MB, of a command buffer: as good as no limit, and well within the integers that MLX reads."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
@@ -97,9 +100,19 @@ class MemoryConfig:
         "auto",
         "keep the weights from being paged out (macOS); auto: from 4 GB on, where that is safe; docs/memory.md",
     )
+    max_ops_per_buffer: int | None = option(
+        None, "operations that MLX puts into one Metal command buffer, at most; none: MLX chooses by the chip", ge=1
+    )
+    max_mb_per_buffer: int | None = option(
+        None, "data of one Metal command buffer, MB, at most; more holds more memory; none: MLX chooses", ge=1
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
+        for name in ("max_ops_per_buffer", "max_mb_per_buffer"):
+            value = getattr(self, name)
+            if value is not None and value > LARGEST_PER_BUFFER:
+                raise ValueError(f"{name} must be at most {LARGEST_PER_BUFFER}, not {value!r}")
 
     @property
     def limit_bytes(self) -> int | None:

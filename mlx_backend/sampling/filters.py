@@ -8,24 +8,79 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from mlx_backend.sampling.selection import (
+    GROUP,
+    LOWEST_PROBABILITY,
+    PROBABILITY_BITS,
+    candidates,
+    find_threshold,
+    masses,
+    order_keys,
+    probability_keys,
+    share_of,
+)
+
+MOST_FEW = 256
+"""Largest top_k of `filter_few`, whatever the vocabulary."""
+
 _NEVER = -float("inf")
+_INFINITY = 0x7F800000
+"""The bits of a float32 infinity."""
+_FEW_SCALE = 1 << 23
+"""What the likeliest token weighs in `filter_few`: MOST_FEW of them fit into 31 bits."""
 
 
-def filter_top_k_top_p(logits: mx.array, top_k: mx.array, top_p: mx.array) -> mx.array:
+def most_few(vocab: int) -> int:
+    """Up to this top_k sorting the candidates costs less than finding a threshold among all tokens."""
+    return min(MOST_FEW, max(32, vocab // (2 * GROUP)))
+
+
+def filter_few(logits: mx.array, top_k: mx.array, top_p: mx.array | None, most: int) -> mx.array:
     """Keep the `top_k` most likely tokens, then of these the fewest whose probability reaches `top_p`.
 
-    top_k: int32 [rows, 1], at least 1. top_p: float32 [rows, 1] in (0, 1]. Tokens as likely as the last
-    one kept are kept too. Nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751.
+    top_k: int32 [rows, 1]; rows in which it is above `most`, at most MOST_FEW, stay as they are. top_p: float32
+    [rows, 1] in (0, 1]; None: 1 in every row. Tokens as likely as the last one kept are kept too, and count among those
+    that top_k left. Only the `most` largest are sorted, and summed as integers, so that `most`, which depends on the
+    other rows, changes nothing. Nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751.
     """
-    vocab = logits.shape[-1]
-    ranked = mx.sort(logits, axis=-1)[:, ::-1]
-    ranked = mx.where(mx.arange(vocab)[None] < top_k, ranked, _NEVER)
-    probabilities = mx.softmax(ranked, axis=-1, precise=True)
-    mass_before = mx.cumsum(probabilities, axis=-1) - probabilities
-    # summed up, the mass may round to 1 before the last token
-    num_kept = mx.sum(((mass_before < top_p) | (top_p >= 1)) & (ranked > _NEVER), axis=-1, keepdims=True)
-    threshold = mx.take_along_axis(ranked, mx.maximum(num_kept - 1, 0), axis=-1)
-    return mx.where(logits < threshold, _NEVER, logits)
+    few, _ = candidates(logits, most)
+    ranked = mx.sort(few, axis=-1)[:, : -most - 1 : -1]
+    threshold = mx.take_along_axis(ranked, mx.minimum(top_k, most) - 1, axis=-1)
+    if top_p is not None:
+        is_left = ranked >= threshold
+        weights = (mx.exp(ranked - ranked[:, :1]) * float(_FEW_SCALE) + 0.5).astype(mx.uint32)
+        weights = mx.where(is_left, weights, 0)
+        mass_before = mx.cumsum(weights, axis=-1) - weights
+        # as likely as the last of them, but not among `most`
+        num_more = mx.sum(logits >= threshold, axis=-1, keepdims=True) - mx.sum(is_left, axis=-1, keepdims=True)
+        last = mx.take_along_axis(weights, mx.minimum(top_k, most) - 1, axis=-1)
+        total = mx.sum(weights, axis=-1, keepdims=True) + num_more.astype(mx.uint64) * last
+        is_kept = ((mass_before < share_of(total, top_p)) | (top_p >= 1)) & is_left
+        num_kept = mx.sum(is_kept, axis=-1, keepdims=True)
+        threshold = mx.take_along_axis(ranked, mx.maximum(num_kept - 1, 0), axis=-1)
+    return mx.where((logits < threshold) & (top_k <= most), _NEVER, logits)
+
+
+def filter_top_k(logits: mx.array, top_k: mx.array) -> mx.array:
+    """Keep the `top_k` most likely tokens, and those as likely as the last of them. top_k: int32 [rows, 1], to vocab.
+
+    For a `top_k` of any size; up to MOST_FEW, `filter_few` is faster.
+    """
+    keys = order_keys(logits.astype(mx.float32))
+    return mx.where(keys < find_threshold(keys, None, top_k), _NEVER, logits)
+
+
+def filter_top_p(logits: mx.array, top_p: mx.array) -> mx.array:
+    """Keep a token if those strictly likelier than it have less than `top_p` of the probability.
+
+    These are the fewest likeliest tokens that reach `top_p`, and those as likely as the last of them. top_p: float32
+    [rows, 1] in (0, 1], 1: all.
+    """
+    probabilities = mx.softmax(logits.astype(mx.float32), axis=-1, precise=True)
+    keys, weights = probability_keys(probabilities), masses(probabilities)
+    target = share_of(mx.sum(weights, axis=-1, keepdims=True), top_p)
+    threshold = find_threshold(keys, weights, target, lowest=LOWEST_PROBABILITY, num_bits=PROBABILITY_BITS)
+    return mx.where((keys < threshold) & (top_p < 1), _NEVER, logits)
 
 
 def filter_min_p(logits: mx.array, min_p: mx.array) -> mx.array:
@@ -62,13 +117,11 @@ def filter_typical_p(logits: mx.array, typical_p: mx.array) -> mx.array:
     surprise = mx.where(logits > _NEVER, -logprobs, 0.0)
     entropy = mx.sum(probabilities * surprise, axis=-1, keepdims=True)
     oddness = mx.where(logits > _NEVER, mx.abs(surprise - entropy), -_NEVER)
-    order = mx.argsort(oddness, axis=-1)
-    ranked = mx.take_along_axis(probabilities, order, axis=-1)
-    mass_before = mx.cumsum(ranked, axis=-1) - ranked
-    num_kept = mx.sum(mass_before < typical_p, axis=-1, keepdims=True)
-    last = mx.take_along_axis(order, mx.maximum(num_kept - 1, 0), axis=-1)
-    is_odd = oddness > mx.take_along_axis(oddness, last, axis=-1)
-    return mx.where(is_odd & (typical_p < 1), _NEVER, logits)
+    weights = masses(probabilities)
+    keys = _INFINITY - probability_keys(oddness)
+    target = share_of(mx.sum(weights, axis=-1, keepdims=True), typical_p)
+    threshold = find_threshold(keys, weights, target, num_bits=31)
+    return mx.where((keys < threshold) & (typical_p < 1), _NEVER, logits)
 
 
 def filter_xtc(

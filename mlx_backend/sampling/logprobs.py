@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from mlx_backend.api.interface import TokenLogprobs
 from mlx_backend.core.row import Row
+from mlx_backend.sampling.selection import candidates
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +51,12 @@ def rank(logits: mx.array, tokens: mx.array, num_top: int) -> tuple[mx.array, mx
     """
     total = mx.logsumexp(logits, axis=-1, keepdims=True)
     own = mx.take_along_axis(logits, tokens[:, None], axis=-1) - total
-    ids = _likeliest(logits, num_top)
-    top = mx.take_along_axis(logits, ids, axis=-1) - total
-    order = mx.argsort(-top, axis=-1)
-    return own[:, 0], mx.take_along_axis(ids, order, axis=-1), mx.take_along_axis(top, order, axis=-1)
-
-
-def _likeliest(logits: mx.array, num: int) -> mx.array:
-    """Ids [rows, num], in any order."""
-    if num < 2:
-        return mx.argmax(logits, axis=-1, keepdims=True)[:, :num]
-    return mx.argpartition(-logits, kth=num - 1, axis=-1)[:, :num]
+    if num_top == 0:
+        return own[:, 0], mx.zeros((len(logits), 0), dtype=mx.uint32), mx.zeros((len(logits), 0))
+    few, places = candidates(logits, num_top)
+    order = mx.argsort(-few, axis=-1)[:, :num_top]
+    top = mx.take_along_axis(few, order, axis=-1) - total
+    return own[:, 0], mx.take_along_axis(places, order, axis=-1), top
 
 
 def read_prompt(ranked: tuple[mx.array, mx.array, mx.array]) -> list[TokenLogprobs]:

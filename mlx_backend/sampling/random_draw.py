@@ -11,11 +11,14 @@ from mlx_backend.api.interface import SamplingParams
 from mlx_backend.core.row import Row
 from mlx_backend.sampling.filters import (
     draw,
+    filter_few,
     filter_min_p,
-    filter_top_k_top_p,
+    filter_top_k,
     filter_top_n_sigma,
+    filter_top_p,
     filter_typical_p,
     filter_xtc,
+    most_few,
 )
 from mlx_backend.sampling.keys import step_chance, step_key
 from mlx_backend.sampling.masks import row_tokens
@@ -52,13 +55,33 @@ def _filters(params: Sequence[SamplingParams], vocab_size: int) -> list[Callable
     filters: list[Callable[[mx.array], mx.array]] = []
     if any(p.top_n_sigma > 0 for p in asking):
         filters.append(partial(filter_top_n_sigma, n=_column([p.top_n_sigma for p in params])))
-    if any(0 < p.top_k < vocab_size or p.top_p < 1 for p in asking):
-        top_k = mx.array([p.top_k if 0 < p.top_k < vocab_size else vocab_size for p in params])[:, None]
-        filters.append(partial(filter_top_k_top_p, top_k=top_k, top_p=_column([p.top_p for p in params])))
+    filters += _top_filters(params, vocab_size)
     if any(p.min_p > 0 for p in asking):
         filters.append(partial(filter_min_p, min_p=_column([p.min_p for p in params])))
     if any(p.typical_p < 1 for p in asking):
         filters.append(partial(filter_typical_p, typical_p=_column([p.typical_p for p in params])))
+    return filters
+
+
+def _top_filters(params: Sequence[SamplingParams], vocab_size: int) -> list[Callable[[mx.array], mx.array]]:
+    """Top-k and top-p. Which filters change a row depends on its own parameters: it draws the same in any company."""
+    asking = [p if p.temperature > 0 else SamplingParams() for p in params]
+    top_k = [p.top_k if 0 < p.top_k < vocab_size else vocab_size for p in asking]
+    largest_few = min(most_few(vocab_size), vocab_size - 1)
+    is_few = [k <= largest_few for k in top_k]
+    few = [k if each else vocab_size for k, each in zip(top_k, is_few, strict=True)]
+    many = [vocab_size if each else k for k, each in zip(top_k, is_few, strict=True)]
+    few_top_p = [p.top_p if each else 1.0 for p, each in zip(asking, is_few, strict=True)]
+    top_p = [1.0 if each else p.top_p for p, each in zip(asking, is_few, strict=True)]
+    filters: list[Callable[[mx.array], mx.array]] = []
+    if any(is_few):
+        most = max(k for k in few if k <= largest_few)
+        column = _column(few_top_p) if min(few_top_p) < 1 else None
+        filters.append(partial(filter_few, top_k=mx.array(few)[:, None], top_p=column, most=most))
+    if min(many) < vocab_size:
+        filters.append(partial(filter_top_k, top_k=mx.array(many)[:, None]))
+    if min(top_p) < 1:
+        filters.append(partial(filter_top_p, top_p=_column(top_p)))
     return filters
 
 

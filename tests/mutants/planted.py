@@ -321,8 +321,33 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "mlx_backend/sampling/filters.py",
         "tests/mlx_backend/sampling/test_filters.py",
-        ("another request's typical_p takes words away", "    return mx.where(is_odd & (typical_p < 1), _NEVER, logits)", "    return mx.where(is_odd, _NEVER, logits)"),
-        ("typical_p keeps nothing", "    num_kept = mx.sum(mass_before < typical_p, axis=-1, keepdims=True)", "    num_kept = mx.sum(mass_before < 0, axis=-1, keepdims=True)"),
+        ("another request's typical_p takes words away", "(keys < threshold) & (typical_p < 1)", "(keys < threshold)"),
+        ("typical_p keeps nothing", "    target = share_of(mx.sum(weights, axis=-1, keepdims=True), typical_p)", "    target = mx.ones(typical_p.shape)"),
+    ),
+    *_of(
+        "mlx_backend/sampling/filters.py",
+        "tests/mlx_backend/sampling/test_selection.py",
+        ("another request's top_p takes words away", "(keys < threshold) & (top_p < 1)", "(keys < threshold)"),
+        ("another request's top_k takes words away", "(logits < threshold) & (top_k <= most)", "(logits < threshold)"),
+        ("what is drawn depends on the largest top_k of the batch", "        weights = mx.where(is_left, weights, 0)\n", ""),
+        ("equally likely tokens beyond top_k are not counted", " + num_more.astype(mx.uint64) * last", ""),
+    ),
+    *_of(
+        "mlx_backend/sampling/selection.py",
+        "tests/mlx_backend/sampling/test_selection.py",
+        ("top_p is rounded down", "(low * numerator + _SHARE_MASK) >> _SHARE_BITS", "(low * numerator) >> _SHARE_BITS"),
+        ("top_p of flat distributions overflows", "    return high * numerator + ((low * numerator + _SHARE_MASK) >> _SHARE_BITS)", "    return (total * numerator + _SHARE_MASK) >> _SHARE_BITS"),
+        ("zeros of either sign are not equally likely", "(values + 0.0).view(mx.uint32)", "values.view(mx.uint32)"),
+        ("a token is lost where the vocabulary is no multiple of a group", "    if num_groups * group < vocab:", "    if False:"),
+        ("top_k sorts the whole vocabulary", "    if 2 * num * group > vocab:", "    if True:"),
+        ("the last bits of a threshold are not looked for", "    while num_bits > 0:", "    while num_bits > 4:"),
+        ("on a GPU a pass finds one threshold of several", "            threshold = mx.max(threshold", "            threshold = mx.min(threshold"),
+    ),
+    *_of(
+        "mlx_backend/planning/command_buffers.py",
+        "tests/mlx_backend/planning/test_command_buffers.py",
+        ("a variable that a user has set is overwritten", "        if variable in environ:", "        if variable in environ and value is None:"),
+        ("MLX ends a command buffer after every operation", "    if not 1 <= value <= LARGEST_PER_BUFFER:", "    if value > LARGEST_PER_BUFFER:"),
     ),
     # --- reading calls and thoughts
     *_of(

@@ -158,7 +158,9 @@ FULL_VOCAB = 50_000
 @pytest.mark.parametrize(
     "apply",
     [
-        lambda x: filters.filter_top_k_top_p(x, column(FULL_VOCAB, 50), column(1.0, 0.5)),
+        lambda x: filters.filter_few(x, column(FULL_VOCAB, 50), column(1.0, 0.5), 50),
+        lambda x: filters.filter_top_k(x, column(FULL_VOCAB, 50)),
+        lambda x: filters.filter_top_p(x, column(1.0, 0.5)),
         lambda x: filters.filter_min_p(x, column(0.0, 0.1)),
         lambda x: filters.filter_typical_p(x, column(1.0, 0.5)),
         lambda x: filters.filter_top_n_sigma(x, column(0.0, 1.0)),
@@ -177,7 +179,7 @@ ANYTHING = st.builds(
     SamplingParams,
     temperature=st.sampled_from([0.0, 0.7, 1.0, 1.5]),
     top_p=st.sampled_from([1.0, 0.8]),
-    top_k=st.sampled_from([0, 4]),
+    top_k=st.sampled_from([0, 4, 9]),
     min_p=st.sampled_from([0.0, 0.1]),
     typical_p=st.sampled_from([1.0, 0.6]),
     top_n_sigma=st.sampled_from([0.0, 1.0]),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_backend.api.interface import SamplingParams
-from mlx_backend.sampling.filters import filter_min_p, filter_top_k_top_p
+from mlx_backend.sampling.filters import filter_few, filter_min_p, filter_top_k, filter_top_p
 from mlx_backend.sampling.keys import base_key, step_key
 from mlx_backend.sampling.penalties import Penalties
 from tests.sampling_rows import VOCAB, draw, row, sampler
@@ -43,11 +43,13 @@ filtered_rows = st.tuples(logit_rows, st.integers(1, VOCAB), st.sampled_from([0.
 @settings(max_examples=60, deadline=None)
 def test_top_k_and_top_p(rows: list[tuple[list[float], int, float]]) -> None:
     logits = mx.array([row[0] for row in rows])
-    out = filter_top_k_top_p(logits, mx.array([[row[1]] for row in rows]), mx.array([[row[2]] for row in rows]))
-    for (values, top_k, top_p), filtered in zip(rows, out.tolist(), strict=True):
+    top_k, top_p = mx.array([[row[1]] for row in rows]), mx.array([[row[2]] for row in rows])
+    few = filter_few(logits, top_k, top_p, VOCAB).tolist()
+    assert filter_top_p(filter_top_k(logits, top_k), top_p).tolist() == few
+    for (values, top_k_here, top_p_here), filtered in zip(rows, few, strict=True):
         kept = {i for i, value in enumerate(filtered) if value > -math.inf}
-        nearly = {i for p in (top_p - 1e-5, top_p + 1e-5) for i in kept_by_hand(values, top_k, p)}
-        assert kept_by_hand(values, top_k, top_p - 1e-5) <= kept <= nearly
+        least, nearly = (kept_by_hand(values, top_k_here, top_p_here + by) for by in (-1e-5, 1e-5))
+        assert least <= kept <= nearly
         assert all(filtered[i] == pytest.approx(values[i]) for i in kept)
 
 
