@@ -197,7 +197,8 @@ class RowBatch:
         if place != last:
             mx.eval(self._written)  # else the row that was moved before would be held twice beside this one
             mx.eval([leaf.member(group).copy_last() for leaf in self._columns])
-        self._written = [array for leaf in self._columns for array in leaf.member(group).leave(place)]
+        written = [array for leaf in self._columns for array in leaf.member(group).leave(place)]
+        self._written = written or self._written
         group.lengths.leave(place)
         group.rows[place] = group.rows[last]
         group.rows.pop()

@@ -308,6 +308,17 @@ def batch_of_layers(num_rows: int, length: int, num_layers: int = 3) -> tuple[Ro
     return batch, rows
 
 
+def test_rows_that_leave_together_hold_one_row_more_at_most() -> None:
+    batch, rows = batch_of_layers(8, 1000)
+    batch.spare_bytes = 1 << 62
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    batch.set_rows(rows[1::2])
+    mx.eval(arrays_of(batch))
+    assert mx.get_peak_memory() - before <= 1.1 * batch.nbytes / 8
+    assert set(batch.rows) == set(rows[1::2])
+
+
 @pytest.mark.parametrize("leaving", range(4))
 def test_a_row_that_leaves_moves_one_row_and_nothing_else(leaving: int) -> None:
     batch, rows = batch_of_layers(4, 1000)
