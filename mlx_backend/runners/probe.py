@@ -22,6 +22,7 @@ from mlx_backend.kv_cache.grouping import RowBytes
 _TOLERANCE = 0.15
 """Relative L2 distance of logits. Rounding stays far below it, a wrong position or mask far above."""
 _LENGTHS = (9, 4)
+_LONG = 23
 _NUM_STEPS = 2
 _ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
 
@@ -48,10 +49,10 @@ def check_groups(model: Any, make_caches: MakeCaches, vocab_size: int) -> str | 
     """None where rows in groups of their own give the logits of one group; else what went wrong."""
     if not can_group(make_caches()):
         return "its KV cache is of a kind that cannot be grouped"
-    prompts = _prompts(vocab_size)
+    prompts = _prompts(vocab_size, (*_LENGTHS, _LONG))
     together = _batched(model, make_caches, prompts)
     try:
-        apart = _batched(model, make_caches, prompts, row_bytes=_each_apart)
+        apart = _batched(model, make_caches, prompts, row_bytes=_long_apart)
     except _ERRORS as error:
         return f"its code computes with keys, values or masks itself ({_told(error)})"
     for expected, got in zip(together, apart, strict=True):
@@ -61,9 +62,9 @@ def check_groups(model: Any, make_caches: MakeCaches, vocab_size: int) -> str | 
     return None
 
 
-def _each_apart(num_tokens: int) -> int:
-    """Bytes of a row by which rows of different lengths are never put together."""
-    return 1 << (40 + num_tokens)
+def _long_apart(num_tokens: int) -> int:
+    """Bytes of a row by which the long one has a group of its own, and the others share one, which needs a mask."""
+    return 1 << (50 if num_tokens > max(_LENGTHS) else 40)
 
 
 def check_columns(model: Any, make_quantized: MakeCaches, make_dequantized: MakeCaches, vocab_size: int) -> str | None:
@@ -82,8 +83,8 @@ def check_columns(model: Any, make_quantized: MakeCaches, make_dequantized: Make
     return None
 
 
-def _prompts(vocab_size: int) -> list[list[int]]:
-    return [[(7 * i + 3 * row) % vocab_size for i in range(length)] for row, length in enumerate(_LENGTHS)]
+def _prompts(vocab_size: int, lengths: tuple[int, ...] = _LENGTHS) -> list[list[int]]:
+    return [[(7 * i + 3 * row) % vocab_size for i in range(length)] for row, length in enumerate(lengths)]
 
 
 def _told(error: Exception) -> str:

@@ -19,6 +19,7 @@ from mlx_backend.api.interface import (
     Engine,
     EngineConfig,
     KVCacheConfig,
+    MemoryConfig,
     SamplingParams,
     SchedulerConfig,
 )
@@ -26,6 +27,7 @@ from mlx_backend.core.row import Row
 from mlx_backend.core.sequence import build_groups
 from mlx_backend.kv_cache import attention
 from mlx_backend.kv_cache.batch import RowBatch
+from mlx_backend.kv_cache.groups import GroupedColumns
 from mlx_backend.kv_cache.plan import CachePlan
 from mlx_backend.kv_cache.quantized import QuantizedKV
 from mlx_backend.runners.mlx import MLXRunner
@@ -233,6 +235,32 @@ def test_quantized_columns_that_a_model_does_not_take_are_dequantized_and_said(
     assert "computes with keys or values itself" in (info.dequantized_reason or "")
     assert info.is_batched
     runner._model(mx.ones((1, 5), dtype=mx.int32), cache=runner._make_caches())
+
+
+@pytest.mark.parametrize(
+    ("meddle", "reason"),
+    [
+        (lambda keys, mask: (keys + 0, mask), "computes with keys, values or masks itself (TypeError"),
+        (lambda keys, mask: (keys, None), "rows in groups change its logits"),
+    ],
+)
+def test_a_model_that_does_not_take_groups_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meddle: Any, reason: str
+) -> None:
+    from mlx_lm.models import llama
+
+    def meddling(queries: Any, keys: Any, values: Any, mask: Any, **options: Any) -> Any:
+        if isinstance(keys, GroupedColumns):
+            keys, mask = meddle(keys, mask)
+        return attention.attend(queries, keys, values, mask=mask, **options)
+
+    monkeypatch.setattr(attention, "install", lambda: monkeypatch.setattr(llama, attention._NAME, meddling))
+    runner = MLXRunner(config(write_model(tmp_path / "llama", "llama"), memory=MemoryConfig(limit_gb=1.0)))
+    info = runner.load(lambda progress: None)
+    assert reason in (info.ungrouped_reason or "")
+    assert info.is_batched
+    assert runner.budget is not None and runner.budget.max_groups == 1
+    assert runner._make_batch()._max_groups == (1,)
 
 
 def test_a_model_that_takes_neither_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
