@@ -33,8 +33,8 @@ def install() -> None:
 
 def attend(
     queries: mx.array,
-    keys: Part,
-    values: Part,
+    keys: Part | latent_attention.Deferred,
+    values: Part | latent_attention.Deferred,
     cache: Any,
     scale: float,
     mask: mx.array | str | None,
@@ -44,22 +44,14 @@ def attend(
 
     mask: bool or additive, broadcastable to [rows, heads, n, tokens], or "causal"; sinks: [heads].
     """
-    if isinstance(keys, latent_attention.Expansion):
-        return latent_attention.attend_chunk(queries, keys, values, scale, mask)
+    if isinstance(keys, latent_attention.Deferred):
+        return latent_attention.attend(queries, keys, values, scale, mask)
     if isinstance(keys, mx.array) and isinstance(values, mx.array):
-        if _is_latent_token(queries, keys, values, mask, sinks):
-            return latent_attention.attend_token(queries, keys, scale, mask)
         out: mx.array = _attend_arrays(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
         return out
     if queries.shape[2] == 1 and not isinstance(mask, str):
         return _attend_token(queries, keys, values, scale, mask, sinks)
     return _attend_chunk(queries, keys, values, scale, mask, sinks)
-
-
-def _is_latent_token(queries: mx.array, keys: mx.array, values: mx.array, mask: Any, sinks: mx.array | None) -> bool:
-    """Whether this is one token per row against latents, which are keys and values in one; MLX has no kernel for it."""
-    is_shared = values is keys and keys.shape[1] == 1 and queries.shape[2] == 1
-    return is_shared and isinstance(mask, mx.array) and mask.dtype == queries.dtype and sinks is None
 
 
 def _attend_token(

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
@@ -60,6 +60,25 @@ class Expansion:
         return part
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Shared:
+    """Latents that are keys and values in one for a token per row: [rows, 1, tokens, dim]."""
+
+    latent: mx.array
+
+
+Deferred: TypeAlias = Expansion | Shared
+
+
+def attend(queries: mx.array, keys: Deferred, values: Any, scale: float, mask: Any) -> mx.array:
+    """Compute what `attention.attend` is called for, where keys and values are deferred."""
+    if isinstance(keys, Expansion) and isinstance(values, Expansion):
+        return attend_chunk(queries, keys, values, scale, mask)
+    if isinstance(keys, Shared) and values is keys:
+        return attend_token(queries, keys.latent, scale, mask)
+    raise TypeError("keys and values are not deferred alike")
+
+
 def attend_chunk(queries: mx.array, keys: Expansion, values: Expansion, scale: float, mask: mx.array) -> mx.array:
     """queries: [rows, heads, n, dim] without their rotary part; gives [rows, heads, n, value dim].
 
@@ -87,11 +106,7 @@ def attend_token(queries: mx.array, latent: mx.array, scale: float, scores: mx.a
     """
     rows, heads, _, dim = queries.shape
     folded = (queries * scale).reshape(rows, 1, heads, dim)
-    weights = mx.softmax(
-        mx.addmm(scores.swapaxes(1, 2), folded, latent.swapaxes(-1, -2)),
-        axis=-1,
-        precise=True,
-    )
+    weights = mx.softmax(_scores(folded, latent, scores.swapaxes(1, 2)), axis=-1, precise=True)
     return (weights @ latent).reshape(rows, heads, 1, dim)
 
 
@@ -247,7 +262,7 @@ class _View:
             latents = Latents(held, held_rope)
             return _LatentStandIn(latents), _RopeStandIn(latents)
         if num_tokens == 1 and not self._is_indexed:
-            return held, _SharedRope(held_rope)
+            return (Shared(held) if type(held) is mx.array else held), _SharedRope(held_rope)
         return held, held_rope
 
     def __getitem__(self, index: int) -> Any:
@@ -277,9 +292,11 @@ def defer(model: Any, chunks: bool = True) -> None:
     """
     restore(model)
     for module in latent_modules(model):
-        module.__class__ = _deferring(type(module), chunks)
+        own: Any = type(module)
+        module.__class__ = _deferring(own, chunks)
         for part in (module.embed_q, module.unembed_out):
-            part.__class__ = _expanding(type(part))
+            own = type(part)
+            part.__class__ = _expanding(own)
 
 
 def restore(model: Any) -> None:

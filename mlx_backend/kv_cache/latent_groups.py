@@ -17,6 +17,7 @@ _LEAST_FUSED_TOKENS = 9
 """Chunks of fewer tokens go to another kernel, with other head sizes."""
 
 Form = Literal["fused", "expanded", "latent"]
+FORMS: tuple[Form, ...] = ("fused", "expanded", "latent")
 """fused: keys and values of each head, the rotary scores as the mask of the fused kernel. expanded: keys and values of
 each head, scores in one product. latent: queries taken to the latent space, as in a decode step."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ from mlx_backend.planning.memory import ModelShape
 from mlx_backend.prefix_cache.store_mlx import MLXStore
 from mlx_backend.runners import device, vectors
 from mlx_backend.runners.base import failed, limited_by
-from mlx_backend.runners.probe import check_batching, check_columns
+from mlx_backend.runners.probe import check_batching, check_columns, defer_latents
 from mlx_backend.sampling.logprobs import rank, read_prompt
 from mlx_backend.sampling.sampler import BatchSampler, Drawn
 
@@ -85,6 +85,7 @@ class MLXRunner:
         self._prompts: dict[PromptId, _Prompt] = {}
         self._in_flight: deque[_InFlight] = deque()
         self._plans: tuple[CachePlan, ...] = ()
+        self._whole_heads_reason: str | None = None
         self._is_dequantized = False
         self._embedding: EmbeddingInfo | None = None
 
@@ -100,12 +101,14 @@ class MLXRunner:
         self._vocab_size = skeleton.shape.vocab_size
         self._plans = plan.plan_caches(skeleton.caches, self._config.kv_cache)
         memory, limits = self._plan_memory(skeleton.shape)
-        fitting = limit if self.budget is None else min(limit, self.budget.largest_alone(1))
+        fitting = self._fitting(limit)
         if fitting == 0 and memory is not None:
             raise ModelLoadError(_too_large(memory, checkpoint))
         if limits is not None:
             device.apply_limits(limits, self)
         read_weights(self._model, checkpoint, report)
+        if self._defer_latents(skeleton.shape):
+            fitting = self._fitting(limit)
         dequantized_reason = self._check_columns()
         reason = spec.unbatched_reason(make_prompt_cache(self._model))
         if reason is None:
@@ -127,6 +130,7 @@ class MLXRunner:
             unbatched_reason=reason,
             kv_caches=plan.report(self._plans, self._config.kv_cache),
             dequantized_reason=dequantized_reason,
+            whole_heads_reason=self._whole_heads_reason,
             embedding=self._embedding,
             no_embedding_reason=no_embedding_reason,
         )
@@ -162,6 +166,23 @@ class MLXRunner:
             has_fused=device.has_fused_attention(),
         )
         return memory, limits
+
+    def _fitting(self, limit: int) -> int:
+        """Tokens of context that fit, up to `limit`."""
+        return limit if self.budget is None else min(limit, self.budget.largest_alone(1))
+
+    def _defer_latents(self, shape: ModelShape) -> bool:
+        """Let attention over latents be computed in groups of heads. True: it is not, and planned anew."""
+        if shape.attention is None or not shape.attention.is_latent:
+            return False
+        planned = shape.attention.is_grouped
+        self._whole_heads_reason = defer_latents(
+            self._model, lambda: make_prompt_cache(self._model), self._vocab_size, planned
+        )
+        if self._whole_heads_reason is None or not planned:
+            return False
+        self._plan_memory(replace(shape, attention=replace(shape.attention, is_grouped=False)))
+        return True
 
     @property
     def _is_quantized(self) -> bool:

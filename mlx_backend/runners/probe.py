@@ -16,7 +16,9 @@ import mlx.core as mx
 from mlx_backend.api.interface import SamplingParams
 from mlx_backend.core.row import Row
 from mlx_backend.core.step import NewRow
+from mlx_backend.kv_cache import latent_attention
 from mlx_backend.kv_cache.batch import RowBatch
+from mlx_backend.kv_cache.latent_groups import FORMS
 
 _TOLERANCE = 0.15
 """Relative L2 distance of logits. Rounding stays far below it, a wrong position or mask far above."""
@@ -56,6 +58,36 @@ def check_columns(model: Any, make_quantized: MakeCaches, make_dequantized: Make
         return f"its code computes with keys or values itself ({_told(error)})"
     if not distance < _TOLERANCE:
         return f"quantized columns change its logits (relative distance {distance:.2f})"
+    return None
+
+
+def defer_latents(model: Any, make_caches: MakeCaches, vocab_size: int, takes_groups: bool) -> str | None:
+    """Let attention over latents be computed in groups of heads, where that gives the model's own logits.
+
+    None, or why a chunk's attention stays the model's own. `takes_groups`: the model's code lets chunks be deferred.
+    """
+    prompt = _prompts(vocab_size)[0]
+    expected = _single(model, make_caches, prompt)
+    reason = "its code computes with a chunk's latents itself"
+    for chunks in (True, False) if takes_groups else (False,):
+        latent_attention.defer(model, chunks)
+        wrong = _wrong_form(model, make_caches, prompt, expected, chunks)
+        if wrong is None:
+            return None if chunks else reason
+        reason = wrong
+        latent_attention.restore(model)
+    return reason
+
+
+def _wrong_form(model: Any, make_caches: MakeCaches, prompt: list[int], expected: mx.array, chunks: bool) -> str | None:
+    for form in FORMS if chunks else FORMS[:1]:
+        try:
+            with latent_attention.forced(form):
+                distance = _distance(expected, _single(model, make_caches, prompt))
+        except _ERRORS as error:
+            return f"its code does not take it otherwise ({_told(error)})"
+        if not distance < _TOLERANCE:
+            return f"in groups of heads its logits change (relative distance {distance:.2f})"
     return None
 
 
