@@ -90,7 +90,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "bailing_moe_v3": {**_LATENT, **_EXPERTS, **_BAILING, "num_attention_heads": 4, "short_conv_kernel_size": 4},
 }
 GROUPED = tuple(name for name in CONFIGS if name != "mistral4")
-"""The models whose code computes nothing with a chunk's latents itself. mistral4's joins keys with their rotary part."""
+"""The models whose code computes nothing with a chunk's latents itself; mistral4's joins keys and rotary parts."""
 
 
 def build_latent_model(name: str, seed: int = 0, **changes: Any) -> Any:

@@ -94,8 +94,8 @@ def read_model(model: Any, config: Mapping[str, Any]) -> Skeleton:
     """Read a model that was built, whether its weights are in memory or not."""
     caches = make_prompt_cache(model)
     logits = model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)
-    shapes = _with_growth(read_shapes(caches, config), model, caches)
     text = {**config, **(config.get("text_config") or {})}
+    shapes = _with_growth(read_shapes(caches, text), model, caches)
     parts = list(_parts(model, text))
     return Skeleton(
         ModelShape(
