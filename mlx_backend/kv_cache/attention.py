@@ -42,6 +42,8 @@ def attend(
 ) -> mx.array:
     """queries: [rows, heads, n, dim]; keys and values: [rows, kv heads, tokens, dim]; gives [rows, heads, n, dim].
 
+    Latents may come deferred (latent_attention).
+
     mask: bool or additive, broadcastable to [rows, heads, n, tokens], or "causal"; sinks: [heads].
     """
     if isinstance(keys, latent_attention.Deferred):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,10 +24,17 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_backend.kv_cache.latent_groups import Form, HeadGroups, LatentShape, divide
 
-_forced: list[Form] = []
-"""Forms that are taken instead of the cheapest, one head at a time: to check them. At most one."""
-_num_deferred = 0
-"""Chunks whose attention came here deferred: to learn whether a model's code does it."""
+
+class _Checks(threading.local):
+    """What checks need to know; of each thread, since another may compute with another model."""
+
+    form: Form | None = None
+    """Taken instead of the cheapest, half of the heads at a time."""
+    num_chunks = 0
+    """Layers' chunks whose attention came here."""
+
+
+_checks = _Checks()
 
 
 class Latents:
@@ -84,8 +92,7 @@ def attend_chunk(queries: mx.array, keys: Expansion, values: Expansion, scale: f
 
     mask: additive, [rows or 1, 1, n, tokens], or a single 0 where the model adds none.
     """
-    global _num_deferred
-    _num_deferred += 1
+    _checks.num_chunks += 1
     num_heads = queries.shape[1]
     groups = _groups(queries, keys, values)
     added = None if mask.size == 1 else mask
@@ -124,8 +131,8 @@ def _groups(queries: mx.array, keys: Expansion, values: Expansion) -> HeadGroups
         latent_dim=latent_dim,
     )
     has_fused = bool(mx.default_device() != mx.Device(mx.cpu))
-    if _forced:
-        return HeadGroups(_forced[0], 1, 0)
+    if _checks.form is not None:
+        return HeadGroups(_checks.form, max(1, num_heads // 2), 0)
     return divide(shape, num_tokens, context, queries.itemsize, num_rows=rows, has_fused=has_fused)
 
 
@@ -312,7 +319,7 @@ def takes_groups(model: Any) -> bool:
     Nothing is evaluated, and nothing stays deferred. `attention.install` comes first.
     """
     modules = latent_modules(model)
-    before = _num_deferred
+    before = _checks.num_chunks
     defer(model)
     try:
         model(mx.zeros((1, 2), dtype=mx.int32), cache=make_prompt_cache(model))
@@ -320,17 +327,17 @@ def takes_groups(model: Any) -> bool:
         return False
     finally:
         restore(model)
-    return bool(modules) and _num_deferred - before == len(modules)
+    return bool(modules) and _checks.num_chunks - before == len(modules)
 
 
 @contextmanager
 def forced(form: Form) -> Iterator[None]:
-    """Every chunk in this form, one head at a time."""
-    _forced.append(form)
+    """Every chunk of this thread in this form, half of the heads at a time."""
+    _checks.form = form
     try:
         yield
     finally:
-        _forced.clear()
+        _checks.form = None
 
 
 @cache
