@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from itertools import pairwise
 from typing import Any
 
@@ -180,11 +181,11 @@ def test_one_product_reads_the_latents_for_all_heads(monkeypatch: pytest.MonkeyP
 
 # ---- memory ----
 
-HEADS, DIM, LATENT, CONTEXT = 40, 16, 32, 2048
+HEADS, DIM, LATENT = 40, 16, 32
 
 
-def prefill_peak(num_tokens: int, num_heads: int, is_deferred: bool = True) -> tuple[int, int]:
-    """(peak of a chunk that is the last of CONTEXT, what is planned for it), bytes. In float32, on a CPU."""
+def prefill_peak(num_tokens: int, context: int, num_heads: int, is_deferred: bool = True) -> tuple[int, int]:
+    """(peak of a chunk that is the last of context, what is planned for it), bytes. In float32, on a CPU."""
     dims = {
         "num_attention_heads": num_heads,
         "num_key_value_heads": num_heads,
@@ -193,16 +194,17 @@ def prefill_peak(num_tokens: int, num_heads: int, is_deferred: bool = True) -> t
         "qk_rope_head_dim": DIM,
         "kv_lora_rank": LATENT,
         "first_k_dense_replace": 2,
-        "max_position_embeddings": CONTEXT,
+        "max_position_embeddings": context,
     }
     model = build_latent_model("deepseek_v3", **dims)
     if is_deferred:
         latent_attention.defer(model)
     caches = make_prompt_cache(model)
     for cache in caches:  # as if so many tokens were computed, with room for all
-        cache.update_and_fetch(mx.ones((1, 1, CONTEXT, LATENT)), mx.ones((1, 1, CONTEXT, DIM)))
-        cache.offset = CONTEXT - num_tokens
+        cache.update_and_fetch(mx.ones((1, 1, context, LATENT)), mx.ones((1, 1, context, DIM)))
+        cache.offset = context - num_tokens
     mx.eval([cache.state for cache in caches], model.parameters())
+    gc.collect()  # what other tests left
     mx.clear_cache()
     base = mx.get_active_memory()
     mx.reset_peak_memory()
@@ -218,7 +220,7 @@ def prefill_peak(num_tokens: int, num_heads: int, is_deferred: bool = True) -> t
         hidden_size=64,
         widest=num_heads * 2 * DIM,
         vocab_size=320,
-        context_length=CONTEXT,
+        context_length=context,
         itemsize=4,
         attention=AttentionShape(
             num_heads=num_heads,
@@ -230,24 +232,26 @@ def prefill_peak(num_tokens: int, num_heads: int, is_deferred: bool = True) -> t
             is_grouped=is_deferred,
         ),
     )
-    return mx.get_peak_memory() - base, prefill_bytes(shape, [], num_tokens, CONTEXT, has_fused=False)
+    return mx.get_peak_memory() - base, prefill_bytes(shape, [], num_tokens, context, has_fused=False)
 
 
-@pytest.mark.parametrize(("num_tokens", "form"), [(96, "expanded"), (24, "latent")])
-def test_the_peak_of_a_chunk_is_what_is_planned(num_tokens: int, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("num_tokens", "context", "form"), [(96, 2048, "expanded"), (24, 4096, "latent")])
+def test_the_peak_of_a_chunk_is_what_is_planned(
+    num_tokens: int, context: int, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Groups of half the heads, as full as they can be."""
     shape = latent_groups.LatentShape(num_heads=HEADS, key_dim=DIM, value_dim=DIM, rope_dim=DIM, latent_dim=LATENT)
-    whole = latent_groups.divide(shape, num_tokens, CONTEXT, 4, has_fused=False)
+    whole = latent_groups.divide(shape, num_tokens, context, 4, has_fused=False)
     assert (whole.form, whole.num_heads) == (form, HEADS)
     monkeypatch.setattr(latent_groups, "MOST_GROUP_BYTES", whole.num_bytes // 2)
-    assert HEADS // 2 - 2 <= latent_groups.divide(shape, num_tokens, CONTEXT, 4, has_fused=False).num_heads < HEADS
-    peak, planned = prefill_peak(num_tokens, HEADS)
+    assert HEADS // 2 - 2 <= latent_groups.divide(shape, num_tokens, context, 4, has_fused=False).num_heads < HEADS
+    peak, planned = prefill_peak(num_tokens, context, HEADS)
     assert 0.95 < peak / planned < 1.05
-    own, _ = prefill_peak(num_tokens, HEADS, is_deferred=False)
+    own, _ = prefill_peak(num_tokens, context, HEADS, is_deferred=False)
     assert own > 1.5 * peak
 
 
 def test_the_peak_does_not_grow_with_the_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latent_groups, "MOST_GROUP_BYTES", 8 << 20)
-    few, many = (prefill_peak(64, heads)[0] for heads in (16, 64))
+    few, many = (prefill_peak(64, 2048, heads)[0] for heads in (16, 64))
     assert many < 1.25 * few
