@@ -96,9 +96,9 @@ def attend_chunk(queries: mx.array, keys: Expansion, values: Expansion, scale: f
     num_heads = queries.shape[1]
     groups = _groups(queries, keys, values)
     added = None if mask.size == 1 else mask
-    attend = {"fused": _attend_fused, "expanded": _attend_expanded, "latent": _attend_latent}[groups.form]
+    attend = {"fused": _attend_fused, "expanded": _attend_expanded, "absorbed": _attend_absorbed}[groups.form]
     outs = []
-    shared = _shared_keys(keys.latents) if groups.form == "latent" else keys.latents.rope
+    shared = _shared_keys(keys.latents) if groups.form == "absorbed" else keys.latents.rope
     for start in range(0, num_heads, groups.num_heads):
         outs.append(attend(queries, keys, values, scale, added, shared, slice(start, start + groups.num_heads)))
         if groups.num_heads < num_heads:
@@ -170,7 +170,7 @@ def _attend_expanded(
     return mx.softmax(_scores(asked, whole, mask), axis=-1, precise=True) @ values.of(heads)
 
 
-def _attend_latent(
+def _attend_absorbed(
     queries: mx.array,
     keys: Expansion,
     values: Expansion,

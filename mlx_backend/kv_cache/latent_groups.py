@@ -16,10 +16,10 @@ about 20 ms, beside which waiting for it does not count."""
 _LEAST_FUSED_TOKENS = 9
 """Chunks of fewer tokens go to another kernel, with other head sizes."""
 
-Form = Literal["fused", "expanded", "latent"]
-FORMS: tuple[Form, ...] = ("fused", "expanded", "latent")
+Form = Literal["fused", "expanded", "absorbed"]
+FORMS: tuple[Form, ...] = ("fused", "expanded", "absorbed")
 """fused: keys and values of each head, the rotary scores as the mask of the fused kernel. expanded: keys and values of
-each head, scores in one product. latent: queries taken to the latent space, as in a decode step."""
+each head, scores in one product. absorbed: queries taken to the latent space, as in a decode step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class LatentShape:
     latent_dim: int
 
     @property
-    def most_latent_tokens(self) -> int:
+    def most_absorbed_tokens(self) -> int:
         """Tokens up to which a chunk takes fewer multiplications with queries in the latent space.
 
         Expanding the context costs the same for any chunk, and a product in the latent space more for every token.
@@ -72,14 +72,14 @@ def divide(
 
 def cheapest_form(shape: LatentShape, num_tokens: int, *, has_fused: bool) -> Form:
     """The form with the fewest multiplications, and of those the one that keeps the fewest scores."""
-    if num_tokens <= shape.most_latent_tokens:
-        return "latent"
+    if num_tokens <= shape.most_absorbed_tokens:
+        return "absorbed"
     return "fused" if has_fused and shape.is_fused and num_tokens >= _LEAST_FUSED_TOKENS else "expanded"
 
 
 def chunk_bytes(shape: LatentShape, num_tokens: int, context: int, itemsize: int, *, has_fused: bool) -> int:
     """Most bytes that attention builds at once for chunks of up to `num_tokens`: a prompt's last one is shorter."""
-    shorter = min(num_tokens, shape.most_latent_tokens)
+    shorter = min(num_tokens, shape.most_absorbed_tokens)
     groups = [divide(shape, each, context, itemsize, has_fused=has_fused) for each in {shorter, num_tokens}]
     masks = num_tokens * context * (1 + itemsize)  # the model's, of bools, and what it adds to scores
     return masks + max(group.num_bytes for group in groups)
@@ -87,13 +87,13 @@ def chunk_bytes(shape: LatentShape, num_tokens: int, context: int, itemsize: int
 
 def _shared_numbers(shape: LatentShape, form: Form, context: int) -> int:
     """Numbers that are there once for all heads of a group."""
-    return context * (shape.latent_dim + shape.rope_dim) if form == "latent" else 0
+    return context * (shape.latent_dim + shape.rope_dim) if form == "absorbed" else 0
 
 
 def _head_numbers(shape: LatentShape, form: Form, num_tokens: int, context: int) -> int:
     """Numbers of one head: its scores, and what they are made of."""
     scores = num_tokens * context
-    if form == "latent":
+    if form == "absorbed":
         return scores + num_tokens * (3 * shape.latent_dim + shape.rope_dim)
     expanded = context * (shape.key_dim + shape.value_dim)
     if form == "fused":

@@ -205,7 +205,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/mlx_backend/kv_cache/test_latent_groups.py tests/mlx_backend/kv_cache/test_latent_attention.py",
         ("a long prompt runs out of memory in attention over latents", "    num_heads = max(1, min(shape.num_heads, (MOST_GROUP_BYTES - whole) // head))", "    num_heads = shape.num_heads"),
         ("attention over latents waits for the device after every head", "    num_heads = max(1, min(shape.num_heads, (MOST_GROUP_BYTES - whole) // head))", "    num_heads = 1"),
-        ("a short chunk expands the whole context", "    if num_tokens <= shape.most_latent_tokens:", "    if num_tokens <= 1:"),
+        ("a short chunk expands the whole context", "    if num_tokens <= shape.most_absorbed_tokens:", "    if num_tokens <= 1:"),
         ("masks of a long prompt are not planned for", "    masks = num_tokens * context * (1 + itemsize)", "    masks = 0 * itemsize"),
         ("the last, shorter chunk of a prompt takes more than was planned", "for each in {shorter, num_tokens}", "for each in {num_tokens}"),
     ),

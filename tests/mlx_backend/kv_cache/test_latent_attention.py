@@ -235,7 +235,7 @@ def prefill_peak(num_tokens: int, context: int, num_heads: int, is_deferred: boo
     return mx.get_peak_memory() - base, prefill_bytes(shape, [], num_tokens, context, has_fused=False)
 
 
-@pytest.mark.parametrize(("num_tokens", "context", "form"), [(96, 2048, "expanded"), (24, 4096, "latent")])
+@pytest.mark.parametrize(("num_tokens", "context", "form"), [(96, 2048, "expanded"), (24, 4096, "absorbed")])
 def test_the_peak_of_a_chunk_is_what_is_planned(
     num_tokens: int, context: int, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

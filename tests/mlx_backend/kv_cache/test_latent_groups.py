@@ -53,11 +53,11 @@ def test_the_form_takes_the_fewest_multiplications(shape: LatentShape, num_token
     expanded = context * (num_tokens * per_pair + expanding)
     latent = context * num_tokens * (2 * shape.latent_dim + shape.rope_dim)
     form = cheapest_form(shape, num_tokens, has_fused=False)
-    assert form == ("latent" if latent <= expanded else "expanded")
+    assert form == ("absorbed" if latent <= expanded else "expanded")
 
 
 def test_deepseek_r1() -> None:
-    assert R1.most_latent_tokens == 170
+    assert R1.most_absorbed_tokens == 170
     assert divide(R1, 512, 163_840, 2, has_fused=True).form == "fused"
     assert divide(R1, 512, 163_840, 2, has_fused=False).form == "expanded"
     assert divide(replace(R1, key_dim=192, value_dim=256), 512, 163_840, 2, has_fused=True).form == "expanded"

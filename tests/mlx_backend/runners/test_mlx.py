@@ -296,8 +296,8 @@ def test_attention_over_latents_in_groups_is_checked_at_start(tmp_path: Path, mo
     assert good.whole_heads_reason is None
     assert runner.budget is not None and runner.budget.shape.attention is not None
     assert runner.budget.shape.attention.is_grouped
-    whole = latent_attention._attend_latent
-    monkeypatch.setattr(latent_attention, "_attend_latent", lambda *given: 0 * whole(*given))
+    whole = latent_attention._attend_absorbed
+    monkeypatch.setattr(latent_attention, "_attend_absorbed", lambda *given: 0 * whole(*given))
     wary = MLXRunner(given)
     info = wary.load(lambda progress: None)
     assert "its logits change" in (info.whole_heads_reason or "")
