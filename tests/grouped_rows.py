@@ -30,7 +30,7 @@ def grouping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
             counts.append(batch.num_groups)
 
         def make_batch(runner: MLXRunner) -> RowBatch:
-            batch = RowBatch(runner._make_caches(), costly, runner._max_groups)
+            batch = RowBatch(runner._make_caches(), costly, runner._max_groups, runner._kinds)
             counts.append(min(runner._max_groups, 2) - 2)  # -1: this model has one group
             return batch
 

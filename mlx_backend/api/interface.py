@@ -267,6 +267,8 @@ class ModelInfo:
     """None where nothing bounds it."""
     dequantized_reason: str | None = None
     """Why attention gets a dequantized copy of every layer's keys and values in every step, where it does."""
+    whole_heads_reason: str | None = None
+    """Why a chunk's attention over latents is computed for all heads at once, where it is."""
     prefix_cache: PrefixCacheReport = PrefixCacheReport(reason="not known yet")
     embedding: EmbeddingInfo | None = None
     """None: the model makes no embeddings."""

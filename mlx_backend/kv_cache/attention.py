@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models import base
 
+from mlx_backend.kv_cache import latent_attention
 from mlx_backend.kv_cache.codec import Part, QuantizedColumns
 from mlx_backend.kv_cache.groups import GroupedColumns, GroupedMask
 
@@ -33,8 +34,8 @@ def install() -> None:
 
 def attend(
     queries: mx.array,
-    keys: Part | GroupedColumns,
-    values: Part | GroupedColumns,
+    keys: Part | GroupedColumns | latent_attention.Deferred,
+    values: Part | GroupedColumns | latent_attention.Deferred,
     cache: Any,
     scale: float,
     mask: mx.array | str | GroupedMask | None,
@@ -42,11 +43,13 @@ def attend(
 ) -> mx.array:
     """queries: [rows, heads, n, dim]; keys and values: [rows, kv heads, tokens, dim]; gives [rows, heads, n, dim].
 
-    mask: bool or additive, broadcastable to [rows, heads, n, tokens], or "causal"; sinks: [heads]. Of rows in groups,
-    keys, values and mask are each group's.
+    mask: bool or additive, broadcastable to [rows, heads, n, tokens], or "causal"; sinks: [heads]. Latents may come
+    deferred (latent_attention). Of rows in groups, keys, values and mask are each group's.
     """
     if isinstance(keys, GroupedColumns):
         return _attend_groups(queries, keys, values, scale, mask, sinks)
+    if isinstance(keys, latent_attention.Deferred):
+        return latent_attention.attend(queries, keys, values, scale, mask)
     if isinstance(keys, mx.array) and isinstance(values, mx.array):
         out: mx.array = _attend_arrays(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
         return out

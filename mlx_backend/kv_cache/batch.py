@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -16,7 +16,7 @@ from mlx_backend.kv_cache.build import build_rows, build_states, fork
 from mlx_backend.kv_cache.grouping import RowBytes, regroup
 from mlx_backend.kv_cache.groups import Group, GroupedRows, RowGroups
 from mlx_backend.kv_cache.rows import States
-from mlx_backend.kv_cache.spec import kinds_of, leaves
+from mlx_backend.kv_cache.spec import CacheKind, kinds_of, leaves
 
 _UNUSED_STEPS = 256
 """A place that no row came to take for so many steps is given up: as seldom as columns are added."""
@@ -39,12 +39,18 @@ class RowBatch:
     """
 
     def __init__(
-        self, template: Sequence[Any], row_bytes: RowBytes | None = None, max_groups: int | None = None
+        self,
+        template: Sequence[Any],
+        row_bytes: RowBytes | None = None,
+        max_groups: int | None = None,
+        kinds: Sequence[CacheKind] | None = None,
     ) -> None:
         """`template`: the empty caches of one sequence of this model, mlx-lm's or ours.
 
-        `row_bytes`: bytes of a row of so many tokens, by which rows are grouped; None: no groups.
+        `row_bytes`: bytes of a row of so many tokens, by which rows are grouped; None: no groups. `kinds`: of the
+        caches, those of a layer with several in order; None: by their classes.
         """
+        self._kinds = list(kinds or kinds_by_class(template))
         self._groups = RowGroups()
         self._leaves: list[GroupedRows | States] = []
         self.caches: list[Any] = [self._build(cache) for cache in template]
@@ -52,7 +58,7 @@ class RowBatch:
         self._states = [leaf for leaf in self._leaves if not isinstance(leaf, GroupedRows)]
         self._row_bytes: RowBytes = row_bytes or (lambda num_tokens: 0)
         self._max_groups = (max_groups,) if max_groups is not None else ()
-        if row_bytes is None or not can_group(template):
+        if row_bytes is None or not can_group(self._kinds):
             self._max_groups = (1,)
         self.spare_bytes = 0
         """Bytes that may be held beyond what the rows take."""
@@ -63,8 +69,11 @@ class RowBatch:
     def _build(self, cache: Any) -> Any:
         if hasattr(cache, "caches"):
             return MemberList([self._build(member) for member in cache.caches])
-        is_state = kinds_of(cache)[-1].is_state
-        leaf = build_states(cache, self._groups) if is_state else GroupedRows(cache, self._groups, build_rows)
+        kind = self._kinds[len(self._leaves)]
+        if kind.is_state:
+            leaf: GroupedRows | States = build_states(cache, self._groups)
+        else:
+            leaf = GroupedRows(cache, self._groups, build_rows, hides_masks=kind.is_latent)
         self._leaves.append(leaf)
         return leaf
 
@@ -236,9 +245,13 @@ class RowBatch:
         self._unused_steps = 0
 
 
-def can_group(caches: Sequence[Any]) -> bool:
-    """Whether rows of such single caches can lie in groups."""
-    kinds = [kinds_of(leaf)[-1] for cache in caches for leaf in leaves(cache)]
+def kinds_by_class(caches: Sequence[Any]) -> list[CacheKind]:
+    """The kinds of single caches, the general one where a class is of several."""
+    return [kinds_of(leaf)[-1] for cache in caches for leaf in leaves(cache)]
+
+
+def can_group(kinds: Iterable[CacheKind]) -> bool:
+    """Whether rows of such caches can lie in groups."""
     return all(kind.is_grouped or kind.is_state for kind in kinds)
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_backend.core.row import Row
-from mlx_backend.kv_cache.codec import Part
 from mlx_backend.kv_cache.grouping import RowBytes
 from mlx_backend.kv_cache.rows import RowLengths, Rows
 
@@ -77,7 +76,8 @@ class RowGroups:
 class GroupedColumns:
     """Keys, or values, of several groups. No array: a model that computes with them itself fails at once."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[Any, ...]
+    """As a model gets those of a batch: an array, or what attention takes in its place."""
     groups: tuple[Group, ...]
 
 
@@ -86,14 +86,20 @@ class GroupedMask:
     """The mask of each group, as its rows make it."""
 
     parts: tuple[mx.array | None, ...]
+    """Bool [rows, 1, 1, tokens], or what is added to the scores of latents, [rows, heads, 1, tokens]."""
 
 
 class GroupedRows:
     """One layer's cache of keys and values: the rows of each group, of the kind of an empty single cache."""
 
-    def __init__(self, template: Any, groups: RowGroups, build: Callable[[Any, RowLengths], Rows]) -> None:
-        """`build`: makes the rows of a group, given the template and the group's lengths."""
-        self._template, self._groups, self._build = template, groups, build
+    def __init__(
+        self, template: Any, groups: RowGroups, build: Callable[[Any, RowLengths], Rows], *, hides_masks: bool = False
+    ) -> None:
+        """`build`: makes the rows of a group, given the template and the group's lengths.
+
+        `hides_masks`: the model computes with the mask, and attention adds those of groups itself, from `group_masks`.
+        """
+        self._template, self._groups, self._build, self._hides_masks = template, groups, build, hides_masks
         self.members: dict[Group, Rows] = {}
 
     # ---- what the model calls, in a decode step ----
@@ -106,7 +112,11 @@ class GroupedRows:
         masks = tuple(self.members[g].make_mask(num_tokens, return_array, window_size) for g in self._groups.all)
         if len(masks) == 1:
             return masks[0]
-        return None if all(mask is None for mask in masks) else GroupedMask(masks)
+        return None if self._hides_masks or all(mask is None for mask in masks) else GroupedMask(masks)
+
+    def group_masks(self) -> tuple[mx.array | None, ...]:
+        """The mask of each group for one token per row."""
+        return tuple(self.members[group].make_mask(1) for group in self._groups.all)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
         """Write one token per row; return the columns in use. keys, values: [rows, heads, 1, dim]."""

@@ -52,6 +52,7 @@ KINDS: dict[str, CacheKind] = {
             cache_classes=("KVCache",),
             module="mlx_backend.kv_cache.latent",
             is_batched=True,
+            is_grouped=True,
             is_cut=True,
             is_quantizable=True,
             is_latent=True,

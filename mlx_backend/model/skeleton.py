@@ -19,6 +19,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.kv_cache import attention, latent_attention
 from mlx_backend.kv_cache.build import read_shapes
 from mlx_backend.kv_cache.plan import CacheShape
 from mlx_backend.kv_cache.spec import leaves
@@ -93,8 +94,8 @@ def read_model(model: Any, config: Mapping[str, Any]) -> Skeleton:
     """Read a model that was built, whether its weights are in memory or not."""
     caches = make_prompt_cache(model)
     logits = model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)
-    shapes = _with_growth(read_shapes(caches, config), model, caches)
     text = {**config, **(config.get("text_config") or {})}
+    shapes = _with_growth(read_shapes(caches, text), model, caches)
     parts = list(_parts(model, text))
     return Skeleton(
         ModelShape(
@@ -111,7 +112,7 @@ def read_model(model: Any, config: Mapping[str, Any]) -> Skeleton:
             vocab_size=int(logits.shape[-1]),
             context_length=context_length(config),
             itemsize=logits.itemsize,
-            attention=_attention(shapes, text, has_sinks=_has_sinks(model)),
+            attention=_grouped(_attention(shapes, text, has_sinks=_has_sinks(model)), model),
             ssm_heads=_ssm_heads(model),
             num_full_attention_layers=sum(cache.keys is not None and cache.window is None for cache in shapes),
         ),
@@ -186,6 +187,13 @@ def _is_ssm(module: Any) -> bool:
     return "A_log" in module and hasattr(sys.modules[type(module).__module__], "ssm_update")
 
 
+def _grouped(shape: AttentionShape | None, model: Any) -> AttentionShape | None:
+    if shape is None or not shape.is_latent:
+        return shape
+    attention.install()
+    return replace(shape, is_grouped=latent_attention.takes_groups(model))
+
+
 def _attention(
     caches: tuple[CacheShape, ...], config: Mapping[str, Any], *, has_sinks: bool = False
 ) -> AttentionShape | None:
@@ -199,6 +207,7 @@ def _attention(
             key_dim=int(config["qk_nope_head_dim"]),
             value_dim=int(config["v_head_dim"]),
             rope_dim=int(config["qk_rope_head_dim"]),
+            latent_dim=int(config["kv_lora_rank"]),
             is_latent=True,
         )
     key_dim = max(shape.keys.dim for shape in holding if shape.keys)

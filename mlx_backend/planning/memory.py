@@ -9,14 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mlx_backend.kv_cache.allocation import EAGER_BYTES, allocated
+from mlx_backend.kv_cache.latent_groups import FUSED_HEAD_DIMS, LatentShape, chunk_bytes
 from mlx_backend.kv_cache.plan import CachePlan, row_bytes
 
 MOST_RESERVE_BYTES = 3 * 10**9
 """For the process itself, spare buffers and what no formula foresees: no more than this is kept back unasked."""
 PREFILL_STEPS = (2048, 1024, 512, 256, 128, 64)
 """Tokens of a prefill chunk that a plan chooses from, the fastest first."""
-FUSED_HEAD_DIMS = frozenset({64, 72, 80, 96, 128})
-"""Head sizes for which Metal's attention keeps no score matrix (mlx 0.32, scaled_dot_product_attention.cpp)."""
 _SCORE_COPIES = 2.15
 """Score matrices alive at once in latent attention, of which the mask is one: fitted to the published peaks of a
 DeepSeek-V3-class model at 4k, 8k and 16k tokens (mlx-lm#839), which it meets within 0.15 GB."""
@@ -38,7 +37,7 @@ _SSM_COPIES = 7
 class AttentionShape:
     """One layer's attention: `num_heads` queries, of `key_dim` numbers against keys, `value_dim` out.
 
-    `is_latent`: a chunk expands latents to keys and values of every head, and keeps its scores.
+    `is_latent`: a chunk expands latents to keys and values of every head, and keeps its scores, unless `is_grouped`.
     """
 
     num_heads: int
@@ -46,7 +45,11 @@ class AttentionShape:
     value_dim: int
     rope_dim: int = 0
     """Numbers of a latent key beside `key_dim`, the same for all heads."""
+    latent_dim: int = 0
+    """Numbers of the latent that keys and values of all heads are made of."""
     is_latent: bool = False
+    is_grouped: bool = False
+    """A chunk's attention over latents is computed some heads at a time (kv_cache.latent_attention)."""
     has_sinks: bool = False
     """Scores get a column more, of a learned number per head."""
 
@@ -54,6 +57,16 @@ class AttentionShape:
     def is_fused(self) -> bool:
         """Whether a chunk's attention keeps no score matrix, on Metal."""
         return not self.is_latent and self.key_dim == self.value_dim and self.key_dim in FUSED_HEAD_DIMS
+
+    @property
+    def latents(self) -> LatentShape:
+        return LatentShape(
+            num_heads=self.num_heads,
+            key_dim=self.key_dim,
+            value_dim=self.value_dim,
+            rope_dim=self.rope_dim,
+            latent_dim=self.latent_dim,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +172,10 @@ def prefill_bytes(
     attention = shape.attention
     is_latent = attention is not None and attention.is_latent
     needed = activations if has_fused else int(_CPU_ACTIVATIONS[is_latent] * activations)
-    if attention is not None:
+    if attention is not None and attention.is_grouped:
+        needed += chunk_bytes(attention.latents, step, context, shape.itemsize, has_fused=has_fused)
+        needed += step * attention.num_heads * (2 * attention.rope_dim + 2 * attention.value_dim) * shape.itemsize
+    elif attention is not None:
         if not (attention.is_fused and has_fused):
             needed += int(_score_copies(attention, has_fused) * attention.num_heads * step * context * shape.itemsize)
         if is_latent:

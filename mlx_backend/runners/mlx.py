@@ -46,7 +46,7 @@ from mlx_backend.planning.memory import ModelShape
 from mlx_backend.prefix_cache.store_mlx import MLXStore
 from mlx_backend.runners import device, vectors
 from mlx_backend.runners.base import failed, limited_by
-from mlx_backend.runners.probe import check_batching, check_columns, check_groups
+from mlx_backend.runners.probe import check_batching, check_columns, check_groups, defer_latents
 from mlx_backend.runners.wired import WiredWeights
 from mlx_backend.sampling.logprobs import rank, read_prompt
 from mlx_backend.sampling.sampler import BatchSampler, Drawn
@@ -88,6 +88,7 @@ class MLXRunner:
         self._prompts: dict[PromptId, _Prompt] = {}
         self._in_flight: deque[_InFlight] = deque()
         self._plans: tuple[CachePlan, ...] = ()
+        self._whole_heads_reason: str | None = None
         self._is_dequantized = False
         self._max_groups = 1
         self._embedding: EmbeddingInfo | None = None
@@ -105,12 +106,14 @@ class MLXRunner:
         self._vocab_size = skeleton.shape.vocab_size
         self._plans = plan.plan_caches(skeleton.caches, self._config.kv_cache)
         memory, limits = self._plan_memory(skeleton.shape, checkpoint.path.name)
-        fitting = limit if self.budget is None else min(limit, self.budget.largest_alone(1))
+        fitting = self._fitting(limit)
         if fitting == 0 and memory is not None:
             raise ModelLoadError(_too_large(memory, checkpoint))
         if limits is not None:
             device.apply_limits(limits, self)
         read_weights(self._model, checkpoint, report)
+        if self._defer_latents(skeleton.shape):
+            fitting = self._fitting(limit)
         dequantized_reason = self._check_columns()
         reason = spec.unbatched_reason(make_prompt_cache(self._model))
         if reason is None:
@@ -136,6 +139,7 @@ class MLXRunner:
             ungrouped_reason=ungrouped_reason,
             kv_caches=plan.report(self._plans, self._config.kv_cache),
             dequantized_reason=dequantized_reason,
+            whole_heads_reason=self._whole_heads_reason,
             embedding=self._embedding,
             no_embedding_reason=no_embedding_reason,
         )
@@ -163,14 +167,31 @@ class MLXRunner:
             limits = for_process(limits, share.process_bytes)
         wiring = self._wired.decide(given.wired, facts, weights, name, has_several_models=share is not None)
         memory = report_memory(given, facts, limits, wiring, limit_bytes=limit, basis=basis, weights_bytes=weights)
-        self.budget = Budget(
-            shape,
-            self._plans,
-            memory.free_bytes,
-            max_chunk=self._config.scheduler.max_chunk_tokens,
-            has_fused=device.has_fused_attention(),
-        )
+        self.budget = self._build_budget(shape, memory.free_bytes)
         return memory, limits
+
+    def _build_budget(self, shape: ModelShape, free_bytes: int) -> Budget:
+        max_chunk, has_fused = self._config.scheduler.max_chunk_tokens, device.has_fused_attention()
+        return Budget(shape, self._plans, free_bytes, max_chunk=max_chunk, has_fused=has_fused)
+
+    def _fitting(self, limit: int) -> int:
+        """Tokens of context that fit, up to `limit`."""
+        return limit if self.budget is None else min(limit, self.budget.largest_alone(1))
+
+    def _defer_latents(self, shape: ModelShape) -> bool:
+        """Let attention over latents be computed in groups of heads. True: it is not, and planned anew."""
+        if shape.attention is None or not shape.attention.is_latent:
+            return False
+        planned = shape.attention.is_grouped
+        self._whole_heads_reason = defer_latents(
+            self._model, lambda: make_prompt_cache(self._model), self._vocab_size, planned
+        )
+        if self._whole_heads_reason is None or not planned:
+            return False
+        if self.budget is not None:
+            whole = replace(shape, attention=replace(shape.attention, is_grouped=False))
+            self.budget = self._build_budget(whole, self.budget.limit_bytes)
+        return True
 
     @property
     def _is_quantized(self) -> bool:
@@ -202,7 +223,7 @@ class MLXRunner:
     def _check_groups(self) -> str | None:
         """Why all rows are padded to the longest, where they are."""
         attention.install()
-        reason = check_groups(self._model, self._make_caches, self._vocab_size)
+        reason = check_groups(self._model, self._make_caches, self._vocab_size, self._kinds)
         self._max_groups = MAX_GROUPS if reason is None else 1
         if self.budget is not None:
             self.budget.max_groups = self._max_groups
@@ -364,8 +385,12 @@ class MLXRunner:
         self._last_tokens = None
         self._rows = {}
 
+    @property
+    def _kinds(self) -> list[spec.CacheKind]:
+        return [each.shape.traits for each in self._plans]
+
     def _make_batch(self) -> RowBatch:
-        return RowBatch(self._make_caches(), RowSizes(self._plans), self._max_groups)
+        return RowBatch(self._make_caches(), RowSizes(self._plans), self._max_groups, self._kinds)
 
     def _lose_rows(self) -> None:
         self._reset()

@@ -8,7 +8,7 @@ first request would wait for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -16,8 +16,11 @@ import mlx.core as mx
 from mlx_backend.api.interface import SamplingParams
 from mlx_backend.core.row import Row
 from mlx_backend.core.step import NewRow
-from mlx_backend.kv_cache.batch import RowBatch, can_group
+from mlx_backend.kv_cache import latent_attention
+from mlx_backend.kv_cache.batch import RowBatch, can_group, kinds_by_class
 from mlx_backend.kv_cache.grouping import RowBytes
+from mlx_backend.kv_cache.latent_groups import FORMS
+from mlx_backend.kv_cache.spec import CacheKind
 
 _TOLERANCE = 0.15
 """Relative L2 distance of logits. Rounding stays far below it, a wrong position or mask far above."""
@@ -45,14 +48,19 @@ def check_batching(model: Any, make_caches: MakeCaches, vocab_size: int) -> str 
     return None
 
 
-def check_groups(model: Any, make_caches: MakeCaches, vocab_size: int) -> str | None:
-    """None where rows in groups of their own give the logits of one group; else what went wrong."""
-    if not can_group(make_caches()):
+def check_groups(
+    model: Any, make_caches: MakeCaches, vocab_size: int, kinds: Sequence[CacheKind] | None = None
+) -> str | None:
+    """None where rows in groups of their own give the logits of one group; else what went wrong.
+
+    `kinds`: of the caches of one sequence, those of a layer with several in order; None: by their classes.
+    """
+    if not can_group(kinds or kinds_by_class(make_caches())):
         return "its KV cache is of a kind that cannot be grouped"
     prompts = _prompts(vocab_size, (*_LENGTHS, _LONG))
     together = _batched(model, make_caches, prompts)
     try:
-        apart = _batched(model, make_caches, prompts, row_bytes=_long_apart)
+        apart = _batched(model, make_caches, prompts, _long_apart, kinds)
     except _ERRORS as error:
         return f"its code computes with keys, values or masks itself ({_told(error)})"
     for expected, got in zip(together, apart, strict=True):
@@ -83,6 +91,36 @@ def check_columns(model: Any, make_quantized: MakeCaches, make_dequantized: Make
     return None
 
 
+def defer_latents(model: Any, make_caches: MakeCaches, vocab_size: int, takes_groups: bool) -> str | None:
+    """Let attention over latents be computed in groups of heads, where that gives the model's own logits.
+
+    None, or why a chunk's attention stays the model's own. `takes_groups`: the model's code lets chunks be deferred.
+    """
+    prompt = _prompts(vocab_size)[0]
+    expected = _single(model, make_caches, prompt)
+    reason = "its code computes with a chunk's latents itself"
+    for chunks in (True, False) if takes_groups else (False,):
+        latent_attention.defer(model, chunks)
+        wrong = _wrong_form(model, make_caches, prompt, expected, chunks)
+        if wrong is None:
+            return None if chunks else reason
+        reason = wrong
+        latent_attention.restore(model)
+    return reason
+
+
+def _wrong_form(model: Any, make_caches: MakeCaches, prompt: list[int], expected: mx.array, chunks: bool) -> str | None:
+    for form in FORMS if chunks else FORMS[:1]:
+        try:
+            with latent_attention.forced(form):
+                distance = _distance(expected, _single(model, make_caches, prompt))
+        except _ERRORS as error:
+            return f"its code does not take it otherwise ({_told(error)})"
+        if not distance < _TOLERANCE:
+            return f"in groups of heads its logits change (relative distance {distance:.2f})"
+    return None
+
+
 def _prompts(vocab_size: int, lengths: tuple[int, ...] = _LENGTHS) -> list[list[int]]:
     return [[(7 * i + 3 * row) % vocab_size for i in range(length)] for row, length in enumerate(lengths)]
 
@@ -103,9 +141,13 @@ def _single(model: Any, make_caches: MakeCaches, prompt: list[int]) -> mx.array:
 
 
 def _batched(
-    model: Any, make_caches: MakeCaches, prompts: list[list[int]], row_bytes: RowBytes | None = None
+    model: Any,
+    make_caches: MakeCaches,
+    prompts: list[list[int]],
+    row_bytes: RowBytes | None = None,
+    kinds: Sequence[CacheKind] | None = None,
 ) -> list[mx.array]:
-    batch = RowBatch(make_caches(), row_bytes)
+    batch = RowBatch(make_caches(), row_bytes, kinds=kinds)
     rows: list[Row] = []
     for place, prompt in enumerate(prompts):
         caches = make_caches()

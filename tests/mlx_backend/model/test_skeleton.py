@@ -15,10 +15,12 @@ from mlx_lm.models.llama import ModelArgs as LlamaArgs
 from mlx_lm.utils import load_model
 
 from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.kv_cache.latent_groups import LatentShape
 from mlx_backend.kv_cache.plan import CachePlan
 from mlx_backend.model.checkpoint import open_checkpoint
 from mlx_backend.model.skeleton import Quantization, from_checkpoint, from_config, read_model
 from mlx_backend.planning.memory import kv_bytes
+from tests.latent_models import CONFIGS as LATENT
 from tests.tiny_models import COMMON, CONFIGS, write_model
 
 pytestmark = pytest.mark.mlx
@@ -63,7 +65,19 @@ def test_deepseek_r1_from_its_config_alone() -> None:
     assert quantized.shape.active_bytes == pytest.approx(20.76e9, rel=1e-3)
     assert quantized.shape.active_parameters == pytest.approx(36.63e9, rel=1e-3)
     assert kv_bytes([CachePlan(shape) for shape in quantized.caches], 256) == 256 * 70_272
-    assert quantized.shape.attention is not None and quantized.shape.attention.is_latent
+    attention = quantized.shape.attention
+    assert attention is not None and attention.is_latent and attention.is_grouped
+    assert attention.latents == LatentShape(num_heads=128, key_dim=128, value_dim=128, rope_dim=64, latent_dim=512)
+
+
+@pytest.mark.parametrize(("name", "is_grouped"), [("mistral4", False), ("kimi_k3", True), ("deepseek_v32", True)])
+def test_latents_that_chunks_are_computed_with_some_heads_at_a_time(name: str, is_grouped: bool) -> None:
+    config = {"model_type": name, **LATENT[name]}
+    if name == "kimi_k3":
+        config = {"model_type": name, "max_position_embeddings": 2048, "text_config": config}
+    attention = from_config(config).shape.attention
+    assert attention is not None and attention.is_latent
+    assert attention.is_grouped == is_grouped
 
 
 def test_the_quantization_that_a_config_names_is_taken() -> None:

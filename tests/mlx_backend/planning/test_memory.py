@@ -64,6 +64,33 @@ def test_the_published_peaks_of_a_4_bit_deepseek_v3(context: int, measured: floa
     assert memory.total_bytes / GB == pytest.approx(measured, abs=1.0)
 
 
+GROUPED = replace(
+    R1,
+    attention=AttentionShape(
+        num_heads=128, key_dim=128, value_dim=128, rope_dim=64, latent_dim=512, is_latent=True, is_grouped=True
+    ),
+)
+
+
+def test_all_of_deepseek_r1s_context_in_large_chunks() -> None:
+    """In chunks of 64 tokens the scores of all heads take 17 GB, and 57 GB in chunks of 512."""
+    assert prefill_bytes(R1, R1_CACHES, 64, 163_840) > 16 * GB
+    assert prefill_bytes(GROUPED, R1_CACHES, 512, 163_840) < 2 * GB
+    for users in (1, 2):
+        found = largest_context(GROUPED, R1_CACHES, budget_bytes=412 * GB, num_users=users, reserve_bytes=3 * GB)
+        assert found is not None and (found.context, found.prefill_step) == (163_840, 2048)
+        assert found.transient_bytes < 4 * GB
+
+
+@given(st.integers(1, 200_000), st.integers(0, 5000), st.booleans())
+def test_groups_of_heads_take_no_less_for_more(tokens: int, more: int, has_fused: bool) -> None:
+    def needed(step: int, context: int) -> int:
+        return prefill_bytes(GROUPED, R1_CACHES, step, context, has_fused=has_fused)
+
+    for step, smaller in pairwise(PREFILL_STEPS):
+        assert needed(smaller, tokens) <= needed(step, tokens) <= needed(step, tokens + more)
+
+
 def test_kv_bytes_of_deepseek_r1() -> None:
     assert kv_bytes(R1_CACHES, 256) == 256 * 70_272
     assert kv_bytes(R1_CACHES, 1) == kv_bytes(R1_CACHES, 256)

@@ -25,7 +25,7 @@ from mlx_backend.api.interface import (
 )
 from mlx_backend.core.row import Row
 from mlx_backend.core.sequence import build_groups
-from mlx_backend.kv_cache import attention
+from mlx_backend.kv_cache import attention, latent_attention
 from mlx_backend.kv_cache.batch import RowBatch
 from mlx_backend.kv_cache.groups import GroupedColumns
 from mlx_backend.kv_cache.plan import CachePlan
@@ -314,3 +314,24 @@ def test_the_self_check_finds_a_model_that_cannot_be_batched(folder: Path) -> No
     assert "changes its logits" in (check_batching(Ignorant(model), make, VOCAB_SIZE) or "")
     broken = Raising(model, TypeError("an int is required"), lambda inputs: inputs.shape[0] > 1)
     assert "an int is required" in (check_batching(broken, make, VOCAB_SIZE) or "")
+
+
+def test_attention_over_latents_in_groups_is_checked_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What changes the logits is not used, is said, and is planned for."""
+    given = config(write_model(tmp_path / "deepseek", "deepseek_v3"))
+    runner = MLXRunner(given)
+    good = runner.load(lambda progress: None)
+    assert good.whole_heads_reason is None
+    assert runner.budget is not None and runner.budget.shape.attention is not None
+    assert runner.budget.shape.attention.is_grouped
+    whole = latent_attention._attend_absorbed
+    monkeypatch.setattr(latent_attention, "_attend_absorbed", lambda *given: 0 * whole(*given))
+    wary = MLXRunner(given)
+    info = wary.load(lambda progress: None)
+    assert "its logits change" in (info.whole_heads_reason or "")
+    assert wary.budget is not None and wary.budget.shape.attention is not None
+    assert not wary.budget.shape.attention.is_grouped
+    caches = [each._make_caches() for each in (runner, wary)]
+    monkeypatch.undo()
+    logits = [each._model(mx.array([PROMPT]), cache=made) for each, made in zip((runner, wary), caches, strict=True)]
+    assert mx.allclose(*logits, atol=1e-3)
