@@ -46,6 +46,7 @@ TESTED_IN: dict[str, str] = {
     "mlx_backend/runners/mock.py": "tests/mlx_backend/engine/test_device_failures.py tests/mlx_backend/engine/test_engine.py",
     "mlx_backend/runners/mock_vocabulary.py": "tests/server/service/test_mock_script.py",
     "mlx_backend/runners/probe.py": "tests/mlx_backend/runners/test_mlx.py",
+    "mlx_backend/runners/ranking.py": "tests/mlx_backend/engine/test_prompt_logprobs.py",
     "mlx_backend/sampling/keys.py": "tests/mlx_backend/sampling/test_sampler.py tests/mlx_backend/sampling/test_filters.py",
     "mlx_backend/sampling/logprobs.py": "tests/mlx_backend/engine/test_prompt_logprobs.py",
     "mlx_backend/sampling/penalties.py": "tests/mlx_backend/sampling/test_sampler.py",

@@ -247,7 +247,7 @@ class EmbeddingInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What is known of a loaded model."""
+    """What is known of a loaded model. `pads_chunks`: a prompt's last chunk is padded up to one of a few sizes."""
 
     context_limit: int
     """The effective limit, tokens: the smallest of the model's own, the configured one and what fits into memory."""
@@ -258,6 +258,7 @@ class ModelInfo:
     load_s: float = 0.0
     """What loading took, seconds."""
     is_batched: bool = True
+    pads_chunks: bool = False
     unbatched_reason: str | None = None
     """Why sequences are served one at a time, where they are."""
     kv_caches: tuple[KVCacheReport, ...] = ()
@@ -287,10 +288,12 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadProgress:
-    """Bytes of weights read so far, of all that will be read."""
+    """Bytes of weights read so far, of all that will be read; then, of the shapes to warm up, how many are."""
 
     done_bytes: int = 0
     total_bytes: int = 0
+    num_warmed: int = 0
+    num_to_warm: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_backend.api.errors import ModelLoadError
-from mlx_backend.api.interface import EmbeddingInfo, EngineConfig, LoadProgress, MemoryReport, ModelInfo, TokenLogprobs
+from mlx_backend.api.interface import EmbeddingInfo, EngineConfig, LoadProgress, MemoryReport, ModelInfo
 from mlx_backend.core.row import Row
 from mlx_backend.core.step import (
     Chunk,
@@ -39,21 +39,19 @@ from mlx_backend.model.loader import build_model, count_parameters, read_weights
 from mlx_backend.model.pooling import read_pooling
 from mlx_backend.model.skeleton import read_model
 from mlx_backend.planning.admission import Budget
+from mlx_backend.planning.chunk_sizes import padded
 from mlx_backend.planning.limits import Limits, decide_limits, for_process, report_memory
 from mlx_backend.planning.memory import ModelShape
 from mlx_backend.prefix_cache.store_mlx import MLXStore
-from mlx_backend.runners import device, vectors
+from mlx_backend.runners import device, ranking, shapes, vectors
 from mlx_backend.runners.base import failed, limited_by
 from mlx_backend.runners.probe import check_batching, check_columns
-from mlx_backend.sampling.logprobs import rank, read_prompt
 from mlx_backend.sampling.sampler import BatchSampler, Drawn
 
 logger = logging.getLogger("pippin.mlx")
 
 _CLEAR_EVERY_STEPS = 256
 """Freed buffers are kept for reuse, by size; as contexts grow the sizes stop fitting. mlx-lm clears as often."""
-_LOGITS_BYTES = 64 << 20
-"""Of a prompt's float32 logits, so many at a time. A model computes the logits of all its input or of nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +97,8 @@ class MLXRunner:
         skeleton = read_model(self._model, checkpoint.config)
         self._vocab_size = skeleton.shape.vocab_size
         self._plans = plan.plan_caches(skeleton.caches, self._config.kv_cache)
+        needs_warm_shapes = device.needs_warm_shapes()
+        self._pads_chunks = needs_warm_shapes and shapes.can_pad(self._plans)
         memory, limits = self._plan_memory(skeleton.shape)
         fitting = limit if self.budget is None else min(limit, self.budget.largest_alone(1))
         if fitting == 0 and memory is not None:
@@ -115,6 +115,9 @@ class MLXRunner:
             reason = limits.single_reason
         self._is_batched = reason is None
         no_embedding_reason = self._read_embedding(checkpoint, skeleton.shape.hidden_size)
+        self._context = fitting
+        if needs_warm_shapes:
+            self._warming().run(report, skeleton.shape.weights_bytes)
         self._reset()
         return ModelInfo(
             context_limit=fitting,
@@ -127,6 +130,7 @@ class MLXRunner:
             unbatched_reason=reason,
             kv_caches=plan.report(self._plans, self._config.kv_cache),
             dequantized_reason=dequantized_reason,
+            pads_chunks=self._pads_chunks,
             embedding=self._embedding,
             no_embedding_reason=no_embedding_reason,
         )
@@ -160,8 +164,22 @@ class MLXRunner:
             memory.free_bytes,
             max_chunk=self._config.scheduler.max_chunk_tokens,
             has_fused=device.has_fused_attention(),
+            pads_chunks=self._pads_chunks,
         )
         return memory, limits
+
+    def _warming(self) -> shapes.Warming:
+        scheduler = self._config.scheduler
+        return shapes.Warming(
+            self._model,
+            self._make_caches,
+            self._make_batch,
+            self._vocab_size,
+            max_chunk=scheduler.max_chunk_tokens,
+            max_rows=scheduler.max_num_seqs if self._is_batched else 1,
+            context=self._context,
+            budget=self.budget,
+        )
 
     @property
     def _is_quantized(self) -> bool:
@@ -220,35 +238,27 @@ class MLXRunner:
             prompt.pooled, vector = vectors.compute(self._model, chunk, prompt.caches, prompt.pooled, self._embedding)
             return PromptResult(embedding=vector)
         elif chunk.num_top_logprobs is not None:
-            return PromptResult(self._compute_ranking(chunk, prompt.caches, chunk.num_top_logprobs))
+            return PromptResult(
+                ranking.compute(self._model, chunk, prompt.caches, chunk.num_top_logprobs, self._vocab_size)
+            )
         else:
-            self._compute(chunk.token_ids, prompt.caches)
+            self._compute(chunk, prompt.caches)
         return PromptResult()
 
     def _caches_of(self, prompt: PromptId) -> list[Any] | None:
         held = self._prompts.get(prompt)
         return None if held is None else held.caches
 
-    def _compute(self, tokens: tuple[int, ...], caches: list[Any]) -> None:
+    def _compute(self, chunk: Chunk, caches: list[Any]) -> None:
         """A chunk into its caches. Only they are evaluated: its logits are never computed."""
-        self._model(mx.array(tokens)[None], cache=caches)
+        if self._pads_chunks:
+            most = min(self._config.scheduler.max_chunk_tokens, self._context - chunk.start)
+            size = padded(chunk.num_tokens, most)
+            shapes.compute_padded(self._model, chunk.token_ids, size, chunk.stop, caches, self._plans)
+        else:
+            self._model(mx.array(chunk.token_ids)[None], cache=caches)
         mx.eval([cache.state for cache in caches])
         mx.clear_cache()
-
-    def _compute_ranking(self, chunk: Chunk, caches: list[Any], num_top: int) -> tuple[TokenLogprobs, ...]:
-        """A chunk into its caches, in pieces, and of each the log-probabilities of the tokens that follow."""
-        token_ids = chunk.token_ids if chunk.next_id is None else (*chunk.token_ids, chunk.next_id)
-        piece = max(1, _LOGITS_BYTES // (4 * self._vocab_size))
-        noted: list[TokenLogprobs] = []
-        for start in range(0, chunk.num_tokens, piece):
-            end = min(start + piece, chunk.num_tokens)
-            logits = self._model(mx.array(token_ids[start:end])[None], cache=caches)[0]
-            following = mx.array(token_ids[start + 1 : end + 1])
-            ranked = rank(logits.astype(mx.float32), following, num_top)
-            mx.eval(*ranked, [cache.state for cache in caches])
-            noted += read_prompt(ranked)
-        mx.clear_cache()
-        return tuple(noted)
 
     # ---- decode ----
 
@@ -336,8 +346,11 @@ class MLXRunner:
 
     # ---- between ----
 
+    def _make_batch(self) -> RowBatch | SingleBatch:
+        return RowBatch(self._make_caches()) if self._is_batched else SingleBatch(self._make_caches)
+
     def _reset(self) -> None:
-        self._batch = RowBatch(self._make_caches()) if self._is_batched else SingleBatch(self._make_caches)
+        self._batch = self._make_batch()
         self._sampler = BatchSampler()
         self._last_tokens = None
         self._rows = {}
