@@ -10,12 +10,20 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_backend.api.interface import EngineConfig, KVCacheConfig, LoadProgress, MemoryConfig, SchedulerConfig
+from mlx_backend.api.interface import (
+    ContextConfig,
+    EngineConfig,
+    KVCacheConfig,
+    LoadProgress,
+    MemoryConfig,
+    SchedulerConfig,
+)
 from mlx_backend.core.sequence import build_groups
 from mlx_backend.engine.engine import DeviceEngine
-from mlx_backend.planning.chunk_sizes import most_padding, padded_sizes
-from mlx_backend.planning.memory import kv_bytes
-from mlx_backend.runners import device
+from mlx_backend.planning.admission import Reservation
+from mlx_backend.planning.chunk_sizes import padded_sizes
+from mlx_backend.planning.memory import batch_bytes
+from mlx_backend.runners import device, shapes
 from mlx_backend.runners.mlx import MLXRunner
 from tests.engine_client import one, request, running, tokens, until
 from tests.tiny_models import VOCAB_SIZE, write_model
@@ -97,25 +105,34 @@ async def test_padded_prompts_get_the_same_tokens(
         assert set(padded) <= set(padded_sizes(96)) and not set(sizes) <= set(padded_sizes(96))
 
 
+@pytest.mark.parametrize(("length", "limit", "computed"), [(1101, None, [1536]), (1290, 1300, [1024, 276])])
 def test_padding_stays_within_the_context_and_within_what_is_counted(
-    folder_of: Callable[[str], Path], forced: None
+    folder_of: Callable[[str], Path],
+    forced: None,
+    monkeypatch: pytest.MonkeyPatch,
+    length: int,
+    limit: int | None,
+    computed: list[int],
 ) -> None:
-    memory = MemoryConfig(limit_gb=0.02, reserve_gb=0.0)
-    runner = MLXRunner(config(folder_of("llama"), memory=memory, scheduler=SchedulerConfig(max_chunk_tokens=768)))
+    monkeypatch.setattr(shapes.Warming, "run", lambda *given: 0)
+    most = 2048 if limit is None else 1024
+    given = config(
+        folder_of("llama"), scheduler=SchedulerConfig(max_chunk_tokens=most), context=ContextConfig(limit=limit)
+    )
+    runner = MLXRunner(given)
     info = runner.load(lambda progress: None)
     assert info.pads_chunks and runner.budget is not None
     runner._model = noting = Shapes(runner._model)
-    for length in (530, info.context_limit):
-        (group,) = build_groups([request((5,) * length, 0)])
-        for start in range(0, length - 1, 768):
-            runner.prefill(group.chunk(start, min(start + 768, length - 1)))
-        assert sum(shape[1] for shape in noting.seen) <= info.context_limit
-        noting.seen.clear()
-        caches = runner._prompts[group.id].caches
-        assert all(cache.offset == length - 1 for cache in caches)
-        counted = kv_bytes(runner.budget.plans, length + most_padding(768))
-        assert sum(cache.nbytes for cache in caches) <= counted
-    device.release(runner)  # closing would end the streams of this thread
+    (group,) = build_groups([request((5,) * length, 0)])
+    for start in range(0, length - 1, most):
+        runner.prefill(group.chunk(start, min(start + most, length - 1)))
+    assert [shape[1] for shape in noting.seen] == computed
+    caches = runner._prompts[group.id].caches
+    assert all(cache.offset == length - 1 for cache in caches)
+    plans, claim = runner.budget.plans, Reservation(1, length, length)
+    counted = runner.budget.held([claim]) - batch_bytes(plans, 1, length)
+    assert sum(cache.nbytes for cache in caches) <= counted
+    device.release(runner)
 
 
 def warmed(given: EngineConfig, **bounds: float) -> tuple[list[tuple[int, ...]], list[LoadProgress]]:
@@ -153,7 +170,7 @@ def test_warming_up_takes_no_longer_than_it_may_and_no_more_memory_than_there_is
 def test_a_failure_while_warming_up_ends_it_and_nothing_else(
     folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, forced: None
 ) -> None:
-    monkeypatch.setattr("mlx_backend.runners.shapes.Warming._chunk", _fails)
+    monkeypatch.setattr(shapes.Warming, "_chunk", _fails)
     runner = MLXRunner(config(folder_of("llama")))
     assert runner.load(lambda progress: None).vocab_size == VOCAB_SIZE
     device.release(runner)  # closing would end the streams of this thread
@@ -166,7 +183,10 @@ def _fails(*given: Any) -> None:
 async def test_the_engine_says_so_and_is_ready_only_then(
     folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, forced: None
 ) -> None:
-    given, details = config(folder_of("llama"), scheduler=SchedulerConfig(max_num_seqs=3)), list[str]()
+    given, details = (
+        config(folder_of("llama"), scheduler=SchedulerConfig(max_num_seqs=3, max_chunk_tokens=96)),
+        list[str](),
+    )
     engine = DeviceEngine(given, MLXRunner(given))
     report = engine._report_load
 
