@@ -257,8 +257,9 @@ class MLXRunner:
             shapes.compute_padded(self._model, chunk.token_ids, size, chunk.stop, caches, self._plans)
         else:
             self._model(mx.array(chunk.token_ids)[None], cache=caches)
+        # Waited for: its time is measured, and a further chunk would need its memory beside this one's. Spare buffers
+        # stay, within the limit that MLX was told: the next chunk is often of the same size.
         mx.eval([cache.state for cache in caches])
-        mx.clear_cache()
 
     # ---- decode ----
 
@@ -330,7 +331,7 @@ class MLXRunner:
     def collect(self) -> StepResult:
         step = self._in_flight.popleft()
         try:
-            mx.eval(step.drawn.arrays)
+            mx.eval(step.drawn.arrays)  # the one wait of a step: the next is being computed meanwhile
         except (RuntimeError, ValueError, MemoryError) as error:
             self.idle()
             raise failed("decode", error) from error
@@ -357,7 +358,7 @@ class MLXRunner:
 
     def _lose_rows(self) -> None:
         self._reset()
-        mx.clear_cache()
+        mx.clear_cache()  # nothing decodes: what is spare goes back to the system
 
     def idle(self) -> None:
         self._in_flight.clear()

@@ -26,5 +26,4 @@ def compute(model: Any, chunk: Chunk, caches: list[Any], num_top: int, vocab_siz
         ranked = rank(logits.astype(mx.float32), following, num_top)
         mx.eval(*ranked, [cache.state for cache in caches])  # what was ranked is read: the logits are let go of
         noted += read_prompt(ranked)
-    mx.clear_cache()
     return tuple(noted)

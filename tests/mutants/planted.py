@@ -406,6 +406,16 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a failure while warming up ends the server", "        except _ERRORS as error:", "        except ZeroDivisionError as error:"),
     ),
     *_of(
+        "mlx_backend/kv_cache/attention.py",
+        "tests/mlx_backend/kv_cache/test_attention.py",
+        ("all heads' copies are made at once", "    if not outs or not isinstance(part, QuantizedColumns):", "    if True:"),
+    ),
+    *_of(
+        "mlx_backend/runners/mlx.py",
+        "tests/mlx_backend/runners/test_mlx.py",
+        ("spare buffers go with every chunk", "        mx.eval([cache.state for cache in caches])\n\n    # ---- decode", "        mx.eval([cache.state for cache in caches])\n        mx.clear_cache()\n\n    # ---- decode"),
+    ),
+    *_of(
         "mlx_backend/runners/mlx.py",
         "tests/mlx_backend/runners/test_shapes.py",
         ("padding goes beyond the context", "            most = min(self._config.scheduler.max_chunk_tokens, self._context - chunk.start)", "            most = self._config.scheduler.max_chunk_tokens"),

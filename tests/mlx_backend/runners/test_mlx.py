@@ -19,6 +19,7 @@ from mlx_backend.api.interface import (
     Engine,
     EngineConfig,
     KVCacheConfig,
+    MemoryConfig,
     SamplingParams,
     SchedulerConfig,
 )
@@ -94,9 +95,34 @@ async def test_a_decode_step_that_fails_fails_its_rows_and_the_next_are_served(f
         await until(lambda: engine.stats().kv_bytes == 0)
 
 
+@pytest.mark.parametrize("bits", [None, 8])
+def test_a_chunk_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int | None) -> None:
+    """Not in every layer, nor for every few heads of quantized columns; and spare buffers stay for the next."""
+    wide = write_model(tmp_path / "wide", "llama", head_dim=32)
+    runner = MLXRunner(config(wide, kv_cache=KVCacheConfig(bits=bits, group_size=bits and 32)))
+    runner.load(lambda progress: None)
+    (group,) = build_groups([request(PROMPT * 3, 2)])
+    waits: list[str] = []
+
+    def noting(name: str, real: Any) -> Any:
+        def call(*given: Any) -> None:
+            waits.append(name)
+            real(*given)
+
+        return call
+
+    for name in ("eval", "synchronize", "clear_cache"):
+        monkeypatch.setattr(mx, name, noting(name, getattr(mx, name)))
+    monkeypatch.setattr(attention, "_MAX_SHADOW_BYTES", 100)
+    for start in (0, 32):
+        runner.prefill(group.chunk(start, start + 32))
+    assert waits == ["eval", "eval"]
+
+
 async def test_memory_is_back_after_many_aborts(folder: Path) -> None:
     source = random.Random(3)
-    async with running(config(folder)) as engine:
+    exact = MemoryConfig(cache_gb=0)  # a spare buffer that is used again may be larger than what it is used for
+    async with running(config(folder, memory=exact)) as engine:
         expected = await one(engine, PROMPT, 20)
         await until(lambda: engine.stats().kv_bytes == 0)
         before = mx.get_active_memory()
