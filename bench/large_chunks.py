@@ -23,18 +23,18 @@ from mlx_backend.planning import chunk_sizes
 
 MOST = 2048
 NUM_PROMPTS = 10_000
-CONTEXTS = (1024, 4096)
-STEP = 128
+CONTEXTS = (1024, 3072)
+STEP = 64
 HEAD_DIM = 64
-SHADOW_BYTES = 1 << 20
+SHADOW_BYTES = 1 << 19
 """As much smaller than the engine's bound as these models are: some heads at a time."""
 TOGETHER = ((16, 16), (16, 64))
 SHAPE: dict[str, Any] = {
     "model_type": "llama",
     "vocab_size": 4096,
-    "hidden_size": 512,
-    "intermediate_size": 1408,
-    "num_hidden_layers": 4,
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 2,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": HEAD_DIM,
@@ -47,7 +47,7 @@ SHAPE: dict[str, Any] = {
 EXPERTS: dict[str, Any] = {
     **SHAPE,
     "model_type": "qwen3_moe",
-    "moe_intermediate_size": 256,
+    "moe_intermediate_size": 128,
     "num_experts": 64,
     "num_experts_per_tok": 4,
     "decoder_sparse_step": 1,
@@ -129,7 +129,7 @@ class _Measured:
 
 
 def _chunk(runner: Any, context: int) -> dict[str, _Measured]:
-    """The chunk that follows `context` tokens, computed again and again, in either way in turn."""
+    """The chunk that follows `context` tokens, computed again and again, in either way."""
     import mlx.core as mx
 
     from mlx_backend.api.interface import GenerationRequest
@@ -142,9 +142,9 @@ def _chunk(runner: Any, context: int) -> dict[str, _Measured]:
     (group,) = build_groups([GenerationRequest(request_id="bench", prompt_ids=prompt_ids, max_tokens=2)])
     for start in range(0, context, 1024):
         runner.prefill(group.chunk(start, start + 1024))
-    measured = {"former": _Measured(), "now": _Measured()}
+    measured, previous = {"former": _Measured(), "now": _Measured()}, ""
     with _small_shadows():
-        for way in ("former", "now") * 4:
+        for way in 2 * ["former"] + 5 * ["now"] + 5 * ["former"]:  # a way is after itself: what it left is its own cost
             with _former() if way == "former" else contextlib.nullcontext(), _counting() as counts:
                 mx.reset_peak_memory()
                 began = time.perf_counter()
@@ -152,7 +152,8 @@ def _chunk(runner: Any, context: int) -> dict[str, _Measured]:
                 took_s = time.perf_counter() - began
             found = measured[way]
             found.waits, found.clears = counts["eval"] + counts["synchronize"], counts["clear_cache"]
-            found.best_s = min(found.best_s, took_s)
+            found.best_s = min(found.best_s, took_s if way == previous else found.best_s)
+            previous = way
             found.peak = max(found.peak, mx.get_peak_memory() - base)
             for cache in runner._prompts[group.id].caches:
                 cache.offset = context

@@ -19,7 +19,6 @@ from mlx_backend.api.interface import (
     Engine,
     EngineConfig,
     KVCacheConfig,
-    MemoryConfig,
     SamplingParams,
     SchedulerConfig,
 )
@@ -29,6 +28,7 @@ from mlx_backend.kv_cache import attention
 from mlx_backend.kv_cache.batch import RowBatch
 from mlx_backend.kv_cache.plan import CachePlan
 from mlx_backend.kv_cache.quantized import QuantizedKV
+from mlx_backend.runners import device
 from mlx_backend.runners.mlx import MLXRunner
 from mlx_backend.runners.probe import check_batching
 from tests.engine_client import one, read, request, running, tokens, until
@@ -117,12 +117,14 @@ def test_a_chunk_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for start in (0, 32):
         runner.prefill(group.chunk(start, start + 32))
     assert waits == ["eval", "eval"]
+    device.release(runner)
 
 
 async def test_memory_is_back_after_many_aborts(folder: Path) -> None:
     source = random.Random(3)
-    exact = MemoryConfig(cache_gb=0)  # a spare buffer that is used again may be larger than what it is used for
-    async with running(config(folder, memory=exact)) as engine:
+    async with running(config(folder)) as engine:
+        limit = mx.set_cache_limit(0)  # a spare buffer that is used again may be larger than what it is used for
+        mx.clear_cache()
         expected = await one(engine, PROMPT, 20)
         await until(lambda: engine.stats().kv_bytes == 0)
         before = mx.get_active_memory()
@@ -144,6 +146,7 @@ async def test_memory_is_back_after_many_aborts(folder: Path) -> None:
         kept = engine.stats().prefix_cache
         kept_bytes = kept.ram_bytes + 1024 * kept.num_ram_blocks  # small arrays are rounded up
         await until(lambda: mx.get_active_memory() <= before + kept_bytes + 65536)
+        mx.set_cache_limit(limit)
 
 
 async def test_a_row_that_left_is_let_go_of_while_a_prompt_is_computed(folder: Path) -> None:
