@@ -131,17 +131,33 @@ def _draw_bar(model: ServedModel) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("loading", total=None)
         for load in _steps(model):
+            if load.num_to_warm:
+                bar.update(task, description=_told_warming(load))
             bar.update(task, completed=load.done_bytes, total=load.total_bytes or None)
 
 
 def _log_tenths(model: ServedModel) -> None:
-    told = 0
+    told = told_warming = 0
     for load in _steps(model):
+        warmed = 10 * load.num_warmed // load.num_to_warm if load.num_to_warm else 0
+        if warmed > told_warming:
+            told_warming = warmed
+            logger.info(_told_warming(load))
         tenths = 10 * load.done_bytes // load.total_bytes if load.total_bytes else 0
         if tenths > told and tenths < 10:
             told = tenths
             logger.info("loading: %d%% (%.1f of %.1f GB)", 10 * tenths, load.done_bytes / 1e9, load.total_bytes / 1e9)
+
+
+def _told_warming(load: LoadProgress) -> str:
+    return f"warming up: {load.num_warmed} of {load.num_to_warm} shapes"

@@ -120,7 +120,7 @@ class DeviceEngine:
         if self._failure is not None:
             return EngineHealth(status="dead", detail=str(self._failure) or type(self._failure).__name__)
         if self._info is None:
-            return EngineHealth(status="loading", detail="the model is loading", load=self._load)
+            return EngineHealth(status="loading", detail=_told(self._load), load=self._load)
         waited_s = time.monotonic() - self._counters.progress_at
         if self._busy and waited_s > self._config.health.stall_s:
             return EngineHealth(status="stalled", detail=f"work waits, and no step finished for {waited_s:.0f} s")
@@ -173,6 +173,7 @@ class DeviceEngine:
             self._counters,
             max_rows=max_rows,
             prefixes=prefixes or NoPrefixCache(),
+            pads_chunks=info.pads_chunks,
         )
         return loop, replace(info, prefix_cache=report)
 
@@ -229,3 +230,9 @@ class DeviceEngine:
         if self._failure is not None:
             for callback in self._callbacks:
                 callback()
+
+
+def _told(load: LoadProgress) -> str:
+    if not load.num_to_warm:
+        return "the model is loading"
+    return f"the device is warming up: {load.num_warmed} of {load.num_to_warm} shapes"

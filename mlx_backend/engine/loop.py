@@ -39,9 +39,10 @@ class EngineLoop:
         *,
         max_rows: int,
         prefixes: PrefixCache | NoPrefixCache,
+        pads_chunks: bool = False,
     ) -> None:
         self._config, self._runner, self._counters, self._prefixes = config, runner, counters, prefixes
-        self._throughput = ThroughputEstimate()
+        self._throughput = ThroughputEstimate(config.max_chunk_tokens if pads_chunks else None)
         self.scheduler = Scheduler(config, self._throughput, max_rows, runner.budget, prefixes)
         self._in_flight: StepPlan | None = None
         """The step that was started and is not collected yet."""

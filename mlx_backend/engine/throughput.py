@@ -3,9 +3,12 @@
 The cost of a token grows with what precedes it, so seconds per token are kept by position, in buckets
 that double. A chunk also has a fixed cost, above all to read the weights: two chunks of different sizes tell it apart
 from the cost of their tokens. Without it small chunks would measure ever dearer, and be planned ever smaller.
+Chunks come in the sizes of a short ladder (`planning/chunk_sizes.py`), but for the last of a prompt.
 """
 
 from __future__ import annotations
+
+from mlx_backend.planning import chunk_sizes
 
 _FIRST_BUCKET_TOKENS = 256
 _UNKNOWN_CHUNK_TOKENS = 32
@@ -15,14 +18,16 @@ _APART = 1.5
 """Two chunks whose sizes differ by this factor tell the fixed cost from the cost of tokens."""
 _LEAST_SHARE = 0.45
 """The share of the time that goes to prompts' tokens where prompts wait, however slow a decode step is."""
-_SIZES_PER_OCTAVE = 8
-"""Chunks come in so many sizes between a power of two and the next: repeating sizes find freed buffers that fit."""
 
 
 class ThroughputEstimate:
-    """Measured speed: seconds per prefill token by position, and seconds per decode step."""
+    """Measured speed: seconds per prefill token by position, and seconds per decode step.
 
-    def __init__(self) -> None:
+    `pads_to`: the most tokens of a chunk, where chunks are padded up to a size; None where they are not.
+    """
+
+    def __init__(self, pads_to: int | None = None) -> None:
+        self._pads_to = pads_to
         self._token_s: dict[int, float] = {}
         self._last: dict[int, tuple[int, float]] = {}
         """The newest chunk at each position: its tokens, and its seconds."""
@@ -37,6 +42,7 @@ class ThroughputEstimate:
         if is_known:
             self.restored_token_s = _moved(self.restored_token_s, seconds / num_tokens)
             return
+        num_tokens = self._num_computed(num_tokens)
         bucket = _bucket(start)
         last = self._last.get(bucket)
         self._last[bucket] = (num_tokens, seconds)
@@ -62,7 +68,10 @@ class ThroughputEstimate:
     def chunk_s(self, start: int, num_tokens: int) -> float | None:
         """Seconds of a chunk; None where nothing was measured."""
         token_s = self.token_s(start)
-        return None if token_s is None else self.fixed_s + token_s * num_tokens
+        return None if token_s is None else self.fixed_s + token_s * self._num_computed(num_tokens)
+
+    def _num_computed(self, num_tokens: int) -> int:
+        return num_tokens if self._pads_to is None else chunk_sizes.padded(num_tokens, self._pads_to)
 
     def restorable_for(self, seconds: float, limit: int) -> int:
         """Tokens whose restoring should take at most `seconds`; between 1 and `limit`."""
@@ -85,7 +94,7 @@ class ThroughputEstimate:
         last = self._last.get(_bucket(start))
         if self._fixed_s is None and last is not None and last[0] / _APART < fitting < _APART * last[0]:
             fitting = int(last[0] / _APART)  # another size, once, to tell the fixed cost
-        return limit if fitting >= limit else max(1, _round_down(fitting))
+        return limit if fitting >= limit else chunk_sizes.round_down(max(1, fitting))
 
     def token_s(self, start: int) -> float | None:
         """Seconds per token at `start`, beside a chunk's fixed cost.
@@ -111,8 +120,3 @@ def _moved(known: float | None, measured: float) -> float:
 
 def _bucket(start: int) -> int:
     return (start // _FIRST_BUCKET_TOKENS).bit_length()
-
-
-def _round_down(num_tokens: int) -> int:
-    step = max(1, (1 << num_tokens.bit_length() >> 1) // _SIZES_PER_OCTAVE)
-    return num_tokens - num_tokens % step

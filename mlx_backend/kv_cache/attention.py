@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -134,23 +135,32 @@ def _attend_chunk(
     if _is_on_cpu():
         shadow += math.prod(queries.shape[:3]) * keys.shape[2] * queries.itemsize
     step = max(1, kv_heads // max(1, -(-shadow // _MAX_SHADOW_BYTES)))
-    outs = []
+    outs: list[mx.array] = []
     for start in range(0, kv_heads, step):
         some = slice(start, start + step)
         some_queries = slice(start * heads // kv_heads, (start + step) * heads // kv_heads)
         outs.append(
             mx.fast.scaled_dot_product_attention(
                 queries[:, some_queries],
-                _dequantized(keys, some, queries.dtype),
-                _dequantized(values, some, queries.dtype),
+                _dequantized(_after(keys, outs[-1:]), some, queries.dtype),
+                _dequantized(_after(values, outs[-1:]), some, queries.dtype),
                 scale=scale,
                 mask=mask[:, some_queries] if isinstance(mask, mx.array) and _has_heads(mask) else mask,
                 sinks=None if sinks is None else sinks[some_queries],
             )
         )
-        if step < kv_heads:
-            mx.eval(outs[-1])  # else the next heads' copies are made while these are still there
     return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=1)
+
+
+def _after(part: Part, outs: list[mx.array]) -> Part:
+    """The same part, whose copy is made after `outs`: else all heads' copies would be made before any is used.
+
+    Nothing is copied and nothing is waited for; the order stands in the graph.
+    """
+    if not outs or not isinstance(part, QuantizedColumns):
+        return part
+    packed, scales, biases = mx.depends(list(part.arrays), outs)
+    return replace(part, arrays=(packed, scales, biases))
 
 
 def _has_heads(mask: mx.array) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from mlx_backend.kv_cache.grouping import most_bytes
 from mlx_backend.kv_cache.plan import CachePlan, RowSizes, max_groups
+from mlx_backend.planning.chunk_sizes import most_padding, round_down
 from mlx_backend.planning.memory import PREFILL_STEPS, ModelShape, decode_bytes, kv_bytes, prefill_bytes
 
 SMALLEST_STEP = PREFILL_STEPS[-1]
@@ -41,13 +42,18 @@ class Budget:
         *,
         max_chunk: int = PREFILL_STEPS[0],
         has_fused: bool = True,
+        pads_chunks: bool = False,
     ) -> None:
-        """`max_chunk`: tokens of a prefill chunk, at most. `has_fused`: the device has fused attention kernels."""
+        """`max_chunk`: tokens of a prefill chunk, at most. `has_fused`: the device has fused attention kernels.
+
+        `pads_chunks`: a prompt's last chunk is computed with more tokens, whose columns its caches have room for.
+        """
         self.shape, self.plans, self.limit_bytes = shape, tuple(plans), limit_bytes
         self._max_chunk, self._has_fused = max_chunk, has_fused
         self.max_groups = max_groups(plans)
         """Groups of rows in the batch, by length; a model's self-check may make it 1."""
         self.row_bytes = RowSizes(plans)
+        self._padding = most_padding(max_chunk) if pads_chunks else 0
         self._known: dict[tuple[Reservation, ...], tuple[int, int]] = {}
         """What is held and needed for claims: asked in every turn, and seldom different."""
 
@@ -77,7 +83,8 @@ class Budget:
 
     def _held(self, claims: Sequence[Reservation]) -> int:
         computed = (claim for claim in claims if not claim.is_prefilled)
-        alone = sum(kv_bytes(self.plans, claim.num_prompt_tokens, chunk=self._max_chunk) for claim in computed)
+        lengths = (claim.num_prompt_tokens + self._padding for claim in computed)
+        alone = sum(kv_bytes(self.plans, length, chunk=self._max_chunk) for length in lengths)
         return self.batch_bytes([claim.num_tokens for claim in claims for _ in range(claim.num_rows)]) + alone
 
     def batch_bytes(self, lengths: Sequence[int]) -> int:
@@ -93,7 +100,7 @@ class Budget:
         room = self.limit_bytes - self.held(claims)
         step = largest
         while step > SMALLEST_STEP and self._chunk(step, context) > room:
-            step = max(SMALLEST_STEP, step // 2)
+            step = max(SMALLEST_STEP, round_down(step - 1))
         return step
 
     def largest_alone(self, num_rows: int) -> int:

@@ -55,6 +55,14 @@ def has_fused_attention() -> bool:
     return bool(mx.default_device() != mx.cpu)
 
 
+def needs_warm_shapes() -> bool:
+    """Whether a chunk or a step of a new shape takes much longer than one of a known shape: kernels are prepared.
+
+    Metal's kernels, and a CPU's, take any shape.
+    """
+    return bool(mx.default_device() != mx.cpu and mx.cuda.is_available())
+
+
 def memory_limit(facts: DeviceFacts) -> tuple[int | None, str]:
     """(bytes that the device may have, where that is from)."""
     if facts.recommended_bytes:

@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_backend.api.errors import ModelLoadError
-from mlx_backend.api.interface import EmbeddingInfo, EngineConfig, LoadProgress, MemoryReport, ModelInfo, TokenLogprobs
+from mlx_backend.api.interface import EmbeddingInfo, EngineConfig, LoadProgress, ModelInfo
 from mlx_backend.core.row import Row
 from mlx_backend.core.step import (
     Chunk,
@@ -41,22 +41,19 @@ from mlx_backend.model.loader import build_model, count_parameters, read_weights
 from mlx_backend.model.pooling import read_pooling
 from mlx_backend.model.skeleton import read_model
 from mlx_backend.planning.admission import Budget
-from mlx_backend.planning.limits import Limits, decide_limits, for_process, report_memory
+from mlx_backend.planning.chunk_sizes import padded
 from mlx_backend.planning.memory import ModelShape
 from mlx_backend.prefix_cache.store_mlx import MLXStore
-from mlx_backend.runners import device, vectors
+from mlx_backend.runners import device, division, ranking, shapes, vectors
 from mlx_backend.runners.base import failed, limited_by
 from mlx_backend.runners.probe import check_batching, check_columns, check_groups, defer_latents
 from mlx_backend.runners.wired import WiredWeights
-from mlx_backend.sampling.logprobs import rank, read_prompt
 from mlx_backend.sampling.sampler import BatchSampler, Drawn
 
 logger = logging.getLogger("pippin.mlx")
 
 _CLEAR_EVERY_STEPS = 256
 """Freed buffers are kept for reuse, by size; as contexts grow the sizes stop fitting. mlx-lm clears as often."""
-_LOGITS_BYTES = 64 << 20
-"""Of a prompt's float32 logits, so many at a time. A model computes the logits of all its input or of nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +97,24 @@ class MLXRunner:
         checkpoint = open_checkpoint(Path(self._config.model_path))
         for note in checkpoint.notes:
             logger.warning("%s: %s", checkpoint.path.name, note)
-        limit = self._context_limit(checkpoint)
+        limit = division.read_context_limit(checkpoint, self._config)
         self._model = build_model(checkpoint)
         skeleton = read_model(self._model, checkpoint.config)
         self._vocab_size = skeleton.shape.vocab_size
         self._plans = plan.plan_caches(skeleton.caches, self._config.kv_cache)
-        memory, limits = self._plan_memory(skeleton.shape, checkpoint.path.name)
-        fitting = self._fitting(limit)
+        needs_warm_shapes = device.needs_warm_shapes()
+        self._pads_chunks = needs_warm_shapes and shapes.can_pad(self._plans)
+        memory, limits = division.divide_memory(self._config, skeleton.shape, checkpoint.path.name, self._wired)
+        if memory is not None:
+            self.budget = self._build_budget(skeleton.shape, memory.free_bytes)
+        fitting = division.fitting(limit, self.budget)
         if fitting == 0 and memory is not None:
-            raise ModelLoadError(_too_large(memory, checkpoint))
+            raise division.too_large(memory, checkpoint)
         if limits is not None:
             device.apply_limits(limits, self)
         read_weights(self._model, checkpoint, report)
         if self._defer_latents(skeleton.shape):
-            fitting = self._fitting(limit)
+            fitting = division.fitting(limit, self.budget)
         dequantized_reason = self._check_columns()
         reason = spec.unbatched_reason(make_prompt_cache(self._model))
         if reason is None:
@@ -123,6 +124,9 @@ class MLXRunner:
         self._is_batched = reason is None
         ungrouped_reason = self._check_groups() if self._is_batched else None
         no_embedding_reason = self._read_embedding(checkpoint, skeleton.shape.hidden_size)
+        self._context = fitting
+        if needs_warm_shapes:
+            self._warming().run(report, skeleton.shape.weights_bytes)
         self._reset()
         if memory is not None:
             wiring = self._wired.wire(len(tree_flatten(self._model.parameters())))
@@ -140,58 +144,47 @@ class MLXRunner:
             kv_caches=plan.report(self._plans, self._config.kv_cache),
             dequantized_reason=dequantized_reason,
             whole_heads_reason=self._whole_heads_reason,
+            pads_chunks=self._pads_chunks,
             embedding=self._embedding,
             no_embedding_reason=no_embedding_reason,
         )
-
-    def _context_limit(self, checkpoint: Checkpoint) -> int:
-        own, configured = checkpoint.context_length, self._config.context.limit
-        if configured is not None and configured > own:
-            raise ModelLoadError(f"context.limit {configured} is more than the model's own {own}; lower it")
-        return configured or own
-
-    def _plan_memory(self, shape: ModelShape, name: str) -> tuple[MemoryReport, Limits] | tuple[None, None]:
-        """Divide the memory, before a weight is read. None where no limit is known."""
-        given, facts = self._config.memory, device.read_facts()
-        share = self._config.share
-        limit, basis = given.limit_bytes, "memory.limit_gb"
-        if share is not None:
-            limit, basis = share.share_bytes, "its share beside the other models"
-        elif limit is None:
-            limit, basis = device.memory_limit(facts)
-        if limit is None:
-            return None, None
-        weights = shape.weights_bytes
-        limits = decide_limits(given.cache_bytes, limit_bytes=limit, weights_bytes=weights)
-        if share is not None:
-            limits = for_process(limits, share.process_bytes)
-        wiring = self._wired.decide(given.wired, facts, weights, name, has_several_models=share is not None)
-        memory = report_memory(given, facts, limits, wiring, limit_bytes=limit, basis=basis, weights_bytes=weights)
-        self.budget = self._build_budget(shape, memory.free_bytes)
-        return memory, limits
-
-    def _build_budget(self, shape: ModelShape, free_bytes: int) -> Budget:
-        max_chunk, has_fused = self._config.scheduler.max_chunk_tokens, device.has_fused_attention()
-        return Budget(shape, self._plans, free_bytes, max_chunk=max_chunk, has_fused=has_fused)
-
-    def _fitting(self, limit: int) -> int:
-        """Tokens of context that fit, up to `limit`."""
-        return limit if self.budget is None else min(limit, self.budget.largest_alone(1))
 
     def _defer_latents(self, shape: ModelShape) -> bool:
         """Let attention over latents be computed in groups of heads. True: it is not, and planned anew."""
         if shape.attention is None or not shape.attention.is_latent:
             return False
         planned = shape.attention.is_grouped
-        self._whole_heads_reason = defer_latents(
-            self._model, lambda: make_prompt_cache(self._model), self._vocab_size, planned
-        )
+        make = partial(make_prompt_cache, self._model)
+        self._whole_heads_reason = defer_latents(self._model, make, self._vocab_size, planned)
         if self._whole_heads_reason is None or not planned:
             return False
         if self.budget is not None:
             whole = replace(shape, attention=replace(shape.attention, is_grouped=False))
             self.budget = self._build_budget(whole, self.budget.limit_bytes)
         return True
+
+    def _build_budget(self, shape: ModelShape, free_bytes: int) -> Budget:
+        return Budget(
+            shape,
+            self._plans,
+            free_bytes,
+            max_chunk=self._config.scheduler.max_chunk_tokens,
+            has_fused=device.has_fused_attention(),
+            pads_chunks=self._pads_chunks,
+        )
+
+    def _warming(self) -> shapes.Warming:
+        scheduler = self._config.scheduler
+        return shapes.Warming(
+            self._model,
+            self._make_caches,
+            self._make_batch,
+            self._vocab_size,
+            max_chunk=scheduler.max_chunk_tokens,
+            max_rows=scheduler.max_num_seqs if self._is_batched else 1,
+            context=self._context,
+            budget=self.budget,
+        )
 
     @property
     def _is_quantized(self) -> bool:
@@ -208,15 +201,8 @@ class MLXRunner:
         if not self._is_quantized:
             return None
         attention.install()
-        try:
-            reason = check_columns(
-                self._model, lambda: self._make_caches(False), lambda: self._make_caches(True), self._vocab_size
-            )
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            what = f"{type(error).__name__}: {str(error)[:200]}"
-            raise ModelLoadError(
-                f"kv_cache.bits: this model's code does not take a quantized KV cache ({what}); leave it unset"
-            ) from error
+        make = (partial(self._make_caches, False), partial(self._make_caches, True))
+        reason = check_columns(self._model, *make, self._vocab_size)
         self._is_dequantized = reason is not None
         return reason
 
@@ -259,35 +245,28 @@ class MLXRunner:
             prompt.pooled, vector = vectors.compute(self._model, chunk, prompt.caches, prompt.pooled, self._embedding)
             return PromptResult(embedding=vector)
         elif chunk.num_top_logprobs is not None:
-            return PromptResult(self._compute_ranking(chunk, prompt.caches, chunk.num_top_logprobs))
+            return PromptResult(
+                ranking.compute(self._model, chunk, prompt.caches, chunk.num_top_logprobs, self._vocab_size)
+            )
         else:
-            self._compute(chunk.token_ids, prompt.caches)
+            self._compute(chunk, prompt.caches)
         return PromptResult()
 
     def _caches_of(self, prompt: PromptId) -> list[Any] | None:
         held = self._prompts.get(prompt)
         return None if held is None else held.caches
 
-    def _compute(self, tokens: tuple[int, ...], caches: list[Any]) -> None:
+    def _compute(self, chunk: Chunk, caches: list[Any]) -> None:
         """A chunk into its caches. Only they are evaluated: its logits are never computed."""
-        self._model(mx.array(tokens)[None], cache=caches)
+        if self._pads_chunks:
+            most = min(self._config.scheduler.max_chunk_tokens, self._context - chunk.start)
+            size = padded(chunk.num_tokens, most)
+            shapes.compute_padded(self._model, chunk.token_ids, size, chunk.stop, caches, self._plans)
+        else:
+            self._model(mx.array(chunk.token_ids)[None], cache=caches)
+        # Waited for: its time is measured, and a further chunk would need its memory beside this one's. Spare buffers
+        # stay, within the limit that MLX was told: the next chunk is often of the same size.
         mx.eval([cache.state for cache in caches])
-        mx.clear_cache()
-
-    def _compute_ranking(self, chunk: Chunk, caches: list[Any], num_top: int) -> tuple[TokenLogprobs, ...]:
-        """A chunk into its caches, in pieces, and of each the log-probabilities of the tokens that follow."""
-        token_ids = chunk.token_ids if chunk.next_id is None else (*chunk.token_ids, chunk.next_id)
-        piece = max(1, _LOGITS_BYTES // (4 * self._vocab_size))
-        noted: list[TokenLogprobs] = []
-        for start in range(0, chunk.num_tokens, piece):
-            end = min(start + piece, chunk.num_tokens)
-            logits = self._model(mx.array(token_ids[start:end])[None], cache=caches)[0]
-            following = mx.array(token_ids[start + 1 : end + 1])
-            ranked = rank(logits.astype(mx.float32), following, num_top)
-            mx.eval(*ranked, [cache.state for cache in caches])
-            noted += read_prompt(ranked)
-        mx.clear_cache()
-        return tuple(noted)
 
     # ---- decode ----
 
@@ -363,7 +342,7 @@ class MLXRunner:
     def collect(self) -> StepResult:
         step = self._in_flight.popleft()
         try:
-            mx.eval(step.drawn.arrays)
+            mx.eval(step.drawn.arrays)  # the one wait of a step: the next is being computed meanwhile
         except (RuntimeError, ValueError, MemoryError) as error:
             self.idle()
             raise failed("decode", error) from error
@@ -380,7 +359,7 @@ class MLXRunner:
     # ---- between ----
 
     def _reset(self) -> None:
-        self._batch = self._make_batch() if self._is_batched else SingleBatch(self._make_caches)
+        self._batch = self._make_batch()
         self._sampler = BatchSampler()
         self._last_tokens = None
         self._rows = {}
@@ -389,12 +368,14 @@ class MLXRunner:
     def _kinds(self) -> list[spec.CacheKind]:
         return [each.shape.traits for each in self._plans]
 
-    def _make_batch(self) -> RowBatch:
+    def _make_batch(self) -> RowBatch | SingleBatch:
+        if not self._is_batched:
+            return SingleBatch(self._make_caches)
         return RowBatch(self._make_caches(), RowSizes(self._plans), self._max_groups, self._kinds)
 
     def _lose_rows(self) -> None:
         self._reset()
-        mx.clear_cache()
+        mx.clear_cache()  # nothing decodes: what is spare goes back to the system
 
     def idle(self) -> None:
         self._in_flight.clear()
@@ -417,12 +398,3 @@ class MLXRunner:
         device.release(self)
         # Without it the thread's streams are torn down while the process exits, which aborts it now and then.
         mx.clear_streams()
-
-
-def _too_large(memory: MemoryReport, checkpoint: Checkpoint) -> str:
-    raising = "" if memory.raise_command is None else f"; more is there for the GPU after: {memory.raise_command}"
-    return (
-        f"{checkpoint.path.name} does not fit: its weights take {memory.weights_bytes / 1e9:.2f} GB, of "
-        f"{memory.limit_bytes / 1e9:.2f} GB ({memory.limit_basis}) less {memory.reserve_bytes / 1e9:.2f} GB of "
-        f"reserve, and what is left does not hold one token's computation{raising}; see: pippin plan {checkpoint.path}"
-    )

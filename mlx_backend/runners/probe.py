@@ -13,6 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import SamplingParams
 from mlx_backend.core.row import Row
 from mlx_backend.core.step import NewRow
@@ -78,10 +79,14 @@ def _long_apart(num_tokens: int) -> int:
 def check_columns(model: Any, make_quantized: MakeCaches, make_dequantized: MakeCaches, vocab_size: int) -> str | None:
     """None where the model takes quantized columns as it takes their copies; else what went wrong.
 
-    Raises one of the errors that a model's code raises where it takes neither.
+    Raises ModelLoadError where it takes neither.
     """
     prompt = _prompts(vocab_size)[0]
-    expected = _single(model, make_dequantized, prompt)
+    try:
+        expected = _single(model, make_dequantized, prompt)
+    except _ERRORS as error:
+        text = f"kv_cache.bits: this model's code does not take a quantized KV cache ({_told(error)}); leave it unset"
+        raise ModelLoadError(text) from error
     try:
         distance = _distance(expected, _single(model, make_quantized, prompt))
     except _ERRORS as error:

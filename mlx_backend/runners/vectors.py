@@ -36,9 +36,8 @@ def compute(model: Any, chunk: Chunk, caches: list[Any], pooled: mx.array | None
     is_last = chunk.stop == chunk.num_prompt_tokens
     if is_last or info.pooling != "last":  # what is not pooled is not computed: the last layer's larger part
         pooled = _pool(pooled, hidden, info)
-    mx.eval([cache.state for cache in caches], pooled)
+    mx.eval([cache.state for cache in caches], pooled)  # as a chunk that is not pooled
     vector = None if pooled is None or not is_last else _finish(pooled, chunk.num_prompt_tokens, info)
-    mx.clear_cache()
     return pooled, vector
 
 
@@ -56,4 +55,4 @@ def _finish(pooled: mx.array, num_tokens: int, info: EmbeddingInfo) -> bytes:
     vector = pooled / num_tokens if info.pooling == "mean" else pooled
     if info.is_normalized:
         vector = vector / mx.maximum(mx.linalg.norm(vector), _LEAST_LENGTH)
-    return struct.pack(f"<{info.dim}f", *vector.tolist())
+    return struct.pack(f"<{info.dim}f", *vector.tolist())  # once a prompt

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
-from mlx_backend.api.interface import KVCachePart, KVCacheReport, MemoryReport, ModelInfo, PrefixCacheReport
+import pytest
+
+from mlx_backend.api.interface import (
+    KVCachePart,
+    KVCacheReport,
+    LoadProgress,
+    MemoryReport,
+    ModelInfo,
+    PrefixCacheReport,
+)
+from server import load_report
 from server.load_report import describe_kv_caches, describe_memory, describe_prefix_cache
 
 
@@ -53,3 +64,19 @@ def test_what_is_kept_of_prompts() -> None:
         "up to 50.00 GB in ~/kept, 1,234 blocks found"
     )
     assert describe_prefix_cache(PrefixCacheReport(reason="it is off")) == "none: it is off"
+
+
+def test_the_log_tells_how_far_loading_and_warming_up_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reading = [LoadProgress(done_bytes=done * 10**8, total_bytes=10**9) for done in (0, 1, 5, 5, 10)]
+    warming = [replace(reading[-1], num_warmed=done, num_to_warm=40) for done in (0, 3, 4, 39)]
+    monkeypatch.setattr(load_report, "_steps", lambda model: iter([*reading, *warming]))
+    with caplog.at_level(logging.INFO, logger="pippin.load"):
+        load_report._log_tenths(None)  # type: ignore[arg-type]
+    assert [record.getMessage() for record in caplog.records] == [
+        "loading: 10% (0.1 of 1.0 GB)",
+        "loading: 50% (0.5 of 1.0 GB)",
+        "warming up: 4 of 40 shapes",
+        "warming up: 39 of 40 shapes",
+    ]

@@ -14,7 +14,7 @@ from mlx_lm.utils import load_model
 
 from mlx_backend.api.errors import OutOfMemory
 from mlx_backend.api.interface import EngineConfig, MockConfig, PromptEvent, SamplingParams, SchedulerConfig
-from mlx_backend.runners import mlx as mlx_runner
+from mlx_backend.runners import ranking
 from mlx_backend.sampling.logprobs import rank
 from tests.engine_client import one, read_all, request, running, tokens, until
 from tests.tiny_models import VOCAB_SIZE, write_model
@@ -114,7 +114,7 @@ def assert_equal(event: PromptEvent, prompt: tuple[int, ...], expected: mx.array
 async def test_equal_to_the_whole_prompt_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """In uneven chunks and pieces of chunks, alone and beside others, with and without tokens to follow."""
     folder = write_model(tmp_path / name, name)
-    monkeypatch.setattr(mlx_runner, "_LOGITS_BYTES", 4 * VOCAB_SIZE * 7)
+    monkeypatch.setattr(ranking, "_LOGITS_BYTES", 4 * VOCAB_SIZE * 7)
     expected = reference(folder, PROMPT)
     other = tuple(reversed(PROMPT[20:70]))
     config = EngineConfig(model_path=str(folder), scheduler=SchedulerConfig(max_chunk_tokens=23))
@@ -153,7 +153,7 @@ async def test_the_first_token_follows_the_prompt(tmp_path: Path) -> None:
 async def test_memory_does_not_grow_with_the_prompts_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vocab, num_tokens = 20_000, 1000
     folder = write_model(tmp_path / "wide", "llama", vocab_size=vocab)
-    monkeypatch.setattr(mlx_runner, "_LOGITS_BYTES", 4 * vocab * 25)
+    monkeypatch.setattr(ranking, "_LOGITS_BYTES", 4 * vocab * 25)
     prompt = (5,) * num_tokens
     async with running(EngineConfig(model_path=str(folder))) as engine:
         await tokens(engine.submit([request(prompt, 1)]))

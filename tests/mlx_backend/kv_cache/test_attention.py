@@ -86,6 +86,29 @@ def test_some_heads_at_a_time(monkeypatch: pytest.MonkeyPatch, mask: str) -> Non
     assert calls == [(ROWS, 1, TOKENS, DIM)] * KV_HEADS
 
 
+def test_some_heads_at_a_time_hold_no_more_than_some_heads_and_nothing_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """How far results are allocated ahead is a matter of threads: of sixteen three were seen, and eight pass."""
+    heads, tokens, num_new = 16, 2048, 8
+    codec = QuantizedCodec(Precision(8, 64), "quantized")
+    parts = [mx.random.normal((1, heads, tokens, 64), key=mx.random.key(seed)) for seed in (1, 2, 3)]
+    keys, values = (codec.fetch(codec.encode(part), num_new) for part in parts[:2])
+    asked = parts[2][:, :, :num_new]
+    mx.eval(asked, *(array for part in (keys, values) for array in part.arrays))
+    del parts
+    monkeypatch.setattr(attention, "_MAX_SHADOW_BYTES", 1000)
+    base = mx.get_active_memory()
+    mx.reset_peak_memory()
+    with monkeypatch.context() as patch:
+        for name in ("eval", "async_eval", "synchronize"):
+            patch.setattr(mx, name, None)
+        out = attention.attend(asked, keys, values, None, SCALE, "causal")
+    mx.eval(out)
+    one_head = 2 * tokens * 64 * 4
+    assert mx.get_peak_memory() - base < heads // 2 * one_head
+
+
 def test_models_call_it_once_it_is_installed() -> None:
     from mlx_lm.models import gpt_oss, llama
 

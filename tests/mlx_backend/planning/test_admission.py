@@ -87,8 +87,8 @@ def test_a_turn_with_chunks_needs_what_the_largest_of_them_takes(
 def test_a_chunk_is_as_large_as_fits_and_no_larger() -> None:
     claims = [Reservation(1, 30_000, 31_000)]
     held = Budget(SHAPE, PLANS, 0).held(claims)
-    for step in (2048, 1024, 512):
+    for step, smaller in ((2048, 1536), (1536, 1024), (1024, 768), (96, SMALLEST_STEP)):
         room = prefill_bytes(SHAPE, PLANS, step, 30_000)
         assert Budget(SHAPE, PLANS, held + room).step_for(claims, 30_000, 2048) == step
-        assert Budget(SHAPE, PLANS, held + room - 1).step_for(claims, 30_000, 2048) == max(SMALLEST_STEP, step // 2)
+        assert Budget(SHAPE, PLANS, held + room - 1).step_for(claims, 30_000, 2048) == smaller
     assert Budget(SHAPE, PLANS, held).step_for(claims, 30_000, 2048) == SMALLEST_STEP

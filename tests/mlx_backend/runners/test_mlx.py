@@ -30,6 +30,7 @@ from mlx_backend.kv_cache.batch import RowBatch
 from mlx_backend.kv_cache.groups import GroupedColumns
 from mlx_backend.kv_cache.plan import CachePlan
 from mlx_backend.kv_cache.quantized import QuantizedKV
+from mlx_backend.runners import device
 from mlx_backend.runners.mlx import MLXRunner
 from mlx_backend.runners.probe import check_batching
 from tests.engine_client import one, read, request, running, tokens, until
@@ -96,9 +97,36 @@ async def test_a_decode_step_that_fails_fails_its_rows_and_the_next_are_served(f
         await until(lambda: engine.stats().kv_bytes == 0)
 
 
+@pytest.mark.parametrize("bits", [None, 8])
+def test_a_chunk_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int | None) -> None:
+    """Not in every layer, nor for every few heads of quantized columns; and spare buffers stay for the next."""
+    wide = write_model(tmp_path / "wide", "llama", head_dim=32)
+    runner = MLXRunner(config(wide, kv_cache=KVCacheConfig(bits=bits, group_size=bits and 32)))
+    runner.load(lambda progress: None)
+    (group,) = build_groups([request(PROMPT * 3, 2)])
+    waits: list[str] = []
+
+    def noting(name: str, real: Any) -> Any:
+        def call(*given: Any) -> None:
+            waits.append(name)
+            real(*given)
+
+        return call
+
+    for name in ("eval", "synchronize", "clear_cache"):
+        monkeypatch.setattr(mx, name, noting(name, getattr(mx, name)))
+    monkeypatch.setattr(attention, "_MAX_SHADOW_BYTES", 100)
+    for start in (0, 32):
+        runner.prefill(group.chunk(start, start + 32))
+    assert waits == ["eval", "eval"]
+    device.release(runner)
+
+
 async def test_memory_is_back_after_many_aborts(folder: Path) -> None:
     source = random.Random(3)
     async with running(config(folder)) as engine:
+        limit = mx.set_cache_limit(0)  # a spare buffer that is used again may be larger than what it is used for
+        mx.clear_cache()
         expected = await one(engine, PROMPT, 20)
         await until(lambda: engine.stats().kv_bytes == 0)
         before = mx.get_active_memory()
@@ -120,6 +148,7 @@ async def test_memory_is_back_after_many_aborts(folder: Path) -> None:
         kept = engine.stats().prefix_cache
         kept_bytes = kept.ram_bytes + 1024 * kept.num_ram_blocks  # small arrays are rounded up
         await until(lambda: mx.get_active_memory() <= before + kept_bytes + 65536)
+        mx.set_cache_limit(limit)
 
 
 async def test_a_row_that_left_is_let_go_of_while_a_prompt_is_computed(folder: Path) -> None:
@@ -260,7 +289,8 @@ def test_a_model_that_does_not_take_groups_has_one(
     assert reason in (info.ungrouped_reason or "")
     assert info.is_batched
     assert runner.budget is not None and runner.budget.max_groups == 1
-    assert runner._make_batch()._max_groups == (1,)
+    batch = runner._make_batch()
+    assert isinstance(batch, RowBatch) and batch._max_groups == (1,)
 
 
 def test_a_model_that_takes_neither_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
