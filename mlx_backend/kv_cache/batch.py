@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_backend.core.row import Row
+from mlx_backend.kv_cache.allocation import tokens_soon
 from mlx_backend.kv_cache.build import build_rows, fork
 from mlx_backend.kv_cache.rows import RowLengths
 
@@ -28,8 +29,8 @@ class RowBatch:
         """Make `rows` the given ones, in an order of the batch's own choosing. New ones give up their `caches`."""
         wanted = set(rows)
         self._drop([place for place, row in enumerate(self.rows) if row not in wanted])
-        if self.rows:  # admission counts with what the rows of now may come to, and nothing more may be held
-            most = max(self._lengths.longest + 1, *(row.new.max_num_tokens for row in rows))
+        if self.rows:  # the budget counts what the rows of now come to soon, and nothing more may be held
+            most = max(self._lengths.longest + 1, *map(_tokens_soon, rows))
             for cache in self.caches:
                 cache.fit(len(rows), most)
         present = set(self.rows)
@@ -65,6 +66,10 @@ class RowBatch:
             self.rows.append(row)
             self._lengths.join(row.num_computed_tokens)
             row.caches = None
+
+
+def _tokens_soon(row: Row) -> int:
+    return tokens_soon(len(row.prompt_ids), row.num_started_tokens, row.new.max_num_tokens)
 
 
 class SingleBatch:

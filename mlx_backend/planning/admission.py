@@ -1,7 +1,8 @@
-"""Admission by bytes: who may begin beside those who run, so that everybody's worst case fits. Pure; no MLX, no clock.
+"""Admission by bytes: what requests take together, by what is reserved for each. Pure; no MLX, no clock.
 
-The worst case of a request: its prompt and all of its max_tokens, n times, as rows of a batch that is padded to its
-longest row; its prompt's own cache until it joins; and one prefill chunk of the smallest step, the largest there is.
+A reservation counts so many rows of so many tokens, in a batch that is padded to its longest row; its prompt's own
+cache until it joins; and one prefill chunk of the smallest step, the largest there is. The caller says how many tokens:
+the worst case (all of max_tokens), the expected length, or what the next steps need.
 """
 
 from __future__ import annotations
@@ -10,7 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mlx_backend.kv_cache.plan import CachePlan
-from mlx_backend.planning.memory import PREFILL_STEPS, ModelShape, batch_bytes, decode_bytes, kv_bytes, prefill_bytes
+from mlx_backend.planning.memory import (
+    PREFILL_STEPS,
+    ModelShape,
+    kv_bytes,
+    most_batch_bytes,
+    most_decode_bytes,
+    prefill_bytes,
+)
 
 SMALLEST_STEP = PREFILL_STEPS[-1]
 """A prefill chunk is never made smaller than this to fit: below it a long prompt would take for ever."""
@@ -20,12 +28,12 @@ _MOST_KNOWN = 16
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What one request may come to hold. `is_prefilled`: its prompt's own cache is gone."""
+    """What is reserved for one request. `is_prefilled`: its prompt's own cache is gone."""
 
     num_rows: int
     num_prompt_tokens: int
     num_tokens: int
-    """Prompt and max_tokens."""
+    """Prompt and output of each row."""
     is_prefilled: bool = False
 
 
@@ -76,7 +84,7 @@ class Budget:
         longest = max((claim.num_tokens for claim in claims), default=0)
         computed = (claim for claim in claims if not claim.is_prefilled)
         alone = sum(kv_bytes(self.plans, claim.num_prompt_tokens, chunk=self._max_chunk) for claim in computed)
-        return batch_bytes(self.plans, rows, longest) + alone
+        return most_batch_bytes(self.plans, rows, longest) + alone
 
     def admits(self, claims: Iterable[Reservation]) -> bool:
         """Whether all of these may run together."""
@@ -105,7 +113,7 @@ class Budget:
         longest_prompt = max(claim.num_prompt_tokens for claim in claims)
         longest = max(claim.num_tokens for claim in claims)
         rows = sum(claim.num_rows for claim in claims)
-        return max(self._chunk(step, longest_prompt), decode_bytes(self.shape, self.plans, longest, rows))
+        return max(self._chunk(step, longest_prompt), most_decode_bytes(self.shape, self.plans, longest, rows))
 
     def _chunk(self, step: int, context: int) -> int:
         return prefill_bytes(self.shape, self.plans, step, context, has_fused=self._has_fused)

@@ -5,10 +5,10 @@ Sizes are bytes. `pippin plan` reads it before there is a machine; loading and a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from mlx_backend.kv_cache.allocation import EAGER_BYTES, allocated, capacity_for
+from mlx_backend.kv_cache.allocation import EAGER_BYTES, SLACK_BYTES, TOKEN_STEP, allocated, capacity_for
 from mlx_backend.kv_cache.plan import CachePlan
 
 MOST_RESERVE_BYTES = 3 * 10**9
@@ -127,22 +127,42 @@ def batch_bytes(plans: Iterable[CachePlan], num_rows: int, longest: int) -> int:
     return sum(_batch_bytes(plan, num_rows, longest) for plan in plans) if num_rows else 0
 
 
-def _batch_bytes(plan: CachePlan, num_rows: int, longest: int) -> int:
+def most_batch_bytes(plans: Iterable[CachePlan], num_rows: int, longest: int) -> int:
+    """Return the most that so many rows, or fewer, take while the longest grows to `longest`.
+
+    More than `batch_bytes`: where columns are fewer, a batch affords more spare rows.
+    """
+    return sum(_batch_bytes(plan, num_rows, longest, _most_segment_bytes) for plan in plans) if num_rows else 0
+
+
+def _batch_bytes(
+    plan: CachePlan,
+    num_rows: int,
+    longest: int,
+    segment_bytes: Callable[[int, int, int, int | None], int] | None = None,
+) -> int:
+    segment_bytes = segment_bytes or _segment_bytes
     shape = plan.shape
     state = num_rows * shape.state_bytes
     if not plan.bytes_per_token:
         return state
     if plan.start:
         full = CachePlan(shape).bytes_per_token
-        head = _segment_bytes(full, num_rows, min(longest, plan.start + 1), plan.start + 1)
+        head = segment_bytes(full, num_rows, min(longest, plan.start + 1), plan.start + 1)
         rest = max(0, longest - plan.start)
-        return head + (_segment_bytes(plan.bytes_per_token, num_rows, rest, None) if rest else 0)
-    return state + _segment_bytes(plan.bytes_per_token, num_rows, longest, shape.window)
+        return head + (segment_bytes(plan.bytes_per_token, num_rows, rest, None) if rest else 0)
+    return state + segment_bytes(plan.bytes_per_token, num_rows, longest, shape.window)
 
 
 def _segment_bytes(row_token_bytes: int, num_rows: int, num_tokens: int, limit: int | None) -> int:
     rows, columns = capacity_for(num_rows, num_tokens, row_token_bytes)
     return row_token_bytes * rows * (columns if limit is None else min(columns, limit))
+
+
+def _most_segment_bytes(row_token_bytes: int, num_rows: int, num_tokens: int, limit: int | None) -> int:
+    columns = max(TOKEN_STEP, allocated(num_tokens))
+    row_bytes = row_token_bytes * (columns if limit is None else min(columns, limit))
+    return min(row_bytes << (num_rows - 1).bit_length(), row_bytes * num_rows + SLACK_BYTES)
 
 
 def kv_bytes(plans: Iterable[CachePlan], num_tokens: int, num_rows: int = 1, chunk: int = 0) -> int:
@@ -210,10 +230,24 @@ def decode_bytes(shape: ModelShape, plans: Iterable[CachePlan], context: int, nu
     """
     layers = [_batch_bytes(plan, num_rows, context) for plan in plans]
     moved = sum(layer for layer in layers if layer <= EAGER_BYTES) + max(layers, default=0)
+    return moved + _logits_bytes(shape, context, num_rows)
+
+
+def most_decode_bytes(shape: ModelShape, plans: Iterable[CachePlan], context: int, num_rows: int) -> int:
+    """Return the most that a decode step of so many rows, or fewer, needs while the longest grows to `context`.
+
+    Layers that are small yet are moved together.
+    """
+    layers = [_batch_bytes(plan, num_rows, context, _most_segment_bytes) for plan in plans]
+    moved = sum(min(layer, EAGER_BYTES) for layer in layers) + max(layers, default=0)
+    return moved + _logits_bytes(shape, context, num_rows)
+
+
+def _logits_bytes(shape: ModelShape, context: int, num_rows: int) -> int:
     heads = shape.attention.num_heads if shape.attention else 0
     scores = 2 * num_rows * heads * context * 4
     logits = 4 * num_rows * shape.vocab_size * 4
-    return moved + scores + logits + num_rows * shape.itemsize * (2 * shape.hidden_size + shape.widest)
+    return scores + logits + num_rows * shape.itemsize * (2 * shape.hidden_size + shape.widest)
 
 
 def memory_of(

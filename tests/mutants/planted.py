@@ -189,7 +189,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "mlx_backend/kv_cache/allocation.py",
         "tests/mlx_backend/planning/test_memory.py tests/mlx_backend/kv_cache/test_kv_cache.py tests/mlx_backend/planning/test_memory_limits.py",
-        ("a batch of five takes the memory of eight", "    affordable = _SLACK_BYTES // max(columns * row_token_bytes, 1)", "    affordable = spare"),
+        ("a batch of five takes the memory of eight", "    affordable = SLACK_BYTES // max(columns * row_token_bytes, 1)", "    affordable = spare"),
         ("every row that joins moves the whole batch", "    return num_rows + min(spare, affordable), columns", "    return num_rows, columns"),
         ("a batch takes less than is held", "    columns = max(TOKEN_STEP, allocated(num_tokens))\n    spare", "    columns = num_tokens\n    spare"),
     ),
