@@ -1,14 +1,17 @@
-"""Drive a scheduler as the engine's loop does, without a runner: rows write their positions, several tokens a step."""
+"""Preemption for tests: a scheduler that is driven without a runner, and an engine that preempts at random."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import pytest
 
 from mlx_backend.api.interface import GenerationRequest, SchedulerConfig
 from mlx_backend.core.sequence import SequenceGroup, Status, TokenSequence, build_groups
 from mlx_backend.core.step import SequenceId, StepPlan
-from mlx_backend.engine.reservations import alive_of, reserve_soon
+from mlx_backend.engine.reservations import Unit, alive_of, choose_leaving, reserve_soon
 from mlx_backend.engine.scheduler import Scheduler
 from mlx_backend.engine.throughput import ThroughputEstimate
 from mlx_backend.planning.admission import Budget, Reservation
@@ -18,7 +21,10 @@ TOKENS_PER_STEP = 32
 
 @dataclass
 class Simulation:
-    """`lengths`: the output at which each sequence ends by itself."""
+    """What the engine's loop does with a scheduler: rows write their positions, several tokens a step.
+
+    `lengths`: the output at which each sequence ends by itself.
+    """
 
     budget: Budget
     max_rows: int = 32
@@ -126,3 +132,22 @@ class Simulation:
                 if len(sequence.output_ids) >= self.lengths[sequence_id]:
                     self.scheduler.lengths.observe(sequence.request.max_tokens, len(sequence.output_ids))
                     self.end(sequence)
+
+
+def preempt_at_random(monkeypatch: pytest.MonkeyPatch, seed: int, one_in: int = 4) -> list[int]:
+    """Let sequences be preempted in one step of so many, though there is room; returns how many were, as a counter.
+
+    What they have computed is kept, or is not.
+    """
+    source, counted = random.Random(seed), [0]
+
+    def overflow(self: Scheduler, held_bytes: int) -> tuple[list[Unit], int]:
+        if source.randrange(one_in):
+            return [], 0
+        too_many = iter([False] * source.randint(1, 3))
+        leaving, _ = choose_leaving(list(self._admitted.values()), lambda claims: next(too_many, True))
+        counted[0] += sum(map(len, leaving))
+        return leaving, source.choice((0, 1 << 40))
+
+    monkeypatch.setattr(Scheduler, "overflow", overflow)
+    return counted
