@@ -1,9 +1,10 @@
-"""Faults that several users of one large model would meet: starving prompts, copied batches. In process.
+"""Faults that several users of one large model would meet: starving prompts, copied batches, waiting. In process.
 
-python -m bench.large [--only starving,leaving]
+python -m bench.large [--only starving,leaving,admission]
 
 starving: TTFT of a prompt alone and beside one running stream, over a mock whose chunks have a fixed cost (weights are
-read) as its decode steps have. leaving: time, and peak of memory, when rows leave a batch.
+read) as its decode steps have. leaving: time, and peak of memory, when rows leave a batch. admission: default chats
+at once, by their worst case and by their expected length.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from rich.console import Console
 from rich.table import Table
 
+from bench.large_admission import print_admission
 from mlx_backend.api.interface import EngineConfig, GenerationRequest, MockConfig, SamplingParams
 from mlx_backend.core.row import Row
 from mlx_backend.core.step import Chunk, NewRow
@@ -29,12 +31,14 @@ NUM_TOKENS = 256
 def main() -> None:
     """Print a table for each part."""
     parser = argparse.ArgumentParser(prog="python -m bench.large", description=__doc__)
-    parser.add_argument("--only", default="starving,leaving")
+    parser.add_argument("--only", default="starving,leaving,admission")
     options = parser.parse_args()
     if "starving" in options.only:
         asyncio.run(_print_starving())
     if "leaving" in options.only:
         _print_leaving()
+    if "admission" in options.only:
+        print_admission()
 
 
 class _Fixed(MockRunner):

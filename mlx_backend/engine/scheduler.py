@@ -265,7 +265,7 @@ class Scheduler:
             sequence.has_row = False
         if all(sequence in unit for sequence in alive_of(former)) and output_ids == former.output_ids:
             group = former  # whose prompt is computed again: its stream goes on telling how far it is
-            self._admitted.pop(group.id, None)
+            del self._admitted[group.id]
             if group.num_computed_tokens:
                 self._dropped.append(group.id)
             if group in self.prefilling:

@@ -22,6 +22,8 @@ from mlx_backend.api.interface import (
     SchedulerConfig,
     TokenEvent,
 )
+from mlx_backend.engine.engine import DeviceEngine
+from mlx_backend.engine.expected_length import ExpectedLength
 from tests.engine_client import GREEDY, read, read_all, request, running, until
 from tests.ladder import END, Ladder
 from tests.preemption import preempt_at_random
@@ -127,6 +129,8 @@ async def test_room_is_made_by_the_newest_and_what_they_had_is_restored(is_kept:
         expected = [(*each.mock.outputs[0], 256) for each in long_requests() if each.mock is not None]
         assert [tuple(each[0]) for each in found] == expected
         stats = engine.stats()
+        assert isinstance(engine, DeviceEngine) and engine._loop is not None
+        assert engine._loop.scheduler.lengths.expect(3000) > ExpectedLength().expect(3000)
     assert 0 < stats.num_preemptions < 40
     assert (stats.num_finished, stats.num_failed) == (len(LONG), 0)
     num_prompt_tokens = 2 * len(LONG)
