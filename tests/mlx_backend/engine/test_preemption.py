@@ -196,3 +196,17 @@ def test_what_is_free_for_what_leaves_is_free_with_its_rows_and_without() -> Non
             assert 0 < free <= target.budget.limit_bytes - held
             assert target.scheduler.overflow(target.budget.limit_bytes)[1] == 0
         target.step()
+
+
+def test_what_leaves_with_a_step_comes_back_with_the_next_one() -> None:
+    """With the same step it would take the token that is on its way to its former row for its own."""
+    simulation = Simulation(budget_for(4, MAX_TOKENS))
+    target = simulation.scheduler
+    for _ in range(2):
+        simulation.arrive(1, 10, [10])
+    target.started(target.schedule())
+    newest = target.running[-1]
+    target.preempt([[newest]])
+    plan = target.schedule()
+    assert plan.ended == (newest.id,) and newest.id not in plan.decodes
+    assert newest.id in target.schedule().decodes
