@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mlx_backend.planning.machines import Machine, load_machines
 from mlx_backend.planning.memory import Memory
-from mlx_backend.planning.planner import Plan, Row, memory_by_context
+from mlx_backend.planning.planner import CHAT_TOKENS, MOST_CHATS, Plan, Row, memory_by_context
 from mlx_backend.planning.speed import Estimate, load_anchors, residuals
 from server.profiles.planning import SHORT_CONTEXT, Standing
 
@@ -28,6 +28,8 @@ def show(plan: Plan, name: str, console: Console | None = None) -> None:
     out.print(_table(plan))
     if len(plan.kv_choices) > 1:
         out.print(_kv_line(plan), markup=False)
+    if plan.num_chats:
+        out.print(_chats_line(plan), markup=False)
     for line in plan.advice:
         out.print(f"-> {line}", markup=False)
     if any(row.decode is not None for row in plan.rows):
@@ -45,6 +47,7 @@ def to_document(plan: Plan, name: str) -> dict[str, Any]:
         "reserve_bytes": plan.reserve_bytes,
         "kv_cache": asdict(plan.kv_cache),
         "kv_bytes_per_token": sum(cache.bytes_per_token for cache in plan.caches),
+        "num_chats": plan.num_chats,
         "users": [_row_document(row) for row in plan.rows],
         "kv_choices": [asdict(choice) for choice in plan.kv_choices],
         "advice": list(plan.advice),
@@ -210,6 +213,15 @@ def _kv_line(plan: Plan) -> str:
         for choice in plan.kv_choices
     ]
     return f"KV cache, and the context that one user gets: {'; '.join(told)}"
+
+
+def _chats_line(plan: Plan) -> str:
+    at_once = f"at least {plan.num_chats}" if plan.num_chats == MOST_CHATS else str(plan.num_chats)
+    chats = "1 chat" if plan.num_chats == 1 else f"{at_once} chats"
+    return (
+        f"Users as above may each fill their context. Of ordinary length, {CHAT_TOKENS:,} tokens each, {chats} fit at "
+        "once: admission counts with expected lengths"
+    )
 
 
 def _estimate(estimate: Estimate | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mlx_backend.kv_cache.batch import RowBatch
+from mlx_backend.kv_cache.batch import RowBatch, SingleBatch
 from mlx_backend.runners.mlx import MLXRunner
 
 in_groups = pytest.mark.parametrize("grouping", ["one group", "groups"], indirect=True)
@@ -29,7 +29,9 @@ def grouping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
             settle(batch, *arguments)  # type: ignore[arg-type]
             counts.append(batch.num_groups)
 
-        def make_batch(runner: MLXRunner) -> RowBatch:
+        def make_batch(runner: MLXRunner) -> RowBatch | SingleBatch:
+            if not runner._is_batched:
+                return SingleBatch(runner._make_caches)
             batch = RowBatch(runner._make_caches(), costly, runner._max_groups, runner._kinds)
             counts.append(min(runner._max_groups, 2) - 2)  # -1: this model has one group
             return batch

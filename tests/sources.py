@@ -21,6 +21,7 @@ TESTED_IN: dict[str, str] = {
     "mlx_backend/engine/checks.py": "tests/mlx_backend/engine/test_waiting.py",
     "mlx_backend/engine/grammar_masks.py": "tests/mlx_backend/engine/test_grammar.py",
     "mlx_backend/engine/loop.py": "tests/mlx_backend/engine/test_device_failures.py",
+    "mlx_backend/engine/reservations.py": "tests/mlx_backend/engine/test_preemption.py",
     "mlx_backend/factory.py": "tests/mlx_backend/planning/test_footprint.py tests/mlx_backend/engine/test_engine.py",
     "mlx_backend/kv_cache/allocation.py": "tests/mlx_backend/planning/test_memory.py tests/mlx_backend/kv_cache/test_kv_cache.py",
     "mlx_backend/kv_cache/batch.py": "tests/mlx_backend/kv_cache/test_kv_cache.py tests/mlx_backend/runners/test_mlx.py",

@@ -174,10 +174,13 @@ class EngineStats:
     num_finished: int = 0
     num_aborted: int = 0
     num_failed: int = 0
+    num_preemptions: int = 0
+    """Times that a sequence left so that older ones could go on; what of it is not kept is computed again."""
+    num_recomputed_tokens: int = 0
     kv_bytes: int = 0
     """Bytes held by the KV caches of live sequences."""
     planned_bytes: int = 0
-    """Bytes that live sequences may come to need, KV caches and computing: what admission counts with."""
+    """Bytes that live sequences are expected to come to, the limit at most: what admission counts with."""
     active_bytes: int = 0
     """Bytes that the device has allocated now, weights among them."""
     peak_bytes: int = 0

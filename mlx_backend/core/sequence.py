@@ -45,11 +45,26 @@ class SequenceGroup:
     """The prompt's vector, once it is computed where it was asked for."""
     queued_at: float = field(default_factory=time.monotonic)
     queue_time_s: float | None = None
-    """How long it waited to be let in; None while it waits."""
+    """How long it waited to be let in for the first time; None while it waits."""
+    num_preemptions: int = 0
+    """How often it, or what it is a part of, had to leave so that others could go on."""
+    num_lost_tokens: int = 0
+    """Tokens at its beginning that were computed or restored before, and lost."""
 
     def admit(self) -> None:
         """The scheduler has let it in."""
-        self.queue_time_s = time.monotonic() - self.queued_at
+        if self.queue_time_s is None:
+            self.queue_time_s = time.monotonic() - self.queued_at
+
+    def lose(self) -> None:
+        """Nothing is left of what was computed of it, and it waits again."""
+        self.num_lost_tokens = max(self.num_lost_tokens, self.num_computed_tokens)
+        self.num_computed_tokens = 0
+        self.logprobs = []
+
+    def num_new_tokens(self, chunk: Chunk) -> int:
+        """Return how many of a chunk's tokens were never computed or restored before."""
+        return max(0, chunk.stop - max(chunk.start, self.num_lost_tokens))
 
     @property
     def num_prompt_tokens(self) -> int:

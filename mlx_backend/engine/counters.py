@@ -77,6 +77,8 @@ class Counters:
             num_finished=self.num_finished,
             num_aborted=self.num_aborted,
             num_failed=self.num_failed,
+            num_preemptions=scheduler.num_preemptions if scheduler else 0,
+            num_recomputed_tokens=scheduler.num_recomputed_tokens if scheduler else 0,
             kv_bytes=self.kv_bytes,
             planned_bytes=self.planned_bytes,
             active_bytes=self.device_bytes[0],

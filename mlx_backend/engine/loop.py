@@ -15,7 +15,8 @@ from mlx_backend.core.sequence import SequenceGroup, Status, TokenSequence, tell
 from mlx_backend.core.step import Chunk, MaskBits, Newest, PromptResult, RowTokens, SequenceId, StepPlan
 from mlx_backend.engine.counters import Counters
 from mlx_backend.engine.grammar_masks import read_masks
-from mlx_backend.engine.scheduler import Scheduler, largest
+from mlx_backend.engine.reservations import largest
+from mlx_backend.engine.scheduler import Scheduler
 from mlx_backend.engine.stream import EventStream, Outbox
 from mlx_backend.engine.throughput import ThroughputEstimate
 from mlx_backend.prefix_cache.cache import PrefixCache
@@ -96,6 +97,7 @@ class EngineLoop:
     def step(self) -> None:
         """Start the next step, then read the last one: the device computes while Python talks."""
         self._prefixes.poll()
+        self._make_room()
         plan = self.scheduler.schedule()
         free_bytes = self.scheduler.free_bytes(plan.chunks)
         self._prefixes.fit(None if free_bytes is None else free_bytes - plan.spare_bytes)
@@ -118,6 +120,26 @@ class EngineLoop:
         self._outbox.send()
         self._observe()
 
+    def _make_room(self) -> None:
+        """Preempt the newest where the next steps do not fit. What was computed is kept, as far as there is room."""
+        leaving, free_bytes = self.scheduler.overflow(self._counters.kv_bytes)
+        if not leaving:
+            return
+        gone = {sequence.id for unit in leaving for sequence in unit}
+        logger.info("%d sequences are preempted: the next steps of all do not fit", len(gone))
+        self._prefixes.fit(free_bytes)
+        self._change_rows(tuple(row for row in self._rows if row not in gone))
+        for unit in leaving:
+            if unit[0].group.num_remaining_tokens > 0:
+                self._prefixes.leave(unit[0].group)
+        self.scheduler.preempt(leaving)
+
+    def _change_rows(self, staying: tuple[SequenceId, ...]) -> None:
+        """Tell the prefix cache before rows leave: it keeps what they hold."""
+        if staying != self._rows:
+            self._prefixes.change_rows(tuple(self.scheduler.rows(staying)))
+            self._rows = staying
+
     def _observe(self) -> None:
         leaving = self.scheduler.leaving()
         if leaving is not None:  # what is no longer needed is not held until the next step
@@ -134,10 +156,7 @@ class EngineLoop:
 
     def _start(self, plan: StepPlan) -> StepPlan | None:
         """Start a step; the plan, where its rows are being computed."""
-        staying = plan.decodes or self.scheduler.row_ids
-        if staying != self._rows:
-            self._prefixes.change_rows(tuple(self.scheduler.rows(staying)))
-            self._rows = staying
+        self._change_rows(plan.decodes or self.scheduler.row_ids)
         self._has_rows = self._has_rows or bool(plan.decodes)
         try:
             self._runner.start(plan, self._read_masks)
@@ -285,6 +304,8 @@ class EngineLoop:
     def _end(self, sequence: TokenSequence, how: str) -> None:
         if sequence.status is Status.ENDED:
             return
+        if how == "finished":
+            self.scheduler.lengths.observe(sequence.request.max_tokens, len(sequence.output_ids))
         self._prefixes.keep_given_up(sequence)
         self.scheduler.end(sequence)
         self._counters.ended(how, time.monotonic())

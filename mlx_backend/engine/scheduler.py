@@ -7,7 +7,9 @@ The rules:
 - beside decodes, prefill gets as many tokens as should take what `max_stall_s` leaves, and never less than a share of
   the time: where a decode step is slow, streams pause for longer than that;
 - where nothing decodes, a chunk may take `max_chunk_s`;
-- who does not fit into memory beside those who run, by everybody's worst case, waits; whoever is behind waits too;
+- a request that does not fit into memory beside the others, all at their expected lengths, waits, and those behind it;
+- where the next steps do not fit, the newest leave and wait at the front of the queue, to be computed again. The oldest
+  request never leaves: alone it always fits;
 - a chunk is no longer than what fits into memory at its place in the prompt;
 - tenants take turns at being let in;
 - prompts take turns: the oldest goes first in one step, the one with the least left in the next. The
@@ -23,7 +25,9 @@ from typing import Protocol
 from mlx_backend.api.interface import SchedulerConfig
 from mlx_backend.core.sequence import SequenceGroup, Status, TokenSequence, next_id
 from mlx_backend.core.step import Chunk, NewRow, PromptId, Restore, SequenceId, StepPlan
+from mlx_backend.engine.expected_length import ExpectedLength
 from mlx_backend.engine.grammar_masks import needs_mask
+from mlx_backend.engine.reservations import Unit, alive_of, choose_leaving, reserve_expected, reserve_soon
 from mlx_backend.engine.throughput import ThroughputEstimate
 from mlx_backend.engine.waiting import WaitingQueue
 from mlx_backend.planning.admission import Budget, Reservation
@@ -34,7 +38,6 @@ _STALL_SHARE = 0.6
 """The share of the promised stall that a chunk is planned for; the rest is for what no measure foresees."""
 _LEFTOVER_SHARE = 0.15
 """A leftover of the time budget smaller than this starts no further chunk."""
-_SOON_TOKENS = 256
 _SPARE_SHARE = 4
 """One part in so many of the free memory may be places of rows that left."""
 UNBOUNDED_BYTES = 1 << 62
@@ -48,32 +51,6 @@ class PrefixView(Protocol):
 
     def pieces(self, group: SequenceGroup, stop: int) -> Restore | None:
         """The blocks that restore a prompt from its computed part up to `stop`; None where some have gone."""
-
-
-def reservation_of(group: SequenceGroup) -> Reservation:
-    """Return the most that a request may come to hold from now on."""
-    return _claim(group, group.max_num_tokens)
-
-
-def reservation_soon(group: SequenceGroup) -> Reservation:
-    """The same within the next turns: an output grows by a token in each. In steps, so that it seldom changes."""
-    written = max((sequence.num_started_tokens for sequence in group.sequences), default=0)
-    soon = group.num_prompt_tokens + (written // _SOON_TOKENS + 2) * _SOON_TOKENS
-    return _claim(group, min(group.max_num_tokens, soon))
-
-
-def _claim(group: SequenceGroup, num_tokens: int) -> Reservation:
-    alive = sum(sequence.status is not Status.ENDED for sequence in group.sequences)
-    return Reservation(alive, group.num_tokens, num_tokens, is_prefilled=not group.is_wanted)
-
-
-def largest(sequences: Iterable[TokenSequence]) -> list[TokenSequence]:
-    """Those of the request that holds most, of these: the one a batch that ran out of memory can best do without."""
-    by_request: dict[int, list[TokenSequence]] = {}
-    for sequence in sequences:
-        by_request.setdefault(id(sequence.request), []).append(sequence)
-    held = {key: sum(s.num_computed_tokens for s in found) for key, found in by_request.items()}
-    return by_request[max(held, key=lambda key: held[key])]
 
 
 class Scheduler:
@@ -93,8 +70,13 @@ class Scheduler:
         self._budget = budget
         self._prefixes = prefixes
         self._num_steps = 0
-        self.spare_bytes = 0
-        """Bytes that rows may hold beyond what they take, by the last plan."""
+        self._is_full = False
+        """Sequences have been preempted since the last plan: nothing is let in with the next one."""
+        self.lengths = ExpectedLength()
+        self.num_preemptions = 0
+        """Sequences that were preempted."""
+        self.num_recomputed_tokens = 0
+        """Tokens that were computed again because they were lost."""
         self.is_blocked = False
         """All that is to be done waits for the disk."""
         self.waiting = WaitingQueue()
@@ -112,25 +94,28 @@ class Scheduler:
 
     @property
     def claims(self) -> list[Reservation]:
-        """The most that every admitted request may come to hold."""
-        return [reservation_of(group) for group in self._admitted.values()]
+        """What every admitted request is expected to come to."""
+        return [reserve_expected(group, self.lengths) for group in self._admitted.values()]
+
+    @property
+    def _soon(self) -> list[Reservation]:
+        """What every admitted request holds within the next steps."""
+        return [reserve_soon(group) for group in self._admitted.values()]
 
     @property
     def planned_bytes(self) -> int:
-        """Most bytes that those who were let in come to; 0 without a budget."""
-        return self._budget.needed(self.claims) if self._budget is not None else 0
+        """Bytes that admitted requests are expected to come to, the limit at most; 0 without a budget."""
+        return min(self._budget.needed(self.claims), self._budget.limit_bytes) if self._budget is not None else 0
 
     def free_bytes(self, chunks: Iterable[Chunk] = ()) -> int | None:
         """Return the bytes that admitted requests leave free in this step, with these chunks, and in the next few.
 
-        None: no budget. A request without `max_tokens` may come to the whole context, and seldom does: what is kept
-        for later gives way when it is needed, and not before.
+        None: no budget. What is kept for later requests gives way when room is needed, and not before.
         """
         if self._budget is None:
             return None
         ends = ((chunk.num_tokens, chunk.stop) for chunk in chunks)
-        soon = [reservation_soon(group) for group in self._admitted.values()]
-        return self._budget.limit_bytes - self._budget.needed_soon(soon, ends)
+        return self._budget.limit_bytes - self._budget.needed_soon(self._soon, ends)
 
     @property
     def stall_s(self) -> float:
@@ -166,7 +151,9 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Let in what has a place, then plan one step. Chunks count as computed when `computed` says so."""
         self._join()
-        self._admit()
+        if not self._is_full:  # what leaves with this plan may come back with the next one, not with the same
+            self._admit()
+        self._is_full = False
         self._num_steps += 1
         chunks = tuple(self._chunks(stalls=bool(self.running)))
         self.is_blocked = bool(self.prefilling) and not (chunks or self.running or self.ready)
@@ -174,7 +161,6 @@ class Scheduler:
         new_rows = tuple(self._new_row(sequence) for sequence in decodes if not sequence.has_row)
         self._dropped += [row.prompt for row in new_rows if not self._admitted[row.prompt].is_wanted]
         ended, dropped = self._take_leaving()
-        self.spare_bytes = self._spare_bytes(chunks)
         return StepPlan(
             ended=ended,
             new_rows=new_rows,
@@ -182,7 +168,7 @@ class Scheduler:
             masked=tuple([s.id for s in decodes if s.request.grammar is not None and needs_mask(s)]),
             dropped=dropped,
             chunks=chunks,
-            spare_bytes=self.spare_bytes,
+            spare_bytes=self._spare_bytes(chunks),
         )
 
     def _spare_bytes(self, chunks: Iterable[Chunk]) -> int:
@@ -221,8 +207,11 @@ class Scheduler:
         """A chunk of the plan is done; a prompt that is complete hands its sequences over to decoding."""
         group = self._admitted[chunk.prompt]
         group.num_computed_tokens = chunk.stop
-        if chunk.restore is not None and not group.output_ids:  # a prompt; not one that is computed again
-            group.num_cached_tokens += chunk.num_tokens
+        num_new = group.num_new_tokens(chunk)
+        if chunk.restore is not None:
+            group.num_cached_tokens += num_new
+        else:
+            self.num_recomputed_tokens += chunk.num_tokens - num_new
         if group.num_remaining_tokens == 0:
             self._complete(group)
 
@@ -234,18 +223,68 @@ class Scheduler:
     def recompute(self) -> None:
         """Every row is lost: who ran goes back to the front of the queue, as a prompt of all its tokens."""
         while self.running:
-            sequence = self.running.pop()
-            former = sequence.group
-            former.sequences.remove(sequence)
-            self._forget(former)
-            self._drop_unwanted(former)
+            sequence = self.running[-1]
+            self._rows.pop(sequence.id, None)
+            self._wait_again([sequence])
+
+    def overflow(self, held_bytes: int) -> tuple[list[Unit], int]:
+        """Choose what is to be preempted so that the next steps fit; see `preempt`. Mostly nothing.
+
+        `held_bytes`: of the KV caches now. Also returns the bytes in which what leaves can be kept: they are free now,
+        beside its rows, and stay so in the next steps without it.
+        """
+        if self._budget is None:
+            return [], 0
+        leaving, staying = choose_leaving(list(self._admitted.values()), self._budget.admits)
+        if not leaving:
+            return [], 0
+        soon = self._soon
+        computing = self._budget.needed(soon) - self._budget.held(soon)
+        free = self._budget.limit_bytes - max(held_bytes + computing, self._budget.needed(staying))
+        return leaving, max(free, 0)
+
+    def preempt(self, leaving: Iterable[Unit]) -> None:
+        """Take out what `overflow` chose: it goes back to the front of the queue, as prompts of all their tokens."""
+        for unit in leaving:
+            self._is_full = True
+            self.num_preemptions += len(unit)
+            for sequence in unit:
+                if self._rows.pop(sequence.id, None) is not None:
+                    self._ended.append(sequence.id)
+            self._wait_again(unit).num_preemptions += 1
+
+    def _wait_again(self, unit: Unit) -> SequenceGroup:
+        """Put sequences of one request before all that wait; nothing is left of what was computed of them."""
+        former = unit[0].group
+        output_ids = tuple(unit[0].output_ids) if unit[0].status is Status.RUNNING else former.output_ids
+        for sequence in unit:
+            if sequence in self.running:
+                self.running.remove(sequence)
+            if sequence in self.ready:
+                self.ready.remove(sequence)
             sequence.status = Status.PENDING
             sequence.num_started_tokens = len(sequence.output_ids)
             sequence.close_grammar()  # may have been told of a token that is lost
             sequence.has_row = False
-            self._rows.pop(sequence.id, None)
-            sequence.group = SequenceGroup(former.request, next_id(), tuple(sequence.output_ids), sequences=[sequence])
-            self.waiting.appendleft(sequence.group)
+        if all(sequence in unit for sequence in alive_of(former)) and output_ids == former.output_ids:
+            group = former  # whose prompt is computed again: its stream goes on telling how far it is
+            del self._admitted[group.id]
+            if group.num_computed_tokens:
+                self._dropped.append(group.id)
+            if group in self.prefilling:
+                self.prefilling.remove(group)
+            group.lose()
+        else:
+            former.sequences = [sequence for sequence in former.sequences if sequence not in unit]
+            self._forget(former)
+            self._drop_unwanted(former)
+            group = SequenceGroup(former.request, next_id(), output_ids, sequences=list(unit))
+            group.num_preemptions = former.num_preemptions
+            group.num_lost_tokens = group.num_tokens
+            for sequence in unit:
+                sequence.group = group
+        self.waiting.appendleft(group)
+        return group
 
     def end(self, sequence: TokenSequence) -> None:
         """Take out a sequence that finished, failed or was aborted, wherever it stands. Idempotent."""
@@ -304,7 +343,7 @@ class Scheduler:
                 self.prefilling.append(group)
 
     def _has_room(self, group: SequenceGroup) -> bool:
-        return self._budget is None or self._budget.admits([*self.claims, reservation_of(group)])
+        return self._budget is None or self._budget.admits([*self.claims, reserve_expected(group, self.lengths)])
 
     def _complete(self, group: SequenceGroup) -> None:
         if group in self.prefilling:
@@ -349,7 +388,7 @@ class Scheduler:
                 return group.chunk(start, stop, restore)
         fitting = self._throughput.tokens_for(start, left_s, most)
         if self._budget is not None:
-            fitting = self._budget.step_for(self.claims, start + fitting, fitting)
+            fitting = self._budget.step_for(self._soon, start + fitting, fitting)
         stop = start + min(fitting, group.num_remaining_tokens)
         return group.chunk(start, min(stop, match.stop_at or stop))
 

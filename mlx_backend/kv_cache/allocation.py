@@ -4,6 +4,8 @@ from __future__ import annotations
 
 TOKEN_STEP = 256
 """Columns of a KV cache are allocated in such steps, by mlx-lm's caches and by ours."""
+SOON_TOKENS = 256
+"""Room is kept for so many tokens ahead of every sequence that decodes."""
 EAGER_BYTES = 4 << 20
 """Arrays larger than this are moved a layer at a time: one graph would hold old and new of all layers at once."""
 
@@ -11,3 +13,11 @@ EAGER_BYTES = 4 << 20
 def allocated(num_tokens: int) -> int:
     """Columns that are allocated for so many tokens."""
     return -(-num_tokens // TOKEN_STEP) * TOKEN_STEP
+
+
+def tokens_soon(num_prompt_tokens: int, num_written: int, most: int) -> int:
+    """Return how many tokens a sequence may hold within its next steps: at least `SOON_TOKENS` more, `most` at most.
+
+    In steps, so that the number seldom changes. A batch holds no more columns than its longest row needs soon.
+    """
+    return min(most, num_prompt_tokens + (num_written // SOON_TOKENS + 2) * SOON_TOKENS)

@@ -1,7 +1,8 @@
-"""Admission by bytes: who may begin beside those who run, so that everybody's worst case fits. Pure; no MLX, no clock.
+"""Admission by bytes: what requests take together, by what is reserved for each. Pure; no MLX, no clock.
 
-The worst case of a request: its prompt and all of its max_tokens, n times, as rows of a batch in groups by length; its
-prompt's own cache until it joins; and one prefill chunk of the smallest step, the largest there is.
+A reservation counts so many rows of so many tokens, as rows of a batch in groups by length; its prompt's own cache
+until it joins; and one prefill chunk of the smallest step, the largest there is. The caller says how many tokens: the
+worst case (all of max_tokens), the expected length, or what the next steps need.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ _MOST_KNOWN = 16
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What one request may come to hold. `is_prefilled`: its prompt's own cache is gone."""
+    """What is reserved for one request. `is_prefilled`: its prompt's own cache is gone."""
 
     num_rows: int
     num_prompt_tokens: int
     num_tokens: int
-    """Prompt and max_tokens."""
+    """Prompt and output of each row."""
     is_prefilled: bool = False
 
 

@@ -11,11 +11,16 @@ from dataclasses import dataclass, replace
 from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import KVCacheConfig
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape, plan_caches
+from mlx_backend.planning.admission import Budget, Reservation
 from mlx_backend.planning.machines import Machine, highest_gpu_limit
 from mlx_backend.planning.memory import MOST_RESERVE_BYTES, Memory, ModelShape, kv_bytes, largest_context, memory_at
 from mlx_backend.planning.speed import Estimate, decode_estimate, prefill_estimate
 from mlx_backend.planning.wiring import WiredPolicy, Wiring, WiringFacts, decide_wiring
 
+CHAT_TOKENS = 2048
+"""Prompt and answer of an ordinary chat."""
+MOST_CHATS = 128
+"""As many chats are tried, no more."""
 _TRIED_BITS = (8, 6, 5, 4, 3)
 _GROUP_SIZE = 64
 
@@ -61,6 +66,8 @@ class Plan:
     rows: tuple[Row, ...]
     kv_choices: tuple[KVChoice, ...]
     advice: tuple[str, ...]
+    num_chats: int = 0
+    """Chats of `CHAT_TOKENS` that fit at once, `MOST_CHATS` at most: what admission lets in by expected length."""
 
     @property
     def fits(self) -> bool:
@@ -96,6 +103,7 @@ def build_plan(
         rows=rows,
         kv_choices=_kv_choices(limited, caches, budget, reserve_bytes),
         advice=(*_advice(limited, plans, machine, budget, reserve_bytes, rows), *_wiring(shape, machine, rows, budget)),
+        num_chats=_num_chats(limited, plans, budget - shape.weights_bytes - reserve_bytes),
     )
 
 
@@ -175,6 +183,17 @@ def _row(
         return Row(num_users, None)
     decode = decode_speed(shape, plans, machine, memory.context, num_users)
     return Row(num_users, memory, decode, prefill_speed(shape, machine, memory.context))
+
+
+def _num_chats(shape: ModelShape, plans: Sequence[CachePlan], free_bytes: int) -> int:
+    budget, num_tokens = Budget(shape, plans, free_bytes), min(CHAT_TOKENS, shape.context_length)
+    chat = Reservation(1, num_tokens, num_tokens, is_prefilled=True)
+    low, high = 0, MOST_CHATS
+    while low < high:  # what they take is monotone in their number
+        middle = (low + high + 1) // 2
+        fits = budget.admits([chat] * middle)
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
 
 
 def _kv_choices(shape: ModelShape, caches: Sequence[CacheShape], budget: int, reserve: int) -> tuple[KVChoice, ...]:

@@ -15,7 +15,7 @@ from mlx_backend.core.blocks import BlockStore
 from mlx_backend.core.sequence import SequenceGroup, Status, TokenSequence
 from mlx_backend.core.step import BlockRef, Chunk, Piece, PromptId, Restore, SequenceId, Span
 from mlx_backend.prefix_cache.block_files import BlockFiles
-from mlx_backend.prefix_cache.cursor import Cursor, is_kept, is_used, num_of_prompt
+from mlx_backend.prefix_cache.cursor import Cursor, is_kept, is_used
 from mlx_backend.prefix_cache.disk import DiskTier
 from mlx_backend.prefix_cache.identity import Chain, chain_id, root_id
 from mlx_backend.prefix_cache.index import Match, Node, PrefixIndex
@@ -138,9 +138,10 @@ class PrefixCache:
         cursor.target = None if is_whole else match
         cursor.kept = max(cursor.kept, chunk.stop - chunk.stop % cursor.chain.size)
         cursor.restored = chunk.stop
-        if chunk.restore is not None and not group.output_ids:
+        if chunk.restore is not None:
             for node, piece in zip(nodes, chunk.restore.pieces, strict=True):
-                self._num_cached["disk" if node in self._loading.payloads else "ram"] += piece.stop - piece.start
+                num_new = max(0, piece.stop - max(piece.start, group.num_lost_tokens))
+                self._num_cached["disk" if node in self._loading.payloads else "ram"] += num_new
         self._mark(nodes, group.request.system_border)
         self._take_loaded([node for node in nodes if chunk.stop >= min(node.end, match.end)])
         if group.num_remaining_tokens == 0:
@@ -198,7 +199,7 @@ class PrefixCache:
 
     def computed(self, group: SequenceGroup, chunk: Chunk) -> None:
         """A chunk was computed, and counted."""
-        self._num_computed += num_of_prompt(group, chunk)
+        self._num_computed += group.num_new_tokens(chunk)
         self.keep(group)
         if group.num_remaining_tokens == 0:
             self.forget(group)
@@ -219,8 +220,13 @@ class PrefixCache:
         group = sequence.group
         others = (other for other in group.sequences if other is not sequence)
         if sequence.status is Status.PENDING and all(other.status is Status.ENDED for other in others):
-            self.keep(group, is_last=True)
-            self.forget(group)
+            self.leave(group)
+
+    def leave(self, group: SequenceGroup) -> None:
+        """A prompt leaves before it is computed. What there is of it is kept; nothing more is read for it."""
+        self.keep(group, is_last=True)
+        self.forget(group)
+        self._loading.drop(group)
 
     def change_rows(self, sequences: tuple[TokenSequence, ...]) -> None:
         """The batch is to have these rows. What the others hold is kept before they leave."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mlx_backend.core.sequence import SequenceGroup
-from mlx_backend.core.step import Chunk
 from mlx_backend.prefix_cache.identity import Chain
 from mlx_backend.prefix_cache.index import Match, Node
 
@@ -36,8 +35,3 @@ def is_used(group: SequenceGroup) -> bool:
 def is_kept(group: SequenceGroup) -> bool:
     """Not where its vector is asked for: that is of all tokens' hidden states, and nobody continues its text."""
     return group.request.uses_prefix_cache and not group.request.embeds
-
-
-def num_of_prompt(group: SequenceGroup, chunk: Chunk) -> int:
-    """Tokens of a chunk that count as the prompt's: none of what is computed again after memory ran out."""
-    return 0 if group.output_ids else chunk.num_tokens

@@ -65,6 +65,11 @@ class Loading:
         if self._prefill is group and not self._wanted:
             self._let_go()
 
+    def drop(self, group: SequenceGroup) -> None:
+        """This prompt has left: what is still to come for it is let go of, too."""
+        if self._prefill is group:
+            self._let_go()
+
     def drop_unwanted(self) -> None:
         """Let go of what was read for a prompt that needs no more of it."""
         if self._prefill is None or self._wanted:

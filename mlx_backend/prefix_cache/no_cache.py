@@ -6,7 +6,6 @@ from mlx_backend.api.errors import SequenceFailed
 from mlx_backend.api.interface import PrefixCacheStats
 from mlx_backend.core.sequence import SequenceGroup, TokenSequence
 from mlx_backend.core.step import Chunk, Restore
-from mlx_backend.prefix_cache.cursor import num_of_prompt
 from mlx_backend.prefix_cache.prefix_match import PrefixMatch
 
 
@@ -36,9 +35,11 @@ class NoPrefixCache:
     def refuse(self, group: SequenceGroup, error: SequenceFailed) -> None: ...
 
     def computed(self, group: SequenceGroup, chunk: Chunk) -> None:
-        self._num_computed += num_of_prompt(group, chunk)
+        self._num_computed += group.num_new_tokens(chunk)
 
     def keep_given_up(self, sequence: TokenSequence) -> None: ...
+
+    def leave(self, group: SequenceGroup) -> None: ...
 
     def change_rows(self, sequences: tuple[TokenSequence, ...]) -> None: ...
 

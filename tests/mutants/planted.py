@@ -27,6 +27,7 @@ def _of(file: str, tests: str, *faults: tuple[str, str, str]) -> tuple[Mutant, .
 
 _ENGINE = "tests/mlx_backend/engine/test_device_failures.py tests/mlx_backend/engine/test_engine.py"
 _SCHEDULER = "tests/mlx_backend/engine/test_scheduler.py"
+_PREEMPTION = "tests/mlx_backend/engine/test_preemption.py tests/mlx_backend/engine/test_preempted_answers.py"
 _WAITING = "tests/mlx_backend/engine/test_waiting.py"
 _KEYS = "tests/server/security/test_keys.py"
 _GATE = "tests/server/security"
@@ -73,7 +74,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "mlx_backend/engine/scheduler.py",
         _SCHEDULER,
-        ("after memory ran out the last come first", "            sequence = self.running.pop()\n", "            sequence = self.running.pop(0)\n"),
+        ("after memory ran out the last come first", "            sequence = self.running[-1]\n", "            sequence = self.running[0]\n"),
         ("a first token waits four stalls", "                budget_s = left_s = min(left_s, stall_s)  # from", "                pass  # from"),
         ("answers repeat a token after memory ran out", "            sequence.num_started_tokens = len(sequence.output_ids)\n", ""),
         ("more rows than there are", "(promised + num_rows > self._max_rows or", "(promised > self._max_rows or"),
@@ -82,13 +83,49 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a chunk stalls running streams", "self._chunks(stalls=bool(self.running))", "self._chunks(stalls=False)"),
         ("a short prompt waits for a long one", "        if self._num_steps % 2 or len(self.prefilling) < 2:", "        if True:"),
         ("a long prompt starves", "        if self._num_steps % 2 or len(self.prefilling) < 2:", "        if len(self.prefilling) < 2:"),
-        ("memory is promised twice", "        return [reservation_of(group) for group in self._admitted.values()]", "        return [reservation_of(group) for group in list(self._admitted.values())[:-1]]"),
+        ("memory is promised twice", "        return [reserve_expected(group, self.lengths) for group in self._admitted.values()]", "        return [reserve_expected(group, self.lengths) for group in list(self._admitted.values())[:-1]]"),
         ("memory is never given back", "            self._admitted.pop(group.id, None)", "            pass"),
         ("two prompts are planned before one is measured", "                return  # measure one chunk before planning a second", "                token_s = 0.0"),
         ("a prompt that waits for the disk holds up all others", "                continue\n            if match.key is not None:", "                return\n            if match.key is not None:"),
         ("the same prompt is computed twice at once", "                planned.add(match.key)", "                pass"),
         ("what is known is computed again", "        if match.restorable_until > start and self._prefixes is not None:", "        if False:"),
         ("a chunk goes past the place of a snapshot", "min(stop, match.stop_at or stop)", "stop"),
+    ),
+    # --- who leaves where memory runs short
+    *_of(
+        "mlx_backend/engine/scheduler.py",
+        _PREEMPTION,
+        ("an answer skips a token when it comes back in the step in which it left", "        if not self._is_full:  #", "        if True:  #"),
+        ("a row that left stays in memory", "                if self._rows.pop(sequence.id, None) is not None:\n                    self._ended.append(sequence.id)", "                self._rows.pop(sequence.id, None)"),
+        ("memory runs out before room is made", "        leaving, staying = choose_leaving(list(self._admitted.values()), self._budget.admits)", "        leaving, staying = choose_leaving(list(self._admitted.values()), lambda claims: True)"),
+        ("what is kept of rows that leave takes memory that is not there", "max(held_bytes + computing, self._budget.needed(staying))", "self._budget.needed(staying)"),
+        ("tokens that are computed again are not counted", "            self.num_recomputed_tokens += chunk.num_tokens - num_new", "            pass"),
+    ),
+    *_of(
+        "mlx_backend/engine/reservations.py",
+        _PREEMPTION,
+        ("the oldest leave first", "        group, alive = staying.pop()\n        claims.pop()", "        group, alive = staying.pop(0)\n        claims.pop(0)"),
+        ("the same request leaves again and again", "    factor = 1 << min(group.num_preemptions, _MOST_DOUBLINGS)", "    factor = 1"),
+        ("all continuations leave where one would do", "or alive[-1:]", "or alive"),
+    ),
+    *_of(
+        "mlx_backend/engine/expected_length.py",
+        "tests/mlx_backend/engine/test_expected_length.py",
+        ("a long answer is expected to be over", "        first = bisect_right(self._in_order, num_written)", "        first = 0"),
+        ("a year's answers are all remembered", "        if len(self._by_age) >= _MOST_KEPT:", "        if False:"),
+        ("answers of one word speak for all", "    return max_tokens.bit_length() // _BITS_PER_KIND", "    return 0"),
+    ),
+    *_of(
+        "mlx_backend/engine/loop.py",
+        _PREEMPTION,
+        ("nothing is learned from answers that finish", '        if how == "finished":\n            self.scheduler', '        if False:\n            self.scheduler'),
+        ("what leaves is computed again though there is room to keep it", "        self._prefixes.fit(free_bytes)\n", "        self._prefixes.fit(0)\n"),
+    ),
+    *_of(
+        "mlx_backend/core/sequence.py",
+        _PREEMPTION,
+        ("a prompt's logprobs are told twice", "        self.num_computed_tokens = 0\n        self.logprobs = []", "        self.num_computed_tokens = 0"),
+        ("tokens of one's own prompt count as cached", "max(chunk.start, self.num_lost_tokens)", "chunk.start"),
     ),
     *_of(
         "mlx_backend/engine/waiting.py",

@@ -58,7 +58,7 @@ class StatusSeries(BaseModel):
 
 
 class StatusMemory(BaseModel):
-    """Where the bytes go. `planned_bytes`: what open requests may come to need, `kv_bytes` included.
+    """Where the bytes go. `planned_bytes`: what open requests are expected to take, `kv_bytes` included.
 
     `limit_bytes` is null where nothing bounds it; `raise_command` is what raises it.
     """
@@ -119,6 +119,7 @@ class StatusCounts(BaseModel):
     num_aborted: int
     num_failed: int
     num_stalls: int
+    num_preemptions: int
 
 
 class StatusModel(BaseModel):

@@ -25,6 +25,11 @@ _REQUESTS = {
 _COUNTERS = {
     "engine_steps": ("num_steps", "Decode steps and prefill chunks done"),
     "stalls": ("num_stalls", "Pauses of running streams that were longer than scheduler.max_stall_s"),
+    "preemptions": (
+        "num_preemptions",
+        "Times that a sequence left, to be computed again, so that older ones could go on",
+    ),
+    "recomputed_tokens": ("num_recomputed_tokens", "Tokens that were computed again because they were lost"),
 }
 _STATES: tuple[str, ...] = get_args(get_type_hints(EngineHealth)["status"])
 
@@ -84,7 +89,7 @@ def _sequences(models: Named) -> Metric:
 
 
 def _bytes(models: Named) -> Metric:
-    about = "Memory: limit, weights and reserve as divided at start; planned is the worst case of live requests"
+    about = "Memory: limit, weights and reserve as divided at start; planned is what live requests are expected to take"
     family = GaugeMetricFamily("pippin_memory_bytes", about, labels=["model", "kind"])
     for model, stats in models:
         for kind, size in _sizes(model, stats):

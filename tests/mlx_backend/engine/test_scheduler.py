@@ -8,7 +8,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from mlx_backend.api.interface import GenerationRequest, SchedulerConfig
 from mlx_backend.core.sequence import SequenceGroup, Status, TokenSequence, build_groups
 from mlx_backend.core.step import Chunk, Restore, StepPlan
-from mlx_backend.engine.scheduler import Scheduler, largest
+from mlx_backend.engine.reservations import largest
+from mlx_backend.engine.scheduler import Scheduler
 from mlx_backend.engine.throughput import ThroughputEstimate
 from mlx_backend.prefix_cache.prefix_match import PrefixMatch
 

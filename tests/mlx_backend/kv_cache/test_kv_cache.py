@@ -263,6 +263,16 @@ def test_columns_shrink_when_the_longest_row_leaves_and_others_stay() -> None:
     assert batch.nbytes == 256 * token
 
 
+def test_columns_shrink_to_what_the_others_need_soon_however_long_they_may_become() -> None:
+    batch, token = RowBatch([KVCache()]), 2 * 8 * 64 * 4
+    rows = [row_of(length, [filled(length)], place, 100_000) for place, length in enumerate((9000, 10, 500))]
+    batch.set_rows(rows)
+    batch.set_rows(rows[1:])
+    assert batch.nbytes <= 2 * 1280 * token
+    batch.set_rows(rows[1:2])
+    assert batch.nbytes <= 768 * token
+
+
 def test_what_was_reserved_for_a_row_that_left_is_not_held_for_the_next() -> None:
     cache = PlainRows(Lengths())
     cache.reserve(4, 9000)

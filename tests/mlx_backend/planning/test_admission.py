@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape, PartShape
 from mlx_backend.planning.admission import SMALLEST_STEP, Budget, Reservation
-from mlx_backend.planning.memory import AttentionShape, ModelShape, kv_bytes, prefill_bytes
+from mlx_backend.planning.memory import AttentionShape, ModelShape, batch_bytes, kv_bytes, prefill_bytes
 
 SHAPE = ModelShape(
     model_type="llama",
@@ -59,6 +61,17 @@ def test_the_largest_request_alone_is_admitted_and_one_token_more_is_not(budget:
         assert budget.admits([Reservation(rows, most, most)])
     if most < SHAPE.context_length:
         assert not budget.admits([Reservation(rows, most + 1, most + 1)])
+
+
+@given(st.lists(claims, min_size=1, max_size=6), st.data())
+def test_shorter_and_fewer_rows_never_hold_more(found: list[Reservation], data: st.DataObject) -> None:
+    """Though with fewer columns a batch affords more spare rows."""
+    budget = Budget(SHAPE, PLANS, 0)
+    shorter = [replace(claim, num_tokens=data.draw(st.integers(1, claim.num_tokens))) for claim in found]
+    fewer = shorter[: data.draw(st.integers(1, len(found)))]
+    assert budget.held(fewer) <= budget.held(found)
+    rows, longest = sum(claim.num_rows for claim in fewer), max(claim.num_tokens for claim in fewer)
+    assert batch_bytes(PLANS, rows, longest) <= budget.held([replace(claim, is_prefilled=True) for claim in found])
 
 
 def test_nobody_needs_nothing() -> None:
