@@ -99,8 +99,7 @@ class EngineLoop:
         self._prefixes.poll()
         self._make_room()
         plan = self.scheduler.schedule()
-        free_bytes = self.scheduler.free_bytes(plan.chunks)
-        self._prefixes.fit(None if free_bytes is None else free_bytes - plan.spare_bytes)
+        self._prefixes.fit(self.scheduler.kept_bytes)
         started = self._start(plan) if plan.changes else None
         if self._in_flight is not None:
             if not self._collect():

@@ -77,6 +77,8 @@ class Scheduler:
         """Sequences that were preempted."""
         self.num_recomputed_tokens = 0
         """Tokens that were computed again because they were lost."""
+        self.kept_bytes: int | None = None
+        """Bytes that the last plan leaves for the prefix cache; None: no bound."""
         self.is_blocked = False
         """All that is to be done waits for the disk."""
         self.waiting = WaitingQueue()
@@ -106,16 +108,6 @@ class Scheduler:
     def planned_bytes(self) -> int:
         """Bytes that admitted requests are expected to come to, the limit at most; 0 without a budget."""
         return min(self._budget.needed(self.claims), self._budget.limit_bytes) if self._budget is not None else 0
-
-    def free_bytes(self, chunks: Iterable[Chunk] = ()) -> int | None:
-        """Return the bytes that admitted requests leave free in this step, with these chunks, and in the next few.
-
-        None: no budget. What is kept for later requests gives way when room is needed, and not before.
-        """
-        if self._budget is None:
-            return None
-        ends = ((chunk.num_tokens, chunk.stop) for chunk in chunks)
-        return self._budget.limit_bytes - self._budget.needed_soon(self._soon, ends)
 
     @property
     def stall_s(self) -> float:
@@ -161,6 +153,7 @@ class Scheduler:
         new_rows = tuple(self._new_row(sequence) for sequence in decodes if not sequence.has_row)
         self._dropped += [row.prompt for row in new_rows if not self._admitted[row.prompt].is_wanted]
         ended, dropped = self._take_leaving()
+        spare_bytes, self.kept_bytes = self._divide_free(chunks)
         return StepPlan(
             ended=ended,
             new_rows=new_rows,
@@ -168,16 +161,20 @@ class Scheduler:
             masked=tuple([s.id for s in decodes if s.request.grammar is not None and needs_mask(s)]),
             dropped=dropped,
             chunks=chunks,
-            spare_bytes=self._spare_bytes(chunks),
+            spare_bytes=spare_bytes,
         )
 
-    def _spare_bytes(self, chunks: Iterable[Chunk]) -> int:
-        """Part of what is free, and of what rows hold: places of rows that left, for those that will come."""
+    def _divide_free(self, chunks: Iterable[Chunk]) -> tuple[int, int | None]:
+        """Return the bytes for places of rows to come, and those left for the prefix cache (None: no bound).
+
+        They are free in this step and in the next few. What is kept for later requests gives way when room is needed.
+        """
         if self._budget is None:
-            return UNBOUNDED_BYTES
-        free = self.free_bytes(chunks)
-        lengths = [s.num_computed_tokens + 1 for s in self.running]
-        return max(0, min((free or 0) // _SPARE_SHARE, self._budget.batch_bytes(lengths)))
+            return UNBOUNDED_BYTES, None
+        soon, ends = self._soon, ((chunk.num_tokens, chunk.stop) for chunk in chunks)
+        free = self._budget.limit_bytes - self._budget.needed_soon(soon, ends)
+        spare = max(0, min(free // _SPARE_SHARE, self._budget.held(soon)))
+        return spare, free - spare
 
     def leaving(self) -> StepPlan | None:
         """A plan in which nothing is computed: what a runner need not hold since the last one. None: nothing."""

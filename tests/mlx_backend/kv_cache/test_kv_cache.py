@@ -14,12 +14,13 @@ from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache
 from mlx_backend.api.interface import SamplingParams
 from mlx_backend.core.row import Row
 from mlx_backend.core.step import NewRow
-from mlx_backend.kv_cache import spec
+from mlx_backend.kv_cache import grouping, spec
 from mlx_backend.kv_cache.batch import _UNUSED_STEPS, RowBatch
 from mlx_backend.kv_cache.build import fork
 from mlx_backend.kv_cache.codec import FULL
 from mlx_backend.kv_cache.groups import GroupedColumns
 from mlx_backend.kv_cache.plain import PlainRows
+from mlx_backend.kv_cache.plan import CachePlan, CacheShape, PartShape, RowSizes
 from mlx_backend.kv_cache.rotating import QuantizedWindow
 from mlx_backend.kv_cache.rows import Lengths
 
@@ -172,6 +173,25 @@ def test_the_only_row_takes_over_its_arrays_without_a_copy() -> None:
     batch = RowBatch([KVCache()])
     batch.set_rows([row_of(10, [cache])])
     assert arrays_of(batch)[0] is keys
+
+
+def test_rows_in_groups_hold_what_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouping, "_SLACK_BYTES", 0)
+    part = PartShape(8, 64, 4)
+    sizes = RowSizes([CachePlan(CacheShape("plain", part, part))])
+    before = mx.get_active_memory()
+    batch = RowBatch([KVCache()], sizes)
+    lengths = [40 + 190 * place for place in range(16)]
+    rows = [row_of(length, [filled(length)], place) for place, length in enumerate(lengths)]
+    batch.set_rows(rows)
+    mx.eval(arrays_of(batch))
+    held = mx.get_active_memory() - before
+    numbers = grouping.divide([length + 1 for length in lengths], sizes)
+    groups = [[n + 1 for n, each in zip(lengths, numbers, strict=True) if each == at] for at in set(numbers)]
+    assert batch.num_groups == len(groups) > 2
+    assert batch.nbytes == grouping.size_of(groups, sizes)
+    assert held == pytest.approx(batch.nbytes, rel=0.01)
+    assert held <= grouping.most_bytes([length + 1 for length in lengths], sizes) <= 1.15 * held
 
 
 def test_a_place_is_kept_for_the_next_row_and_given_up_when_none_comes() -> None:
