@@ -113,7 +113,8 @@ class Scheduler:
     def stall_s(self) -> float:
         """The longest pause of running sequences that can be promised: more than was asked for where steps are slow."""
         throughput = self._throughput
-        return max(self._config.max_stall_s, (throughput.decode_s + throughput.least_chunk_s) / _STALL_SHARE)
+        chunk_s = max(throughput.least_chunk_s, min(throughput.efficient_chunk_s, self._config.max_chunk_s))
+        return max(self._config.max_stall_s, (throughput.decode_s + chunk_s) / _STALL_SHARE)
 
     @property
     def has_work(self) -> bool:
@@ -362,7 +363,7 @@ class Scheduler:
                 continue
             if match.key is not None:
                 planned.add(match.key)
-            chunk = self._chunk(group, match, left_s)
+            chunk = self._chunk(group, match, left_s, is_first=stalls and left_s == budget_s)
             yield chunk
             if chunk.restore is not None:
                 token_s = throughput.restored_token_s
@@ -375,8 +376,8 @@ class Scheduler:
             if chunk.num_tokens == group.num_remaining_tokens:
                 budget_s = left_s = min(left_s, stall_s)  # from here on somebody waits for a first token
 
-    def _chunk(self, group: SequenceGroup, match: PrefixMatch, left_s: float) -> Chunk:
-        """As much of a prompt as should take `left_s`."""
+    def _chunk(self, group: SequenceGroup, match: PrefixMatch, left_s: float, *, is_first: bool) -> Chunk:
+        """As much of a prompt as should take `left_s`; of the first beside decodes, no less than is efficient."""
         start, most = group.num_computed_tokens, self._config.max_chunk_tokens
         if match.restorable_until > start and self._prefixes is not None:
             stop = min(start + self._throughput.restorable_for(left_s, most), match.restorable_until)
@@ -384,6 +385,8 @@ class Scheduler:
             if restore is not None:
                 return group.chunk(start, stop, restore)
         fitting = self._throughput.tokens_for(start, left_s, most)
+        if is_first:
+            fitting = max(fitting, self._throughput.efficient_tokens(start, self._config.max_chunk_s, most))
         if self._budget is not None:
             fitting = self._budget.step_for(self._soon, start + fitting, fitting)
         stop = start + min(fitting, group.num_remaining_tokens)

@@ -4,6 +4,10 @@ The cost of a token grows with what precedes it, so seconds per token are kept b
 that double. A chunk also has a fixed cost, above all to read the weights: two chunks of different sizes tell it apart
 from the cost of their tokens. Without it small chunks would measure ever dearer, and be planned ever smaller.
 Chunks come in the sizes of a short ladder (`planning/chunk_sizes.py`), but for the last of a prompt.
+
+A mixture of experts reads more weights for more tokens, until it reads all: its cost is no line. A line through small
+chunks says that small ones pay, so the seconds of every size are kept, and a chunk is not smaller than what computes
+its tokens at almost half the best known speed.
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ _GROWTH_PER_BUCKET = 1.5
 _APART = 1.5
 """Two chunks whose sizes differ by this factor tell the fixed cost from the cost of tokens."""
 _LEAST_SHARE = 0.45
-"""The share of the time that goes to prompts' tokens where prompts wait, however slow a decode step is."""
+"""The share of the time that goes to prompts' tokens where prompts wait, however slow a decode step is: with its part
+of the step, a token takes at most 1 / 0.45 of what it takes at the best known speed."""
 
 
 class ThroughputEstimate:
@@ -31,6 +36,9 @@ class ThroughputEstimate:
         self._token_s: dict[int, float] = {}
         self._last: dict[int, tuple[int, float]] = {}
         """The newest chunk at each position: its tokens, and its seconds."""
+        self._sizes: dict[int, dict[int, float]] = {}
+        """Seconds of chunks at each position, by size: the next one of the ladder that is no larger."""
+        self._efficient_s: dict[int, float] = {}
         self._fixed_s: float | None = None
         self.restored_token_s: float | None = None
         """Seconds per token that is taken from the prefix cache; None where none was."""
@@ -54,6 +62,39 @@ class ThroughputEstimate:
             self._fixed_s = fixed_s if self._fixed_s is None else (self._fixed_s + fixed_s) / 2
         measured = max(seconds - self.fixed_s, 0.0) / num_tokens
         self._token_s[bucket] = _moved(self._token_s.get(bucket), measured)
+        sizes, size = self._sizes.setdefault(bucket, {}), chunk_sizes.round_down(num_tokens)
+        sizes[size] = _moved(sizes.get(size), seconds * size / num_tokens)
+        self._efficient_s[bucket] = self._efficient(sizes, float("inf"), max(sizes))[1]
+
+    @property
+    def efficient_chunk_s(self) -> float:
+        """Seconds of the smallest chunk beside a decode step that computes its tokens efficiently, at any position."""
+        return max(self._efficient_s.values(), default=0.0)
+
+    def efficient_tokens(self, start: int, most_s: float, limit: int) -> int:
+        """Tokens of the smallest chunk from `start` that is efficient beside a decode step.
+
+        It takes `most_s` at most, and is between 1 and `limit`; 1 where nothing was measured.
+        """
+        bucket = _bucket(start)
+        known = [each for each in self._sizes if each <= bucket] or list(self._sizes)
+        if not known:
+            return 1
+        nearest = min(known, key=lambda each: abs(each - bucket))
+        growth = float(_GROWTH_PER_BUCKET ** max(bucket - nearest, 0))
+        sizes = {size: seconds * growth for size, seconds in self._sizes[nearest].items()}
+        return self._efficient(sizes, most_s, limit)[0]
+
+    def _efficient(self, sizes: dict[int, float], most_s: float, limit: int) -> tuple[int, float]:
+        """Return tokens and seconds of the smallest chunk that is efficient, by the seconds of some sizes."""
+        best = min(seconds / size for size, seconds in sizes.items())
+        size, took_s = 1, _between(sizes, 1)
+        while size < limit and took_s + self.decode_s > best * size / _LEAST_SHARE:
+            larger = min(chunk_sizes.next_size(size), limit)
+            if _between(sizes, larger) > most_s:
+                break
+            size, took_s = larger, _between(sizes, larger)
+        return size, took_s
 
     @property
     def fixed_s(self) -> float:
@@ -109,6 +150,18 @@ class ThroughputEstimate:
             return self._token_s[min(self._token_s)]
         nearest = max(below)
         return self._token_s[nearest] * float(_GROWTH_PER_BUCKET ** (bucket - nearest))
+
+
+def _between(sizes: dict[int, float], num_tokens: int) -> float:
+    """Seconds of a chunk, between those of the nearest known sizes; in proportion beyond the largest."""
+    smaller = max((size for size in sizes if size <= num_tokens), default=None)
+    larger = min((size for size in sizes if size >= num_tokens), default=None)
+    if smaller is None:
+        return sizes[larger] if larger is not None else 0.0
+    if larger is None:
+        return sizes[smaller] * num_tokens / smaller
+    part = (num_tokens - smaller) / max(larger - smaller, 1)
+    return sizes[smaller] + part * (sizes[larger] - sizes[smaller])
 
 
 def _moved(known: float | None, measured: float) -> float:

@@ -116,6 +116,41 @@ def time_to_first_token(num_tokens: int, decode_s: float, fixed_s: float, token_
     return took + decode_s
 
 
+def experts_s(num_tokens: int) -> float:
+    """A chunk of a mixture of experts: more tokens read more of its weights, until they read all."""
+    return 0.05 + 0.45 * (1 - 0.97**num_tokens) + 0.002 * num_tokens
+
+
+@given(st.lists(st.integers(1, 12), max_size=30), st.sampled_from([0.05, 0.1, 0.2, 0.4]))
+def test_small_chunks_do_not_hide_that_large_ones_pay(leftovers: list[int], decode_s: float) -> None:
+    """A prompt is computed beside decodes after any number of leftovers, whose few tokens cost much each."""
+    estimate = ThroughputEstimate()
+    for _ in range(20):
+        estimate.observe_decode(decode_s)
+    for size in (32, 168, *leftovers):
+        estimate.observe_chunk(0, size, experts_s(size))
+    took, start = 0.0, 0
+    while start < 200:
+        size = max(estimate.tokens_for(0, max(0.15 - decode_s, estimate.least_chunk_s), 2048), 1)
+        size = min(max(size, estimate.efficient_tokens(0, 2.0, 2048)), 200 - start)
+        estimate.observe_chunk(0, size, experts_s(size))
+        took += experts_s(size) + decode_s
+        start += size
+    assert took + decode_s <= 2.5 * (experts_s(200) + decode_s)
+
+
+def test_an_efficient_chunk_takes_no_longer_than_it_may() -> None:
+    estimate = ThroughputEstimate()
+    assert estimate.efficient_tokens(0, 2.0, 2048) == 1
+    estimate.observe_chunk(0, 512, 1.0)
+    for _ in range(20):
+        estimate.observe_decode(1000.0)
+    assert estimate.efficient_tokens(0, 1.0, 2048) == 512
+    assert estimate.efficient_tokens(0, 2.0, 2048) == 1024
+    assert estimate.efficient_tokens(0, 2.0, 700) == 700
+    assert estimate.efficient_tokens(5000, 1.0, 2048) < 512
+
+
 @pytest.mark.parametrize("decode_s", [0.005, 0.02, 0.075, 0.16, 0.5, 2.0])
 @pytest.mark.parametrize(("fixed_share", "token_s"), [(0.0, 0.0025), (0.6, 0.001), (1.0, 0.0005), (1.0, 0.005)])
 @pytest.mark.parametrize("num_tokens", [2000, 8000])
