@@ -76,14 +76,18 @@ class ThroughputEstimate:
 
         It takes `most_s` at most, and is between 1 and `limit`; 1 where nothing was measured.
         """
+        sizes = self._sizes_at(start)
+        return self._efficient(sizes, most_s, limit)[0] if sizes else 1
+
+    def _sizes_at(self, start: int) -> dict[int, float]:
+        """Seconds by size at `start`: of the nearest bucket below, made dearer; empty where nothing was measured."""
         bucket = _bucket(start)
         known = [each for each in self._sizes if each <= bucket] or list(self._sizes)
         if not known:
-            return 1
+            return {}
         nearest = min(known, key=lambda each: abs(each - bucket))
         growth = float(_GROWTH_PER_BUCKET ** max(bucket - nearest, 0))
-        sizes = {size: seconds * growth for size, seconds in self._sizes[nearest].items()}
-        return self._efficient(sizes, most_s, limit)[0]
+        return {size: seconds * growth for size, seconds in self._sizes[nearest].items()}
 
     def _efficient(self, sizes: dict[int, float], most_s: float, limit: int) -> tuple[int, float]:
         """Return tokens and seconds of the smallest chunk that is efficient, by the seconds of some sizes."""
@@ -108,8 +112,12 @@ class ThroughputEstimate:
 
     def chunk_s(self, start: int, num_tokens: int) -> float | None:
         """Seconds of a chunk; None where nothing was measured."""
-        token_s = self.token_s(start)
-        return None if token_s is None else self.fixed_s + token_s * self._num_computed(num_tokens)
+        token_s, num_tokens = self.token_s(start), self._num_computed(num_tokens)
+        if token_s is None:
+            return None
+        sizes = self._sizes_at(start)
+        known_s = _between(sizes, num_tokens) if num_tokens <= max(sizes, default=0) else 0.0
+        return max(self.fixed_s + token_s * num_tokens, known_s)
 
     def _num_computed(self, num_tokens: int) -> int:
         return num_tokens if self._pads_to is None else chunk_sizes.padded(num_tokens, self._pads_to)
