@@ -20,6 +20,7 @@ _UNKNOWN_RESTORED_TOKENS = 256
 _GROWTH_PER_BUCKET = 1.5
 _APART = 1.5
 """Two chunks whose sizes differ by this factor tell the fixed cost from the cost of tokens."""
+_MOST_TOKENS = 1 << 16
 _LEAST_SHARE = 0.45
 """The share of the time that goes to prompts' tokens where prompts wait, however slow a decode step is: with its part
 of the step, a token takes at most 1 / 0.45 of what it takes at the best known speed."""
@@ -39,6 +40,8 @@ class ThroughputEstimate:
         self._sizes: dict[int, dict[int, float]] = {}
         """Seconds of chunks at each position, by size: the next one of the ladder that is no larger."""
         self._efficient_s: dict[int, float] = {}
+        self._efficient_for_s = 0.0
+        """Seconds of a decode step that the efficient chunks were found for."""
         self._fixed_s: float | None = None
         self.restored_token_s: float | None = None
         """Seconds per token that is taken from the prefix cache; None where none was."""
@@ -64,11 +67,16 @@ class ThroughputEstimate:
         self._token_s[bucket] = _moved(self._token_s.get(bucket), measured)
         sizes, size = self._sizes.setdefault(bucket, {}), chunk_sizes.round_down(num_tokens)
         sizes[size] = _moved(sizes.get(size), seconds * size / num_tokens)
-        self._efficient_s[bucket] = self._efficient(sizes, float("inf"), max(sizes))[1]
+        self._efficient_s[bucket] = self._efficient(sizes, float("inf"), _MOST_TOKENS)[1]
+        self._efficient_for_s = min(self._efficient_for_s or self.decode_s, self.decode_s)
 
     @property
     def efficient_chunk_s(self) -> float:
         """Seconds of the smallest chunk beside a decode step that computes its tokens efficiently, at any position."""
+        if abs(self.decode_s - self._efficient_for_s) > 0.1 * self._efficient_for_s:  # asked in every step
+            for bucket, sizes in self._sizes.items():
+                self._efficient_s[bucket] = self._efficient(sizes, float("inf"), _MOST_TOKENS)[1]
+            self._efficient_for_s = self.decode_s
         return max(self._efficient_s.values(), default=0.0)
 
     def efficient_tokens(self, start: int, most_s: float, limit: int) -> int:
@@ -95,9 +103,10 @@ class ThroughputEstimate:
         size, took_s = 1, _between(sizes, 1)
         while size < limit and took_s + self.decode_s > best * size / _LEAST_SHARE:
             larger = min(chunk_sizes.next_size(size), limit)
-            if _between(sizes, larger) > most_s:
-                break
-            size, took_s = larger, _between(sizes, larger)
+            longer_s = _between(sizes, larger)
+            if longer_s > most_s or (longer_s + self.decode_s) * size >= (took_s + self.decode_s) * larger:
+                break  # too long, or no cheaper a token
+            size, took_s = larger, longer_s
         return size, took_s
 
     @property
