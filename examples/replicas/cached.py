@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import random
+import time
 import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,7 @@ def measure(url: str, wish: argparse.Namespace) -> str:
 
     with ThreadPoolExecutor(wish.at_once) as pool:
         for number in range(wish.turns):
+            time.sleep(wish.pause if number else 0)
             order = list(range(wish.conversations))
             source.shuffle(order)
             for conversation in order:
@@ -81,6 +83,7 @@ def main() -> None:
     parser.add_argument("--system", type=int, default=60, help="words of a system prompt")
     parser.add_argument("--shared", action="store_true", help="one system prompt for all")
     parser.add_argument("--at-once", type=int, default=1, help="requests at once")
+    parser.add_argument("--pause", type=float, default=0, help="seconds between turns")
     parser.add_argument("--seed", type=int, default=1)
     wish = parser.parse_args()
     for url in wish.urls:

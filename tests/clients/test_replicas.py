@@ -93,7 +93,8 @@ def test_a_client_that_leaves_ends_the_work(mocked: Replicas, streams: bool) -> 
     with httpx.Client(timeout=DEADLINE_S) as client:
         if streams:
             with client.stream("POST", f"{mocked.url}/v1/completions", json=body(stream=True)) as answer:
-                next(line for line in answer.iter_lines() if line.startswith("data"))
+                lines = answer.iter_lines()  # to be kept: the stream ends with it
+                next(line for line in lines if line.startswith("data"))
                 wait_until(lambda: count("num_running") == 1)
         else:
             with pytest.raises(httpx.ReadTimeout):
