@@ -95,6 +95,7 @@ def test_the_router_is_pinned_too() -> None:
     assert "smg" in names
     assert "sglang-router" not in names  # it has a command of the same name
 
+
 def test_every_direct_dependency_is_pinned_within_its_bounds() -> None:
     for wanted in direct("dev", "cuda"):
         pin = pins()[canonicalize_name(wanted.name)]
