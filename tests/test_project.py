@@ -39,6 +39,7 @@ NOT_OURS = {
     ".venv-dashboard",
     ".venv-fuzz",
     ".venv-open-webui",
+    ".venv-router",
     "build",
     "dist",
     "__pycache__",
@@ -84,6 +85,15 @@ def test_the_clients_are_pinned_too() -> None:
     names = {line.partition("==")[0] for line in pinned}
     assert {"litellm", "mcp", "langchain-openai", "llm", "lm-eval", "transformers"} <= names
     assert "torch" not in names
+
+
+def test_the_router_is_pinned_too() -> None:
+    lines = (ROOT / "scripts/router-requirements.txt").read_text(encoding="utf-8").splitlines()
+    pinned = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9.-]+==[0-9][0-9a-z.]*", line) for line in pinned)
+    names = {line.partition("==")[0] for line in pinned}
+    assert "smg" in names
+    assert "sglang-router" not in names  # it has a command of the same name
 
 
 def test_every_direct_dependency_is_pinned_within_its_bounds() -> None:

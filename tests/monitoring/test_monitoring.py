@@ -24,7 +24,7 @@ from tests.serving import build_registry
 ROOT = Path(__file__).parents[2]
 MACMON = ROOT / "tests/server/macmon.jsonl"
 OF_PROMETHEUS = {"job", "instance"}
-ROW = re.compile(r"\| `(?P<name>\w+)` \| (?P<type>\w+) \| (?P<labels>[`\w ]*) ?\| [^|]+ \|")
+ROW = re.compile(r"\| `(?P<name>[\w:]+)` \| (?P<type>\w+) \| (?P<labels>[`\w ]*) ?\| [^|]+ \|")
 PANEL_KEYS = {"id", "type", "title", "gridPos", "description", "datasource", "targets", "fieldConfig", "options"}
 
 
@@ -80,7 +80,7 @@ def test_every_metric_is_described_and_none_that_is_not() -> None:
 def test_names_keep_to_the_norm() -> None:
     for family in exposed():
         assert family.documentation, family.name
-        assert re.match(r"(pippin|process)_", family.name)
+        assert re.match(r"pippin_|process_|vllm:", family.name)
         assert not {"request_id", "key", "tenant", "user"} & {label for s in family.samples for label in s.labels}
 
 

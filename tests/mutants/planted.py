@@ -455,6 +455,13 @@ MUTANTS: tuple[Mutant, ...] = (
         ("the last line of a script wins", "next((line.text for line in self._script if", "next((line.text for line in reversed(self._script) if"),
         ("an earlier message answers again", 'prompt.messages[-1].get("content")', 'prompt.messages[0].get("content")'),
     ),
+    *_of(
+        "server/dialects/metrics/routers.py",
+        "tests/server/dialects/metrics/test_routers.py",
+        ("a full replica looks empty to a router", "return min(stats.planned_bytes / info.memory.free_bytes, 1.0)", "return 0.0"),
+        ("a queue looks empty to a router", "stats.num_waiting)", "0)"),
+        ("prompts that are being computed do not run", "stats.num_running + stats.num_prefilling", "stats.num_running"),
+    ),
     # --- streams and texts
     *_of(
         "server/sse.py",

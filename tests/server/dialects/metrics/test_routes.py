@@ -170,3 +170,4 @@ async def test_while_a_model_loads_there_are_metrics() -> None:
     assert ("pippin_memory_bytes", "mock", "limit") not in found
     assert found["pippin_model_loaded", "mock"] == 0
     assert ("pippin_model_load_seconds", "mock") not in found
+    assert found["vllm:kv_cache_usage_perc", "mock"] == 0
