@@ -40,6 +40,7 @@ REQUEST_FILES = ("server/dialects/*", "server/service/*", "server/grammars/*", "
 REQUEST_DOORS = {"mlx_backend.api.interface", "mlx_backend.api.errors"}
 MLX_FILES = (
     "mlx_backend/model/loader.py",
+    "mlx_backend/model/rank_shapes.py",
     "mlx_backend/model/skeleton.py",
     "mlx_backend/runners/*.py",
     "mlx_backend/kv_cache/*.py",
