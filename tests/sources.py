@@ -105,6 +105,7 @@ TESTED_IN: dict[str, str] = {
     "server/grammars/process.py": "tests/server/grammars/test_compiler.py tests/server/text/test_reasoning.py",
     "server/grammars/spawn.py": "tests/server/grammars tests/server/test_hostile_grammars.py",
     "server/models.py": "tests/server/dialects/admin/test_routes.py tests/server/commands/test_ps.py",
+    "server/plan_words.py": "tests/server/test_plan.py tests/server/test_plan_ranks.py",
     "server/profiles/planning.py": "tests/server/test_profiles.py",
     "server/reload_parts.py": "tests/test_process.py",
     "server/reloading.py": "tests/server/test_lifecycle.py",

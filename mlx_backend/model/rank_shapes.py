@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +24,7 @@ from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.model.skeleton import Skeleton, read_model
 from mlx_backend.planning.ranks import Divisible, Message, Parallel, RankShape, RankShapes, Splits, check, even_split
 
-Build = Callable[[], tuple[nn.Module, dict[str, Any]]]
+Build = Callable[[], tuple[nn.Module, Mapping[str, Any]]]
 """Builds the model anew, with its configuration: splitting changes a model."""
 _ERRORS = (ValueError, TypeError, AttributeError, AssertionError, IndexError, KeyError, ZeroDivisionError)
 _PROBE_SIZE = 2
@@ -49,12 +49,15 @@ def read_splits(build: Build) -> Splits:
     """How mlx-lm can split the model, and what must be divided. Raises ModelLoadError."""
     model, config = build()
     pipeline = _pipeline_of(model)
+    layers = [tree_flatten(layer.parameters()) for layer in model.layers]
+    layer_bytes = tuple(sum(array.nbytes for _, array in arrays) for arrays in layers)
     return Splits(
         model_type=str(config.get("model_type")),
         num_layers=len(model.layers),
         divisibles=_divisibles(model) if hasattr(model, "shard") else None,
         has_pipeline=pipeline is not None,
         has_uneven_pipeline=pipeline is not None and "split" in inspect.signature(pipeline).parameters,
+        layer_bytes=layer_bytes,
     )
 
 

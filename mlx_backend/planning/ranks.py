@@ -39,6 +39,8 @@ class Splits:
     """What must be divided under tensor parallelism; None where mlx-lm has no code for it."""
     has_pipeline: bool
     has_uneven_pipeline: bool
+    layer_bytes: tuple[int, ...] = ()
+    """Weights of each layer, in the order of the model."""
 
     @property
     def tensor_sizes(self) -> tuple[int, ...]:
@@ -92,6 +94,31 @@ def even_split(num_layers: int, size: int) -> tuple[int, ...]:
     """Layers of each rank as mlx-lm splits them where nothing else is asked for: low ranks get those left over."""
     base, extra = divmod(num_layers, size)
     return tuple(base + (rank < extra) for rank in range(size))
+
+
+def balanced_split(layer_bytes: Sequence[int], size: int) -> tuple[int, ...]:
+    """Layers of each rank so that the largest share of bytes is as small as it can be; rank 0 has the last layers."""
+    low, high = max(layer_bytes), sum(layer_bytes)
+    while low < high:  # more bytes to a rank never need more ranks
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(_filled(layer_bytes, middle)) <= size else (middle + 1, high)
+    counts = _filled(layer_bytes, low)
+    while len(counts) < size:  # fewer ranks would do: a share that is cut in two is no larger
+        largest = max(range(len(counts)), key=lambda rank: counts[rank])
+        counts[largest : largest + 1] = [counts[largest] - counts[largest] // 2, counts[largest] // 2]
+    return tuple(counts)
+
+
+def _filled(layer_bytes: Sequence[int], most: int) -> list[int]:
+    """Layers of each rank, from the last on, when ranks are filled up to `most` bytes one after the other."""
+    counts, held = [0], 0
+    for size in reversed(layer_bytes):
+        if held + size > most and counts[-1]:
+            counts.append(0)
+            held = 0
+        counts[-1] += 1
+        held += size
+    return counts
 
 
 def parse_split(text: str) -> tuple[int, ...]:
