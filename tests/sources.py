@@ -61,6 +61,7 @@ TESTED_IN: dict[str, str] = {
     "server/appliance/systemd.py": "tests/server/commands/test_install_service.py tests/server/commands/test_doctor.py",
     "server/client/bench_report.py": "tests/server/client/test_bench.py",
     "server/client/terminal.py": "tests/server/client/test_chat.py",
+    "server/commands/finding.py": "tests/server/commands/test_doctor.py",
     "server/commands/wired_memory.py": "tests/server/commands/test_doctor.py",
     "server/client/wire.py": "tests/server/client/test_chat.py",
     "server/commands/bench.py": "tests/server/client",
