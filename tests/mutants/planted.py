@@ -664,6 +664,12 @@ MUTANTS: tuple[Mutant, ...] = (
         ("the slower way is recommended", "    is_faster = tensor.compared.value > pipeline.compared.value", "    is_faster = tensor.compared.value < pipeline.compared.value"),
     ),
     *_of(
+        "mlx_backend/planning/ranks_budget.py",
+        "tests/mlx_backend/planning/test_ranks_budget.py",
+        ("a request is admitted that one rank has no room for", "max(needed for _, needed in both)", "min(needed for _, needed in both)"),
+        ("a chunk is larger than one rank has room for", "        return max(budget._chunk(step, context)", "        return min(budget._chunk(step, context)"),
+    ),
+    *_of(
         "server/hostfile.py",
         "tests/server/test_hostfile.py",
         ("one host holds two ranks", "            if place in seen:", "            if False:"),

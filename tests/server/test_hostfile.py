@@ -131,7 +131,7 @@ def test_rdma_makes_it_jaccl() -> None:
         ([["[::1:7"], ["127.0.0.1:1"]], "is no address"),
         ([[7100], ["127.0.0.1:1"]], "host 0: address 7100 is no text"),
         ([{"ips": []}, {"ssh": "b"}], "host 0: ssh null is no name of a host"),
-        ([{"ssh": "-oProxyCommand=x"}, {"ssh": "b"}], "is no name of a host"),
+        ([{"ssh": "-oA"}, {"ssh": "b"}], "is no name of a host"),
         ([{"ssh": "a\n@b"}, {"ssh": "b"}], "is no name of a host"),
         ([{"ssh": "a", "ips": "10.0.0.1"}, {"ssh": "b"}], 'host 0 (a): ips is "10.0.0.1"; write a list'),
         ([{"ssh": "a"}, *rows("b")], "host 0 (a) has no address in ips, which the ring needs"),
