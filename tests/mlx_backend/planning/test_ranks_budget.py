@@ -94,3 +94,11 @@ def test_groups_of_rows_are_those_of_every_rank() -> None:
     assert group.max_groups == budgets[0].max_groups > 1
     group.max_groups = 1
     assert [budget.max_groups for budget in budgets] == [1, 1]
+
+
+def test_a_chunk_is_no_larger_than_the_rank_with_the_least_room_for_it_allows() -> None:
+    narrow, wide = budgets_of([(8, 10, 4096), (8, 10, 4_000_000)])
+    asked = [Reservation(1, 4096, 4200)]
+    steps = [budget.step_for(asked, 4096, 2048) for budget in (narrow, wide)]
+    assert steps[0] == 2048 > steps[1]
+    assert RanksBudget([narrow, wide]).step_for(asked, 4096, 2048) == steps[1]
