@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import Engine, EngineConfig, Footprint, MemoryConfig
@@ -17,6 +19,7 @@ from mlx_backend.model.checkpoint import find_model, open_checkpoint, read_confi
 from mlx_backend.planning.command_buffers import BufferLimit, decide_buffer_limits
 from mlx_backend.planning.macos import macos_version
 from mlx_backend.planning.memory import ModelShape
+from mlx_backend.planning.ranks import Parallel, RankShapes, Splits
 from mlx_backend.planning.wiring import parse_version, residency_environment
 from mlx_backend.runners.base import Runner
 
@@ -94,20 +97,44 @@ def read_shape(
         from mlx_backend.model import skeleton
     except ImportError as error:
         raise ModelLoadError(f"a model's shape is read with mlx and mlx-lm ({error}); install them") from error
+    found = skeleton.read_model(*_builder(model, weight_bits, group_size)())
+    return found.shape, found.caches
+
+
+@dataclass(frozen=True, slots=True)
+class SplitModel:
+    """A model that may be split over ranks: how it can be, and what each rank holds then."""
+
+    splits: Splits
+    ranks: Callable[[Parallel, int, tuple[int, ...] | None], RankShapes]
+    """By (parallel, number of ranks, layers of each). Raises ModelLoadError."""
+
+
+def open_split_model(model: str, weight_bits: int | None = None, group_size: int = 64) -> SplitModel:
+    """Of the same models as `read_shape`; nothing is computed. Raises ModelLoadError."""
+    _prepare_environment()
+    try:
+        from mlx_backend.model import rank_shapes
+    except ImportError as error:
+        raise ModelLoadError(f"a model's shape is read with mlx and mlx-lm ({error}); install them") from error
+    build = _builder(model, weight_bits, group_size)
+    splits = rank_shapes.read_splits(build)
+    return SplitModel(splits, functools.cache(functools.partial(rank_shapes.read_ranks, build, splits)))
+
+
+def _builder(model: str, weight_bits: int | None, group_size: int) -> Callable[[], tuple[Any, Mapping[str, Any]]]:
+    """What builds the model of a folder, a hub id or a config.json, and says its configuration."""
+    from mlx_backend.model import skeleton
+    from mlx_backend.model.loader import build_model
+
     path = Path(model).expanduser()
     quantization = None if weight_bits is None else skeleton.Quantization(weight_bits, group_size)
-    if path.is_file() or quantization is not None:
-        file = path if path.is_file() else find_model(model) / "config.json"
-        found = skeleton.from_config(read_config(file), quantization)
-    else:
-        folder = find_model(model)
-        has_weights = any(folder.glob("*.safetensors"))
-        found = (
-            skeleton.from_checkpoint(open_checkpoint(folder))
-            if has_weights
-            else skeleton.from_config(read_config(folder / "config.json"))
-        )
-    return found.shape, found.caches
+    folder = None if path.is_file() else find_model(model)
+    if folder is not None and quantization is None and any(folder.glob("*.safetensors")):
+        checkpoint = open_checkpoint(folder)
+        return lambda: (build_model(checkpoint), checkpoint.config)
+    config = read_config(path if folder is None else folder / "config.json")
+    return lambda: (skeleton.build_from_config(config, quantization), config)
 
 
 @functools.cache

@@ -181,7 +181,10 @@ def plan(
     kv_bits: int | None = typer.Option(None, help="Plan with a KV cache of so many bits: 8, 6, 5 or 4."),
     kv_group_size: int | None = typer.Option(None, help="... in groups of so many: 32, 64 or 128."),
     users: str = typer.Option("1,2,4,8", help="For so many users at once, with commas between."),
-    count: int | None = typer.Option(None, min=1, max=64, help="On so many such machines together."),
+    count: int | None = typer.Option(None, min=1, max=16, help="Over so many such machines together."),
+    parallel: str | None = typer.Option(None, help="... split so: tensor or pipeline; else the better for the link."),
+    split: str | None = typer.Option(None, help="... with so many layers on each of a pipeline's ranks, as 31,30."),
+    link: str | None = typer.Option(None, help="... connected by tb5, tb4, 10gbe or 1gbe; else as the machines can."),
     context: int | None = typer.Option(None, min=1, help="No more context than that for a user, tokens."),
     budget_gb: float | None = typer.Option(None, min=0, help="Memory for the model; else the GPU's limit."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
@@ -191,7 +194,9 @@ def plan(
     is_list: bool = typer.Option(False, "--list", help="Rank the shipped profiles for the machine, and end."),
 ) -> None:
     """Say what of a model fits a machine: context, users, speed, and what would help. Nothing is loaded."""
+    from mlx_backend.planning.ranks_plan import Choice
     from server import plan as shown
+    from server import plan_ranks
 
     if machines:
         shown.show_machines()
@@ -205,7 +210,14 @@ def plan(
     kv = {"bits": kv_bits, "group_size": kv_group_size}
     weights = (bits, group_size)
     budget = None if budget_gb is None else round(budget_gb * 1e9)
-    found, name = _planned(model, machine, count, weights, kv, users=users, context=context, budget_bytes=budget)
+    options = {"users": users, "context": context, "budget_bytes": budget}
+    ranks = {"parallel": parallel, "split": split, "link": link}
+    found, name = _planned(model, machine, count, weights, kv, ranks, **options)
+    if isinstance(found, Choice):
+        shown.print_json(plan_ranks.to_document(found, name)) if as_json else plan_ranks.show(found, name)
+        if plot is not None:
+            raise ConfigError("--plot draws one machine; leave --count out")
+        raise typer.Exit(0 if found.plan.fits else 3)
     if as_json:
         shown.print_json(shown.to_document(found, name))
     else:
@@ -226,15 +238,18 @@ def _planned(
     count: int | None,
     weights: tuple[int | None, int],
     kv: dict[str, int | None],
+    ranks: dict[str, str | None],
     **options: Any,
 ) -> tuple[Any, str]:
-    """(the plan, the model's name). Raises ConfigError for what cannot be planned."""
+    """(the plan, or the choice of one over several machines; the model's name). Raises ConfigError."""
     from mlx_backend.api.errors import ModelLoadError
     from mlx_backend.api.interface import KVCacheConfig
     from mlx_backend.factory import read_shape
+    from mlx_backend.planning.planner import build_plan
     from server.plan import numbers
+    from server.plan_ranks import plan_ranks
     from server.profiles import find_profile
-    from server.profiles.planning import choose_file, plan_profile, plan_together
+    from server.profiles.planning import choose_file, limit_bytes, plan_profile, raised_note
 
     is_pocket, profile = pocket.is_meant(model), find_profile(model)
     try:
@@ -246,14 +261,30 @@ def _planned(
             at = _machine(machine or profile.machine)
             kv_cache = KVCacheConfig(**{**kv, "bits": kv["bits"] or profile.kv_bits})
             profile = replace(profile, num_machines=count or profile.num_machines)
+            if profile.num_machines > 1:
+                if options["budget_bytes"] is None:
+                    options |= {"budget_bytes": limit_bytes(profile, at), "note": raised_note(profile, at)}
+                file, num = str(profile.model_file), profile.num_machines
+                return plan_ranks(file, at, kv_cache, num, **ranks, weights=weights, **options), model
+            _refuse(ranks)
             return plan_profile(profile, at, weights=weights, kv_cache=kv_cache, **options), model
         at = _machine(machine)
         shipped = choose_file(model, at, KVCacheConfig(**kv))
-        shape, caches = read_shape(str(shipped or (pocket.folder() if is_pocket else model)), *weights)
-        found = plan_together(shape, caches, at, KVCacheConfig(**kv), count or 1, **options)
+        source = str(shipped or (pocket.folder() if is_pocket else model))
+        if count is not None and count > 1:
+            found: Any = plan_ranks(source, at, KVCacheConfig(**kv), count, **ranks, weights=weights, **options)
+        else:
+            _refuse(ranks)
+            found = build_plan(*read_shape(source, *weights), at, KVCacheConfig(**kv), **options)
     except (ModelLoadError, ValueError) as error:
         raise ConfigError(str(error)) from None
     return found, _name_of(Path(model)) or model
+
+
+def _refuse(ranks: Mapping[str, str | None]) -> None:
+    given = ", ".join(f"--{name}" for name, value in ranks.items() if value is not None)
+    if given:
+        raise ConfigError(f"{given}: for several machines; say how many with --count")
 
 
 def _name_of(path: Path) -> str:

@@ -14,7 +14,8 @@ from rich.table import Table
 from mlx_backend.planning.machines import Machine, load_machines
 from mlx_backend.planning.memory import Memory
 from mlx_backend.planning.planner import CHAT_TOKENS, MOST_CHATS, Plan, Row, memory_by_context
-from mlx_backend.planning.speed import Estimate, load_anchors, residuals
+from mlx_backend.planning.speed import load_anchors, residuals
+from server.plan_words import count_of, duration, gigabytes, speed_range
 from server.profiles.planning import SHORT_CONTEXT, Standing
 
 _PLOTTED_CONTEXTS = 64
@@ -114,7 +115,7 @@ def show_profiles(standings: Sequence[Standing], console: Console | None = None)
     """Print the shipped profiles, in the order given: all of them on one machine."""
     out = console or Console(highlight=False)
     machine = standings[0].plan.machine
-    limit = f"{_gb(machine.gpu_limit_bytes)} GB for the model"
+    limit = f"{gigabytes(machine.gpu_limit_bytes)} GB for the model"
     out.print(f"{machine.name}: {limit} ({machine.gpu_limit_basis})", markup=False)
     table = Table("profile", "weights", "context", "tok/s", "", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.columns[0].no_wrap = True
@@ -122,8 +123,8 @@ def show_profiles(standings: Sequence[Standing], console: Console | None = None)
         column.justify = "right"
     for standing in standings:
         context = "does not fit" if standing.context is None else f"{standing.context:,}"
-        weights = _gb(standing.plan.shape.weights_bytes)
-        table.add_row(standing.profile.name, weights, context, _estimate(standing.decode), _note(standing))
+        weights = gigabytes(standing.plan.shape.weights_bytes)
+        table.add_row(standing.profile.name, weights, context, speed_range(standing.decode), _note(standing))
     out.print(table)
     for line in _legend(standings):
         out.print(line, markup=False)
@@ -162,7 +163,7 @@ def _note(standing: Standing) -> str:
     if standing.raised_limit_mb is not None:
         notes.append("limit raised")
     if standing.context is None:
-        notes.append(f"{_gb(max(0, plan.budget_bytes - plan.reserve_bytes))} GB there")
+        notes.append(f"{gigabytes(max(0, plan.budget_bytes - plan.reserve_bytes))} GB there")
     return "; ".join(notes)
 
 
@@ -173,17 +174,17 @@ def _machine_cells(machine: Machine) -> tuple[str, ...]:
 
 def _heading(plan: Plan, name: str) -> Iterator[str]:
     shape, machine = plan.shape, plan.machine
-    active = f", {_count(shape.active_parameters)} of them for a token" if shape.is_moe else ""
-    yield f"{name}: {shape.model_type}, {_count(shape.num_parameters)} parameters{active}"
+    active = f", {count_of(shape.active_parameters)} of them for a token" if shape.is_moe else ""
+    yield f"{name}: {shape.model_type}, {count_of(shape.num_parameters)} parameters{active}"
     per_token = sum(cache.bytes_per_token for cache in plan.caches)
     held = "in full precision" if not plan.kv_cache.is_quantized else "quantized"
     yield (
-        f"weights {_gb(shape.weights_bytes)} GB, KV cache {per_token:,} bytes per token {held}, "
+        f"weights {gigabytes(shape.weights_bytes)} GB, KV cache {per_token:,} bytes per token {held}, "
         f"context up to {shape.context_length:,} tokens"
     )
-    limit = f"{_gb(plan.budget_bytes)} GB for the model"
+    limit = f"{gigabytes(plan.budget_bytes)} GB for the model"
     basis = f" ({machine.gpu_limit_basis})" if plan.budget_bytes == machine.gpu_limit_bytes else ""
-    yield f"{machine.name}: {limit}{basis}, {_gb(plan.reserve_bytes)} GB of them kept in reserve"
+    yield f"{machine.name}: {limit}{basis}, {gigabytes(plan.reserve_bytes)} GB of them kept in reserve"
 
 
 def _table(plan: Plan) -> Table:
@@ -201,9 +202,14 @@ def _cells(row: Row) -> list[str]:
     if row.memory is None:
         return [str(row.num_users), "does not fit", *[""] * 7]
     memory = row.memory
-    cells = [str(row.num_users), f"{memory.context:,}", _gb(memory.kv_bytes), _gb(memory.transient_bytes)]
-    cells += [str(memory.prefill_step), _gb(memory.total_bytes), _estimate(row.decode), _estimate(row.prefill)]
-    return [*cells, "" if row.ttft_s is None else _duration(row.ttft_s)]
+    cells = [str(row.num_users), f"{memory.context:,}", gigabytes(memory.kv_bytes), gigabytes(memory.transient_bytes)]
+    cells += [
+        str(memory.prefill_step),
+        gigabytes(memory.total_bytes),
+        speed_range(row.decode),
+        speed_range(row.prefill),
+    ]
+    return [*cells, "" if row.ttft_s is None else duration(row.ttft_s)]
 
 
 def _kv_line(plan: Plan) -> str:
@@ -222,29 +228,6 @@ def _chats_line(plan: Plan) -> str:
         f"Users as above may each fill their context. Of ordinary length, {CHAT_TOKENS:,} tokens each, {chats} fit at "
         "once: admission counts with expected lengths"
     )
-
-
-def _estimate(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return ""
-    digits = 1 if estimate.low < 20 else 0
-    return f"{estimate.low:,.{digits}f}-{estimate.high:,.{digits}f}"
-
-
-def _duration(seconds: float) -> str:
-    """`12 s`, `4 min`, `1.4 h`: no more digits than the estimate has."""
-    if seconds < 120:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _count(number: int) -> str:
-    """`671.0 B`, `4.9 M`."""
-    return f"{number / 1e9:,.1f} B" if number >= 10**9 else f"{number / 1e6:,.1f} M"
-
-
-def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:,.1f}" if num_bytes >= 10**8 else f"{num_bytes / 1e9:,.3f}"
 
 
 def _row_document(row: Row) -> dict[str, Any]:

@@ -29,7 +29,10 @@ SERVER_MAY_IMPORT = {
         "planning.memory",
         "planning.machines",
         "planning.macos",
+        "planning.links",
         "planning.planner",
+        "planning.ranks",
+        "planning.ranks_plan",
         "planning.speed",
         "planning.wired_lock",
         "planning.wiring",
@@ -40,6 +43,7 @@ REQUEST_FILES = ("server/dialects/*", "server/service/*", "server/grammars/*", "
 REQUEST_DOORS = {"mlx_backend.api.interface", "mlx_backend.api.errors"}
 MLX_FILES = (
     "mlx_backend/model/loader.py",
+    "mlx_backend/model/rank_shapes.py",
     "mlx_backend/model/skeleton.py",
     "mlx_backend/runners/*.py",
     "mlx_backend/kv_cache/*.py",

@@ -60,6 +60,11 @@ def from_config(config: Mapping[str, Any], quantization: Quantization | None = N
 
     Raises ModelLoadError for an architecture that mlx-lm does not know.
     """
+    return read_model(build_from_config(config, quantization), config)
+
+
+def build_from_config(config: Mapping[str, Any], quantization: Quantization | None = None) -> nn.Module:
+    """Build the model of a config.json alone; its weights are never computed. Raises ModelLoadError."""
     own = {**config}
     try:
         model_class, arguments_class = mlx_lm_utils._get_classes(own)
@@ -75,7 +80,8 @@ def from_config(config: Mapping[str, Any], quantization: Quantization | None = N
         section = {"bits": quantization.bits, "group_size": quantization.group_size}
     if section:
         _quantize(model, section)
-    return read_model(model, config)
+    built: nn.Module = model
+    return built
 
 
 def _quantize(model: nn.Module, section: Mapping[str, Any]) -> None:

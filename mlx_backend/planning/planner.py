@@ -103,7 +103,7 @@ def build_plan(
         rows=rows,
         kv_choices=_kv_choices(limited, caches, budget, reserve_bytes),
         advice=(*_advice(limited, plans, machine, budget, reserve_bytes, rows), *_wiring(shape, machine, rows, budget)),
-        num_chats=_num_chats(limited, plans, budget - shape.weights_bytes - reserve_bytes),
+        num_chats=chats_that_fit(limited, plans, budget - shape.weights_bytes - reserve_bytes),
     )
 
 
@@ -123,17 +123,27 @@ def memory_by_context(plan: Plan, contexts: Sequence[int], num_users: int = 1) -
 
 
 def decode_speed(
-    shape: ModelShape, plans: Sequence[CachePlan], machine: Machine, context: int, num_users: int = 1
+    shape: ModelShape,
+    plans: Sequence[CachePlan],
+    machine: Machine,
+    context: int,
+    num_users: int = 1,
+    *,
+    head_share: float = 1.0,
 ) -> Estimate | None:
-    """Tokens per second of each of `num_users` that have `context` tokens; None where it cannot be told."""
+    """Tokens per second of each of `num_users` that have `context` tokens; None where it cannot be told.
+
+    `head_share`: of the model's heads, where this is one rank of several. Heads multiply a latent that every rank has.
+    """
+    is_latent = shape.attention is not None and shape.attention.is_latent
     return decode_estimate(
         shape.active_bytes,
-        kv_bytes(plans, context),
+        kv_bytes(plans, context) * (head_share if is_latent else 1.0),
         machine,
         shape.num_layers,
         shape.is_moe,
         num_users,
-        is_latent=shape.attention is not None and shape.attention.is_latent,
+        is_latent=is_latent,
         query_read_bytes=shape.itemsize * shape.attention_width * context,
         routed_bytes=shape.routed_active_bytes,
         routed_share=shape.routed_share,
@@ -185,7 +195,8 @@ def _row(
     return Row(num_users, memory, decode, prefill_speed(shape, machine, memory.context))
 
 
-def _num_chats(shape: ModelShape, plans: Sequence[CachePlan], free_bytes: int) -> int:
+def chats_that_fit(shape: ModelShape, plans: Sequence[CachePlan], free_bytes: int) -> int:
+    """Chats of CHAT_TOKENS that fit at once into what weights and reserve leave, MOST_CHATS at most."""
     budget, num_tokens = Budget(shape, plans, free_bytes), min(CHAT_TOKENS, shape.context_length)
     chat = Reservation(1, num_tokens, num_tokens, is_prefilled=True)
     low, high = 0, MOST_CHATS

@@ -18,31 +18,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import typer
 
 from server import pocket
 from server.appliance import launchd, systemd
+from server.commands import doctor_ranks
+from server.commands.finding import Finding, State
 from server.commands.install_service import Here, ParseServe, ServeArguments, service_path
 from server.commands.wired_memory import WiredState, describe, read_state
 from server.config import Config, ConfigError, engine_config
 
-State = Literal["ok", "warning", "problem"]
-
 _OTHER_FILES = 256
 _LOW_DISK_BYTES = 20 * 10**9
 _REQUIREMENT = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?\s*>=\s*([0-9.]+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line: what was looked at, how it is, and where it is not well, what to do."""
-
-    what: str
-    state: State
-    text: str
-    advice: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +61,14 @@ def add_to(app: typer.Typer, parse: ParseServe) -> None:
     @app.command()
     def doctor(
         arguments: list[str] | None = ServeArguments,
+        hostfile: str | None = typer.Option(None, metavar="FILE", help="Look at the machines of MLX's hostfile, too."),
         as_json: bool = typer.Option(False, "--json", help="Print JSON instead of lines."),
     ) -> None:
         """Look for what would keep the server from serving, and say what to do. Ends with 1 if there is a problem."""
-        found = list(examine(Facts(), arguments or [], parse))
+        facts = Facts()
+        found = list(examine(facts, arguments or [], parse))
+        if hostfile is not None:
+            found += examine_hosts(facts, Path(hostfile), arguments or [], parse)
         if as_json:
             print(json.dumps([asdict(each) for each in found], indent=2))
         else:
@@ -99,6 +93,17 @@ def examine(facts: Facts, arguments: Sequence[str], parse: ParseServe) -> Iterat
     yield check_port(facts, config)
     yield check_files(facts, config)
     yield check_service(facts)
+
+
+def examine_hosts(facts: Facts, hostfile: Path, arguments: Sequence[str], parse: ParseServe) -> Iterator[Finding]:
+    """The machines of a hostfile, as far as this one can tell."""
+    try:
+        config = parse(arguments)
+    except ConfigError:
+        config = Config()  # what is wrong with it was said before
+    name = config.model
+    folder = pocket.folder() if pocket.is_meant(name) else _folder(facts, name or "")
+    yield from doctor_ranks.examine(doctor_ranks.RankFacts(version_of=facts.version_of), hostfile, folder)
 
 
 # --- the checks

@@ -69,10 +69,16 @@ def plan_profile(
         context=context,
         budget_bytes=limit_bytes(profile, machine) if budget_bytes is None else budget_bytes,
     )
-    if budget_bytes is not None or limit_bytes(profile, machine) <= machine.gpu_limit_bytes:
-        return plan
-    raised = f"sudo sysctl iogpu.wired_limit_mb={profile.wired_limit_mb} (until the next start)."
-    return replace(plan, advice=(f"This counts on a raised limit: {raised}", *plan.advice))
+    note = None if budget_bytes is not None else raised_note(profile, machine)
+    return plan if note is None else replace(plan, advice=(note, *plan.advice))
+
+
+def raised_note(profile: Profile, machine: Machine) -> str | None:
+    """How to raise the GPU's limit, where `limit_bytes` is more than the default."""
+    if limit_bytes(profile, machine) <= machine.gpu_limit_bytes:
+        return None
+    command = f"sudo sysctl iogpu.wired_limit_mb={profile.wired_limit_mb}"
+    return f"This counts on a raised limit: {command} (until the next start)."
 
 
 def plan_together(

@@ -648,4 +648,46 @@ MUTANTS: tuple[Mutant, ...] = (
         ("after memory ran out penalties are forgotten", "    if row.output_ids:\n        num_output", "    if False:\n        num_output"),
         ("penalties of one request fall on another", "previous.counts_of(row) if previous is not None and row in previous._places else", "previous.counts_of(next(iter(previous._places))) if previous is not None and row in previous._places else"),
     ),
+    # --- several machines
+    *_of(
+        "mlx_backend/model/rank_shapes.py",
+        "tests/mlx_backend/model/test_rank_shapes.py",
+        ("heads that do not divide are rounded down", "            if now.get(attribute) == count // _PROBE_SIZE != count and", "            if False and"),
+        ("groups of quantization that do not divide end the load", "            if not (is_quantized and is_last) or path == \"scales\":", "            if not (is_quantized and is_last):"),
+        ("every rank of a pipeline is planned as the first", "_read_rank(build, parallel, StandIn(rank, size), split) for rank", "_read_rank(build, parallel, StandIn(0, size), split) for rank"),
+        ("a pipeline's uneven split is planned as an even one", "**({} if split is None else {\"split\": list(split)})", "**{}"),
+    ),
+    *_of(
+        "mlx_backend/planning/ranks.py",
+        "tests/mlx_backend/planning/test_ranks.py",
+        ("a split that does not add up is taken", "    if min(split) < 1 or sum(split) != splits.num_layers:", "    if False:"),
+        ("what cannot be divided is loaded", "    failing = [each for each in splits.divisibles if each.count % size]", "    failing: list[Divisible] = []"),
+    ),
+    *_of(
+        "mlx_backend/planning/ranks_plan.py",
+        "tests/mlx_backend/planning/test_ranks_plan.py",
+        ("a context is promised that one rank has no room for", "        context = min(memory.context for memory in fitting)", "        context = max(memory.context for memory in fitting)"),
+        ("more chats are promised than one rank admits", "        return min(map(chats_that_fit", "        return max(map(chats_that_fit"),
+        ("the slower way is recommended", "    is_faster = tensor.compared.value > pipeline.compared.value", "    is_faster = tensor.compared.value < pipeline.compared.value"),
+    ),
+    *_of(
+        "mlx_backend/planning/ranks_budget.py",
+        "tests/mlx_backend/planning/test_ranks_budget.py",
+        ("a request is admitted that one rank has no room for", "max(needed for _, needed in both)", "min(needed for _, needed in both)"),
+        ("a chunk is larger than one rank has room for", "        return max(budget._chunk(step, context)", "        return min(budget._chunk(step, context)"),
+    ),
+    *_of(
+        "server/hostfile.py",
+        "tests/server/test_hostfile.py",
+        ("one host holds two ranks", "            if place in seen:", "            if False:"),
+        ("a port that is none is taken", "0 < int(port) < 65536", "True"),
+        ("a host's name is taken for an option of ssh", "(?!-)", ""),
+    ),
+    *_of(
+        "server/commands/doctor_ranks.py",
+        "tests/server/commands/test_doctor_ranks.py",
+        ("a cable that is not in is not noticed", "if states.get(device) != \"PORT_ACTIVE\"]", "if False]"),
+        ("Thunderbolt Bridge keeps RDMA from the ports", "return \"off\" if line.startswith(\"*\") else \"on\"", "return \"off\""),
+        ("other files have the same fingerprint", "f\"{record.digests[name]}  {name}\\n\"", "f\"{name}\\n\""),
+    ),
 )  # fmt: skip

@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 
-from server import profiles
 from server.cli import main
 from tests.tiny_models import write_model
-
-PROFILES_FOLDER = Path(profiles.__file__).parent
 
 pytestmark = pytest.mark.mlx
 
@@ -98,18 +95,6 @@ def test_a_config_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str
     file.write_text(content)
     assert run(str(file)) == 2
     assert message in capsys.readouterr().err
-
-
-def test_several_machines_share_the_weights(capsys: pytest.CaptureFixture[str]) -> None:
-    model = str(PROFILES_FOLDER / "deepseek-r1-4bit.json")
-    weights = []
-    for count, ended in (("1", 3), ("2", 0)):
-        assert run(model, "--bits", "8", "--machine", "m3-ultra-512", "--count", count, "--json") == ended
-        found = json.loads(capsys.readouterr().out)
-        weights.append(found["shape"]["weights_bytes"])
-    assert 0.5 < weights[1] / weights[0] < 0.52
-    assert found["model"] == "deepseek-r1-4bit"
-    assert "each of 2 such machines" in found["advice"][0]
 
 
 def test_anchors(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

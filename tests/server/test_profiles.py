@@ -165,12 +165,11 @@ def test_each_of_two_machines_holds_half_and_what_both_need() -> None:
     assert share_of(shape, 1) == shape
 
 
-def test_no_speed_is_said_of_several_machines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_profile_of_two_machines_says_what_each_holds(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("r1-two-m2-ultra-192") == 0
     text = said(capsys)
-    assert "Pippin cannot serve over several machines yet" in text
-    assert "iogpu.wired_limit_mb=175000" in text
-    assert "Speeds are estimates" not in text
+    assert "2 ranks, a pipeline of 31+30 layers, over Thunderbolt Bridge, TCP" in text
+    assert "counts on a raised limit: sudo sysctl iogpu.wired_limit_mb=175000" in text
 
 
 # --- the command

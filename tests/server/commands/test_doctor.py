@@ -20,7 +20,8 @@ from mlx_backend.planning.wiring import Holder, Panic
 from server import pocket
 from server.appliance.systemd import NAME
 from server.cli import app
-from server.commands.doctor import Facts, Finding, _who_answers, examine, show
+from server.commands.doctor import Facts, _who_answers, examine, show
+from server.commands.finding import Finding
 from server.commands.install_service import Here
 from server.commands.wired_memory import WiredState
 from server.config import Config, ConfigError, SecurityConfig
