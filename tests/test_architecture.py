@@ -63,6 +63,7 @@ FLOORS = (
     ("model",),
     ("prefix_cache",),
     ("runners",),
+    ("ranks",),
     ("engine",),
     ("factory",),
     ("replay",),
