@@ -52,10 +52,22 @@ def _create_ranks_engine(config: EngineConfig) -> Engine:
     ):
         if is_set:
             raise ModelLoadError(f"{key} is for a model in one process; leave it unset, or ranks.count at 1")
-    runner = RanksRunner(config, functools.partial(create_rank_runner, config))
+    build = functools.partial(create_rank_runner, config)
+    runner = RanksRunner(config, build, check=None if config.backend == "mock" else functools.partial(_check, config))
     engine = DeviceEngine(config, runner)
     runner.on_loss(engine.abandon)
     return engine
+
+
+def _check(config: EngineConfig) -> None:
+    """Raise ModelLoadError where the model cannot be split as `config` says."""
+    _prepare_environment()
+    try:
+        from mlx_backend.model import loader, sharding
+    except ImportError as error:
+        raise ModelLoadError(f"the mlx backend needs mlx and mlx-lm ({error}); install them") from error
+    checkpoint = open_checkpoint(Path(config.model_path))
+    sharding.check(loader.build_model(checkpoint), checkpoint.config, config.ranks.count, config.ranks.parallel)
 
 
 def create_rank_runner(config: EngineConfig, membership: Membership) -> Runner:

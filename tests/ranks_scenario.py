@@ -23,7 +23,8 @@ from mlx_backend.api.interface import (
     SchedulerConfig,
     TokenEvent,
 )
-from tests.engine_client import one, request, running, tokens
+from tests.engine_client import one, read_all, request, running, tokens
+from tests.ladder import END, Ladder
 
 DEADLINE_S = 300.0
 LENGTHS = (1, 2, 5, 17, 40, 90)
@@ -56,6 +57,12 @@ async def drive(engine: Engine) -> dict[str, Any]:
     )
     found["several"] = await tokens(engine.submit([request(prompts[4], 10, n=3)]))
     found["kept"] = await asyncio.gather(*(_left(engine, prompt, place % 2) for place, prompt in enumerate(prompts)))
+    found["led"] = await asyncio.gather(
+        *(one(engine, prompt, 16, grammar=Ladder(length=9), stop_ids={END}) for prompt in prompts[:3]),
+        *(one(engine, prompt, 14) for prompt in prompts[3:]),
+    )
+    scored, _ = await read_all(engine.submit([request(prompts[3], 2, num_prompt_logprobs=2)]))
+    found["scored"] = [[token_id for token_id, _ in each.top] for each in scored[0].logprobs]
     found["cached"] = await _cached(engine, prompts[-1])
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -70,6 +71,7 @@ class Streaming:
 
     def _read(self) -> None:
         with (
+            contextlib.suppress(httpx.HTTPError),
             httpx.Client(base_url=self._url, timeout=DEADLINE_S) as client,
             client.stream("POST", "/v1/completions", json=LONG) as response,
         ):
@@ -144,10 +146,20 @@ def test_a_drain_answers_what_was_admitted_and_ends_all_with_0() -> None:
         assert not any("lost" in line for line in server.lines), server.lines
 
 
-def test_a_process_that_ends_as_it_starts_ends_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "mlx_backend").mkdir()
-    server = ServerProcess("--backend", "mlx", "--ranks", "3", "--parallel", "tensor", "--kv-cache-bits", "8", "pocket")
-    assert server.wait() == 1, "2 heads of keys and values cannot be divided by 3"
+@pytest.mark.mlx
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--ranks", "2", "--parallel", "pipeline"), "cannot be split as pipeline; use --parallel tensor"),
+        (("--ranks", "3"), "4 num_attention_heads cannot be divided among 3 ranks"),
+    ],
+)
+def test_a_model_that_cannot_be_split_so_is_refused_in_one_line(
+    folder: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    server = ServerProcess(str(folder), *arguments)
+    assert server.wait() == 1
+    assert [line for line in server.lines if line.startswith("pippin: ") and says in line], server.lines
 
 
 @pytest.mark.parametrize(

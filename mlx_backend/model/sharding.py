@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.api.interface import Parallel
 from mlx_backend.core.membership import Membership
 
 JOIN_S = 45
@@ -48,20 +49,34 @@ def join(membership: Membership) -> mx.distributed.Group:
 
 def split(model: Any, config: Mapping[str, Any], group: mx.distributed.Group, membership: Membership) -> None:
     """Leave in a model that was not read yet what this rank holds. Raises ModelLoadError where it cannot be split."""
-    inner = getattr(model, "model", None)
-    ways = [
-        name for name, there in (("tensor", hasattr(model, "shard")), ("pipeline", hasattr(inner, "pipeline"))) if there
-    ]
-    kind, count, parallel = config.get("model_type"), membership.count, membership.parallel
+    check(model, config, membership.count, membership.parallel)
+    try:
+        if membership.parallel == "tensor":
+            model.shard(group)
+        else:
+            model.model.pipeline(group)
+    except (ValueError, RuntimeError, AttributeError, TypeError) as error:
+        kind = config.get("model_type")
+        raise ModelLoadError(
+            f"ranks.count: this {kind} model cannot be split among {membership.count} ranks ({error})"
+        ) from error
+
+
+def check(model: Any, config: Mapping[str, Any], count: int, parallel: Parallel) -> None:
+    """Raise ModelLoadError where a model cannot be split so, as far as that can be told without a group."""
+    ways = []
+    if hasattr(model, "shard"):
+        ways.append("tensor")
+    if hasattr(getattr(model, "model", None), "pipeline"):
+        ways.append("pipeline")
     if parallel not in ways:
         instead = f"use --parallel {ways[0]}" if ways else "it runs in one process only"
+        kind = config.get("model_type")
         raise ModelLoadError(f"ranks.parallel: mlx-lm's {kind} cannot be split as {parallel}; {instead}")
     if parallel == "tensor":
         check_heads(config, count)
-    try:
-        model.shard(group) if parallel == "tensor" else inner.pipeline(group)  # type: ignore[union-attr]
-    except (ValueError, RuntimeError, AttributeError, TypeError) as error:
-        raise ModelLoadError(f"ranks.count: this {kind} model cannot be split among {count} ranks ({error})") from error
+    elif count > len(model.layers):
+        raise ModelLoadError(f"ranks.count: {len(model.layers)} layers are too few for {count} ranks; choose fewer")
 
 
 def check_heads(config: Mapping[str, Any], count: int) -> None:

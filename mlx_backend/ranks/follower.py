@@ -62,6 +62,7 @@ class Follower:
         except (EngineError, RuntimeError, ValueError, TypeError, KeyError, MemoryError) as error:
             logger.error("rank %d failed: %s", self._rank, error)
             self._say({"say": "failed", "why": str(error)[:2000] or type(error).__name__})
+            self._is_leaving = True
             return FAILED
 
     def _serve(self) -> int:
@@ -103,7 +104,7 @@ class Follower:
             self._leave(f"is lost: {error}")
 
     def _watch(self) -> None:
-        while True:
+        while not self._is_leaving:
             time.sleep(BEAT_S)
             self._say({"say": "beat", "done": self._num_done})
             now = time.monotonic()
@@ -117,6 +118,7 @@ class Follower:
 
     def _leave(self, why: str) -> None:
         if not self._is_leaving:
+            self._is_leaving = True
             logger.error("rank %d ends: rank 0 %s", self._rank, why)
             self._end(LEADER_LOST)
 

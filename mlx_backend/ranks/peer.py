@@ -61,9 +61,9 @@ class Peer:
                 if kind == "failed":
                     self._lost(f"failed: {message.get('why')}")
                     return
+                self.said[str(kind)] = message
                 if message.get("done", 0) > self._num_done:
                     self._num_done, self._progress_at = message["done"], time.monotonic()
-                self.said[str(kind)] = message
         except (ChannelError, ValueError, TypeError) as error:
             self._lost(f"is lost: {error}")
 

@@ -45,12 +45,19 @@ Result = TypeVar("Result")
 class RanksRunner:
     """Implements `runners.base.Runner` by one runner in this process and one in each other rank.
 
-    `build`: makes the own runner, given which rank it is of which group.
+    `build`: makes the own runner, given which rank it is of which group. `check`: raises ModelLoadError where the model
+    cannot be split, before another process is started.
     """
 
     def __init__(
-        self, config: EngineConfig, build: Callable[[Membership], Runner], patience: Patience | None = None
+        self,
+        config: EngineConfig,
+        build: Callable[[Membership], Runner],
+        *,
+        check: Callable[[], None] | None = None,
+        patience: Patience | None = None,
     ) -> None:
+        self._check_split = check
         self._config, self._build, self._patience = config, build, patience or Patience()
         self._own: Runner | None = None
         self._blocks: _RanksStore | None = None
@@ -78,6 +85,8 @@ class RanksRunner:
     def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
         """Start the other ranks and load every share. Raises ModelLoadError."""
         config = self._config
+        if self._check_split is not None:
+            self._check_split()
         channels = self._others.start(lambda: self._check(report))
         addresses = free_addresses(config.ranks.count)
         for rank, channel in sorted(channels.items()):
