@@ -37,13 +37,17 @@ class RankRunner(MLXRunner):
         """Join the group and load the share. Raises ModelLoadError."""
         self._group = sharding.join(self._membership)
         mx.reset_peak_memory()
-        info = super().load(report)
-        logger.info(
-            "rank %d holds %.1f MB of weights; at most %.1f MB were allocated while loading",
-            self._membership.rank,
-            info.weights_bytes / 1e6,
-            mx.get_peak_memory() / 1e6,
-        )
+        peak_bytes = 0
+
+        def noting(progress: LoadProgress) -> None:
+            nonlocal peak_bytes
+            if progress.num_to_warm == 0:
+                peak_bytes = mx.get_peak_memory()
+            report(progress)
+
+        info = super().load(noting)
+        rank, weights = self._membership.rank, info.weights_bytes
+        logger.info("rank %d holds %.1f MB of weights, read within %.1f MB", rank, weights / 1e6, peak_bytes / 1e6)
         return info
 
     def _build(self, checkpoint: Checkpoint) -> tuple[Any, Skeleton]:
