@@ -174,3 +174,11 @@ def test_what_cannot_be_shared_is_refused_at_once(arguments: tuple[str, ...], sa
     server = ServerProcess("--backend", "mock", "--ranks", "2", *arguments)
     assert server.wait() != 0
     assert any(says in line for line in server.lines), server.lines
+
+
+def test_a_server_that_is_ended_while_it_loads_leaves_no_process() -> None:
+    server = ServerProcess("--backend", "mock", "--ranks", "2", "--mock-load-s", "60")
+    until(lambda: bool(_children(server.process.pid)))
+    follower = follower_of(server)
+    assert server.stop() == 0
+    assert not _runs(follower)

@@ -7,6 +7,7 @@ computation by then, and MLX has no way to call them back.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -235,7 +236,8 @@ class _RanksStore:
 
     def free(self, block: BlockId) -> None:
         self._store.free(block)
-        self._mirror("free", block=block)
+        with contextlib.suppress(EngineDead):  # also called of an engine that is dead already; other calls say so
+            self._mirror("free", block=block)
 
     def dump(self, block: BlockId) -> tuple[Any, list[memoryview]]:
         raise NotImplementedError("a rank's blocks stay in memory")

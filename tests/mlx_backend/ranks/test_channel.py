@@ -179,6 +179,7 @@ def test_a_frame_that_is_sent_back_is_refused() -> None:
 def test_a_length_beyond_the_limit_is_refused_before_anything_is_read(length: int) -> None:
     tap = Tap()
     tap.to_connecting.sendall(struct.pack("!I", length))
+    tap.to_connecting.shutdown(socket.SHUT_WR)
     with pytest.raises(NotAuthenticated, match="announced"):
         tap.connecting.receive()
 
