@@ -25,6 +25,7 @@ PARTS: dict[str, tuple[str, str, str]] = {
     "mla": ("large_mla", "print_tables", "attention over latents: peak and time, by the model's own code and by ours"),
     "admission": ("large_admission", "print_admission", "default chats at once: by worst case, by expected length"),
     "chunks": ("large_chunks", "print_chunks", "sizes of chunks, waits in a chunk, and several prompts in one pass"),
+    "ranks": ("large_ranks", "print_ranks", "calls that another rank makes, too: bytes and time of a message"),
     "sampling": ("large_sampling", "print_sampling", "filters over large vocabularies, by sorting and by selection"),
 }
 """A module of bench/, its function, and what it shows."""

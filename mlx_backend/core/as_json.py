@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from mlx_backend.api.interface import MockText, SamplingParams, TokenLogprobs
@@ -36,13 +37,15 @@ def encode(value: Any) -> Any:
         return {"bytes": base64.b64encode(value).decode()}
     if isinstance(value, frozenset):
         return {"set": sorted(value)}
-    return list(map(encode, value)) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return list(value) if _is_of_integers(value) else list(map(encode, value))
+    return value
 
 
 def decode(value: Any) -> Any:
     """Return what `encode` was given. Raises KeyError or TypeError for what it did not write."""
     if isinstance(value, list):
-        return tuple(map(decode, value))
+        return tuple(value) if _is_of_integers(value) else tuple(map(decode, value))
     if not isinstance(value, dict):
         return value
     if "bytes" in value:
@@ -51,3 +54,8 @@ def decode(value: Any) -> Any:
         return frozenset(value["set"])
     fields = {key: decode(each) for key, each in value.items() if key != "type"}
     return _TYPES[value["type"]](**fields) if "type" in value else fields
+
+
+def _is_of_integers(values: Sequence[Any]) -> bool:
+    """Whether there is nothing but integers, as in a prompt's tokens: told without a call for each of them."""
+    return set(map(type, values)) <= {int}

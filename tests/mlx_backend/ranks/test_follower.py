@@ -79,8 +79,9 @@ class Group:
         self.channel.send(messages.write({"call": call, **given}))
 
     def hear(self, kind: str) -> dict[str, Any]:
+        end = time.monotonic() + WAIT_S
         while (message := messages.read(self.channel.receive()))["say"] != kind:
-            assert message["say"] == "beat", message
+            assert message["say"] == "beat" and time.monotonic() < end, message
         return message
 
     def load(self) -> None:
