@@ -147,18 +147,10 @@ def test_a_drain_answers_what_was_admitted_and_ends_all_with_0() -> None:
 
 
 @pytest.mark.mlx
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("--ranks", "2", "--parallel", "pipeline"), "cannot be split as pipeline; use --parallel tensor"),
-        (("--ranks", "3"), "4 num_attention_heads cannot be divided among 3 ranks"),
-    ],
-)
-def test_a_model_that_cannot_be_split_so_is_refused_in_one_line(
-    folder: Path, arguments: tuple[str, ...], says: str
-) -> None:
-    server = ServerProcess(str(folder), *arguments)
+def test_a_model_that_cannot_be_split_so_is_refused_in_one_line(folder: Path) -> None:
+    server = ServerProcess(str(folder), "--ranks", "2", "--parallel", "pipeline")
     assert server.wait() == 1
+    says = "cannot be split as pipeline; use --parallel tensor"
     assert [line for line in server.lines if line.startswith("pippin: ") and says in line], server.lines
 
 

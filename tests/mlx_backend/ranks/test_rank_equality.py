@@ -47,7 +47,7 @@ def test_two_ranks_give_the_tokens_of_one_process(tmp_path: Path, name: str, par
 @pytest.mark.parametrize(
     ("name", "parallel", "count", "bits", "changes"),
     [
-        ("llama", "tensor", 2, 8, {}),
+        ("llama", "tensor", 2, 8, {"head_dim": 32}),
         ("llama", "tensor", 4, None, {"num_key_value_heads": 4}),
         ("deepseek_v3", "tensor", 2, None, {}),
         ("deepseek_v3", "pipeline", 3, None, {}),
