@@ -26,6 +26,7 @@ PARTS: dict[str, tuple[str, str, str]] = {
     "r1": ("large_r1", "print_r1", "DeepSeek R1 on a simulated M3 Ultra: 1, 2, 4 and 8 chats beside what is planned"),
     "admission": ("large_admission", "print_admission", "default chats at once: by worst case, by expected length"),
     "chunks": ("large_chunks", "print_chunks", "sizes of chunks, waits in a chunk, and several prompts in one pass"),
+    "ranks": ("large_ranks", "print_ranks", "calls that another rank makes, too: bytes and time of a message"),
     "sampling": ("large_sampling", "print_sampling", "filters over large vocabularies, by sorting and by selection"),
 }
 """A module of bench/, its function, and what it shows."""

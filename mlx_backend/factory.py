@@ -6,13 +6,14 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import Engine, EngineConfig, Footprint, MemoryConfig
+from mlx_backend.core.membership import Membership
 from mlx_backend.engine.engine import DeviceEngine
 from mlx_backend.kv_cache.plan import CacheShape
 from mlx_backend.model.checkpoint import find_model, open_checkpoint, read_config
@@ -21,6 +22,7 @@ from mlx_backend.planning.macos import macos_version
 from mlx_backend.planning.memory import ModelShape
 from mlx_backend.planning.ranks import Parallel, RankShapes, Splits
 from mlx_backend.planning.wiring import parse_version, residency_environment
+from mlx_backend.ranks.runner import RanksRunner
 from mlx_backend.runners.base import Runner
 
 
@@ -36,10 +38,51 @@ def set_buffer_limits(config: MemoryConfig, environ: MutableMapping[str, str]) -
 
 def create_engine(config: EngineConfig) -> Engine:
     """An engine that has not been started. Raises ModelLoadError where the backend is not installed."""
+    if config.ranks.count > 1:
+        return _create_ranks_engine(config)
     runner = create_runner(config)
     if config.debug.record is not None:
         runner = _recorded(runner, config)
     return DeviceEngine(config, runner)
+
+
+def _create_ranks_engine(config: EngineConfig) -> Engine:
+    for key, is_set in (
+        ("prefix_cache.dir", config.prefix_cache.dir is not None),
+        ("debug.record", config.debug.record is not None),
+        ("simulate.machine", config.simulate.machine is not None),
+    ):
+        if is_set:
+            raise ModelLoadError(f"{key} is for a model in one process; leave it unset, or ranks.count at 1")
+    build = functools.partial(create_rank_runner, config)
+    runner = RanksRunner(config, build, check=None if config.backend == "mock" else functools.partial(_check, config))
+    engine = DeviceEngine(config, runner)
+    runner.on_loss(engine.abandon)
+    return engine
+
+
+def _check(config: EngineConfig) -> None:
+    """Raise ModelLoadError where the model cannot be split as `config` says."""
+    _prepare_environment()
+    try:
+        from mlx_backend.model import loader, sharding
+    except ImportError as error:
+        raise ModelLoadError(f"the mlx backend needs mlx and mlx-lm ({error}); install them") from error
+    checkpoint = open_checkpoint(Path(config.model_path))
+    sharding.check(loader.build_model(checkpoint), checkpoint.config, config.ranks.count, config.ranks.parallel)
+
+
+def create_rank_runner(config: EngineConfig, membership: Membership) -> Runner:
+    """The runner of one of several ranks, all of which are given the same configuration."""
+    if config.backend == "mock":
+        return create_runner(config)
+    _prepare_environment()
+    try:
+        from mlx_backend.runners.rank import RankRunner
+    except ImportError as error:
+        raise ModelLoadError(f"the mlx backend needs mlx and mlx-lm ({error}); install them") from error
+    # One process a machine may wire weights, and here there are several.
+    return RankRunner(replace(config, memory=replace(config.memory, wired="never")), membership)
 
 
 def _recorded(runner: Runner, config: EngineConfig) -> Runner:

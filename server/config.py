@@ -24,6 +24,7 @@ from mlx_backend.api.interface import (
     MemoryConfig,
     MockConfig,
     PrefixCacheConfig,
+    RanksConfig,
     SchedulerConfig,
     SimulateConfig,
 )
@@ -171,6 +172,7 @@ class Config:
     context: ContextConfig = field(default_factory=ContextConfig)
     kv_cache: KVCacheConfig = field(default_factory=KVCacheConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    ranks: RanksConfig = field(default_factory=RanksConfig)
     prefix_cache: PrefixCacheConfig = field(default_factory=PrefixCacheConfig)
     residency: ResidencyConfig = field(default_factory=ResidencyConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
@@ -194,6 +196,8 @@ class Config:
             raise ValueError(f"model {self.model!r} and models are both given; put it into models")
         if self.models and self.debug.record is not None:
             raise ValueError("debug.record is for a server of one model; leave models or debug.record unset")
+        if self.ranks.count > 1 and (self.models or self.residency.keep_alive_s is not None):
+            raise ValueError("ranks.count is for one model that stays; leave models and residency.keep_alive_s unset")
         for entry in self.models:
             with_own(self, entry)
 

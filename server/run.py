@@ -83,7 +83,11 @@ def serve(
     with owned_signals(server, reloading.reload):
         server.run(sockets=[listener])
     failure = next((model.failure for model in required if model.failure is not None), None)
-    return 0 if failure is None else _give_up(failure)
+    code = 0 if failure is None else _give_up(failure)
+    if config.ranks.count > 1:
+        flush_logs()
+        os._exit(code)  # a computation that waits for a lost rank never ends, and the interpreter would wait for it
+    return code
 
 
 class _Reporter:

@@ -44,6 +44,7 @@ REQUEST_DOORS = {"mlx_backend.api.interface", "mlx_backend.api.errors"}
 MLX_FILES = (
     "mlx_backend/model/loader.py",
     "mlx_backend/model/rank_shapes.py",
+    "mlx_backend/model/sharding.py",
     "mlx_backend/model/skeleton.py",
     "mlx_backend/runners/*.py",
     "mlx_backend/kv_cache/*.py",
@@ -67,9 +68,10 @@ FLOORS = (
     ("model",),
     ("prefix_cache",),
     ("runners",),
+    ("ranks",),
     ("engine",),
     ("factory",),
-    ("replay",),
+    ("replay", "follow"),
 )
 """Rooms of `mlx_backend`, lowest first: each imports itself and what is on lower floors."""
 SEQUENCE_READERS = ("mlx_backend/engine/*", "mlx_backend/prefix_cache/*", "mlx_backend/core/*")

@@ -10,6 +10,8 @@ from typing import Literal
 
 from mlx_backend.api.options import check_options, option
 
+Parallel = Literal["tensor", "pipeline"]
+
 LARGEST_PER_BUFFER = 1_000_000
 """Operations, or MB, of a command buffer: as good as no limit, and well within the integers that MLX reads."""
 
@@ -132,6 +134,21 @@ def _bytes(gigabytes: float | None) -> int | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RanksConfig:
+    """One model, shared by several processes."""
+
+    count: int = option(
+        1, "processes on this machine that hold a part of the model each; 1: one has it all", ge=1, short_flag="--ranks"
+    )
+    parallel: Parallel = option(
+        "tensor", "what a part is: a share of every layer, or some of the layers", short_flag="--parallel"
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixCacheConfig:
     """What is kept of prompts and answers, so that it is not computed again."""
 
@@ -232,6 +249,7 @@ class EngineConfig:
     context: ContextConfig = field(default_factory=ContextConfig)
     kv_cache: KVCacheConfig = field(default_factory=KVCacheConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    ranks: RanksConfig = field(default_factory=RanksConfig)
     prefix_cache: PrefixCacheConfig = field(default_factory=PrefixCacheConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     mock: MockConfig = field(default_factory=MockConfig)

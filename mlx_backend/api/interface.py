@@ -18,7 +18,9 @@ from mlx_backend.api.config import KVCacheConfig as KVCacheConfig
 from mlx_backend.api.config import MemoryConfig as MemoryConfig
 from mlx_backend.api.config import MemoryShare as MemoryShare
 from mlx_backend.api.config import MockConfig as MockConfig
+from mlx_backend.api.config import Parallel as Parallel
 from mlx_backend.api.config import PrefixCacheConfig as PrefixCacheConfig
+from mlx_backend.api.config import RanksConfig as RanksConfig
 from mlx_backend.api.config import SchedulerConfig as SchedulerConfig
 from mlx_backend.api.config import SimulateConfig as SimulateConfig
 from mlx_backend.api.grammars import Grammar as Grammar

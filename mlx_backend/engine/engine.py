@@ -44,6 +44,9 @@ logger = logging.getLogger("pippin.engine")
 _DISK_WAIT_S = 0.5
 """While all that is to be done waits for the disk, how often it is asked whether to go on waiting."""
 
+_LEAVE_S = 1.0
+"""A device thread that is abandoned has so long to end by itself."""
+
 
 class _ClosedWhileLoading(Exception):
     """Gets the device thread out of loading when the engine closes; no failure."""
@@ -60,6 +63,7 @@ class DeviceEngine:
         self._closed: deque[tuple[TokenSequence, str]] = deque()
         """Sequences that nobody reads any more: finished by their readers, or aborted."""
         self._closing = False
+        self._is_abandoned = self._has_ended = False
         self._failure: BaseException | None = None
         self._callbacks: list[Callable[[], None]] = []
         self._info: ModelInfo | None = None
@@ -132,7 +136,19 @@ class DeviceEngine:
             self._changed.notify()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._runner.interrupt()
-            self._thread.join(timeout_s)
+            if not self._is_abandoned:
+                self._thread.join(timeout_s)
+
+    def abandon(self, error: EngineDead) -> None:
+        """Die of what the device thread may not notice, as it may wait for ever in a computation. Any other thread."""
+        with self._changed:
+            if self._failure is not None or self._closing:
+                return
+            self._failure, self._closing, self._is_abandoned = error, True, True
+            self._changed.notify()
+        logger.critical("the engine dies: %s", error)
+        self._thread.join(_LEAVE_S)  # it may be free to end by itself
+        self._fail_everything()
 
     def _close_sequences(self, sequences: Iterable[TokenSequence], how: str) -> None:
         with self._changed:
@@ -215,14 +231,18 @@ class DeviceEngine:
 
     def _die(self, error: BaseException) -> None:
         with self._changed:
+            if self._is_abandoned:
+                return  # what it died of is known better
             self._failure = error
         if not isinstance(error, ModelLoadError):
             logger.critical("the device thread died: %s", error, exc_info=error)
 
     def _fail_everything(self) -> None:
-        """The last thing this thread does: nobody may wait for it."""
+        """The last thing this thread does: nobody may wait for it. Done once, by whichever thread comes first."""
         with self._changed:
-            self._closing = True
+            if self._has_ended:
+                return
+            self._closing = self._has_ended = True
             arrived = [stream for _, stream in self._inbox]
             self._inbox.clear()
         if self._loop is not None:

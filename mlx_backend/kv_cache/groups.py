@@ -129,6 +129,15 @@ class GroupedRows:
             GroupedColumns(tuple(pair[1] for pair in pairs), groups),
         )
 
+    @property
+    def keys(self) -> mx.array:
+        """Stand in for what a pipeline of mlx-lm makes depend on the states that it has sent."""
+        return mx.zeros(())
+
+    @keys.setter
+    def keys(self, value: mx.array) -> None:
+        """Do nothing: a step's logits depend on what was sent, too, and they are always computed."""
+
     # ---- what the batch calls, between steps ----
 
     def member(self, group: Group) -> Rows:

@@ -62,6 +62,15 @@ class QuantizedKV:
             grown.append(array)
         self.arrays = grown
 
+    @property
+    def keys(self) -> mx.array:
+        """An array of what the runner evaluates: a pipeline of mlx-lm makes it depend on the states it has sent."""
+        return self.arrays[0]
+
+    @keys.setter
+    def keys(self, value: mx.array) -> None:
+        self.arrays[0] = value
+
     # ---- what the runner calls ----
 
     def content(self, length: int) -> list[mx.array]:
@@ -118,6 +127,15 @@ class StartKV:
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
         return mlx_lm_cache.create_attention_mask(num_tokens, self.offset, return_array, window_size)
+
+    @property
+    def keys(self) -> mx.array:
+        """Do as QuantizedKV does."""
+        return self.head.keys
+
+    @keys.setter
+    def keys(self, value: mx.array) -> None:
+        self.head.keys = value
 
     @property
     def state(self) -> list[mx.array]:

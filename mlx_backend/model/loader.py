@@ -24,6 +24,8 @@ logger = logging.getLogger("pippin.load")
 
 _READ_BYTES = 256 << 20
 """Weights are read in pieces of about this size: large enough to keep a disk busy, small enough for a bar."""
+_MIN_PIECES = 32
+"""At least so many pieces: a rank's share of an array is cut from the whole array, held until its piece is read."""
 
 
 def read_weights(model: nn.Module, checkpoint: Checkpoint, report: Callable[[LoadProgress], None]) -> None:
@@ -32,7 +34,7 @@ def read_weights(model: nn.Module, checkpoint: Checkpoint, report: Callable[[Loa
     total = sum(array.nbytes for array in arrays)
     done = 0
     report(LoadProgress(done_bytes=0, total_bytes=total))
-    for piece in _pieces(arrays):
+    for piece in _pieces(arrays, min(_READ_BYTES, total // _MIN_PIECES)):
         try:
             mx.eval(piece)
         except RuntimeError as error:
@@ -133,11 +135,11 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0][:300]
 
 
-def _pieces(arrays: list[Any]) -> Iterator[list[Any]]:
+def _pieces(arrays: list[Any], num_bytes: int) -> Iterator[list[Any]]:
     piece: list[Any] = []
     for array in arrays:
         piece.append(array)
-        if sum(member.nbytes for member in piece) >= _READ_BYTES:
+        if sum(member.nbytes for member in piece) >= num_bytes:
             yield piece
             piece = []
     if piece:

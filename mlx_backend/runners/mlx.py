@@ -38,8 +38,7 @@ from mlx_backend.kv_cache.grouping import MAX_GROUPS
 from mlx_backend.kv_cache.plan import CachePlan, RowSizes
 from mlx_backend.model.checkpoint import Checkpoint, open_checkpoint
 from mlx_backend.model.loader import build_model, count_parameters, read_weights
-from mlx_backend.model.pooling import read_pooling
-from mlx_backend.model.skeleton import read_model
+from mlx_backend.model.skeleton import Skeleton, read_model
 from mlx_backend.planning.admission import Budget
 from mlx_backend.planning.chunk_sizes import padded
 from mlx_backend.planning.memory import ModelShape
@@ -98,8 +97,7 @@ class MLXRunner:
         for note in checkpoint.notes:
             logger.warning("%s: %s", checkpoint.path.name, note)
         limit = division.read_context_limit(checkpoint, self._config)
-        self._model = build_model(checkpoint)
-        skeleton = read_model(self._model, checkpoint.config)
+        self._model, skeleton = self._build(checkpoint)
         self._vocab_size = skeleton.shape.vocab_size
         self._plans = plan.plan_caches(skeleton.caches, self._config.kv_cache)
         needs_warm_shapes = device.needs_warm_shapes()
@@ -123,7 +121,8 @@ class MLXRunner:
         reason = reason or self._wired.plan.single_reason
         self._is_batched = reason is None
         ungrouped_reason = self._check_groups() if self._is_batched else None
-        no_embedding_reason = self._read_embedding(checkpoint, skeleton.shape.hidden_size)
+        embedding = vectors.read_embedding(self._model, self._make_caches, checkpoint, skeleton.shape.hidden_size)
+        no_embedding_reason, self._embedding = (embedding, None) if isinstance(embedding, str) else ("", embedding)
         self._context = fitting
         if needs_warm_shapes:
             self._warming().run(report, skeleton.shape.weights_bytes)
@@ -162,6 +161,14 @@ class MLXRunner:
             whole = replace(shape, attention=replace(shape.attention, is_grouped=False))
             self.budget = self._build_budget(whole, self.budget.limit_bytes)
         return True
+
+    def _build(self, checkpoint: Checkpoint) -> tuple[Any, Skeleton]:
+        """The model, no weight of it read yet, and its shape."""
+        model = build_model(checkpoint)
+        return model, read_model(model, checkpoint.config)
+
+    def _make_sampler(self) -> BatchSampler:
+        return BatchSampler()
 
     def _build_budget(self, shape: ModelShape, free_bytes: int) -> Budget:
         return Budget(
@@ -214,16 +221,6 @@ class MLXRunner:
         if self.budget is not None:
             self.budget.max_groups = self._max_groups
         return reason
-
-    def _read_embedding(self, checkpoint: Checkpoint, dim: int) -> str:
-        """Why the model makes no embeddings; empty where it does."""
-        pooling = read_pooling(checkpoint)
-        if isinstance(pooling, str):
-            return pooling
-        reason = vectors.check_hidden(self._model, self._make_caches, dim)
-        if reason is None:
-            self._embedding = EmbeddingInfo(dim=dim, pooling=pooling.place, is_normalized=pooling.is_normalized)
-        return reason or ""
 
     # ---- prefill ----
 
@@ -360,7 +357,7 @@ class MLXRunner:
 
     def _reset(self) -> None:
         self._batch = self._make_batch()
-        self._sampler = BatchSampler()
+        self._sampler = self._make_sampler()
         self._last_tokens = None
         self._rows = {}
 

@@ -141,8 +141,7 @@ def _distance(expected: mx.array, got: mx.array) -> float:
 def _single(model: Any, make_caches: MakeCaches, prompt: list[int]) -> mx.array:
     caches = make_caches()
     _prefill(model, caches, prompt[:-_NUM_STEPS])
-    steps = [model(mx.array([[token]]), cache=caches)[:, -1] for token in prompt[-_NUM_STEPS:]]
-    return _evaluated(steps)
+    return _evaluated([_step(model, mx.array([[token]]), caches) for token in prompt[-_NUM_STEPS:]])
 
 
 def _batched(
@@ -171,7 +170,7 @@ def _batched(
     steps = []
     for step in range(_NUM_STEPS):
         tokens = mx.array([[prompts[row.id][step - _NUM_STEPS]] for row in batch.rows])
-        steps.append(model(tokens, cache=batch.caches)[:, -1])
+        steps.append(_step(model, tokens, batch.caches))
         batch.advance()
     order = [batch.rows.index(row) for row in rows]
     return [_evaluated([logits[place : place + 1] for logits in steps]) for place in order]
@@ -180,6 +179,13 @@ def _batched(
 def _prefill(model: Any, caches: list[Any], tokens: list[int]) -> None:
     model(mx.array([tokens]), cache=caches)
     mx.eval([cache.state for cache in caches])
+
+
+def _step(model: Any, tokens: mx.array, caches: list[Any]) -> mx.array:
+    """The logits of a decode step, computed: two steps of a pipeline in one evaluation corrupt each other."""
+    logits = model(tokens, cache=caches)[:, -1]
+    mx.eval(logits)
+    return logits
 
 
 def _evaluated(steps: list[mx.array]) -> mx.array:

@@ -7,7 +7,6 @@ No text is in it, but token ids are, which a tokenizer turns into text. Written 
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
 import json
@@ -23,12 +22,9 @@ from mlx_backend.api.interface import (
     KVCacheConfig,
     LoadProgress,
     MockConfig,
-    MockText,
     ModelInfo,
-    SamplingParams,
-    TokenLogprobs,
 )
-from mlx_backend.core import step
+from mlx_backend.core.as_json import decode, encode
 from mlx_backend.core.blocks import BlockStore
 from mlx_backend.core.step import (
     BlockId,
@@ -48,14 +44,6 @@ from mlx_backend.planning.admission import Budget
 from mlx_backend.runners.base import Runner
 
 logger = logging.getLogger("pippin.engine")
-
-_TYPES: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (
-        *(step.BlockRef, step.Chunk, step.NewRow, step.Piece, step.PromptResult, step.Restore, step.RowTokens),
-        *(step.Span, step.StepPlan, step.StepResult, MockText, SamplingParams, TokenLogprobs),
-    )
-}
 
 
 class RecordingRunner:
@@ -142,7 +130,7 @@ class RecordingRunner:
         if self._file is None:
             return
         try:
-            self._file.write(json.dumps({"call": name, **_encode(given), "gave": _encode(result)}) + "\n")
+            self._file.write(json.dumps({"call": name, **encode(given), "gave": encode(result)}) + "\n")
             self._file.flush()
         except OSError as error:
             logger.error("debug.record: %s is not written any further: %s", self._path, error)
@@ -197,10 +185,10 @@ def replay(file: Path, runner: Runner) -> Iterator[Difference]:
     in_flight = 0
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         said = json.loads(line)
-        name, gave = said.pop("call"), _decode(said.pop("gave"))
+        name, gave = said.pop("call"), decode(said.pop("gave"))
         if name == "load":
             continue
-        given = {key: _decode(value) for key, value in said.items()}
+        given = {key: decode(value) for key, value in said.items()}
         if isinstance(gave, dict) and "failed" in gave:
             if name == "start" and in_flight and not gave["ids"]:
                 raise ValueError(f"line {number}: a step failed beside one in flight, which cannot be replayed")
@@ -254,34 +242,3 @@ def _made(runner: Runner, name: str, given: dict[str, Any]) -> Any:
         assert runner.blocks is not None, "a runner that keeps no blocks cannot replay this run"
         return getattr(runner.blocks, name)(*given.values())
     return getattr(runner, name)(*given.values())
-
-
-def _encode(value: Any) -> Any:
-    """As JSON can say it: a type by its name, with the fields that are not as they are by default."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            each.name: _encode(getattr(value, each.name))
-            for each in dataclasses.fields(value)
-            if getattr(value, each.name) != each.default
-        }
-        return {"type": type(value).__name__, **fields}
-    if isinstance(value, dict):
-        return {key: _encode(each) for key, each in value.items()}
-    if isinstance(value, bytes):
-        return {"bytes": base64.b64encode(value).decode()}
-    if isinstance(value, frozenset):
-        return {"set": sorted(value)}
-    return list(map(_encode, value)) if isinstance(value, list | tuple) else value
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(map(_decode, value))
-    if not isinstance(value, dict):
-        return value
-    if "bytes" in value:
-        return base64.b64decode(value["bytes"])
-    if "set" in value:
-        return frozenset(value["set"])
-    fields = {key: _decode(each) for key, each in value.items() if key != "type"}
-    return _TYPES[value["type"]](**fields) if "type" in value else fields

@@ -13,6 +13,8 @@ import mlx.core as mx
 
 from mlx_backend.api.interface import EmbeddingInfo
 from mlx_backend.core.step import Chunk
+from mlx_backend.model.checkpoint import Checkpoint
+from mlx_backend.model.pooling import read_pooling
 
 _LEAST_LENGTH = 1e-12
 """A shorter vector stays as short; torch's normalize has the same bound."""
@@ -28,6 +30,17 @@ def check_hidden(model: Any, make_caches: Callable[[], list[Any]], dim: int) -> 
     except _ERRORS as error:
         return f"mlx-lm's code for it gives no hidden states ({type(error).__name__}: {str(error)[:200]})"
     return None if shape == (1, 2, dim) else f"mlx-lm's code for it gives {shape} for hidden states of {dim} numbers"
+
+
+def read_embedding(
+    model: Any, make_caches: Callable[[], list[Any]], checkpoint: Checkpoint, dim: int
+) -> EmbeddingInfo | str:
+    """What the model's embeddings are, or why it makes none."""
+    pooling = read_pooling(checkpoint)
+    if isinstance(pooling, str):
+        return pooling
+    reason = check_hidden(model, make_caches, dim)
+    return reason or EmbeddingInfo(dim=dim, pooling=pooling.place, is_normalized=pooling.is_normalized)
 
 
 def compute(model: Any, chunk: Chunk, caches: list[Any], pooled: mx.array | None, info: EmbeddingInfo) -> Computed:

@@ -37,6 +37,110 @@ _GENERATION = (
 )
 
 MUTANTS: tuple[Mutant, ...] = (
+    # --- several ranks
+    *_of(
+        "mlx_backend/ranks/channel.py",
+        "tests/mlx_backend/ranks/test_channel.py",
+        (
+            "whoever is on the way repeats a call",
+            "        self._num_received += 1\n",
+            "",
+        ),
+        (
+            "whoever is on the way changes a call",
+            "        if not hmac.compare_digest(tag, _tag(self._receive_key, _NUMBER.pack(self._num_received), head, payload)):",
+            "        if False:",
+        ),
+        (
+            "whatever connects takes the memory that it announces",
+            "        if length > MAX_FRAME_BYTES:\n            raise NotAuthenticated",
+            "        if False:\n            raise NotAuthenticated",
+        ),
+        (
+            "a call is sent back to the rank that made it",
+            'return _tag(key, b"from accepting", own + theirs), _tag(key, b"from connecting", own + theirs)',
+            'return _tag(key, b"from accepting", own + theirs), _tag(key, b"from accepting", own + theirs)',
+        ),
+        (
+            "a process without the key takes the place of rank 0",
+            '    _check_tag(sock, key, b"accepts", theirs + own, deadline)\n',
+            "    _read(sock, _TAG_BYTES, deadline)\n",
+        ),
+    ),
+    *_of(
+        "mlx_backend/ranks/follower.py",
+        "tests/mlx_backend/ranks/test_follower.py",
+        (
+            "a rank stays behind in a computation when rank 0 has died",
+            '            self._leave(f"is lost: {error}")',
+            "            pass",
+        ),
+        (
+            "a rank restores another block than rank 0 does",
+            '        if tuple(ref.id for ref in refs) != message["ids"]:',
+            "        if False:",
+        ),
+    ),
+    *_of(
+        "mlx_backend/ranks/peer.py",
+        "tests/mlx_backend/ranks/test_follower.py",
+        (
+            "the death of a rank is not noticed, and clients wait for ever",
+            '            self._lost(f"is lost: {error}")',
+            "            pass",
+        ),
+        (
+            "a rank that hangs is not noticed",
+            "            if why is not None:\n                self._lost(why)",
+            "            if False:\n                self._lost(why)",
+        ),
+    ),
+    *_of(
+        "mlx_backend/ranks/messages.py",
+        "tests/mlx_backend/ranks/test_messages.py",
+        (
+            "more is admitted than fits another rank",
+            "    return limit if limit < ours[\"free\"] else None",
+            "    return None",
+        ),
+        (
+            "a rank that found otherwise computes along, and hangs",
+            "if theirs.get(name) != ours[name]]",
+            "if False]",
+        ),
+    ),
+    *_of(
+        "mlx_backend/engine/engine.py",
+        "tests/mlx_backend/ranks/test_abandoned_engine.py",
+        (
+            "clients wait for ever for a device thread that hangs",
+            "        self._thread.join(_LEAVE_S)  # it may be free to end by itself\n        self._fail_everything()",
+            "        self._thread.join(_LEAVE_S)  # it may be free to end by itself",
+        ),
+        (
+            "a server whose device thread hangs takes ten seconds more to end",
+            "            if not self._is_abandoned:\n                self._thread.join(timeout_s)",
+            "            self._thread.join(timeout_s)",
+        ),
+    ),
+    *_of(
+        "mlx_backend/model/sharding.py",
+        "tests/mlx_backend/model/test_sharding.py",
+        (
+            "heads that cannot be divided are cut, and answers are garbage",
+            "        if isinstance(number, int) and number % count:",
+            "        if False:",
+        ),
+    ),
+    *_of(
+        "mlx_backend/sampling/shared.py",
+        "tests/mlx_backend/ranks/test_rank_equality.py",
+        (
+            "ranks go on from different tokens",
+            "        return replace(drawn, tokens=mx.distributed.all_sum(drawn.tokens.astype(mx.int32), group=self._group))",
+            "        return replace(drawn, tokens=mx.distributed.all_sum(drawn.tokens.astype(mx.int32) * 2, group=self._group) // 3)",
+        ),
+    ),
     # --- the engine and its device
     *_of(
         "mlx_backend/engine/loop.py",
@@ -526,7 +630,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "mlx_backend/engine/throughput.py",
         "tests/mlx_backend/engine/test_chunking.py",
         ("padding makes tokens dear", "        num_tokens = self._num_computed(num_tokens)\n", ""),
-        ("padding takes no time", "self.fixed_s + token_s * self._num_computed(num_tokens)", "self.fixed_s + token_s * num_tokens"),
+        ("padding takes no time", "token_s, num_tokens = self.token_s(start), self._num_computed(num_tokens)", "token_s = self.token_s(start)"),
     ),
     *_of(
         "mlx_backend/planning/chunk_sizes.py",

@@ -1,0 +1,171 @@
+"""Authenticated frames between two ranks over one TCP connection. No MLX; knows nothing of what is sent.
+
+Greeting: the accepting side sends MAGIC and a nonce; the connecting side answers with MAGIC, a nonce of its own and a
+tag over both; the accepting side proves the key with a tag in turn. Nothing else is read of a peer before its tag has
+been compared, and these bytes are of a fixed number and due within a deadline.
+
+Frame: the length of the payload (4 bytes), the payload, and the HMAC-SHA256 of the frame's number, the length and the
+payload. Each direction of each connection has a key of its own, derived from the shared key and both nonces, so a frame
+that is changed, repeated, left out, sent back, or taken from another connection is refused. Frames are not encrypted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import secrets
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+
+MAGIC = b"pippin-ranks/1\n\0"
+KEY_BYTES = 32
+MAX_FRAME_BYTES = 64 << 20
+"""More than the largest message: a prompt of a million tokens takes 8 MB."""
+GREETING_S = 5.0
+"""A greeting that takes longer is given up: whatever connects may hold the accepting side for so long, at most."""
+_NONCE_BYTES = 32
+_TAG_BYTES = 32
+_HEAD = struct.Struct("!I")
+_NUMBER = struct.Struct("!Q")
+_READ_BYTES = 1 << 20
+"""Memory is taken as bytes come, not as a length announces them."""
+
+
+class ChannelError(Exception):
+    """The connection is of no further use. Says why."""
+
+
+class ChannelClosed(ChannelError):
+    """The peer has closed the connection, or it was cut."""
+
+
+class NotAuthenticated(ChannelError):
+    """The peer does not have the key, or is something else altogether."""
+
+
+class Channel:
+    """One end of an authenticated connection. Any thread may send; one thread receives."""
+
+    def __init__(self, sock: socket.socket, send_key: bytes, receive_key: bytes) -> None:
+        self._socket, self._send_key, self._receive_key = sock, send_key, receive_key
+        self._num_sent = self._num_received = 0
+        self._lock = threading.Lock()
+        self.heard_at = time.monotonic()
+        """When the last whole frame came."""
+
+    def send(self, payload: bytes) -> None:
+        """Send one frame. Raises ChannelError."""
+        if len(payload) > MAX_FRAME_BYTES:
+            raise ChannelError(f"a message of {len(payload)} bytes is more than the {MAX_FRAME_BYTES} of a frame")
+        head = _HEAD.pack(len(payload))
+        with self._lock:
+            tag = _tag(self._send_key, _NUMBER.pack(self._num_sent), head, payload)
+            self._num_sent += 1
+            try:
+                self._socket.sendall(b"".join((head, payload, tag)))
+            except OSError as error:
+                raise ChannelClosed(f"the connection is lost: {error}") from error
+
+    def receive(self) -> bytes:
+        """Wait for one frame. Raises ChannelError; then nothing more can be received."""
+        head = _read(self._socket, _HEAD.size)
+        (length,) = _HEAD.unpack(head)
+        if length > MAX_FRAME_BYTES:
+            raise NotAuthenticated(f"a frame of {length} bytes is announced, more than the {MAX_FRAME_BYTES} allowed")
+        payload, tag = _read(self._socket, length), _read(self._socket, _TAG_BYTES)
+        if not hmac.compare_digest(tag, _tag(self._receive_key, _NUMBER.pack(self._num_received), head, payload)):
+            raise NotAuthenticated("a frame does not carry the tag that is due")
+        self._num_received += 1
+        self.heard_at = time.monotonic()
+        return payload
+
+    def close(self) -> None:
+        """End the connection; a thread that receives gets ChannelClosed."""
+        with contextlib.suppress(OSError):  # the peer was faster
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+def accept(sock: socket.socket, key: bytes, within_s: float = GREETING_S) -> Channel:
+    """Greet whatever has connected. Raises ChannelError; the socket is closed then."""
+    return _greet(sock, within_s, lambda deadline: _greet_as_accepting(sock, key, deadline))
+
+
+def connect(sock: socket.socket, key: bytes, within_s: float = GREETING_S) -> Channel:
+    """Greet the side that has accepted. Raises ChannelError; the socket is closed then."""
+    return _greet(sock, within_s, lambda deadline: _greet_as_connecting(sock, key, deadline))
+
+
+def _greet(sock: socket.socket, within_s: float, greet: Callable[[float], tuple[bytes, bytes]]) -> Channel:
+    try:
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        keys = greet(time.monotonic() + within_s)
+        sock.settimeout(None)
+    except OSError as error:
+        sock.close()
+        raise ChannelClosed(f"the connection is lost: {error}") from error
+    except ChannelError:
+        sock.close()
+        raise
+    return Channel(sock, *keys)
+
+
+def _greet_as_accepting(sock: socket.socket, key: bytes, deadline: float) -> tuple[bytes, bytes]:
+    own = secrets.token_bytes(_NONCE_BYTES)
+    _send_by(sock, MAGIC + own, deadline)
+    theirs = _read_nonce(sock, deadline)
+    _check_tag(sock, key, b"connects", own + theirs, deadline)
+    _send_by(sock, _tag(key, b"accepts", own + theirs), deadline)
+    return _tag(key, b"from accepting", own + theirs), _tag(key, b"from connecting", own + theirs)
+
+
+def _greet_as_connecting(sock: socket.socket, key: bytes, deadline: float) -> tuple[bytes, bytes]:
+    theirs = _read_nonce(sock, deadline)
+    own = secrets.token_bytes(_NONCE_BYTES)
+    _send_by(sock, MAGIC + own + _tag(key, b"connects", theirs + own), deadline)
+    _check_tag(sock, key, b"accepts", theirs + own, deadline)
+    return _tag(key, b"from connecting", theirs + own), _tag(key, b"from accepting", theirs + own)
+
+
+def _read_nonce(sock: socket.socket, deadline: float) -> bytes:
+    if _read(sock, len(MAGIC), deadline) != MAGIC:
+        raise NotAuthenticated("the other side does not speak this protocol, or another version of it")
+    return _read(sock, _NONCE_BYTES, deadline)
+
+
+def _check_tag(sock: socket.socket, key: bytes, role: bytes, nonces: bytes, deadline: float) -> None:
+    if not hmac.compare_digest(_read(sock, _TAG_BYTES, deadline), _tag(key, role, nonces)):
+        raise NotAuthenticated("the other side has another key")
+
+
+def _send_by(sock: socket.socket, data: bytes, deadline: float) -> None:
+    sock.settimeout(max(0.001, deadline - time.monotonic()))
+    sock.sendall(data)
+
+
+def _read(sock: socket.socket, num_bytes: int, deadline: float | None = None) -> bytes:
+    """Return so many bytes, none more. Raises ChannelClosed where they do not come."""
+    parts: list[bytes] = []
+    missing = num_bytes
+    while missing:
+        if deadline is not None:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            part = sock.recv(min(missing, _READ_BYTES))
+        except TimeoutError:
+            raise ChannelClosed("the greeting did not come in time") from None
+        except OSError as error:
+            raise ChannelClosed(f"the connection is lost: {error}") from error
+        if not part:
+            raise ChannelClosed("the other side has closed the connection")
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
+
+
+def _tag(key: bytes, *parts: bytes) -> bytes:
+    return hmac.digest(key, b"".join(parts), "sha256")

@@ -1,0 +1,87 @@
+"""Peer: one other rank as seen from rank 0. Its messages are read by a thread, which also notices when it is lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mlx_backend.ranks import messages
+from mlx_backend.ranks.channel import Channel, ChannelError
+from mlx_backend.ranks.patience import BEAT_S, Patience
+
+
+class Peer:
+    """`lose` is called once, on a thread of the peer's, with the reason why it is lost."""
+
+    def __init__(self, rank: int, channel: Channel, lose: Callable[[str], None], patience: Patience) -> None:
+        self.rank = rank
+        self.said: dict[str, dict[str, Any]] = {}
+        """The newest message of each kind."""
+        self.num_sent = 0
+        self._num_done = 0
+        self._progress_at = time.monotonic()
+        self._channel, self._lose, self._patience = channel, lose, patience
+        self._is_closing = False
+        for target in (self._read, self._watch):
+            threading.Thread(target=target, name=f"rank {rank}", daemon=True).start()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has calls that it has not completed."""
+        return self._num_done < self.num_sent
+
+    @property
+    def progress_age_s(self) -> float:
+        """Seconds since it last completed a call."""
+        return time.monotonic() - self._progress_at
+
+    def send(self, payload: bytes, *, counts: bool = False) -> None:
+        """Send a message; `counts`: a call that is to be completed. Raises ChannelError."""
+        if counts:
+            if not self.is_busy:
+                self._progress_at = time.monotonic()
+            self.num_sent += 1
+        self._channel.send(payload)
+
+    def closing(self) -> None:
+        """Expect the peer to leave."""
+        self._is_closing = True
+
+    def close(self) -> None:
+        self._is_closing = True
+        self._channel.close()
+
+    def _read(self) -> None:
+        try:
+            while True:
+                message = messages.read(self._channel.receive())
+                kind = message.get("say")
+                if kind == "failed":
+                    self._lost(f"failed: {message.get('why')}")
+                    return
+                self.said[str(kind)] = message
+                if message.get("done", 0) > self._num_done:
+                    self._num_done, self._progress_at = message["done"], time.monotonic()
+        except (ChannelError, ValueError, TypeError) as error:
+            self._lost(f"is lost: {error}")
+
+    def _watch(self) -> None:
+        beat = messages.write({"call": "beat"})
+        while not self._is_closing:
+            time.sleep(BEAT_S)
+            try:
+                self._channel.send(beat)
+            except ChannelError:
+                return  # the reading thread says so
+            silent_s = time.monotonic() - self._channel.heard_at
+            why = self._patience.loss(silent_s=silent_s, stalled_s=self.progress_age_s, is_busy=self.is_busy)
+            if why is not None:
+                self._lost(why)
+                return
+
+    def _lost(self, why: str) -> None:
+        if not self._is_closing:
+            self._is_closing = True
+            self._lose(f"rank {self.rank} {why}")

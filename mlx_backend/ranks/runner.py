@@ -1,0 +1,246 @@
+"""RanksRunner: rank 0's runner. Every call that it gets is made of the other ranks, too, and of its own runner.
+
+The others get a call before the own runner does: a forward pass waits for all ranks. Only `take` and `free`, which
+concern each rank's own memory, come after. A call that fails ends the group: the others wait inside the same
+computation by then, and MLX has no way to call them back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from mlx_backend.api.errors import EngineDead, ModelLoadError, SequenceFailed
+from mlx_backend.api.interface import EngineConfig, LoadProgress, ModelInfo
+from mlx_backend.core.blocks import BlockStore
+from mlx_backend.core.membership import Membership
+from mlx_backend.core.step import (
+    BlockId,
+    BlockRef,
+    Chunk,
+    PromptId,
+    PromptResult,
+    ReadMasks,
+    SequenceId,
+    Span,
+    StepPlan,
+    StepResult,
+)
+from mlx_backend.planning.admission import Budget
+from mlx_backend.ranks import messages
+from mlx_backend.ranks.channel import ChannelError
+from mlx_backend.ranks.local import LocalRanks, free_addresses
+from mlx_backend.ranks.patience import Patience
+from mlx_backend.ranks.peer import Peer
+from mlx_backend.runners.base import Runner
+
+_END_S = 3.0
+"""Other ranks have so long to end by themselves: what is wired is unwired then."""
+_POLL_S = 0.05
+Result = TypeVar("Result")
+
+
+class RanksRunner:
+    """Implements `runners.base.Runner` by one runner in this process and one in each other rank.
+
+    `build`: makes the own runner, given which rank it is of which group. `check`: raises ModelLoadError where the model
+    cannot be split, before another process is started.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        build: Callable[[Membership], Runner],
+        *,
+        check: Callable[[], None] | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        self._check_split = check
+        self._config, self._build, self._patience = config, build, patience or Patience()
+        self._own: Runner | None = None
+        self._blocks: _RanksStore | None = None
+        self._others = LocalRanks(config.ranks.count)
+        self._peers: list[Peer] = []
+        self._lost: str | None = None
+        self._lock = threading.Lock()
+        self._on_loss: Callable[[EngineDead], None] = lambda error: None
+        self._load = LoadProgress()
+
+    def on_loss(self, callback: Callable[[EngineDead], None]) -> None:
+        """Have `callback` called, on another thread, when a rank is lost. The device thread may hang then."""
+        self._on_loss = callback
+
+    @property
+    def budget(self) -> Budget | None:
+        return None if self._own is None else self._own.budget
+
+    @property
+    def blocks(self) -> BlockStore | None:
+        return self._blocks
+
+    # ---- loading ----
+
+    def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
+        """Start the other ranks and load every share. Raises ModelLoadError."""
+        config = self._config
+        if self._check_split is not None:
+            self._check_split()
+        channels = self._others.start(lambda: self._check(report))
+        addresses = free_addresses(config.ranks.count)
+        for rank, channel in sorted(channels.items()):
+            self._peers.append(Peer(rank, channel, self._lose, self._patience))
+            begin = {"call": "begin", "config": messages.config_fields(config), "addresses": addresses}
+            self._send(self._peers[-1], messages.write(begin))
+        self._own = self._build(Membership(0, addresses, config.ranks.parallel))
+        self._await("ready", report)
+        self._send_all({"call": "load"})  # all ranks connect now: none waits long for another in MLX's own code
+        info = self._own.load(lambda progress: self._report(report, progress))
+        info = self._agree(info, self._await("loaded", report))
+        store = self._own.blocks
+        self._blocks = None if store is None else _RanksStore(store, self._mirror)
+        return info
+
+    def _report(self, report: Callable[[LoadProgress], None], progress: LoadProgress) -> None:
+        self._load = progress
+        report(progress)
+
+    def _check(self, report: Callable[[LoadProgress], None]) -> None:
+        """Give up loading where a rank is lost or the engine closes: `report` raises then."""
+        if self._lost is not None:
+            raise ModelLoadError(f"ranks: {self._lost}")
+        report(self._load)
+
+    def _await(self, kind: str, report: Callable[[LoadProgress], None]) -> list[dict[str, Any]]:
+        """Return what every other rank says of this kind, once all have."""
+        while not all(kind in peer.said for peer in self._peers):
+            self._check(report)
+            time.sleep(_POLL_S)
+        return [peer.said[kind] for peer in self._peers]
+
+    def _agree(self, info: ModelInfo, others: list[dict[str, Any]]) -> ModelInfo:
+        """Return what holds for all ranks. Raises ModelLoadError where they found different things."""
+        own, budget = messages.facts(info, self.budget), self.budget
+        for peer, said in zip(self._peers, others, strict=True):
+            wrong = messages.differences(own, said["facts"])
+            if wrong:
+                raise ModelLoadError(f"ranks: rank {peer.rank} found something else than rank 0: {'; '.join(wrong)}")
+            limit = messages.fitting_limit(own, said["facts"])
+            if limit is not None and budget is not None:
+                budget.limit_bytes = min(budget.limit_bytes, limit)
+        context = min([info.context_limit, *(said["facts"]["context"] for said in others)])
+        return info if context == info.context_limit else messages.limited(info, context)
+
+    # ---- the door ----
+
+    def start(self, plan: StepPlan, read_masks: ReadMasks) -> None:
+        self._mirror("start", plan=messages.mirrored(plan))
+        self._compute(lambda: self._runner.start(plan, read_masks))
+
+    def collect(self) -> StepResult:
+        self._mirror("collect")
+        return self._compute(self._runner.collect)
+
+    def prefill(self, chunk: Chunk) -> PromptResult:
+        self._mirror("prefill", chunk=chunk)
+        return self._compute(lambda: self._runner.prefill(chunk))
+
+    def idle(self) -> None:
+        self._mirror("idle")
+        self._runner.idle()
+
+    def kv_bytes(self) -> int:
+        return self._runner.kv_bytes()
+
+    def device_bytes(self) -> tuple[int, int]:
+        return self._runner.device_bytes()
+
+    def interrupt(self) -> None:
+        """Cut short what only waits; where a rank is lost, end the others, which `close` may never come to do."""
+        if self._lost is not None:
+            self._others.end(_END_S)
+        elif self._own is not None:
+            self._own.interrupt()
+
+    def close(self) -> None:
+        """Have the other ranks leave, and let go of the model."""
+        for peer in self._peers:
+            peer.closing()
+        if self._lost is None:
+            for peer in self._peers:
+                self._send(peer, messages.write({"call": "close"}))
+        if self._own is not None and self._lost is None:
+            self._own.close()
+        self._others.end(_END_S if self._lost is None else 0.0)
+        for peer in self._peers:
+            peer.close()
+
+    @property
+    def _runner(self) -> Runner:
+        assert self._own is not None, "loaded before"
+        return self._own
+
+    def _compute(self, call: Callable[[], Result]) -> Result:
+        try:
+            return call()
+        except SequenceFailed as error:
+            raise EngineDead(f"rank 0 failed, and the group with it: {error}") from error
+
+    # ---- the others ----
+
+    def _mirror(self, name: str, **given: Any) -> None:
+        """Make a call of every other rank. Raises EngineDead."""
+        if self._lost is not None:
+            raise EngineDead(self._lost)
+        payload = messages.write({"call": name, **given})
+        for peer in self._peers:
+            self._send(peer, payload, counts=True)
+        if self._lost is not None:
+            raise EngineDead(self._lost)
+
+    def _send_all(self, message: dict[str, Any]) -> None:
+        for peer in self._peers:
+            self._send(peer, messages.write(message))
+
+    def _send(self, peer: Peer, payload: bytes, *, counts: bool = False) -> None:
+        try:
+            peer.send(payload, counts=counts)
+        except ChannelError as error:
+            self._lose(f"rank {peer.rank} is lost: {error}")
+
+    def _lose(self, why: str) -> None:
+        """End the group. Called on any thread."""
+        with self._lock:
+            if self._lost is not None:
+                return
+            self._lost = why
+        for peer in self._peers:
+            peer.close()
+        self._on_loss(EngineDead(why))
+
+
+class _RanksStore:
+    """Implements `core.blocks.BlockStore` for all ranks: each keeps its own arrays, under the same ids."""
+
+    def __init__(self, store: BlockStore, mirror: Callable[..., None]) -> None:
+        self._store, self._mirror = store, mirror
+        self.kinds, self.cuts = store.kinds, store.cuts
+        self.bytes_per_token, self.state_bytes = store.bytes_per_token, store.state_bytes
+
+    def take(self, source: PromptId | SequenceId, spans: Sequence[Span]) -> tuple[BlockRef, ...]:
+        refs = self._store.take(source, spans)  # where there is no memory, no other rank takes anything
+        self._mirror("take", source=source, spans=tuple(spans), ids=tuple(ref.id for ref in refs))
+        return refs
+
+    def free(self, block: BlockId) -> None:
+        self._store.free(block)
+        with contextlib.suppress(EngineDead):  # also called of an engine that is dead already; other calls say so
+            self._mirror("free", block=block)
+
+    def dump(self, block: BlockId) -> tuple[Any, list[memoryview]]:
+        raise NotImplementedError("a rank's blocks stay in memory")
+
+    def load(self, arrays: Any, data: memoryview) -> BlockRef:
+        raise NotImplementedError("a rank's blocks stay in memory")

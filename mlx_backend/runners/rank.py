@@ -1,0 +1,59 @@
+"""The MLX runner of one rank: it holds its share of the model, and all ranks draw the same tokens.
+
+Every call must be made of all ranks, in the same order: a forward pass, and sharing the tokens, are collectives.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_backend.api.interface import EngineConfig, LoadProgress, ModelInfo
+from mlx_backend.core.membership import Membership
+from mlx_backend.model import sharding
+from mlx_backend.model.checkpoint import Checkpoint
+from mlx_backend.model.loader import build_model
+from mlx_backend.model.skeleton import Skeleton, read_model
+from mlx_backend.runners.mlx import MLXRunner
+from mlx_backend.sampling.sampler import BatchSampler
+from mlx_backend.sampling.shared import FollowingSampler, LeadingSampler
+
+logger = logging.getLogger("pippin.mlx")
+
+
+class RankRunner(MLXRunner):
+    """Implements `runners.base.Runner` over a rank's share of a model."""
+
+    _group: mx.distributed.Group
+
+    def __init__(self, config: EngineConfig, membership: Membership) -> None:
+        super().__init__(config)
+        self._membership = membership
+
+    def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
+        """Join the group and load the share. Raises ModelLoadError."""
+        self._group = sharding.join(self._membership)
+        mx.reset_peak_memory()
+        peak_bytes = 0
+
+        def noting(progress: LoadProgress) -> None:
+            nonlocal peak_bytes
+            if progress.num_to_warm == 0:
+                peak_bytes = mx.get_peak_memory()
+            report(progress)
+
+        info = super().load(noting)
+        rank, weights = self._membership.rank, info.weights_bytes
+        logger.info("rank %d holds %.1f MB of weights, read within %.1f MB", rank, weights / 1e6, peak_bytes / 1e6)
+        return info
+
+    def _build(self, checkpoint: Checkpoint) -> tuple[Any, Skeleton]:
+        model = build_model(checkpoint)
+        sharding.split(model, checkpoint.config, self._group, self._membership)
+        return model, read_model(model, sharding.local_config(checkpoint.config, self._membership))
+
+    def _make_sampler(self) -> BatchSampler:
+        return LeadingSampler(self._group) if self._membership.rank == 0 else FollowingSampler(self._group)

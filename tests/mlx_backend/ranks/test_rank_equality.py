@@ -1,0 +1,63 @@
+"""Several ranks give the tokens of one process, whatever is asked and whoever leaves; each holds its share alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ranks_scenario import alone, over_ranks
+from tests.tiny_models import write_model
+
+pytestmark = pytest.mark.mlx
+
+QWEN3_MOE = {
+    "model_type": "qwen3_moe",
+    "num_hidden_layers": 3,
+    "moe_intermediate_size": 32,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
+}
+HELD = re.compile(r"rank (\d) holds ([\d.]+) MB of weights")
+
+
+def check(folder: Path, parallel: str, count: int = 2, bits: int | None = None) -> str:
+    """Compare all that the scenario asks for; return what the ranks have logged."""
+    expected: dict[str, Any] = json.loads(json.dumps(alone(folder, bits=bits)))
+    found, log = over_ranks(folder, parallel, count, bits)
+    assert expected["cached"], "nothing was taken from what was kept"
+    assert found == expected
+    assert len(HELD.findall(log)) == count, log
+    return log
+
+
+@pytest.mark.parametrize(("name", "parallel"), [("llama", "tensor"), ("deepseek_v3", "pipeline")])
+def test_two_ranks_give_the_tokens_of_one_process(tmp_path: Path, name: str, parallel: str) -> None:
+    check(write_model(tmp_path / name, name), parallel)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("name", "parallel", "count", "bits", "changes"),
+    [
+        ("llama", "tensor", 2, 8, {"head_dim": 32}),
+        ("llama", "tensor", 4, None, {"num_key_value_heads": 4}),
+        ("deepseek_v3", "tensor", 2, None, {}),
+        ("deepseek_v3", "pipeline", 3, None, {}),
+        ("deepseek_v3", "pipeline", 2, 8, {}),
+        ("gpt_oss", "tensor", 2, None, {}),
+        ("llama", "tensor", 2, None, QWEN3_MOE),
+        ("llama", "pipeline", 2, None, QWEN3_MOE),
+    ],
+)
+def test_ranks_give_the_tokens_of_one_process(
+    tmp_path: Path, name: str, parallel: str, count: int, bits: int | None, changes: dict[str, Any]
+) -> None:
+    check(write_model(tmp_path / name, name, **changes), parallel, count, bits)
