@@ -111,6 +111,7 @@ def test_a_follower_that_is_killed_ends_the_streams_and_the_server() -> None:
         assert any("rank 1 is lost" in line for line in server.lines), server.lines
 
 
+@pytest.mark.soak
 @pytest.mark.mlx
 def test_a_follower_that_is_killed_ends_a_server_that_waits_for_it_in_a_computation(folder: Path) -> None:
     with decoding(str(folder), "--ranks", "2", "--parallel", "tensor") as (server, follower, stream):
@@ -119,6 +120,7 @@ def test_a_follower_that_is_killed_ends_a_server_that_waits_for_it_in_a_computat
         assert server.wait() == 1
 
 
+@pytest.mark.soak
 @pytest.mark.mlx
 def test_a_killed_leader_leaves_no_follower_in_a_computation(folder: Path) -> None:
     with decoding(str(folder), "--ranks", "2") as (server, follower, _):
