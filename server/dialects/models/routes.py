@@ -70,6 +70,7 @@ def _encode_details(model: ServedModel) -> ModelDetails | None:
         is_batched=info.is_batched,
         unbatched_reason=info.unbatched_reason,
         ungrouped_reason=info.ungrouped_reason,
+        whole_heads_reason=info.whole_heads_reason,
         kv_caches=[KVCache.model_validate(asdict(cache)) for cache in info.kv_caches],
         dequantized_reason=info.dequantized_reason,
         embedding=None if info.embedding is None else EmbeddingDetails(**asdict(info.embedding)),

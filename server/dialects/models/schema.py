@@ -86,7 +86,8 @@ class ToolCalls(BaseModel):
 
 class ModelDetails(BaseModel):
     """What is known of a loaded model. `unbatched_reason` says why sequences are served one at a time,
-    `ungrouped_reason` why all sequences of a batch take the memory of the longest.
+    `ungrouped_reason` why all sequences of a batch take the memory of the longest, `whole_heads_reason` why a prompt's
+    attention over latents is computed for all heads at once.
 
     `dequantized_reason`: why attention dequantizes the KV cache in every step. `no_embedding_reason`: why the model
     makes no embeddings. `tool_calls`: null where the model cannot call, or is not loaded now; `has_reasoning`: its
@@ -101,6 +102,7 @@ class ModelDetails(BaseModel):
     is_batched: bool
     unbatched_reason: str | None
     ungrouped_reason: str | None
+    whole_heads_reason: str | None
     kv_caches: list[KVCache]
     dequantized_reason: str | None
     embedding: EmbeddingDetails | None

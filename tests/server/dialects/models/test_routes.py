@@ -74,6 +74,8 @@ async def test_list() -> None:
         "weights_bytes": 99,
         "is_batched": False,
         "unbatched_reason": "its cache cannot be batched",
+        "ungrouped_reason": None,
+        "whole_heads_reason": None,
         "kv_caches": [json.loads(json.dumps(asdict(cache))) for cache in INFO.kv_caches],
         "dequantized_reason": "its code is in the way",
         "embedding": None,
