@@ -82,7 +82,7 @@ MODELS = (
 
 @dataclass
 class Measured:
-    """What serving came to. `most`: sequences that decoded in one step; `mean`: in all steps while others waited."""
+    """Outcome of serving. `most`: sequences that decoded in one step; `mean`: in all steps while others waited."""
 
     most: int
     mean: float
@@ -130,7 +130,7 @@ def print_admission() -> None:
 
 
 def _worst_case(group: SequenceGroup, lengths: ExpectedLength) -> Reservation:
-    """What admission counted with before: prompt and all of max_tokens."""
+    """Reserve as admission did before: prompt and all of max_tokens."""
     return Reservation(len(alive_of(group)), group.num_tokens, group.max_num_tokens, is_prefilled=not group.is_wanted)
 
 

@@ -1,4 +1,4 @@
-"""What it costs to have every call made by another rank, too: bytes of a message, and time to say and to read it."""
+"""Costs of having every call made by another rank, too: bytes of a message, and time to say and to read it."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class _Short(ExpectedLength):
 
 @dataclass(frozen=True)
 class Report:
-    """What a soak came to. Bytes are those that the device has allocated, before the engine and after it."""
+    """Outcome of a soak. Bytes are those that the device has allocated, before the engine and after it."""
 
     num_requests: int
     num_different: int

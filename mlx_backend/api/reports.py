@@ -1,4 +1,4 @@
-"""What is known of a model: its memory, KV caches, prefix cache and embeddings; and how far its loading is."""
+"""Reports of a model: its memory, KV caches, prefix cache and embeddings; and how far its loading is."""
 
 from __future__ import annotations
 
