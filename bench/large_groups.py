@@ -19,6 +19,7 @@ from mlx_backend.core.row import Row
 from mlx_backend.core.step import NewRow
 from mlx_backend.kv_cache import attention
 from mlx_backend.kv_cache.batch import RowBatch
+from mlx_backend.kv_cache.grouping import MAX_GROUPS
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape, PartShape, RowSizes
 
 HEADS, KV_HEADS, DIM, NUM_LAYERS = 32, 8, 64, 4
@@ -39,7 +40,7 @@ def print_groups() -> None:
     table = Table("rows", "groups", "padded, GB", "groups, GB", "apart, GB", "step padded, ms", "step groups, ms")
     for name, lengths in MIXES.items():
         padded, padded_ms, _ = _measured(lengths, 1)
-        grouped, grouped_ms, num_groups = _measured(lengths, None)
+        grouped, grouped_ms, num_groups = _measured(lengths, MAX_GROUPS)
         apart = sum(map(SIZES, (length + 1 for length in lengths))) * NUM_LAYERS / 36
         sizes = (f"{each / 1e9:.3f}" for each in (padded, grouped, apart))
         table.add_row(name, str(num_groups), *sizes, f"{padded_ms:.1f}", f"{grouped_ms:.1f}")
@@ -99,7 +100,7 @@ def _row(name: int, length: int) -> Row:
     return Row.of(new, caches)
 
 
-def _measured(lengths: Sequence[int], max_groups: int | None) -> tuple[int, float, int]:
+def _measured(lengths: Sequence[int], max_groups: int) -> tuple[int, float, int]:
     """(bytes, milliseconds of a step, groups)"""
     batch = RowBatch([KVCache() for _ in range(NUM_LAYERS)], SIZES, max_groups)
     batch.set_rows([_row(place, length) for place, length in enumerate(lengths)])

@@ -22,7 +22,7 @@ VOCABS = (32_000, 128_256, 151_936, 262_144)
 ROWS = (1, 8, 32)
 TOP_P = 0.95
 SECONDS = 1.0
-"""Of each measurement, at least."""
+"""Duration of each measurement, at least."""
 
 Filter = Callable[[mx.array], mx.array]
 

@@ -12,6 +12,8 @@ its tokens at almost half the best known speed.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from mlx_backend.planning import chunk_sizes
 
 _FIRST_BUCKET_TOKENS = 256
@@ -89,12 +91,9 @@ class ThroughputEstimate:
 
     def _sizes_at(self, start: int) -> dict[int, float]:
         """Seconds by size at `start`: of the nearest bucket below, made dearer; empty where nothing was measured."""
-        bucket = _bucket(start)
-        known = [each for each in self._sizes if each <= bucket] or list(self._sizes)
-        if not known:
+        if not self._sizes:
             return {}
-        nearest = min(known, key=lambda each: abs(each - bucket))
-        growth = float(_GROWTH_PER_BUCKET ** max(bucket - nearest, 0))
+        nearest, growth = _nearest(self._sizes, start)
         return {size: seconds * growth for size, seconds in self._sizes[nearest].items()}
 
     def _efficient(self, sizes: dict[int, float], most_s: float, limit: int) -> tuple[int, float]:
@@ -161,12 +160,8 @@ class ThroughputEstimate:
         """
         if not self._token_s:
             return None
-        bucket = _bucket(start)
-        below = [known for known in self._token_s if known <= bucket]
-        if not below:
-            return self._token_s[min(self._token_s)]
-        nearest = max(below)
-        return self._token_s[nearest] * float(_GROWTH_PER_BUCKET ** (bucket - nearest))
+        nearest, growth = _nearest(self._token_s, start)
+        return self._token_s[nearest] * growth
 
 
 def _between(sizes: dict[int, float], num_tokens: int) -> float:
@@ -186,6 +181,13 @@ def _moved(known: float | None, measured: float) -> float:
         return measured
     weight = 0.7 if measured > known else 0.3  # believe bad news sooner: the promise is an upper bound
     return known + weight * (measured - known)
+
+
+def _nearest(known: Collection[int], start: int) -> tuple[int, float]:
+    """Return the nearest known bucket below `start`, else the first; and how many times dearer `start` is planned."""
+    bucket = _bucket(start)
+    nearest = max((each for each in known if each <= bucket), default=min(known))
+    return nearest, float(_GROWTH_PER_BUCKET ** max(bucket - nearest, 0))
 
 
 def _bucket(start: int) -> int:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -13,10 +13,10 @@ import mlx.core as mx
 from mlx_backend.core.row import Row
 from mlx_backend.kv_cache.allocation import allocated
 from mlx_backend.kv_cache.build import build_rows, build_states, fork
-from mlx_backend.kv_cache.grouping import RowBytes, regroup
+from mlx_backend.kv_cache.grouping import MAX_GROUPS, RowBytes, regroup
 from mlx_backend.kv_cache.groups import Group, GroupedRows, RowGroups
 from mlx_backend.kv_cache.rows import States
-from mlx_backend.kv_cache.spec import CacheKind, kinds_of, leaves
+from mlx_backend.kv_cache.spec import CacheKind, can_group, kinds_of, leaves
 
 _UNUSED_STEPS = 256
 """A place that no row came to take for so many steps is given up: as seldom as columns are added."""
@@ -42,7 +42,7 @@ class RowBatch:
         self,
         template: Sequence[Any],
         row_bytes: RowBytes | None = None,
-        max_groups: int | None = None,
+        max_groups: int = MAX_GROUPS,
         kinds: Sequence[CacheKind] | None = None,
     ) -> None:
         """`template`: the empty caches of one sequence of this model, mlx-lm's or ours.
@@ -55,11 +55,8 @@ class RowBatch:
         self._leaves: list[GroupedRows | States] = []
         self.caches: list[Any] = [self._build(cache) for cache in template]
         self._columns = [leaf for leaf in self._leaves if isinstance(leaf, GroupedRows)]
-        self._states = [leaf for leaf in self._leaves if not isinstance(leaf, GroupedRows)]
         self._row_bytes: RowBytes = row_bytes or (lambda num_tokens: 0)
-        self._max_groups = (max_groups,) if max_groups is not None else ()
-        if row_bytes is None or not can_group(self._kinds):
-            self._max_groups = (1,)
+        self._max_groups = max_groups if row_bytes is not None and can_group(self._kinds) else 1
         self.spare_bytes = 0
         """Bytes that may be held beyond what the rows take."""
         self._unused_steps = 0
@@ -162,7 +159,7 @@ class RowBatch:
             return
         held = {row: number for number, group in self._groups.by_number.items() for row in group.rows}
         lengths = [row.num_computed_tokens + 1 for row in rows]
-        numbers = regroup(lengths, [held.get(row) for row in rows], self._row_bytes, *self._max_groups)
+        numbers = regroup(lengths, [held.get(row) for row in rows], self._row_bytes, self._max_groups)
         target = dict(zip(rows, numbers, strict=True))
         moving = [row for row in rows if held.get(row, target[row]) != target[row]]
         for row in moving:
@@ -217,9 +214,6 @@ class RowBatch:
             self._groups.by_number = {n: g for n, g in self._groups.by_number.items() if g is not group}
         self._groups.changed()
 
-    def _group_of(self, row: Row) -> Group:
-        return next(group for group in self._groups.all if row in group.rows)
-
     # ---- memory ----
 
     def _reserve(self, group: Group, num_rows: int, num_tokens: int) -> None:
@@ -248,11 +242,6 @@ class RowBatch:
 def kinds_by_class(caches: Sequence[Any]) -> list[CacheKind]:
     """The kinds of single caches, the general one where a class is of several."""
     return [kinds_of(leaf)[-1] for cache in caches for leaf in leaves(cache)]
-
-
-def can_group(kinds: Iterable[CacheKind]) -> bool:
-    """Whether rows of such caches can lie in groups."""
-    return all(kind.is_grouped or kind.is_state for kind in kinds)
 
 
 def _leaves_of(caches: Sequence[Any] | None) -> list[Any] | None:

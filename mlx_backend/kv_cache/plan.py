@@ -101,8 +101,7 @@ class CachePlan:
 
 def max_groups(plans: Iterable[CachePlan]) -> int:
     """Return the number of groups that rows of such caches may lie in."""
-    kinds = {plan.shape.traits for plan in plans}
-    return MAX_GROUPS if all(kind.is_grouped or kind.is_state for kind in kinds) else 1
+    return MAX_GROUPS if spec.can_group(plan.shape.traits for plan in plans) else 1
 
 
 class RowSizes:

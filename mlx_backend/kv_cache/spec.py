@@ -93,6 +93,11 @@ KINDS: dict[str, CacheKind] = {
 """By name. Of kinds that share a class the special one comes first, and the general one last."""
 
 
+def can_group(kinds: Iterable[CacheKind]) -> bool:
+    """Whether rows of caches of these kinds can lie in groups."""
+    return all(kind.is_grouped or kind.is_state for kind in kinds)
+
+
 def kind_named(name: str) -> CacheKind:
     """The row of a kind; one without any abilities for a kind that is not in the table, named by a cache's class."""
     return KINDS.get(name) or CacheKind(name=name)

@@ -18,10 +18,10 @@ from mlx_backend.api.interface import SamplingParams
 from mlx_backend.core.row import Row
 from mlx_backend.core.step import NewRow
 from mlx_backend.kv_cache import latent_attention
-from mlx_backend.kv_cache.batch import RowBatch, can_group, kinds_by_class
+from mlx_backend.kv_cache.batch import RowBatch, kinds_by_class
 from mlx_backend.kv_cache.grouping import RowBytes
 from mlx_backend.kv_cache.latent_groups import FORMS
-from mlx_backend.kv_cache.spec import CacheKind
+from mlx_backend.kv_cache.spec import CacheKind, can_group
 
 _TOLERANCE = 0.15
 """Relative L2 distance of logits. Rounding stays far below it, a wrong position or mask far above."""

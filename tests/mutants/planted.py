@@ -618,7 +618,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "mlx_backend/engine/throughput.py",
         "tests/mlx_backend/engine/test_throughput.py",
         ("one slow step makes all chunks tiny", "(0.2 if self.decode_s else 1.0) * (seconds - self.decode_s)", "1.0 * (seconds - self.decode_s)"),
-        ("deep in a prompt chunks stall others", "        return self._token_s[nearest] * float(_GROWTH_PER_BUCKET ** (bucket - nearest))", "        return self._token_s[nearest]"),
+        ("deep in a prompt chunks stall others", "    return nearest, float(_GROWTH_PER_BUCKET ** max(bucket - nearest, 0))", "    return nearest, 1.0"),
         ("bad news is believed late", "    weight = 0.7 if measured > known else 0.3", "    weight = 0.3"),
         ("chunks are of any size", "        return limit if fitting >= limit else chunk_sizes.round_down(max(1, fitting))", "        return max(1, fitting)"),
         ("before anything was measured a chunk is as large as can be", "            return max(1, min(limit, _UNKNOWN_CHUNK_TOKENS))", "            return limit"),

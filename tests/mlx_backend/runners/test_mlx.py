@@ -290,7 +290,7 @@ def test_a_model_that_does_not_take_groups_has_one(
     assert info.is_batched
     assert runner.budget is not None and runner.budget.max_groups == 1
     batch = runner._make_batch()
-    assert isinstance(batch, RowBatch) and batch._max_groups == (1,)
+    assert isinstance(batch, RowBatch) and batch._max_groups == 1
 
 
 def test_a_model_that_takes_neither_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
