@@ -27,9 +27,8 @@ _attend_arrays = base.scaled_dot_product_attention
 
 def install() -> None:
     """Make every model of mlx-lm that is imported, and that will be, call `attend`. With arrays nothing changes."""
-    modules = [module for name, module in sys.modules.items() if name.startswith("mlx_lm.models.")]
-    for module in modules:
-        if getattr(module, _NAME, None) is _attend_arrays:
+    for name, module in sys.modules.copy().items():  # a copy: other threads import meanwhile
+        if name.startswith("mlx_lm.models.") and getattr(module, _NAME, None) is _attend_arrays:
             setattr(module, _NAME, attend)
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -90,10 +90,15 @@ class RowBatch:
     @property
     def unused_bytes(self) -> int:
         """Bytes that are held beyond what the rows take."""
-        return sum(group.capacity_bytes(self._row_bytes) - self._needed(group) for group in self._groups.all)
+        return self._unused({})
 
-    def _needed(self, group: Group) -> int:
-        return len(group.rows) * self._row_bytes(group.lengths.longest + 1)
+    def _unused(self, coming: Mapping[int, Sequence[int]]) -> int:
+        """Return the bytes that are held beyond what the rows, and those that are `coming`, take."""
+        unused = 0
+        for number, group in self._groups.by_number.items():
+            num_rows, num_tokens = _sizes(group, coming.get(number, ()))
+            unused += group.capacity_bytes(self._row_bytes) - num_rows * self._row_bytes(num_tokens)
+        return unused
 
     def leaves_of(self, row: Row) -> Iterator[tuple[Any, int]]:
         """Yield, for every cache of every layer in order, what holds the row and the row's place in it."""
@@ -130,7 +135,7 @@ class RowBatch:
         self._unused_steps += 1
         if all(group.lengths.longest < group.num_columns for group in self._groups.all):
             if self._unused_steps > _UNUSED_STEPS or self.spare_bytes < self.unused_bytes:
-                self._fit(spare_bytes=0 if self._unused_steps > _UNUSED_STEPS else self.spare_bytes)
+                self._fit(0 if self._unused_steps > _UNUSED_STEPS else self.spare_bytes, {})
             return
         before = self.rows
         self._settle({})
@@ -165,15 +170,16 @@ class RowBatch:
         for row in moving:
             self._move(row, self._groups.by_number[held[row]], target[row])
         self._written = []
-        self._fit(self.spare_bytes)
-        for number in dict.fromkeys(numbers):
-            self._join(number, {row: single for row, single in joining.items() if target[row] == number})
+        joins = {n: {row: joining[row] for row in joining if target[row] == n} for n in dict.fromkeys(numbers)}
+        # Before the others join, and with room for them: else a row that takes another's place copies the group twice.
+        self._fit(self.spare_bytes, {n: [row.num_computed_tokens for row in joins[n]] for n in joins})
+        for number, singles in joins.items():
+            self._join(number, singles)
 
     def _join(self, number: int, joining: dict[Row, list[Any] | None]) -> None:
         """Make room in a group for its next tokens, and for `joining` rows, which join."""
         group = self._groups.by_number.setdefault(number, Group())
-        longest = max([group.lengths.longest, *(row.num_computed_tokens for row in joining)]) + 1
-        self._reserve(group, len(group.rows) + len(joining), longest)
+        self._reserve(group, *_sizes(group, [row.num_computed_tokens for row in joining]))
         for row, single in joining.items():
             for place, leaf in enumerate(self._leaves):
                 if isinstance(leaf, GroupedRows):
@@ -226,17 +232,23 @@ class RowBatch:
         if moved:
             mx.eval(moved)  # else the old arrays of the next group would be held beside these
 
-    def _fit(self, spare_bytes: int) -> None:
-        """Hold no more than `spare_bytes` beyond what the rows take."""
-        if spare_bytes and self.unused_bytes <= spare_bytes:
+    def _fit(self, spare_bytes: int, coming: Mapping[int, Sequence[int]]) -> None:
+        """Hold no more than `spare_bytes` beyond what the rows take; `coming`: lengths of rows that join each group."""
+        if spare_bytes and self._unused(coming) <= spare_bytes:
             return
-        for group in self._groups.all:
-            num_tokens = group.lengths.longest + 1
-            if len(group.rows) < group.num_places or allocated(num_tokens) < group.num_columns:
-                group.num_places, group.num_columns = len(group.rows), allocated(num_tokens)
+        for number, group in self._groups.by_number.items():
+            num_rows, num_tokens = _sizes(group, coming.get(number, ()))
+            if num_rows < group.num_places or allocated(num_tokens) < group.num_columns:
+                group.num_places = min(num_rows, group.num_places)
+                group.num_columns = min(allocated(num_tokens), group.num_columns)
                 for leaf in self._columns:
-                    leaf.member(group).fit(len(group.rows), num_tokens)
+                    leaf.member(group).fit(num_rows, num_tokens)
         self._unused_steps = 0
+
+
+def _sizes(group: Group, coming: Sequence[int]) -> tuple[int, int]:
+    """Return how many rows the group has once rows of the lengths `coming` have joined, and tokens of the longest."""
+    return len(group.rows) + len(coming), max([group.lengths.longest, *coming]) + 1
 
 
 def kinds_by_class(caches: Sequence[Any]) -> list[CacheKind]:

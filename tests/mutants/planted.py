@@ -340,7 +340,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "mlx_backend/kv_cache/batch.py",
         "tests/mlx_backend/kv_cache/test_kv_cache.py",
-        ("each turnover of rows copies the batch", "        if spare_bytes and self.unused_bytes <= spare_bytes:", "        if False:"),
+        ("each turnover of rows copies the batch", "        if spare_bytes and self._unused(coming) <= spare_bytes:", "        if False:"),
         ("a place that nobody takes is held for ever", "self._unused_steps > _UNUSED_STEPS or", ""),
         ("states of rows are mixed up when rows change groups", "        order = [places[row] for row in self.rows]", "        order = list(range(len(self.rows)))"),
     ),

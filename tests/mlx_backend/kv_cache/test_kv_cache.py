@@ -362,6 +362,20 @@ def test_a_row_that_leaves_moves_one_row_and_nothing_else(leaving: int) -> None:
     assert batch.rows == [row for row in (rows[3] if place == leaving else rows[place] for place in range(3))]
 
 
+@pytest.mark.parametrize("leaving", range(4))
+def test_a_row_that_takes_the_place_of_another_moves_no_other(leaving: int) -> None:
+    """Also where nothing may be spare."""
+    batch, rows = batch_of_layers(4, 1000)
+    new = row_of(900, [filled(900) for _ in range(3)], 4)
+    mx.eval([(cache.keys, cache.values) for cache in new.caches or ()])
+    held, before = batch.nbytes, mx.get_active_memory()
+    mx.reset_peak_memory()
+    batch.set_rows([*(row for place, row in enumerate(rows) if place != leaving), new])
+    mx.eval(arrays_of(batch))
+    assert batch.nbytes == held
+    assert mx.get_peak_memory() - before <= 1.1 * held / 4
+
+
 def test_rows_that_shrink_give_their_memory_back() -> None:
     before = mx.get_active_memory()
     batch, rows = batch_of_layers(16, 1000)
