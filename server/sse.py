@@ -44,13 +44,17 @@ class StreamingAnswer(EventSourceResponse):
         keep_alive_s: float,
         send_timeout_s: float,
         headers: Mapping[str, str],
+        media_type: str = "text/event-stream",
+        keep_alive: Callable[[], bytes] | None = None,
     ) -> None:
+        """`media_type`, `keep_alive`: of a dialect whose streams are no events; what is sent while nothing comes."""
         super().__init__(
             self._encoded(source, encode, encode_error),
             headers=headers,
+            media_type=media_type,
             sep="\n",
             ping=keep_alive_s,
-            ping_message_factory=lambda: keep_alive(source.progress),
+            ping_message_factory=keep_alive or (lambda: progress_comment(source.progress)),  # type: ignore[arg-type]
             send_timeout=send_timeout_s,
         )
         self._source = source
@@ -83,7 +87,7 @@ class StreamingAnswer(EventSourceResponse):
             yield encode_error(self._error)
 
 
-def keep_alive(progress: PrefillProgress | LoadProgress) -> ServerSentEvent:
+def progress_comment(progress: PrefillProgress | LoadProgress) -> ServerSentEvent:
     """A comment: how much of the model is loaded or of the prompt computed, or just that somebody is here."""
     if isinstance(progress, LoadProgress):
         what, done, total = "loading", progress.done_bytes, progress.total_bytes

@@ -20,6 +20,8 @@ class Dialect:
     prefixes: tuple[str, ...] = ()
     """The paths, each with all that is below it, where errors are this dialect's: known routes or not."""
     encode_error: EncodeError = openai_errors.encode_error
+    takes_unlabelled: bool = False
+    """Whether a body below its paths need not be labelled as JSON where no browser sends it."""
 
 
 def collect_errors(dialects: Iterable[Dialect]) -> ErrorBodies:
