@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -65,9 +64,7 @@ class LineEncoder:
             elif isinstance(event, Usage):
                 written += f"{head}{_said(self._kind, '')}{_ending(self._reason, self._timings(), event)}\n"
             elif isinstance(event, ToolCallDelta):
-                calls = dump([_call(event)])
-                message = f'"message":{{"role":"assistant","content":"","tool_calls":{calls}}}'
-                written += f'{head}{message},"done":false}}\n'
+                written += f'{head}{_said(self._kind, "", calls=(_call(event),))},"done":false}}\n'
             elif isinstance(event, ReasoningDelta):
                 if event.text:
                     written += f'{head}{_said(self._kind, "", event.text)},"done":false}}\n'
@@ -84,7 +81,8 @@ class Fold:
     model: str
     text: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
-    calls: list[dict[str, Any]] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    """As JSON."""
     tokens: list[TokenText] = field(default_factory=list)
     reason: str = "stop"
     usage: Usage | None = None
@@ -122,11 +120,11 @@ def _head(model: str) -> str:
     return f'{{"model":{quote(model)},"created_at":"{timestamp()}",'
 
 
-def _said(kind: Kind, text: str, reasoning: str = "", calls: Sequence[dict[str, Any]] = ()) -> str:
+def _said(kind: Kind, text: str, reasoning: str = "", calls: Sequence[str] = ()) -> str:
     thinking = f',"thinking":{quote(reasoning)}' if reasoning else ""
     if kind == "generate":
         return f'"response":{quote(text)}{thinking}'
-    tool_calls = f',"tool_calls":{dump(calls)}' if calls else ""
+    tool_calls = f',"tool_calls":[{",".join(calls)}]' if calls else ""
     return f'"message":{{"role":"assistant","content":{quote(text)}{thinking}{tool_calls}}}'
 
 
@@ -134,9 +132,11 @@ def _ending(reason: str, timings: JobTimings, usage: Usage) -> str:
     return f',"done":true,"done_reason":"{reason}",{dump(encode_timings(timings, usage))[1:]}'
 
 
-def _call(call: ToolCallDelta) -> dict[str, Any]:
-    function = {"index": call.call_index, "name": call.name, "arguments": json.loads(call.arguments)}
-    return {"id": call.id, "function": function}
+def _call(call: ToolCallDelta) -> str:
+    """The arguments are an object, in the model's own digits; a line's end between them is none of the stream's."""
+    arguments = call.arguments.replace("\r", " ").replace("\n", " ")
+    function = f'{{"index":{call.call_index},"name":{quote(call.name)},"arguments":{arguments}}}'
+    return f'{{"id":{quote(call.id)},"function":{function}}}'
 
 
 def _logprobs(tokens: Sequence[TokenText]) -> str:
