@@ -67,6 +67,7 @@ TESTED_IN: dict[str, str] = {
     "server/appliance/launchd.py": "tests/server/commands/test_install_service.py",
     "server/appliance/service.py": "tests/server/appliance tests/server/commands/test_install_service.py",
     "server/appliance/systemd.py": "tests/server/commands/test_install_service.py tests/server/commands/test_doctor.py",
+    "server/client/agents.py": "tests/server/commands/test_launch.py",
     "server/client/bench_report.py": "tests/server/client/test_bench.py",
     "server/client/terminal.py": "tests/server/client/test_chat.py",
     "server/commands/finding.py": "tests/server/commands/test_doctor.py",

@@ -118,7 +118,7 @@ async def test_models_come_and_go() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_model_goes_after_its_answer(stream: bool) -> None:
     async with client_of() as client:
-        body = {"messages": HI, "stream": stream, "options": {"num_predict": 3}, "keep_alive": 0}
+        body: Any = {"messages": HI, "stream": stream, "options": {"num_predict": 3}, "keep_alive": 0}
         answer = await ask(client, model="a", **body)
         assert answer.status_code == 200
         assert "x-pippin-ignored-fields" not in answer.headers
