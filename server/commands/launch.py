@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import typer
