@@ -87,7 +87,7 @@ def _claude(target: Target, folder: Path) -> Launch:
 def _opencode(target: Target, folder: Path) -> Launch:
     model: dict[str, Any] = {"name": target.model}
     if target.context is not None:
-        model["limit"] = {"context": target.context, "output": target.context // 2}
+        model["limit"] = {"context": target.context, "output": min(32_000, target.context // 4)}
     provider = {
         "npm": "@ai-sdk/openai-compatible",
         "name": "Pippin",
