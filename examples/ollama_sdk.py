@@ -26,7 +26,7 @@ def get_weather(city: str) -> str:
     Args:
         city: its name
     """
-    return f'{{"city": "{city}", "sky": "sunny", "degrees": 21}}'
+    return '{"sky": "sunny", "degrees": 21}'
 
 
 def asked(question: str) -> list[Any]:
