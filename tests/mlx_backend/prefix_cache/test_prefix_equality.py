@@ -19,9 +19,10 @@ from mlx_backend.api.interface import Engine, EngineConfig, KVCacheConfig, Prefi
 from mlx_backend.factory import create_engine
 from tests.engine_client import one, read, request, running, until
 from tests.grouped_rows import grouping, in_groups  # noqa: F401
+from tests.probed_once import probed_once  # noqa: F401
 from tests.tiny_models import VOCAB_SIZE, write_model
 
-pytestmark = pytest.mark.mlx
+pytestmark = [pytest.mark.mlx, pytest.mark.usefixtures("probed_once")]
 
 NUM_OUTPUT = 24
 LATENT = {"kv_lora_rank": 64, "qk_rope_head_dim": 32, "qk_nope_head_dim": 16}
