@@ -202,9 +202,9 @@ def _index_bytes(module: Any, itemsize: int) -> float:
     which widens its mask to every head, score in float32.
     """
     if hasattr(module, "index_topk") and hasattr(module, "n_heads"):
-        return 1.25 * module.n_heads * itemsize + 8
+        return float(1.25 * module.n_heads * itemsize + 8)
     if hasattr(module, "index_topk") and hasattr(module, "num_heads"):
-        return 2 * 4 * module.num_heads / max(getattr(module, "ratio", 1), 1)
+        return float(2 * 4 * module.num_heads / max(getattr(module, "ratio", 1), 1))
     if hasattr(module, "index_block_size") and hasattr(module, "index_q_proj"):
         return float(2 * 4 * module.index_n_heads + module.num_attention_heads)
     return 0.0

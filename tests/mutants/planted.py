@@ -360,7 +360,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/mlx_backend/model/test_skeleton.py",
         ("a model with caches of its own runs out of memory in a long prompt", "            shape = replace(shape, token_bytes=token_bytes", "            replace(shape, token_bytes=token_bytes"),
         ("a model with sinks runs out of memory in a long prompt", "_attention(shapes, text, has_sinks=_has_sinks(model))", "_attention(shapes, text)"),
-        ("a long prompt of a model with an indexer runs out of memory", "        return 1.25 * module.n_heads * itemsize + 8", "        return 0.0"),
+        ("a long prompt of a model with an indexer runs out of memory", "        return float(1.25 * module.n_heads * itemsize + 8)", "        return 0.0"),
         ("a long prompt of a model that keeps latents is planned in small chunks", "    return replace(shape, is_grouped=latent_attention.takes_groups(model))", "    return shape"),
     ),
     *_of(
