@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from server.dialects.admin.routes import build_router as admin
+from server.dialects.anthropic_messages.errors import encode_error as messages_error
+from server.dialects.anthropic_messages.routes import PREFIXES as MESSAGES_PREFIXES
+from server.dialects.anthropic_messages.routes import build_router as anthropic_messages
 from server.dialects.dashboard.routes import build_router as dashboard
 from server.dialects.dialect import Dialect
 from server.dialects.health.routes import build_router as health
@@ -17,6 +20,7 @@ DIALECTS: tuple[Dialect, ...] = (
     Dialect(openai_completions),
     Dialect(openai_chat),
     Dialect(openai_embeddings),
+    Dialect(anthropic_messages, MESSAGES_PREFIXES, messages_error, id_header="request-id"),
     Dialect(tokenize),
     Dialect(models),
     Dialect(admin),
