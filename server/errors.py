@@ -143,7 +143,9 @@ def to_api_error(error: BaseException, param: str | None = None) -> APIError:
     for kind in type(error).__mro__:
         if kind in ENGINE_ERRORS:
             retry_after_s = getattr(error, "retry_after_s", RETRY_AFTER_S)
-            return _EngineFailure(str(error) or kind.__name__, *ENGINE_ERRORS[kind], param, retry_after_s)
+            failure = _EngineFailure(str(error) or kind.__name__, *ENGINE_ERRORS[kind], param, retry_after_s)
+            failure.__cause__ = error  # a dialect may have words of its own for it
+            return failure
     return InternalError()
 
 

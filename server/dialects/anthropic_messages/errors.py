@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mlx_backend.api.errors import ContextLengthExceeded
 from server.errors import APIError, InvalidRequest
 from server.logs import current_request_id
 
@@ -19,14 +20,31 @@ _TYPES = {
 
 def encode_error(error: APIError) -> dict[str, Any]:
     """The error of the request in progress. The message begins with the place where it does not name it anyway."""
-    message = error.message
-    if error.param and error.param not in message:
-        message = f"{error.param}: {message}"
     return {
         "type": "error",
-        "error": {"type": _type_of(error), "message": message},
+        "error": {"type": _type_of(error), "message": _message_of(error)},
         "request_id": current_request_id.get() or None,
     }
+
+
+def _message_of(error: APIError) -> str:
+    cause = error.__cause__
+    if isinstance(cause, ContextLengthExceeded):
+        return _too_long(cause)
+    if error.param and error.param not in error.message:
+        return f"{error.param}: {error.message}"
+    return error.message
+
+
+def _too_long(cause: ContextLengthExceeded) -> str:
+    """In Anthropic's words, by which agents know that they have to make their conversation shorter."""
+    num_tokens, limit = cause.num_prompt_tokens, cause.limit
+    if num_tokens >= limit:
+        return f"prompt is too long: {num_tokens} tokens > {limit} maximum"
+    return (
+        f"input length and `max_tokens` exceed context limit: {num_tokens} + {cause.max_tokens} > {limit}, "
+        "decrease input length or `max_tokens` and try again"
+    )
 
 
 def _type_of(error: APIError) -> str:

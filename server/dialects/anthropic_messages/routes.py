@@ -29,7 +29,8 @@ def build_router(parts: ServerParts) -> APIRouter:
     async def create_message(request: Request, body: MessagesRequest) -> Response:
         """Answer a conversation."""
         await check_numbers(request, _schemas_of(body))
-        job, ignored = decode(body, request.state.request_id)
+        drops_billing = parts.config.api.drop_billing_lines
+        job, ignored = decode(body, request.state.request_id, drops_billing=drops_billing)
         form = MessageForm(bool(body.stream), hides_thinking(body), body.context_management is not None)
         return await answer(parts, request, job, form, ignored)
 
@@ -38,7 +39,7 @@ def build_router(parts: ServerParts) -> APIRouter:
     async def count_tokens(response: Response, body: CountRequest) -> TokenCount:
         """The tokens of the prompt that the same body would be at `/v1/messages`."""
         ignored = Ignored()
-        prompt, _ = decode_prompt(body, ignored)
+        prompt, _ = decode_prompt(body, ignored, drops_billing=parts.config.api.drop_billing_lines)
         number = await tokenization.count_prompt(parts.registry, body.model or "", prompt, NAMES)
         response.headers.update(ignored_header(ignored.names))
         return TokenCount(input_tokens=number)

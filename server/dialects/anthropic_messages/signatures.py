@@ -1,7 +1,7 @@
 """Signatures of thoughts: what a client sends back with a thought, or in its place where it asked not to see it.
 
 A signature proves nothing here, since a thought of another origin is as good as one of this server's. Where a thought
-is left out of the answer, the signature holds it, so that the next request's prompt is the same as if it had been there.
+is left out of the answer, the signature holds it: the next request's prompt is the same as if it had been there.
 """
 
 from __future__ import annotations

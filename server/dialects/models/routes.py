@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from mlx_backend.api.interface import PrefixCacheReport
+from server.dialects.models.anthropic import encode_anthropic_list, encode_anthropic_model
 from server.dialects.models.schema import (
+    AnthropicModel,
+    AnthropicModelList,
     EmbeddingDetails,
     KeptKind,
     KVCache,
@@ -23,6 +26,9 @@ from server.dialects.parts import ServerParts
 from server.service.registry import ServedModel
 from server.text.parsers.parts import ChatFormat
 
+_VERSION = "anthropic-version"
+"""A header that Anthropic's clients send with every request."""
+
 
 def build_router(parts: ServerParts) -> APIRouter:
     """The routes of one server."""
@@ -32,15 +38,18 @@ def build_router(parts: ServerParts) -> APIRouter:
     @router.get("/models/", include_in_schema=False)
     @router.get("/v1/models/", include_in_schema=False)
     @router.get("/v1/models")
-    async def list_models() -> ModelList:
-        """The served models."""
+    async def list_models(request: Request) -> ModelList | AnthropicModelList:
+        """The served models, with the header `anthropic-version` in Anthropic's form."""
+        if _VERSION in request.headers:
+            return encode_anthropic_list(parts.registry.list())
         return ModelList(data=[_encode(model) for model in parts.registry.list()])
 
     @router.get("/models/{id:path}", include_in_schema=False)
     @router.get("/v1/models/{id:path}", responses=error_responses(404))
-    async def retrieve_model(id: str) -> ModelObject:
+    async def retrieve_model(request: Request, id: str) -> ModelObject | AnthropicModel:
         """One served model."""
-        return _encode(parts.registry.resolve(id))
+        model = parts.registry.resolve(id)
+        return encode_anthropic_model(model) if _VERSION in request.headers else _encode(model)
 
     return router
 
