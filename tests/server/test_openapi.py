@@ -30,6 +30,8 @@ STATUSES = {
     "/v1/completions": GENERATION,
     "/v1/chat/completions": GENERATION,
     "/v1/embeddings": GENERATION,
+    "/v1/messages": GENERATION,
+    "/v1/messages/count_tokens": GENERATION,
     "/tokenize": TOKENS,
     "/detokenize": TOKENS,
     "/v1/models": {"200"},
@@ -43,6 +45,7 @@ STATUSES = {
     "/metrics": {"200"},
     "/status": {"200", "400"},
 }
+ERRORS = {"ErrorBody", "MessagesError"}
 PROBES = {"/health", "/ready"}
 
 
@@ -91,14 +94,15 @@ def test_every_body_and_answer_has_a_model() -> None:
                 is_failure = status != "200" and (path not in PROBES or status in at_the_gate(path))
                 if kind == "application/json":
                     name = media["schema"]["$ref"].rpartition("/")[2]
-                    assert (name == "ErrorBody") is is_failure, (path, status)
+                    assert (name in ERRORS) is is_failure, (path, status)
+                    assert (name == "MessagesError") <= path.startswith("/v1/messages")
 
 
 def test_only_generation_is_streamed() -> None:
     streamed = {
         path for path, operation in operations() if "text/event-stream" in operation["responses"]["200"]["content"]
     }
-    assert streamed == {"/v1/completions", "/v1/chat/completions"}
+    assert streamed == {"/v1/completions", "/v1/chat/completions", "/v1/messages"}
 
 
 def test_every_reference_leads_somewhere() -> None:
