@@ -117,6 +117,7 @@ async def test_every_file_is_of_a_kind() -> None:
 
 
 async def test_pings_before_the_first_token(server: Server) -> None:
+    server.pinged.clear()
     server.play([server.pinged, *said("cd")])
     server.app.parts.settings.now = Config(stream=StreamConfig(keep_alive_s=0.01))
     try:
