@@ -89,8 +89,13 @@ async def count_prompt(registry: ModelRegistry, model: str, prompt: ChatPrompt, 
 
         def count() -> int:
             text = _render(tokenizer, source, names.prompt)
-            is_long = len(text) > LONGEST_TEXT_CHARS
-            return count_tokens(tokenizer, text) if is_long else len(tokenizer.encode(text, add_special_tokens=False))
+            try:
+                if len(text) > LONGEST_TEXT_CHARS:
+                    return count_tokens(tokenizer, text)
+                return len(tokenizer.encode(text, add_special_tokens=False))
+            except UnicodeError as error:
+                message = f"Invalid value for '{names.prompt}': it is not valid Unicode."
+                raise InvalidRequest(message, param=names.prompt) from error
 
         return await run_in_text_thread(count)
 

@@ -68,13 +68,14 @@ def test_a_conversation_is_what_it_is_through_openais_chat() -> None:
         ],
     }
     (expected,) = decode_chat(ChatRequest.model_validate(body), "1")[0].prompts
+    assert isinstance(expected, ChatPrompt)
     assert prompt == expected
-    assert json.dumps(prompt.tools) == json.dumps(expected.tools)  # type: ignore[union-attr]
+    assert json.dumps(prompt.tools) == json.dumps(expected.tools)
     assert ignored == []
 
 
 def test_results_stand_before_what_the_user_says_beside_them() -> None:
-    calls = [{"type": "tool_use", "id": name, "name": "f", "input": {}} for name in ("a", "b")]
+    calls: list[Any] = [{"type": "tool_use", "id": name, "name": "f", "input": {}} for name in ("a", "b")]
     results = [
         {"type": "text", "text": "and now?"},
         {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "text", "text": "x"}], "is_error": False},

@@ -20,7 +20,7 @@ def answers(draw: st.DrawFn) -> list[list[OutputEvent]]:
     """The batches of one answer."""
     calls = st.builds(ToolCallDelta, st.just(0), st.integers(0, 3), st.just("t"), st.just("f"), st.just('{"a": 1}'))
     deltas = st.builds(TextDelta, st.just(0), _TEXTS) | st.builds(ReasoningDelta, st.just(0), _TEXTS) | calls
-    reason = draw(st.sampled_from(["stop", "length", "tool_calls"]))
+    reason: Any = draw(st.sampled_from(["stop", "length", "tool_calls"]))
     end = Finished(0, reason, 7, 2, stop=draw(st.none() | st.just("END")) if reason == "stop" else None)
     events: list[OutputEvent] = [*draw(st.lists(deltas, max_size=9)), end, Usage(9, 4, 7, 0, 2)]
     size = draw(st.integers(1, 4))
