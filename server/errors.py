@@ -31,6 +31,8 @@ class APIError(Exception):
     status: int = 500
     type: str = "server_error"
     code: str | None = None
+    origin: BaseException | None = None
+    """The engine's error that it stands for: a dialect may have words of its own for it."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -144,7 +146,7 @@ def to_api_error(error: BaseException, param: str | None = None) -> APIError:
         if kind in ENGINE_ERRORS:
             retry_after_s = getattr(error, "retry_after_s", RETRY_AFTER_S)
             failure = _EngineFailure(str(error) or kind.__name__, *ENGINE_ERRORS[kind], param, retry_after_s)
-            failure.__cause__ = error  # a dialect may have words of its own for it
+            failure.origin = error
             return failure
     return InternalError()
 

@@ -781,6 +781,41 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a chunk is larger than one rank has room for", "        return max(budget._chunk(step, context)", "        return min(budget._chunk(step, context)"),
     ),
     *_of(
+        "server/dialects/anthropic_messages/messages.py",
+        "tests/server/dialects/anthropic_messages/test_decode.py tests/server/dialects/anthropic_messages/test_bad_input.py",
+        ("a result without a call confuses the model", "        if call_id not in known:", "        if False:"),
+        ("every session of an agent computes its system prompt anew", "texts = list(filter(None, map(_without_billing, texts)))", "texts = list(texts)"),
+        ("a thought of a call is lost in the next turn", "    if thought:\n        decoded", "    if False:\n        decoded"),
+    ),
+    *_of(
+        "server/dialects/anthropic_messages/blocks.py",
+        "tests/server/dialects/anthropic_messages/test_decode.py",
+        ("the model does not know that a tool has failed", "f\"Error: {text}\" if is_error else text", "text"),
+        ("a thought that cannot be read is dropped without a word", "ignored.add(\"messages.content.redacted_thinking\")", "None"),
+    ),
+    *_of(
+        "server/dialects/anthropic_messages/signatures.py",
+        "tests/server/dialects/anthropic_messages/test_decode.py",
+        ("a few bytes of a request take all memory", "validate=True), _MOST_BYTES)", "validate=True))"),
+    ),
+    *_of(
+        "server/dialects/anthropic_messages/encode.py",
+        "tests/server/dialects/anthropic_messages/test_encode.py tests/server/dialects/anthropic_messages/test_answers.py",
+        ("a client reads text after a call into the call", "        opened = self._close() + self._start(\n            f'{{\"type\":\"tool_use\"", "        opened = self._start(\n            f'{{\"type\":\"tool_use\""),
+        ("a hidden thought is shown", "        return opened if self._head.hides_thinking else", "        return opened if False else"),
+        ("cached tokens are counted twice", "\"input_tokens\": head.num_prompt_tokens - num_cached,", "\"input_tokens\": head.num_prompt_tokens,"),
+    ),
+    *_of(
+        "server/dialects/anthropic_messages/errors.py",
+        "tests/server/dialects/anthropic_messages/test_answers.py",
+        ("an agent does not know that it has to shorten its conversation", "    if isinstance(error.origin, ContextLengthExceeded):", "    if False:"),
+    ),
+    *_of(
+        "server/service/registry.py",
+        "tests/server/service/test_registry.py",
+        ("a pattern takes the name of another model", "        if name in self._names:\n            return self._names[name]\n", ""),
+    ),
+    *_of(
         "server/hostfile.py",
         "tests/server/test_hostfile.py",
         ("one host holds two ranks", "            if place in seen:", "            if False:"),

@@ -28,21 +28,20 @@ def encode_error(error: APIError) -> dict[str, Any]:
 
 
 def _message_of(error: APIError) -> str:
-    cause = error.__cause__
-    if isinstance(cause, ContextLengthExceeded):
-        return _too_long(cause)
+    if isinstance(error.origin, ContextLengthExceeded):
+        return _too_long(error.origin)
     if error.param and error.param not in error.message:
         return f"{error.param}: {error.message}"
     return error.message
 
 
-def _too_long(cause: ContextLengthExceeded) -> str:
+def _too_long(error: ContextLengthExceeded) -> str:
     """In Anthropic's words, by which agents know that they have to make their conversation shorter."""
-    num_tokens, limit = cause.num_prompt_tokens, cause.limit
+    num_tokens, limit = error.num_prompt_tokens, error.limit
     if num_tokens >= limit:
         return f"prompt is too long: {num_tokens} tokens > {limit} maximum"
     return (
-        f"input length and `max_tokens` exceed context limit: {num_tokens} + {cause.max_tokens} > {limit}, "
+        f"input length and `max_tokens` exceed context limit: {num_tokens} + {error.max_tokens} > {limit}, "
         "decrease input length or `max_tokens` and try again"
     )
 

@@ -193,8 +193,10 @@ async def test_the_sdk_raises_the_errors_by_their_names(server: Server) -> None:
     with pytest.raises(anthropic.APIStatusError) as cut:
         async with sdk.messages.stream(model="mock", **asked) as stream:
             await stream.until_done()
-    with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: 5\d{3} tokens > 4096 maximum"):
-        await sdk.messages.create(model="mock", max_tokens=9, messages=[{"role": "user", "content": "a" * 5000}])
+    for length in (5_000, 50_000):
+        long: Any = [{"role": "user", "content": "a" * length}]
+        with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: \d{4,5} tokens > 4096 maximum"):
+            await sdk.messages.create(model="mock", max_tokens=9, messages=long)
     engine.refusal = QueueFull(9)
     with pytest.raises(anthropic.APIStatusError) as full:
         await sdk.messages.create(model="mock", **asked)

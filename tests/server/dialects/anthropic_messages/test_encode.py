@@ -37,6 +37,7 @@ def test_a_stream_adds_up_to_the_whole(
     for batch in batches:
         fold.add(batch)
     whole = json.loads("".join(fold.pieces()))
+    assert whole["usage"]["input_tokens"] + whole["usage"]["cache_read_input_tokens"] == 9
     assert added_up(events) == whole
     for block in whole["content"]:
         assert block["type"] != "text" or block["text"].strip()
