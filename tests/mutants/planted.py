@@ -263,7 +263,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "server/error_bodies.py",
         "tests/server/test_error_answers.py",
-        ("an API's clients get another one's errors", 'if path == prefix or path.startswith(f"{prefix}/"):', "if path == prefix:"),
+        ("an API's clients get another one's errors", 'return path == prefix or path.startswith(f"{prefix}/")', "return path == prefix"),
         ("a part of an API has the errors of the whole", "reverse=True", "reverse=False"),
     ),
     *_of(
