@@ -1,4 +1,4 @@
-"""The real Claude Code, in an environment and home of its own, against the mock: a tool is called, and its result read."""
+"""Claude Code, with an environment and a home of its own, against the mock: it calls a tool and reads the result."""
 
 from __future__ import annotations
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.dialects.anthropic_messages.decode import decode
+from server.dialects.anthropic_messages.decode import NO_EFFECT, UNSUPPORTED, decode
 from server.dialects.anthropic_messages.schema import MessagesRequest
 from server.dialects.anthropic_messages.signatures import pack, sign, unpack
 from server.dialects.openai_chat.decode import decode as decode_chat
@@ -185,6 +187,13 @@ def test_a_signature_brings_back_the_thought_that_it_holds(thought: str) -> None
 def test_a_signature_that_stands_for_too_much_is_refused() -> None:
     with pytest.raises(ValueError, match="too large"):
         unpack(pack("a" * (5 << 20)))
+
+
+def test_the_docs_name_every_field() -> None:
+    text = (Path(__file__).parents[4] / "docs" / "messages.md").read_text("utf-8")
+    named = set(re.findall(r"`([a-z_]+)`", text))
+    beta = {"anthropic_beta", "anthropic_version", "user_profile_id", "workspace_id", "billing_policy"}
+    assert {*MessagesRequest.model_fields, *UNSUPPORTED, *NO_EFFECT} - named <= {*beta, "fallback_credit_token"}
 
 
 # --- any JSON
