@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.dialects.anthropic_messages.signatures import unpack
+from server.dialects.anthropic_messages.signatures import MOST_BYTES, unpack
 from server.errors import InvalidRequest
 
 Object = Mapping[str, Any]
@@ -29,9 +29,10 @@ def invalid(place: str, message: str) -> InvalidRequest:
 
 @dataclass(slots=True)
 class Ignored:
-    """Names of what nobody looks at, for a header."""
+    """Names of what nobody looks at, for a header; and how much the request's signatures have brought back."""
 
     names: list[str] = field(default_factory=list)
+    num_unpacked_chars: int = 0
 
     def add(self, name: str) -> None:
         self.names.append(name)
@@ -64,7 +65,7 @@ def read_blocks(content: Any, place: str, kinds: tuple[str, ...], ignored: Ignor
         return found
     readers: Mapping[str, Callable[[Object, str], None]] = {
         "text": lambda block, at: found.texts.append(_read_text(block, at)),
-        "thinking": lambda block, at: found.thoughts.append(_read_thought(block, at)),
+        "thinking": lambda block, at: found.thoughts.append(_read_thought(block, at, ignored)),
         "redacted_thinking": lambda block, at: ignored.add("messages.content.redacted_thinking"),
         "tool_use": lambda block, at: found.calls.append(_read_call(block, at)),
         "tool_result": lambda block, at: found.results.append(_read_result(block, at, ignored)),
@@ -102,13 +103,17 @@ def _read_text(block: Object, at: str) -> str:
     return _string(block, "text", at)
 
 
-def _read_thought(block: Object, at: str) -> str:
+def _read_thought(block: Object, at: str, ignored: Ignored) -> str:
     thought = _string(block, "thinking", at)
     signature = "" if block.get("signature") is None else _string(block, "signature", at)
     if thought:
         return thought
     try:
-        return unpack(signature) or ""
+        brought = unpack(signature) or ""
+        ignored.num_unpacked_chars += len(brought)
+        if ignored.num_unpacked_chars > MOST_BYTES:
+            raise ValueError("the request's are too large together")
+        return brought
     except ValueError as error:
         raise invalid(f"{at}.signature", f"Invalid value for '{at}.signature': it is damaged ({error}).") from None
 

@@ -13,8 +13,8 @@ import zlib
 
 _PACKED = "pippin.thought."
 _MARK = "pippin."
-_MOST_BYTES = 4 << 20
-"""Of a thought that is brought back. A few bytes can stand for very many."""
+MOST_BYTES = 4 << 20
+"""Of the thoughts that a request brings back. A few bytes can stand for very many."""
 
 
 def sign(thought: str) -> str:
@@ -33,7 +33,7 @@ def unpack(signature: str) -> str | None:
         return None
     try:
         unpacker = zlib.decompressobj()
-        found = unpacker.decompress(base64.b64decode(signature[len(_PACKED) :], validate=True), _MOST_BYTES)
+        found = unpacker.decompress(base64.b64decode(signature[len(_PACKED) :], validate=True), MOST_BYTES)
         if not unpacker.eof:
             raise ValueError("it is cut, or too large")
         return found.decode()

@@ -189,6 +189,13 @@ def test_a_signature_that_stands_for_too_much_is_refused() -> None:
         unpack(pack("a" * (5 << 20)))
 
 
+def test_signatures_that_stand_for_too_much_together_are_refused() -> None:
+    block = {"type": "thinking", "thinking": "", "signature": pack("a" * (3 << 20))}
+    with pytest.raises(InvalidRequest) as caught:
+        decoded(messages=[USER, {"role": "assistant", "content": [block, block]}, USER])
+    assert caught.value.param == "messages.1.content.1.signature"
+
+
 def test_the_docs_name_every_field() -> None:
     text = (Path(__file__).parents[4] / "docs" / "messages.md").read_text("utf-8")
     named = set(re.findall(r"`([a-z_]+)`", text))
