@@ -124,12 +124,21 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     *_of(
-        "mlx_backend/model/sharding.py",
+        "mlx_backend/factory.py",
         "tests/mlx_backend/model/test_sharding.py",
         (
             "heads that cannot be divided are cut, and answers are garbage",
-            "        if isinstance(number, int) and number % count:",
-            "        if False:",
+            "    planning.check(splits, ranks.parallel, ranks.count, planning.read_split(ranks.split))",
+            "    planning.read_split(ranks.split)",
+        ),
+    ),
+    *_of(
+        "mlx_backend/model/sharding.py",
+        "tests/mlx_backend/model/test_sharding.py",
+        (
+            "layers are split evenly, whatever was asked for, and do not fit",
+            '            uneven = {} if membership.split is None else {"split": list(membership.split)}',
+            "            uneven: dict[str, list[int]] = {}",
         ),
     ),
     *_of(

@@ -16,6 +16,7 @@ from mlx_backend.api.interface import EngineConfig, RanksConfig, SamplingParams
 from mlx_backend.core.membership import Membership
 from mlx_backend.core.step import Chunk, NewRow, Span, StepPlan
 from mlx_backend.ranks import follower, messages, peer
+from mlx_backend.ranks.addresses import free_addresses, parse
 from mlx_backend.ranks.channel import KEY_BYTES, Channel, ChannelError, accept, connect
 from mlx_backend.ranks.follower import FAILED, LEADER_LOST, Follower
 from mlx_backend.ranks.patience import Patience
@@ -86,8 +87,15 @@ class Group:
 
     def load(self) -> None:
         assert self.hear("hello")["rank"] == 1
-        self.say("begin", config=messages.config_fields(CONFIG), addresses=("a:1", "b:2"))
+        addresses = free_addresses(2)
+        self.membership = Membership(1, addresses, "tensor")
+        fields = messages.membership_fields(self.membership)
+        self.say("begin", config=messages.config_fields(CONFIG), membership=fields, model="mock", files={})
         self.hear("ready")
+        with socket.create_server(parse(addresses[0])):
+            for call, said in (("reach", "reached"), ("clear", "cleared")):
+                self.say(call)
+                self.hear(said)
         self.say("load")
 
     def code(self) -> int:
@@ -110,7 +118,7 @@ def test_calls_are_made_in_their_order(group: Group) -> None:
     group.say("close")
     assert group.code() == 0
     assert [group.runner.calls.get_nowait() for _ in range(4)] == [CHUNK, plan, "collect", "idle"]
-    assert group.memberships == [Membership(1, ("a:1", "b:2"), "tensor")]
+    assert group.memberships == [group.membership]
 
 
 def test_blocks_are_kept_under_the_numbers_of_rank_0(group: Group) -> None:
