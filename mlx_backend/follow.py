@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mlx_backend.factory import create_rank_runner
-from mlx_backend.ranks.addresses import parse
+from mlx_backend.ranks.addresses import parse as parse
 from mlx_backend.ranks.channel import ChannelError, NotAuthenticated, connect
 from mlx_backend.ranks.follower import LEADER_LOST, REFUSED, Follower
-from mlx_backend.ranks.key import KeyFileError, read_key
+from mlx_backend.ranks.key import KeyFileError as KeyFileError
+from mlx_backend.ranks.key import read_key as read_key
 
 _CONNECT_S = 10.0
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
