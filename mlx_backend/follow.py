@@ -35,17 +35,15 @@ def follow(
     `key`: @FILE. `rank`: the one to become; None: the one that rank 0's hostfile gives to this host. `find`: finds the
     folder of a model by rank 0's name. `is_started`: by rank 0; then signals are rank 0's.
     """
+    try:
+        address, secret = parse(leader), read_key(key)
+    except ValueError as error:
+        return _say(str(error), WRONG_USAGE)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     # Blocked ones wait for a thread: Python's own handlers run between calls, and a computation may never end.
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     if not is_started:
         threading.Thread(target=_end_on_signal, name="signals", daemon=True).start()
-    try:
-        address, secret = parse(leader), read_key(key)
-    except KeyFileError as error:
-        return _say(str(error), WRONG_USAGE)
-    except ValueError as error:
-        return _say(str(error), WRONG_USAGE)
     try:
         channel = connect(socket.create_connection(address, _CONNECT_S), secret)
     except NotAuthenticated as error:

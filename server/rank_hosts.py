@@ -26,14 +26,14 @@ def placed(config: Config, told: EngineConfig) -> EngineConfig:
         return told
     try:
         group = hostfile.read(Path(config.ranks.hostfile).expanduser())
+        if config.ranks.count not in (1, group.size):
+            raise HostfileError(
+                f"ranks.count {config.ranks.count}: the hostfile {config.ranks.hostfile} lists {group.size} hosts; "
+                "leave it out"
+            )
         hosts = hosts_of(group, config.ranks.port, _model(config.model), resolve)
     except HostfileError as error:
         raise ConfigError(str(error)) from None
-    if config.ranks.count not in (1, group.size):
-        raise ConfigError(
-            f"ranks.count {config.ranks.count}: the hostfile {config.ranks.hostfile} lists {group.size} hosts; leave "
-            "it out"
-        )
     return replace(told, ranks=replace(told.ranks, count=group.size), hosts=hosts)
 
 

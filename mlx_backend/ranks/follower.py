@@ -81,16 +81,13 @@ class Follower:
             return REFUSED
         except (EngineError, RuntimeError, ValueError, TypeError, KeyError, MemoryError, OSError) as error:
             logger.error("%s failed: %s", self._name, error)
-            self._say({"say": "failed", "why": str(error)[:2000] or type(error).__name__})
-            self._is_leaving = True
+            self._give_up(str(error)[:2000] or type(error).__name__)
             return FAILED
 
     def leave(self, why: str) -> None:
         """End the process, and the group with it: this machine asks for it. Called on any thread."""
         if not self._is_leaving:
-            self._is_leaving = True
-            with contextlib.suppress(ChannelError):
-                self._channel.send(messages.write({"say": "failed", "why": why}))
+            self._give_up(why)
             logger.info("%s ends: %s", self._name, why)
             self._end(0)
 
@@ -139,7 +136,7 @@ class Follower:
             if wrong is None:
                 return folder
             why = f"{folder / wrong} on rank {self._rank}'s machine; copy rank 0's model, or fetch both again"
-        self._say({"say": "failed", "why": why})
+        self._give_up(why)
         raise Refused(why)
 
     def _next(self, name: str) -> dict[str, Any]:
@@ -155,6 +152,12 @@ class Follower:
             self._channel.send(messages.write(message))
         except ChannelError:
             self._leave("is lost")
+
+    def _give_up(self, why: str) -> None:
+        """Say why this rank ends. What rank 0 does then, it ends the connection, is no loss any more."""
+        self._is_leaving = True
+        with contextlib.suppress(ChannelError):
+            self._channel.send(messages.write({"say": "failed", "why": why}))
 
     def _read(self) -> None:
         try:

@@ -18,7 +18,7 @@ from mlx_backend.core.step import Chunk, NewRow, Span, StepPlan
 from mlx_backend.ranks import follower, messages, peer
 from mlx_backend.ranks.addresses import free_addresses, parse
 from mlx_backend.ranks.channel import KEY_BYTES, Channel, ChannelError, accept, connect
-from mlx_backend.ranks.follower import FAILED, LEADER_LOST, Follower
+from mlx_backend.ranks.follower import FAILED, LEADER_LOST, REFUSED, Follower
 from mlx_backend.ranks.patience import Patience
 from mlx_backend.ranks.peer import Peer
 from mlx_backend.runners.mock import MockRunner
@@ -72,7 +72,8 @@ class Group:
             return self.runner
 
         channel = connect(sock, KEY)
-        code = Follower(channel, 1, build, patience, self.codes.put).run()
+        self.follower = Follower(channel, 1, build, patience, self.codes.put)
+        code = self.follower.run()
         channel.close()
         self.codes.put(code)
 
@@ -163,6 +164,32 @@ def test_loading_that_fails_is_told_and_ends_it(monkeypatch: pytest.MonkeyPatch)
     group.load()
     assert group.hear("failed")["why"] == "no such folder"
     assert group.code() == FAILED
+    group.channel.close()
+
+
+def test_a_rank_that_is_asked_to_end_says_so_in_the_middle_of_a_computation(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, never = threading.Event(), threading.Event()
+
+    def waiting() -> None:
+        waits.set()
+        never.wait(WAIT_S)
+
+    monkeypatch.setattr(group.runner, "idle", waiting)
+    group.say("idle")
+    assert waits.wait(WAIT_S)
+    group.follower.leave("was asked to end (SIGTERM)")
+    assert group.hear("failed")["why"] == "was asked to end (SIGTERM)"
+    assert group.code() == 0
+    never.set()
+
+
+def test_a_rank_that_is_refused_says_so_by_its_exit_code() -> None:
+    group = Group()
+    assert group.hear("hello")["rank"] == 1
+    group.say("refused", why="another version")
+    assert group.code() == REFUSED
     group.channel.close()
 
 
