@@ -56,9 +56,11 @@ def _create_ranks_engine(config: EngineConfig) -> Engine:
         if is_set:
             raise ModelLoadError(f"{key} is for a model in one process; leave it unset, or ranks.count at 1")
     build = functools.partial(create_rank_runner, config)
-    runner = RanksRunner(
-        config, build, check=None if config.backend == "mock" else functools.partial(check_split, config)
-    )
+    check = None
+    if config.backend == "mlx":
+        _rank_runner()  # now: a thread that imports mlx-lm while another loads the tokenizer by it may deadlock
+        check = functools.partial(check_split, config)
+    runner = RanksRunner(config, build, check=check)
     engine = DeviceEngine(config, runner)
     runner.on_loss(engine.abandon)
     return engine
@@ -75,15 +77,21 @@ def create_rank_runner(config: EngineConfig, membership: Membership) -> Runner:
     """The runner of one of several ranks, all of which are given the same configuration."""
     if config.backend == "mock":
         return create_runner(config)
-    _prepare_environment()
-    try:
-        from mlx_backend.runners.rank import RankRunner
-    except ImportError as error:
-        raise ModelLoadError(f"the mlx backend needs mlx and mlx-lm ({error}); install them") from error
     set_buffer_limits(config.memory, os.environ)
     # One process a machine may wire weights, and one that ends while MLX waits for another rank cannot unwire them.
     memory = replace(config.memory, wired="never")
-    return RankRunner(replace(config, memory=memory, ranks_here=membership.num_here), membership)
+    return _rank_runner()(replace(config, memory=memory, ranks_here=membership.num_here), membership)
+
+
+def _rank_runner() -> Callable[[EngineConfig, Membership], Runner]:
+    """The runner's class, imported, and what checks a split. Raises ModelLoadError where MLX is not installed."""
+    _prepare_environment()
+    try:
+        from mlx_backend.model import rank_shapes  # noqa: F401
+        from mlx_backend.runners.rank import RankRunner
+    except ImportError as error:
+        raise ModelLoadError(f"the mlx backend needs mlx and mlx-lm ({error}); install them") from error
+    return RankRunner
 
 
 def _recorded(runner: Runner, config: EngineConfig) -> Runner:

@@ -81,7 +81,7 @@ class Listener:
                 rank = self._seats.take(hello, ip)
         except Refused as error:
             self.last_refusal = f"{ip}: {error}"
-            logger.warning("ranks: a process at %s was refused: %s", ip, error)
+            logger.warning("a process at %s was refused: %s", ip, error)
             _refuse(channel, str(error))
             return
         self._found.put((rank, channel))
@@ -104,7 +104,7 @@ class Listener:
                 self._logged.clear()
             self._logged[ip] = now
         self.last_refusal = line
-        logger.warning("ranks: %s", line)
+        logger.warning("%s", line)
 
 
 def _refuse(channel: Channel, why: str) -> None:

@@ -89,7 +89,7 @@ def test_another_version_is_refused_on_both_sides(
     why = "it has pippin 2, and rank 0 has pippin 1; install the same on every machine"
     assert heard == {"call": "refused", "why": why}
     lines = [record.getMessage() for record in caplog.records]
-    assert lines == [f"ranks: a process at 127.0.0.1 was refused: {why}"]
+    assert lines == [f"a process at 127.0.0.1 was refused: {why}"]
 
 
 def test_another_key_is_refused_on_both_sides_and_logged_once(
