@@ -165,7 +165,7 @@ class RanksConfig:
         if self.port > 65534:
             raise ValueError(f"port must be at most 65534, not {self.port}")
         if self.hostfile is not None and self.key is None:
-            raise ValueError("key is missing, which ranks.hostfile needs; name the file that holds it, as @FILE")
+            raise ValueError("hostfile needs ranks.key, too; name the file that holds the key, as @FILE")
 
     @property
     def is_one_model_in_parts(self) -> bool:
