@@ -80,8 +80,9 @@ class Follower:
             self._is_leaving = True
             return REFUSED
         except (EngineError, RuntimeError, ValueError, TypeError, KeyError, MemoryError, OSError) as error:
-            logger.error("%s failed: %s", self._name, error)
-            self._give_up(str(error)[:2000] or type(error).__name__)
+            why = str(error)[:2000].removeprefix("ranks: ") or type(error).__name__
+            logger.error("%s failed: %s", self._name, why)
+            self._give_up(why)
             return FAILED
 
     def leave(self, why: str) -> None:

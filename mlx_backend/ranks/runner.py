@@ -67,6 +67,8 @@ class RanksRunner:
         self._others = self._gathering.processes
         self._peers: list[Peer] = []
         self._lost: str | None = None
+        self._may_hang = False
+        """Set once MLX connects: before, whatever waits for a rank notices by itself that it is lost."""
         self._lock = threading.Lock()
         self._on_loss: Callable[[EngineDead], None] = lambda error: None
         self._load = LoadProgress()
@@ -89,23 +91,34 @@ class RanksRunner:
         """Wait for the other ranks and load every share. Raises ModelLoadError."""
         if self._check_split is not None:
             self._check_split()
-        membership = self._gathering.gather(self._joined, lambda: self._check(report))
-        self._peers.sort(key=lambda peer: peer.rank)
-        with contextlib.closing(Tryout(membership)) as tryout:
-            tryout.open()
-            self._own = self._build(membership)
-            self._await("ready", report)
-            self._send_all({"call": "reach"})
-            tryout.reach()
-            self._await("reached", report)
-        self._send_all({"call": "clear"})
-        self._await("cleared", report)
+        try:
+            self._own = self._meet(report)
+        except ModelLoadError as error:
+            self._send_all({"call": "refused", "why": str(error)})
+            raise
+        self._may_hang = True
+        self._check(report)  # a rank that was lost meanwhile has told nothing else
         self._send_all({"call": "load"})  # all ranks connect now: none waits long for another in MLX's own code
         info = self._own.load(lambda progress: self._report(report, progress))
         info = self._agree(info, self._await("loaded", report))
         store = self._own.blocks
         self._blocks = None if store is None else _RanksStore(store, self._mirror)
         return info
+
+    def _meet(self, report: Callable[[LoadProgress], None]) -> Runner:
+        """Wait until all ranks have joined and reach each other; return the own runner. Raises ModelLoadError."""
+        membership = self._gathering.gather(self._joined, lambda: self._check(report))
+        self._peers.sort(key=lambda peer: peer.rank)
+        with contextlib.closing(Tryout(membership)) as tryout:
+            tryout.open()
+            own = self._build(membership)
+            self._await("ready", report)
+            self._send_all({"call": "reach"})
+            tryout.reach()
+            self._await("reached", report)
+        self._send_all({"call": "clear"})
+        self._await("cleared", report)
+        return own
 
     def _joined(self, rank: int, channel: Channel, begin: bytes) -> None:
         self._peers.append(Peer(rank, channel, self._lose, self._patience))
@@ -229,7 +242,8 @@ class RanksRunner:
             self._lost = why
         for peer in self._peers:
             peer.close()
-        self._on_loss(EngineDead(why))
+        if self._may_hang:
+            self._on_loss(EngineDead(why))
 
 
 class _RanksStore:

@@ -184,6 +184,19 @@ def test_a_rank_that_cannot_reach_the_next_ends_the_start_on_both_sides(
     assert joining.code() == FAILED
 
 
+def test_a_rank_0_that_cannot_reach_the_next_says_so_on_both_sides(
+    key: str, leader: list[RanksRunner], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(key)
+    assert config.hosts is not None
+    with socket.create_server(parse(config.hosts.hosts[0].address)):
+        joining = Joining(config)
+        with pytest.raises(ModelLoadError, match=r"rank 0 cannot listen on"):
+            load(leader, config)
+    assert joining.code() == REFUSED
+    assert "refused: ranks: rank 0 cannot listen on" in caplog.text
+
+
 def test_machines_that_hold_several_ranks_divide_their_memory(key: str) -> None:
     config = config_of(key, count=3)
     assert config.hosts is not None
