@@ -73,7 +73,7 @@ def _end_on_signal() -> None:
     """End when a signal asks for it, in the midst of a computation, too; rank 0 is told why."""
     number = signal.sigwait(_ENDING)
     for leave in _leave:
-        leave(f"was asked to end ({signal.Signals(number).name})")
+        leave(f"its process was asked to end ({signal.Signals(number).name})")
     end(0)
 
 

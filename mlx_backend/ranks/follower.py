@@ -88,7 +88,7 @@ class Follower:
     def leave(self, why: str) -> None:
         """End the process, and the group with it: this machine asks for it. Called on any thread."""
         if not self._is_leaving:
-            self._give_up(why)
+            self._give_up(why, "leaves")
             logger.info("%s ends: %s", self._name, why)
             self._end(0)
 
@@ -154,11 +154,11 @@ class Follower:
         except ChannelError:
             self._leave("is lost")
 
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, why: str, kind: str = "failed") -> None:
         """Say why this rank ends. What rank 0 does then, it ends the connection, is no loss any more."""
         self._is_leaving = True
         with contextlib.suppress(ChannelError):
-            self._channel.send(messages.write({"say": "failed", "why": why}))
+            self._channel.send(messages.write({"say": kind, "why": why}))
 
     def _read(self) -> None:
         try:

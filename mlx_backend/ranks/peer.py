@@ -60,8 +60,8 @@ class Peer:
             while True:
                 message = messages.read(self._channel.receive())
                 kind = message.get("say")
-                if kind == "failed":
-                    self._lost(f"failed: {message.get('why')}")
+                if kind in ("failed", "leaves"):
+                    self._lost(f"{kind}: {message.get('why')}")
                     return
                 self.said[str(kind)] = message
                 if message.get("done", 0) > self._num_done:

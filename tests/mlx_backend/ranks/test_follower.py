@@ -180,7 +180,7 @@ def test_a_rank_that_is_asked_to_end_says_so_in_the_middle_of_a_computation(
     group.say("idle")
     assert waits.wait(WAIT_S)
     group.follower.leave("was asked to end (SIGTERM)")
-    assert group.hear("failed")["why"] == "was asked to end (SIGTERM)"
+    assert group.hear("leaves")["why"] == "was asked to end (SIGTERM)"
     assert group.code() == 0
     never.set()
 
@@ -258,10 +258,11 @@ def test_a_rank_that_closes_its_connection_is_lost_once() -> None:
     watched.close()
 
 
-def test_a_rank_that_fails_says_why() -> None:
+@pytest.mark.parametrize("kind", ["failed", "leaves"])
+def test_a_rank_that_ends_says_why(kind: str) -> None:
     watched = Watched()
-    watched.far.send(messages.write({"say": "failed", "why": "no memory"}))
-    assert watched.loss() == "rank 1 failed: no memory"
+    watched.far.send(messages.write({"say": kind, "why": "no memory"}))
+    assert watched.loss() == f"rank 1 {kind}: no memory"
     watched.close()
 
 
