@@ -32,6 +32,7 @@ def placed(config: Config, told: EngineConfig) -> EngineConfig:
                 "leave it out"
             )
         hosts = hosts_of(group, config.ranks.port, _model(config.model), resolve)
+        _check_key(config.ranks.key or "")
     except HostfileError as error:
         raise ConfigError(str(error)) from None
     return replace(told, ranks=replace(told.ranks, count=group.size), hosts=hosts)
@@ -63,6 +64,16 @@ def _host(host: Host, port: int, backend: hostfile.Backend, resolve: Resolve) ->
     rdma = host.rdma if backend == "jaccl" else ()
     ips = tuple(ip for ip, _ in known)
     return RankHost(name=host.name, ips=ips, address=_written(ip, address.port or port), rdma=rdma)
+
+
+def _check_key(given: str) -> None:
+    """Raise HostfileError where the engine could not read the key."""
+    from mlx_backend.follow import read_key  # late: a server without a hostfile needs none of it
+
+    try:
+        read_key(given if given != "@-" else "")
+    except ValueError as error:
+        raise HostfileError(f"ranks.key: {error}") from None
 
 
 def resolve(name: str) -> str | None:

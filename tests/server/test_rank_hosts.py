@@ -62,15 +62,23 @@ def test_what_cannot_be_is_one_line(rows: object, port: int, says: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_engine_is_told_of_the_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def key(tmp_path: Path) -> str:
+    file = tmp_path / "key"
+    file.write_text("k" * 64)
+    file.chmod(0o600)
+    return f"@{file}"
+
+
+def test_the_engine_is_told_of_the_machines(tmp_path: Path, key: str) -> None:
     file = tmp_path / "hosts.json"
     file.write_text('[["127.0.0.1:7501"], ["127.0.0.1:7502"]]')
-    config = Config(backend="mock", model="owner/model", ranks=RanksConfig(hostfile=str(file), key="@key"))
+    config = Config(backend="mock", model="owner/model", ranks=RanksConfig(hostfile=str(file), key=key))
     told = placed(config, engine_config(config, "mock"))
     assert told.ranks.count == 2 and told.hosts is not None and told.hosts.model == "owner/model"
     alone = Config(backend="mock")
     assert placed(alone, engine_config(alone, "mock")).hosts is None
-    here = Config(model=str(tmp_path), ranks=RanksConfig(count=2, hostfile=str(file), key="@key"))
+    here = Config(model=str(tmp_path), ranks=RanksConfig(count=2, hostfile=str(file), key=key))
     assert placed(here, told).hosts == rank_hosts.hosts_of(parse(file.read_bytes()), 7400, str(tmp_path), NAMES.get)
 
 
@@ -83,14 +91,24 @@ def test_the_engine_is_told_of_the_machines(tmp_path: Path, monkeypatch: pytest.
     ],
 )
 def test_a_hostfile_that_cannot_be_used_is_a_configuration_error(
-    tmp_path: Path, content: str | None, count: int, says: str
+    tmp_path: Path, key: str, content: str | None, count: int, says: str
 ) -> None:
     file = tmp_path / "hosts.json"
     if content is not None:
         file.write_text(content)
-    config = Config(backend="mock", ranks=RanksConfig(count=count, hostfile=str(file), key="@key"))
+    config = Config(backend="mock", ranks=RanksConfig(count=count, hostfile=str(file), key=key))
     with pytest.raises(ConfigError, match=says):
         placed(config, engine_config(config, "mock"))
+
+
+@pytest.mark.parametrize("given", ["@-", "@none", "k" * 64])
+def test_a_key_that_cannot_be_read_is_a_configuration_error(tmp_path: Path, given: str) -> None:
+    file = tmp_path / "hosts.json"
+    file.write_text('[["127.0.0.1:7501"], ["127.0.0.1:7502"]]')
+    config = Config(backend="mock", ranks=RanksConfig(hostfile=str(file), key=given))
+    with pytest.raises(ConfigError, match=r"ranks\.key: ") as caught:
+        placed(config, engine_config(config, "mock"))
+    assert "k" * 64 not in str(caught.value)
 
 
 def test_names_are_resolved_by_the_system() -> None:
