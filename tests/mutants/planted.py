@@ -110,7 +110,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "mlx_backend/ranks/listener.py",
         "tests/mlx_backend/ranks/test_listener.py",
-        ("connections that say nothing keep a rank out", "            oldest = self._pending.popleft() if len(self._pending) > _MOST_PENDING else None", "            oldest = None"),
+        ("connections that say nothing take a thread each, as many as there are", "            oldest = self._pending.popleft() if len(self._pending) > _MOST_PENDING else None", "            oldest = None"),
         ("a process that is refused does not learn why", '            _refuse(channel, str(error))', "            channel.close()"),
         ("whatever connects fills the log", "            if now - self._logged.get(ip, -_REPEAT_S) < _REPEAT_S:", "            if False:"),
     ),

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from mlx_backend.ranks import listener as listener_module
 from mlx_backend.ranks import messages
 from mlx_backend.ranks.addresses import LOOPBACK
-from mlx_backend.ranks.channel import Channel, ChannelError, NotAuthenticated, connect
+from mlx_backend.ranks.channel import Channel, ChannelError, NotAuthenticated, accept, connect
 from mlx_backend.ranks.listener import Listener
 from mlx_backend.ranks.seats import Seat, Seats
 
@@ -106,6 +107,7 @@ def test_connections_that_say_nothing_keep_no_rank_out(
     waiting: Listener, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener_module, "_MOST_PENDING", 4)
+    monkeypatch.setattr(listener_module, "accept", partial(accept, within_s=10 * WAIT_S))
     silent = [dial(waiting, stack) for _ in range(9)]
     assert ask(waiting, stack) == {"call": "rank", "rank": 1}
     silent[0].settimeout(WAIT_S)
