@@ -120,9 +120,13 @@ def test_ranks_of_a_hostfile_join_are_told_their_place_and_leave_with_0(key: str
 
 def test_a_rank_that_does_not_come_ends_the_start_with_what_to_run(key: str) -> None:
     polls = iter(range(20))  # each takes 0.1 s
+
+    def poll() -> None:
+        next(polls)
+
     config = config_of(key, join_s=0.01)
     with pytest.raises(ModelLoadError, match=r"rank 1 \(studio-1\) did not join within 0 s; there: pippin join 127.*"):
-        Gathering(config).gather(lambda *_: None, lambda: [next(polls)].clear())
+        Gathering(config).gather(lambda *_: None, poll)
 
 
 def test_a_start_that_is_given_up_stops_waiting(key: str) -> None:
