@@ -207,7 +207,7 @@ class Config:
             raise ValueError(f"aliases {self.aliases!r} are for a server of one model; put them into models")
         if self.models and self.debug.record is not None:
             raise ValueError("debug.record is for a server of one model; leave models or debug.record unset")
-        if self.ranks.count > 1 and (self.models or self.residency.keep_alive_s is not None):
+        if self.ranks.is_one_model_in_parts and (self.models or self.residency.keep_alive_s is not None):
             raise ValueError("ranks.count is for one model that stays; leave models and residency.keep_alive_s unset")
         for entry in self.models:
             with_own(self, entry)
@@ -285,7 +285,7 @@ def with_own(config: Config, entry: ModelEntry) -> Config:
 
 def engine_config(config: Config, model_path: str) -> EngineConfig:
     """The part of `config` that the engine is told, with the folder the model was found in."""
-    shared = [f.name for f in dataclasses.fields(EngineConfig) if f.name not in ("model_path", "share")]
+    shared = [f.name for f in dataclasses.fields(EngineConfig) if f.name in sections() or f.name == "backend"]
     return EngineConfig(model_path=model_path, **{name: getattr(config, name) for name in shared})
 
 

@@ -13,6 +13,7 @@ from mlx_backend.model.checkpoint import find_model, open_checkpoint
 from server import model_files, pocket
 from server.config import Config, engine_config, with_own
 from server.config_models import ModelEntry
+from server.rank_hosts import placed
 from server.service.mock_script import MockAuthor, read_script
 from server.service.model_instance import Recipe, Report
 from server.service.registry import ServedModel
@@ -37,6 +38,7 @@ def build_model(config: Config) -> ServedModel:
     else:
         name, path = _find(config.model)
         told = engine_config(config, str(path))
+    told = placed(config, told)
     recipe = _recipe(config, told, path)
     keep_s = config.residency.keep_alive_s
     engine = create_engine(told)

@@ -76,6 +76,11 @@ MUTANTS: tuple[Mutant, ...] = (
             "            pass",
         ),
         (
+            "a rank that was refused, or failed, says that rank 0 was lost",
+            "        self._is_leaving = True\n        with contextlib",
+            "        with contextlib",
+        ),
+        (
             "a rank restores another block than rank 0 does",
             '        if tuple(ref.id for ref in refs) != message["ids"]:',
             "        if False:",
@@ -94,6 +99,42 @@ MUTANTS: tuple[Mutant, ...] = (
             "            if why is not None:\n                self._lost(why)",
             "            if False:\n                self._lost(why)",
         ),
+    ),
+    *_of(
+        "mlx_backend/ranks/seats.py",
+        "tests/mlx_backend/ranks/test_seats.py",
+        ("two processes are one rank", "        if rank in self._taken:", "        if False:"),
+        ("a rank of another version computes along", "        if wrong is not None:", "        if False:"),
+        ("a rank joins from a host that is not in the file", "        if not here:\n            raise", "        if False:\n            raise"),
+    ),
+    *_of(
+        "mlx_backend/ranks/listener.py",
+        "tests/mlx_backend/ranks/test_listener.py",
+        ("connections that say nothing take a thread each, as many as there are", "            oldest = self._pending.popleft() if len(self._pending) > _MOST_PENDING else None", "            oldest = None"),
+        ("a process that is refused does not learn why", '            _refuse(channel, str(error))', "            channel.close()"),
+        ("whatever connects fills the log", "            if now - self._logged.get(ip, -_REPEAT_S) < _REPEAT_S:", "            if False:"),
+    ),
+    *_of(
+        "mlx_backend/ranks/gathering.py",
+        "tests/mlx_backend/ranks/test_gathering.py",
+        ("a server waits for ever for a rank that never comes", "                if time.monotonic() > deadline:", "                if False:"),
+        ("two ranks of one machine each take all of its memory", "sum(1 for other in machines if other & machines[rank]) or 1", "1"),
+    ),
+    *_of(
+        "mlx_backend/ranks/key.py",
+        "tests/mlx_backend/ranks/test_key.py",
+        ("every user of the machine knows the key", "    if mode & 0o077:", "    if False:"),
+        ("a key that can be guessed is taken", "    if len(text) < LEAST_CHARACTERS:", "    if False:"),
+    ),
+    *_of(
+        "mlx_backend/model/fingerprint.py",
+        "tests/mlx_backend/model/test_fingerprint.py",
+        ("ranks compute with parts of different models", "            digest.update(stream.read(_SAMPLE_BYTES))", "            pass"),
+    ),
+    *_of(
+        "mlx_backend/ranks/addresses.py",
+        "tests/mlx_backend/ranks/test_addresses.py",
+        ("MLX connects to a socket that is none of its own", "        if self._socket is not None:\n            self._socket.close()", "        pass"),
     ),
     *_of(
         "mlx_backend/ranks/messages.py",
@@ -124,12 +165,21 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     *_of(
-        "mlx_backend/model/sharding.py",
+        "mlx_backend/factory.py",
         "tests/mlx_backend/model/test_sharding.py",
         (
             "heads that cannot be divided are cut, and answers are garbage",
-            "        if isinstance(number, int) and number % count:",
-            "        if False:",
+            "    planning.check(splits, ranks.parallel, ranks.count, planning.read_split(ranks.split))",
+            "    planning.read_split(ranks.split)",
+        ),
+    ),
+    *_of(
+        "mlx_backend/model/sharding.py",
+        "tests/mlx_backend/model/test_sharding.py",
+        (
+            "layers are split evenly, whatever was asked for, and do not fit",
+            '            uneven = {} if membership.split is None else {"split": list(membership.split)}',
+            "            uneven: dict[str, list[int]] = {}",
         ),
     ),
     *_of(
