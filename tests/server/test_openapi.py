@@ -29,6 +29,10 @@ TOKENS = GENERATION - {"500"}
 STATUSES = {
     "/v1/completions": GENERATION,
     "/v1/chat/completions": GENERATION,
+    "/v1/responses": GENERATION,
+    "/v1/responses/{id}": {"200", "400", "404"},
+    "/v1/responses/{id}/cancel": {"200", "400", "404"},
+    "/v1/responses/{id}/input_items": {"200", "400", "404"},
     "/v1/embeddings": GENERATION,
     "/tokenize": TOKENS,
     "/detokenize": TOKENS,
@@ -98,7 +102,7 @@ def test_only_generation_is_streamed() -> None:
     streamed = {
         path for path, operation in operations() if "text/event-stream" in operation["responses"]["200"]["content"]
     }
-    assert streamed == {"/v1/completions", "/v1/chat/completions"}
+    assert streamed == {"/v1/completions", "/v1/chat/completions", "/v1/responses"}
 
 
 def test_every_reference_leads_somewhere() -> None:

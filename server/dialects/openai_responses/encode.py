@@ -48,6 +48,8 @@ class _Open:
     index: int
     texts: list[str] = field(default_factory=list)
     logprobs: list[str] = field(default_factory=list)
+    short_logprobs: list[str] = field(default_factory=list)
+    """The same as events have them."""
     delta_head: str = ""
     """Of the event with more of its text, up to the text."""
 
@@ -160,7 +162,8 @@ class Output:
             self._pending = []
             message.logprobs += (encoded := [_logprob(token) for token in tokens])
             self._num_chars += sum(map(len, encoded))
-            logprobs = f"[{','.join(map(_short_logprob, tokens))}]" if self._streams else "[]"
+            message.short_logprobs += (short := [_short_logprob(token) for token in tokens])
+            logprobs = f"[{','.join(short)}]"
         if not self._streams:
             return ""
         number, self._number = self._number, self._number + 1
@@ -232,7 +235,7 @@ class Output:
         at, text = self._at(item), quote("".join(item.texts))
         if item.kind == "message":
             logprobs = f"[{','.join(item.logprobs)}]"
-            done = f'{at},"content_index":0,"text":{text},"logprobs":{logprobs}'
+            done = f'{at},"content_index":0,"text":{text},"logprobs":[{",".join(item.short_logprobs)}]'
             part = f'{at},"content_index":0,"part":{_output_text(text, logprobs)}'
             written = self._event("response.output_text.done", done) + self._event("response.content_part.done", part)
         elif self._form.as_summary:
