@@ -174,41 +174,40 @@ async def test_nothing_is_cancelled(client: httpx.AsyncClient) -> None:
     assert (await client.get(f"/responses/{id}?stream=true")).status_code == 400
 
 
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        ({}, "input"),
-        ({"input": []}, "input"),
-        ({"input": 5}, "input"),
-        ({"input": ["hi"]}, "input"),
-        ({"input": "\ud800"}, "input"),
-        ({"input": "hi", "background": True}, "background"),
-        ({"input": "hi", "conversation": "conv_1"}, "conversation"),
-        ({"input": "hi", "prompt": {"id": "p"}}, "prompt"),
-        ({"input": "hi", "n": 2}, "n"),
-        ({"input": "hi", "include": ["everything"]}, "include.0"),
-        ({"input": "hi", "metadata": {"a": 1}}, "metadata.a"),
-        ({"input": "hi", "metadata": {"a": "\ud800"}}, "metadata.a"),
-        ({"input": "hi", "truncation": "oldest"}, "truncation"),
-        ({"input": "hi", "reasoning": {"effort": "much"}}, "reasoning.effort"),
-        ({"input": "hi", "text": {"format": {"type": "xml"}}}, "text.format.type"),
-        ({"input": "hi", "text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
-        ({"input": "hi", "text": {"format": {"type": "json_object"}}, "guided_regex": "a"}, "text.format"),
-        ({"input": "hi", "max_tokens": 1, "max_output_tokens": 2}, "max_output_tokens"),
-        ({"input": "hi", "max_output_tokens": 0}, "max_output_tokens"),
-        ({"input": "hi", "tools": [{"type": "x"}]}, "tools.0.type"),
-        ({"input": "hi", "tool_choice": "required"}, "tool_choice"),
-        ({"input": [{"type": "item_reference", "id": f"msg_{'0' * 48}_0"}]}, "input.0.id"),
-        ({"input": [{"id": "x"}]}, "input.0.id"),
-        ({"input": "hi", "previous_response_id": GONE}, "previous_response_id"),
-    ],
-)
-async def test_a_body_that_is_wrong_is_refused_with_its_place(
-    client: httpx.AsyncClient, body: dict[str, Any], param: str
-) -> None:
-    answer = await client.post("/responses", content=json.dumps(body), headers={"Content-Type": "application/json"})
-    is_gone = param in ("previous_response_id", "input.0.id")
-    assert (answer.status_code, answer.json()["error"]["param"]) == (404 if is_gone else 400, param)
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({}, "input"),
+    ({"input": []}, "input"),
+    ({"input": 5}, "input"),
+    ({"input": ["hi"]}, "input"),
+    ({"input": "\ud800"}, "input"),
+    ({"input": "hi", "background": True}, "background"),
+    ({"input": "hi", "conversation": "conv_1"}, "conversation"),
+    ({"input": "hi", "prompt": {"id": "p"}}, "prompt"),
+    ({"input": "hi", "n": 2}, "n"),
+    ({"input": "hi", "include": ["everything"]}, "include.0"),
+    ({"input": "hi", "metadata": {"a": 1}}, "metadata.a"),
+    ({"input": "hi", "metadata": {"a": "\ud800"}}, "metadata.a"),
+    ({"input": "hi", "truncation": "oldest"}, "truncation"),
+    ({"input": "hi", "reasoning": {"effort": "much"}}, "reasoning.effort"),
+    ({"input": "hi", "text": {"format": {"type": "xml"}}}, "text.format.type"),
+    ({"input": "hi", "text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
+    ({"input": "hi", "text": {"format": {"type": "json_object"}}, "guided_regex": "a"}, "text.format"),
+    ({"input": "hi", "max_tokens": 1, "max_output_tokens": 2}, "max_output_tokens"),
+    ({"input": "hi", "max_output_tokens": 0}, "max_output_tokens"),
+    ({"input": "hi", "tools": [{"type": "x"}]}, "tools.0.type"),
+    ({"input": "hi", "tool_choice": "required"}, "tool_choice"),
+    ({"input": [{"type": "item_reference", "id": f"msg_{'0' * 48}_0"}]}, "input.0.id"),
+    ({"input": [{"id": "x"}]}, "input.0.id"),
+    ({"input": "hi", "previous_response_id": GONE}, "previous_response_id"),
+]
+
+
+async def test_a_body_that_is_wrong_is_refused_with_its_place(client: httpx.AsyncClient) -> None:
+    for body, param in WRONG:
+        answer = await client.post("/responses", content=json.dumps(body), headers={"Content-Type": "application/json"})
+        is_gone = param in ("previous_response_id", "input.0.id")
+        found = (answer.status_code, answer.json()["error"]["param"])
+        assert found == (404 if is_gone else 400, param), body
 
 
 async def test_the_oldest_turns_are_left_out_where_the_request_says_so() -> None:
