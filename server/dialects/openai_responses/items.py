@@ -184,13 +184,15 @@ def _read_texts(parts: Any, kind: str, at: str) -> list[str]:
 
 
 def publish(items: Sequence[Item], key: str) -> list[dict[str, Any]]:
-    """The items with ids and types; `key`: that of their response, which the ids have in them."""
+    """The items with ids and types, and no field that nobody knows; `key`: that of their response, part of the ids."""
     return [_published(item, f"{key}_i{position}") for position, item in enumerate(items)]
 
 
 def _published(item: Item, number: str) -> dict[str, Any]:
     kind = item.get("type") or "message"
     given = item.get("id")
+    kept = _KNOWN.get(kind, frozenset()) | _OF_ALL
+    item = {name: value for name, value in item.items() if name in kept}
     written = {**item, "id": given if isinstance(given, str) and given else f"{_PREFIXES.get(kind, 'item')}_{number}"}
     if kind == "reasoning":
         return {"summary": [], **written}

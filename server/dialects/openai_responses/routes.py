@@ -17,6 +17,7 @@ from server.dialects.openai_grammar import check_numbers, schemas_of
 from server.dialects.openai_responses.decode import Decoded, decode, read_input
 from server.dialects.openai_responses.encode import Output
 from server.dialects.openai_responses.items import Item, publish, resolve_references
+from server.dialects.openai_responses.reading import check_writable
 from server.dialects.openai_responses.schema import (
     DeletedResponse,
     InputItems,
@@ -64,7 +65,7 @@ def build_router(parts: ServerParts) -> APIRouter:
         text = {"text": body.text.format} if body.text is not None and body.text.format else {}
         await check_numbers(request, {**schemas_of(body), **tools, **text})
         stores = _stores(body, store)
-        before = _context(store, owner, body.previous_response_id)
+        before = _context(store, owner, body.previous_response_id, parts.config.security.max_body_bytes)
         sent = resolve_references(read_input(body), lambda id, at: _find_item(store, owner, id, at))
         decoded = decode(
             body,
@@ -75,7 +76,7 @@ def build_router(parts: ServerParts) -> APIRouter:
             stores=stores,
             shows_thoughts=parts.config.api.thoughts_field != "none",
         )
-        keeper = _Keeper(store, owner, body.previous_response_id, sent) if stores else None
+        keeper = _Keeper(store, owner, body.previous_response_id, sent, decoded.form.key) if stores else None
         writers = _Writers(decoded, body.model or "", keeper)
         return await answer(
             parts,
@@ -157,11 +158,15 @@ def _chain(store: ResponseStore, owner: str, id: str, param: str, code: str | No
         raise ResponseNotFound(error.id, param=param, code=code) from None
 
 
-def _context(store: ResponseStore, owner: str, id: str | None) -> list[Item]:
-    """All that was said before, from the first response on. Raises ResponseNotFound."""
+def _context(store: ResponseStore, owner: str, id: str | None, most_bytes: int) -> list[Item]:
+    """All that was said before, from the first response on. Raises InvalidRequest."""
     if id is None:
         return []
-    return _items_of(_chain(store, owner, id, "previous_response_id", "previous_response_not_found"))
+    chain = _chain(store, owner, id, "previous_response_id", "previous_response_not_found")
+    if sum(stored.num_bytes for stored in chain) > most_bytes:
+        message = f"What was said before is larger than {most_bytes} bytes, the most that this server reads at once."
+        raise InvalidRequest(message, param="previous_response_id", code="request_too_large")
+    return _items_of(chain)
 
 
 def _items_of(chain: Sequence[Stored]) -> list[Item]:
@@ -198,14 +203,22 @@ def _page(items: Sequence[Any], limit: int, after: str | None) -> InputItems:
 
 
 class _Keeper:
-    """Puts a response into the store once it is there."""
+    """Puts a response into the store once it is there; what was sent for it is written before, and may be refused."""
 
-    def __init__(self, store: ResponseStore, owner: str, previous_id: str | None, sent: Sequence[Item]) -> None:
-        self._store, self._owner, self._previous_id, self._sent = store, owner, previous_id, sent
+    def __init__(
+        self, store: ResponseStore, owner: str, previous_id: str | None, sent: Sequence[Item], key: str
+    ) -> None:
+        """Raises InvalidRequest for an item that could not be given back."""
+        self._store, self._owner, self._previous_id = store, owner, previous_id
+        items = publish(sent, key)
+        try:
+            self._items = dump(items).encode()
+        except ValueError:
+            check_writable((f"input.{position}", item) for position, item in enumerate(items))
+            raise
 
-    def keep(self, id: str, key: str, response: str) -> None:
-        items = dump(publish(self._sent, key)).encode()
-        self._store.put(self._owner, id, Stored(response.encode(), items, self._previous_id))
+    def keep(self, id: str, response: str) -> None:
+        self._store.put(self._owner, id, Stored(response.encode(), self._items, self._previous_id))
 
 
 class _Writers:
@@ -228,7 +241,7 @@ class _Writers:
 
     def _keep(self, response: str) -> None:
         if self._keeper is not None:
-            self._keeper.keep(self._form.id, self._form.key, response)
+            self._keeper.keep(self._form.id, response)
 
     def _encode_error(self, error: APIError) -> bytes:
         output = self._output or self._begin(self._model, int(time.time()), streams=True)

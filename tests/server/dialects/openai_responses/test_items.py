@@ -160,12 +160,15 @@ def test_odd_tools_are_read_or_refused(tools: list[dict[str, Any]]) -> None:
 
 
 def test_what_is_given_back_has_ids_and_types() -> None:
-    items = publish([{"role": "user", "content": "hi"}, said("so"), {**CALL, "id": "fc_9"}, THOUGHT], "k")
+    items = publish(
+        [{"role": "user", "content": "hi", "x": "x" * 99}, said("so"), {**CALL, "id": "fc_9"}, THOUGHT], "k"
+    )
     assert [(item["type"], item["id"]) for item in items] == [
         ("message", "msg_k_i0"),
         ("message", "msg_k_i1"),
         ("function_call", "fc_9"),
         ("reasoning", "rs_1"),
     ]
+    assert items[0].keys() == {"role", "content", "id", "type", "status"}
     assert items[0]["content"] == [{"type": "input_text", "text": "hi"}]
     assert items[1]["content"] == [{"type": "output_text", "text": "so", "annotations": []}]

@@ -166,6 +166,17 @@ async def test_an_answer_that_is_cut_is_kept_and_one_that_failed_is_not() -> Non
         assert (await client.get(f"/responses/{event['response']['id']}")).json() == event["response"]
 
 
+async def test_no_more_is_read_again_than_a_body_may_have() -> None:
+    engine = FakeEngine(SAID, info=ModelInfo(context_limit=4096, vocab_size=260))
+    async with serving.client_of(engine, Config(security=SecurityConfig(max_body_bytes=1500))) as client:
+        first = (await client.post("/v1/responses", json={"input": "hi"})).json()
+        body = {"input": "more", "previous_response_id": first["id"]}
+        second = (await client.post("/v1/responses", json=body)).json()
+        third = (await client.post("/v1/responses", json={**body, "previous_response_id": second["id"]})).json()
+    assert second["status"] == "completed"
+    assert (third["error"]["code"], third["error"]["param"]) == ("request_too_large", "previous_response_id")
+
+
 async def test_nothing_is_cancelled(client: httpx.AsyncClient) -> None:
     id = (await client.post("/responses", json={"input": "hi"})).json()["id"]
     answer = await client.post(f"/responses/{id}/cancel")
@@ -199,6 +210,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"input": [{"type": "item_reference", "id": f"msg_{'0' * 48}_0"}]}, "input.0.id"),
     ({"input": [{"id": "x"}]}, "input.0.id"),
     ({"input": "hi", "previous_response_id": GONE}, "previous_response_id"),
+    ({"input": [{"role": "user", "content": "a"}, {"role": "user", "content": "a", "id": "\ud800"}]}, "input.1"),
+    ({"input": [{"role": "user", "content": "a", "phase": float("inf")}]}, "input.0"),
+    ({"input": "hi", "tools": [{**SHELL, "x": "\ud800"}]}, "tools"),
 ]
 
 
