@@ -30,6 +30,7 @@ STATUSES = {
     "/v1/completions": GENERATION,
     "/v1/chat/completions": GENERATION,
     "/v1/responses": GENERATION,
+    "/v1/responses/input_tokens": TOKENS,
     "/v1/responses/{id}": {"200", "400", "404"},
     "/v1/responses/{id}/cancel": {"200", "400", "404"},
     "/v1/responses/{id}/input_items": {"200", "400", "404"},
@@ -74,9 +75,10 @@ def properties(model: str) -> dict[str, Any]:
 
 
 def test_every_route_has_its_statuses() -> None:
-    assert {path: set(operation["responses"]) for path, operation in operations()} == {
-        path: statuses | at_the_gate(path) for path, statuses in STATUSES.items()
-    }
+    found: dict[str, set[str]] = {}
+    for path, operation in operations():
+        found.setdefault(path, set()).update(operation["responses"])
+    assert found == {path: statuses | at_the_gate(path) for path, statuses in STATUSES.items()}
 
 
 def at_the_gate(path: str) -> set[str]:

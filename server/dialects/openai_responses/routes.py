@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from server.dialects.openai_answers import AnswerWriters, answer
+from server.dialects.openai_answers import AnswerWriters, answer, ignored_header
 from server.dialects.openai_grammar import check_numbers, schemas_of
 from server.dialects.openai_responses.decode import Decoded, decode, read_input
 from server.dialects.openai_responses.encode import Output
@@ -21,6 +21,7 @@ from server.dialects.openai_responses.reading import check_writable
 from server.dialects.openai_responses.schema import (
     DeletedResponse,
     InputItems,
+    InputTokens,
     ResponseEvent,
     ResponseObject,
     ResponsesRequest,
@@ -30,6 +31,8 @@ from server.dialects.openai_schema import GENERATION_ERRORS, answer_events, erro
 from server.dialects.openai_written import dump
 from server.dialects.parts import ServerParts
 from server.errors import APIError, InvalidRequest, UnsupportedParameter
+from server.service.job import ChatPrompt
+from server.service.tokenization import Conversation, tokenize
 
 _RESPONSES = {**answer_events(ResponseObject, ResponseEvent), **GENERATION_ERRORS}
 _OUR_ID = re.compile(r"[a-z]+_([0-9a-f]{48})_i?\d+")
@@ -56,15 +59,12 @@ def build_router(parts: ServerParts) -> APIRouter:
     router = APIRouter(tags=["OpenAI"])
     store = ResponseStore(lambda: _bounds(parts))
 
-    @router.post("/responses", include_in_schema=False)
-    @router.post("/v1/responses", response_class=Response, responses=_RESPONSES)
-    async def create_response(request: Request, body: ResponsesRequest) -> Response:
-        """Answer a conversation of items."""
+    async def read(request: Request, body: ResponsesRequest, stores: bool) -> tuple[Decoded, list[Item]]:
+        """What is asked, and the items that were sent, references resolved. Raises InvalidRequest."""
         owner = request.state.tenant.name
         tools = {"tools": body.tools} if body.tools else {}
         text = {"text": body.text.format} if body.text is not None and body.text.format else {}
         await check_numbers(request, {**schemas_of(body), **tools, **text})
-        stores = _stores(body, store)
         before = _context(store, owner, body.previous_response_id, parts.config.security.max_body_bytes)
         sent = resolve_references(read_input(body), lambda id, at: _find_item(store, owner, id, at))
         decoded = decode(
@@ -76,6 +76,14 @@ def build_router(parts: ServerParts) -> APIRouter:
             stores=stores,
             shows_thoughts=parts.config.api.thoughts_field != "none",
         )
+        return decoded, sent
+
+    @router.post("/responses", include_in_schema=False)
+    @router.post("/v1/responses", response_class=Response, responses=_RESPONSES)
+    async def create_response(request: Request, body: ResponsesRequest) -> Response:
+        """Answer a conversation of items."""
+        owner, stores = request.state.tenant.name, _stores(body, store)
+        decoded, sent = await read(request, body, stores)
         keeper = _Keeper(store, owner, body.previous_response_id, sent, decoded.form.key) if stores else None
         writers = _Writers(decoded, body.model or "", keeper)
         return await answer(
@@ -87,6 +95,19 @@ def build_router(parts: ServerParts) -> APIRouter:
             decoded.ignored,
             truncates=None if body.truncation is None else body.truncation == "auto",
         )
+
+    @router.post("/v1/responses/input_tokens", responses=error_responses(400, 404, 413, 503))
+    async def count_input_tokens(request: Request, response: Response, body: ResponsesRequest) -> InputTokens:
+        """The tokens of the prompt that a request would be; nothing is computed."""
+        decoded, _ = await read(request, body, stores=False)
+        (prompt,) = decoded.job.prompts
+        assert isinstance(prompt, ChatPrompt)
+        source = Conversation(prompt.messages, prompt.tools, prompt.template_kwargs)
+        response.headers.update(ignored_header(decoded.ignored))
+        tokens = await tokenize(
+            parts.registry, decoded.job.model, source, param="input", add_special_tokens=False, with_texts=False
+        )
+        return InputTokens(input_tokens=len(tokens.ids))
 
     @router.get("/v1/responses/{id}", response_class=Response, responses=_KEPT)
     async def retrieve_response(request: Request, id: str, stream: bool = False) -> Response:

@@ -182,3 +182,8 @@ class InputItems(AnswerModel):
     first_id: str | None
     last_id: str | None
     has_more: bool
+
+
+class InputTokens(AnswerModel):
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+    input_tokens: int

@@ -29,7 +29,7 @@ from tests.server.dialects.openai_chat.test_answers import (
     scripted,
     sdk_of,
 )
-from tests.server.dialects.openai_responses.test_golden import FLAT, LS, SHELL
+from tests.server.dialects.openai_responses.test_golden import FLAT, LS, SHELL, SPACE
 from tests.serving import wait_until
 
 SAID: Script = [spell("so\0", reason="stop")]
@@ -87,6 +87,18 @@ async def test_the_sdk_adds_a_stream_up_to_the_whole() -> None:
     assert [item.type for item in streamed.output] == [item.type for item in whole.output]
     calls: Any = [item for item in streamed.output if item.type == "function_call"]
     assert [call.parsed_arguments for call in calls] == [{"city": "Köln"}] * 2
+
+
+async def test_tokens_are_counted_without_an_answer(client: httpx.AsyncClient) -> None:
+    sdk = sdk_of(client)
+    tools: Any = [FLAT, SPACE]
+    first = await sdk.responses.create(model="mock", input="hi", tools=tools)
+    counted = await sdk.responses.input_tokens.count(
+        model="mock", input="more", tools=tools, previous_response_id=first.id
+    )
+    answer = await sdk.responses.create(model="mock", input="more", tools=tools, previous_response_id=first.id)
+    assert answer.usage is not None
+    assert counted.input_tokens == answer.usage.input_tokens > 100
 
 
 async def test_the_sdk_parses_a_structured_answer() -> None:
