@@ -219,7 +219,7 @@ async def test_a_prefill_that_was_given_up_is_gone_on_with(
 @pytest.mark.usefixtures("grouping")
 async def test_many_at_once_compute_what_they_share_once(config: EngineConfig, without: Reference) -> None:
     shared = prompt(160)
-    prompts = [shared + prompt(9 + number, seed=10 + number) for number in range(8)]
+    prompts = [shared + prompt(9 + 20 * number, seed=10 + number) for number in range(8)]
     expected = await without(*prompts)
     async with running(config) as engine:
         streams = [
