@@ -1,71 +1,76 @@
-"""`python -m bench.http_cost`: processor time of the server per token at 32 streams on the mock, API by API."""
+"""What a token costs the server in each API: `python -m bench.http_cost [--streams 32] [--tokens 400] [--rounds 3]`.
+
+Streams of a mock, whose text costs nothing to compute. The figure is the processor time of the server's process, which
+other programs on the machine disturb less than the time that passes; the APIs take turns, round by round.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
-import sys
-from typing import Annotated, Any
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import httpx2
-import typer
 
-from tests.server_process import ServerProcess
+from bench.client import TIMEOUT_S, open_http
+from tests.server_process import serving
 
-STREAMS = 32
-_CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 400, "stream": True}
-APIS: dict[str, tuple[str, dict[str, Any], bytes]] = {
-    "completions": ("/v1/completions", {"prompt": "hi", "max_tokens": 400, "stream": True}, b'"text":"'),
-    "chat": ("/v1/chat/completions", _CHAT, b'"delta":{"content":"'),
-    "messages": ("/v1/messages", _CHAT, b'"text_delta"'),
+TEXT = "Once upon a time"
+MESSAGES = [{"role": "user", "content": TEXT}]
+APIS: Mapping[str, tuple[str, dict[str, Any], str, bytes]] = {
+    "completions": ("/v1/completions", {"prompt": TEXT}, "max_tokens", b'"text":"'),
+    "chat completions": ("/v1/chat/completions", {"messages": MESSAGES}, "max_tokens", b'"delta":{"content":"'),
+    "messages": ("/v1/messages", {"messages": MESSAGES}, "max_tokens", b'"text_delta"'),
+    "responses": ("/v1/responses", {"input": TEXT}, "max_output_tokens", b'"type":"response.output_text.delta"'),
 }
-"""Path, body, and what each token's event has in it."""
+"""By name: the path, a body, the field for the most tokens, and what the event of a token has in it."""
 
 
-def main(rounds: Annotated[int, typer.Option(min=1, help="How often to go through all.")] = 4) -> None:
-    """Print microseconds per token of each API, a line for each."""
-    server = ServerProcess("--backend", "mock", "--log-level", "info")
-    try:
-        asyncio.run(_measure(server.url(), server.process.pid, rounds))
-    finally:
-        server.process.terminate()
-        server.process.wait()
-
-
-async def _measure(url: str, pid: int, rounds: int) -> None:
-    found: dict[str, list[float]] = {name: [] for name in APIS}
-    async with httpx2.AsyncClient(base_url=url, timeout=300) as client:
-        await _run(client, "chat")
-        for _ in range(rounds):
-            for name in APIS:
-                before = _processor_s(pid)
-                num_tokens = await _run(client, name)
-                found[name].append(1e6 * (_processor_s(pid) - before) / num_tokens)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with serving("--backend", "mock") as (server, client):
+        url = str(client.base_url).rstrip("/")
+        found = asyncio.run(_measure(url, server.process.pid, options.streams, options.tokens, options.rounds))
+    base = statistics.median(found["chat completions"])
     for name, costs in found.items():
-        sys.stdout.write(f"{name:12} {min(costs):6.1f} us per token at best; {[round(cost, 1) for cost in costs]}\n")
+        middle = statistics.median(costs)
+        spread = f"{min(costs):.0f} to {max(costs):.0f}"
+        print(f"{name:18} {middle:6.1f} us per token ({spread}), {middle / base:.2f} x chat completions")
 
 
-async def _run(client: httpx2.AsyncClient, name: str) -> int:
-    """All streams at once; how many tokens came."""
-    return sum(await asyncio.gather(*(_read(client, name) for _ in range(STREAMS))))
+async def _measure(url: str, pid: int, streams: int, tokens: int, rounds: int) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {name: [] for name in APIS}
+    async with open_http(url) as http:
+        for turn in range(rounds + 1):
+            for name, (path, body, limit, mark) in APIS.items():
+                asked = {**body, limit: tokens, "stream": True}
+                before = _processor_s(pid)
+                num_tokens = sum(await asyncio.gather(*(_read(http, path, asked, mark) for _ in range(streams))))
+                if turn:  # the first round warms up
+                    found[name].append((_processor_s(pid) - before) / num_tokens * 1e6)
+    return found
 
 
-async def _read(client: httpx2.AsyncClient, name: str) -> int:
-    path, body, mark = APIS[name]
-    text = b""
-    async with client.stream("POST", path, json=body) as answer:
-        assert answer.status_code == 200, name
-        async for chunk in answer.aiter_bytes():
-            text += chunk
-    return text.count(mark)
+async def _read(http: httpx2.AsyncClient, path: str, body: Mapping[str, Any], mark: bytes) -> int:
+    """Read a stream to its end; return its number of tokens."""
+    async with http.stream("POST", path, json=body, timeout=TIMEOUT_S) as answer:
+        answer.raise_for_status()
+        return (b"".join([part async for part in answer.aiter_raw()])).count(mark)
 
 
 def _processor_s(pid: int) -> float:
-    """Of a process so far (Linux)."""
-    with open(f"/proc/{pid}/stat") as stat:
-        fields = stat.read().rpartition(")")[2].split()
+    """What the process has used of the processors, its threads together (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

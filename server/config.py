@@ -117,6 +117,17 @@ class ApiConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResponsesConfig:
+    """Answers of /v1/responses that are kept in memory, so that a later request can go on from them."""
+
+    max_stored: int = option(1000, "responses that are kept, at most; the oldest make room; 0: none", ge=0)
+    max_stored_mb: float = option(64.0, "size of all of them together, with what was sent for them, MB", ge=0)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GrammarConfig:
     """Grammars that answers follow: schemas, regular expressions, choices. Each is compiled in its own process."""
 
@@ -188,6 +199,7 @@ class Config:
     security: SecurityConfig = field(default_factory=SecurityConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     api: ApiConfig = field(default_factory=ApiConfig)
+    responses: ResponsesConfig = field(default_factory=ResponsesConfig)
     grammars: GrammarConfig = field(default_factory=GrammarConfig)
     service: ServiceConfig = field(default_factory=ServiceConfig)
     mock: MockConfig = field(default_factory=MockConfig)

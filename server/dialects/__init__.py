@@ -14,11 +14,13 @@ from server.dialects.models.routes import build_router as models
 from server.dialects.openai_chat.routes import build_router as openai_chat
 from server.dialects.openai_completions.routes import build_router as openai_completions
 from server.dialects.openai_embeddings.routes import build_router as openai_embeddings
+from server.dialects.openai_responses.routes import build_router as openai_responses
 from server.dialects.tokenize.routes import build_router as tokenize
 
 DIALECTS: tuple[Dialect, ...] = (
     Dialect(openai_completions),
     Dialect(openai_chat),
+    Dialect(openai_responses),
     Dialect(openai_embeddings),
     Dialect(anthropic_messages, MESSAGES_PREFIXES, messages_error, id_header="request-id"),
     Dialect(tokenize),

@@ -39,8 +39,12 @@ def test_the_anthropic_sdk(url: str) -> None:
 
 
 def test_the_openai_sdk(url: str) -> None:
-    command = [sys.executable, str(ROOT / "examples" / "openai_sdk.py"), url]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
+    ran, responses = (
+        subprocess.run(
+            [sys.executable, str(ROOT / "examples" / name), url], capture_output=True, text=True, timeout=DEADLINE_S
+        )
+        for name in ("openai_sdk.py", "openai_responses.py")
+    )
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
     assert "There are 3 r's in strawberry." in ran.stdout
@@ -48,3 +52,5 @@ def test_the_openai_sdk(url: str) -> None:
     assert "Paris" in lines[-3]
     assert lines[-2].startswith("Person(name=")
     assert lines[-1].startswith("['")
+    # the same through the other API, from its first word to its last
+    assert responses.stdout.splitlines() == lines[:-1], responses.stderr
