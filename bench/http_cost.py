@@ -1,115 +1,79 @@
-"""`python -m bench.http_cost`: processor time of the server for each streamed token, API by API, over the mock.
+"""What a token costs the server in each API: `python -m bench.http_cost [--streams 32] [--tokens 400] [--rounds 3]`.
 
-The streams run at once, and what is read of them is counted and not looked at; time is the server process's own, so
-that others at work on the machine change little. The mock computes nothing: what is measured is text, JSON and HTTP.
+Streams of a mock, whose text costs nothing to compute. The figure is the processor time of the server's process, which
+other programs on the machine disturb less than the time that passes; the APIs take turns, round by round.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import json
 import os
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from statistics import median
-from typing import Annotated, Any
-from urllib.parse import urlsplit
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-import typer
+import httpx2
 
-from bench.servers import end, free_port
+from bench.client import TIMEOUT_S, open_http
+from tests.server_process import serving
 
-_HI = {"messages": [{"role": "user", "content": "hi"}]}
-_STEP_S = 0.01
-"""The time of a step of the mock: each token is a write of its own, as with a model."""
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-
-APIS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "completions": ("/v1/completions", {"prompt": "hi"}),
-    "chat completions": ("/v1/chat/completions", _HI),
-    "ollama chat": ("/api/chat", _HI),
-    "ollama generate": ("/api/generate", {"prompt": "hi"}),
+TEXT = "Once upon a time"
+MESSAGES = [{"role": "user", "content": TEXT}]
+APIS: Mapping[str, tuple[str, dict[str, Any], str, bytes]] = {
+    "completions": ("/v1/completions", {"prompt": TEXT}, "max_tokens", b'"text":"'),
+    "chat completions": ("/v1/chat/completions", {"messages": MESSAGES}, "max_tokens", b'"delta":{"content":"'),
+    "messages": ("/v1/messages", {"messages": MESSAGES}, "max_tokens", b'"text_delta"'),
+    "ollama chat": ("/api/chat", {"messages": MESSAGES}, "options.num_predict", b'"done":false'),
+    "ollama generate": ("/api/generate", {"prompt": TEXT}, "options.num_predict", b'"done":false'),
+    "responses": ("/v1/responses", {"input": TEXT}, "max_output_tokens", b'"type":"response.output_text.delta"'),
 }
-"""Path and body of each, but for the number of tokens."""
+"""By name: the path, a body, the field for the most tokens, dotted, and what the event of a token has in it."""
 
 
-def main(
-    streams: Annotated[int, typer.Option(help="Streams at once.")] = 32,
-    tokens: Annotated[int, typer.Option(help="Tokens of each, at the most.")] = 400,
-    rounds: Annotated[int, typer.Option(help="How often each API is measured; the median counts.")] = 3,
-) -> None:
-    """Measure what a streamed token costs the server, in each API. Linux."""
-    with _mock_server() as (pid, url):
-        found: dict[str, list[float]] = {name: [] for name in APIS}
-        for measured in range(-1, rounds):
-            for name, (path, body) in APIS.items():
-                cost = asyncio.run(_cost(pid, url, path, _limited(path, body, tokens), streams))
-                if measured >= 0:  # the first time warms up
-                    found[name].append(cost)
-    base = median(found["chat completions"])
-    print("| API | µs a token | beside chat completions |\n| --- | --- | --- |")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with serving("--backend", "mock") as (server, client):
+        url = str(client.base_url).rstrip("/")
+        found = asyncio.run(_measure(url, server.process.pid, options.streams, options.tokens, options.rounds))
+    base = statistics.median(found["chat completions"])
     for name, costs in found.items():
-        print(f"| {name} | {median(costs):.1f} ({min(costs):.1f} to {max(costs):.1f}) | {median(costs) / base:.2f} |")
+        middle = statistics.median(costs)
+        spread = f"{min(costs):.0f} to {max(costs):.0f}"
+        print(f"{name:18} {middle:6.1f} us per token ({spread}), {middle / base:.2f} x chat completions")
 
 
-def _limited(path: str, body: Mapping[str, Any], tokens: int) -> bytes:
-    limit = {"options": {"num_predict": tokens}} if path.startswith("/api/") else {"max_tokens": tokens}
-    return json.dumps({**body, **limit, "stream": True}).encode()
+async def _measure(url: str, pid: int, streams: int, tokens: int, rounds: int) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {name: [] for name in APIS}
+    async with open_http(url) as http:
+        for turn in range(rounds + 1):
+            for name, (path, body, limit, mark) in APIS.items():
+                outer, _, inner = limit.partition(".")
+                asked = {**body, outer: {inner: tokens} if inner else tokens, "stream": True}
+                before = _processor_s(pid)
+                num_tokens = sum(await asyncio.gather(*(_read(http, path, asked, mark) for _ in range(streams))))
+                if turn:  # the first round warms up
+                    found[name].append((_processor_s(pid) - before) / num_tokens * 1e6)
+    return found
 
 
-async def _cost(pid: int, url: str, path: str, body: bytes, streams: int) -> float:
-    """Microseconds of the server's processor time a token."""
-    before = _processor_s(pid)
-    numbers = await asyncio.gather(*(_read(url, path, body) for _ in range(streams)))
-    return 1e6 * (_processor_s(pid) - before) / sum(numbers)
-
-
-async def _read(url: str, path: str, body: bytes) -> int:
-    """The number of the answer's pieces, of which a token makes one: events, or lines below /api."""
-    at = urlsplit(url)
-    reader, writer = await asyncio.open_connection(at.hostname, at.port)
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
-    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-    answer = await reader.read()
-    writer.close()
-    return answer.count(b'"done":false' if path.startswith("/api/") else b"data: {")
+async def _read(http: httpx2.AsyncClient, path: str, body: Mapping[str, Any], mark: bytes) -> int:
+    """Read a stream to its end; return its number of tokens."""
+    async with http.stream("POST", path, json=body, timeout=TIMEOUT_S) as answer:
+        answer.raise_for_status()
+        return (b"".join([part async for part in answer.aiter_raw()])).count(mark)
 
 
 def _processor_s(pid: int) -> float:
-    """User and system time of a process, all threads."""
-    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * _TICK_S
-
-
-@contextmanager
-def _mock_server() -> Iterator[tuple[int, str]]:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    options = ("--backend", "mock", "--mock-itl-s", str(_STEP_S), "--port", str(port), "--log-level", "error")
-    command = [sys.executable, "-m", "server", "serve", *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, text=True)
-    try:
-        while not _is_ready(url):
-            if process.poll() is not None:
-                raise SystemExit("the server did not start")
-            time.sleep(0.1)
-        yield process.pid, url
-    finally:
-        end(process)
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/ready") as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+    """What the process has used of the processors, its threads together (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

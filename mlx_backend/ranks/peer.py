@@ -20,6 +20,8 @@ class Peer:
         self.said: dict[str, dict[str, Any]] = {}
         """The newest message of each kind."""
         self.num_sent = 0
+        self.gone = threading.Event()
+        """Set once nothing more comes of it."""
         self._num_done = 0
         self._progress_at = time.monotonic()
         self._channel, self._lose, self._patience = channel, lose, patience
@@ -58,14 +60,16 @@ class Peer:
             while True:
                 message = messages.read(self._channel.receive())
                 kind = message.get("say")
-                if kind == "failed":
-                    self._lost(f"failed: {message.get('why')}")
+                if kind in ("failed", "leaves"):
+                    self._lost(f"{kind}: {message.get('why')}")
                     return
                 self.said[str(kind)] = message
                 if message.get("done", 0) > self._num_done:
                     self._num_done, self._progress_at = message["done"], time.monotonic()
         except (ChannelError, ValueError, TypeError) as error:
             self._lost(f"is lost: {error}")
+        finally:
+            self.gone.set()
 
     def _watch(self) -> None:
         beat = messages.write({"call": "beat"})

@@ -31,8 +31,9 @@ from mlx_backend.core.step import (
 )
 from mlx_backend.planning.admission import Budget
 from mlx_backend.ranks import messages
-from mlx_backend.ranks.channel import ChannelError
-from mlx_backend.ranks.local import LocalRanks, free_addresses
+from mlx_backend.ranks.addresses import Tryout
+from mlx_backend.ranks.channel import Channel, ChannelError
+from mlx_backend.ranks.gathering import Gathering
 from mlx_backend.ranks.patience import Patience
 from mlx_backend.ranks.peer import Peer
 from mlx_backend.runners.base import Runner
@@ -62,9 +63,12 @@ class RanksRunner:
         self._config, self._build, self._patience = config, build, patience or Patience()
         self._own: Runner | None = None
         self._blocks: _RanksStore | None = None
-        self._others = LocalRanks(config.ranks.count)
+        self._gathering = Gathering(config)
+        self._others = self._gathering.processes
         self._peers: list[Peer] = []
         self._lost: str | None = None
+        self._may_hang = False
+        """Set once MLX connects: before, whatever waits for a rank notices by itself that it is lost."""
         self._lock = threading.Lock()
         self._on_loss: Callable[[EngineDead], None] = lambda error: None
         self._load = LoadProgress()
@@ -84,24 +88,41 @@ class RanksRunner:
     # ---- loading ----
 
     def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
-        """Start the other ranks and load every share. Raises ModelLoadError."""
-        config = self._config
+        """Wait for the other ranks and load every share. Raises ModelLoadError."""
         if self._check_split is not None:
             self._check_split()
-        channels = self._others.start(lambda: self._check(report))
-        addresses = free_addresses(config.ranks.count)
-        for rank, channel in sorted(channels.items()):
-            self._peers.append(Peer(rank, channel, self._lose, self._patience))
-            begin = {"call": "begin", "config": messages.config_fields(config), "addresses": addresses}
-            self._send(self._peers[-1], messages.write(begin))
-        self._own = self._build(Membership(0, addresses, config.ranks.parallel))
-        self._await("ready", report)
+        try:
+            self._own = self._meet(report)
+        except ModelLoadError as error:
+            self._send_all({"call": "refused", "why": str(error)})
+            raise
+        self._may_hang = True
+        self._check(report)  # a rank that was lost meanwhile has told nothing else
         self._send_all({"call": "load"})  # all ranks connect now: none waits long for another in MLX's own code
         info = self._own.load(lambda progress: self._report(report, progress))
         info = self._agree(info, self._await("loaded", report))
         store = self._own.blocks
         self._blocks = None if store is None else _RanksStore(store, self._mirror)
         return info
+
+    def _meet(self, report: Callable[[LoadProgress], None]) -> Runner:
+        """Wait until all ranks have joined and reach each other; return the own runner. Raises ModelLoadError."""
+        membership = self._gathering.gather(self._joined, lambda: self._check(report))
+        self._peers.sort(key=lambda peer: peer.rank)
+        with contextlib.closing(Tryout(membership)) as tryout:
+            tryout.open()
+            own = self._build(membership)
+            self._await("ready", report)
+            self._send_all({"call": "reach"})
+            tryout.reach()
+            self._await("reached", report)
+        self._send_all({"call": "clear"})
+        self._await("cleared", report)
+        return own
+
+    def _joined(self, rank: int, channel: Channel, begin: bytes) -> None:
+        self._peers.append(Peer(rank, channel, self._lose, self._patience))
+        self._send(self._peers[-1], begin)
 
     def _report(self, report: Callable[[LoadProgress], None], progress: LoadProgress) -> None:
         self._load = progress
@@ -174,7 +195,10 @@ class RanksRunner:
         if self._own is not None and self._lost is None:
             self._own.close()
         self._others.end(_END_S if self._lost is None else 0.0)
+        deadline = time.monotonic() + _END_S
         for peer in self._peers:
+            if self._lost is None:  # a connection that is closed with bytes unread would take "close" back
+                peer.gone.wait(max(0.0, deadline - time.monotonic()))
             peer.close()
 
     @property
@@ -218,7 +242,8 @@ class RanksRunner:
             self._lost = why
         for peer in self._peers:
             peer.close()
-        self._on_loss(EngineDead(why))
+        if self._may_hang:
+            self._on_loss(EngineDead(why))
 
 
 class _RanksStore:
