@@ -47,16 +47,21 @@ class StreamingAnswer(EventSourceResponse):
         keep_alive_s: float,
         send_timeout_s: float,
         headers: Mapping[str, str],
-        write_silence: Callable[[Progress], ServerSentEvent] | None = None,
+        media_type: str = "text/event-stream",
+        write_silence: Callable[[Progress], ServerSentEvent | bytes] | None = None,
     ) -> None:
-        """`write_silence`: what is sent on a stream that has been silent; None: a comment."""
+        """`media_type`: of a dialect whose streams are no events.
+
+        `write_silence`: what is sent on a stream that has been silent; None: a comment.
+        """
         write_silence = write_silence or keep_alive
         super().__init__(
             self._encoded(source, encode, encode_error),
             headers=headers,
+            media_type=media_type,
             sep="\n",
             ping=keep_alive_s,
-            ping_message_factory=lambda: write_silence(source.progress),
+            ping_message_factory=lambda: write_silence(source.progress),  # type: ignore[arg-type, return-value]
             send_timeout=send_timeout_s,
         )
         self._source = source

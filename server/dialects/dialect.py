@@ -22,6 +22,8 @@ class Dialect:
     encode_error: EncodeError = openai_errors.encode_error
     id_header: str | None = None
     """A header that has the request's id, too, on every answer below these paths."""
+    takes_unlabelled: bool = False
+    """Whether a body below its paths need not be labelled as JSON where no browser sends it."""
 
 
 def collect_errors(dialects: Iterable[Dialect]) -> ErrorBodies:

@@ -22,6 +22,7 @@ from server.service.mock_script import MockAuthor
 from server.service.model_instance import NO_ENGINE, ModelInstance, Recipe
 from server.service.residency import LOAD_WAIT_S, Lease, Residency, Watcher
 from server.text.borders import BorderFinder
+from server.text.parsers.parts import ChatFormat
 from server.text.tokenizer import Tokenizer
 
 ModelState = Literal["unloaded", "loading", "loaded", "unloading", "failed"]
@@ -66,6 +67,8 @@ class ServedModel:
         """It is to be unloaded when those who use it are done; whoever comes now waits for its next instance."""
         self.last_info: ModelInfo | None = None
         """Of the instance before, where it is not loaded."""
+        self.last_format: ChatFormat | None = None
+        """The format of chats of the instance before."""
         self.last_failure: BaseException | None = None
         """Why it could not be loaded, or died; until it is loaded."""
         self._recipe = recipe
@@ -98,7 +101,7 @@ class ServedModel:
         """End the engine, and let go of everything that the model holds. Waits for it."""
         if self._instance is not None:
             self._instance.close()
-            self.last_info = self.engine.model_info or self.last_info
+            self.last_info, self.last_format = self.info, self.chat_format
         self._instance = self.share = None
 
     @property
@@ -137,6 +140,11 @@ class ServedModel:
         """None until it has loaded."""
         instance = self._instance
         return None if instance is None else instance.tokenizer
+
+    @property
+    def chat_format(self) -> ChatFormat | None:
+        """How it marks thoughts and calls, by this instance or the one before; None until it was loaded."""
+        return self.last_format if self.tokenizer is None else self.tokenizer.chat_format
 
     @property
     def grammars(self) -> GrammarCompiler:

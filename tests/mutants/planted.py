@@ -31,6 +31,10 @@ _PREEMPTION = "tests/mlx_backend/engine/test_preemption.py tests/mlx_backend/eng
 _WAITING = "tests/mlx_backend/engine/test_waiting.py"
 _KEYS = "tests/server/security/test_keys.py"
 _GATE = "tests/server/security"
+_LABELS = (
+    "tests/server/security/test_gate.py::test_a_browser_labels_its_bodies_below_api "
+    "tests/server/security/test_gate.py::test_a_body_without_a_label_is_taken_below_api_where_no_browser_sends_it"
+)
 _RESIDENCY = "tests/server/service/test_residency.py"
 _GENERATION = (
     "tests/server/service/test_generation.py tests/server/dialects/test_room.py tests/server/security/test_gate.py"
@@ -919,5 +923,42 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a cable that is not in is not noticed", "if states.get(device) != \"PORT_ACTIVE\"]", "if False]"),
         ("Thunderbolt Bridge keeps RDMA from the ports", "return \"off\" if line.startswith(\"*\") else \"on\"", "return \"off\""),
         ("other files have the same fingerprint", "f\"{record.digests[name]}  {name}\\n\"", "f\"{name}\\n\""),
+    ),
+    *_of(
+        "server/security/gate.py",
+        f"{_LABELS} tests/server/dialects/ollama/test_keep_alive.py",
+        ("a page of any site has a body without a label read", "        return path.startswith(self._unlabelled) and not is_browser and", "        return path.startswith(self._unlabelled) and"),
+        ("a body without a label is read everywhere", "        return path.startswith(self._unlabelled) and not is_browser and", "        return not is_browser and"),
+        ("any key has models unloaded by keep_alive", "(key is None or key.is_admin) and not self._is_foreign(headers)", "not self._is_foreign(headers)"),
+        ("any local page has models unloaded by keep_alive", "(key is None or key.is_admin) and not self._is_foreign(headers)", "(key is None or key.is_admin)"),
+    ),
+    *_of(
+        "server/dialects/ollama/keep_alive.py",
+        "tests/server/dialects/ollama/test_keep_alive.py",
+        ("a pinned model is unloaded after an answer", "    return not model.is_pinned and bool(request.state.is_operator)", "    return bool(request.state.is_operator)"),
+        ("minutes are taken for seconds", "\"m\": 60.0", "\"m\": 1.0"),
+    ),
+    *_of(
+        "server/dialects/ollama/messages.py",
+        "tests/server/dialects/ollama/test_messages.py",
+        ("two results belong to one call", "            waiting.remove(call)\n", ""),
+        ("a result belongs to the call of another tool", "(name is None or call[1] == name)", "True"),
+    ),
+    *_of(
+        "server/dialects/ollama/encode.py",
+        "tests/server/dialects/ollama/test_encode.py",
+        ("a call breaks a stream's line", "call.arguments.replace(\"\\r\", \" \").replace(\"\\n\", \" \")", "call.arguments"),
+        ("a client divides by no time at all", "    return max(1, round(seconds * 1e9))", "    return round(seconds * 1e9)"),
+    ),
+    *_of(
+        "server/dialects/ollama/answers.py",
+        "tests/server/dialects/ollama/test_keep_alive.py",
+        ("a model stays after its last answer", "        self._leave()\n", ""),
+    ),
+    *_of(
+        "server/commands/launch.py",
+        "tests/server/commands/test_launch.py",
+        ("the user's own key goes to another server", "if name not in prepared.unset}", "}"),
+        ("a signal that comes early is lost", "            self._waiting.append(number)", "            pass"),
     ),
 )  # fmt: skip
