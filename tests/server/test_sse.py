@@ -16,7 +16,7 @@ from mlx_backend.api.interface import PrefillProgress
 from server import sse
 from server.dialects.openai_errors import encode_error as encode_body
 from server.errors import APIError
-from server.sse import StreamingAnswer, progress_comment
+from server.sse import StreamingAnswer, keep_alive
 
 SCOPE = {"type": "http", "method": "POST", "path": "/", "headers": []}
 
@@ -124,7 +124,7 @@ async def test_comments_while_nothing_comes() -> None:
 )
 def test_comment(done: int, total: int, comment: bytes) -> None:
     progress = PrefillProgress(num_computed_tokens=done, num_prompt_tokens=total)
-    assert progress_comment(progress).encode() == comment
+    assert keep_alive(progress).encode() == comment
 
 
 async def test_the_source_is_closed_when_the_client_left_before_anything() -> None:
