@@ -25,11 +25,11 @@ APIS: Mapping[str, tuple[str, dict[str, Any], str, bytes]] = {
     "completions": ("/v1/completions", {"prompt": TEXT}, "max_tokens", b'"text":"'),
     "chat completions": ("/v1/chat/completions", {"messages": MESSAGES}, "max_tokens", b'"delta":{"content":"'),
     "messages": ("/v1/messages", {"messages": MESSAGES}, "max_tokens", b'"text_delta"'),
-    "ollama chat": ("/api/chat", {"messages": MESSAGES}, "options.num_predict", b'"done":false'),
-    "ollama generate": ("/api/generate", {"prompt": TEXT}, "options.num_predict", b'"done":false'),
     "responses": ("/v1/responses", {"input": TEXT}, "max_output_tokens", b'"type":"response.output_text.delta"'),
+    "ollama chat": ("/api/chat", {"messages": MESSAGES}, "num_predict", b'"done":false'),
+    "ollama generate": ("/api/generate", {"prompt": TEXT}, "num_predict", b'"done":false'),
 }
-"""By name: the path, a body, the field for the most tokens, dotted, and what the event of a token has in it."""
+"""By name: the path, a body, the field for the most tokens, and what the event of a token has in it."""
 
 
 def main() -> None:
@@ -53,8 +53,8 @@ async def _measure(url: str, pid: int, streams: int, tokens: int, rounds: int) -
     async with open_http(url) as http:
         for turn in range(rounds + 1):
             for name, (path, body, limit, mark) in APIS.items():
-                outer, _, inner = limit.partition(".")
-                asked = {**body, outer: {inner: tokens} if inner else tokens, "stream": True}
+                limited = {"options": {limit: tokens}} if path.startswith("/api/") else {limit: tokens}
+                asked = {**body, **limited, "stream": True}
                 before = _processor_s(pid)
                 num_tokens = sum(await asyncio.gather(*(_read(http, path, asked, mark) for _ in range(streams))))
                 if turn:  # the first round warms up

@@ -50,8 +50,10 @@ class StreamingAnswer(EventSourceResponse):
         media_type: str = "text/event-stream",
         write_silence: Callable[[Progress], ServerSentEvent | bytes] | None = None,
     ) -> None:
-        """`media_type`: of a dialect whose streams are no events. `write_silence`: what is sent on a stream that has
-        been silent; None: a comment."""
+        """`media_type`: of a dialect whose streams are no events.
+
+        `write_silence`: what is sent on a stream that has been silent; None: a comment.
+        """
         write_silence = write_silence or keep_alive
         super().__init__(
             self._encoded(source, encode, encode_error),

@@ -33,15 +33,6 @@ def output_of(example: str, url: str) -> str:
     return ran.stdout
 
 
-def test_the_anthropic_sdk(url: str) -> None:
-    first, called, said, counted = output_of("anthropic_sdk.py", url).splitlines()
-    assert first.startswith("[r") and first.endswith("]There are 3 r's in strawberry.")
-    assert called == 'called get_weather with {"city": "Paris"}'
-    assert said == "In Paris it is sunny at 21 degrees."
-    number = counted.removeprefix("the prompt has ").partition(" ")[0]
-    assert counted.endswith(f"used: {number}")
-
-
 def test_the_openai_sdk(url: str) -> None:
     written = output_of("openai_sdk.py", url)
     lines = written.splitlines()
@@ -52,6 +43,15 @@ def test_the_openai_sdk(url: str) -> None:
     assert lines[-1].startswith("['")
     # the same through the other API, from its first word to its last
     assert output_of("openai_responses.py", url).splitlines() == lines[:-1]
+
+
+def test_the_anthropic_sdk(url: str) -> None:
+    first, called, said, counted = output_of("anthropic_sdk.py", url).splitlines()
+    assert first.startswith("[r") and first.endswith("]There are 3 r's in strawberry.")
+    assert called == 'called get_weather with {"city": "Paris"}'
+    assert said == "In Paris it is sunny at 21 degrees."
+    number = counted.removeprefix("the prompt has ").partition(" ")[0]
+    assert counted.endswith(f"used: {number}")
 
 
 def test_the_ollama_sdk(url: str) -> None:

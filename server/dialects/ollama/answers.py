@@ -62,7 +62,7 @@ async def answer(
             pending,
             encode=_awaitable(encoder),
             encode_error=encode_error_line,
-            write_silence=lambda _: encode_silence(wish.kind, model.id),
+            write_silence=lambda progress: encode_silence(wish.kind, model.id),
             keep_alive_s=config.stream.keep_alive_s,
             send_timeout_s=config.security.send_timeout_s,
             headers=headers,
