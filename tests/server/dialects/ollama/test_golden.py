@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import ollama
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from mlx_backend.api.errors import SequenceFailed
 from tests.fake_engine import Script, spell
@@ -80,6 +82,22 @@ def check_golden(name: str, written: bytes) -> None:
     assert written.decode() == path.read_bytes().decode()
 
 
+class Listening:
+    """An application whose first line sets an event."""
+
+    def __init__(self, app: Any, written: asyncio.Event) -> None:
+        self._app = app
+        self._written = written
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def listen(message: Message) -> None:
+            await send(message)
+            if message.get("body"):
+                self._written.set()
+
+        await self._app(scope, receive, listen)
+
+
 @pytest.mark.parametrize("is_streamed", [True, False])
 @pytest.mark.parametrize("name", KINDS)
 async def test_an_answer_is_what_it_was_and_what_the_client_expects(
@@ -107,11 +125,9 @@ async def test_a_line_for_a_client_that_would_not_wait_longer() -> None:
         for path in (CHAT, GENERATE):
             begins = asyncio.Event()
             served.write([begins, *said("cd")])
-            async with served.http() as client:
-                asking = asyncio.create_task(client.post(path, json=BODY[path]))
-                await asyncio.sleep(0.1)
-                begins.set()
-                first, *rest = (await asking).text.splitlines(keepends=True)
+            transport = httpx.ASGITransport(Listening(served.app, begins))
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+                first, *rest = (await client.post(path, json=BODY[path])).text.splitlines(keepends=True)
             others = [line for line in rest if '"done":true' in line or '":""' not in line]  # there may be more of them
             check_golden(f"{path.rpartition('/')[2]}_silence.ndjson", "".join((first, *others)).encode())
 
