@@ -212,6 +212,11 @@ MUTANTS: tuple[Mutant, ...] = (
         ("an answer is one token too long", "        elif len(sequence.output_ids) >= request.max_tokens:", "        elif len(sequence.output_ids) > request.max_tokens:"),
     ),
     *_of(
+        "mlx_backend/engine/throughput.py",
+        "tests/mlx_backend/engine/test_throughput.py",
+        ("a stream stalls for as long as the largest chunk took", "        return least_s + num_tokens / larger * (sizes[larger] - least_s)", "        return sizes[larger]"),
+    ),
+    *_of(
         "mlx_backend/engine/loop.py",
         "tests/mlx_backend/engine/test_loop.py",
         ("a token waits for the chunks of two steps", "(was_idle or plan.new_rows)", "plan.new_rows"),
