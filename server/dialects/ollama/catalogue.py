@@ -12,7 +12,8 @@ from server.text.infill import InfillUnsupported, encode_infill
 
 ARCHITECTURE = "mlx"
 """The prefix of a model's own values: the kind of its layers is no matter of this interface."""
-_FOREVER = "0001-01-01T00:00:00Z"
+_FOREVER = "2226-01-01T00:00:00Z"
+"""For a model that stays: `ollama ps` calls what is decades away "Forever", and no time at all "Stopping"."""
 _LEAST_OF = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.dialects.ollama.schema import Message, ToolCall
+from server.dialects.openai_calls import decode_arguments
 from server.errors import InvalidRequest, UnsupportedParameter
-from server.json_text import read_json
 from server.text.chat_template import Ending
 
 _ROLES = {"developer": "system"}
@@ -59,19 +59,8 @@ def _decode(message: Message) -> dict[str, Any]:
 
 
 def _call(call: ToolCall, id: str) -> dict[str, Any]:
-    function = {"name": call.function.name, "arguments": _arguments(call.function.arguments)}
+    function = {"name": call.function.name, "arguments": decode_arguments(call.function.arguments or {})}
     return {"id": call.id or id, "type": "function", "function": function}
-
-
-def _arguments(given: str | dict[str, Any] | None) -> str | dict[str, Any]:
-    """An object, as templates want it; a text that is the JSON of none stays what it is."""
-    if not isinstance(given, str):
-        return given or {}
-    try:
-        parsed = read_json(given or "{}")
-    except ValueError:
-        return given
-    return parsed if isinstance(parsed, dict) else given
 
 
 def _name_call(result: dict[str, Any], waiting: list[tuple[str, str]]) -> None:

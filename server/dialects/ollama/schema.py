@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, PlainValidator, ValidationError
 
+from server.dialects.openai_calls import check_parameters
 from server.dialects.openai_shared import WireModel, check_stop, check_text
 
 M = TypeVar("M", bound=BaseModel)
@@ -50,18 +51,6 @@ def _check_keep_alive(value: Any) -> float | str | None:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     raise ValueError("Input should be a number of seconds, or a duration such as '5m'")
-
-
-def _check_parameters(value: dict[str, Any] | None) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    kind = value.get("type", "object")
-    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
-        raise ValueError("the parameters' type must be 'object'")
-    properties = value.get("properties")
-    if not isinstance(properties, dict | None):
-        raise ValueError("'properties' should be an object")
-    return {**value, "type": "object", "properties": properties or {}}
 
 
 Text = Annotated[str, AfterValidator(check_text)]
@@ -143,7 +132,7 @@ class FunctionTool(WireModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     description: Text | None = None
-    parameters: Annotated[dict[str, Any] | None, AfterValidator(_check_parameters)] = None
+    parameters: Annotated[dict[str, Any] | None, AfterValidator(check_parameters)] = None
 
 
 class Tool(WireModel):
