@@ -43,8 +43,19 @@ def build_model(config: Config) -> ServedModel:
     keep_s = config.residency.keep_alive_s
     engine = create_engine(told)
     return ServedModel(
-        name, engine, recipe.load_tokenizer, recipe=recipe, is_pinned=keep_s is None, keep_alive_s=keep_s
+        name,
+        engine,
+        recipe.load_tokenizer,
+        aliases=split_names(config.aliases),
+        recipe=recipe,
+        is_pinned=keep_s is None,
+        keep_alive_s=keep_s,
     )
+
+
+def split_names(written: str | None) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(name for each in (written or "").split(",") if (name := each.strip()))
 
 
 def _build_one(config: Config, entry: ModelEntry) -> ServedModel:

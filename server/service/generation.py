@@ -181,6 +181,15 @@ class OutputStream:
         return self._record.model_id
 
     @property
+    def num_prompt_tokens(self) -> int:
+        return self._record.num_prompt_tokens
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Of the prompts, what came from the prefix cache; known once there has been an event."""
+        return self._tokens.num_cached_tokens
+
+    @property
     def num_truncated_tokens(self) -> int:
         """Of the prompts, what was left out so that they fit."""
         return self._record.num_truncated_tokens

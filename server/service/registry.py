@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from mlx_backend.api.errors import EngineDead, EngineNotReady
@@ -195,6 +196,11 @@ class ServedModel:
             callback()
 
 
+def is_pattern(alias: str) -> bool:
+    """Whether an alias stands for many names: `*` for any characters, `?` for one."""
+    return "*" in alias or "?" in alias
+
+
 def _built_once(_: MemoryShare | None) -> Engine:
     raise EngineDead("its engine was built once")
 
@@ -207,6 +213,7 @@ class ModelRegistry:
     ) -> None:
         self._models = {model.id: model for model in models}
         self._names = {name: model for model in models for name in (model.id, *model.aliases)}
+        self._patterns = [(alias, model) for model in models for alias in model.aliases if is_pattern(alias)]
         self.residency = Residency(models, watcher, load_wait_s=load_wait_s)
 
     def start(self) -> None:
@@ -223,14 +230,20 @@ class ModelRegistry:
         return tuple(self._models.values())
 
     def resolve(self, name: str) -> ServedModel:
-        """The model called `name`; no name means the only one. Raises ModelNotFound, InvalidRequest."""
+        """The model called `name`; no name means the only one. Raises ModelNotFound, InvalidRequest.
+
+        Names and aliases that are equal come first, then the first alias whose pattern matches.
+        """
         if not name and len(self._models) == 1:
             return next(iter(self._models.values()))
         if not name:
             raise InvalidRequest("Several models are served: the parameter 'model' is required.", param="model")
-        if name not in self._names:
-            raise ModelNotFound(name, tuple(self._models))
-        return self._names[name]
+        if name in self._names:
+            return self._names[name]
+        for pattern, model in self._patterns:
+            if fnmatchcase(name, pattern):
+                return model
+        raise ModelNotFound(name, tuple(self._models))
 
     async def acquire(self, name: str) -> Lease:
         """The model called `name`, which stays until the lease is released; loaded first where it is not.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,31 @@ pytestmark = [
 ]
 
 
-def test_the_openai_sdk() -> None:
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
     with serving() as (_, client):
-        command = [sys.executable, str(ROOT / "examples" / "openai_sdk.py"), str(client.base_url).rstrip("/")]
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
+        yield str(client.base_url).rstrip("/")
+
+
+def test_the_anthropic_sdk(url: str) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "anthropic_sdk.py"), url]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert ran.returncode == 0, ran.stderr
+    first, called, said, counted = ran.stdout.splitlines()
+    assert first.startswith("[r") and first.endswith("]There are 3 r's in strawberry.")
+    assert called == 'called get_weather with {"city": "Paris"}'
+    assert said == "In Paris it is sunny at 21 degrees."
+    number = counted.removeprefix("the prompt has ").partition(" ")[0]
+    assert counted.endswith(f"used: {number}")
+
+
+def test_the_openai_sdk(url: str) -> None:
+    ran, responses = (
+        subprocess.run(
+            [sys.executable, str(ROOT / "examples" / name), url], capture_output=True, text=True, timeout=DEADLINE_S
+        )
+        for name in ("openai_sdk.py", "openai_responses.py")
+    )
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
     assert "There are 3 r's in strawberry." in ran.stdout
@@ -30,3 +52,5 @@ def test_the_openai_sdk() -> None:
     assert "Paris" in lines[-3]
     assert lines[-2].startswith("Person(name=")
     assert lines[-1].startswith("['")
+    # the same through the other API, from its first word to its last
+    assert responses.stdout.splitlines() == lines[:-1], responses.stderr

@@ -15,16 +15,27 @@ from server.dialects.openai_completions.schema import CompletionRequest
 from server.dialects.openai_embeddings import decode as embeddings
 from server.dialects.openai_embeddings.schema import EmbeddingRequest
 from server.dialects.openai_refusals import NO_EFFECT
+from server.dialects.openai_responses import decode as responses
+from server.dialects.openai_responses.schema import ResponsesRequest
 from server.dialects.tokenize.schema import DetokenizeRequest, TokenizeRequest
 
 NAMED = set(re.findall(r"`([A-Za-z0-9_]+)`", (Path(__file__).parents[3] / "docs" / "api.md").read_text("utf-8")))
 
 
-@pytest.mark.parametrize("body", [ChatRequest, CompletionRequest, EmbeddingRequest, TokenizeRequest, DetokenizeRequest])
+@pytest.mark.parametrize(
+    "body",
+    [ChatRequest, CompletionRequest, ResponsesRequest, EmbeddingRequest, TokenizeRequest, DetokenizeRequest],
+)
 def test_every_field_is_there(body: type[BaseModel]) -> None:
     assert set(body.model_fields) <= NAMED
 
 
-@pytest.mark.parametrize("names", [chat._UNSUPPORTED, completions._UNSUPPORTED, embeddings._UNSUPPORTED, NO_EFFECT])
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(chat._UNSUPPORTED, completions._UNSUPPORTED, embeddings._UNSUPPORTED, NO_EFFECT),
+        *(responses._UNSUPPORTED, responses._NO_EFFECT),
+    ],
+)
 def test_every_refusal_is_there(names: object) -> None:
     assert set(names) <= NAMED  # type: ignore[call-overload]

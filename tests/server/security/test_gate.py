@@ -31,7 +31,7 @@ from tests.serving import client_of, mock_engine
 
 BIG = ModelInfo(context_limit=100_000, vocab_size=260)
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
-PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize")
+PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/tokenize", "/detokenize")
 CLOSED = ("/v1/models", "/metrics", "/status", "/admin/models", "/docs", "/openapi.json", "/nothing", *PATHS)
 
 
