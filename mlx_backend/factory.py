@@ -58,6 +58,7 @@ def _create_ranks_engine(config: EngineConfig) -> Engine:
     runner = RanksRunner(config, build, check=None if config.backend == "mock" else functools.partial(_check, config))
     engine = DeviceEngine(config, runner)
     runner.on_loss(engine.abandon)
+    engine.show_ranks(runner.rank_stats)
     return engine
 
 

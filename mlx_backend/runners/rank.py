@@ -6,13 +6,14 @@ Every call must be made of all ranks, in the same order: a forward pass, and sha
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_backend.api.interface import EngineConfig, LoadProgress, ModelInfo
 from mlx_backend.core.membership import Membership
+from mlx_backend.kv_cache.plan import CacheShape, RowSizes, plan_caches
 from mlx_backend.model import sharding
 from mlx_backend.model.checkpoint import Checkpoint
 from mlx_backend.model.loader import build_model
@@ -32,6 +33,8 @@ class RankRunner(MLXRunner):
     def __init__(self, config: EngineConfig, membership: Membership) -> None:
         super().__init__(config)
         self._membership = membership
+        self._whole: Sequence[CacheShape] = ()
+        """The caches of all ranks of a pipeline."""
 
     def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
         """Join the group and load the share. Raises ModelLoadError."""
@@ -52,8 +55,17 @@ class RankRunner(MLXRunner):
 
     def _build(self, checkpoint: Checkpoint) -> tuple[Any, Skeleton]:
         model = build_model(checkpoint)
+        if self._membership.parallel == "pipeline":
+            self._whole = read_model(model, checkpoint.config).caches
         sharding.split(model, checkpoint.config, self._group, self._membership)
         return model, read_model(model, sharding.local_config(checkpoint.config, self._membership))
+
+    def _row_sizes(self) -> RowSizes:
+        """Sizes that all ranks share: by them the batch orders its rows, and activations go from row to row.
+
+        The ranks of a pipeline may have different numbers of layers. So each of them counts the bytes of all layers.
+        """
+        return RowSizes(plan_caches(self._whole, self._config.kv_cache)) if self._whole else super()._row_sizes()
 
     def _make_sampler(self) -> BatchSampler:
         return LeadingSampler(self._group) if self._membership.rank == 0 else FollowingSampler(self._group)
