@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from fastapi import APIRouter
 
-from mlx_backend.api.interface import PrefixCacheReport
+from mlx_backend.api.interface import PrefixCacheReport, RanksInfo
 from server.dialects.models.schema import (
     EmbeddingDetails,
     KeptKind,
@@ -16,6 +16,8 @@ from server.dialects.models.schema import (
     ModelList,
     ModelObject,
     PrefixCache,
+    Rank,
+    Ranks,
     ToolCalls,
 )
 from server.dialects.openai_schema import error_responses
@@ -79,8 +81,14 @@ def _encode_details(model: ServedModel) -> ModelDetails | None:
         has_reasoning=format.has_reasoning,
         memory=None if info.memory is None else Memory(**asdict(info.memory), free_bytes=info.memory.free_bytes),
         prefix_cache=_encode_prefix_cache(info.prefix_cache),
+        ranks=None if info.ranks is None else _encode_ranks(info.ranks),
         stall_s=model.engine.stats().stall_s,
     )
+
+
+def _encode_ranks(info: RanksInfo) -> Ranks:
+    ranks = [Rank(**asdict(rank)) for rank in info.ranks]
+    return Ranks(count=len(ranks), parallel=info.parallel, link=info.link, ranks=ranks)
 
 
 def _encode_calls(format: ChatFormat) -> ToolCalls | None:
