@@ -17,7 +17,7 @@ from mlx_backend.model.checkpoint import open_checkpoint
 from mlx_backend.model.rank_shapes import StandIn
 from mlx_backend.runners.rank import RankRunner
 from tests.ranks_scenario import alone, over_ranks
-from tests.tiny_models import write_model
+from tests.tiny_models import write_model, write_quantized_model
 
 pytestmark = pytest.mark.mlx
 
@@ -45,9 +45,12 @@ def check(folder: Path, parallel: str, count: int = 2, bits: int | None = None) 
     return log
 
 
-@pytest.mark.parametrize(("name", "parallel"), [("llama", "tensor"), ("deepseek_v3", "pipeline")])
-def test_two_ranks_give_the_tokens_of_one_process(tmp_path: Path, name: str, parallel: str) -> None:
-    check(write_model(tmp_path / name, name), parallel)
+def test_two_ranks_give_the_tokens_of_one_process(tmp_path: Path) -> None:
+    check(write_model(tmp_path / "llama", "llama"), "tensor")
+
+
+def test_a_pipeline_gives_the_tokens_of_one_process_with_quantized_weights(tmp_path: Path) -> None:
+    check(write_quantized_model(tmp_path / "deepseek_v3", "deepseek_v3", moe_intermediate_size=64), "pipeline")
 
 
 def test_ranks_of_a_pipeline_order_their_rows_alike_whatever_they_hold(tmp_path: Path) -> None:
@@ -69,11 +72,26 @@ def test_ranks_of_a_pipeline_order_their_rows_alike_whatever_they_hold(tmp_path:
 
 @pytest.mark.soak
 @pytest.mark.parametrize(
+    ("name", "parallel", "changes"),
+    [
+        ("llama", "tensor", {}),
+        ("deepseek_v3", "tensor", {"moe_intermediate_size": 64}),
+    ],
+)
+def test_ranks_give_the_tokens_of_one_process_with_quantized_weights(
+    tmp_path: Path, name: str, parallel: str, changes: dict[str, Any]
+) -> None:
+    check(write_quantized_model(tmp_path / name, name, **changes), parallel)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
     ("name", "parallel", "count", "bits", "changes"),
     [
         ("llama", "tensor", 2, 8, {"head_dim": 32}),
         ("llama", "tensor", 4, None, {"num_key_value_heads": 4}),
         ("deepseek_v3", "tensor", 2, None, {}),
+        ("deepseek_v3", "pipeline", 2, None, {}),
         ("deepseek_v3", "pipeline", 3, None, {}),
         ("deepseek_v3", "pipeline", 2, 8, {}),
         ("gpt_oss", "tensor", 2, None, {}),
