@@ -36,9 +36,8 @@ def run(options: argparse.Namespace) -> tuple[Any, bool]:
         code = group.process.poll()
     is_flat = _print_growth(samples)
     told = ", ".join(f"{number} {end}" for end, number in sorted(ends.items()))
-    print(
-        f"{sum(ends.values())} requests in {options.minutes:g} min: {told}; the server {'runs' if code is None else 'ENDED'}"
-    )
+    state = "runs" if code is None else f"ENDED with {code}"
+    print(f"{sum(ends.values())} requests in {options.minutes:g} min: {told}; the server {state}")
     is_good = code is None and is_flat and not set(ends) - {"answered", "left"}
     return {"samples": samples, "ends": ends}, is_good
 

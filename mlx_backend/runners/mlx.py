@@ -371,7 +371,6 @@ class MLXRunner:
         return RowBatch(self._make_caches(), self._row_sizes(), self._max_groups, self._kinds)
 
     def _row_sizes(self) -> RowSizes:
-        """Bytes of rows, by which the batch orders and keeps them."""
         return RowSizes(self._plans)
 
     def _lose_rows(self) -> None:
