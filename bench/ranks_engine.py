@@ -1,4 +1,4 @@
-"""One engine, alone or over ranks, in a process of its own: python -m bench.ranks_engine FOLDER PARALLEL COUNT.
+"""One engine, alone or over ranks, in a process of its own: python -m bench.ranks_engine FOLDER PARALLEL COUNT WHAT.
 
 A process belongs to one group until it ends. It prints what it found as one line of JSON.
 """
@@ -32,27 +32,27 @@ from mlx_backend.ranks.runner import RanksRunner
 
 ROWS = (1, 4)
 _PROMPT_TOKENS = 300
-_TOKENS = 120
-_AT_TOKENS = 60
+_TOKENS = 100
+_AT_TOKENS = 16
 """So far into their answers the caches of all rows are compared with what was planned."""
 _LIMIT_GB = 4.0
 _SETTLE_S = 3.0
 """Other ranks report once a second."""
 
 
-def measure(folder: Path, parallel: str, count: int) -> dict[str, Any]:
-    """Return what a process of its own finds."""
-    command = [sys.executable, "-m", "bench.ranks_engine", str(folder), parallel, str(count)]
+def measure(folder: Path, parallel: str, count: int, what: str) -> list[dict[str, Any]]:
+    """Return what a process of its own finds: `pace`, a figure for each number of rows, or `memory`, of each rank."""
+    command = [sys.executable, "-m", "bench.ranks_engine", str(folder), parallel, str(count), what]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def main() -> None:
     """Print the figures of one engine."""
-    folder, parallel, count = sys.argv[1:]
+    folder, parallel, count, what = sys.argv[1:]
     ranks = RanksConfig(count=int(count), parallel=parallel)  # type: ignore[arg-type]
     config = EngineConfig(
         model_path=folder,
@@ -60,10 +60,10 @@ def main() -> None:
         memory=MemoryConfig(limit_gb=_LIMIT_GB),
         prefix_cache=PrefixCacheConfig(enabled=False),
     )
-    print(json.dumps(asyncio.run(_run(config))))
+    print(json.dumps(asyncio.run(_run(config, what))))
 
 
-async def _run(config: EngineConfig) -> dict[str, Any]:
+async def _run(config: EngineConfig, what: str) -> list[dict[str, Any]]:
     engine = create_engine(config)
     assert isinstance(engine, DeviceEngine)
     engine.start()
@@ -74,10 +74,10 @@ async def _run(config: EngineConfig) -> dict[str, Any]:
     calls = _Calls(engine._runner)
     try:
         await _decode(engine, 1, 8)
+        if what == "pace":
+            return [await _decode_measured(engine, num_rows, calls) for num_rows in ROWS]
         await asyncio.sleep(_SETTLE_S)
-        idle = engine.stats()
-        rows = [await _decode_measured(engine, num_rows, calls) for num_rows in ROWS]
-        return {"rows": rows, "ranks": await _held(engine, idle)}
+        return await _held(engine, engine.stats())
     finally:
         engine.close()
 
@@ -138,7 +138,7 @@ def _request(row: int, num_tokens: int) -> GenerationRequest:
     return GenerationRequest(request_id=str(row), prompt_ids=prompt, max_tokens=num_tokens, sampling=sampling)
 
 
-async def _held(engine: DeviceEngine, idle: EngineStats) -> list[dict[str, int]]:
+async def _held(engine: DeviceEngine, idle: EngineStats) -> list[dict[str, Any]]:
     """Return planned and held bytes of each rank, of weights, and of KV caches while the most rows decode."""
     info, budget = engine.model_info, engine._runner.budget
     if info is None or info.ranks is None or not isinstance(budget, RanksBudget):

@@ -10,9 +10,8 @@ from typing import Any
 from bench.ranks_engine import measure
 
 _MOST_OFF = 0.01
-_LLAMA = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8}
-_LLAMA |= {"num_key_value_heads": 4, "head_dim": 64}
-_DEEPSEEK = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 5, "moe_intermediate_size": 512}
+_LLAMA = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 8, "head_dim": 64}
+_DEEPSEEK = {"hidden_size": 512, "intermediate_size": 8192, "moe_intermediate_size": 1024}
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama, tensor": ("llama", "tensor", _LLAMA),
     "deepseek_v3, pipeline": ("deepseek_v3", "pipeline", _DEEPSEEK),
@@ -25,12 +24,12 @@ def run(options: argparse.Namespace) -> tuple[Any, bool]:
 
     print("| model | rank | weights planned, MB | held, MB | off | KV planned, MB | held, MB | off |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    found: dict[str, list[dict[str, int]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     offs = []
     for name, (kind, parallel, changes) in MODELS.items():
         with tempfile.TemporaryDirectory() as folder:
             model = write_model(Path(folder) / kind, kind, max_position_embeddings=4096, **changes)
-            found[name] = measure(model, parallel, 2)["ranks"]
+            found[name] = measure(model, parallel, 2, "memory")
         for rank in found[name]:
             cells = [name, str(rank["rank"])]
             for what in ("weights", "kv"):

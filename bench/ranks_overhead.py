@@ -14,11 +14,11 @@ def run(options: argparse.Namespace) -> tuple[Any, bool]:
     """Print a line for each number of rows; return every figure."""
     folder = Path(str(pocket.folder()))
 
-    found = {"alone": measure(folder, "tensor", 1), "two ranks, tensor": measure(folder, "tensor", 2)}
+    found = {"alone": measure(folder, "tensor", 1, "pace"), "two ranks, tensor": measure(folder, "tensor", 2, "pace")}
     print("| processes | rows | messages a step | to send one, us | a step, us | tok/s |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for name, each in found.items():
-        for row in each["rows"]:
+        for row in each:
             cells = [
                 name,
                 f"{row['num_rows']}",

@@ -28,7 +28,7 @@ def strike(number, frame):
         raise RuntimeError("told to fail")
     from mlx_backend.ranks.channel import Channel
     for each in gc.get_objects():
-        if isinstance(each, Channel):
+        if type(each) is Channel:
             each._socket.shutdown(2)
 if "serve" in sys.orig_argv or "mlx_backend.follow" in " ".join(sys.orig_argv):
     signal.signal(signal.SIGUSR1, strike)
