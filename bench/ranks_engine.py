@@ -31,7 +31,7 @@ from mlx_backend.planning.ranks_budget import RanksBudget
 from mlx_backend.ranks.runner import RanksRunner
 
 ROWS = (1, 4)
-_PROMPT_TOKENS = 300
+_PROMPT_TOKENS = 100
 _TOKENS = 100
 _AT_TOKENS = 16
 """So far into their answers the caches of all rows are compared with what was planned."""

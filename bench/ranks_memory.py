@@ -11,7 +11,7 @@ from bench.ranks_engine import measure
 
 _MOST_OFF = 0.01
 _LLAMA = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 8, "head_dim": 64}
-_DEEPSEEK = {"hidden_size": 512, "intermediate_size": 8192, "moe_intermediate_size": 1024}
+_DEEPSEEK = {"hidden_size": 512, "intermediate_size": 8192, "moe_intermediate_size": 384}
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama, tensor": ("llama", "tensor", _LLAMA),
     "deepseek_v3, pipeline": ("deepseek_v3", "pipeline", _DEEPSEEK),

@@ -21,15 +21,19 @@ from bench.servers import OFFLINE, ROOT, free_port
 READY_S = 300.0
 _POLL_S = 0.005
 _HOOK = '''
-import signal, sys, gc, threading
+import signal, sys
 def strike(number, frame):
     """In a follower: fail in the next call. In rank 0: cut the connection to every other rank."""
     if "mlx_backend.follow" in " ".join(sys.orig_argv):
         raise RuntimeError("told to fail")
     from mlx_backend.ranks.channel import Channel
-    for each in gc.get_objects():
-        if type(each) is Channel:
-            each._socket.shutdown(2)
+    for frame in sys._current_frames().values():  # of the threads that read what other ranks say
+        while frame is not None:
+            channel = frame.f_locals.get("self")
+            if type(channel) is Channel:
+                channel._socket.shutdown(2)
+                break
+            frame = frame.f_back
 if "serve" in sys.orig_argv or "mlx_backend.follow" in " ".join(sys.orig_argv):
     signal.signal(signal.SIGUSR1, strike)
 '''
