@@ -101,14 +101,17 @@ class EngineLoop:
         plan = self.scheduler.schedule()
         self._prefixes.fit(self.scheduler.kept_bytes)
         started = self._start(plan) if plan.changes else None
-        if self._in_flight is not None:
-            if not self._collect():
-                started = None  # was built on what is lost
-        elif not any(sequence.output_ids for sequence in self.scheduler.rows(plan.decodes)):
+        was_idle = self._in_flight is None
+        is_first = was_idle and not any(sequence.output_ids for sequence in self.scheduler.rows(plan.decodes))
+        if is_first:
             self._collected_at = self._counters.stepped_at = None
-            if started is not None:  # a first token does not wait until a second step is built
-                self._collect()
-                started = None
+        elif not was_idle and not self._collect():
+            started = None  # was built on what is lost
+        if started is not None and (is_first or (plan.chunks and (was_idle or plan.new_rows))):
+            # A first token does not wait until a second step is built, nor for a chunk; nor does any token wait for
+            # the chunks of two steps.
+            self._collect()
+            started = None
         self._in_flight = started
         if self._ran_out is not None:
             self._recover(self._ran_out)

@@ -121,6 +121,7 @@ def read_model(model: Any, config: Mapping[str, Any]) -> Skeleton:
             attention=_grouped(_attention(shapes, text, has_sinks=_has_sinks(model)), model),
             ssm_heads=_ssm_heads(model),
             num_full_attention_layers=sum(cache.keys is not None and cache.window is None for cache in shapes),
+            index_bytes=max((_index_bytes(module, logits.itemsize) for module in model.modules()), default=0.0),
         ),
         shapes,
     )
@@ -191,6 +192,22 @@ def _ssm_heads(model: Any) -> int:
 
 def _is_ssm(module: Any) -> bool:
     return "A_log" in module and hasattr(sys.modules[type(module).__module__], "ssm_update")
+
+
+def _index_bytes(module: Any, itemsize: int) -> float:
+    """Bytes that an indexer needs for a token of a chunk and one of the context: its heads' scores, and copies.
+
+    Of mlx-lm 0.32.2: deepseek_v32 and glm_moe_dsa keep one copy in the model's dtype and sum it head by head (measured:
+    1.05 to 1.3 with 16 heads and more, and a few bytes); deepseek_v41, whose keys are groups of tokens, and minimax_m3,
+    which widens its mask to every head, score in float32.
+    """
+    if hasattr(module, "index_topk") and hasattr(module, "n_heads"):
+        return float(1.25 * module.n_heads * itemsize + 8)
+    if hasattr(module, "index_topk") and hasattr(module, "num_heads"):
+        return float(2 * 4 * module.num_heads / max(getattr(module, "ratio", 1), 1))
+    if hasattr(module, "index_block_size") and hasattr(module, "index_q_proj"):
+        return float(2 * 4 * module.index_n_heads + module.num_attention_heads)
+    return 0.0
 
 
 def _grouped(shape: AttentionShape | None, model: Any) -> AttentionShape | None:

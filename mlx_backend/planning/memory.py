@@ -98,6 +98,9 @@ class ModelShape:
     """Heads of a state-space layer (Mamba 2), whose chunk is computed as a matrix per head."""
     num_full_attention_layers: int = 0
     """Layers whose attention has no window."""
+    index_bytes: float = 0.0
+    """Bytes, for a token of a chunk and a token of the context, that an indexer of sparse attention needs to score one
+    against the other, before attention is computed; 0 where there is none."""
 
     @property
     def is_moe(self) -> bool:
@@ -163,28 +166,37 @@ def prefill_bytes(
     """Peak of what a chunk of `step` tokens, the last of `context`, needs besides weights and caches.
 
     Latent attention: scores [heads, step, context], and keys and values of every head, expanded. Attention without
-    a fused kernel (none has one where not `has_fused`): scores. Attention in chunks: positions, to make its mask of.
+    a fused kernel (none has one where not `has_fused`): scores. Sparse attention: its indexer's scores, where they
+    are more, and its mask. Attention in chunks: positions, to make its mask of.
     State-space layers: their matrices. Quantized caches: a layer's keys and values, dequantized. And the activations
     of a layer.
     """
     step = min(step, context)
     activations = step * shape.itemsize * (2 * shape.hidden_size + shape.widest)
-    attention = shape.attention
-    is_latent = attention is not None and attention.is_latent
+    is_latent = shape.attention is not None and shape.attention.is_latent
     needed = activations if has_fused else int(_CPU_ACTIVATIONS[is_latent] * activations)
-    if attention is not None and attention.is_grouped:
-        needed += chunk_bytes(attention.latents, step, context, shape.itemsize, has_fused=has_fused)
-        needed += step * attention.num_heads * (2 * attention.rope_dim + 2 * attention.value_dim) * shape.itemsize
-    elif attention is not None:
-        if not (attention.is_fused and has_fused):
-            needed += int(_score_copies(attention, has_fused) * attention.num_heads * step * context * shape.itemsize)
-        if is_latent:
-            needed += attention.num_heads * context * (attention.key_dim + attention.value_dim) * shape.itemsize
+    needed += max(_attention_bytes(shape, step, context, has_fused), int(shape.index_bytes * step * context))
+    needed += step * context if shape.index_bytes else 0
     needed += _SSM_COPIES * shape.ssm_heads * min(step, _SSM_STEP) ** 2 * 4
     if any(plan.shape.traits.has_position_mask for plan in plans):
         needed += _POSITION_COPIES * step * context * 4
     needed += max((_shadow_bytes(plan, context) for plan in plans), default=0)
     needed += sum(plan.bytes_per_token * step for plan in plans if plan.shape.window is not None)
+    return needed
+
+
+def _attention_bytes(shape: ModelShape, step: int, context: int, has_fused: bool) -> int:
+    """What one layer's attention builds of scores, and of keys and values that are expanded."""
+    attention, needed = shape.attention, 0
+    if attention is None:
+        return 0
+    if attention.is_grouped:
+        needed += chunk_bytes(attention.latents, step, context, shape.itemsize, has_fused=has_fused)
+        return needed + step * attention.num_heads * 2 * (attention.rope_dim + attention.value_dim) * shape.itemsize
+    if not (attention.is_fused and has_fused):
+        needed += int(_score_copies(attention, has_fused) * attention.num_heads * step * context * shape.itemsize)
+    if attention.is_latent:
+        needed += attention.num_heads * context * (attention.key_dim + attention.value_dim) * shape.itemsize
     return needed
 
 

@@ -174,7 +174,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "mlx_backend/engine/loop.py",
         _ENGINE,
         ("three failures in a year end the server", "        self._failures_in_a_row = 0\n        self._succeeded(now)", "        self._succeeded(now)"),
-        ("answers skip tokens after memory ran out", "                started = None  # was built on what is lost", "                pass"),
+        ("answers skip tokens after memory ran out", "            started = None  # was built on what is lost", "            pass"),
         ("answers skip tokens after memory ran out", "            self._ran_out = error\n            return False", "            self._ran_out = error\n            return True"),
         ("answers that are being written wait for ever when the engine dies", "        for stream in {*self._streams.values(), *arrived}:", "        for stream in set(arrived):"),
         ("prompts stall running streams: the pace is taken for slower", "        self._collected_at = None  # the time to the next", "        pass  # the time to the next"),
@@ -184,6 +184,12 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a device that always fails is never given up", "        if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:", "        if False:"),
         ("an answer goes on behind its stop token", "        if token_id in request.stop_ids:", "        if False:"),
         ("an answer is one token too long", "        elif len(sequence.output_ids) >= request.max_tokens:", "        elif len(sequence.output_ids) > request.max_tokens:"),
+    ),
+    *_of(
+        "mlx_backend/engine/loop.py",
+        "tests/mlx_backend/engine/test_loop.py",
+        ("a token waits for the chunks of two steps", "(was_idle or plan.new_rows)", "plan.new_rows"),
+        ("a first token waits for another prompt's chunk", "(was_idle or plan.new_rows)", "was_idle"),
     ),
     *_of(
         "mlx_backend/engine/loop.py",
@@ -382,6 +388,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/mlx_backend/model/test_skeleton.py",
         ("a model with caches of its own runs out of memory in a long prompt", "            shape = replace(shape, token_bytes=token_bytes", "            replace(shape, token_bytes=token_bytes"),
         ("a model with sinks runs out of memory in a long prompt", "_attention(shapes, text, has_sinks=_has_sinks(model))", "_attention(shapes, text)"),
+        ("a long prompt of a model with an indexer runs out of memory", "        return float(1.25 * module.n_heads * itemsize + 8)", "        return 0.0"),
         ("a long prompt of a model that keeps latents is planned in small chunks", "    return replace(shape, is_grouped=latent_attention.takes_groups(model))", "    return shape"),
     ),
     *_of(

@@ -27,7 +27,7 @@ from tests.tiny_models import write_served_model
 
 pytestmark = pytest.mark.mlx
 
-WARM_UP, ROUNDS = 3, 20
+WARM_UP, ROUNDS = 3, 10
 SIZES = {"hidden_size": 384, "intermediate_size": 1536}
 
 

@@ -12,12 +12,13 @@ import pytest
 from mlx_backend.api.interface import EngineConfig, SamplingParams, SchedulerConfig
 from tests.engine_client import one, request, running, tokens
 from tests.grouped_rows import grouping, in_groups  # noqa: F401
+from tests.probed_once import probed_once  # noqa: F401
 from tests.tiny_models import CONFIGS, VOCAB_SIZE, WINDOW, write_model
 
-pytestmark = pytest.mark.mlx
+pytestmark = [pytest.mark.mlx, pytest.mark.usefixtures("probed_once")]
 
 LENGTHS = (1, 2, 5, 17, WINDOW, WINDOW + 1, 70, 300)
-NUM_OUTPUT = 40
+NUM_OUTPUT = 28
 BATCHED = [name for name in CONFIGS if name != "llama4"]
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.models.deepseek_v32 import Indexer
+from mlx_lm.models.deepseek_v32 import ModelArgs as IndexerArgs
 from mlx_lm.models.llama import Model as Llama
 from mlx_lm.models.llama import ModelArgs as LlamaArgs
 from mlx_lm.utils import load_model
@@ -18,8 +21,8 @@ from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.kv_cache.latent_groups import LatentShape
 from mlx_backend.kv_cache.plan import CachePlan
 from mlx_backend.model.checkpoint import open_checkpoint
-from mlx_backend.model.skeleton import Quantization, from_checkpoint, from_config, read_model
-from mlx_backend.planning.memory import kv_bytes
+from mlx_backend.model.skeleton import Quantization, _index_bytes, from_checkpoint, from_config, read_model
+from mlx_backend.planning.memory import kv_bytes, prefill_bytes
 from tests.latent_models import CONFIGS as LATENT
 from tests.tiny_models import COMMON, CONFIGS, write_model
 
@@ -78,6 +81,32 @@ def test_latents_that_chunks_are_computed_with_some_heads_at_a_time(name: str, i
     attention = from_config(config).shape.attention
     assert attention is not None and attention.is_latent
     assert attention.is_grouped == is_grouped
+
+
+@pytest.mark.parametrize(("num_heads", "step", "context"), [(16, 512, 4096), (64, 128, 8192), (64, 512, 4096)])
+def test_the_scores_of_an_indexer_are_planned(num_heads: int, step: int, context: int) -> None:
+    indexer = Indexer(IndexerArgs(hidden_size=256, index_n_heads=num_heads, index_topk=64, q_lora_rank=128))
+    indexer.set_dtype(mx.bfloat16)
+    cache, before = KVCache(), mx.zeros((1, 1, context - step, 128), mx.bfloat16)
+    cache.update_and_fetch(before, before)
+    inputs, ranks = mx.ones((1, step, 256), mx.bfloat16), mx.ones((1, step, 128), mx.bfloat16)
+    mask = mx.tril(mx.ones((step, context), mx.bool_), k=context - step)
+    mx.eval(indexer.parameters(), cache.state, inputs, ranks, mask)
+    mx.clear_cache()
+    base = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(indexer(inputs, ranks, mask, cache=cache))
+    planned = _index_bytes(indexer, 2) * step * context
+    assert 0.75 * planned < mx.get_peak_memory() - base < 1.05 * planned
+
+
+def test_an_indexer_makes_a_long_prompts_chunks_dearer() -> None:
+    config = {"model_type": "deepseek_v32", **LATENT["deepseek_v32"], "index_n_heads": 64, "index_topk": 16}
+    skeleton = from_config(config)
+    plans = [CachePlan(shape) for shape in skeleton.caches]
+    without = replace(skeleton.shape, index_bytes=0)
+    more = prefill_bytes(skeleton.shape, plans, 256, 65536) - prefill_bytes(without, plans, 256, 65536)
+    assert more > 256 * 65536 * 64 * skeleton.shape.itemsize // 2
 
 
 def test_the_quantization_that_a_config_names_is_taken() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 
 from mlx_backend.api.interface import Engine, EngineConfig, KVCacheConfig, PrefixCacheConfig, SchedulerConfig
+from mlx_backend.factory import create_engine
 from tests.engine_client import one, read, request, running, until
 from tests.grouped_rows import grouping, in_groups  # noqa: F401
+from tests.probed_once import probed_once  # noqa: F401
 from tests.tiny_models import VOCAB_SIZE, write_model
 
-pytestmark = pytest.mark.mlx
+pytestmark = [pytest.mark.mlx, pytest.mark.usefixtures("probed_once")]
 
 NUM_OUTPUT = 24
 LATENT = {"kv_lora_rank": 64, "qk_rope_head_dim": 32, "qk_nope_head_dim": 16}
@@ -79,10 +81,27 @@ def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
     return tuple(source.randrange(1, VOCAB_SIZE) for _ in range(length))
 
 
-async def without(config: EngineConfig, *prompts: tuple[int, ...]) -> list[list[int]]:
-    """What comes where nothing is kept."""
-    async with running(replace(config, prefix_cache=PrefixCacheConfig(enabled=False))) as engine:
-        return [await one(engine, each, NUM_OUTPUT) for each in prompts]
+class Reference:
+    """Answers of an engine that keeps nothing, each prompt computed once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._known: dict[tuple[int, ...], list[int]] = {}
+
+    async def __call__(self, *prompts: tuple[int, ...]) -> list[list[int]]:
+        await until(lambda: self._engine.model_info is not None or self._engine.failure is not None)
+        for ids in prompts:
+            if ids not in self._known:
+                self._known[ids] = await one(self._engine, ids, NUM_OUTPUT)
+        return [self._known[ids] for ids in prompts]
+
+
+@pytest.fixture(scope="module")
+def without(config: EngineConfig) -> Iterator[Reference]:
+    engine = create_engine(replace(config, prefix_cache=PrefixCacheConfig(enabled=False)))
+    engine.start()
+    yield Reference(engine)
+    engine.close()
 
 
 async def cached(engine: Engine, ids: tuple[int, ...], **changes: object) -> tuple[list[int], int]:
@@ -100,9 +119,9 @@ async def on_disk(config: EngineConfig, folder: Path) -> AsyncIterator[Engine]:
         yield engine
 
 
-async def test_the_same_prompt_again(config: EngineConfig) -> None:
+async def test_the_same_prompt_again(config: EngineConfig, without: Reference) -> None:
     ids = prompt(203)
-    (expected,) = await without(config, ids)
+    (expected,) = await without(ids)
     async with running(config) as engine:
         assert await cached(engine, ids) == (expected, 0)
         for _ in range(2):
@@ -110,20 +129,20 @@ async def test_the_same_prompt_again(config: EngineConfig) -> None:
         assert engine.stats().prefix_cache.num_ram_tokens == 404
 
 
-async def test_prompts_that_part(case: Case, config: EngineConfig) -> None:
+async def test_prompts_that_part(case: Case, config: EngineConfig, without: Reference) -> None:
     """At a place inside a block, where a snapshot is not."""
     first, second = prompt(203), prompt(140)[:130] + prompt(60, seed=1)
-    expected = await without(config, first, second)
+    expected = await without(first, second)
     async with running(config) as engine:
         assert await cached(engine, first) == (expected[0], 0)
         assert await cached(engine, second) == (expected[1], 130 if case.cuts else 96)
 
 
-async def test_the_next_turn_goes_on_after_the_answer(config: EngineConfig) -> None:
+async def test_the_next_turn_goes_on_after_the_answer(config: EngineConfig, without: Reference) -> None:
     ids = prompt(70)
-    (answer,) = await without(config, ids)
+    (answer,) = await without(ids)
     longer = (*ids, *answer, *prompt(20, seed=2))
-    (expected,) = await without(config, longer)
+    (expected,) = await without(longer)
     async with running(config) as engine:
         assert await cached(engine, ids) == (answer, 0)
         # the last token of an answer was never computed with
@@ -132,11 +151,11 @@ async def test_the_next_turn_goes_on_after_the_answer(config: EngineConfig) -> N
 
 @in_groups
 @pytest.mark.usefixtures("grouping")
-async def test_the_next_turns_of_several_at_once(config: EngineConfig) -> None:
+async def test_the_next_turns_of_several_at_once(config: EngineConfig, without: Reference) -> None:
     prompts = [prompt(length, seed=length) for length in (9, 70, 71, 203)]
-    answers = await without(config, *prompts)
+    answers = await without(*prompts)
     longer = [(*ids, *answer, *prompt(20, seed=2)) for ids, answer in zip(prompts, answers, strict=True)]
-    expected = await without(config, *longer)
+    expected = await without(*longer)
     async with running(config) as engine:
         first = await asyncio.gather(*(cached(engine, ids) for ids in prompts))
         assert first == [(answer, 0) for answer in answers]
@@ -145,9 +164,9 @@ async def test_the_next_turns_of_several_at_once(config: EngineConfig) -> None:
         assert then == list(zip(expected, known, strict=True))
 
 
-async def test_after_a_restart(config: EngineConfig, tmp_path: Path) -> None:
+async def test_after_a_restart(config: EngineConfig, without: Reference, tmp_path: Path) -> None:
     ids, other = prompt(203), prompt(120) + prompt(70, seed=3)
-    expected = await without(config, ids, other)
+    expected = await without(ids, other)
     async with on_disk(config, tmp_path) as engine:
         assert await cached(engine, ids) == (expected[0], 0)
     async with on_disk(config, tmp_path) as engine:
@@ -161,10 +180,10 @@ async def test_after_a_restart(config: EngineConfig, tmp_path: Path) -> None:
         assert await cached(engine, other) == (expected[1], len(other) - 1)
 
 
-async def test_memory_that_holds_less_than_the_prompt(config: EngineConfig, tmp_path: Path) -> None:
+async def test_memory_that_holds_less_than_the_prompt(config: EngineConfig, without: Reference, tmp_path: Path) -> None:
     """What is read from the disk is used without a place in memory."""
     ids = prompt(203)
-    (expected,) = await without(config, ids)
+    (expected,) = await without(ids)
     async with on_disk(config, tmp_path) as engine:
         assert await cached(engine, ids) == (expected, 0)
     tight = replace(config, prefix_cache=replace(config.prefix_cache, ram_gb=0.0))
@@ -174,9 +193,11 @@ async def test_memory_that_holds_less_than_the_prompt(config: EngineConfig, tmp_
         assert engine.stats().prefix_cache.ram_bytes == 0
 
 
-async def test_a_prefill_that_was_given_up_is_gone_on_with(case: Case, config: EngineConfig, tmp_path: Path) -> None:
-    ids = prompt(900)
-    (expected,) = await without(config, ids)
+async def test_a_prefill_that_was_given_up_is_gone_on_with(
+    config: EngineConfig, without: Reference, tmp_path: Path
+) -> None:
+    ids = prompt(450)
+    (expected,) = await without(ids)
     slow = replace(config, scheduler=replace(config.scheduler, max_chunk_tokens=20))
     for after_restart in (False, True):
         folder = tmp_path / str(after_restart)
@@ -196,10 +217,10 @@ async def test_a_prefill_that_was_given_up_is_gone_on_with(case: Case, config: E
 
 @in_groups
 @pytest.mark.usefixtures("grouping")
-async def test_many_at_once_compute_what_they_share_once(config: EngineConfig) -> None:
+async def test_many_at_once_compute_what_they_share_once(config: EngineConfig, without: Reference) -> None:
     shared = prompt(160)
-    prompts = [shared + prompt(9 + number, seed=10 + number) for number in range(8)]
-    expected = await without(config, *prompts)
+    prompts = [shared + prompt(9 + 20 * number, seed=10 + number) for number in range(8)]
+    expected = await without(*prompts)
     async with running(config) as engine:
         streams = [
             engine.submit([request(each, NUM_OUTPUT, system_border=160, cache_breakpoints=(160,))]) for each in prompts
@@ -211,9 +232,9 @@ async def test_many_at_once_compute_what_they_share_once(config: EngineConfig) -
         assert num_cached[1:] == [160] * 7
 
 
-async def test_tenants_share_nothing_and_who_does_not_want_it_has_none(config: EngineConfig) -> None:
+async def test_tenants_share_nothing_and_an_opt_out_keeps_nothing(config: EngineConfig, without: Reference) -> None:
     ids = prompt(100)
-    (expected,) = await without(config, ids)
+    (expected,) = await without(ids)
     async with running(config) as engine:
         assert await cached(engine, ids, uses_prefix_cache=False) == (expected, 0)
         assert engine.stats().prefix_cache.num_ram_blocks == 0

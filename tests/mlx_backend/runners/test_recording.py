@@ -77,7 +77,7 @@ async def test_a_recorded_run_gives_the_same_when_it_is_replayed(backend: str, f
     config = MOCK if backend == "mock" else EngineConfig(model_path=str(folder), scheduler=MOCK.scheduler)
     file = tmp_path / "run.jsonl"
     async with running(replace(config, debug=DebugConfig(record=str(file)))) as engine:
-        await mixed(engine)
+        await mixed(engine, 200 if backend == "mock" else 80)
         assert engine.stats().num_failed == 0
     said = [json.loads(line) for line in file.read_text().splitlines()]
     calls = Counter(line["call"] for line in said)
@@ -167,9 +167,9 @@ async def piped(config: EngineConfig) -> AsyncIterator[Engine]:
 async def answers(engine: Engine) -> list[Any]:
     """What requests of every sort get: alone, together, again, of a known beginning, with a grammar."""
     source = random.Random(23)
-    prompts = [[source.randrange(1, VOCAB_SIZE) for _ in range(length)] for length in (1, 2, 33, 70, 200)]
+    prompts = [[source.randrange(1, VOCAB_SIZE) for _ in range(length)] for length in (1, 2, 33, 70, 120)]
     asked = [
-        *(request(prompt, 24) for prompt in prompts),
+        *(request(prompt, 16) for prompt in prompts),
         *(request(prompt[:60], 12, n=2, sampling=SamplingParams(seed=5, min_p=0.02)) for prompt in prompts),
         request(prompts[3], 30, grammar=Ladder(length=9), stop_ids=frozenset({END})),
         request(prompts[4], 10, sampling=SamplingParams(temperature=0, repetition_penalty=1.3, dry_multiplier=0.8)),
@@ -180,7 +180,7 @@ async def answers(engine: Engine) -> list[Any]:
 
 
 @pytest.mark.mlx
-@pytest.mark.parametrize("kind", ["llama", "gemma3", "falcon_h1", "llama4"])
+@pytest.mark.parametrize("kind", ["llama", "falcon_h1", "llama4"])
 async def test_a_runner_in_another_process_gives_the_same_answers(kind: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path / kind, kind)
     config = EngineConfig(model_path=str(folder), prefix_cache=PrefixCacheConfig(chunk_tokens=16, snapshot_tokens=32))
