@@ -22,7 +22,6 @@ TESTED_IN: dict[str, str] = {
     "mlx_backend/core/step.py": "tests/mlx_backend/runners/test_recording.py tests/mlx_backend/engine/test_scheduler.py",
     "mlx_backend/engine/checks.py": "tests/mlx_backend/engine/test_waiting.py",
     "mlx_backend/engine/grammar_masks.py": "tests/mlx_backend/engine/test_grammar.py",
-    "mlx_backend/engine/loop.py": "tests/mlx_backend/engine/test_device_failures.py",
     "mlx_backend/engine/reservations.py": "tests/mlx_backend/engine/test_preemption.py",
     "mlx_backend/factory.py": "tests/mlx_backend/planning/test_footprint.py tests/mlx_backend/engine/test_engine.py",
     "mlx_backend/follow.py": "tests/test_ranks.py",
