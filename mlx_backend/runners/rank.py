@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -16,7 +17,7 @@ from mlx_backend.core.membership import Membership
 from mlx_backend.kv_cache.plan import CacheShape, RowSizes, plan_caches
 from mlx_backend.model import sharding
 from mlx_backend.model.checkpoint import Checkpoint
-from mlx_backend.model.loader import build_model
+from mlx_backend.model.loader import build_model, count_parameters
 from mlx_backend.model.skeleton import Skeleton, read_model
 from mlx_backend.runners.mlx import MLXRunner
 from mlx_backend.sampling.sampler import BatchSampler
@@ -33,6 +34,8 @@ class RankRunner(MLXRunner):
     def __init__(self, config: EngineConfig, membership: Membership) -> None:
         super().__init__(config)
         self._membership = membership
+        self._num_parameters = 0
+        """Of the whole model, as it is known to its users."""
         self._whole: Sequence[CacheShape] = ()
         """The caches of all ranks of a pipeline."""
 
@@ -48,13 +51,14 @@ class RankRunner(MLXRunner):
                 peak_bytes = mx.get_peak_memory()
             report(progress)
 
-        info = super().load(noting)
+        info = replace(super().load(noting), num_parameters=self._num_parameters)
         rank, weights = self._membership.rank, info.weights_bytes
         logger.info("rank %d holds %.1f MB of weights, read within %.1f MB", rank, weights / 1e6, peak_bytes / 1e6)
         return info
 
     def _build(self, checkpoint: Checkpoint) -> tuple[Any, Skeleton]:
         model = build_model(checkpoint)
+        self._num_parameters = count_parameters(model)
         if self._membership.parallel == "pipeline":
             self._whole = read_model(model, checkpoint.config).caches
         sharding.split(model, checkpoint.config, self._group, self._membership)

@@ -14,6 +14,7 @@ from mlx_backend.core.membership import Membership
 from mlx_backend.kv_cache.grouping import divide
 from mlx_backend.kv_cache.plan import RowSizes, plan_caches
 from mlx_backend.model.checkpoint import open_checkpoint
+from mlx_backend.model.loader import build_model, count_parameters
 from mlx_backend.model.rank_shapes import StandIn, _collectives
 from mlx_backend.runners.rank import RankRunner
 from tests.ranks_scenario import alone, over_ranks
@@ -66,6 +67,7 @@ def test_ranks_of_a_pipeline_order_their_rows_alike_whatever_they_hold(tmp_path:
         runners.append(runner)
     lengths = [2300, 2300, 200, 200, 200]
     assert divide(lengths, alone[0]) != divide(lengths, alone[1]), "2 layers and 1: each by itself would differ"
+    assert runners[0]._num_parameters == runners[1]._num_parameters == count_parameters(build_model(checkpoint))
     first, second = (runner._row_sizes() for runner in runners)
     assert [first(length) for length in lengths] == [second(length) for length in lengths]
     assert first(200) == alone[0](200) + alone[1](200)
