@@ -17,6 +17,7 @@ from mlx_backend.core.membership import Membership
 from mlx_backend.engine.engine import DeviceEngine
 from mlx_backend.kv_cache.plan import CacheShape
 from mlx_backend.model.checkpoint import find_model, open_checkpoint, read_config
+from mlx_backend.planning import ranks as planning
 from mlx_backend.planning.command_buffers import BufferLimit, decide_buffer_limits
 from mlx_backend.planning.macos import macos_version
 from mlx_backend.planning.memory import ModelShape
@@ -38,7 +39,7 @@ def set_buffer_limits(config: MemoryConfig, environ: MutableMapping[str, str]) -
 
 def create_engine(config: EngineConfig) -> Engine:
     """An engine that has not been started. Raises ModelLoadError where the backend is not installed."""
-    if config.ranks.count > 1:
+    if config.ranks.is_one_model_in_parts:
         return _create_ranks_engine(config)
     runner = create_runner(config)
     if config.debug.record is not None:
@@ -55,35 +56,43 @@ def _create_ranks_engine(config: EngineConfig) -> Engine:
         if is_set:
             raise ModelLoadError(f"{key} is for a model in one process; leave it unset, or ranks.count at 1")
     build = functools.partial(create_rank_runner, config)
-    runner = RanksRunner(config, build, check=None if config.backend == "mock" else functools.partial(_check, config))
+    check = None
+    if config.backend == "mlx":
+        _rank_runner()  # now: a thread that imports mlx-lm while another loads the tokenizer by it may deadlock
+        check = functools.partial(check_split, config)
+    runner = RanksRunner(config, build, check=check)
     engine = DeviceEngine(config, runner)
     runner.on_loss(engine.abandon)
     engine.show_ranks(runner.rank_stats)
     return engine
 
 
-def _check(config: EngineConfig) -> None:
+def check_split(config: EngineConfig) -> None:
     """Raise ModelLoadError where the model cannot be split as `config` says."""
-    _prepare_environment()
-    try:
-        from mlx_backend.model import loader, sharding
-    except ImportError as error:
-        raise ModelLoadError(f"the mlx backend needs mlx and mlx-lm ({error}); install them") from error
-    checkpoint = open_checkpoint(Path(config.model_path))
-    sharding.check(loader.build_model(checkpoint), checkpoint.config, config.ranks.count, config.ranks.parallel)
+    ranks = config.ranks
+    splits = open_split_model(config.model_path).splits
+    planning.check(splits, ranks.parallel, ranks.count, planning.read_split(ranks.split))
 
 
 def create_rank_runner(config: EngineConfig, membership: Membership) -> Runner:
     """The runner of one of several ranks, all of which are given the same configuration."""
     if config.backend == "mock":
         return create_runner(config)
+    set_buffer_limits(config.memory, os.environ)
+    # One process a machine may wire weights, and one that ends while MLX waits for another rank cannot unwire them.
+    memory = replace(config.memory, wired="never")
+    return _rank_runner()(replace(config, memory=memory, ranks_here=membership.num_here), membership)
+
+
+def _rank_runner() -> Callable[[EngineConfig, Membership], Runner]:
+    """The runner's class, imported, and what checks a split. Raises ModelLoadError where MLX is not installed."""
     _prepare_environment()
     try:
+        from mlx_backend.model import rank_shapes  # noqa: F401
         from mlx_backend.runners.rank import RankRunner
     except ImportError as error:
         raise ModelLoadError(f"the mlx backend needs mlx and mlx-lm ({error}); install them") from error
-    # One process a machine may wire weights, and here there are several.
-    return RankRunner(replace(config, memory=replace(config.memory, wired="never")), membership)
+    return RankRunner
 
 
 def _recorded(runner: Runner, config: EngineConfig) -> Runner:

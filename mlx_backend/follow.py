@@ -1,6 +1,6 @@
-"""One rank of a model that several processes share: python -m mlx_backend.follow HOST:PORT --rank N < KEY.
+"""The process of a rank other than 0: `pippin join`, or python -m mlx_backend.follow LEADER:PORT --key @FILE.
 
-`pippin serve --ranks` starts them; they end with it. The key comes on standard input, in hexadecimal.
+`pippin serve --ranks` starts such processes itself, and hands them the key on standard input.
 """
 
 from __future__ import annotations
@@ -11,39 +11,86 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from mlx_backend.factory import create_rank_runner
-from mlx_backend.ranks.channel import KEY_BYTES, ChannelError, connect
-from mlx_backend.ranks.follower import LEADER_LOST, Follower
+from mlx_backend.ranks.addresses import parse as parse
+from mlx_backend.ranks.channel import ChannelError, NotAuthenticated, connect
+from mlx_backend.ranks.follower import LEADER_LOST, REFUSED, Follower
+from mlx_backend.ranks.key import KeyFileError as KeyFileError
+from mlx_backend.ranks.key import read_key as read_key
 
 _CONNECT_S = 10.0
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+WRONG_USAGE = 2
+
+
+def follow(
+    leader: str, key: str, *, rank: int | None = None, find: Callable[[str], Path] = Path, is_started: bool = False
+) -> int:
+    """Join rank 0 and follow it; the exit code, which says how it ended.
+
+    `key`: @FILE. `rank`: the one to become; None: the one that rank 0's hostfile gives to this host. `find`: finds the
+    folder of a model by rank 0's name. `is_started`: by rank 0; then signals are rank 0's.
+    """
+    try:
+        address, secret = parse(leader), read_key(key)
+    except ValueError as error:
+        return _say(str(error), WRONG_USAGE)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    # Blocked ones wait for a thread: Python's own handlers run between calls, and a computation may never end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    if not is_started:
+        threading.Thread(target=_end_on_signal, name="signals", daemon=True).start()
+    try:
+        channel = connect(socket.create_connection(address, _CONNECT_S), secret)
+    except NotAuthenticated as error:
+        return _say(f"rank 0 at {leader}: {error}", REFUSED)
+    except (OSError, ChannelError) as error:
+        reason = getattr(error, "strerror", None) or error
+        return _say(f"rank 0 at {leader} cannot be reached: {reason}; start it, and then this again", LEADER_LOST)
+    follower = Follower(channel, rank, create_rank_runner, find=find)
+    _leave.append(follower.leave)
+    try:
+        return follower.run()
+    except ChannelError as error:
+        return _say(f"rank 0 at {leader} is lost: {error}", LEADER_LOST)
+
+
+def end(code: int) -> None:
+    """End the process: a thread may wait for a rank that is lost, and the interpreter would wait for it."""
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+_leave: list[Callable[[str], None]] = []
+
+
+def _end_on_signal() -> None:
+    """End when a signal asks for it, in the midst of a computation, too; rank 0 is told why."""
+    number = signal.sigwait(_ENDING)
+    for leave in _leave:
+        leave(f"its process was asked to end ({signal.Signals(number).name})")
+    end(0)
+
+
+def _say(line: str, code: int) -> int:
+    print(f"pippin: {line}", file=sys.stderr)
+    return code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Follow rank 0 until it leaves; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m mlx_backend.follow", description=main.__doc__)
+    """Follow the rank 0 that has started this process; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m mlx_backend.follow", description=__doc__)
     parser.add_argument("leader", help="where rank 0 listens, HOST:PORT")
-    parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--key", required=True, help="@FILE that holds the key; @-: a line of standard input")
+    parser.add_argument("--rank", type=int, help="the rank to become")
     given = parser.parse_args(arguments)
-    # A signal to all processes of a service is for rank 0: it drains, and then has this one leave.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format=f"%(levelname)s rank {given.rank}: %(message)s")
-    host, _, port = given.leader.rpartition(":")
-    try:
-        key = bytes.fromhex(sys.stdin.readline().strip())
-        if len(key) != KEY_BYTES:
-            raise ValueError(f"a key of {KEY_BYTES} bytes is needed on standard input")
-        channel = connect(socket.create_connection((host, int(port)), _CONNECT_S), key)
-        return Follower(channel, given.rank, create_rank_runner).run()
-    except (OSError, ChannelError, ValueError) as error:
-        print(f"rank {given.rank}: {error}", file=sys.stderr)
-        return LEADER_LOST
+    return follow(given.leader, given.key, rank=given.rank, is_started=given.key == "@-")
 
 
 if __name__ == "__main__":
-    code = main()
-    logging.shutdown()
-    sys.stderr.flush()
-    os._exit(code)  # a thread may wait for a rank that is lost
+    end(main())

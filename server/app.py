@@ -36,7 +36,8 @@ class Application(PublishedAPI):
         error_answers.install(self, self.error_bodies)
         # Outside of the framework's own layers, so that nothing stands between the envelope and the server.
         admission = Admission(self.build_middleware_stack(), parts.lifecycle, self.error_bodies)
-        self.gate = Gate(admission, parts.config, self.error_bodies)
+        unlabelled = [prefix for dialect in dialects if dialect.takes_unlabelled for prefix in dialect.prefixes]
+        self.gate = Gate(admission, parts.config, self.error_bodies, takes_unlabelled=unlabelled)
         self.envelope = RequestEnvelope(
             self.gate,
             self.error_bodies,

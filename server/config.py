@@ -106,6 +106,23 @@ class ApiConfig:
         "reasoning_content", "field of a chat's answer that has the model's thoughts; none: they are left out"
     )
 
+    drop_billing_lines: bool = option(
+        True,
+        "leave out of a system prompt what clients write there for Anthropic's billing; it differs between sessions, "
+        "so that nothing after it would come from the prefix cache",
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponsesConfig:
+    """Answers of /v1/responses that are kept in memory, so that a later request can go on from them."""
+
+    max_stored: int = option(1000, "responses that are kept, at most; the oldest make room; 0: none", ge=0)
+    max_stored_mb: float = option(64.0, "size of all of them together, with what was sent for them, MB", ge=0)
+
     def __post_init__(self) -> None:
         check_options(self)
 
@@ -159,6 +176,9 @@ class Config:
     """Everything that can be set. A nested dataclass is a section."""
 
     model: str | None = option(None, "folder or hub id of an MLX model")
+    aliases: str | None = option(
+        None, "other names of the model, with commas; * stands for any characters, as in claude-*"
+    )
     backend: Backend = option("mlx", "what computes; mock needs no model and no MLX")
     host: str = option("127.0.0.1", "address to listen on")
     port: int = option(8080, "port to listen on; 0: any free one", ge=0)
@@ -179,6 +199,7 @@ class Config:
     security: SecurityConfig = field(default_factory=SecurityConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     api: ApiConfig = field(default_factory=ApiConfig)
+    responses: ResponsesConfig = field(default_factory=ResponsesConfig)
     grammars: GrammarConfig = field(default_factory=GrammarConfig)
     service: ServiceConfig = field(default_factory=ServiceConfig)
     mock: MockConfig = field(default_factory=MockConfig)
@@ -194,9 +215,11 @@ class Config:
             raise ValueError(f"port must be at most 65535, not {self.port}")
         if self.models and self.model is not None:
             raise ValueError(f"model {self.model!r} and models are both given; put it into models")
+        if self.models and self.aliases is not None:
+            raise ValueError(f"aliases {self.aliases!r} are for a server of one model; put them into models")
         if self.models and self.debug.record is not None:
             raise ValueError("debug.record is for a server of one model; leave models or debug.record unset")
-        if self.ranks.count > 1 and (self.models or self.residency.keep_alive_s is not None):
+        if self.ranks.is_one_model_in_parts and (self.models or self.residency.keep_alive_s is not None):
             raise ValueError("ranks.count is for one model that stays; leave models and residency.keep_alive_s unset")
         for entry in self.models:
             with_own(self, entry)
@@ -269,12 +292,12 @@ def with_own(config: Config, entry: ModelEntry) -> Config:
         sections = {name: dataclasses.replace(getattr(config, name), **own) for name, own in changes.items()}
     except ValueError as error:
         raise ValueError(f"models.{entry.name}: {error}") from None
-    return dataclasses.replace(config, model=entry.model, models=(), **sections)
+    return dataclasses.replace(config, model=entry.model, models=(), aliases=None, **sections)
 
 
 def engine_config(config: Config, model_path: str) -> EngineConfig:
     """The part of `config` that the engine is told, with the folder the model was found in."""
-    shared = [f.name for f in dataclasses.fields(EngineConfig) if f.name not in ("model_path", "share")]
+    shared = [f.name for f in dataclasses.fields(EngineConfig) if f.name in sections() or f.name == "backend"]
     return EngineConfig(model_path=model_path, **{name: getattr(config, name) for name in shared})
 
 

@@ -31,6 +31,8 @@ class APIError(Exception):
     status: int = 500
     type: str = "server_error"
     code: str | None = None
+    origin: BaseException | None = None
+    """The engine's error that it stands for: a dialect may have words of its own for it."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -143,7 +145,9 @@ def to_api_error(error: BaseException, param: str | None = None) -> APIError:
     for kind in type(error).__mro__:
         if kind in ENGINE_ERRORS:
             retry_after_s = getattr(error, "retry_after_s", RETRY_AFTER_S)
-            return _EngineFailure(str(error) or kind.__name__, *ENGINE_ERRORS[kind], param, retry_after_s)
+            failure = _EngineFailure(str(error) or kind.__name__, *ENGINE_ERRORS[kind], param, retry_after_s)
+            failure.origin = error
+            return failure
     return InternalError()
 
 

@@ -59,7 +59,8 @@ class RequestEnvelope:
         state["request_id"] = request_id
         token = current_request_id.set(request_id)
         write_error = partial(self._error_bodies.write, scope["path"])
-        exchange = _Exchange(receive, send, request_id, self._max_body_bytes, write_error)
+        id_header = self._error_bodies.id_header(scope["path"])
+        exchange = _Exchange(receive, send, request_id, self._max_body_bytes, write_error, id_header)
         try:
             if _declared_length(headers) > self._max_body_bytes:
                 await exchange.refuse_body()
@@ -82,12 +83,14 @@ class _Exchange:
         request_id: str,
         max_body_bytes: int,
         write_error: Callable[[APIError], bytes],
+        id_header: str | None = None,
     ) -> None:
         self._receive = receive
         self._send = send
         self._request_id = request_id
         self._limit = max_body_bytes
         self._write_error = write_error
+        self._id_headers = ("X-Request-Id",) if id_header is None else ("X-Request-Id", id_header)
         self._num_body_bytes = 0
         self._has_body_left = True
         self._is_too_large = False
@@ -126,7 +129,9 @@ class _Exchange:
             if self._is_too_large:
                 return
             self._is_started = True
-            MutableHeaders(scope=message)["X-Request-Id"] = self._request_id
+            headers = MutableHeaders(scope=message)
+            for name in self._id_headers:
+                headers[name] = self._request_id
         elif self._is_too_large and not self._is_started:
             # Whatever the application made of the broken body: the answer is a 413.
             return
@@ -142,7 +147,7 @@ class _Exchange:
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
-            (b"x-request-id", self._request_id.encode()),
+            *((name.lower().encode(), self._request_id.encode()) for name in self._id_headers),
         ]
         if linger:
             headers.append((b"connection", b"close"))

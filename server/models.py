@@ -13,6 +13,7 @@ from mlx_backend.model.checkpoint import find_model, open_checkpoint
 from server import model_files, pocket
 from server.config import Config, engine_config, with_own
 from server.config_models import ModelEntry
+from server.rank_hosts import placed
 from server.service.mock_script import MockAuthor, read_script
 from server.service.model_instance import Recipe, Report
 from server.service.registry import ServedModel
@@ -37,12 +38,24 @@ def build_model(config: Config) -> ServedModel:
     else:
         name, path = _find(config.model)
         told = engine_config(config, str(path))
+    told = placed(config, told)
     recipe = _recipe(config, told, path)
     keep_s = config.residency.keep_alive_s
     engine = create_engine(told)
     return ServedModel(
-        name, engine, recipe.load_tokenizer, recipe=recipe, is_pinned=keep_s is None, keep_alive_s=keep_s
+        name,
+        engine,
+        recipe.load_tokenizer,
+        aliases=split_names(config.aliases),
+        recipe=recipe,
+        is_pinned=keep_s is None,
+        keep_alive_s=keep_s,
     )
+
+
+def split_names(written: str | None) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(name for each in (written or "").split(",") if (name := each.strip()))
 
 
 def _build_one(config: Config, entry: ModelEntry) -> ServedModel:

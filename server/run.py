@@ -84,7 +84,7 @@ def serve(
         server.run(sockets=[listener])
     failure = next((model.failure for model in required if model.failure is not None), None)
     code = 0 if failure is None else _give_up(failure)
-    if config.ranks.count > 1:
+    if config.ranks.is_one_model_in_parts:
         flush_logs()
         os._exit(code)  # a computation that waits for a lost rank never ends, and the interpreter would wait for it
     return code

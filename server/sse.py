@@ -21,6 +21,9 @@ from server.errors import APIError, note_error, to_api_error
 logger = logging.getLogger("pippin.stream")
 
 
+Progress = PrefillProgress | LoadProgress
+
+
 class EventSource(Protocol):
     """What is streamed: batches of events, each batch all that was there at once."""
 
@@ -29,7 +32,7 @@ class EventSource(Protocol):
     async def aclose(self) -> None: ...
 
     @property
-    def progress(self) -> PrefillProgress | LoadProgress: ...
+    def progress(self) -> Progress: ...
 
 
 class StreamingAnswer(EventSourceResponse):
@@ -44,13 +47,21 @@ class StreamingAnswer(EventSourceResponse):
         keep_alive_s: float,
         send_timeout_s: float,
         headers: Mapping[str, str],
+        media_type: str = "text/event-stream",
+        write_silence: Callable[[Progress], ServerSentEvent | bytes] | None = None,
     ) -> None:
+        """`media_type`: of a dialect whose streams are no events.
+
+        `write_silence`: what is sent on a stream that has been silent; None: a comment.
+        """
+        write_silence = write_silence or keep_alive
         super().__init__(
             self._encoded(source, encode, encode_error),
             headers=headers,
+            media_type=media_type,
             sep="\n",
             ping=keep_alive_s,
-            ping_message_factory=lambda: keep_alive(source.progress),
+            ping_message_factory=lambda: write_silence(source.progress),  # type: ignore[arg-type, return-value]
             send_timeout=send_timeout_s,
         )
         self._source = source
@@ -83,14 +94,18 @@ class StreamingAnswer(EventSourceResponse):
             yield encode_error(self._error)
 
 
-def keep_alive(progress: PrefillProgress | LoadProgress) -> ServerSentEvent:
+def keep_alive(progress: Progress) -> ServerSentEvent:
     """A comment: how much of the model is loaded or of the prompt computed, or just that somebody is here."""
+    return ServerSentEvent(comment=describe(progress), sep="\n")
+
+
+def describe(progress: Progress) -> str:
+    """What is going on while a stream is silent, in two words."""
     if isinstance(progress, LoadProgress):
         what, done, total = "loading", progress.done_bytes, progress.total_bytes
     else:
         what, done, total = "prefill", progress.num_computed_tokens, progress.num_prompt_tokens
-    comment = f"{what} {100 * done // total}%" if done < total else "keep-alive"
-    return ServerSentEvent(comment=comment, sep="\n")
+    return f"{what} {100 * done // total}%" if done < total else "keep-alive"
 
 
 def let_streams_finish() -> None:

@@ -96,9 +96,11 @@ def alone(folder: Path, **changes: Any) -> dict[str, Any]:
     return asyncio.run(run())
 
 
-def over_ranks(folder: Path, parallel: str, count: int = 2, bits: int | None = None) -> tuple[dict[str, Any], str]:
+def over_ranks(
+    folder: Path, parallel: str, count: int = 2, bits: int | None = None, split: str = ""
+) -> tuple[dict[str, Any], str]:
     """What `count` processes give, and what they have logged."""
-    command = [sys.executable, "-m", "tests.ranks_scenario", str(folder), parallel, str(count), str(bits or 0)]
+    command = [sys.executable, "-m", "tests.ranks_scenario", str(folder), parallel, str(count), str(bits or 0), split]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -107,8 +109,8 @@ def over_ranks(folder: Path, parallel: str, count: int = 2, bits: int | None = N
 
 def main() -> None:
     """Run the scenario, and print what came of it."""
-    folder, parallel, count, bits = sys.argv[1:]
-    ranks = RanksConfig(count=int(count), parallel=parallel)  # type: ignore[arg-type]
+    folder, parallel, count, bits, split = sys.argv[1:]
+    ranks = RanksConfig(count=int(count), parallel=parallel, split=split or None)  # type: ignore[arg-type]
 
     async def run() -> dict[str, Any]:
         async with running(config(Path(folder), int(bits) or None, ranks=ranks)) as engine:

@@ -25,6 +25,7 @@ SERVER_MAY_IMPORT = {
         "api.errors",
         "api.options",
         "factory",
+        "follow",
         "model.checkpoint",
         "planning.memory",
         "planning.machines",

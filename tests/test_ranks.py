@@ -166,7 +166,7 @@ def test_a_drain_answers_what_was_admitted_and_ends_all_with_0() -> None:
 def test_a_model_that_cannot_be_split_so_is_refused_in_one_line(folder: Path) -> None:
     server = ServerProcess(str(folder), "--ranks", "2", "--parallel", "pipeline")
     assert server.wait() == 1
-    says = "cannot be split as pipeline; use --parallel tensor"
+    says = "does not split a llama model into a pipeline; possible: tensor over 2 ranks"
     assert [line for line in server.lines if line.startswith("pippin: ") and says in line], server.lines
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mlx_backend.api.hosts import RankHosts
 from mlx_backend.api.options import check_options, option
 
 Parallel = Literal["tensor", "pipeline"]
@@ -143,9 +144,33 @@ class RanksConfig:
     parallel: Parallel = option(
         "tensor", "what a part is: a share of every layer, or some of the layers", short_flag="--parallel"
     )
+    split: str | None = option(
+        None, "layers of each of a pipeline's ranks, rank 0 first, as 31,30; none: even", short_flag="--split"
+    )
+    hostfile: str | None = option(
+        None,
+        "MLX's file of the machines, rank 0's first; this process is rank 0; none: all ranks are on this machine",
+        short_flag="--hostfile",
+    )
+    key: str | None = option(
+        None, "@FILE of the key by which the machines of a hostfile know each other", short_flag="--key"
+    )
+    port: int = option(
+        7400, "port at which rank 0 waits for the machines of a hostfile; the next one is for MLX's own messages", ge=1
+    )
+    join_s: float = option(120.0, "ranks that have not joined by then end the server, seconds", gt=0)
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.port > 65534:
+            raise ValueError(f"port must be at most 65534, not {self.port}")
+        if self.hostfile is not None and self.key is None:
+            raise ValueError("hostfile needs ranks.key, too; name the file that holds the key, as @FILE")
+
+    @property
+    def is_one_model_in_parts(self) -> bool:
+        """Whether there are several ranks."""
+        return self.count > 1 or self.hostfile is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,3 +282,7 @@ class EngineConfig:
     debug: DebugConfig = field(default_factory=DebugConfig)
     share: MemoryShare | None = None
     """None: the model has the memory for itself."""
+    hosts: RankHosts | None = None
+    """Where several ranks are; None: on this machine."""
+    ranks_here: int = 1
+    """Of the model's ranks, those on this machine: they share its memory."""

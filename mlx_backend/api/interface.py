@@ -25,6 +25,8 @@ from mlx_backend.api.config import SchedulerConfig as SchedulerConfig
 from mlx_backend.api.config import SimulateConfig as SimulateConfig
 from mlx_backend.api.grammars import Grammar as Grammar
 from mlx_backend.api.grammars import GrammarState as GrammarState
+from mlx_backend.api.hosts import RankHost as RankHost
+from mlx_backend.api.hosts import RankHosts as RankHosts
 from mlx_backend.api.reports import EmbeddingInfo as EmbeddingInfo
 from mlx_backend.api.reports import Footprint as Footprint
 from mlx_backend.api.reports import KVCachePart as KVCachePart

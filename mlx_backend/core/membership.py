@@ -14,6 +14,12 @@ class Membership:
     rank: int
     addresses: tuple[str, ...]
     parallel: Parallel
+    split: tuple[int, ...] | None = None
+    """Layers of each of a pipeline's ranks; None: even."""
+    rdma: tuple[tuple[str | None, ...], ...] = ()
+    """By rank and peer: the RDMA device that leads there, for MLX's jaccl. Empty: MLX's ring, over TCP."""
+    num_here: int = 1
+    """Ranks on this one's machine, which share its memory."""
 
     @property
     def count(self) -> int:

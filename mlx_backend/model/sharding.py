@@ -16,7 +16,6 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_backend.api.errors import ModelLoadError
-from mlx_backend.api.interface import Parallel
 from mlx_backend.core.membership import Membership
 
 JOIN_S = 45
@@ -33,13 +32,14 @@ def join(membership: Membership) -> mx.distributed.Group:
     if _joined:
         raise ModelLoadError("ranks: this process has been in a group before; restart it")
     _joined.append(membership)
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as hostfile:
-        json.dump([[address] for address in membership.addresses], hostfile)
-        hostfile.flush()
-        os.environ["MLX_HOSTFILE"], os.environ["MLX_RANK"] = hostfile.name, str(membership.rank)
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        backend, content, variables = describe(membership, file.name)
+        json.dump(content, file)
+        file.flush()
+        os.environ.update(variables)
         faulthandler.dump_traceback_later(JOIN_S, exit=True)
         try:
-            group = mx.distributed.init(strict=True, backend="ring")
+            group = mx.distributed.init(strict=True, backend=backend)
         except (RuntimeError, ValueError) as error:
             raise ModelLoadError(f"ranks: rank {membership.rank} could not connect to the others: {error}") from error
         finally:
@@ -47,46 +47,34 @@ def join(membership: Membership) -> mx.distributed.Group:
     return group
 
 
+def describe(membership: Membership, file: str) -> tuple[str, list[Any], dict[str, str]]:
+    """Return MLX's backend for a group, the content of the file that it reads, and the variables that it reads.
+
+    jaccl, MLX's RDMA over Thunderbolt 5, was not run: there is none in MLX for Linux.
+    """
+    rank = {"MLX_RANK": str(membership.rank)}
+    if membership.rdma:
+        devices = [list(row) for row in membership.rdma]
+        return "jaccl", devices, {**rank, "MLX_IBV_DEVICES": file, "MLX_JACCL_COORDINATOR": membership.addresses[0]}
+    return "ring", [[address] for address in membership.addresses], {**rank, "MLX_HOSTFILE": file}
+
+
 def split(model: Any, config: Mapping[str, Any], group: mx.distributed.Group, membership: Membership) -> None:
-    """Leave in a model that was not read yet what this rank holds. Raises ModelLoadError where it cannot be split."""
-    check(model, config, membership.count, membership.parallel)
+    """Leave in a model that was not read yet what this rank holds. Raises ModelLoadError where mlx-lm cannot split it.
+
+    `planning.ranks.check` refuses before what mlx-lm would split to nonsense.
+    """
     try:
         if membership.parallel == "tensor":
             model.shard(group)
         else:
-            model.model.pipeline(group)
+            uneven = {} if membership.split is None else {"split": list(membership.split)}
+            model.model.pipeline(group, **uneven)
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:
         kind = config.get("model_type")
         raise ModelLoadError(
             f"ranks.count: this {kind} model cannot be split among {membership.count} ranks ({error})"
         ) from error
-
-
-def check(model: Any, config: Mapping[str, Any], count: int, parallel: Parallel) -> None:
-    """Raise ModelLoadError where a model cannot be split so, as far as that can be told without a group."""
-    ways = []
-    if hasattr(model, "shard"):
-        ways.append("tensor")
-    if hasattr(getattr(model, "model", None), "pipeline"):
-        ways.append("pipeline")
-    if parallel not in ways:
-        instead = f"use --parallel {ways[0]}" if ways else "it runs in one process only"
-        kind = config.get("model_type")
-        raise ModelLoadError(f"ranks.parallel: mlx-lm's {kind} cannot be split as {parallel}; {instead}")
-    if parallel == "tensor":
-        check_heads(config, count)
-    elif count > len(model.layers):
-        raise ModelLoadError(f"ranks.count: {len(model.layers)} layers are too few for {count} ranks; choose fewer")
-
-
-def check_heads(config: Mapping[str, Any], count: int) -> None:
-    """Raise ModelLoadError where attention heads cannot be shared out evenly; mlx-lm does not check all of them."""
-    text = {**config, **(config.get("text_config") or {})}
-    names = ["num_attention_heads"] + ([] if text.get("kv_lora_rank") else ["num_key_value_heads"])
-    for name in names:
-        number = text.get(name)
-        if isinstance(number, int) and number % count:
-            raise ModelLoadError(f"ranks.count: {number} {name} cannot be divided among {count} ranks; choose another")
 
 
 def local_config(config: Mapping[str, Any], membership: Membership) -> dict[str, Any]:

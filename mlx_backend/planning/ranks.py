@@ -132,6 +132,16 @@ def parse_split(text: str) -> tuple[int, ...]:
     return split
 
 
+def read_split(text: str | None) -> tuple[int, ...] | None:
+    """Read `ranks.split` of a configuration. Raises ModelLoadError."""
+    if text is None:
+        return None
+    try:
+        return parse_split(text)
+    except ValueError as error:
+        raise ModelLoadError(f"ranks.split: {error}") from None
+
+
 def check(splits: Splits, parallel: Parallel, size: int, split: Sequence[int] | None = None) -> None:
     """Refuse what cannot be split so, and say what can be. Raises ModelLoadError."""
     if not 2 <= size <= MOST_RANKS:

@@ -69,13 +69,20 @@ class Channel:
             except OSError as error:
                 raise ChannelClosed(f"the connection is lost: {error}") from error
 
-    def receive(self) -> bytes:
+    def receive(self, within_s: float | None = None) -> bytes:
         """Wait for one frame. Raises ChannelError; then nothing more can be received."""
-        head = _read(self._socket, _HEAD.size)
+        deadline = None if within_s is None else time.monotonic() + within_s
+        payload = self._receive(deadline)
+        if deadline is not None:
+            self._socket.settimeout(None)
+        return payload
+
+    def _receive(self, deadline: float | None) -> bytes:
+        head = _read(self._socket, _HEAD.size, deadline)
         (length,) = _HEAD.unpack(head)
         if length > MAX_FRAME_BYTES:
             raise NotAuthenticated(f"a frame of {length} bytes is announced, more than the {MAX_FRAME_BYTES} allowed")
-        payload, tag = _read(self._socket, length), _read(self._socket, _TAG_BYTES)
+        payload, tag = _read(self._socket, length, deadline), _read(self._socket, _TAG_BYTES, deadline)
         if not hmac.compare_digest(tag, _tag(self._receive_key, _NUMBER.pack(self._num_received), head, payload)):
             raise NotAuthenticated("a frame does not carry the tag that is due")
         self._num_received += 1
@@ -127,7 +134,10 @@ def _greet_as_connecting(sock: socket.socket, key: bytes, deadline: float) -> tu
     theirs = _read_nonce(sock, deadline)
     own = secrets.token_bytes(_NONCE_BYTES)
     _send_by(sock, MAGIC + own + _tag(key, b"connects", theirs + own), deadline)
-    _check_tag(sock, key, b"accepts", theirs + own, deadline)
+    try:
+        _check_tag(sock, key, b"accepts", theirs + own, deadline)
+    except ChannelClosed as error:
+        raise NotAuthenticated(f"the key was not accepted ({error}); copy rank 0's key file to this machine") from error
     return _tag(key, b"from connecting", theirs + own), _tag(key, b"from accepting", theirs + own)
 
 
@@ -139,7 +149,7 @@ def _read_nonce(sock: socket.socket, deadline: float) -> bytes:
 
 def _check_tag(sock: socket.socket, key: bytes, role: bytes, nonces: bytes, deadline: float) -> None:
     if not hmac.compare_digest(_read(sock, _TAG_BYTES, deadline), _tag(key, role, nonces)):
-        raise NotAuthenticated("the other side has another key")
+        raise NotAuthenticated("it has another key; copy rank 0's key file to every machine")
 
 
 def _send_by(sock: socket.socket, data: bytes, deadline: float) -> None:
@@ -157,7 +167,7 @@ def _read(sock: socket.socket, num_bytes: int, deadline: float | None = None) ->
         try:
             part = sock.recv(min(missing, _READ_BYTES))
         except TimeoutError:
-            raise ChannelClosed("the greeting did not come in time") from None
+            raise ChannelClosed("what was due did not come in time") from None
         except OSError as error:
             raise ChannelClosed(f"the connection is lost: {error}") from error
         if not part:

@@ -11,9 +11,11 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlx_backend.api.interface import MemoryReport, ModelInfo, Parallel, RankInfo, RanksInfo
+from mlx_backend.api.interface import MemoryReport, ModelInfo, RankInfo, RanksInfo
 from mlx_backend.core.blocks import BlockStore
+from mlx_backend.core.membership import Membership
 from mlx_backend.planning.admission import Budget, BudgetFields
+from mlx_backend.ranks.addresses import LOOPBACK
 
 _COMPARED = ("is_batched", "vocab_size", "embedding", "dequantized_reason", "ungrouped_reason", "pads_chunks")
 """What every rank finds out for itself, and must find alike."""
@@ -46,9 +48,7 @@ def read_budget(fields: Mapping[str, Any]) -> Budget:
     return Budget.of(found)
 
 
-def shared_info(
-    info: ModelInfo, ranks: Sequence[Mapping[str, Any]], parallel: Parallel, addresses: Sequence[str]
-) -> ModelInfo:
+def shared_info(info: ModelInfo, ranks: Sequence[Mapping[str, Any]], membership: Membership) -> ModelInfo:
     """Return what is known of the model that all ranks hold together, from what rank 0 knows of its share."""
     context = min(each["context"] for each in ranks)
     memory = fullest_memory(ranks)
@@ -57,7 +57,7 @@ def shared_info(
         context_limit=context,
         memory=memory,
         weights_bytes=info.weights_bytes if memory is None else memory.weights_bytes,
-        ranks=group_info(ranks, parallel, addresses),
+        ranks=group_info(ranks, membership),
     )
     return found if context == info.context_limit else dataclasses.replace(found, context_limited_by="memory")
 
@@ -68,7 +68,7 @@ def fullest_memory(ranks: Sequence[Mapping[str, Any]]) -> MemoryReport | None:
     return min(reports, key=lambda report: report.free_bytes, default=None)
 
 
-def group_info(ranks: Sequence[Mapping[str, Any]], parallel: Parallel, addresses: Sequence[str]) -> RanksInfo:
+def group_info(ranks: Sequence[Mapping[str, Any]], membership: Membership) -> RanksInfo:
     """Return what is known of a group from the facts of its ranks, in their order."""
     found = []
     for rank, each in enumerate(ranks):
@@ -83,12 +83,14 @@ def group_info(ranks: Sequence[Mapping[str, Any]], parallel: Parallel, addresses
                 free_bytes=None if memory is None else memory.free_bytes,
             )
         )
-    return RanksInfo(parallel=parallel, link=describe_link(addresses), ranks=tuple(found))
+    return RanksInfo(parallel=membership.parallel, link=describe_link(membership), ranks=tuple(found))
 
 
-def describe_link(addresses: Sequence[str]) -> str:
-    """Return what carries the collectives of ranks at these addresses."""
-    is_local = all(address.rpartition(":")[0] in ("127.0.0.1", "localhost") for address in addresses)
+def describe_link(membership: Membership) -> str:
+    """Return what carries the collectives of a group."""
+    if membership.rdma:
+        return "RDMA (MLX's jaccl)"
+    is_local = all(address.rpartition(":")[0] == LOOPBACK for address in membership.addresses)
     return "loopback (MLX's ring)" if is_local else "TCP (MLX's ring)"
 
 

@@ -1,4 +1,4 @@
-"""What a rank other than 0 does: the calls of rank 0's runner, one after the other, until it is told to leave.
+"""What a rank other than 0 does: it joins, and makes the calls of rank 0's runner, until it is told to leave.
 
 However it ends, the process ends: EOF on the channel and a failure are noticed by threads, and a computation that
 waits for another rank cannot be called back.
@@ -6,47 +6,63 @@ waits for another rank cannot be called back.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from mlx_backend.api.errors import EngineError
+from mlx_backend.api.errors import EngineError, ModelLoadError
 from mlx_backend.api.interface import EngineConfig, LoadProgress
 from mlx_backend.core.membership import Membership
+from mlx_backend.model.checkpoint import open_checkpoint
+from mlx_backend.model.fingerprint import difference, fingerprints
 from mlx_backend.ranks import messages
+from mlx_backend.ranks.addresses import Tryout
 from mlx_backend.ranks.channel import Channel, ChannelError
 from mlx_backend.ranks.facts import facts
 from mlx_backend.ranks.patience import BEAT_S, Patience
+from mlx_backend.ranks.seats import Refused
 from mlx_backend.runners.base import Runner
 
 FAILED = 70
 """Exit code where this rank's own computation, or loading, failed."""
 LEADER_LOST = 75
-"""Exit code where rank 0 is lost: it may be started again."""
+"""Exit code where rank 0 is lost, or cannot be reached: it may be started again."""
+REFUSED = 77
+"""Exit code where rank 0 refuses this process, or this process the model: another key, version, place, or other files.
+"""
 
 logger = logging.getLogger("pippin.ranks")
 
 Build = Callable[[EngineConfig, Membership], Runner]
+Find = Callable[[str], Path]
+"""Returns the folder of the model that rank 0 calls so. Raises ModelLoadError."""
 
 
 class Follower:
-    """One rank, over a channel that has been greeted. `build` makes its runner. `end`: ends the process."""
+    """One rank, over a channel that has been greeted. `build` makes its runner. `end`: ends the process.
+
+    `rank`: the one to become; None: the one that rank 0 gives to this host.
+    """
 
     def __init__(
         self,
         channel: Channel,
-        rank: int,
+        rank: int | None,
         build: Build,
         patience: Patience | None = None,
         end: Callable[[int], None] | None = None,
+        find: Find = Path,
     ) -> None:
         self._channel, self._rank, self._build = channel, rank, build
-        self._patience, self._end = patience or Patience(), end or _end
+        self._patience, self._end, self._find = patience or Patience(), end or _end, find
         self._inbox: queue.Queue[dict[str, Any]] = queue.Queue()
         self._num_done = 0
         self._progress_at = time.monotonic()
@@ -63,17 +79,25 @@ class Follower:
             threading.Thread(target=target, name="rank 0", daemon=True).start()
         try:
             return self._serve()
-        except (EngineError, RuntimeError, ValueError, TypeError, KeyError, MemoryError) as error:
-            logger.error("rank %d failed: %s", self._rank, error)
-            self._say({"say": "failed", "why": str(error)[:2000] or type(error).__name__})
+        except Refused as error:
+            logger.error("refused: %s", error)
             self._is_leaving = True
+            return REFUSED
+        except (EngineError, RuntimeError, ValueError, TypeError, KeyError, MemoryError, OSError) as error:
+            why = str(error)[:2000].removeprefix("ranks: ") or type(error).__name__
+            logger.error("%s failed: %s", self._name, why)
+            self._give_up(why)
             return FAILED
 
+    def leave(self, why: str) -> None:
+        """End the process, and the group with it: this machine asks for it. Called on any thread."""
+        if not self._is_leaving:
+            self._give_up(why, "leaves")
+            logger.info("%s ends: %s", self._name, why)
+            self._end(0)
+
     def _serve(self) -> int:
-        begin = self._next("begin")
-        config = messages.read_config(begin["config"])
-        runner = self._build(config, Membership(self._rank, tuple(begin["addresses"]), config.ranks.parallel))
-        self._say({"say": "ready"})
+        runner = self._prepare(self._next("begin"))
         self._next("load")
         info = runner.load(_ignore)
         self._say({"say": "loaded", "facts": facts(info, runner.budget, runner.blocks)})
@@ -88,6 +112,7 @@ class Follower:
             self._is_busy = False
         self._is_leaving = True
         runner.close()
+        logger.info("%s leaves: rank 0 has ended the group", self._name)
         return 0
 
     def _note(self, runner: Runner) -> None:
@@ -96,8 +121,43 @@ class Follower:
         active, peak = runner.device_bytes()
         self._held = {"kv": runner.kv_bytes(), "active": active, "peak": peak}
 
+    def _prepare(self, begin: dict[str, Any]) -> Runner:
+        """Build the runner, and find out whether the ranks reach each other."""
+        membership = messages.read_membership(begin["membership"])
+        self._rank = membership.rank
+        logger.info("joined as rank %d of %d", membership.rank, membership.count)
+        config = messages.read_config(begin["config"])
+        if config.backend != "mock":
+            config = replace(config, model_path=str(self._same_model(begin["model"], begin["files"])))
+        with contextlib.closing(Tryout(membership)) as tryout:
+            tryout.open()
+            runner = self._build(config, membership)
+            self._say({"say": "ready"})
+            self._next("reach")
+            tryout.reach()
+            self._say({"say": "reached"})
+            self._next("clear")
+        self._say({"say": "cleared"})
+        return runner
+
+    def _same_model(self, name: str, files: Mapping[str, str]) -> Path:
+        """Return the folder of a model with the same files as rank 0's. Raises Refused."""
+        try:
+            folder = self._find(name)
+            wrong = difference(fingerprints(open_checkpoint(folder)), files)
+        except (ModelLoadError, OSError) as error:
+            why = f"{error} (on rank {self._rank}'s machine; `pippin join --model` names another folder)"
+        else:
+            if wrong is None:
+                return folder
+            why = f"{folder / wrong} on rank {self._rank}'s machine; copy rank 0's model, or fetch both again"
+        self._give_up(why)
+        raise Refused(why)
+
     def _next(self, name: str) -> dict[str, Any]:
         message = self._inbox.get()
+        if message["call"] == "refused":
+            raise Refused(message.get("why"))
         if message["call"] != name:
             raise ValueError(f"{message['call']} came where {name} was due")
         return message
@@ -107,6 +167,12 @@ class Follower:
             self._channel.send(messages.write(message))
         except ChannelError:
             self._leave("is lost")
+
+    def _give_up(self, why: str, kind: str = "failed") -> None:
+        """Say why this rank ends. What rank 0 does then, it ends the connection, is no loss any more."""
+        self._is_leaving = True
+        with contextlib.suppress(ChannelError):
+            self._channel.send(messages.write({"say": kind, "why": why}))
 
     def _read(self) -> None:
         try:
@@ -138,8 +204,12 @@ class Follower:
     def _leave(self, why: str) -> None:
         if not self._is_leaving:
             self._is_leaving = True
-            logger.error("rank %d ends: rank 0 %s", self._rank, why)
+            logger.error("%s ends: rank 0 %s", self._name, why)
             self._end(LEADER_LOST)
+
+    @property
+    def _name(self) -> str:
+        return "this process" if self._rank is None else f"rank {self._rank}"
 
 
 def _make(runner: Runner, message: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import typing
 from collections.abc import Mapping
 from importlib import metadata
@@ -16,6 +15,7 @@ from typing import Any
 from mlx_backend.api.config import EngineConfig
 from mlx_backend.api.interface import SamplingParams
 from mlx_backend.core.as_json import decode, encode
+from mlx_backend.core.membership import Membership
 from mlx_backend.core.step import StepPlan
 
 
@@ -37,7 +37,7 @@ def read(payload: bytes) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return what must be alike on all ranks."""
-    found = {"python": platform.python_version()}
+    found = {}
     for name in ("pippin", "mlx", "mlx-lm"):
         try:
             found[name] = metadata.version(name)
@@ -56,8 +56,9 @@ def mirrored(plan: StepPlan) -> StepPlan:
 
 
 def config_fields(config: EngineConfig) -> dict[str, Any]:
-    """Return a configuration as plain values."""
-    return dataclasses.asdict(config)
+    """Return a configuration as plain values, without what is rank 0's alone."""
+    sent = dataclasses.replace(config, hosts=None, ranks=dataclasses.replace(config.ranks, hostfile=None, key=None))
+    return dataclasses.asdict(sent)
 
 
 def read_config(fields: Mapping[str, Any]) -> EngineConfig:
@@ -72,3 +73,16 @@ def read_config(fields: Mapping[str, Any]) -> EngineConfig:
         )
     except (TypeError, KeyError) as error:
         raise ValueError(f"a configuration of another version ({error})") from error
+
+
+def membership_fields(membership: Membership) -> dict[str, Any]:
+    """Return a membership as plain values."""
+    return dataclasses.asdict(membership)
+
+
+def read_membership(fields: Mapping[str, Any]) -> Membership:
+    """Return the membership of `membership_fields`. Raises ValueError."""
+    try:
+        return Membership(**fields)
+    except TypeError as error:
+        raise ValueError(f"a membership of another version ({error})") from error

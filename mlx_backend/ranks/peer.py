@@ -23,6 +23,8 @@ class Peer:
         self.num_sent = 0
         self.round_trip_s: float | None = None
         """What the last message that was answered took, there and back."""
+        self.gone = threading.Event()
+        """Set once nothing more comes of it."""
         self._num_done = 0
         self._progress_at = time.monotonic()
         self._channel, self._lose, self._patience = channel, lose, patience
@@ -74,8 +76,8 @@ class Peer:
             while True:
                 message = messages.read(self._channel.receive())
                 kind = message.get("say")
-                if kind == "failed":
-                    self._lost(f"failed: {message.get('why')}")
+                if kind in ("failed", "leaves"):
+                    self._lost(f"{kind}: {message.get('why')}")
                     return
                 if kind == "echo":
                     self.round_trip_s = time.monotonic() - float(message["at"])
@@ -84,6 +86,8 @@ class Peer:
                     self._num_done, self._progress_at = message["done"], time.monotonic()
         except (ChannelError, ValueError, TypeError, KeyError) as error:
             self._lost(f"is lost: {error}")
+        finally:
+            self.gone.set()
 
     def _watch(self) -> None:
         while not self._is_closing:

@@ -7,6 +7,7 @@ computation by then, and MLX has no way to call them back.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -22,8 +23,9 @@ from mlx_backend.core.step import Chunk, PromptResult, ReadMasks, StepPlan, Step
 from mlx_backend.planning.admission import Budget
 from mlx_backend.planning.ranks_budget import RanksBudget
 from mlx_backend.ranks import facts, messages
-from mlx_backend.ranks.channel import ChannelError
-from mlx_backend.ranks.local import LocalRanks, free_addresses
+from mlx_backend.ranks.addresses import Tryout
+from mlx_backend.ranks.channel import Channel, ChannelError
+from mlx_backend.ranks.gathering import Gathering
 from mlx_backend.ranks.patience import Patience
 from mlx_backend.ranks.peer import Peer
 from mlx_backend.ranks.store import SharedStore
@@ -61,10 +63,13 @@ class RanksRunner:
         """Bytes of this rank when they were last asked for: KV caches, allocated now, and the most so far."""
         self._is_computing = False
         self._progress_at = time.monotonic()
-        self._others = LocalRanks(config.ranks.count)
+        self._gathering = Gathering(config)
+        self._others = self._gathering.processes
         self._peers: list[Peer] = []
-        self._addresses: tuple[str, ...] = ()
+        self._membership: Membership | None = None
         self._lost: str | None = None
+        self._may_hang = False
+        """Set once MLX connects: before, whatever waits for a rank notices by itself that it is lost."""
         self._lock = threading.Lock()
         self._on_loss: Callable[[EngineDead], None] = lambda error: None
         self._load = LoadProgress()
@@ -85,21 +90,38 @@ class RanksRunner:
     # ---- loading ----
 
     def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
-        """Start the other ranks and load every share. Raises ModelLoadError."""
-        config = self._config
+        """Wait for the other ranks and load every share. Raises ModelLoadError."""
         if self._check_split is not None:
             self._check_split()
-        channels = self._others.start(lambda: self._check(report))
-        self._addresses = addresses = free_addresses(config.ranks.count)
-        for rank, channel in sorted(channels.items()):
-            self._peers.append(Peer(rank, channel, self._lose, self._patience))
-            begin = {"call": "begin", "config": messages.config_fields(config), "addresses": addresses}
-            self._send(self._peers[-1], messages.write(begin))
-        self._own = self._build(Membership(0, addresses, config.ranks.parallel))
-        self._await("ready", report)
+        try:
+            self._own = self._meet(report)
+        except ModelLoadError as error:
+            self._send_all({"call": "refused", "why": str(error)})
+            raise
+        self._may_hang = True
+        self._check(report)  # a rank that was lost meanwhile has told nothing else
         self._send_all({"call": "load"})  # all ranks connect now: none waits long for another in MLX's own code
         info = self._own.load(lambda progress: self._report(report, progress))
         return self._agree(info, [said["facts"] for said in self._await("loaded", report)])
+
+    def _meet(self, report: Callable[[LoadProgress], None]) -> Runner:
+        """Wait until all ranks have joined and reach each other; return the own runner. Raises ModelLoadError."""
+        self._membership = membership = self._gathering.gather(self._joined, lambda: self._check(report))
+        self._peers.sort(key=lambda peer: peer.rank)
+        with contextlib.closing(Tryout(membership)) as tryout:
+            tryout.open()
+            own = self._build(membership)
+            self._await("ready", report)
+            self._send_all({"call": "reach"})
+            tryout.reach()
+            self._await("reached", report)
+        self._send_all({"call": "clear"})
+        self._await("cleared", report)
+        return own
+
+    def _joined(self, rank: int, channel: Channel, begin: bytes) -> None:
+        self._peers.append(Peer(rank, channel, self._lose, self._patience))
+        self._send(self._peers[-1], begin)
 
     def _report(self, report: Callable[[LoadProgress], None], progress: LoadProgress) -> None:
         self._load = progress
@@ -133,7 +155,8 @@ class RanksRunner:
             self._kv_share = max(Fraction(each["token"], own["token"]) for each in every)
         if runner.blocks is not None:
             self._blocks = SharedStore(runner.blocks, [each["store"] for each in others], self._mirror)
-        return facts.shared_info(info, every, self._config.ranks.parallel, self._addresses)
+        assert self._membership is not None, "known since the ranks have joined"
+        return facts.shared_info(info, every, self._membership)
 
     # ---- the door ----
 
@@ -195,7 +218,10 @@ class RanksRunner:
         if self._own is not None and self._lost is None:
             self._own.close()
         self._others.end(_END_S if self._lost is None else 0.0)
+        deadline = time.monotonic() + _END_S
         for peer in self._peers:
+            if self._lost is None:  # a connection that is closed with bytes unread would take "close" back
+                peer.gone.wait(max(0.0, deadline - time.monotonic()))
             peer.close()
 
     @property
@@ -242,4 +268,5 @@ class RanksRunner:
             self._lost = why
         for peer in self._peers:
             peer.close()
-        self._on_loss(EngineDead(why))
+        if self._may_hang:
+            self._on_loss(EngineDead(why))

@@ -24,8 +24,8 @@ def divide_memory(
         limit, basis = device.memory_limit(facts)
     if limit is None:
         return None, None
-    if config.ranks.count > 1:
-        limit, basis = limit // config.ranks.count, f"{basis}, divided among {config.ranks.count} ranks"
+    if config.ranks_here > 1:
+        limit, basis = limit // config.ranks_here, f"{basis}, divided among {config.ranks_here} ranks"
     weights = shape.weights_bytes
     limits = decide_limits(given.cache_bytes, limit_bytes=limit, weights_bytes=weights)
     if share is not None:

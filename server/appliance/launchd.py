@@ -13,6 +13,7 @@ from xml.parsers.expat import ExpatError
 from server.appliance.service import NUM_OPEN_FILES, RESTART_S, Service, ServiceFile
 
 LABEL = "local.pippin.server"
+RANK_LABEL = "local.pippin.rank"
 ROTATION = Path("/etc/newsyslog.d/pippin.conf")
 _PATH = "/opt/homebrew/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 _NUM_OLD_LOGS = 5
@@ -21,14 +22,14 @@ _LOG_KIB = 10_240
 
 def is_ours(text: str) -> bool:
     try:
-        return bool(plistlib.loads(text.encode()).get("Label") == LABEL)
+        return bool(plistlib.loads(text.encode()).get("Label") in (LABEL, RANK_LABEL))
     except (ExpatError, ValueError, AttributeError):
         return False
 
 
-def path_of(home: Path, *, is_system: bool) -> Path:
+def path_of(home: Path, *, is_system: bool, is_rank: bool = False) -> Path:
     folder = Path("/Library/LaunchDaemons") if is_system else home / "Library/LaunchAgents"
-    return folder / f"{LABEL}.plist"
+    return folder / f"{RANK_LABEL if is_rank else LABEL}.plist"
 
 
 def log_folder(home: Path) -> Path:
@@ -38,34 +39,41 @@ def log_folder(home: Path) -> Path:
 def write(service: Service, log_file: Path) -> ServiceFile:
     """The property list, and how it is loaded. `log_file`: what the server was told to log to."""
     domain = "system" if service.is_system else f"gui/{service.uid}"
-    path = path_of(service.home, is_system=service.is_system)
+    path = path_of(service.home, is_system=service.is_system, is_rank=service.is_rank)
+    label = RANK_LABEL if service.is_rank else LABEL
     launchctl = ("sudo", "launchctl") if service.is_system else ("launchctl",)
     return ServiceFile(
         path=path,
         text=plistlib.dumps(property_list(service)).decode(),
         folders=(log_folder(service.home), log_file.parent, *service.written),
         start=((*launchctl, "bootstrap", domain, str(path)),),
-        stop=((*launchctl, "bootout", f"{domain}/{LABEL}"),),
+        stop=((*launchctl, "bootout", f"{domain}/{label}"),),
         hints=(
             f"its log: tail -F {log_file}",
-            f"new settings without a restart: {' '.join(launchctl)} kill HUP {domain}/{LABEL}",
-            f"to have the log rotated: echo '{rotation(service, log_file)}' | sudo tee {ROTATION}",
+            *(() if service.is_rank else _server_hints(service, log_file, f"{' '.join(launchctl)} kill HUP {domain}")),
             *(() if service.is_system else (f"it runs while {service.user} is logged in; for longer: --system",)),
         ),
     )
 
 
+def _server_hints(service: Service, log_file: Path, hang_up: str) -> tuple[str, ...]:
+    return (
+        f"new settings without a restart: {hang_up}/{LABEL}",
+        f"to have the log rotated: echo '{rotation(service, log_file)}' | sudo tee {ROTATION}",
+    )
+
+
 def property_list(service: Service) -> dict[str, Any]:
     """Its keys. Interactive: launchd slows no reading, writing or computing down."""
-    errors = str(log_folder(service.home) / "stderr.log")
+    errors = str(log_folder(service.home) / ("rank.log" if service.is_rank else "stderr.log"))
     files = {"NumberOfFiles": NUM_OPEN_FILES}
     keys: dict[str, Any] = {
-        "Label": LABEL,
+        "Label": RANK_LABEL if service.is_rank else LABEL,
         "ProgramArguments": list(service.arguments),
         "WorkingDirectory": str(service.folder),
         "EnvironmentVariables": {"PATH": _PATH, **service.environment},
         "RunAtLoad": True,
-        "KeepAlive": {"SuccessfulExit": False},
+        "KeepAlive": True if service.is_rank else {"SuccessfulExit": False},
         "ThrottleInterval": RESTART_S,
         "ExitTimeOut": service.stop_within_s,
         "ProcessType": "Interactive",

@@ -36,6 +36,8 @@ class Service:
     drain_s: float
     written: tuple[Path, ...] = ()
     """Folders that it writes to."""
+    is_rank: bool = False
+    """It holds a part of a model that another machine serves. Whatever ends it, it joins again."""
 
     def __post_init__(self) -> None:
         told = (*self.arguments, str(self.folder), *map(str, self.written), *self.environment.values())

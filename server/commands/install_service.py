@@ -24,6 +24,9 @@ from server.config import Config, ConfigError
 ParseServe = Callable[[Sequence[str]], Config]
 """The configuration of `pippin serve` with these arguments. Raises ConfigError."""
 
+JoinOption = typer.Option(
+    None, metavar="LEADER:PORT", help="Have it join rank 0 there, as `pippin join` does, instead of serving."
+)
 ServeArguments = typer.Argument(None, metavar="[-- ARGUMENT...]", help="As of `pippin serve`.")
 
 
@@ -52,12 +55,19 @@ def add_to(app: typer.Typer, parse: ParseServe) -> None:
     @app.command("install-service")
     def install_service(
         arguments: list[str] | None = ServeArguments,
+        join: str | None = JoinOption,
+        key: str | None = typer.Option(None, "--key", metavar="@FILE", help="With --join: rank 0's key."),
         is_system: bool = typer.Option(False, "--system", help="Of the machine, not of you: starts without a login."),
         only_print: bool = typer.Option(False, "--print", help="Show the file, and write nothing."),
         force: bool = typer.Option(False, "--force", help="Replace a file that was not written by this command."),
     ) -> None:
         """Have launchd (macOS) or systemd (Linux) start the server, and start it again when it fails."""
-        found = build(Here(), arguments or [], parse, is_system=is_system)
+        if join is not None:
+            found = build_rank(Here(), join, key, arguments or [], is_system=is_system)
+        else:
+            if key is not None:
+                raise ConfigError("--key is for --join; of `pippin serve` it comes after --")
+            found = build(Here(), arguments or [], parse, is_system=is_system)
         if only_print:
             print(found.text, end="")
             return
@@ -71,11 +81,15 @@ def add_to(app: typer.Typer, parse: ParseServe) -> None:
     @app.command("uninstall-service")
     def uninstall_service(
         is_system: bool = typer.Option(False, "--system", help="The machine's, not yours."),
+        is_rank: bool = typer.Option(False, "--join", help="The one that joins another machine's server."),
         force: bool = typer.Option(False, "--force", help="Also a file that was not written by install-service."),
     ) -> None:
         """Stop the service, let it finish, and remove its file."""
         here = Here()
-        found = build(here, [], parse, is_system=is_system, reads_config=False)
+        if is_rank:
+            found = build_rank(here, "", None, [], is_system=is_system, is_checked=False)
+        else:
+            found = build(here, [], parse, is_system=is_system, reads_config=False)
         uninstall(found, is_ours=_is_ours(here.platform), force=force)
         print(f"removed {found.path}")
 
@@ -108,6 +122,50 @@ def build(
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return launchd.write(service, log_file) if is_mac and log_file is not None else systemd.write(service)
+
+
+def build_rank(
+    here: Here, leader: str, key: str | None, arguments: Sequence[str], *, is_system: bool, is_checked: bool = True
+) -> ServiceFile:
+    """The file of a service that joins rank 0 at `leader`, and joins it again. Raises ConfigError."""
+    if here.platform not in ("darwin", "linux"):
+        raise ConfigError(f"a service can be installed on macOS and Linux, not on {here.platform}")
+    if is_checked:
+        key = _checked(here, leader, key)
+    log_file = launchd.log_folder(here.home) / "rank.log"
+    try:
+        service = Service(
+            arguments=(*here.command, "join", leader, "--key", key or "", *arguments),
+            folder=here.folder,
+            home=here.home,
+            user=here.user,
+            uid=here.uid,
+            is_system=is_system,
+            environment=carried(here.environ),
+            drain_s=0.0,
+            written=_written(here, Config(), None),
+            is_rank=True,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return launchd.write(service, log_file) if here.platform == "darwin" else systemd.write(service)
+
+
+def _checked(here: Here, leader: str, key: str | None) -> str:
+    """The key's file by its whole path. Raises ConfigError where the service could not start."""
+    from mlx_backend.follow import KeyFileError, parse, read_key  # late: `pippin --help` needs no engine
+
+    if key is None or key == "@-":
+        raise ConfigError("--join needs --key @FILE, the file of the key that rank 0 has, too")
+    whole = f"@{here.folder / Path(key[1:]).expanduser()}" if key.startswith("@") and len(key) > 1 else key
+    try:
+        parse(leader)
+        read_key(whole)
+    except KeyFileError as error:
+        raise ConfigError(f"--key: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"--join: {error}") from None
+    return whole
 
 
 def install(found: ServiceFile, *, is_ours: Callable[[str], bool], force: bool) -> None:

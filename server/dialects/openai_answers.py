@@ -14,13 +14,13 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import Request
 from starlette.responses import Response
 
 from server.dialects.openai_errors import encode_error
-from server.dialects.openai_fold import Fold, joined
+from server.dialects.openai_fold import joined
 from server.dialects.openai_shared import SamplingFields
 from server.dialects.openai_written import Head, dump, encode_usage, quote
 from server.dialects.parts import ServerParts
@@ -94,14 +94,35 @@ class ChunkEncoder:
         return f"{self._usage}{dump(encode_usage(usage))}}}\n\n{DONE}"
 
 
+class StreamEncoder(Protocol):
+    """Encodes the batches of one stream, in order. `prepare` is awaited before each where it is not None."""
+
+    @property
+    def prepare(self) -> Callable[[Sequence[OutputEvent]], Awaitable[None]] | None: ...
+
+    def encode(self, events: Sequence[OutputEvent]) -> bytes: ...
+
+
+class WholeAnswer(Protocol):
+    """The JSON answer of one job, as far as its events have come."""
+
+    def add(self, events: Sequence[Any]) -> None:
+        """Take more of the events that a job of its dialect has. Raises InvalidRequest where it becomes too large."""
+
+    def pieces(self) -> Iterable[str]:
+        """The whole answer as JSON."""
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerWriters:
     """How one dialect writes its answers."""
 
-    build_encoder: Callable[[Head, bool], ChunkEncoder]
+    build_encoder: Callable[[Head, bool], StreamEncoder]
     """Of the head and whether usage is wanted."""
-    build_fold: Callable[[Head], Fold]
+    build_fold: Callable[[Head], WholeAnswer]
     """The JSON answer."""
+    encode_error: Callable[[APIError], bytes] = encode_error_event
+    """What a stream ends with when something goes wrong."""
 
 
 async def answer(
@@ -111,11 +132,17 @@ async def answer(
     fields: SamplingFields,
     writers: AnswerWriters,
     ignored: Iterable[str],
+    *,
+    truncates: bool | None = None,
 ) -> Response:
-    """Generate `job` and answer it, streamed or whole. Raises APIError and EngineError before the first byte."""
+    """Generate `job` and answer it, streamed or whole. Raises APIError and EngineError before the first byte.
+
+    `truncates`: whether the oldest turns are left out of a prompt that is too long; None: as the configuration says.
+    """
     headers = ignored_header(ignored)
     config = parts.config
-    truncates = config.context.on_overflow == "truncate_oldest"
+    if truncates is None:
+        truncates = config.context.on_overflow == "truncate_oldest"
     job = replace(_with_room(job, fits=config.context.on_max_tokens == "fit"), tenant=request.state.tenant)
     model = parts.registry.resolve(job.model)
     pending = PendingStream(
@@ -131,7 +158,7 @@ async def answer(
         return StreamingAnswer(
             pending,
             encode=_LateEncoder(job, fields, writers, pending).encode,
-            encode_error=encode_error_event,
+            encode_error=writers.encode_error,
             keep_alive_s=config.stream.keep_alive_s,
             send_timeout_s=config.security.send_timeout_s,
             headers=headers,
@@ -167,7 +194,7 @@ class _LateEncoder:
     ) -> None:
         self._job, self._writers, self._pending = job, writers, pending
         self._include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
-        self._encoder: ChunkEncoder | None = None
+        self._encoder: StreamEncoder | None = None
 
     async def encode(self, events: Sequence[OutputEvent]) -> bytes:
         if self._encoder is None:
@@ -182,6 +209,6 @@ def _head(job: GenerationJob, stream: generation.OutputStream) -> Head:
     return Head(job.request_id, int(time.time()), stream.model_id, stream.transcript)
 
 
-async def _collect(stream: generation.OutputStream, fold: Fold) -> None:
+async def _collect(stream: generation.OutputStream, fold: WholeAnswer) -> None:
     async for batch in stream:
         fold.add(batch)

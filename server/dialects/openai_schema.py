@@ -129,3 +129,21 @@ def answer_response(whole: type[BaseModel], chunk: type[BaseModel]) -> Responses
     }
     about = "The answer whole, or with `stream` as server-sent events"
     return {200: {"model": whole, "description": about, "content": {"text/event-stream": {"itemSchema": event}}}}
+
+
+def answer_events(whole: type[BaseModel], event: type[BaseModel]) -> Responses:
+    """The same, of events that have a type each, which is also the event's name; the last is the whole answer's."""
+    found = event.model_json_schema(ref_template=_REF, mode="serialization")
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"$ref": _REF.format(model=event.__name__)},
+    }
+    item = {
+        "type": "object",
+        "properties": {"event": {"type": "string"}, "data": data},
+        "required": ["event", "data"],
+        "$defs": {**found.pop("$defs", {}), event.__name__: found},
+    }
+    about = "The answer whole, or with `stream` as server-sent events"
+    return {200: {"model": whole, "description": about, "content": {"text/event-stream": {"itemSchema": item}}}}

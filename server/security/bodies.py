@@ -18,6 +18,8 @@ from server.security.refusals import RequestTimeout, TooManyBodies
 _LONG_BYTES = 256 * 1024
 """A longer body is looked through on another thread: the event loop belongs to the streams."""
 _NUMBERS_PER_ITEM = 20
+JSON = "application/json"
+_FORM = "application/x-www-form-urlencoded"
 
 
 class BodyRoom:
@@ -106,6 +108,11 @@ def _check_structure(body: bytes, max_depth: int, max_items: int) -> None:
         raise InvalidRequest(f"The request body is nested deeper than {max_depth} levels.", code="too_deep")
 
 
+def is_unlabelled(content_type: str) -> bool:
+    """Whether it says nothing of the body, or what curl says of every text that it is given."""
+    return content_type.partition(";")[0].strip().lower() in ("", _FORM)
+
+
 def _is_json(content_type: str) -> bool:
     kind = content_type.partition(";")[0].strip().lower()
-    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+    return kind == JSON or (kind.startswith("application/") and kind.endswith("+json"))

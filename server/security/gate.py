@@ -7,7 +7,7 @@ the request is, into its state.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from server.config import Config, SecurityConfig
 from server.error_answers import answer_error
 from server.error_bodies import ErrorBodies
 from server.errors import APIError, InvalidRequest
-from server.security.bodies import BodyPlace, BodyRoom, check_body, read_body, replay
+from server.security.bodies import JSON, BodyPlace, BodyRoom, check_body, is_unlabelled, read_body, replay
 from server.security.hosts import HostRule, OriginRule
 from server.security.keys import RECHECK_S, Key, KeyRing
 from server.security.rate import Account, Accounts
@@ -55,8 +55,12 @@ _CORS_EXPOSED = (
 class Gate:
     """Wraps the application. Raises KeysError when it is made with a keys file that cannot be used."""
 
-    def __init__(self, app: ASGIApp, config: Config, error_bodies: ErrorBodies) -> None:
+    def __init__(
+        self, app: ASGIApp, config: Config, error_bodies: ErrorBodies, *, takes_unlabelled: Iterable[str] = ()
+    ) -> None:
+        """`takes_unlabelled`: paths below which a body need not be labelled as JSON where no browser sends it."""
         self._app = app
+        self._unlabelled = tuple(f"{prefix}/" for prefix in takes_unlabelled)
         self._error_bodies = error_bodies
         self._limits = config.security
         self._hosts = HostRule(config)
@@ -136,12 +140,21 @@ class Gate:
                 if body is None:
                     return  # nobody is there to be answered
                 limits = self._limits
-                await check_body(body, headers.get("content-type", ""), limits.max_json_depth, limits.max_json_items)
+                label = JSON if self._is_json_by_path(scope["path"], headers) else headers.get("content-type", "")
+                await check_body(body, label, limits.max_json_depth, limits.max_json_items)
                 receive = replay(body, receive)
         except APIError as error:
             await answer_error(self._error_bodies, scope, error)(scope, receive, more.send)
             return
         await self._app(scope, receive, more.send)
+
+    def _is_json_by_path(self, path: str, headers: Headers) -> bool:
+        """Whether the body counts as JSON all the same: without a label, or with the one that curl gives any text.
+
+        A page can have a browser send both to another site without asking first; a browser says that it is one.
+        """
+        is_browser = "origin" in headers or "sec-fetch-site" in headers or "sec-fetch-mode" in headers
+        return path.startswith(self._unlabelled) and not is_browser and is_unlabelled(headers.get("content-type", ""))
 
     def _let_in(self, scope: Scope, headers: Headers, more: _MoreHeaders) -> Response | None:
         """Raise APIError for whom it is not open; the answer, where the request is a browser's question."""
@@ -156,6 +169,7 @@ class Gate:
             if preflight is not None:
                 return preflight
         key = self._check_key(scope["path"], headers)
+        state["is_operator"] = (key is None or key.is_admin) and not self._is_foreign(headers)
         if key is not None and not key.is_admin and scope["method"] not in _SAFE and scope["path"].startswith(ADMIN):
             raise AdminRefused
         if scope["path"] not in PROBES:
@@ -199,6 +213,13 @@ class Gate:
             return Response(status_code=204, headers={**shared, **_preflight(headers)})
         more.add(lambda: {**shared, "Access-Control-Expose-Headers": _CORS_EXPOSED})
         return None
+
+    def _is_foreign(self, headers: Headers) -> bool:
+        """Whether a page asks that may use the API and no more."""
+        if "origin" not in headers:
+            return False
+        origin = headers["origin"]
+        return not OriginRule.is_own(origin, headers["host"]) and not self._origins.is_opened(origin)
 
     def _check_key(self, path: str, headers: Headers) -> Key | None:
         if self.keys is None or is_open(path) or (path == METRICS and self._limits.open_metrics):

@@ -32,6 +32,7 @@ from server.service.live import LiveRequest
 from server.service.record import JobRecord, log_prompts
 from server.service.registry import ModelRegistry, ServedModel
 from server.service.residency import Lease
+from server.service.timings import JobTimings
 from server.service.token_ids import check_min_tokens, resolve_sampling, resolve_stop_ids
 from server.service.transcript import Transcript
 from server.text.events import Finished, OutputEvent
@@ -61,12 +62,13 @@ async def open(
     started_at = time.perf_counter()
     log_prompts(job.request_id, job.prompts)
     lease = await registry.acquire(job.model)
+    load_s = time.perf_counter() - started_at
     try:
         stream = await _open(lease, job, started_at, truncates, is_whole)
     except BaseException:
         lease.release()
         raise
-    stream.lease = lease
+    stream.lease, stream.load_s = lease, load_s
     return stream
 
 
@@ -170,6 +172,8 @@ class OutputStream:
         """What is kept for a job that asked; ahead of the events by no more than their batch."""
         self.lease: Lease | None = None
         """Of the model, released with the stream."""
+        self.load_s = 0.0
+        """Seconds until the model was there."""
         self._is_done = False
         self._is_closed = False
         self._max_output_tokens = None if job.max_tokens is None else job.max_tokens * len(parsers)
@@ -181,6 +185,15 @@ class OutputStream:
         return self._record.model_id
 
     @property
+    def num_prompt_tokens(self) -> int:
+        return self._record.num_prompt_tokens
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Of the prompts, what came from the prefix cache; known once there has been an event."""
+        return self._tokens.num_cached_tokens
+
+    @property
     def num_truncated_tokens(self) -> int:
         """Of the prompts, what was left out so that they fit."""
         return self._record.num_truncated_tokens
@@ -188,6 +201,11 @@ class OutputStream:
     @property
     def progress(self) -> PrefillProgress:
         return self._tokens.progress
+
+    @property
+    def timings(self) -> JobTimings:
+        """Durations up to now; those of the whole job once it has ended."""
+        return self._record.timings(self.load_s, self._tokens.queue_time_s)
 
     def __aiter__(self) -> OutputStream:
         return self

@@ -17,6 +17,7 @@ from server.logs import prompt_log, shows_prompts
 from server.security.rate import RateGrant
 from server.security.tenant import Tenant
 from server.service.measures import REQUEST_ENDS, Measures, RequestEnd
+from server.service.timings import JobTimings
 from server.text.events import Finished, Usage
 
 logger = logging.getLogger("pippin.request")
@@ -113,6 +114,13 @@ class JobRecord:
             self.num_truncated_tokens,
             sum(counted) if counted else None,
         )
+
+    def timings(self, load_s: float, queue_time_s: float | None) -> JobTimings:
+        """How long the parts have taken so far; `load_s` and `queue_time_s`: before the prompt was computed."""
+        now = time.perf_counter()
+        begun_at = self.started_at + load_s + (queue_time_s or 0.0)
+        first_at, last_at = self._first_at or now, self._last_at or now
+        return JobTimings(now - self.started_at, load_s, max(0.0, first_at - begun_at), last_at - first_at)
 
     def write(self, num_cached_tokens: int, is_done: bool) -> None:
         """The job's line in the log."""

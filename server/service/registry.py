@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from mlx_backend.api.errors import EngineDead, EngineNotReady
@@ -21,6 +22,7 @@ from server.service.mock_script import MockAuthor
 from server.service.model_instance import NO_ENGINE, ModelInstance, Recipe
 from server.service.residency import LOAD_WAIT_S, Lease, Residency, Watcher
 from server.text.borders import BorderFinder
+from server.text.parsers.parts import ChatFormat
 from server.text.tokenizer import Tokenizer
 
 ModelState = Literal["unloaded", "loading", "loaded", "unloading", "failed"]
@@ -65,6 +67,8 @@ class ServedModel:
         """It is to be unloaded when those who use it are done; whoever comes now waits for its next instance."""
         self.last_info: ModelInfo | None = None
         """Of the instance before, where it is not loaded."""
+        self.last_format: ChatFormat | None = None
+        """The format of chats of the instance before."""
         self.last_failure: BaseException | None = None
         """Why it could not be loaded, or died; until it is loaded."""
         self._recipe = recipe
@@ -97,7 +101,7 @@ class ServedModel:
         """End the engine, and let go of everything that the model holds. Waits for it."""
         if self._instance is not None:
             self._instance.close()
-            self.last_info = self.engine.model_info or self.last_info
+            self.last_info, self.last_format = self.info, self.chat_format
         self._instance = self.share = None
 
     @property
@@ -136,6 +140,11 @@ class ServedModel:
         """None until it has loaded."""
         instance = self._instance
         return None if instance is None else instance.tokenizer
+
+    @property
+    def chat_format(self) -> ChatFormat | None:
+        """How it marks thoughts and calls, by this instance or the one before; None until it was loaded."""
+        return self.last_format if self.tokenizer is None else self.tokenizer.chat_format
 
     @property
     def grammars(self) -> GrammarCompiler:
@@ -195,6 +204,11 @@ class ServedModel:
             callback()
 
 
+def is_pattern(alias: str) -> bool:
+    """Whether an alias stands for many names: `*` for any characters, `?` for one."""
+    return "*" in alias or "?" in alias
+
+
 def _built_once(_: MemoryShare | None) -> Engine:
     raise EngineDead("its engine was built once")
 
@@ -207,6 +221,7 @@ class ModelRegistry:
     ) -> None:
         self._models = {model.id: model for model in models}
         self._names = {name: model for model in models for name in (model.id, *model.aliases)}
+        self._patterns = [(alias, model) for model in models for alias in model.aliases if is_pattern(alias)]
         self.residency = Residency(models, watcher, load_wait_s=load_wait_s)
 
     def start(self) -> None:
@@ -223,14 +238,20 @@ class ModelRegistry:
         return tuple(self._models.values())
 
     def resolve(self, name: str) -> ServedModel:
-        """The model called `name`; no name means the only one. Raises ModelNotFound, InvalidRequest."""
+        """The model called `name`; no name means the only one. Raises ModelNotFound, InvalidRequest.
+
+        Names and aliases that are equal come first, then the first alias whose pattern matches.
+        """
         if not name and len(self._models) == 1:
             return next(iter(self._models.values()))
         if not name:
             raise InvalidRequest("Several models are served: the parameter 'model' is required.", param="model")
-        if name not in self._names:
-            raise ModelNotFound(name, tuple(self._models))
-        return self._names[name]
+        if name in self._names:
+            return self._names[name]
+        for pattern, model in self._patterns:
+            if fnmatchcase(name, pattern):
+                return model
+        raise ModelNotFound(name, tuple(self._models))
 
     async def acquire(self, name: str) -> Lease:
         """The model called `name`, which stays until the lease is released; loaded first where it is not.

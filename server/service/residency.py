@@ -169,6 +169,11 @@ class Residency:
             await asyncio.to_thread(model.close)
         await asyncio.shield(self._spawn(self._unload_in_turn(model)))
 
+    def leave(self, model: ServedModel) -> None:
+        """Begin to unload the model if no request holds it, and it is not pinned."""
+        if model.is_present and not model.is_pinned and model.num_users == 0:
+            self._spawn(self._unload_in_turn(model))
+
     # ---- loading ----
 
     def _begin(self, model: ServedModel) -> _Load:

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, UnsupportedParameter
 from server.service.encoding import LONG_TEXT_CHARS, run_in_text_thread
+from server.service.job import ChatPrompt
+from server.service.names import FieldNames
 from server.service.registry import ModelRegistry
 from server.service.token_ids import check_known
+from server.text.bounded_encoding import count_tokens
 from server.text.chat_template import Ending, TemplateError
 from server.text.prefill import render_prompt
 from server.text.tokenizer import Tokenizer
@@ -70,6 +73,31 @@ def _render(tokenizer: Tokenizer, conversation: Conversation, param: str) -> str
         return render_prompt(tokenizer, messages, kwargs, conversation.tools, conversation.ending).text
     except TemplateError as error:
         raise InvalidRequest(str(error), param=param, code="invalid_value") from error
+
+
+async def count_prompt(registry: ModelRegistry, model: str, prompt: ChatPrompt, names: FieldNames) -> int:
+    """The tokens of a chat's prompt: those that its job would have. Raises APIError and EngineError.
+
+    What is longer than LONGEST_TEXT_CHARS is counted in pieces, so that a token or two may be missing.
+    """
+    async with registry.use(model) as served:
+        tokenizer, _ = served.ready()
+        if prompt.tools and not tokenizer.chat_format.has_tools:
+            message = f"The parameter '{names.tools}' is not supported: the model cannot call any."
+            raise UnsupportedParameter(names.tools, message)
+        source = Conversation(prompt.messages, prompt.tools, prompt.template_kwargs, prompt.ending)
+
+        def count() -> int:
+            text = _render(tokenizer, source, names.prompt)
+            try:
+                if len(text) > LONGEST_TEXT_CHARS:
+                    return count_tokens(tokenizer, text)
+                return len(tokenizer.encode(text, add_special_tokens=False))
+            except UnicodeError as error:
+                message = f"Invalid value for '{names.prompt}': it is not valid Unicode."
+                raise InvalidRequest(message, param=names.prompt) from error
+
+        return await run_in_text_thread(count)
 
 
 async def detokenize(registry: ModelRegistry, model: str, ids: Sequence[int], *, param: str) -> str:

@@ -67,6 +67,8 @@ class Finished:
     """Those of them that are reasoning, tags included; None where none is looked for."""
     end_token: TokenText | None = None
     """The token with which it ended, for those who asked for log-probabilities; its name is no text of the answer."""
+    stop: str | None = None
+    """The stop string with which it ended."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ class ChoicePipeline:
         self._num_reasoning_tokens = None if parser is None else 0
         self._num_calls = 0
         self._end_token: TokenText | None = None
+        self._matched: str | None = None
         self._done = False
 
     @property
@@ -67,15 +68,16 @@ class ChoicePipeline:
         if reason is not None and not self._parser.done:
             parts += self._parser.flush(is_cut=reason != "stop")
         is_end = reason is not None or self._parser.done
-        parts, is_stopped = self._up_to_stop(parts, is_end=is_end)
+        parts, self._matched = self._up_to_stop(parts, is_end=is_end)
+        is_stopped = self._matched is not None
         if reason == "stop" and not is_stopped:
             self._end_token = self._note(event)
         if not is_end and not is_stopped:
             return self._events(parts, is_end=False)
         return self._end(self._events(_joined(parts), is_end=True), "stop" if is_stopped or not reason else reason)
 
-    def _up_to_stop(self, parts: list[Part], *, is_end: bool) -> tuple[list[Part], bool]:
-        """(the parts up to the first stop string in the content, whether there is one)."""
+    def _up_to_stop(self, parts: list[Part], *, is_end: bool) -> tuple[list[Part], str | None]:
+        """(the parts up to the first stop string in the content, that string)."""
         kept: list[Part] = []
         for part in parts:
             if part.kind != "content":
@@ -86,9 +88,9 @@ class ChoicePipeline:
             text, matched = self._stop.feed(part.text, may_end=may_end)
             kept += _content(text)
             if matched is not None:
-                return kept or _nothing(), True
+                return kept or _nothing(), matched
         kept += _content(self._stop.flush() if is_end else "")
-        return kept or (_nothing() if is_end else []), False
+        return kept or (_nothing() if is_end else []), None
 
     def _text_of(self, event: TokenEvent) -> str:
         text = ""
@@ -134,7 +136,7 @@ class ChoicePipeline:
         if reason == "stop" and self._num_calls:
             reason = "tool_calls"
         counts = (self._num_output_tokens, self._num_reasoning_tokens)
-        return [*events, Finished(self._index, reason, *counts, self._end_token)]
+        return [*events, Finished(self._index, reason, *counts, self._end_token, self._matched)]
 
 
 def describe_token(tokenizer: Tokenizer, token_id: int, found: TokenLogprobs) -> TokenText:

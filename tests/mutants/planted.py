@@ -31,6 +31,10 @@ _PREEMPTION = "tests/mlx_backend/engine/test_preemption.py tests/mlx_backend/eng
 _WAITING = "tests/mlx_backend/engine/test_waiting.py"
 _KEYS = "tests/server/security/test_keys.py"
 _GATE = "tests/server/security"
+_LABELS = (
+    "tests/server/security/test_gate.py::test_a_browser_labels_its_bodies_below_api "
+    "tests/server/security/test_gate.py::test_a_body_without_a_label_is_taken_below_api_where_no_browser_sends_it"
+)
 _RESIDENCY = "tests/server/service/test_residency.py"
 _GENERATION = (
     "tests/server/service/test_generation.py tests/server/dialects/test_room.py tests/server/security/test_gate.py"
@@ -81,6 +85,11 @@ MUTANTS: tuple[Mutant, ...] = (
             "                pass",
         ),
         (
+            "a rank that was refused, or failed, says that rank 0 was lost",
+            "        self._is_leaving = True\n        with contextlib",
+            "        with contextlib",
+        ),
+        (
             "a rank restores another block than rank 0 does",
             '        if tuple(ref.id for ref in refs) != message["ids"]:',
             "        if False:",
@@ -99,6 +108,42 @@ MUTANTS: tuple[Mutant, ...] = (
             "            if why is not None:\n                self._lost(why)",
             "            if False:\n                self._lost(why)",
         ),
+    ),
+    *_of(
+        "mlx_backend/ranks/seats.py",
+        "tests/mlx_backend/ranks/test_seats.py",
+        ("two processes are one rank", "        if rank in self._taken:", "        if False:"),
+        ("a rank of another version computes along", "        if wrong is not None:", "        if False:"),
+        ("a rank joins from a host that is not in the file", "        if not here:\n            raise", "        if False:\n            raise"),
+    ),
+    *_of(
+        "mlx_backend/ranks/listener.py",
+        "tests/mlx_backend/ranks/test_listener.py",
+        ("connections that say nothing take a thread each, as many as there are", "            oldest = self._pending.popleft() if len(self._pending) > _MOST_PENDING else None", "            oldest = None"),
+        ("a process that is refused does not learn why", '            _refuse(channel, str(error))', "            channel.close()"),
+        ("whatever connects fills the log", "            if now - self._logged.get(ip, -_REPEAT_S) < _REPEAT_S:", "            if False:"),
+    ),
+    *_of(
+        "mlx_backend/ranks/gathering.py",
+        "tests/mlx_backend/ranks/test_gathering.py",
+        ("a server waits for ever for a rank that never comes", "                if time.monotonic() > deadline:", "                if False:"),
+        ("two ranks of one machine each take all of its memory", "sum(1 for other in machines if other & machines[rank]) or 1", "1"),
+    ),
+    *_of(
+        "mlx_backend/ranks/key.py",
+        "tests/mlx_backend/ranks/test_key.py",
+        ("every user of the machine knows the key", "    if mode & 0o077:", "    if False:"),
+        ("a key that can be guessed is taken", "    if len(text) < LEAST_CHARACTERS:", "    if False:"),
+    ),
+    *_of(
+        "mlx_backend/model/fingerprint.py",
+        "tests/mlx_backend/model/test_fingerprint.py",
+        ("ranks compute with parts of different models", "            digest.update(stream.read(_SAMPLE_BYTES))", "            pass"),
+    ),
+    *_of(
+        "mlx_backend/ranks/addresses.py",
+        "tests/mlx_backend/ranks/test_addresses.py",
+        ("MLX connects to a socket that is none of its own", "        if self._socket is not None:\n            self._socket.close()", "        pass"),
     ),
     *_of(
         "mlx_backend/ranks/facts.py",
@@ -152,12 +197,21 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     *_of(
-        "mlx_backend/model/sharding.py",
+        "mlx_backend/factory.py",
         "tests/mlx_backend/model/test_sharding.py",
         (
             "heads that cannot be divided are cut, and answers are garbage",
-            "        if isinstance(number, int) and number % count:",
-            "        if False:",
+            "    planning.check(splits, ranks.parallel, ranks.count, planning.read_split(ranks.split))",
+            "    planning.read_split(ranks.split)",
+        ),
+    ),
+    *_of(
+        "mlx_backend/model/sharding.py",
+        "tests/mlx_backend/model/test_sharding.py",
+        (
+            "layers are split evenly, whatever was asked for, and do not fit",
+            '            uneven = {} if membership.split is None else {"split": list(membership.split)}',
+            "            uneven: dict[str, list[int]] = {}",
         ),
     ),
     *_of(
@@ -297,7 +351,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "server/error_bodies.py",
         "tests/server/test_error_answers.py",
-        ("an API's clients get another one's errors", 'if path == prefix or path.startswith(f"{prefix}/"):', "if path == prefix:"),
+        ("an API's clients get another one's errors", 'return path == prefix or path.startswith(f"{prefix}/")', "return path == prefix"),
         ("a part of an API has the errors of the whole", "reverse=True", "reverse=False"),
     ),
     *_of(
@@ -582,6 +636,39 @@ MUTANTS: tuple[Mutant, ...] = (
         ("an effort is ignored", '        kwargs["reasoning_effort"] = effort', "        pass"),
     ),
     *_of(
+        "server/dialects/openai_responses/store.py",
+        "tests/server/dialects/openai_responses/test_store.py tests/server/dialects/openai_responses/test_routes.py",
+        ("a key reads another's responses", "        kept = self._by_owner.get(owner, OrderedDict())", "        kept = next(iter(self._by_owner.values()), OrderedDict())"),
+        ("one key drives out what is another's", "            largest = max(self._bytes, key=lambda each: (self._bytes[each], each != owner))", "            largest = next(iter(self._bytes))"),
+        ("responses take all the memory", " or self.num_bytes > bounds.max_bytes:", ":"),
+        ("a conversation that goes on is forgotten first", "        kept.move_to_end(id)\n", ""),
+        ("a large response drives out all others", "        if stored.num_bytes > bounds.max_bytes:\n            return", "        if False:\n            return"),
+    ),
+    *_of(
+        "server/dialects/openai_responses/items.py",
+        "tests/server/dialects/openai_responses/test_items.py",
+        ("a thought and its call are two turns", "        if self.answer is None:\n", "        if True:\n"),
+        ("two answers in a row become one", '        if self.last == "message":\n            self._close()', '        if False:\n            self._close()'),
+        ("a result without a call gets to the model", "        if call_id not in self.call_ids:", "        if False:"),
+        ("a thought that was sealed is lost", "content or unseal(sealed) or summary", "content or summary"),
+    ),
+    *_of(
+        "server/dialects/openai_responses/tools.py",
+        "tests/server/dialects/openai_responses/test_tools.py tests/server/dialects/openai_responses/test_encode.py",
+        ("two tools of one name are one", "    while found in taken:", "    while False:"),
+        ("a call of a namespace's tool is of no tool", "return next((tool for tool in self.offered if tool.model_name == model_name), None)", "return next((tool for tool in self.offered if tool.name == model_name), None)"),
+        ("an expression of a custom tool holds nothing", '            found["strict"] = True', "            pass"),
+        ("tools that are not allowed are offered", "    shown = tuple(tool for tool in box.offered if tool in allowed)", "    shown = box.offered"),
+    ),
+    *_of(
+        "server/dialects/openai_responses/encode.py",
+        "tests/server/dialects/openai_responses/test_encode.py",
+        ("an answer that was cut is complete", '        status = "incomplete" if self._reason == "length" else "completed"', '        status = "completed"'),
+        ("a failed stream just stops", '        written += self._event("error", told)', "        written += told[:0]"),
+        ("an answer without a word is no answer", "        if status == \"completed\" and not has_words and all(map(_is_thought, self._items)):", "        if False:"),
+        ("log-probabilities of held back tokens are lost", "            self._pending += event.tokens", "            pass"),
+    ),
+    *_of(
         "server/text/grammar.py",
         "tests/server/text/test_grammar.py tests/server/dialects/test_grammar_fields.py",
         ("a number of a schema becomes another", "    elif isinstance(number, int) and not is_exact_integer(number):", "    elif False:"),
@@ -817,6 +904,42 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a chunk is larger than one rank has room for", "        return min(budget.step_for(", "        return max(budget.step_for("),
     ),
     *_of(
+        "server/dialects/anthropic_messages/messages.py",
+        "tests/server/dialects/anthropic_messages/test_decode.py tests/server/dialects/anthropic_messages/test_bad_input.py",
+        ("a result without a call confuses the model", "        if call_id not in known:", "        if False:"),
+        ("every session of an agent computes its system prompt anew", "texts = list(filter(None, map(_without_billing, texts)))", "texts = list(texts)"),
+        ("a thought of a call is lost in the next turn", "    if thought:\n        decoded", "    if False:\n        decoded"),
+    ),
+    *_of(
+        "server/dialects/anthropic_messages/blocks.py",
+        "tests/server/dialects/anthropic_messages/test_decode.py",
+        ("the model does not know that a tool has failed", "f\"Error: {text}\" if is_error else text", "text"),
+        ("many signatures of a request take all memory", "        if ignored.num_unpacked_chars > MOST_BYTES:", "        if False:"),
+        ("a thought that cannot be read is dropped without a word", "ignored.add(\"messages.content.redacted_thinking\")", "None"),
+    ),
+    *_of(
+        "server/dialects/anthropic_messages/signatures.py",
+        "tests/server/dialects/anthropic_messages/test_decode.py",
+        ("a few bytes of a request take all memory", "validate=True), MOST_BYTES)", "validate=True))"),
+    ),
+    *_of(
+        "server/dialects/anthropic_messages/encode.py",
+        "tests/server/dialects/anthropic_messages/test_encode.py tests/server/dialects/anthropic_messages/test_answers.py",
+        ("a client reads text after a call into the call", "        opened = self._close() + self._start(\n            f'{{\"type\":\"tool_use\"", "        opened = self._start(\n            f'{{\"type\":\"tool_use\""),
+        ("a hidden thought is shown", "        return opened if self._head.hides_thinking else", "        return opened if False else"),
+        ("cached tokens are counted twice", "\"input_tokens\": head.num_prompt_tokens - num_cached,", "\"input_tokens\": head.num_prompt_tokens,"),
+    ),
+    *_of(
+        "server/dialects/anthropic_messages/errors.py",
+        "tests/server/dialects/anthropic_messages/test_answers.py",
+        ("an agent does not know that it has to shorten its conversation", "    if isinstance(error.origin, ContextLengthExceeded):", "    if False:"),
+    ),
+    *_of(
+        "server/service/registry.py",
+        "tests/server/service/test_registry.py",
+        ("a pattern takes the name of another model", "        if name in self._names:\n            return self._names[name]\n", ""),
+    ),
+    *_of(
         "server/hostfile.py",
         "tests/server/test_hostfile.py",
         ("one host holds two ranks", "            if place in seen:", "            if False:"),
@@ -829,5 +952,42 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a cable that is not in is not noticed", "if states.get(device) != \"PORT_ACTIVE\"]", "if False]"),
         ("Thunderbolt Bridge keeps RDMA from the ports", "return \"off\" if line.startswith(\"*\") else \"on\"", "return \"off\""),
         ("other files have the same fingerprint", "f\"{record.digests[name]}  {name}\\n\"", "f\"{name}\\n\""),
+    ),
+    *_of(
+        "server/security/gate.py",
+        f"{_LABELS} tests/server/dialects/ollama/test_keep_alive.py",
+        ("a page of any site has a body without a label read", "        return path.startswith(self._unlabelled) and not is_browser and", "        return path.startswith(self._unlabelled) and"),
+        ("a body without a label is read everywhere", "        return path.startswith(self._unlabelled) and not is_browser and", "        return not is_browser and"),
+        ("any key has models unloaded by keep_alive", "(key is None or key.is_admin) and not self._is_foreign(headers)", "not self._is_foreign(headers)"),
+        ("any local page has models unloaded by keep_alive", "(key is None or key.is_admin) and not self._is_foreign(headers)", "(key is None or key.is_admin)"),
+    ),
+    *_of(
+        "server/dialects/ollama/keep_alive.py",
+        "tests/server/dialects/ollama/test_keep_alive.py",
+        ("a pinned model is unloaded after an answer", "    return not model.is_pinned and bool(request.state.is_operator)", "    return bool(request.state.is_operator)"),
+        ("minutes are taken for seconds", "\"m\": 60.0", "\"m\": 1.0"),
+    ),
+    *_of(
+        "server/dialects/ollama/messages.py",
+        "tests/server/dialects/ollama/test_messages.py",
+        ("two results belong to one call", "            waiting.remove(call)\n", ""),
+        ("a result belongs to the call of another tool", "(name is None or call[1] == name)", "True"),
+    ),
+    *_of(
+        "server/dialects/ollama/encode.py",
+        "tests/server/dialects/ollama/test_encode.py",
+        ("a call breaks a stream's line", "call.arguments.replace(\"\\r\", \" \").replace(\"\\n\", \" \")", "call.arguments"),
+        ("a client divides by no time at all", "    return max(1, round(seconds * 1e9))", "    return round(seconds * 1e9)"),
+    ),
+    *_of(
+        "server/dialects/ollama/answers.py",
+        "tests/server/dialects/ollama/test_keep_alive.py",
+        ("a model stays after its last answer", "        self._leave()\n", ""),
+    ),
+    *_of(
+        "server/commands/launch.py",
+        "tests/server/commands/test_launch.py",
+        ("the user's own key goes to another server", "if name not in prepared.unset}", "}"),
+        ("a signal that comes early is lost", "            self._waiting.append(number)", "            pass"),
     ),
 )  # fmt: skip

@@ -116,30 +116,29 @@ async def turn(sdk: openai.AsyncOpenAI, messages: list[Any], *, stream: bool) ->
     return content, calls, reason
 
 
-@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-async def test_a_loop_of_calls_and_results(tmp_path: Path, family: str, stream: bool) -> None:
+async def test_a_loop_of_calls_and_results(tmp_path: Path, family: str) -> None:
     folder = write_model(tmp_path / "model", family)
     async with agent(folder, family) as sdk:
-        messages: list[Any] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "The weather?"}]
-        for question in ("And tomorrow?", None):
-            content, calls, reason = await turn(sdk, messages, stream=stream)
-            assert (content, reason) == ("", "tool_calls")
-            ((id, name, arguments),) = calls
-            assert (name, json.loads(arguments)) == ("weather", {"city": "Paris", "days": 2})
-            called = {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
-            messages.append({"role": "assistant", "content": None, "tool_calls": [called]})
-            messages.append({"role": "tool", "tool_call_id": id, "content": "sunny"})
-            assert await turn(sdk, messages, stream=stream) == ("It is sunny in Paris.", [], "stop")
-            messages.append({"role": "assistant", "content": "It is sunny in Paris."})
-            messages.append({"role": "user", "content": question})
+        for stream in (False, True):
+            await loop(sdk, stream=stream)
+        (model,) = (await sdk.models.list()).data
+    listed: Any = model
+    source = "prompt" if family == "generic" else "template"
+    assert listed.pippin["tool_calls"] == {"form": SAME.get(family, family), "told_by": source}
 
 
-async def test_the_list_of_models_names_each_form(tmp_path: Path) -> None:
-    for family in FAMILIES:
-        folder = write_model(tmp_path / family, family)
-        async with agent(folder, family) as sdk:
-            (model,) = (await sdk.models.list()).data
-        told: Any = model
-        teller = "prompt" if family == "generic" else "template"
-        assert told.pippin["tool_calls"] == {"form": SAME.get(family, family), "told_by": teller}
+async def loop(sdk: openai.AsyncOpenAI, *, stream: bool) -> None:
+    """Ask twice: a call comes, its result goes back, an answer comes."""
+    messages: list[Any] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "The weather?"}]
+    for question in ("And tomorrow?", None):
+        content, calls, reason = await turn(sdk, messages, stream=stream)
+        assert (content, reason) == ("", "tool_calls")
+        ((id, name, arguments),) = calls
+        assert (name, json.loads(arguments)) == ("weather", {"city": "Paris", "days": 2})
+        called = {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+        messages.append({"role": "assistant", "content": None, "tool_calls": [called]})
+        messages.append({"role": "tool", "tool_call_id": id, "content": "sunny"})
+        assert await turn(sdk, messages, stream=stream) == ("It is sunny in Paris.", [], "stop")
+        messages.append({"role": "assistant", "content": "It is sunny in Paris."})
+        messages.append({"role": "user", "content": question})

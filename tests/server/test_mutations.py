@@ -12,6 +12,7 @@ import pytest
 from server.dialects.openai_chat.schema import ChatRequest
 from server.dialects.openai_completions.schema import CompletionRequest
 from server.dialects.openai_embeddings.schema import EmbeddingRequest
+from server.dialects.openai_responses.schema import ResponsesRequest
 from server.dialects.tokenize.schema import DetokenizeRequest, TokenizeRequest
 from tests.serving import mock_engine, serve
 
@@ -23,6 +24,7 @@ VALUES: list[Any] = [
 BODIES: list[tuple[str, Any, dict[str, Any]]] = [
     ("/v1/chat/completions", ChatRequest, {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}),
     ("/v1/completions", CompletionRequest, {"prompt": "hi", "max_tokens": 5}),
+    ("/v1/responses", ResponsesRequest, {"input": "hi", "max_output_tokens": 5}),
     ("/v1/embeddings", EmbeddingRequest, {"input": "hi"}),
     ("/tokenize", TokenizeRequest, {"prompt": "hi"}),
     ("/detokenize", DetokenizeRequest, {"tokens": [5, 6]}),

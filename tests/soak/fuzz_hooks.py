@@ -14,6 +14,7 @@ import schemathesis
 MAX_TOKENS = 8
 GRAMMARS = ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs")
 NOT_OF_THE_MOCK = ("model", "thinking_budget", "tools", "tool_choice", "suffix", "dimensions")
+NOT_OF_RESPONSES = ("max_tokens", "previous_response_id", "n", "background", "text")
 NOT_WITH_A_GRAMMAR = ("min_tokens", "allowed_token_ids")
 
 
@@ -28,6 +29,9 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     if "messages" in body or "max_tokens" in body:
         body["max_tokens"] = MAX_TOKENS
         body.pop("max_completion_tokens", None)
+    if case.path == "/v1/responses":
+        body = {name: value for name, value in body.items() if name not in NOT_OF_RESPONSES}
+        body["max_output_tokens"] = MAX_TOKENS
     if case.path.startswith("/v1/") and zlib.crc32(json.dumps(body).encode()) % 2:
         body["stream"] = True
         body.pop("best_of", None)

@@ -1,5 +1,6 @@
 """`GET /`, the page, with its files under `/dashboard/`; `GET /status`, what it shows.
 
+Clients of Ollama ask for `/` to see whether a server is there: what is no browser gets the words that they know.
 The page holds nothing of this server's and is open to whoever reaches it; `/status` is not, where keys are needed.
 """
 
@@ -11,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from server import __version__
@@ -23,6 +24,7 @@ from server.errors import InvalidRequest
 from server.power import Reading
 
 _TYPES = {"css": "text/css", "html": "text/html", "js": "text/javascript", "svg": "image/svg+xml"}
+RUNNING = "Ollama is running"
 _WORST_FIRST = ("dead", "stalled", "loading", "ok")
 HEADERS = {
     "Content-Security-Policy": (
@@ -49,9 +51,12 @@ def build_router(parts: ServerParts) -> APIRouter:
     router = APIRouter(tags=["Dashboard"])
 
     @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
-    async def page() -> Response:
-        """The dashboard."""
-        return _answer("index.html")
+    async def page(request: Request) -> Response:
+        """The dashboard, or for what asks for no page a line of text."""
+        accepts_page = "text/html" in request.headers.get("accept", "")
+        answer = _answer("index.html") if accepts_page else Response(RUNNING, media_type="text/plain; charset=utf-8")
+        answer.headers["Vary"] = "Accept"
+        return answer
 
     @router.api_route("/dashboard/{name}", methods=["GET", "HEAD"], include_in_schema=False)
     async def file(name: str) -> Response:

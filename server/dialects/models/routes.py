@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from starlette.responses import Response
 
 from mlx_backend.api.interface import PrefixCacheReport, RanksInfo
+from server.dialects.models.anthropic import encode_anthropic_list, encode_anthropic_model
 from server.dialects.models.schema import (
+    AnthropicModel,
+    AnthropicModelList,
     EmbeddingDetails,
     KeptKind,
     KVCache,
@@ -25,6 +30,9 @@ from server.dialects.parts import ServerParts
 from server.service.registry import ServedModel
 from server.text.parsers.parts import ChatFormat
 
+_VERSION = "anthropic-version"
+"""A header that Anthropic's clients send with every request."""
+
 
 def build_router(parts: ServerParts) -> APIRouter:
     """The routes of one server."""
@@ -33,18 +41,25 @@ def build_router(parts: ServerParts) -> APIRouter:
     @router.get("/models", include_in_schema=False)
     @router.get("/models/", include_in_schema=False)
     @router.get("/v1/models/", include_in_schema=False)
-    @router.get("/v1/models")
-    async def list_models() -> ModelList:
-        """The served models."""
+    @router.get("/v1/models", response_model=ModelList)
+    async def list_models(request: Request) -> Any:
+        """The served models, with the header `anthropic-version` in Anthropic's form."""
+        if _VERSION in request.headers:
+            return _written(encode_anthropic_list(parts.registry.list()))
         return ModelList(data=[_encode(model) for model in parts.registry.list()])
 
     @router.get("/models/{id:path}", include_in_schema=False)
-    @router.get("/v1/models/{id:path}", responses=error_responses(404))
-    async def retrieve_model(id: str) -> ModelObject:
-        """One served model."""
-        return _encode(parts.registry.resolve(id))
+    @router.get("/v1/models/{id:path}", response_model=ModelObject, responses=error_responses(404))
+    async def retrieve_model(request: Request, id: str) -> Any:
+        """One served model, with the header `anthropic-version` in Anthropic's form."""
+        model = parts.registry.resolve(id)
+        return _written(encode_anthropic_model(model)) if _VERSION in request.headers else _encode(model)
 
     return router
+
+
+def _written(answer: AnthropicModel | AnthropicModelList) -> Response:
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def _encode(model: ServedModel) -> ModelObject:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from server.dialects.openai_calls import decode_arguments
 from server.dialects.openai_chat.schema import FunctionCall, Message
 from server.dialects.openai_shared import check_extra
 from server.errors import InvalidRequest, UnsupportedParameter
-from server.json_text import read_json
 from server.text.chat_template import Ending
 
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
@@ -77,16 +77,5 @@ def _decode(message: Message) -> dict[str, Any]:
 
 
 def _call(function: FunctionCall, call_id: str | None) -> dict[str, Any]:
-    call = {"type": "function", "function": {"name": function.name, "arguments": _arguments(function.arguments)}}
+    call = {"type": "function", "function": {"name": function.name, "arguments": decode_arguments(function.arguments)}}
     return call if call_id is None else {"id": call_id, **call}
-
-
-def _arguments(given: str | dict[str, Any]) -> str | dict[str, Any]:
-    """An object, as templates want it; a string that is the JSON of none stays what it is."""
-    if not isinstance(given, str):
-        return given
-    try:
-        parsed = read_json(given or "{}")
-    except ValueError:
-        return given
-    return parsed if isinstance(parsed, dict) else given

@@ -17,6 +17,7 @@ from pydantic import (
     field_validator,
 )
 
+from server.dialects.openai_calls import check_parameters
 from server.dialects.openai_chat.thinking_checks import check_reasoning, check_think, check_thinking
 from server.dialects.openai_schema import AnswerModel, CompletionUsage
 from server.dialects.openai_shared import MaxTokens, SamplingFields, WireModel, check_text
@@ -116,20 +117,6 @@ class Message(WireModel):
         if value and info.data.get("role", "assistant") != "assistant":
             raise ValueError("only an assistant's message has calls")
         return value
-
-
-def check_parameters(value: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The schema of an object. Raises ValueError."""
-    if value is None:
-        return None
-    kind = value.get("type", "object")
-    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
-        raise ValueError("the parameters' type must be 'object'")
-    if value.get("properties") is None and "properties" in value:
-        value = {**value, "properties": {}}
-    if not isinstance(value.get("properties", {}), Mapping):
-        raise ValueError("'properties' should be an object")
-    return {**value, "type": "object"} if "type" in value else value
 
 
 class FunctionTool(WireModel):

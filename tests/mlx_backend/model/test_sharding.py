@@ -2,51 +2,69 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.api.interface import EngineConfig, RanksConfig
 from mlx_backend.core.membership import Membership
+from mlx_backend.factory import check_split
 from mlx_backend.model import sharding
+from mlx_backend.model.checkpoint import open_checkpoint
+from mlx_backend.model.loader import build_model
+from mlx_backend.model.rank_shapes import StandIn
+from tests.tiny_models import write_model
 
 pytestmark = pytest.mark.mlx
 
 CONFIG = {"model_type": "made_up", "num_attention_heads": 8, "num_key_value_heads": 4}
 
 
-def model(*ways: str, num_layers: int = 3) -> Any:
-    inner = SimpleNamespace(**({"pipeline": None} if "pipeline" in ways else {}))
-    found = SimpleNamespace(model=inner, layers=[None] * num_layers)
-    if "tensor" in ways:
-        found.shard = None
-    return found
-
-
 @pytest.mark.parametrize(
-    ("ways", "parallel", "count", "config", "says"),
+    ("name", "ranks", "says"),
     [
-        (("tensor",), "pipeline", 2, {}, "made_up cannot be split as pipeline; use --parallel tensor"),
-        (("pipeline",), "tensor", 2, {}, "made_up cannot be split as tensor; use --parallel pipeline"),
-        ((), "tensor", 2, {}, "one process only"),
-        (("tensor",), "tensor", 3, {}, "8 num_attention_heads cannot be divided among 3 ranks"),
-        (("tensor",), "tensor", 8, {}, "4 num_key_value_heads cannot be divided among 8 ranks"),
-        (("tensor",), "tensor", 2, {"text_config": {"num_key_value_heads": 1}}, "1 num_key_value_heads"),
-        (("pipeline",), "pipeline", 4, {}, "3 layers are too few for 4 ranks"),
+        ("llama", RanksConfig(count=2, parallel="pipeline"), "into a pipeline; possible: tensor over 2 ranks"),
+        ("llama", RanksConfig(count=3), "would have to divide 64 rows or columns of self_attn.q_proj"),
+        ("llama", RanksConfig(count=4), "2 key and value heads"),
+        ("llama", RanksConfig(count=2, split="1,2"), "split is for a pipeline"),
+        ("deepseek_v3", RanksConfig(count=2, parallel="pipeline", split="1,1"), "has 2 layers, and the model has 3"),
+        ("deepseek_v3", RanksConfig(count=2, parallel="pipeline", split="1,1,1"), "is for 3 ranks, not 2"),
+        ("deepseek_v3", RanksConfig(count=2, parallel="pipeline", split="3,0"), "ranks.split: split '3,0'"),
+        ("deepseek_v3", RanksConfig(count=2, parallel="pipeline", split="a,2"), "ranks.split: split 'a,2'"),
+        ("deepseek_v3", RanksConfig(count=4, parallel="pipeline"), "more ranks than the model's 3 layers"),
     ],
 )
-def test_a_split_that_cannot_be_is_refused(
-    ways: tuple[str, ...], parallel: Any, count: int, config: dict[str, Any], says: str
-) -> None:
-    with pytest.raises(ModelLoadError, match=says):
-        sharding.check(model(*ways), {**CONFIG, **config}, count, parallel)
+def test_a_split_that_cannot_be_is_refused(tmp_path: Path, name: str, ranks: RanksConfig, says: str) -> None:
+    config = EngineConfig(model_path=str(write_model(tmp_path, name)), ranks=ranks)
+    with pytest.raises(ModelLoadError, match=says) as caught:
+        check_split(config)
+    assert "\n" not in str(caught.value)
 
 
-def test_what_can_be_split_is_not_refused() -> None:
-    sharding.check(model("tensor"), CONFIG, 4, "tensor")
-    sharding.check(model("tensor"), {**CONFIG, "kv_lora_rank": 16, "num_key_value_heads": 1}, 8, "tensor")
-    sharding.check(model("pipeline"), {**CONFIG, "num_attention_heads": 7}, 3, "pipeline")
+def test_an_uneven_pipeline_is_what_was_asked_for(tmp_path: Path) -> None:
+    ranks = RanksConfig(count=2, parallel="pipeline", split="1,2")
+    check_split(EngineConfig(model_path=str(write_model(tmp_path, "deepseek_v3")), ranks=ranks))
+    for rank, layers in ((0, [2]), (1, [0, 1])):
+        model = build_model(open_checkpoint(tmp_path))
+        sharding.split(model, {}, StandIn(rank, 2), Membership(rank, ("a:1", "b:2"), "pipeline", (1, 2)))
+        assert [place for place, layer in enumerate(model.model.layers) if layer is not None] == layers
+
+
+def test_a_group_is_described_to_mlx_by_its_file_and_variables() -> None:
+    ring = Membership(1, ("10.0.0.1:7401", "10.0.0.2:7401"), "tensor")
+    assert sharding.describe(ring, "f") == (
+        "ring",
+        [["10.0.0.1:7401"], ["10.0.0.2:7401"]],
+        {"MLX_RANK": "1", "MLX_HOSTFILE": "f"},
+    )
+    rdma = replace(ring, rdma=((None, "rdma_en5"), ("rdma_en5", None)))
+    assert sharding.describe(rdma, "f") == (
+        "jaccl",
+        [[None, "rdma_en5"], ["rdma_en5", None]],
+        {"MLX_RANK": "1", "MLX_IBV_DEVICES": "f", "MLX_JACCL_COORDINATOR": "10.0.0.1:7401"},
+    )
 
 
 def test_a_rank_has_its_share_of_the_heads() -> None:

@@ -215,7 +215,7 @@ async def test_a_prefill_that_was_given_up_is_gone_on_with(
                 assert (answer, num_cached >= 200) == (expected, True)
 
 
-@in_groups
+@pytest.mark.parametrize("grouping", ["groups"], indirect=True)
 @pytest.mark.usefixtures("grouping")
 async def test_many_at_once_compute_what_they_share_once(config: EngineConfig, without: Reference) -> None:
     shared = prompt(160)

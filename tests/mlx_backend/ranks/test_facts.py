@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_backend.api.interface import KVCacheReport, MemoryReport, ModelInfo
+from mlx_backend.core.membership import Membership
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape, PartShape, Precision
 from mlx_backend.planning.admission import Budget, Reservation
 from mlx_backend.planning.memory import AttentionShape, ModelShape
@@ -92,7 +93,7 @@ def test_ranks_that_found_different_things_say_which() -> None:
 def test_what_holds_for_all_ranks_is_what_the_fullest_has_room_for() -> None:
     own = info_of(4096, weights=40, limit=100, layers=3)
     ranks = [sent(own), sent(info_of(1000, weights=90, limit=100, layers=2))]
-    shared = shared_info(own, ranks, "pipeline", ("127.0.0.1:1", "127.0.0.1:2"))
+    shared = shared_info(own, ranks, Membership(0, ("127.0.0.1:1", "127.0.0.1:2"), "pipeline"))
     assert (shared.context_limit, shared.context_limited_by) == (1000, "memory")
     assert shared.memory is not None and shared.ranks is not None
     assert shared.weights_bytes == shared.memory.weights_bytes == 90
@@ -105,11 +106,13 @@ def test_what_holds_for_all_ranks_is_what_the_fullest_has_room_for() -> None:
 
 def test_what_is_not_bounded_stays_so() -> None:
     own = info_of()
-    shared = shared_info(own, [sent(own), sent(own)], "tensor", ("10.0.0.1:1", "10.0.0.2:1"))
+    shared = shared_info(own, [sent(own), sent(own)], Membership(0, ("10.0.0.1:1", "10.0.0.2:1"), "tensor"))
     assert (shared.context_limit, shared.context_limited_by, shared.memory) == (4096, "model", None)
     assert shared.ranks is not None and shared.ranks.ranks[1].limit_bytes is None
 
 
 def test_the_link_is_named_by_where_the_ranks_are() -> None:
-    assert describe_link(["127.0.0.1:1", "127.0.0.1:2"]).startswith("loopback")
-    assert describe_link(["127.0.0.1:1", "10.0.0.2:2"]).startswith("TCP")
+    assert describe_link(Membership(0, ("127.0.0.1:1", "127.0.0.1:2"), "tensor")).startswith("loopback")
+    assert describe_link(Membership(0, ("127.0.0.1:1", "10.0.0.2:2"), "tensor")).startswith("TCP")
+    rdma = ((None, "rdma_en5"), ("rdma_en5", None))
+    assert describe_link(Membership(0, ("10.0.0.1:1", "10.0.0.2:2"), "tensor", rdma=rdma)).startswith("RDMA")

@@ -16,8 +16,9 @@ from mlx_backend.api.interface import EngineConfig, RanksConfig, SamplingParams
 from mlx_backend.core.membership import Membership
 from mlx_backend.core.step import Chunk, NewRow, Span, StepPlan
 from mlx_backend.ranks import follower, messages, peer
+from mlx_backend.ranks.addresses import free_addresses, parse
 from mlx_backend.ranks.channel import KEY_BYTES, Channel, ChannelError, accept, connect
-from mlx_backend.ranks.follower import FAILED, LEADER_LOST, Follower
+from mlx_backend.ranks.follower import FAILED, LEADER_LOST, REFUSED, Follower
 from mlx_backend.ranks.patience import Patience
 from mlx_backend.ranks.peer import Peer
 from mlx_backend.runners.mock import MockRunner
@@ -71,7 +72,8 @@ class Group:
             return self.runner
 
         channel = connect(sock, KEY)
-        code = Follower(channel, 1, build, patience, self.codes.put).run()
+        self.follower = Follower(channel, 1, build, patience, self.codes.put)
+        code = self.follower.run()
         channel.close()
         self.codes.put(code)
 
@@ -86,8 +88,15 @@ class Group:
 
     def load(self) -> None:
         assert self.hear("hello")["rank"] == 1
-        self.say("begin", config=messages.config_fields(CONFIG), addresses=("a:1", "b:2"))
+        addresses = free_addresses(2)
+        self.membership = Membership(1, addresses, "tensor")
+        fields = messages.membership_fields(self.membership)
+        self.say("begin", config=messages.config_fields(CONFIG), membership=fields, model="mock", files={})
         self.hear("ready")
+        with socket.create_server(parse(addresses[0])):
+            for call, said in (("reach", "reached"), ("clear", "cleared")):
+                self.say(call)
+                self.hear(said)
         self.say("load")
 
     def code(self) -> int:
@@ -110,7 +119,7 @@ def test_calls_are_made_in_their_order(group: Group) -> None:
     group.say("close")
     assert group.code() == 0
     assert [group.runner.calls.get_nowait() for _ in range(4)] == [CHUNK, plan, "collect", "idle"]
-    assert group.memberships == [Membership(1, ("a:1", "b:2"), "tensor")]
+    assert group.memberships == [group.membership]
 
 
 def test_blocks_are_kept_under_the_numbers_of_rank_0(group: Group) -> None:
@@ -155,6 +164,32 @@ def test_loading_that_fails_is_told_and_ends_it(monkeypatch: pytest.MonkeyPatch)
     group.load()
     assert group.hear("failed")["why"] == "no such folder"
     assert group.code() == FAILED
+    group.channel.close()
+
+
+def test_a_rank_that_is_asked_to_end_says_so_in_the_middle_of_a_computation(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, never = threading.Event(), threading.Event()
+
+    def waiting() -> None:
+        waits.set()
+        never.wait(WAIT_S)
+
+    monkeypatch.setattr(group.runner, "idle", waiting)
+    group.say("idle")
+    assert waits.wait(WAIT_S)
+    group.follower.leave("was asked to end (SIGTERM)")
+    assert group.hear("leaves")["why"] == "was asked to end (SIGTERM)"
+    assert group.code() == 0
+    never.set()
+
+
+def test_a_rank_that_is_refused_says_so_by_its_exit_code() -> None:
+    group = Group()
+    assert group.hear("hello")["rank"] == 1
+    group.say("refused", why="another version")
+    assert group.code() == REFUSED
     group.channel.close()
 
 
@@ -241,10 +276,11 @@ def test_a_rank_that_closes_its_connection_is_lost_once() -> None:
     watched.close()
 
 
-def test_a_rank_that_fails_says_why() -> None:
+@pytest.mark.parametrize("kind", ["failed", "leaves"])
+def test_a_rank_that_ends_says_why(kind: str) -> None:
     watched = Watched()
-    watched.far.send(messages.write({"say": "failed", "why": "no memory"}))
-    assert watched.loss() == "rank 1 failed: no memory"
+    watched.far.send(messages.write({"say": kind, "why": "no memory"}))
+    assert watched.loss() == f"rank 1 {kind}: no memory"
     watched.close()
 
 

@@ -36,10 +36,10 @@ QWEN3_MOE = {
 HELD = re.compile(r"rank (\d) holds ([\d.]+) MB of weights")
 
 
-def check(folder: Path, parallel: str, count: int = 2, bits: int | None = None) -> str:
+def check(folder: Path, parallel: str, count: int = 2, bits: int | None = None, split: str = "") -> str:
     """Compare all that the scenario asks for; return what the ranks have logged."""
     expected: dict[str, Any] = json.loads(json.dumps(alone(folder, bits=bits)))
-    found, log = over_ranks(folder, parallel, count, bits)
+    found, log = over_ranks(folder, parallel, count, bits, split)
     assert expected["cached"], "nothing was taken from what was kept"
     assert found == expected
     assert len(HELD.findall(log)) == count, log
@@ -85,6 +85,12 @@ def test_ranks_give_the_tokens_of_one_process_with_quantized_weights(
     tmp_path: Path, name: str, parallel: str, changes: dict[str, Any]
 ) -> None:
     check(write_quantized_model(tmp_path / name, name, **changes), parallel)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("count", "split"), [(2, "1,2"), (3, "1,1,1")])
+def test_an_uneven_pipeline_gives_the_tokens_of_one_process(tmp_path: Path, count: int, split: str) -> None:
+    check(write_model(tmp_path / "deepseek_v3", "deepseek_v3"), "pipeline", count, None, split)
 
 
 @pytest.mark.soak

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from server.appliance import launchd, systemd
 from server.cli import app
-from server.commands.install_service import Here, build, install, uninstall
+from server.commands.install_service import Here, build, build_rank, install, uninstall
 from server.config import Config, ConfigError, StreamConfig
 
 AWKWARD = ("my model", "--log-level", "info", "50%", "a$b", 'q"q', "back\\slash", "é", "")
@@ -91,6 +91,58 @@ def test_a_unit(tmp_path: Path, is_system: bool) -> None:
     assert ("User=ann" in unit) is is_system
     assert f"WantedBy={'multi-user' if is_system else 'default'}.target" in unit
     assert systemd.is_ours(found.text)
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> str:
+    (tmp_path / "work").mkdir()
+    file = tmp_path / "work" / "ranks key"
+    file.write_text("k" * 64)
+    file.chmod(0o600)
+    return "@ranks key"
+
+
+def test_a_rank_is_started_again_whatever_ended_it(tmp_path: Path, key: str) -> None:
+    unit, agent = (
+        build_rank(here(platform, tmp_path), "10.0.0.1:7400", key, ["--rank", "1"], is_system=False)
+        for platform in ("linux", "darwin")
+    )
+    lines = unit.text.splitlines()
+    assert {"Restart=always", "StartLimitIntervalSec=0", "RestartPreventExitStatus=2"} <= set(lines)
+    assert unit.path.name == "pippin-rank.service" and systemd.is_ours(unit.text)
+    assert unit.start[1] == ("systemctl", "--user", "enable", "--now", "pippin-rank.service")
+    keys = plistlib.loads(agent.text.encode())
+    whole = f"@{tmp_path / 'work' / 'ranks key'}"
+    assert keys["ProgramArguments"][-6:] == ["join", "10.0.0.1:7400", "--key", whole, "--rank", "1"]
+    assert (keys["KeepAlive"], keys["Label"]) == (True, "local.pippin.rank")
+    assert agent.path.name == "local.pippin.rank.plist" and launchd.is_ours(agent.text)
+    assert "kill HUP" not in " ".join(agent.hints) and "k" * 64 not in unit.text + agent.text
+
+
+@pytest.mark.parametrize(
+    ("leader", "given", "says"),
+    [
+        ("10.0.0.1", "@ranks key", "--join: '10.0.0.1' is no HOST:PORT"),
+        ("10.0.0.1:7400", None, "needs --key @FILE"),
+        ("10.0.0.1:7400", "@-", "needs --key @FILE"),
+        ("10.0.0.1:7400", "secret", "--key: a key is given as @FILE"),
+        ("10.0.0.1:7400", "@none", "there is no key file"),
+    ],
+)
+def test_a_rank_that_could_not_join_is_not_installed(
+    tmp_path: Path, key: str, leader: str, given: str | None, says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        build_rank(here("linux", tmp_path), leader, given, [], is_system=False)
+
+
+@pytest.mark.parametrize("platform", ["darwin", "linux"])
+def test_a_rank_and_a_server_are_removed_each_by_itself(tmp_path: Path, key: str, platform: str) -> None:
+    place = here(platform, tmp_path)
+    server = build(place, [], parse, is_system=False)
+    rank = build_rank(place, "10.0.0.1:7400", key, [], is_system=False)
+    gone = build_rank(place, "", None, [], is_system=False, is_checked=False)
+    assert rank.path == gone.path != server.path and rank.stop == gone.stop != server.stop
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")

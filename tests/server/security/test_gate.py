@@ -31,7 +31,7 @@ from tests.serving import client_of, mock_engine
 
 BIG = ModelInfo(context_limit=100_000, vocab_size=260)
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
-PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize")
+PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/tokenize", "/detokenize")
 CLOSED = ("/v1/models", "/metrics", "/status", "/admin/models", "/docs", "/openapi.json", "/nothing", *PATHS)
 
 
@@ -173,6 +173,48 @@ async def test_a_simple_post_of_a_foreign_page_does_nothing(kind: str | None, or
         answer = await client.post("/v1/chat/completions", content=json.dumps(CHAT), headers=headers)
     assert answer.status_code == (400 if origin is None else 403)
     assert not engine.requests
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", None])
+async def test_a_body_without_a_label_is_taken_below_api_where_no_browser_sends_it(kind: str | None) -> None:
+    label = {} if kind is None else {"Content-Type": kind}
+    engine = FakeEngine([spell("ok")])
+    async with guarded(engine) as client:
+        for path, status in (("/api/chat", 200), ("/api/generate", 200), ("/apis/chat", 400), ("/v1/completions", 400)):
+            answer = await client.post(path, content=json.dumps(CHAT | {"prompt": "hi"}), headers=label)
+            assert answer.status_code == status, path
+    assert len(engine.requests) == 2
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None])
+@pytest.mark.parametrize(
+    ("sender", "status"),
+    [
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://localhost:3000"}, 400),
+        ({"Sec-Fetch-Site": "cross-site"}, 400),
+        ({"Sec-Fetch-Mode": "no-cors"}, 400),
+    ],
+)
+async def test_a_browser_labels_its_bodies_below_api(
+    path: str, kind: str | None, sender: dict[str, str], status: int
+) -> None:
+    """What a page of any site may have sent without asking first is refused, whatever it says of itself."""
+    engine = FakeEngine([spell("ok")])
+    async with guarded(engine) as client:
+        label = {} if kind is None else {"Content-Type": kind}
+        answer = await client.post(path, content=json.dumps(CHAT | {"prompt": "hi"}), headers=label | sender)
+    assert answer.status_code == status
+    assert not engine.requests
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data", "text/html"])
+async def test_what_a_form_can_send_as_text_is_no_json(kind: str) -> None:
+    async with guarded() as client:
+        answer = await client.post("/api/chat", content=json.dumps(CHAT), headers={"Content-Type": kind})
+    assert answer.status_code == 400
 
 
 async def test_an_origin_that_is_named_may_ask_and_read() -> None:

@@ -27,6 +27,30 @@ def test_a_model_is_found_by_id_and_alias() -> None:
     assert registry.list() == tuple(models)
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("claude-opus-4", "a"),
+        ("claude-haiku-4", "b"),
+        ("claude-haiku", "a"),
+        ("b", "b"),
+        ("gpt-4", "b"),
+        ("gpt-4o", None),
+        ("a-claude-x", None),
+        ("CLAUDE-x", None),
+    ],
+)
+def test_an_alias_may_stand_for_many_names(name: str, expected: str | None) -> None:
+    one = ServedModel("b", FakeEngine(), fail, aliases=("claude-haiku-*", "gpt-?"))
+    other = ServedModel("a", FakeEngine(), fail, aliases=("claude-*", "b*"))
+    registry = ModelRegistry([one, other])
+    if expected is None:
+        with pytest.raises(ModelNotFound):
+            registry.resolve(name)
+    else:
+        assert registry.resolve(name).id == expected
+
+
 @pytest.mark.parametrize("name", ["x", "/etc/passwd", "../mock", "MOCK", "mock "])
 def test_an_unknown_name_is_not_found(name: str) -> None:
     with pytest.raises(ModelNotFound):

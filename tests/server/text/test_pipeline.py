@@ -90,7 +90,9 @@ def test_any_answer_and_any_stop_give_what_the_whole_gives(ids, ends_with_eos, s
     text, reason, counted, released = expected_of(ids, ends_with_eos, stops)
     assert text_of(outputs) == text
     (end,) = [out for out in outputs if isinstance(out, Finished)]
-    assert replace(end, end_token=None) == Finished(3, reason, counted)
+    span = first_stop(_whole(ids[:-1] if ends_with_eos else ids), stops)
+    assert replace(end, end_token=None, stop=None) == Finished(3, reason, counted)
+    assert (end.stop in stops) == (span is not None)
     ended_itself = ends_with_eos and first_stop(_whole(ids[:-1]), stops) is None
     assert (end.end_token is not None) == ended_itself
     assert outputs[-1] is end
@@ -168,7 +170,7 @@ def test_ignored_end_tokens_go_out_without_text():
 def test_nothing_follows_a_stop_string():
     pipeline = ChoicePipeline(0, _TOKENIZER, ("b",), wants_logprobs=False)
     outputs = run(pipeline, events(list(b"abab")))
-    assert outputs == [TextDelta(0, "a"), Finished(0, "stop", 2)]
+    assert outputs == [TextDelta(0, "a"), Finished(0, "stop", 2, stop="b")]
     assert pipeline.done
     assert pipeline.num_output_tokens == 2
 
@@ -190,7 +192,7 @@ def test_a_token_cut_by_a_stop_string_goes_out_with_what_is_left_of_it():
     outputs = run(pipeline, events([0, *b"z"]))
     assert text_of(outputs) == "x"
     assert [token.text for token in tokens_of(outputs)] == ["xy"]
-    assert outputs[-1] == Finished(0, "stop", 2)
+    assert outputs[-1] == Finished(0, "stop", 2, stop="yz")
 
 
 @pytest.mark.parametrize("wants", [True, False])

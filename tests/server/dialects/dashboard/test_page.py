@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from server.config import Config, SecurityConfig
-from server.dialects.dashboard.routes import HEADERS
+from server.dialects.dashboard.routes import HEADERS, RUNNING
 from server.security import keys
 from tests.fake_engine import FakeEngine
 from tests.serving import client_of
@@ -24,7 +24,7 @@ TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg":
 
 async def get(path: str, config: Config | None = None, method: str = "GET") -> httpx.Response:
     async with client_of(FakeEngine(), config) as client:
-        return await client.request(method, path)
+        return await client.request(method, path, headers={"Accept": "text/html,*/*;q=0.8"})
 
 
 async def test_the_page() -> None:
@@ -32,6 +32,16 @@ async def test_the_page() -> None:
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert answer.text == FILES["index.html"]
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json", None])
+async def test_what_is_no_browser_is_answered_as_ollama_does(accept: str | None) -> None:
+    async with client_of(FakeEngine()) as client:
+        client.headers.pop("accept")
+        answer = await client.get("/", headers={} if accept is None else {"Accept": accept})
+        head = await client.head("/")
+    assert (answer.status_code, answer.text, answer.headers["vary"]) == (200, RUNNING, "Accept")
+    assert (head.status_code, head.text, head.headers["content-length"]) == (200, "", str(len(RUNNING)))
 
 
 @pytest.mark.parametrize("name", sorted(FILES))

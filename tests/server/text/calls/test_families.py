@@ -261,7 +261,7 @@ def closes_itself(form: CallForm, calls: list[tuple[str, dict[str, Any]]]) -> bo
 
 @pytest.mark.parametrize("name", [*FORMS, "generic"])
 @given(given_calls=called())
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_what_is_written_is_read(name: str, given_calls: Any) -> None:
     tools, calls = given_calls
     form = GENERIC if name == "generic" else FORMS[name]

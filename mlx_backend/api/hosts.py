@@ -1,0 +1,29 @@
+"""The machines of a model's ranks, as the engine needs them: read from a hostfile by the server. No logic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankHost:
+    """The machine of one rank."""
+
+    name: str
+    ips: tuple[str, ...]
+    """IP addresses that its process may join from."""
+    address: str
+    """host:port of its collectives."""
+    rdma: tuple[str | None, ...] = ()
+    """By rank of the peer: the RDMA device that leads there. Empty: TCP."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankHosts:
+    """The machines of all ranks, rank 0 first."""
+
+    model: str
+    """Name by which every machine finds the model: a folder's path, or a hub id."""
+    listen: str
+    """host:port at which rank 0 waits for the others."""
+    hosts: tuple[RankHost, ...]

@@ -1,0 +1,84 @@
+"""Addresses host:port of ranks: written, read, bound, and tried out before MLX uses them. No MLX."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.core.membership import Membership
+
+LOOPBACK = "127.0.0.1"
+REACH_S = 5.0
+"""A rank that does not answer for so long at the address of its collectives cannot be reached."""
+
+
+def parse(address: str) -> tuple[str, int]:
+    """Return host and port of `host:port` or `[host]:port`. Raises ValueError."""
+    host, colon, port = address.rpartition(":")
+    is_port = port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536
+    if not colon or not host or not is_port or (":" in host and not (host.startswith("[") and host.endswith("]"))):
+        raise ValueError(f"{address!r} is no HOST:PORT, such as 192.168.1.10:7400")
+    return host.strip("[]"), int(port)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens. Raises OSError, which says where and why."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from error
+
+
+def free_addresses(count: int) -> tuple[str, ...]:
+    """Return so many addresses of this machine at which nothing listens now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server((LOOPBACK, 0))) for _ in range(count)]
+        return tuple(f"{LOOPBACK}:{each.getsockname()[1]}" for each in sockets)
+
+
+class Tryout:
+    """Tries the addresses of the group's collectives: MLX waits without end, and without a word, for one that fails.
+
+    All ranks `open`, then all `reach`, then all `close`, then MLX connects: it must not reach a socket of these.
+    """
+
+    def __init__(self, membership: Membership) -> None:
+        self._membership = membership
+        self._socket: socket.socket | None = None
+
+    def open(self) -> None:
+        """Listen where MLX will. Raises ModelLoadError."""
+        own = self._membership
+        if own.rdma and own.rank > 0:
+            return  # only the coordinator, rank 0, listens
+        try:
+            self._socket = listen(*parse(own.addresses[own.rank]))
+        except (OSError, ValueError) as error:
+            raise ModelLoadError(
+                f"ranks: rank {own.rank} {error}; free the port, or have the hostfile give this machine's address and "
+                "another port"
+            ) from error
+
+    def reach(self) -> None:
+        """Connect to the rank that MLX will connect to. Raises ModelLoadError."""
+        own = self._membership
+        peer = 0 if own.rdma else (own.rank + 1) % own.count
+        if peer == own.rank:
+            return
+        address = own.addresses[peer]
+        try:
+            socket.create_connection(parse(address), REACH_S).close()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ModelLoadError(
+                f"ranks: rank {own.rank} cannot reach rank {peer} at {address}: {reason}; check the cable, the "
+                "firewall of that machine, and the address in the hostfile"
+            ) from error
+
+    def close(self) -> None:
+        """Make way for MLX."""
+        if self._socket is not None:
+            self._socket.close()

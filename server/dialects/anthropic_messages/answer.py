@@ -1,0 +1,122 @@
+"""The way from a job to a message, streamed or whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from math import inf
+
+from fastapi import Request
+from sse_starlette.event import ServerSentEvent
+from starlette.responses import Response
+
+from server.dialects.anthropic_messages.encode import (
+    PING,
+    MessageEncoder,
+    MessageFold,
+    MessageHead,
+    encode_error_event,
+)
+from server.dialects.openai_answers import SHORTENED_HEADER, TRUNCATED_HEADER, ignored_header
+from server.dialects.openai_fold import joined
+from server.dialects.parts import ServerParts
+from server.disconnect import ClientGone, while_connected
+from server.service import generation
+from server.service.job import GenerationJob
+from server.service.pending_stream import PendingStream
+from server.sse import Progress, StreamingAnswer, describe
+from server.text.events import OutputEvent
+
+
+@dataclass(frozen=True, slots=True)
+class MessageForm:
+    """What a request says of the form of its answer."""
+
+    is_streamed: bool
+    hides_thinking: bool
+    with_edits: bool
+
+
+async def answer(
+    parts: ServerParts, request: Request, job: GenerationJob, form: MessageForm, ignored: Iterable[str]
+) -> Response:
+    """Generate `job` and answer it. Raises APIError and EngineError before the first byte."""
+    headers = ignored_header(ignored)
+    config = parts.config
+    fits = config.context.on_max_tokens == "fit"
+    truncates = config.context.on_overflow == "truncate_oldest"
+    job = replace(job, fits_max_tokens=fits, tenant=request.state.tenant)
+    model = parts.registry.resolve(job.model)
+    opening = generation.open(parts.registry, job, truncates=truncates, is_whole=not form.is_streamed)
+    pending = PendingStream(opening, model)
+    # a stream whose model takes long to load begins without it; what goes wrong then is an event
+    stream = await pending.wait(config.stream.keep_alive_s if form.is_streamed else inf)
+    if stream is not None:
+        headers |= _headers_of(stream)
+    if form.is_streamed:
+        return StreamingAnswer(
+            pending,
+            encode=_LateEncoder(job, form, pending).encode,
+            encode_error=encode_error_event,
+            keep_alive_s=config.stream.keep_alive_s,
+            send_timeout_s=config.security.send_timeout_s,
+            headers=headers,
+            write_silence=write_ping,
+        )
+    assert stream is not None
+    try:
+        async with aclosing(stream):
+            fold = await while_connected(request.receive, _collect(stream, job, form))
+    except ClientGone:
+        return Response(status_code=499)
+    return Response(await joined(fold.pieces()), headers=headers, media_type="application/json")
+
+
+def write_ping(progress: Progress) -> ServerSentEvent:
+    """What a silent stream is sent: Anthropic's own event, and for people a comment."""
+    return ServerSentEvent(PING, event="ping", comment=describe(progress), sep="\n")
+
+
+def _headers_of(stream: generation.OutputStream) -> dict[str, str]:
+    headers = {}
+    if stream.num_truncated_tokens:
+        headers[TRUNCATED_HEADER] = str(stream.num_truncated_tokens)
+    if stream.shortened_to is not None:
+        headers[SHORTENED_HEADER] = str(stream.shortened_to)
+    return headers
+
+
+class _LateEncoder:
+    """A stream's encoder, built with its first events: only then is it known what was cached."""
+
+    def __init__(self, job: GenerationJob, form: MessageForm, pending: PendingStream) -> None:
+        self._job, self._form, self._pending = job, form, pending
+        self._encoder: MessageEncoder | None = None
+
+    async def encode(self, events: Sequence[OutputEvent]) -> bytes:
+        if self._encoder is None:
+            self._encoder = MessageEncoder(_head(self._job, self._form, self._pending.result()))
+        return self._encoder.encode(events)
+
+
+def _head(job: GenerationJob, form: MessageForm, stream: generation.OutputStream) -> MessageHead:
+    return MessageHead(
+        job.request_id,
+        stream.model_id,
+        stream.num_prompt_tokens,
+        stream.num_cached_tokens,
+        is_cut_by_context=job.max_tokens is None or stream.shortened_to is not None,
+        hides_thinking=form.hides_thinking,
+        with_edits=form.with_edits,
+    )
+
+
+async def _collect(stream: generation.OutputStream, job: GenerationJob, form: MessageForm) -> MessageFold:
+    fold: MessageFold | None = None
+    async for batch in stream:
+        if fold is None:
+            fold = MessageFold(_head(job, form, stream))
+        fold.add(batch)
+    assert fold is not None, "a stream that ends has said so"
+    return fold

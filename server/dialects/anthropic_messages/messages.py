@@ -1,0 +1,95 @@
+"""A conversation on the wire to the messages that chat templates read. Knows roles; knows no template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from server.dialects.anthropic_messages.blocks import Blocks, Ignored, invalid, read_blocks, read_texts
+from server.dialects.anthropic_messages.schema import Message
+from server.text.chat_template import Ending
+
+_OF_USER = ("text", "tool_result")
+_OF_ASSISTANT = ("text", "thinking", "redacted_thinking", "tool_use")
+_BETWEEN = "\n"
+"""Blocks of a user or of the system are paragraphs; those of an answer were one text."""
+
+
+_BILLING = "x-anthropic-billing-header:"
+"""What begins a block of the system prompt that is for Anthropic's gateway, which takes it out. It says which client
+asks, with a number that differs from session to session."""
+
+
+def decode_messages(
+    system: str | list[Any] | None, messages: Sequence[Message], ignored: Ignored, *, drops_billing: bool = True
+) -> tuple[tuple[Mapping[str, Any], ...], Ending]:
+    """The template's messages, and how they end: an assistant's last message is continued. Raises InvalidRequest."""
+    _check_first(messages)
+    said = _BETWEEN.join(_system_texts(system, ignored, drops_billing))
+    decoded: list[dict[str, Any]] = [{"role": "system", "content": said}] if said else []
+    known: set[str] = set()  # ids of calls
+    for number, message in enumerate(messages):
+        decoded += _decode(f"messages.{number}", message, known, ignored)
+    if messages[-1].role != "assistant":
+        return tuple(decoded), "answer"
+    if decoded[-1].get("tool_calls"):
+        place = f"messages.{len(messages) - 1}.content"
+        raise invalid(place, f"Invalid value for '{place}': a 'tool_use' needs a 'tool_result' in the next message.")
+    return tuple(decoded), "continued"
+
+
+def _check_first(messages: Sequence[Message]) -> None:
+    first = next((number for number, message in enumerate(messages) if message.role != "system"), None)
+    if first is None:
+        raise invalid("messages", "Invalid value for 'messages': there is no message of a user.")
+    if messages[first].role != "user":
+        place = f"messages.{first}.role"
+        raise invalid(place, f"Invalid value for '{place}': the first message must be a user's.")
+
+
+def _system_texts(system: str | list[Any] | None, ignored: Ignored, drops_billing: bool) -> list[str]:
+    texts = read_texts(system or "", "system", ignored)
+    if drops_billing and any(text.startswith(_BILLING) for text in texts):
+        ignored.add(f"system.{_BILLING[:-1]}")
+        texts = list(filter(None, map(_without_billing, texts)))
+    return texts
+
+
+def _decode(place: str, message: Message, known: set[str], ignored: Ignored) -> Iterator[dict[str, Any]]:
+    """`known`: the ids of the calls before, to which those of this message are added."""
+    for name in message.model_extra or ():
+        ignored.add(f"messages.{name}")
+    place = f"{place}.content"
+    if message.role == "system":
+        yield {"role": "system", "content": _BETWEEN.join(read_texts(message.content, place, ignored))}
+    elif message.role == "user":
+        yield from _of_user(read_blocks(message.content, place, _OF_USER, ignored), known)
+    else:
+        blocks = read_blocks(message.content, place, _OF_ASSISTANT, ignored)
+        known |= {call["id"] for call in blocks.calls}
+        yield _of_assistant(blocks)
+
+
+def _without_billing(text: str) -> str:
+    return text.partition("\n")[2] if text.startswith(_BILLING) else text
+
+
+def _of_user(blocks: Blocks, known: set[str]) -> Iterator[dict[str, Any]]:
+    """Results come first, as they have to stand behind their calls."""
+    for place, call_id, text in blocks.results:
+        if call_id not in known:
+            message = f"Invalid value for '{place}.tool_use_id': no 'tool_use' before it has the id {call_id[:80]!r}."
+            raise invalid(f"{place}.tool_use_id", message)
+        yield {"role": "tool", "content": text, "tool_call_id": call_id}
+    if blocks.texts or not blocks.results:
+        yield {"role": "user", "content": _BETWEEN.join(blocks.texts)}
+
+
+def _of_assistant(blocks: Blocks) -> dict[str, Any]:
+    decoded: dict[str, Any] = {"role": "assistant", "content": "".join(blocks.texts)}
+    if blocks.calls:
+        decoded["tool_calls"] = blocks.calls
+    thought = _BETWEEN.join(filter(None, blocks.thoughts))
+    if thought:
+        decoded["reasoning_content"] = thought
+    return decoded

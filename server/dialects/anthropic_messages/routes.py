@@ -1,0 +1,53 @@
+"""`POST /v1/messages` and `POST /v1/messages/count_tokens`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.dialects.anthropic_messages.answer import MessageForm, answer
+from server.dialects.anthropic_messages.blocks import Ignored
+from server.dialects.anthropic_messages.decode import NAMES, decode, decode_prompt, hides_thinking
+from server.dialects.anthropic_messages.published import ANSWERS, FAILURES
+from server.dialects.anthropic_messages.schema import CountRequest, MessagesRequest, PromptFields, TokenCount
+from server.dialects.openai_answers import ignored_header
+from server.dialects.openai_grammar import check_numbers
+from server.dialects.parts import ServerParts
+from server.service import tokenization
+
+PREFIXES = ("/v1/messages", "/messages")
+
+
+def build_router(parts: ServerParts) -> APIRouter:
+    """The routes of one server."""
+    router = APIRouter(tags=["Anthropic"])
+
+    @router.post("/messages", include_in_schema=False)
+    @router.post("/v1/messages", response_class=Response, responses={**ANSWERS, **FAILURES})
+    async def create_message(request: Request, body: MessagesRequest) -> Response:
+        """Answer a conversation."""
+        await check_numbers(request, _schemas_of(body))
+        drops_billing = parts.config.api.drop_billing_lines
+        job, ignored = decode(body, request.state.request_id, drops_billing=drops_billing)
+        form = MessageForm(bool(body.stream), hides_thinking(body), body.context_management is not None)
+        return await answer(parts, request, job, form, ignored)
+
+    @router.post("/messages/count_tokens", include_in_schema=False)
+    @router.post("/v1/messages/count_tokens", responses=FAILURES)
+    async def count_tokens(response: Response, body: CountRequest) -> TokenCount:
+        """The tokens of the prompt that the same body would be at `/v1/messages`."""
+        ignored = Ignored()
+        prompt, _ = decode_prompt(body, ignored, drops_billing=parts.config.api.drop_billing_lines)
+        number = await tokenization.count_prompt(parts.registry, body.model or "", prompt, NAMES)
+        response.headers.update(ignored_header(ignored.names))
+        return TokenCount(input_tokens=number)
+
+    return router
+
+
+def _schemas_of(body: PromptFields) -> dict[str, Any]:
+    """The fields that have schemas, by name."""
+    names = {"tools", "output_config", "output_format"}
+    return body.model_dump(include=names, exclude_none=True, by_alias=True)

@@ -1,0 +1,1 @@
+"""The Ollama API below `/api`, text only."""

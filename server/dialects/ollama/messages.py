@@ -1,0 +1,89 @@
+"""A conversation of Ollama's to the messages that chat templates read. Knows roles; knows no template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from server.dialects.ollama.schema import Message, ToolCall
+from server.errors import InvalidRequest, UnsupportedParameter
+from server.json_text import read_json
+from server.text.chat_template import Ending
+
+_ROLES = {"developer": "system"}
+
+
+def decode_messages(messages: Sequence[Message]) -> tuple[tuple[Mapping[str, Any], ...], list[str]]:
+    """The template's messages, and the names of the fields that nobody looked at. Raises InvalidRequest.
+
+    Calls that have no ids get some, and a result without one is that of the first call of its tool that has none yet.
+    """
+    ignored: list[str] = []
+    decoded = []
+    waiting: list[tuple[str, str]] = []
+    for position, message in enumerate(messages):
+        ignored += [f"messages.{name}" for name in message.model_extra or ()]
+        check_images(message.images, f"messages.{position}.images")
+        if message.tool_calls and message.role != "assistant":
+            raise _invalid(f"messages.{position}.tool_calls", "Only an assistant's message has calls.")
+        turn = _decode(message)
+        if message.tool_calls:
+            turn["tool_calls"] = [_call(call, f"call_{position}_{at}") for at, call in enumerate(message.tool_calls)]
+            waiting = [(call["id"], call["function"]["name"]) for call in turn["tool_calls"]]
+        elif message.role == "tool":
+            _name_call(turn, waiting)
+        decoded.append(turn)
+    return tuple(decoded), ignored
+
+
+def decode_ending(messages: Sequence[Message]) -> Ending:
+    """Where the answer begins: it goes on from an assistant's last message, as Ollama's templates have it."""
+    last = messages[-1]
+    return "continued" if last.role == "assistant" and not last.tool_calls else "answer"
+
+
+def check_images(images: Sequence[Any] | None, param: str) -> None:
+    """Raise UnsupportedParameter where there are any."""
+    if images:
+        raise UnsupportedParameter(param, f"'{param}': this server takes text alone, no images.")
+
+
+def _decode(message: Message) -> dict[str, Any]:
+    decoded: dict[str, Any] = {"role": _ROLES.get(message.role, message.role), "content": message.content or ""}
+    if message.role == "assistant" and message.thinking:
+        decoded["reasoning_content"] = message.thinking
+    if message.role == "tool":
+        decoded |= {} if message.tool_name is None else {"name": message.tool_name}
+        decoded |= {} if message.tool_call_id is None else {"tool_call_id": message.tool_call_id}
+    return decoded
+
+
+def _call(call: ToolCall, id: str) -> dict[str, Any]:
+    function = {"name": call.function.name, "arguments": _arguments(call.function.arguments)}
+    return {"id": call.id or id, "type": "function", "function": function}
+
+
+def _arguments(given: str | dict[str, Any] | None) -> str | dict[str, Any]:
+    """An object, as templates want it; a text that is the JSON of none stays what it is."""
+    if not isinstance(given, str):
+        return given or {}
+    try:
+        parsed = read_json(given or "{}")
+    except ValueError:
+        return given
+    return parsed if isinstance(parsed, dict) else given
+
+
+def _name_call(result: dict[str, Any], waiting: list[tuple[str, str]]) -> None:
+    """Give a result its call's id, and a call that has an id its result's name; the call waits no longer."""
+    id, name = result.get("tool_call_id"), result.get("name")
+    for call in waiting:
+        if (id is None or call[0] == id) and (name is None or call[1] == name):
+            result["tool_call_id"] = call[0]
+            result.setdefault("name", call[1])
+            waiting.remove(call)
+            return
+
+
+def _invalid(param: str, message: str) -> InvalidRequest:
+    return InvalidRequest(message, param=param, code="invalid_value")

@@ -1,0 +1,221 @@
+"""The routes below `/api`: answers, embeddings, what is served, and what this server does not do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from server import __version__
+from server.dialects.ollama.answers import LINES, AnswerWish, answer
+from server.dialects.ollama.bodies import read_body
+from server.dialects.ollama.catalogue import encode_running, encode_shown, encode_tag, is_running
+from server.dialects.ollama.decode import decode_chat, decode_generate
+from server.dialects.ollama.embedding import decode_embed, decode_embeddings, encode_embed, encode_embeddings
+from server.dialects.ollama.encode import Kind, encode_notice
+from server.dialects.ollama.errors import NotOffered, UnknownModel
+from server.dialects.ollama.keep_alive import (
+    PARAM,
+    check_unload,
+    is_as_configured,
+    may_unload,
+    read_keep_alive,
+)
+from server.dialects.ollama.names import resolve
+from server.dialects.ollama.schema import (
+    ChatRequest,
+    EmbeddingsRequest,
+    EmbedRequest,
+    GenerateRequest,
+    GenerationBody,
+    PullRequest,
+    ShowRequest,
+)
+from server.dialects.openai_answers import ignored_header
+from server.dialects.openai_grammar import check_numbers
+from server.dialects.parts import ServerParts
+from server.disconnect import ClientGone, while_connected
+from server.service.embedding import EmbeddingJob, Embeddings, embed
+from server.service.registry import ServedModel
+
+PREFIX = "/api"
+COMPATIBLE_VERSION = "0.13.4"
+"""The version of Ollama with whose API this one is compatible: clients refuse older ones."""
+_CONFIGURE = "Name what it serves in its configuration; `pippin pull` fetches a model."
+
+
+def build_router(parts: ServerParts) -> APIRouter:
+    """The routes of one server."""
+    router = APIRouter(prefix=PREFIX, include_in_schema=False)
+    _add_answers(router, parts)
+    _add_embeddings(router, parts)
+    _add_catalogue(router, parts)
+    _add_refusals(router, parts)
+    return router
+
+
+def _add_answers(router: APIRouter, parts: ServerParts) -> None:
+    @router.post("/chat")
+    async def chat(request: Request) -> Response:
+        """Answer a conversation; one without messages has its model come or go."""
+        body = await read_body(request, ChatRequest)
+        model = resolve(parts.registry, body.model)
+        if not body.messages:
+            return await _come_or_go(parts, request, model, "chat", body.keep_alive)
+        await check_numbers(request, _with_numbers(format=body.format, tools=body.tools))
+        job, ignored = decode_chat(body, model.id, request.state.request_id)
+        return await answer(parts, request, model, job, _wish("chat", request, model, body, ignored))
+
+    @router.post("/generate")
+    async def generate(request: Request) -> Response:
+        """Answer a prompt, continue one, or fill a gap; an empty one has its model come or go."""
+        body = await read_body(request, GenerateRequest)
+        model = resolve(parts.registry, body.model)
+        if not body.prompt and not body.suffix and not body.images:
+            return await _come_or_go(parts, request, model, "generate", body.keep_alive)
+        await check_numbers(request, _with_numbers(format=body.format))
+        job, ignored = decode_generate(body, model.id, request.state.request_id)
+        return await answer(parts, request, model, job, _wish("generate", request, model, body, ignored))
+
+
+def _with_numbers(**fields: Any) -> dict[str, Any]:
+    """The fields that may hold schemas, as they were read."""
+    found = {name: value for name, value in fields.items() if value is not None}
+    if "tools" in found:
+        found["tools"] = [tool.model_dump(exclude_none=True) for tool in found["tools"]]
+    return found
+
+
+def _wish(kind: Kind, request: Request, model: ServedModel, body: GenerationBody, ignored: Iterable[str]) -> AnswerWish:
+    kept_s = read_keep_alive(body.keep_alive)
+    leaves = kept_s == 0 and may_unload(request, model)
+    not_kept = [] if leaves or is_as_configured(kept_s, model) else [PARAM]
+    return AnswerWish(
+        kind=kind,
+        is_streamed=body.stream is not False,
+        context=None if body.options is None else body.options.num_ctx,
+        leaves=leaves,
+        headers=ignored_header([*ignored, *not_kept]),
+    )
+
+
+async def _come_or_go(
+    parts: ServerParts, request: Request, model: ServedModel, kind: Kind, keep_alive: float | str | None
+) -> Response:
+    """Load the model, or with a `keep_alive` of 0 unload it, and say so. Raises APIError and EngineError."""
+    kept_s = read_keep_alive(keep_alive)
+    if kept_s == 0:
+        check_unload(request, model)
+        await parts.registry.residency.unload(model)
+        return Response(encode_notice(kind, model.id, "unload"), media_type="application/json")
+    async with parts.registry.use(model.id) as loaded:
+        loaded.ready()
+    headers = ignored_header([] if is_as_configured(kept_s, model) else [PARAM])
+    return Response(encode_notice(kind, model.id, "load"), headers=headers, media_type="application/json")
+
+
+def _add_embeddings(router: APIRouter, parts: ServerParts) -> None:
+    async def computed(request: Request, job: EmbeddingJob) -> tuple[Embeddings, float, float]:
+        began = time.perf_counter()
+        async with parts.registry.use(job.model):
+            loaded = time.perf_counter()
+            job = replace(job, tenant=request.state.tenant)
+            return await while_connected(request.receive, embed(parts.registry, job)), began, loaded
+
+    @router.post("/embed")
+    async def embed_texts(request: Request) -> Response:
+        """A vector of each text, of a model that was made for it."""
+        body = await read_body(request, EmbedRequest)
+        model = resolve(parts.registry, body.model)
+        job = decode_embed(body, model.id, request.state.request_id)
+        headers = ignored_header(_unheard(model, body))
+        try:
+            found = await computed(request, job)
+        except ClientGone:
+            return Response(status_code=499)
+        written = await asyncio.to_thread(encode_embed, *found)  # many vectors take a while to write
+        return Response(written, headers=headers, media_type="application/json")
+
+    @router.post("/embeddings")
+    async def embed_text(request: Request) -> Response:
+        """The vector of one text."""
+        body = await read_body(request, EmbeddingsRequest)
+        model = resolve(parts.registry, body.model)
+        job = decode_embeddings(body, model.id, request.state.request_id)
+        headers = ignored_header(_unheard(model, body))
+        try:
+            found, _, _ = await computed(request, job)
+        except ClientGone:
+            return Response(status_code=499)
+        return Response(encode_embeddings(found), headers=headers, media_type="application/json")
+
+
+def _unheard(model: ServedModel, body: EmbedRequest | EmbeddingsRequest) -> list[str]:
+    """The fields that change nothing."""
+    ignored = list(body.model_extra or ())
+    return ignored if is_as_configured(read_keep_alive(body.keep_alive), model) else [*ignored, PARAM]
+
+
+def _add_catalogue(router: APIRouter, parts: ServerParts) -> None:
+    @router.api_route("/tags", methods=["GET", "HEAD"])
+    async def list_models() -> Response:
+        """The served models, loaded or not."""
+        return JSONResponse({"models": list(map(encode_tag, parts.registry.list()))})
+
+    @router.get("/ps")
+    async def list_running() -> Response:
+        """The models that are in memory."""
+        return JSONResponse({"models": [encode_running(model) for model in parts.registry.list() if is_running(model)]})
+
+    @router.post("/show")
+    async def show(request: Request) -> Response:
+        """One served model."""
+        body = await read_body(request, ShowRequest)
+        return JSONResponse(encode_shown(resolve(parts.registry, body.model)))
+
+    @router.api_route("/version", methods=["GET", "HEAD"])
+    async def version() -> Response:
+        """The version whose API this is, and this server's own."""
+        return JSONResponse({"version": COMPATIBLE_VERSION, "pippin": __version__})
+
+
+def _add_refusals(router: APIRouter, parts: ServerParts) -> None:
+    @router.post("/pull")
+    async def pull(request: Request) -> Response:
+        """What is served is here; nothing is fetched."""
+        body = await read_body(request, PullRequest)
+        try:
+            resolve(parts.registry, body.model)
+        except UnknownModel:
+            served = ", ".join(model.id for model in parts.registry.list())
+            raise NotOffered("fetch models", f"It serves: {served}. {_CONFIGURE}") from None
+        return Response('{"status":"success"}\n', media_type="application/json" if body.stream is False else LINES)
+
+    @router.post("/push")
+    async def push() -> Response:
+        raise NotOffered("publish models", "A model is a folder of files; publish that.")
+
+    @router.post("/create")
+    async def create() -> Response:
+        raise NotOffered("create models", f"`mlx_lm.convert` makes one of another's files. {_CONFIGURE}")
+
+    @router.post("/copy")
+    async def copy() -> Response:
+        raise NotOffered("copy models", "Give one another name with `aliases` in its configuration.")
+
+    @router.delete("/delete")
+    async def delete() -> Response:
+        raise NotOffered("delete models", "Take it out of the configuration, and remove its folder.")
+
+    @router.post("/blobs/{digest}")
+    async def put_blob(digest: str) -> Response:
+        raise NotOffered("take files", _CONFIGURE)
+
+    @router.head("/blobs/{digest}")
+    async def find_blob(digest: str) -> Response:
+        return Response(status_code=404)

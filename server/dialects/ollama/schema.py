@@ -1,0 +1,181 @@
+"""The bodies below `/api`. Knows the wire's types and bounds; decides nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, PlainValidator, ValidationError
+
+from server.dialects.openai_shared import WireModel, check_stop, check_text
+
+M = TypeVar("M", bound=BaseModel)
+
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+
+
+def validate(model: type[M], written: dict[str, Any]) -> M:
+    """The body as its model. Raises RequestValidationError, which names the place."""
+    try:
+        return model.model_validate(written)
+    except ValidationError as error:
+        complaints = error.errors(include_url=False, include_input=False)
+        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in complaints]) from None
+
+
+def _whole(value: Any) -> Any:
+    """An integer for a number without a fraction: some clients write 4096.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _check_think(value: Any) -> bool | str | None:
+    if value is None or isinstance(value, bool):
+        return value
+    if value in EFFORTS:
+        return str(value)
+    raise ValueError(f"Input should be true, false, or one of {', '.join(EFFORTS)}")
+
+
+def _check_format(value: Any) -> str | dict[str, Any] | None:
+    if value in (None, ""):
+        return None
+    if value == "json" or isinstance(value, dict):
+        return value  # type: ignore[no-any-return]
+    raise ValueError("Input should be 'json' or a JSON schema")
+
+
+def _check_keep_alive(value: Any) -> float | str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    raise ValueError("Input should be a number of seconds, or a duration such as '5m'")
+
+
+def _check_parameters(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    kind = value.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise ValueError("the parameters' type must be 'object'")
+    properties = value.get("properties")
+    if not isinstance(properties, dict | None):
+        raise ValueError("'properties' should be an object")
+    return {**value, "type": "object", "properties": properties or {}}
+
+
+Text = Annotated[str, AfterValidator(check_text)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Think = Annotated[bool | str | None, PlainValidator(_check_think)]
+Format = Annotated[str | dict[str, Any] | None, PlainValidator(_check_format)]
+KeepAlive = Annotated[float | str | None, PlainValidator(_check_keep_alive)]
+
+
+class Options(WireModel):
+    """The options of one answer. Those of other names are looked at in `options`."""
+
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_k: Whole | None = Field(None, ge=-1, lt=2**31)
+    top_p: float | None = Field(None, ge=0, le=1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    typical_p: float | None = Field(None, gt=0, le=1)
+    num_predict: Whole | None = Field(None, ge=-2, lt=2**31)
+    num_ctx: Whole | None = Field(None, ge=0, lt=2**31)
+    repeat_penalty: float | None = Field(None, gt=0)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    seed: Whole | None = Field(None, ge=-(2**63), lt=2**64)
+    stop: Annotated[list[str] | None, PlainValidator(check_stop)] = None
+
+
+class ModelBody(WireModel):
+    """A body that names a model, as `model` or, from older clients, as `name`."""
+
+    model: str | None = Field(None, validation_alias=AliasChoices("model", "name"))
+
+
+class GenerationBody(ModelBody):
+    """The fields that chat and generate share."""
+
+    stream: bool | None = None
+    options: Options | None = None
+    format: Format = None
+    keep_alive: KeepAlive = None
+    think: Think = None
+    logprobs: bool | None = None
+    top_logprobs: Whole | None = Field(None, ge=0, le=20)
+
+
+class GenerateRequest(GenerationBody):
+    prompt: Text | None = None
+    suffix: Text | None = None
+    system: Text | None = None
+    template: str | None = None
+    context: list[int] | None = None
+    raw: bool | None = None
+    images: list[Any] | None = None
+
+
+class CalledFunction(WireModel):
+    """A call that was made. Its arguments are an object, or the JSON of one."""
+
+    name: Annotated[str, Field(min_length=1), AfterValidator(check_text)]
+    arguments: dict[str, Any] | Text | None = None
+
+
+class ToolCall(WireModel):
+    id: Text | None = None
+    function: CalledFunction
+
+
+class Message(WireModel):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | None = None
+    thinking: Text | None = None
+    images: list[Any] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_name: Text | None = None
+    tool_call_id: Text | None = None
+
+
+class FunctionTool(WireModel):
+    """A function that may be called."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    description: Text | None = None
+    parameters: Annotated[dict[str, Any] | None, AfterValidator(_check_parameters)] = None
+
+
+class Tool(WireModel):
+    type: Literal["function"] = "function"
+    function: FunctionTool
+
+
+class ChatRequest(GenerationBody):
+    messages: list[Message] | None = None
+    tools: list[Tool] | None = None
+
+
+class EmbedRequest(ModelBody):
+    input: Text | list[Text]
+    truncate: bool | None = None
+    dimensions: Whole | None = Field(None, ge=1)
+    options: Options | None = None
+    keep_alive: KeepAlive = None
+
+
+class EmbeddingsRequest(ModelBody):
+    """The older form, of one text."""
+
+    prompt: Text
+    options: Options | None = None
+    keep_alive: KeepAlive = None
+
+
+class ShowRequest(ModelBody):
+    verbose: bool | None = None
+
+
+class PullRequest(ModelBody):
+    stream: bool | None = None
+    insecure: bool | None = None

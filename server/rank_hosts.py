@@ -1,0 +1,112 @@
+"""Where the ranks of a served model are: from the hostfile that `serve --hostfile` names, checked before it listens."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from mlx_backend.api.interface import EngineConfig, RankHost, RankHosts
+from server import hostfile, pocket
+from server.config import Config, ConfigError
+from server.hostfile import Address, Host, Hostfile, HostfileError
+
+RESOLVE_S = 5.0
+"""Name servers may take minutes."""
+Resolve = Callable[[str], str | None]
+"""Returns the IPv4 address of a name; None where there is none within RESOLVE_S."""
+
+
+def placed(config: Config, told: EngineConfig) -> EngineConfig:
+    """Return the engine's configuration with the machines of the hostfile, where one is named. Raises ConfigError."""
+    if config.ranks.hostfile is None:
+        return told
+    try:
+        group = hostfile.read(Path(config.ranks.hostfile).expanduser())
+        if config.ranks.count not in (1, group.size):
+            raise HostfileError(
+                f"ranks.count {config.ranks.count}: the hostfile {config.ranks.hostfile} lists {group.size} hosts; "
+                "leave it out"
+            )
+        hosts = hosts_of(group, config.ranks.port, _model(config.model), resolve)
+        _check_key(config.ranks.key or "")
+    except HostfileError as error:
+        raise ConfigError(str(error)) from None
+    return replace(told, ranks=replace(told.ranks, count=group.size), hosts=hosts)
+
+
+def hosts_of(group: Hostfile, port: int, model: str, resolve: Resolve) -> RankHosts:
+    """Return where every rank is. Rank 0 waits at `port`; where the file has no ports, MLX uses the one after it.
+
+    Raises HostfileError.
+    """
+    hosts = tuple(_host(host, port + 1, group.backend, resolve) for host in group.hosts)
+    listen = _written(hosts[0].ips[0], port)
+    if hosts[0].address == listen:
+        raise HostfileError(f"host 0 has {listen} for MLX's messages, where rank 0 waits; set another ranks.port")
+    return RankHosts(model=model, listen=listen, hosts=hosts)
+
+
+def _host(host: Host, port: int, backend: hostfile.Backend, resolve: Resolve) -> RankHost:
+    """A rank's machine by numbers: MLX's ring, and whoever compares addresses, need them."""
+    where = f"host {host.rank} ({host.name})"
+    named = host.addresses or (Address(host.name.rpartition("@")[2]),)
+    found = [(_ip(address.host) or resolve(address.host), address) for address in named]
+    known = [(ip, address) for ip, address in found if ip is not None]
+    if not known:
+        raise HostfileError(f"{where}: {named[0].host} is found by no name server; write its address in ips")
+    ip, address = known[0]
+    if backend == "ring" and ":" in ip:
+        raise HostfileError(f"{where}: MLX's ring needs an IPv4 address, not {ip}; write one first in ips")
+    rdma = host.rdma if backend == "jaccl" else ()
+    ips = tuple(ip for ip, _ in known)
+    return RankHost(name=host.name, ips=ips, address=_written(ip, address.port or port), rdma=rdma)
+
+
+def _check_key(given: str) -> None:
+    """Raise HostfileError where the engine could not read the key."""
+    from mlx_backend.follow import read_key  # late: a server without a hostfile needs none of it
+
+    try:
+        read_key(given if given != "@-" else "")
+    except ValueError as error:
+        raise HostfileError(f"ranks.key: {error}") from None
+
+
+def resolve(name: str) -> str | None:
+    """Return the IPv4 address of a name, as the system finds it; None where it does not within RESOLVE_S."""
+    found: list[str] = []
+
+    def ask() -> None:
+        try:
+            rows = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)
+        except OSError:
+            return
+        found.extend(str(row[4][0]) for row in rows)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(RESOLVE_S)
+    return found[0] if found else None
+
+
+def _ip(text: str) -> str | None:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return None
+
+
+def _written(host: str, port: int) -> str:
+    return str(Address(host, port))
+
+
+def _model(name: str | None) -> str:
+    """Name by which the other machines find the model."""
+    if pocket.is_meant(name):
+        return pocket.MODEL_ID
+    path = Path(name or "").expanduser()
+    return str(path.absolute()) if path.is_dir() else name or ""
