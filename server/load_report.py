@@ -14,6 +14,7 @@ from mlx_backend.api.interface import (
     MemoryReport,
     ModelInfo,
     PrefixCacheReport,
+    RanksInfo,
 )
 from server.logs import is_structured
 from server.service.registry import ServedModel
@@ -40,6 +41,8 @@ def _report(model: ServedModel, url: str, when_ready: Callable[[], None]) -> Non
     if model.failure is None and info is not None:
         when_ready()
         logger.info("serving %s on %s: %s", model.id, url, describe(info))
+        if info.ranks is not None:
+            logger.info("ranks: %s", describe_ranks(info.ranks))
         if info.memory is not None:
             logger.info("memory: %s", describe_memory(info.memory))
             if info.context_limited_by == "memory" and info.memory.raise_command:
@@ -62,6 +65,12 @@ def describe(info: ModelInfo) -> str:
     rows = "batched" if info.is_batched else "one sequence at a time"
     weights = f"{info.num_parameters / 1e6:,.1f} M parameters in {info.weights_bytes / 1e6:,.1f} MB"
     return f"{weights}, context {info.context_limit} tokens (by the {info.context_limited_by}), {rows}"
+
+
+def describe_ranks(ranks: RanksInfo) -> str:
+    """One line on what each rank holds."""
+    held = (f"rank {each.rank} {each.num_layers} layers, {each.weights_bytes / 1e6:,.1f} MB" for each in ranks.ranks)
+    return f"{len(ranks.ranks)} over {ranks.link}, {ranks.parallel}: {'; '.join(held)}; below, the rank with least room"
 
 
 def describe_memory(memory: MemoryReport) -> str:

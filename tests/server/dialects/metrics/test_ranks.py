@@ -1,4 +1,4 @@
-"""The metrics, and the table of `pippin ps`, of a model that several ranks share."""
+"""The metrics of a model that several ranks share, its table in `pippin ps`, and its line in the log."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from mlx_backend.api.interface import EngineStats, ModelInfo, RankInfo, RanksInf
 from server.commands.ps import _ranks_table
 from server.dialects.admin.routes import _encode_rank
 from server.dialects.metrics.ranks import rank_families
+from server.load_report import describe_ranks
 
 STATS = EngineStats(
     ranks=tuple(
@@ -69,6 +70,14 @@ def test_each_rank_has_its_series_and_what_is_not_known_has_none() -> None:
 def test_one_process_has_no_series() -> None:
     assert read(EngineStats(), ModelInfo(context_limit=64, vocab_size=9)) == {}
     assert read(EngineStats(), None) == {}
+
+
+def test_the_log_says_what_each_rank_holds() -> None:
+    assert INFO.ranks is not None
+    assert describe_ranks(INFO.ranks) == (
+        "2 over loopback, pipeline: rank 0 31 layers, 300.0 MB; rank 1 30 layers, 300.0 MB; below, the rank with "
+        "least room"
+    )
 
 
 def test_the_table_says_what_each_rank_holds_and_whether_it_answers() -> None:
