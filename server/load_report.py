@@ -50,14 +50,19 @@ def _report(model: ServedModel, url: str, when_ready: Callable[[], None]) -> Non
         for line in describe_kv_caches(info):
             logger.info("KV cache: %s", line)
         logger.info("prefix cache: %s", describe_prefix_cache(info.prefix_cache))
-        if info.dequantized_reason is not None:
-            logger.warning("attention dequantizes every layer's KV cache in every step: %s", info.dequantized_reason)
-        if info.whole_heads_reason is not None:
-            logger.warning("a chunk's attention keeps the scores of all heads at once: %s", info.whole_heads_reason)
-        if info.unbatched_reason is not None:
-            logger.warning("%s is served one sequence at a time: %s", model.id, info.unbatched_reason)
-        if info.ungrouped_reason is not None:
-            logger.info("every sequence of a batch takes the memory of the longest: %s", info.ungrouped_reason)
+        _log_reasons(model.id, info)
+
+
+def _log_reasons(name: str, info: ModelInfo) -> None:
+    """Log what this model cannot have of what others have."""
+    if info.dequantized_reason is not None:
+        logger.warning("attention dequantizes every layer's KV cache in every step: %s", info.dequantized_reason)
+    if info.whole_heads_reason is not None:
+        logger.warning("a chunk's attention keeps the scores of all heads at once: %s", info.whole_heads_reason)
+    if info.unbatched_reason is not None:
+        logger.warning("%s is served one sequence at a time: %s", name, info.unbatched_reason)
+    if info.ungrouped_reason is not None:
+        logger.info("every sequence of a batch takes the memory of the longest: %s", info.ungrouped_reason)
 
 
 def describe(info: ModelInfo) -> str:
