@@ -63,6 +63,7 @@ def _create_ranks_engine(config: EngineConfig) -> Engine:
     runner = RanksRunner(config, build, check=check)
     engine = DeviceEngine(config, runner)
     runner.on_loss(engine.abandon)
+    engine.show_ranks(runner.rank_stats)
     return engine
 
 

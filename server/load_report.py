@@ -14,6 +14,7 @@ from mlx_backend.api.interface import (
     MemoryReport,
     ModelInfo,
     PrefixCacheReport,
+    RanksInfo,
 )
 from server.logs import is_structured
 from server.service.registry import ServedModel
@@ -40,6 +41,8 @@ def _report(model: ServedModel, url: str, when_ready: Callable[[], None]) -> Non
     if model.failure is None and info is not None:
         when_ready()
         logger.info("serving %s on %s: %s", model.id, url, describe(info))
+        if info.ranks is not None:
+            logger.info("ranks: %s", describe_ranks(info.ranks))
         if info.memory is not None:
             logger.info("memory: %s", describe_memory(info.memory))
             if info.context_limited_by == "memory" and info.memory.raise_command:
@@ -47,14 +50,19 @@ def _report(model: ServedModel, url: str, when_ready: Callable[[], None]) -> Non
         for line in describe_kv_caches(info):
             logger.info("KV cache: %s", line)
         logger.info("prefix cache: %s", describe_prefix_cache(info.prefix_cache))
-        if info.dequantized_reason is not None:
-            logger.warning("attention dequantizes every layer's KV cache in every step: %s", info.dequantized_reason)
-        if info.whole_heads_reason is not None:
-            logger.warning("a chunk's attention keeps the scores of all heads at once: %s", info.whole_heads_reason)
-        if info.unbatched_reason is not None:
-            logger.warning("%s is served one sequence at a time: %s", model.id, info.unbatched_reason)
-        if info.ungrouped_reason is not None:
-            logger.info("every sequence of a batch takes the memory of the longest: %s", info.ungrouped_reason)
+        _log_reasons(model.id, info)
+
+
+def _log_reasons(name: str, info: ModelInfo) -> None:
+    """Log what this model cannot have of what others have."""
+    if info.dequantized_reason is not None:
+        logger.warning("attention dequantizes every layer's KV cache in every step: %s", info.dequantized_reason)
+    if info.whole_heads_reason is not None:
+        logger.warning("a chunk's attention keeps the scores of all heads at once: %s", info.whole_heads_reason)
+    if info.unbatched_reason is not None:
+        logger.warning("%s is served one sequence at a time: %s", name, info.unbatched_reason)
+    if info.ungrouped_reason is not None:
+        logger.info("every sequence of a batch takes the memory of the longest: %s", info.ungrouped_reason)
 
 
 def describe(info: ModelInfo) -> str:
@@ -62,6 +70,12 @@ def describe(info: ModelInfo) -> str:
     rows = "batched" if info.is_batched else "one sequence at a time"
     weights = f"{info.num_parameters / 1e6:,.1f} M parameters in {info.weights_bytes / 1e6:,.1f} MB"
     return f"{weights}, context {info.context_limit} tokens (by the {info.context_limited_by}), {rows}"
+
+
+def describe_ranks(ranks: RanksInfo) -> str:
+    """One line on what each rank holds."""
+    held = (f"rank {each.rank} {each.num_layers} layers, {each.weights_bytes / 1e6:,.1f} MB" for each in ranks.ranks)
+    return f"{len(ranks.ranks)} over {ranks.link}, {ranks.parallel}: {'; '.join(held)}; below, the rank with least room"
 
 
 def describe_memory(memory: MemoryReport) -> str:

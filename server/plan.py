@@ -133,7 +133,7 @@ def show_profiles(standings: Sequence[Standing], console: Console | None = None)
 def _legend(standings: Sequence[Standing]) -> Iterator[str]:
     yield f"Weights in GB; the context that one user gets; the speed, an estimate, at {SHORT_CONTEXT:,} tokens."
     if any(standing.profile.num_machines > 1 for standing in standings):
-        yield "2 machines: the weights on each; Pippin cannot serve over several machines yet."
+        yield "2 machines: the weights on each; pippin plan PROFILE shows every rank, docs/ranks.md how they serve it."
     if any(standing.raised_limit_mb is not None for standing in standings):
         yield "limit raised: do that first; pippin plan PROFILE shows the command."
 

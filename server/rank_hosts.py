@@ -32,7 +32,7 @@ def placed(config: Config, told: EngineConfig) -> EngineConfig:
                 "leave it out"
             )
         hosts = hosts_of(group, config.ranks.port, _model(config.model), resolve)
-        _check_key(config.ranks.key or "")
+        _check_key(config.ranks.key)
     except HostfileError as error:
         raise ConfigError(str(error)) from None
     return replace(told, ranks=replace(told.ranks, count=group.size), hosts=hosts)
@@ -66,8 +66,10 @@ def _host(host: Host, port: int, backend: hostfile.Backend, resolve: Resolve) ->
     return RankHost(name=host.name, ips=ips, address=_written(ip, address.port or port), rdma=rdma)
 
 
-def _check_key(given: str) -> None:
+def _check_key(given: str | None) -> None:
     """Raise HostfileError where the engine could not read the key."""
+    if given is None:
+        raise HostfileError("ranks.key: a hostfile needs it; name the file that holds the key, as --key @FILE")
     from mlx_backend.follow import read_key  # late: a server without a hostfile needs none of it
 
     try:

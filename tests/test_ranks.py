@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server_process import DEADLINE_S, ServerProcess, serving
+from tests.server_process import DEADLINE_S, ServerProcess, live_stats, serving
 from tests.tiny_models import write_served_model
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
@@ -128,6 +128,19 @@ def test_a_killed_leader_leaves_no_follower_in_a_computation(folder: Path) -> No
         until(lambda: not _runs(follower))
 
 
+def check_what_is_shown(client: httpx.Client) -> None:
+    """Both ranks are in every report, and rank 1 has said what it holds and answered a message."""
+    until(lambda: client.get("/admin/models").json()["data"][0]["ranks"][1]["active_bytes"] > 0)
+    until(lambda: client.get("/admin/models").json()["data"][0]["ranks"][1]["round_trip_s"] is not None)
+    ranks = client.get("/v1/models").json()["data"][0]["pippin"]["ranks"]
+    assert (ranks["count"], ranks["parallel"], ranks["link"]) == (2, "tensor", "loopback (MLX's ring)")
+    assert [rank["weights_bytes"] for rank in ranks["ranks"]] == [1 << 20] * 2
+    assert 'pippin_rank_memory_bytes{kind="active",model="mock",rank="1"}' in client.get("/metrics").text
+    (model,) = client.get("/status").json()["models"]
+    assert [rank["rank"] for rank in model["ranks"]["ranks"]] == [0, 1]
+    assert live_stats(client)["ranks"][1]["is_busy"] is False
+
+
 def test_a_drain_answers_what_was_admitted_and_ends_all_with_0() -> None:
     with serving(*MOCK) as (server, client):
         follower = follower_of(server)
@@ -137,6 +150,7 @@ def test_a_drain_answers_what_was_admitted_and_ends_all_with_0() -> None:
             with httpx.Client(base_url=client.base_url, timeout=DEADLINE_S) as mine:
                 answers.append(mine.post("/v1/completions", json={**LONG, "max_tokens": 40, "stream": False}))
 
+        check_what_is_shown(client)
         asking = threading.Thread(target=ask)
         asking.start()
         until(lambda: client.get("/health").json()["models"][0]["stats"]["num_running"] == 1)

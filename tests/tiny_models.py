@@ -112,6 +112,29 @@ def write_served_model(folder: Path, name: str = "llama", **changes: Any) -> Pat
     return write_model(folder, name, vocab_size=vocab_size, **changes)
 
 
+def write_quantized_model(folder: Path, name: str, bits: int = 4, group_size: int = 32, **changes: Any) -> Path:
+    """Write the named checkpoint with quantized weights, as mlx_lm.convert does."""
+    import mlx.core as mx
+    import mlx.nn as nn
+    from mlx.utils import tree_flatten
+
+    write_model(folder, name, **changes)
+    config = json.loads((folder / "config.json").read_text())
+    module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
+    model = module.Model(module.ModelArgs.from_dict(config))
+    model.load_weights(str(folder / "model.safetensors"))
+    nn.quantize(model, group_size, bits, class_predicate=lambda path, layer: _divides(layer, group_size))
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"})
+    (folder / "config.json").write_text(
+        json.dumps({**config, "quantization": {"group_size": group_size, "bits": bits}})
+    )
+    return folder
+
+
+def _divides(layer: Any, group_size: int) -> bool:
+    return hasattr(layer, "to_quantized") and layer.weight.shape[-1] % group_size == 0
+
+
 def write_model(folder: Path, name: str, seed: int = 0, **changes: Any) -> Path:
     """Write the named checkpoint (no tokenizer) into `folder`; `changes` go over its config."""
     import mlx.core as mx

@@ -164,8 +164,6 @@ class RanksConfig:
         check_options(self)
         if self.port > 65534:
             raise ValueError(f"port must be at most 65534, not {self.port}")
-        if self.hostfile is not None and self.key is None:
-            raise ValueError("hostfile needs ranks.key, too; name the file that holds the key, as @FILE")
 
     @property
     def is_one_model_in_parts(self) -> bool:

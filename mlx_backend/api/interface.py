@@ -36,6 +36,9 @@ from mlx_backend.api.reports import MemoryReport as MemoryReport
 from mlx_backend.api.reports import ModelInfo as ModelInfo
 from mlx_backend.api.reports import PrefixCacheReport as PrefixCacheReport
 from mlx_backend.api.reports import PrefixCacheStats as PrefixCacheStats
+from mlx_backend.api.reports import RankInfo as RankInfo
+from mlx_backend.api.reports import RanksInfo as RanksInfo
+from mlx_backend.api.reports import RankStats as RankStats
 
 FinishReason = Literal["stop", "length"]
 
@@ -190,6 +193,8 @@ class EngineStats:
     peak_bytes: int = 0
     """The most it has had allocated."""
     prefix_cache: PrefixCacheStats = field(default_factory=PrefixCacheStats)
+    ranks: tuple[RankStats, ...] = ()
+    """In their order; empty where one process has the whole model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

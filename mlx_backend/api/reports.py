@@ -111,6 +111,46 @@ class EmbeddingInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RankInfo:
+    """What one rank of a model holds; bytes. Limit and what is free are None where nothing bounds them."""
+
+    rank: int
+    num_layers: int
+    """With tensor parallelism every rank has a part of all layers."""
+    weights_bytes: int
+    kv_bytes_per_token: int
+    limit_bytes: int | None
+    free_bytes: int | None
+    """For KV caches and computing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RanksInfo:
+    """A model that several ranks share: how, and over what. In the order of the ranks."""
+
+    parallel: Literal["tensor", "pipeline"]
+    link: str
+    ranks: tuple[RankInfo, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankStats:
+    """A snapshot of one rank. Other ranks report once a second, so their bytes may be as old as that."""
+
+    rank: int
+    kv_bytes: int
+    active_bytes: int
+    """What its device has allocated now, weights among them."""
+    peak_bytes: int
+    round_trip_s: float | None
+    """Of the last message to the rank that was answered; None for rank 0, and before the first."""
+    progress_age_s: float
+    """Since it last completed a call; it grows while there is nothing to do."""
+    is_busy: bool
+    """Whether it has calls that it has not completed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What is known of a loaded model. `pads_chunks`: a prompt's last chunk is padded up to one of a few sizes."""
 
@@ -140,6 +180,8 @@ class ModelInfo:
     """None: the model makes no embeddings."""
     no_embedding_reason: str = "it was not made for them"
     """Why not, where it makes none."""
+    ranks: RanksInfo | None = None
+    """None: one process has all of it. Else the weights, the memory and the limits are those of the fullest rank."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ from mlx_backend.api.interface import (
     GenerationRequest,
     LoadProgress,
     ModelInfo,
+    RankStats,
 )
 from mlx_backend.core.sequence import SequenceGroup, TokenSequence, build_groups
 from mlx_backend.engine.checks import check_number, check_request
@@ -66,6 +67,7 @@ class DeviceEngine:
         self._is_abandoned = self._has_ended = False
         self._failure: BaseException | None = None
         self._callbacks: list[Callable[[], None]] = []
+        self._read_ranks: Callable[[], tuple[RankStats, ...]] | None = None
         self._info: ModelInfo | None = None
         self._load = LoadProgress()
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
@@ -118,7 +120,12 @@ class DeviceEngine:
 
     def stats(self) -> EngineStats:
         loop = self._loop
-        return self._counters.snapshot(None if loop is None else loop.scheduler, len(self._inbox))
+        found = self._counters.snapshot(None if loop is None else loop.scheduler, len(self._inbox))
+        return found if self._read_ranks is None else replace(found, ranks=self._read_ranks())
+
+    def show_ranks(self, read: Callable[[], tuple[RankStats, ...]]) -> None:
+        """Have `stats` say what `read` returns of the ranks; it is called on any thread."""
+        self._read_ranks = read
 
     def health(self) -> EngineHealth:
         if self._failure is not None:

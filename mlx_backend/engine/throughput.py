@@ -99,10 +99,10 @@ class ThroughputEstimate:
     def _efficient(self, sizes: dict[int, float], most_s: float, limit: int) -> tuple[int, float]:
         """Return tokens and seconds of the smallest chunk that is efficient, by the seconds of some sizes."""
         best = min(seconds / size for size, seconds in sizes.items())
-        size, took_s = 1, _between(sizes, 1)
+        size, took_s = 1, _between(sizes, 1, self.fixed_s)
         while size < limit and took_s + self.decode_s > best * size / _LEAST_SHARE:
             larger = min(chunk_sizes.next_size(size), limit)
-            longer_s = _between(sizes, larger)
+            longer_s = _between(sizes, larger, self.fixed_s)
             if longer_s > most_s or (longer_s + self.decode_s) * size >= (took_s + self.decode_s) * larger:
                 break  # too long, or no cheaper a token
             size, took_s = larger, longer_s
@@ -124,7 +124,7 @@ class ThroughputEstimate:
         if token_s is None:
             return None
         sizes = self._sizes_at(start)
-        known_s = _between(sizes, num_tokens) if num_tokens <= max(sizes, default=0) else 0.0
+        known_s = _between(sizes, num_tokens, self.fixed_s) if num_tokens <= max(sizes, default=0) else 0.0
         return max(self.fixed_s + token_s * num_tokens, known_s)
 
     def _num_computed(self, num_tokens: int) -> int:
@@ -164,12 +164,19 @@ class ThroughputEstimate:
         return self._token_s[nearest] * growth
 
 
-def _between(sizes: dict[int, float], num_tokens: int) -> float:
-    """Seconds of a chunk, between those of the nearest known sizes; in proportion beyond the largest."""
+def _between(sizes: dict[int, float], num_tokens: int, fixed_s: float) -> float:
+    """Seconds of a chunk, between those of the nearest known sizes; in proportion beyond the largest.
+
+    Below the smallest, between `fixed_s` and its seconds: a chunk is not as dear as a much larger one because no other
+    was measured at this position.
+    """
     smaller = max((size for size in sizes if size <= num_tokens), default=None)
     larger = min((size for size in sizes if size >= num_tokens), default=None)
     if smaller is None:
-        return sizes[larger] if larger is not None else 0.0
+        if larger is None:
+            return 0.0
+        least_s = min(fixed_s, sizes[larger])
+        return least_s + num_tokens / larger * (sizes[larger] - least_s)
     if larger is None:
         return sizes[smaller] * num_tokens / smaller
     part = (num_tokens - smaller) / max(larger - smaller, 1)

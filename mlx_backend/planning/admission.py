@@ -32,6 +32,19 @@ class Reservation:
     is_prefilled: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetFields:
+    """All that a budget is made of: with them another process has the same one."""
+
+    shape: ModelShape
+    plans: tuple[CachePlan, ...]
+    limit_bytes: int
+    max_chunk: int
+    has_fused: bool
+    pads_chunks: bool
+    max_groups: int
+
+
 class Budget:
     """`limit_bytes` are for KV caches and the transients of computing; weights and reserve are taken off already."""
 
@@ -57,6 +70,32 @@ class Budget:
         self._padding = most_padding(max_chunk) if pads_chunks else 0
         self._known: dict[tuple[Reservation, ...], tuple[int, int]] = {}
         """What is held and needed for claims: asked in every turn, and seldom different."""
+
+    @classmethod
+    def of(cls, fields: BudgetFields) -> Budget:
+        """Return the budget that has these `fields`."""
+        found = cls(
+            fields.shape,
+            fields.plans,
+            fields.limit_bytes,
+            max_chunk=fields.max_chunk,
+            has_fused=fields.has_fused,
+            pads_chunks=fields.pads_chunks,
+        )
+        found.max_groups = fields.max_groups
+        return found
+
+    def fields(self) -> BudgetFields:
+        """Return all that this one is made of."""
+        return BudgetFields(
+            shape=self.shape,
+            plans=self.plans,
+            limit_bytes=self.limit_bytes,
+            max_chunk=self._max_chunk,
+            has_fused=self._has_fused,
+            pads_chunks=self._padding > 0,
+            max_groups=self.max_groups,
+        )
 
     def needed(self, claims: Iterable[Reservation]) -> int:
         """Most bytes that these requests come to together, whatever order they are computed in."""

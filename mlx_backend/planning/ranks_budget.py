@@ -8,16 +8,21 @@ from mlx_backend.planning.admission import Budget, Reservation
 
 
 class RanksBudget(Budget):
-    """Budgets of all ranks as one: what it admits, each of them admits. For equal ranks it is that of any of them.
+    """Budgets of all ranks as one. It admits what every rank admits, and nothing else; of equal ranks it is any one.
 
-    Its limit is the smallest, and what requests take is the most that they take on any rank.
+    Ranks may have room for different numbers of bytes, and requests take different numbers of bytes there. What counts
+    is the rank with the least room left: the limit is the smallest of all, and `held` and `needed` leave as much of it
+    as is left on that rank.
     """
 
     def __init__(self, budgets: Sequence[Budget]) -> None:
         """At least one. They must not be changed afterwards, but by `max_groups` of this one."""
         first = max(budgets, key=lambda budget: sum(plan.bytes_per_token for plan in budget.plans))
         self._budgets = tuple(budgets)
-        super().__init__(first.shape, first.plans, min(budget.limit_bytes for budget in budgets))
+        limit = min(budget.limit_bytes for budget in budgets)
+        self._more = tuple(budget.limit_bytes - limit for budget in budgets)
+        """The bytes that each rank has beyond the smallest limit."""
+        super().__init__(first.shape, first.plans, limit)
         self.max_groups = min(budget.max_groups for budget in budgets)
 
     @property
@@ -32,13 +37,17 @@ class RanksBudget(Budget):
     def batch_bytes(self, lengths: Sequence[int]) -> int:
         return max(budget.batch_bytes(lengths) for budget in self._budgets)
 
-    def _bytes_of(self, claims: tuple[Reservation, ...]) -> tuple[int, int]:
-        both = [budget._bytes_of(claims) for budget in self._budgets]
-        return max(held for held, _ in both), max(needed for _, needed in both)
-
-    def _chunk(self, step: int, context: int) -> int:
-        return max(budget._chunk(step, context) for budget in self._budgets)
+    def step_for(self, claims: Sequence[Reservation], context: int, largest: int) -> int:
+        return min(budget.step_for(claims, context, largest) for budget in self._budgets)
 
     def needed_soon(self, claims: Iterable[Reservation], chunks: Iterable[tuple[int, int]]) -> int:
         asked, sizes = tuple(claims), tuple(chunks)
-        return max(budget.needed_soon(asked, sizes) for budget in self._budgets)
+        return self._fullest([budget.needed_soon(asked, sizes) for budget in self._budgets])
+
+    def _bytes_of(self, claims: tuple[Reservation, ...]) -> tuple[int, int]:
+        both = [budget._bytes_of(claims) for budget in self._budgets]
+        return self._fullest([held for held, _ in both]), self._fullest([needed for _, needed in both])
+
+    def _fullest(self, sizes: Sequence[int]) -> int:
+        """Return what leaves as much of the smallest limit as is left on the rank with the least room."""
+        return max(size - more for size, more in zip(sizes, self._more, strict=True))

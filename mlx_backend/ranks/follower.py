@@ -26,6 +26,7 @@ from mlx_backend.model.fingerprint import difference, fingerprints
 from mlx_backend.ranks import messages
 from mlx_backend.ranks.addresses import Tryout
 from mlx_backend.ranks.channel import Channel, ChannelError
+from mlx_backend.ranks.facts import facts
 from mlx_backend.ranks.patience import BEAT_S, Patience
 from mlx_backend.ranks.seats import Refused
 from mlx_backend.runners.base import Runner
@@ -67,6 +68,9 @@ class Follower:
         self._progress_at = time.monotonic()
         self._is_busy = False
         self._is_leaving = False
+        self._held: dict[str, int] = {}
+        """Bytes that it held when it was last noted."""
+        self._is_noting = False
 
     def run(self) -> int:
         """Serve until told to leave; the exit code."""
@@ -96,8 +100,12 @@ class Follower:
         runner = self._prepare(self._next("begin"))
         self._next("load")
         info = runner.load(_ignore)
-        self._say({"say": "loaded", "facts": messages.facts(info, runner.budget)})
+        self._say({"say": "loaded", "facts": facts(info, runner.budget, runner.blocks)})
+        self._note(runner)
         while (message := self._inbox.get())["call"] != "close":
+            if message["call"] == "note":
+                self._note(runner)
+                continue
             self._is_busy, self._progress_at = True, time.monotonic()
             _make(runner, message)
             self._num_done += 1
@@ -106,6 +114,12 @@ class Follower:
         runner.close()
         logger.info("%s leaves: rank 0 has ended the group", self._name)
         return 0
+
+    def _note(self, runner: Runner) -> None:
+        """Note what is held, on the thread that computes; the next beat says it."""
+        self._is_noting = False
+        active, peak = runner.device_bytes()
+        self._held = {"kv": runner.kv_bytes(), "active": active, "peak": peak}
 
     def _prepare(self, begin: dict[str, Any]) -> Runner:
         """Build the runner, and find out whether the ranks reach each other."""
@@ -164,7 +178,9 @@ class Follower:
         try:
             while True:
                 message = messages.read(self._channel.receive())
-                if message["call"] != "beat":
+                if message["call"] == "beat":
+                    self._say({"say": "echo", "at": message.get("at")})
+                else:
                     self._inbox.put(message)
         except (ChannelError, ValueError, KeyError) as error:
             self._leave(f"is lost: {error}")
@@ -172,7 +188,10 @@ class Follower:
     def _watch(self) -> None:
         while not self._is_leaving:
             time.sleep(BEAT_S)
-            self._say({"say": "beat", "done": self._num_done})
+            self._say({"say": "beat", "done": self._num_done, "held": self._held})
+            if self._held and not self._is_noting:
+                self._is_noting = True
+                self._inbox.put({"call": "note"})
             now = time.monotonic()
             is_busy = self._is_busy
             stalled_s = now - self._progress_at

@@ -47,11 +47,10 @@ class Gathering:
         `check` is called meanwhile, and may raise. Raises ModelLoadError.
         """
         hosts, memberships = self._config.hosts, memberships_of(self._config)
-        secret = secrets.token_hex(32)
+        secret, model = secrets.token_hex(32), self._model()
         try:
             host, port = (LOOPBACK, 0) if hosts is None else parse(hosts.listen)
             key = derive(secret) if hosts is None else read_key(self._config.ranks.key or "")
-            model = self._model()
             seats = Seats(_seats(hosts, len(memberships)), messages.versions())
             listener = Listener(host, port, key, seats)
         except KeyFileError as error:
@@ -80,10 +79,13 @@ class Gathering:
         return memberships[0]
 
     def _model(self) -> dict[str, str]:
-        """Return the fingerprints of the model's files; none of the mock's."""
+        """Return the fingerprints of the model's files; none of the mock's. Raises ModelLoadError."""
         if self._config.backend == "mock":
             return {}
-        return fingerprints(open_checkpoint(Path(self._config.model_path)))
+        try:
+            return fingerprints(open_checkpoint(Path(self._config.model_path)))
+        except OSError as error:
+            raise ModelLoadError(f"{error.filename}: {error.strerror or error}; fetch the model again") from error
 
     def _begin(self, membership: Membership, model: dict[str, str]) -> bytes:
         hosts = self._config.hosts

@@ -13,16 +13,10 @@ from importlib import metadata
 from typing import Any
 
 from mlx_backend.api.config import EngineConfig
-from mlx_backend.api.interface import ModelInfo, SamplingParams
+from mlx_backend.api.interface import SamplingParams
 from mlx_backend.core.as_json import decode, encode
 from mlx_backend.core.membership import Membership
 from mlx_backend.core.step import StepPlan
-from mlx_backend.planning.admission import Budget
-
-_COMPARED = ("is_batched", "vocab_size", "embedding", "dequantized_reason", "ungrouped_reason", "pads_chunks")
-"""What every rank finds out for itself, and must find alike."""
-_ROW_TOKENS = 4096
-"""The length of the row by which ranks compare how much fits them."""
 
 
 def write(message: Mapping[str, Any]) -> bytes:
@@ -92,30 +86,3 @@ def read_membership(fields: Mapping[str, Any]) -> Membership:
         return Membership(**fields)
     except TypeError as error:
         raise ValueError(f"a membership of another version ({error})") from error
-
-
-def facts(info: ModelInfo, budget: Budget | None) -> dict[str, Any]:
-    """Return what a rank says of its loaded share."""
-    compared = {name: repr(getattr(info, name)) for name in _COMPARED}
-    room = None if budget is None else {"free": budget.limit_bytes, "row": budget.row_bytes(_ROW_TOKENS)}
-    return {"compared": compared, "context": info.context_limit, "weights": info.weights_bytes, "room": room}
-
-
-def differences(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Return what another rank found unlike this one, a text each."""
-    ours, theirs = own["compared"], other["compared"]
-    return [f"{name}: {ours[name]} and {theirs.get(name)}" for name in ours if theirs.get(name) != ours[name]]
-
-
-def fitting_limit(own: Mapping[str, Any], other: Mapping[str, Any]) -> int | None:
-    """Return the bytes of this rank's budget that stand for all of another's, where that is less; else None."""
-    ours, theirs = own["room"], other["room"]
-    if ours is None or theirs is None or not theirs["row"]:
-        return None
-    limit = int(theirs["free"] * ours["row"] / theirs["row"])
-    return limit if limit < ours["free"] else None
-
-
-def limited(info: ModelInfo, context: int) -> ModelInfo:
-    """Return what is known of the model where another rank has memory for so much context only."""
-    return dataclasses.replace(info, context_limit=context, context_limited_by="memory")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from mlx_backend.api.interface import RankStats
 from mlx_backend.ranks import messages
 from mlx_backend.ranks.channel import Channel, ChannelError
 from mlx_backend.ranks.patience import BEAT_S, Patience
@@ -20,6 +21,8 @@ class Peer:
         self.said: dict[str, dict[str, Any]] = {}
         """The newest message of each kind."""
         self.num_sent = 0
+        self.round_trip_s: float | None = None
+        """What the last message that was answered took, there and back."""
         self.gone = threading.Event()
         """Set once nothing more comes of it."""
         self._num_done = 0
@@ -38,6 +41,19 @@ class Peer:
     def progress_age_s(self) -> float:
         """Seconds since it last completed a call."""
         return time.monotonic() - self._progress_at
+
+    def stats(self) -> RankStats:
+        """Return a snapshot, as far as the rank has said."""
+        held = self.said.get("beat", {}).get("held", {})
+        return RankStats(
+            rank=self.rank,
+            kv_bytes=held.get("kv", 0),
+            active_bytes=held.get("active", 0),
+            peak_bytes=held.get("peak", 0),
+            round_trip_s=self.round_trip_s,
+            progress_age_s=self.progress_age_s,
+            is_busy=self.is_busy,
+        )
 
     def send(self, payload: bytes, *, counts: bool = False) -> None:
         """Send a message; `counts`: a call that is to be completed. Raises ChannelError."""
@@ -63,20 +79,21 @@ class Peer:
                 if kind in ("failed", "leaves"):
                     self._lost(f"{kind}: {message.get('why')}")
                     return
+                if kind == "echo":
+                    self.round_trip_s = time.monotonic() - float(message["at"])
                 self.said[str(kind)] = message
                 if message.get("done", 0) > self._num_done:
                     self._num_done, self._progress_at = message["done"], time.monotonic()
-        except (ChannelError, ValueError, TypeError) as error:
+        except (ChannelError, ValueError, TypeError, KeyError) as error:
             self._lost(f"is lost: {error}")
         finally:
             self.gone.set()
 
     def _watch(self) -> None:
-        beat = messages.write({"call": "beat"})
         while not self._is_closing:
             time.sleep(BEAT_S)
             try:
-                self._channel.send(beat)
+                self._channel.send(messages.write({"call": "beat", "at": time.monotonic()}))
             except ChannelError:
                 return  # the reading thread says so
             silent_s = time.monotonic() - self._channel.heard_at

@@ -8,34 +8,27 @@ computation by then, and MLX has no way to call them back.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, TypeVar
 
 from mlx_backend.api.errors import EngineDead, ModelLoadError, SequenceFailed
-from mlx_backend.api.interface import EngineConfig, LoadProgress, ModelInfo
+from mlx_backend.api.interface import EngineConfig, LoadProgress, ModelInfo, RankStats
 from mlx_backend.core.blocks import BlockStore
 from mlx_backend.core.membership import Membership
-from mlx_backend.core.step import (
-    BlockId,
-    BlockRef,
-    Chunk,
-    PromptId,
-    PromptResult,
-    ReadMasks,
-    SequenceId,
-    Span,
-    StepPlan,
-    StepResult,
-)
+from mlx_backend.core.step import Chunk, PromptResult, ReadMasks, StepPlan, StepResult
 from mlx_backend.planning.admission import Budget
-from mlx_backend.ranks import messages
+from mlx_backend.planning.ranks_budget import RanksBudget
+from mlx_backend.ranks import facts, messages
 from mlx_backend.ranks.addresses import Tryout
 from mlx_backend.ranks.channel import Channel, ChannelError
 from mlx_backend.ranks.gathering import Gathering
 from mlx_backend.ranks.patience import Patience
 from mlx_backend.ranks.peer import Peer
+from mlx_backend.ranks.store import SharedStore
 from mlx_backend.runners.base import Runner
 
 _END_S = 3.0
@@ -62,10 +55,18 @@ class RanksRunner:
         self._check_split = check
         self._config, self._build, self._patience = config, build, patience or Patience()
         self._own: Runner | None = None
-        self._blocks: _RanksStore | None = None
+        self._blocks: SharedStore | None = None
+        self._budget: Budget | None = None
+        self._kv_share = Fraction(1)
+        """Bytes of KV caches on the rank that holds most of them, as a share of this one's."""
+        self._held = (0, 0, 0)
+        """Bytes of this rank when they were last asked for: KV caches, allocated now, and the most so far."""
+        self._is_computing = False
+        self._progress_at = time.monotonic()
         self._gathering = Gathering(config)
         self._others = self._gathering.processes
         self._peers: list[Peer] = []
+        self._membership: Membership | None = None
         self._lost: str | None = None
         self._may_hang = False
         """Set once MLX connects: before, whatever waits for a rank notices by itself that it is lost."""
@@ -79,7 +80,8 @@ class RanksRunner:
 
     @property
     def budget(self) -> Budget | None:
-        return None if self._own is None else self._own.budget
+        """What every rank has room for."""
+        return self._budget
 
     @property
     def blocks(self) -> BlockStore | None:
@@ -100,14 +102,11 @@ class RanksRunner:
         self._check(report)  # a rank that was lost meanwhile has told nothing else
         self._send_all({"call": "load"})  # all ranks connect now: none waits long for another in MLX's own code
         info = self._own.load(lambda progress: self._report(report, progress))
-        info = self._agree(info, self._await("loaded", report))
-        store = self._own.blocks
-        self._blocks = None if store is None else _RanksStore(store, self._mirror)
-        return info
+        return self._agree(info, [said["facts"] for said in self._await("loaded", report)])
 
     def _meet(self, report: Callable[[LoadProgress], None]) -> Runner:
         """Wait until all ranks have joined and reach each other; return the own runner. Raises ModelLoadError."""
-        membership = self._gathering.gather(self._joined, lambda: self._check(report))
+        self._membership = membership = self._gathering.gather(self._joined, lambda: self._check(report))
         self._peers.sort(key=lambda peer: peer.rank)
         with contextlib.closing(Tryout(membership)) as tryout:
             tryout.open()
@@ -143,16 +142,21 @@ class RanksRunner:
 
     def _agree(self, info: ModelInfo, others: list[dict[str, Any]]) -> ModelInfo:
         """Return what holds for all ranks. Raises ModelLoadError where they found different things."""
-        own, budget = messages.facts(info, self.budget), self.budget
-        for peer, said in zip(self._peers, others, strict=True):
-            wrong = messages.differences(own, said["facts"])
+        runner = self._runner
+        own = facts.facts(info, runner.budget, runner.blocks)
+        for peer, other in zip(self._peers, others, strict=True):
+            wrong = facts.differences(own, other)
             if wrong:
                 raise ModelLoadError(f"ranks: rank {peer.rank} found something else than rank 0: {'; '.join(wrong)}")
-            limit = messages.fitting_limit(own, said["facts"])
-            if limit is not None and budget is not None:
-                budget.limit_bytes = min(budget.limit_bytes, limit)
-        context = min([info.context_limit, *(said["facts"]["context"] for said in others)])
-        return info if context == info.context_limit else messages.limited(info, context)
+        every = [own, *others]
+        budgets = [facts.read_budget(each["budget"]) for each in every if each["budget"] is not None]
+        self._budget = RanksBudget(budgets) if budgets else None
+        if own["token"]:
+            self._kv_share = max(Fraction(each["token"], own["token"]) for each in every)
+        if runner.blocks is not None:
+            self._blocks = SharedStore(runner.blocks, [each["store"] for each in others], self._mirror)
+        assert self._membership is not None, "known since the ranks have joined"
+        return facts.shared_info(info, every, self._membership)
 
     # ---- the door ----
 
@@ -173,10 +177,29 @@ class RanksRunner:
         self._runner.idle()
 
     def kv_bytes(self) -> int:
-        return self._runner.kv_bytes()
+        """Bytes of KV caches on the rank that holds most of them: what counts beside the budget."""
+        own = self._runner.kv_bytes()
+        self._held = (own, *self._held[1:])
+        return math.ceil(own * self._kv_share)
 
     def device_bytes(self) -> tuple[int, int]:
-        return self._runner.device_bytes()
+        found = self._runner.device_bytes()
+        self._held = (self._held[0], *found)
+        return found
+
+    def rank_stats(self) -> tuple[RankStats, ...]:
+        """Return a snapshot of every rank. Any thread."""
+        kv, active, peak = self._held
+        own = RankStats(
+            rank=0,
+            kv_bytes=kv,
+            active_bytes=active,
+            peak_bytes=peak,
+            round_trip_s=None,
+            progress_age_s=time.monotonic() - self._progress_at,
+            is_busy=self._is_computing,
+        )
+        return (own, *(peer.stats() for peer in self._peers))
 
     def interrupt(self) -> None:
         """Cut short what only waits; where a rank is lost, end the others, which `close` may never come to do."""
@@ -207,10 +230,13 @@ class RanksRunner:
         return self._own
 
     def _compute(self, call: Callable[[], Result]) -> Result:
+        self._is_computing, self._progress_at = True, time.monotonic()
         try:
-            return call()
+            found = call()
         except SequenceFailed as error:
             raise EngineDead(f"rank 0 failed, and the group with it: {error}") from error
+        self._is_computing, self._progress_at = False, time.monotonic()
+        return found
 
     # ---- the others ----
 
@@ -244,28 +270,3 @@ class RanksRunner:
             peer.close()
         if self._may_hang:
             self._on_loss(EngineDead(why))
-
-
-class _RanksStore:
-    """Implements `core.blocks.BlockStore` for all ranks: each keeps its own arrays, under the same ids."""
-
-    def __init__(self, store: BlockStore, mirror: Callable[..., None]) -> None:
-        self._store, self._mirror = store, mirror
-        self.kinds, self.cuts = store.kinds, store.cuts
-        self.bytes_per_token, self.state_bytes = store.bytes_per_token, store.state_bytes
-
-    def take(self, source: PromptId | SequenceId, spans: Sequence[Span]) -> tuple[BlockRef, ...]:
-        refs = self._store.take(source, spans)  # where there is no memory, no other rank takes anything
-        self._mirror("take", source=source, spans=tuple(spans), ids=tuple(ref.id for ref in refs))
-        return refs
-
-    def free(self, block: BlockId) -> None:
-        self._store.free(block)
-        with contextlib.suppress(EngineDead):  # also called of an engine that is dead already; other calls say so
-            self._mirror("free", block=block)
-
-    def dump(self, block: BlockId) -> tuple[Any, list[memoryview]]:
-        raise NotImplementedError("a rank's blocks stay in memory")
-
-    def load(self, arrays: Any, data: memoryview) -> BlockRef:
-        raise NotImplementedError("a rank's blocks stay in memory")

@@ -368,7 +368,10 @@ class MLXRunner:
     def _make_batch(self) -> RowBatch | SingleBatch:
         if not self._is_batched:
             return SingleBatch(self._make_caches)
-        return RowBatch(self._make_caches(), RowSizes(self._plans), self._max_groups, self._kinds)
+        return RowBatch(self._make_caches(), self._row_sizes(), self._max_groups, self._kinds)
+
+    def _row_sizes(self) -> RowSizes:
+        return RowSizes(self._plans)
 
     def _lose_rows(self) -> None:
         self._reset()

@@ -6,16 +6,18 @@ Every call must be made of all ranks, in the same order: a forward pass, and sha
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_backend.api.interface import EngineConfig, LoadProgress, ModelInfo
 from mlx_backend.core.membership import Membership
+from mlx_backend.kv_cache.plan import CacheShape, RowSizes, plan_caches
 from mlx_backend.model import sharding
 from mlx_backend.model.checkpoint import Checkpoint
-from mlx_backend.model.loader import build_model
+from mlx_backend.model.loader import build_model, count_parameters
 from mlx_backend.model.skeleton import Skeleton, read_model
 from mlx_backend.runners.mlx import MLXRunner
 from mlx_backend.sampling.sampler import BatchSampler
@@ -32,6 +34,10 @@ class RankRunner(MLXRunner):
     def __init__(self, config: EngineConfig, membership: Membership) -> None:
         super().__init__(config)
         self._membership = membership
+        self._num_parameters = 0
+        """Of the whole model, as it is known to its users."""
+        self._whole: Sequence[CacheShape] = ()
+        """The caches of all ranks of a pipeline."""
 
     def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
         """Join the group and load the share. Raises ModelLoadError."""
@@ -45,15 +51,25 @@ class RankRunner(MLXRunner):
                 peak_bytes = mx.get_peak_memory()
             report(progress)
 
-        info = super().load(noting)
+        info = replace(super().load(noting), num_parameters=self._num_parameters)
         rank, weights = self._membership.rank, info.weights_bytes
         logger.info("rank %d holds %.1f MB of weights, read within %.1f MB", rank, weights / 1e6, peak_bytes / 1e6)
         return info
 
     def _build(self, checkpoint: Checkpoint) -> tuple[Any, Skeleton]:
         model = build_model(checkpoint)
+        self._num_parameters = count_parameters(model)
+        if self._membership.parallel == "pipeline":
+            self._whole = read_model(model, checkpoint.config).caches
         sharding.split(model, checkpoint.config, self._group, self._membership)
         return model, read_model(model, sharding.local_config(checkpoint.config, self._membership))
+
+    def _row_sizes(self) -> RowSizes:
+        """Sizes that all ranks share: by them the batch orders its rows, and activations go from row to row.
+
+        The ranks of a pipeline may have different numbers of layers. So each of them counts the bytes of all layers.
+        """
+        return RowSizes(plan_caches(self._whole, self._config.kv_cache)) if self._whole else super()._row_sizes()
 
     def _make_sampler(self) -> BatchSampler:
         return LeadingSampler(self._group) if self._membership.rank == 0 else FollowingSampler(self._group)

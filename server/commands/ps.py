@@ -80,7 +80,12 @@ def _print_table(models: list[Model], speeds: Mapping[str, float]) -> None:
         column.overflow = "fold"
     for model in models:
         table.add_row(*_cells(model, speeds.get(model["id"])))
-    Console(markup=False, highlight=False).print(table)
+    out = Console(markup=False, highlight=False)
+    out.print(table)
+    for model in models:
+        if model.get("ranks"):
+            out.print()
+            out.print(_ranks_table(model))
 
 
 def _cells(model: Model, speed: float | None) -> Iterator[str]:
@@ -95,6 +100,28 @@ def _cells(model: Model, speed: float | None) -> Iterator[str]:
     yield str(model["num_waiting"])
     yield "-" if speed is None else f"{speed:.1f}"
     yield _until(model)
+
+
+def _ranks_table(model: Model) -> Any:
+    """The ranks of a model that several share: what each holds, and whether it answers."""
+    from rich.table import Table
+
+    table = Table(f"ranks of {model['id']}", box=None, pad_edge=False)
+    for heading in ("layers", "weights", "may use", "holds", "KV", "round trip", "last progress"):
+        table.add_column(heading, justify="right")
+    for rank in model["ranks"]:
+        trip, age = rank["round_trip_s"], f"{rank['progress_age_s']:.1f} s"
+        table.add_row(
+            str(rank["rank"]),
+            "-" if rank["num_layers"] is None else str(rank["num_layers"]),
+            _size(rank["weights_bytes"]),
+            _size(rank["limit_bytes"]),
+            _size(rank["active_bytes"]),
+            _size(rank["kv_bytes"] or None),
+            "-" if trip is None else f"{1e3 * trip:.1f} ms",
+            f"{age}, busy" if rank["is_busy"] else f"{age}, idle",
+        )
+    return table
 
 
 def _size(num_bytes: int | None) -> str:

@@ -98,7 +98,7 @@ def plan_together(
         return plan
     told = (
         f"This is what each of {num_machines} such machines would hold; its speed is not estimated. "
-        "Pippin cannot serve over several machines yet."
+        f"pippin plan --count {num_machines} plans every rank."
     )
     rows = tuple(replace(row, decode=None, prefill=None) for row in plan.rows)  # nobody measured it
     return replace(plan, rows=rows, advice=(told, *plan.advice))

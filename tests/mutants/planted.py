@@ -80,6 +80,11 @@ MUTANTS: tuple[Mutant, ...] = (
             "            pass",
         ),
         (
+            "a rank that holds more and more is shown as it was when it had loaded",
+            '                self._inbox.put({"call": "note"})',
+            "                pass",
+        ),
+        (
             "a rank that was refused, or failed, says that rank 0 was lost",
             "        self._is_leaving = True\n        with contextlib",
             "        with contextlib",
@@ -141,17 +146,40 @@ MUTANTS: tuple[Mutant, ...] = (
         ("MLX connects to a socket that is none of its own", "        if self._socket is not None:\n            self._socket.close()", "        pass"),
     ),
     *_of(
-        "mlx_backend/ranks/messages.py",
-        "tests/mlx_backend/ranks/test_messages.py",
+        "mlx_backend/ranks/facts.py",
+        "tests/mlx_backend/ranks/test_facts.py",
         (
-            "more is admitted than fits another rank",
-            "    return limit if limit < ours[\"free\"] else None",
-            "    return None",
+            "a context is promised that another rank has no room for",
+            "    context = min(each[\"context\"] for each in ranks)",
+            "    context = info.context_limit",
+        ),
+        (
+            "the memory that is shown is that of the rank with the most room",
+            "    return min(reports, key=",
+            "    return max(reports, key=",
         ),
         (
             "a rank that found otherwise computes along, and hangs",
             "if theirs.get(name) != ours[name]]",
             "if False]",
+        ),
+    ),
+    *_of(
+        "mlx_backend/ranks/store.py",
+        "tests/mlx_backend/ranks/test_store.py",
+        (
+            "what is kept of prompts takes more than there is on the fullest rank",
+            "max(ref.nbytes, self._most_bytes(span))",
+            "ref.nbytes",
+        ),
+    ),
+    *_of(
+        "mlx_backend/runners/rank.py",
+        "tests/mlx_backend/ranks/test_rank_equality.py",
+        (
+            "ranks of a pipeline order their rows differently, and clients get the words of others",
+            "if self._whole else super()._row_sizes()",
+            "if False else super()._row_sizes()",
         ),
     ),
     *_of(
@@ -210,6 +238,11 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a device that always fails is never given up", "        if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:", "        if False:"),
         ("an answer goes on behind its stop token", "        if token_id in request.stop_ids:", "        if False:"),
         ("an answer is one token too long", "        elif len(sequence.output_ids) >= request.max_tokens:", "        elif len(sequence.output_ids) > request.max_tokens:"),
+    ),
+    *_of(
+        "mlx_backend/engine/throughput.py",
+        "tests/mlx_backend/engine/test_throughput.py",
+        ("a stream stalls for as long as the largest chunk took", "        return least_s + num_tokens / larger * (sizes[larger] - least_s)", "        return sizes[larger]"),
     ),
     *_of(
         "mlx_backend/engine/loop.py",
@@ -871,8 +904,9 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "mlx_backend/planning/ranks_budget.py",
         "tests/mlx_backend/planning/test_ranks_budget.py",
-        ("a request is admitted that one rank has no room for", "max(needed for _, needed in both)", "min(needed for _, needed in both)"),
-        ("a chunk is larger than one rank has room for", "        return max(budget._chunk(step, context)", "        return min(budget._chunk(step, context)"),
+        ("a request is admitted that one rank has no room for", "        return max(size - more for", "        return min(size - more for"),
+        ("a request waits for ever for room that every rank has", "size - more for size, more", "size for size, more"),
+        ("a chunk is larger than one rank has room for", "        return min(budget.step_for(", "        return max(budget.step_for("),
     ),
     *_of(
         "server/dialects/anthropic_messages/messages.py",

@@ -101,8 +101,8 @@ def test_a_hostfile_that_cannot_be_used_is_a_configuration_error(
         placed(config, engine_config(config, "mock"))
 
 
-@pytest.mark.parametrize("given", ["@-", "@none", "k" * 64])
-def test_a_key_that_cannot_be_read_is_a_configuration_error(tmp_path: Path, given: str) -> None:
+@pytest.mark.parametrize("given", [None, "@-", "@none", "k" * 64])
+def test_a_key_that_cannot_be_read_is_a_configuration_error(tmp_path: Path, given: str | None) -> None:
     file = tmp_path / "hosts.json"
     file.write_text('[["127.0.0.1:7501"], ["127.0.0.1:7502"]]')
     config = Config(backend="mock", ranks=RanksConfig(hostfile=str(file), key=given))

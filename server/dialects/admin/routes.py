@@ -7,7 +7,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from server.dialects.admin.schema import AdminModel, AdminModelList, LoadState
+from mlx_backend.api.interface import ModelInfo, RankStats
+from server.dialects.admin.schema import AdminModel, AdminModelList, AdminRank, LoadState
 from server.dialects.openai_schema import error_responses
 from server.dialects.parts import ServerParts
 from server.service.registry import ServedModel
@@ -61,4 +62,20 @@ def _encode(model: ServedModel) -> AdminModel:
         num_running=stats.num_running,
         num_waiting=stats.num_waiting + stats.num_prefilling,
         num_output_tokens=model.measures.num_output_tokens,
+        ranks=[_encode_rank(each, info) for each in stats.ranks],
+    )
+
+
+def _encode_rank(stats: RankStats, info: ModelInfo | None) -> AdminRank:
+    held = None if info is None or info.ranks is None else info.ranks.ranks[stats.rank]
+    return AdminRank(
+        rank=stats.rank,
+        num_layers=None if held is None else held.num_layers,
+        weights_bytes=None if held is None else held.weights_bytes,
+        limit_bytes=None if held is None else held.limit_bytes,
+        kv_bytes=stats.kv_bytes,
+        active_bytes=stats.active_bytes,
+        round_trip_s=stats.round_trip_s,
+        progress_age_s=round(stats.progress_age_s, 3),
+        is_busy=stats.is_busy,
     )

@@ -14,13 +14,30 @@ class LoadState(BaseModel):
     total_bytes: int
 
 
+class AdminRank(BaseModel):
+    """One rank of a model as it is now; bytes.
+
+    `round_trip_s`: of the last message to it, null for rank 0; `progress_age_s`: since it last completed a call.
+    """
+
+    rank: int
+    num_layers: int | None
+    weights_bytes: int | None
+    limit_bytes: int | None
+    kv_bytes: int
+    active_bytes: int
+    round_trip_s: float | None
+    progress_age_s: float
+    is_busy: bool
+
+
 class AdminModel(BaseModel):
     """A served model as it is now.
 
     `memory_bytes`: what it may use while it is loaded, fixed when it was, null where it has all or is not loaded;
     `weights_bytes`: null until it was loaded once; `kv_bytes`: held by live sequences. `num_users`: requests that keep
     it from being unloaded; of their sequences `num_running` decode and `num_waiting` do not yet. `idle_s`: how long
-    nobody has used it; null while somebody does.
+    nobody has used it; null while somebody does. `ranks`: empty where one process has the whole model.
     """
 
     id: str
@@ -40,6 +57,7 @@ class AdminModel(BaseModel):
     num_running: int
     num_waiting: int
     num_output_tokens: int
+    ranks: list[AdminRank]
 
 
 class AdminModelList(BaseModel):

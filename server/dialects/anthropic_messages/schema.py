@@ -187,7 +187,7 @@ AnsweredBlock = AnsweredText | AnsweredThinking | AnsweredToolUse
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
 
 
-class OutputTokensDetails(AnswerModel):
+class MessageTokensDetails(AnswerModel):
     thinking_tokens: int
 
 
@@ -198,7 +198,7 @@ class MessageUsage(AnswerModel):
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
     output_tokens: int
-    output_tokens_details: OutputTokensDetails | None = None
+    output_tokens_details: MessageTokensDetails | None = None
 
 
 class AppliedEdits(AnswerModel):

@@ -16,6 +16,8 @@ from server.dialects.dashboard.schema import (
     StatusMemory,
     StatusModel,
     StatusPrefixCache,
+    StatusRank,
+    StatusRanks,
     StatusRequest,
     StatusSeries,
     StatusSetting,
@@ -63,6 +65,7 @@ def encode_model(model: ServedModel, recent: Recent, since: int) -> StatusModel:
         memory=_encode_memory(info if model.is_present else None, stats),
         prefix_cache=_encode_prefix_cache(info, stats),
         counts=StatusCounts(**{name: getattr(stats, name) for name in StatusCounts.model_fields}),
+        ranks=None if info is None or not model.is_present else _encode_ranks(info, stats),
         num_requests=len(live),
         requests=[_encode_request(each) for each in live[:MAX_REQUESTS]],
         series=_encode_series(recent, since),
@@ -125,6 +128,26 @@ def _encode_prefix_cache(info: ModelInfo | None, stats: EngineStats) -> StatusPr
         max_disk_bytes=kept.max_bytes if kept is not None and is_on_disk else 0,
         **{name: now[name] for name in StatusPrefixCache.model_fields if name in now},
     )
+
+
+def _encode_ranks(info: ModelInfo, stats: EngineStats) -> StatusRanks | None:
+    if info.ranks is None:
+        return None
+    ranks = [
+        StatusRank(
+            rank=rank.rank,
+            num_layers=rank.num_layers,
+            weights_bytes=rank.weights_bytes,
+            limit_bytes=rank.limit_bytes,
+            kv_bytes=held.kv_bytes,
+            active_bytes=held.active_bytes,
+            round_trip_s=held.round_trip_s,
+            progress_age_s=round(held.progress_age_s, 3),
+            is_busy=held.is_busy,
+        )
+        for rank, held in zip(info.ranks.ranks, stats.ranks, strict=False)  # none are reported by an engine that ended
+    ]
+    return StatusRanks(parallel=info.ranks.parallel, link=info.ranks.link, ranks=ranks)
 
 
 def _encode_request(live: LiveRequest) -> StatusRequest:

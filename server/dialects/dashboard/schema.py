@@ -122,6 +122,31 @@ class StatusCounts(BaseModel):
     num_preemptions: int
 
 
+class StatusRank(BaseModel):
+    """One rank of a model that several share: what it holds, and whether it answers. Bytes and seconds.
+
+    `round_trip_s`: of the last message to it, null for rank 0; `limit_bytes` is null where nothing bounds it.
+    """
+
+    rank: int
+    num_layers: int
+    weights_bytes: int
+    limit_bytes: int | None
+    kv_bytes: int
+    active_bytes: int
+    round_trip_s: float | None
+    progress_age_s: float
+    is_busy: bool
+
+
+class StatusRanks(BaseModel):
+    """How a model is shared, and over what."""
+
+    parallel: Literal["tensor", "pipeline"]
+    link: str
+    ranks: list[StatusRank]
+
+
 class StatusModel(BaseModel):
     """One served model. `load_percent` is null while nothing is known; `details` until it has loaded once."""
 
@@ -136,6 +161,7 @@ class StatusModel(BaseModel):
     memory: StatusMemory
     prefix_cache: StatusPrefixCache
     counts: StatusCounts
+    ranks: StatusRanks | None
     num_requests: int
     requests: list[StatusRequest]
     series: StatusSeries

@@ -16,6 +16,7 @@ from server.dialects.metrics.engines import build_families, engine_families, pow
 from server.dialects.metrics.grammars import grammar_families
 from server.dialects.metrics.prefix_cache import prefix_cache_families
 from server.dialects.metrics.process import process_families
+from server.dialects.metrics.ranks import rank_families
 from server.dialects.metrics.requests import error_families, request_families
 from server.dialects.metrics.routers import router_families
 from server.dialects.parts import ServerParts
@@ -50,7 +51,9 @@ class _Snapshot(Collector):
         yield from request_families([(model.id, model.measures) for model, _ in models])
         yield from error_families(self._parts.error_counts)
         yield from engine_families(models)
-        yield from router_families([(model.id, stats, model.engine.model_info) for model, stats in models])
+        loaded = [(model.id, stats, model.engine.model_info) for model, stats in models]
+        yield from router_families(loaded)
+        yield from rank_families(loaded)
         yield from prefix_cache_families([(model.id, stats.prefix_cache) for model, stats in models])
         yield from grammar_families([(model.id, model.grammar_stats) for model, _ in models])
         yield from power_families(self._parts.power)

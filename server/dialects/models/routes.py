@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from mlx_backend.api.interface import PrefixCacheReport
+from mlx_backend.api.interface import PrefixCacheReport, RanksInfo
 from server.dialects.models.anthropic import encode_anthropic_list, encode_anthropic_model
 from server.dialects.models.schema import (
     AnthropicModel,
@@ -21,6 +21,8 @@ from server.dialects.models.schema import (
     ModelList,
     ModelObject,
     PrefixCache,
+    Rank,
+    Ranks,
     ToolCalls,
 )
 from server.dialects.openai_schema import error_responses
@@ -94,8 +96,14 @@ def _encode_details(model: ServedModel) -> ModelDetails | None:
         has_reasoning=format.has_reasoning,
         memory=None if info.memory is None else Memory(**asdict(info.memory), free_bytes=info.memory.free_bytes),
         prefix_cache=_encode_prefix_cache(info.prefix_cache),
+        ranks=None if info.ranks is None else _encode_ranks(info.ranks),
         stall_s=model.engine.stats().stall_s,
     )
+
+
+def _encode_ranks(info: RanksInfo) -> Ranks:
+    ranks = [Rank(**asdict(rank)) for rank in info.ranks]
+    return Ranks(count=len(ranks), parallel=info.parallel, link=info.link, ranks=ranks)
 
 
 def _encode_calls(format: ChatFormat) -> ToolCalls | None:

@@ -84,6 +84,26 @@ class ToolCalls(BaseModel):
     told_by: Literal["template", "prompt"]
 
 
+class Rank(BaseModel):
+    """What one rank holds; bytes. Limit and what is free for requests are null where nothing bounds them."""
+
+    rank: int
+    num_layers: int
+    weights_bytes: int
+    kv_bytes_per_token: int
+    limit_bytes: int | None
+    free_bytes: int | None
+
+
+class Ranks(BaseModel):
+    """A model that several ranks share: `tensor`, a part of every layer each, or `pipeline`, some of the layers."""
+
+    count: int
+    parallel: Literal["tensor", "pipeline"]
+    link: str
+    ranks: list[Rank]
+
+
 class ModelDetails(BaseModel):
     """What is known of a loaded model. `unbatched_reason` says why sequences are served one at a time,
     `ungrouped_reason` why all sequences of a batch take the memory of the longest, `whole_heads_reason` why a prompt's
@@ -91,7 +111,8 @@ class ModelDetails(BaseModel):
 
     `dequantized_reason`: why attention dequantizes the KV cache in every step. `no_embedding_reason`: why the model
     makes no embeddings. `tool_calls`: null where the model cannot call, or is not loaded now; `has_reasoning`: its
-    thoughts are told apart.
+    thoughts are told apart. `ranks`: null where one process has the whole model; else weights, memory and context are
+    those of the rank with the least room.
     """
 
     context_limit: int
@@ -111,6 +132,7 @@ class ModelDetails(BaseModel):
     has_reasoning: bool
     memory: Memory | None
     prefix_cache: PrefixCache
+    ranks: Ranks | None
     stall_s: float
     """Seconds that a running stream waits for other prompts at most, by the speeds measured so far."""
 

@@ -163,3 +163,13 @@ def test_no_prompt_starves_beside_a_slow_decode(
         for beside in (False, True)
     ]
     assert times[1] <= 3.0 * times[0]
+
+
+def test_where_only_large_chunks_were_measured_a_small_one_is_not_taken_for_as_slow() -> None:
+    throughput = ThroughputEstimate()
+    throughput.observe_decode(0.01)
+    for start, num_tokens in ((0, 16), (0, 384), (1024, 256)):
+        throughput.observe_chunk(start, num_tokens, 0.02 + 0.005 * num_tokens)
+    num_tokens = throughput.efficient_tokens(1024, 1.0, 2048)
+    assert 0.02 + 0.005 * num_tokens < 0.1
+    assert throughput.efficient_chunk_s < 0.1

@@ -53,25 +53,24 @@ def budgets_of(found: list[tuple[int, int, int]]) -> list[Budget]:
 
 @settings(max_examples=50)
 @given(ranks, claims, chunks)
-def test_what_is_admitted_fits_every_rank(
+def test_what_fits_every_rank_is_admitted_and_nothing_else(
     found: list[tuple[int, int, int]], asked: list[Reservation], sizes: list[tuple[int, int]]
 ) -> None:
     budgets = budgets_of(found)
     group = RanksBudget(budgets)
-    if group.admits(asked):
-        assert all(budget.admits(asked) for budget in budgets)
-    if group.needed_soon(asked, sizes) <= group.limit_bytes:
-        assert all(budget.needed_soon(asked, sizes) <= budget.limit_bytes for budget in budgets)
+    assert group.admits(asked) == all(budget.admits(asked) for budget in budgets)
+    room = min(budget.limit_bytes - budget.needed_soon(asked, sizes) for budget in budgets)
+    assert group.limit_bytes - group.needed_soon(asked, sizes) == room
     longest = max(claim.num_prompt_tokens for claim in asked)
     step = group.step_for(asked, longest, 2048)
-    assert SMALLEST_STEP <= step <= min(budget.step_for(asked, longest, 2048) for budget in budgets)
+    assert SMALLEST_STEP <= step == min(budget.step_for(asked, longest, 2048) for budget in budgets)
 
 
 @settings(max_examples=25)
 @given(ranks, st.integers(1, 4))
 def test_the_largest_request_alone_fits_every_rank(found: list[tuple[int, int, int]], rows: int) -> None:
     budgets = budgets_of(found)
-    assert RanksBudget(budgets).largest_alone(rows) <= min(budget.largest_alone(rows) for budget in budgets)
+    assert RanksBudget(budgets).largest_alone(rows) == min(budget.largest_alone(rows) for budget in budgets)
 
 
 @settings(max_examples=25)

@@ -83,7 +83,7 @@ class Group:
     def hear(self, kind: str) -> dict[str, Any]:
         end = time.monotonic() + WAIT_S
         while (message := messages.read(self.channel.receive()))["say"] != kind:
-            assert message["say"] == "beat" and time.monotonic() < end, message
+            assert message["say"] in ("beat", "echo") and time.monotonic() < end, message
         return message
 
     def load(self) -> None:
@@ -210,6 +210,24 @@ def test_the_end_of_rank_0_ends_it_in_the_middle_of_a_computation(
     never.set()
 
 
+def test_a_beat_says_what_is_held_and_a_message_is_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follower, "BEAT_S", 0.01)
+    group = Group()
+    group.load()
+    group.hear("loaded")
+    group.say("beat", at=12.5)
+    assert group.hear("echo")["at"] == 12.5
+    while group.hear("beat")["held"] != {"kv": 0, "active": 1 << 20, "peak": 1 << 20}:
+        pass
+    group.say("prefill", chunk=CHUNK)
+    while group.hear("beat")["held"]["kv"] == 0:
+        pass
+    assert group.runner.calls.get(timeout=WAIT_S) == CHUNK
+    group.say("close")
+    assert group.code() == 0
+    group.channel.close()
+
+
 def test_a_frame_that_is_not_rank_0s_ends_it(group: Group) -> None:
     group.channel._socket.sendall(bytes(100))
     assert group.code() == LEADER_LOST
@@ -296,4 +314,28 @@ def test_a_rank_is_busy_until_it_says_what_it_has_done() -> None:
         time.sleep(0.001)
     assert not watched.peer.is_busy
     assert watched.peer.said["beat"] == {"say": "beat", "done": 1}
+    watched.close()
+
+
+def test_a_rank_is_shown_with_what_it_said_and_how_long_a_message_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer, "BEAT_S", 0.01)
+    watched = Watched()
+    assert watched.peer.stats().round_trip_s is None
+    beat = messages.read(watched.far.receive())
+    watched.far.send(messages.write({"say": "echo", "at": beat["at"]}))
+    watched.far.send(messages.write({"say": "beat", "done": 0, "held": {"kv": 3, "active": 5, "peak": 7}}))
+    end = time.monotonic() + WAIT_S
+    while watched.peer.stats().active_bytes == 0 and time.monotonic() < end:
+        time.sleep(0.001)
+    stats = watched.peer.stats()
+    assert (stats.rank, stats.kv_bytes, stats.active_bytes, stats.peak_bytes) == (1, 3, 5, 7)
+    assert stats.round_trip_s is not None and 0 <= stats.round_trip_s < WAIT_S
+    watched.close()
+
+
+@pytest.mark.parametrize("echo", [{"say": "echo"}, {"say": "echo", "at": "now"}, {"say": "echo", "at": None}])
+def test_an_answer_that_is_none_is_a_loss(echo: dict[str, Any]) -> None:
+    watched = Watched()
+    watched.far.send(messages.write(echo))
+    assert "rank 1 is lost" in watched.loss()
     watched.close()

@@ -95,26 +95,3 @@ def test_a_configuration_of_another_version_is_refused() -> None:
     fields = {**messages.config_fields(EngineConfig(model_path="folder")), "new": 1}
     with pytest.raises(ValueError, match="version"):
         messages.read_config(fields)
-
-
-def facts(free: int, row: int, **compared: str) -> dict[str, Any]:
-    return {"compared": {"is_batched": "True", **compared}, "room": {"free": free, "row": row}}
-
-
-def test_ranks_that_found_different_things_say_which() -> None:
-    assert messages.differences(facts(1, 1), facts(2, 2)) == []
-    assert messages.differences(facts(1, 1), facts(1, 1, is_batched="False")) == ["is_batched: True and False"]
-
-
-@given(st.integers(1, 10**12), st.integers(1, 10**9), st.integers(1, 10**12), st.integers(1, 10**9))
-def test_a_limit_lets_no_more_rows_in_than_fit_the_other_rank(free: int, row: int, theirs: int, their_row: int) -> None:
-    limit = messages.fitting_limit(facts(free, row), facts(theirs, their_row))
-    rows = (free if limit is None else limit) // row
-    assert rows * their_row <= theirs
-    assert rows == min(free // row, theirs // their_row)
-
-
-def test_where_no_limit_is_known_there_is_none() -> None:
-    unknown = {**facts(1, 1), "room": None}
-    assert messages.fitting_limit(unknown, facts(1, 1)) is None
-    assert messages.fitting_limit(facts(1, 1), unknown) is None

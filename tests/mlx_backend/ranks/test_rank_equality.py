@@ -9,8 +9,16 @@ from typing import Any
 
 import pytest
 
+from mlx_backend.api.interface import EngineConfig, RanksConfig
+from mlx_backend.core.membership import Membership
+from mlx_backend.kv_cache.grouping import divide
+from mlx_backend.kv_cache.plan import RowSizes, plan_caches
+from mlx_backend.model.checkpoint import open_checkpoint
+from mlx_backend.model.loader import build_model, count_parameters
+from mlx_backend.model.rank_shapes import StandIn, _collectives
+from mlx_backend.runners.rank import RankRunner
 from tests.ranks_scenario import alone, over_ranks
-from tests.tiny_models import write_model
+from tests.tiny_models import write_model, write_quantized_model
 
 pytestmark = pytest.mark.mlx
 
@@ -38,9 +46,45 @@ def check(folder: Path, parallel: str, count: int = 2, bits: int | None = None, 
     return log
 
 
-@pytest.mark.parametrize(("name", "parallel"), [("llama", "tensor"), ("deepseek_v3", "pipeline")])
-def test_two_ranks_give_the_tokens_of_one_process(tmp_path: Path, name: str, parallel: str) -> None:
-    check(write_model(tmp_path / name, name), parallel)
+def test_two_ranks_give_the_tokens_of_one_process(tmp_path: Path) -> None:
+    check(write_model(tmp_path / "llama", "llama"), "tensor")
+
+
+def test_a_pipeline_gives_the_tokens_of_one_process_with_quantized_weights(tmp_path: Path) -> None:
+    check(write_quantized_model(tmp_path / "deepseek_v3", "deepseek_v3", moe_intermediate_size=64), "pipeline")
+
+
+def test_ranks_of_a_pipeline_order_their_rows_alike_whatever_they_hold(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_model(tmp_path / "deepseek_v3", "deepseek_v3", kv_lora_rank=4096))
+    config = EngineConfig(model_path="", ranks=RanksConfig(count=2, parallel="pipeline"))
+    runners, alone = [], []
+    for rank in range(2):
+        runner = RankRunner(config, Membership(rank, ("127.0.0.1:1", "127.0.0.1:2"), "pipeline"))
+        runner._group = StandIn(rank, 2)
+        with _collectives(2, []):
+            _, skeleton = runner._build(checkpoint)
+        alone.append(RowSizes(plan_caches(skeleton.caches, config.kv_cache)))
+        runners.append(runner)
+    lengths = [2300, 2300, 200, 200, 200]
+    assert divide(lengths, alone[0]) != divide(lengths, alone[1]), "2 layers and 1: each by itself would differ"
+    assert runners[0]._num_parameters == runners[1]._num_parameters == count_parameters(build_model(checkpoint))
+    first, second = (runner._row_sizes() for runner in runners)
+    assert [first(length) for length in lengths] == [second(length) for length in lengths]
+    assert first(200) == alone[0](200) + alone[1](200)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("name", "parallel", "changes"),
+    [
+        ("llama", "tensor", {}),
+        ("deepseek_v3", "tensor", {"moe_intermediate_size": 64}),
+    ],
+)
+def test_ranks_give_the_tokens_of_one_process_with_quantized_weights(
+    tmp_path: Path, name: str, parallel: str, changes: dict[str, Any]
+) -> None:
+    check(write_quantized_model(tmp_path / name, name, **changes), parallel)
 
 
 @pytest.mark.soak
@@ -56,6 +100,7 @@ def test_an_uneven_pipeline_gives_the_tokens_of_one_process(tmp_path: Path, coun
         ("llama", "tensor", 2, 8, {"head_dim": 32}),
         ("llama", "tensor", 4, None, {"num_key_value_heads": 4}),
         ("deepseek_v3", "tensor", 2, None, {}),
+        ("deepseek_v3", "pipeline", 2, None, {}),
         ("deepseek_v3", "pipeline", 3, None, {}),
         ("deepseek_v3", "pipeline", 2, 8, {}),
         ("gpt_oss", "tensor", 2, None, {}),

@@ -2,6 +2,7 @@
 
 import { Chart } from "./chart.js";
 import { byId, bytes, count, duration, el, parameters, rate, say, show, span } from "./format.js";
+import { renderRanks } from "./ranks.js";
 
 const KEPT = 300;
 const SERIES = ["at", "output", "prompt", "ttft", "max_ttft", "itl", "max_itl"];
@@ -62,6 +63,7 @@ export function render(report) {
   renderModel(report, model);
   renderCharts(model, report.now);
   renderMemory(report, model);
+  renderRanks(model);
   renderRequests(model);
   renderPrefix(model);
   renderErrors(report);

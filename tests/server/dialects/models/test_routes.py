@@ -103,6 +103,7 @@ async def test_list() -> None:
             "is_on_disk": True,
             "max_disk_bytes": 2000,
         },
+        "ranks": None,
         "stall_s": 0.0,
     }
     assert "/home/me" not in json.dumps(answer)

@@ -1,0 +1,166 @@
+"""A server over two ranks, started for a measurement: its processes, and clients in the middle of answers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from bench.servers import OFFLINE, ROOT, free_port
+
+READY_S = 300.0
+_POLL_S = 0.005
+_HOOK = '''
+import signal, sys
+def strike(number, frame):
+    """In a follower: fail in the next call. In rank 0: cut the connection to every other rank."""
+    if "mlx_backend.follow" in " ".join(sys.orig_argv):
+        raise RuntimeError("told to fail")
+    from mlx_backend.ranks.channel import Channel
+    for frame in sys._current_frames().values():  # of the threads that read what other ranks say
+        while frame is not None:
+            channel = frame.f_locals.get("self")
+            if type(channel) is Channel:
+                channel._socket.shutdown(2)
+                break
+            frame = frame.f_back
+if "serve" in sys.orig_argv or "mlx_backend.follow" in " ".join(sys.orig_argv):
+    signal.signal(signal.SIGUSR1, strike)
+'''
+"""What every process of the server imports first: a signal makes it fail, which only a test has use for."""
+
+
+@dataclass
+class Group:
+    """The processes of a server that has been started with `--ranks 2`."""
+
+    process: subprocess.Popen[str]
+    url: str
+    log: Path
+    pids: set[int] = field(default_factory=set)
+
+    @property
+    def follower(self) -> int:
+        """The process of rank 1."""
+        (found,) = [pid for pid in children(self.process.pid) if "mlx_backend.follow" in command_of(pid)]
+        return found
+
+    def note(self) -> None:
+        """Remember every process that belongs to it now."""
+        self.pids |= descendants(self.process.pid) | {self.process.pid}
+
+    def left(self) -> list[int]:
+        """The processes that have not ended."""
+        return sorted(pid for pid in self.pids if is_alive(pid))
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[Group]:
+    """Serve the shipped model over two ranks; whatever is left of it in the end is killed."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        (Path(folder) / "sitecustomize.py").write_text(_HOOK)
+        environ = {**os.environ, **OFFLINE, "PYTHONPATH": f"{folder}:{ROOT}"}
+        command = [sys.executable, "-m", "server", "serve", "--ranks", "2", "--port", str(port), *arguments]
+        with log.open("w") as out:
+            process = subprocess.Popen(command, stdout=out, stderr=out, text=True, env=environ, cwd=ROOT)
+        group = Group(process, f"http://127.0.0.1:{port}", log)
+        try:
+            _await_ready(group)
+            group.note()
+            yield group
+        finally:
+            group.note()
+            for pid in group.left():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+
+
+def _await_ready(group: Group) -> None:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        if group.process.poll() is not None:
+            raise RuntimeError(f"the server ended with {group.process.returncode}: {group.log.read_text()[-2000:]}")
+        with suppress(httpx.HTTPError):
+            if httpx.get(f"{group.url}/ready", trust_env=False, timeout=30).status_code == 200:
+                return
+        time.sleep(0.1)
+    raise RuntimeError("the server was not ready in time")
+
+
+class Client(threading.Thread):
+    """A client that reads a long answer. `ended_at` and `error`: when its stream ended, and with what."""
+
+    def __init__(self, url: str, prompt: str, max_tokens: int) -> None:
+        super().__init__(daemon=True)
+        self._url, self._prompt, self._max_tokens = url, prompt, max_tokens
+        self.num_events, self.ended_at, self.error = 0, 0.0, ""
+        self.start()
+
+    def run(self) -> None:
+        body = {"prompt": self._prompt, "max_tokens": self._max_tokens, "ignore_eos": True, "stream": True}
+        try:
+            with (
+                httpx.Client(trust_env=False, timeout=600) as http,
+                http.stream("POST", f"{self._url}/v1/completions", json=body) as response,
+            ):
+                for line in response.iter_lines():
+                    self.num_events += line.startswith("data: {")
+                    if '"error"' in line:
+                        self.error = "an error event"
+        except httpx.HTTPError as error:
+            self.error = type(error).__name__  # the connection ended with the server
+        self.ended_at = time.monotonic()
+
+
+def until(condition: object, limit_s: float) -> float | None:
+    """Wait until `condition()`; return when that was, None where it did not come in time."""
+    assert callable(condition)
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(_POLL_S)
+    return time.monotonic()
+
+
+def command_of(pid: int) -> str:
+    """Return a process's command line, empty where it has ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return ""
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs; one that only waits for its parent to notice does not."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def children(pid: int) -> set[int]:
+    """Return the processes that a process has started."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.add(int(stat.parent.name))
+    return found
+
+
+def descendants(pid: int) -> set[int]:
+    """Return the processes that a process, or one that it has started, has started."""
+    found = children(pid)
+    return found.union(*(descendants(each) for each in found))
