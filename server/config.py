@@ -108,8 +108,7 @@ class ApiConfig:
 
     drop_billing_lines: bool = option(
         True,
-        "leave out of a system prompt what clients write there for Anthropic's billing; it differs between sessions, "
-        "so that nothing after it would come from the prefix cache",
+        "leave Anthropic's billing lines out of system prompts: they change, and keep the prefix cache from being used",
     )
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ import yaml
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlx_backend.api.interface import MemoryReport, ModelInfo
+from mlx_backend.api.interface import EngineStats, MemoryReport, ModelInfo, RankInfo, RanksInfo, RankStats
 from scripts.monitoring.queries import CONFIG, Query, all_queries, read_dashboard, read_rules
 from server.app import create_app
 from server.config import Config
@@ -30,9 +30,15 @@ PANEL_KEYS = {"id", "type", "title", "gridPos", "description", "datasource", "ta
 
 @cache
 def exposed_text() -> str:
-    """What a server tells of a model within a memory limit, on a machine whose power is measured."""
+    """What a server tells of a model that ranks share within a memory limit, on a machine whose power is measured."""
     memory = MemoryReport(limit_bytes=8, limit_basis="the test", weights_bytes=4, reserve_bytes=1)
-    engine = FakeEngine(info=ModelInfo(context_limit=64, vocab_size=260, memory=memory))
+    rank = RankInfo(rank=1, num_layers=2, weights_bytes=4, kv_bytes_per_token=1, limit_bytes=8, free_bytes=3)
+    ranks = RanksInfo(parallel="tensor", link="ring", ranks=(rank,))
+    engine = FakeEngine(info=ModelInfo(context_limit=64, vocab_size=260, memory=memory, ranks=ranks))
+    seen = RankStats(
+        rank=1, kv_bytes=1, active_bytes=5, peak_bytes=6, round_trip_s=0.1, progress_age_s=0.2, is_busy=False
+    )
+    engine.stats = lambda: EngineStats(ranks=(seen,))  # type: ignore[method-assign]
     app = create_app(Config(), build_registry(engine))
     app.parts.power.reading = read_line(MACMON.read_text(encoding="utf-8"))
 

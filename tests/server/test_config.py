@@ -109,7 +109,7 @@ def valid_values(declared: Field) -> st.SearchStrategy[Any]:
     elif declared.type is bool:
         values = st.booleans()
     elif declared.type is int:
-        values = st.integers(8, 65535)
+        values = st.integers(8, 65534)
     elif declared.type is float:
         values = st.floats(LEAST.get(declared.key, 1e-6), 1e6)
     else:

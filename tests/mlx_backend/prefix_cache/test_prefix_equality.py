@@ -46,7 +46,6 @@ CASES = [
     Case("llama", changes={"head_dim": 32, "num_hidden_layers": 1}),
     Case("llama", {"bits": 8, "group_size": 32}),
     Case("llama", {"key_bits": 8, "value_bits": 4, "group_size": 32}),
-    Case("llama", {"bits": 4, "group_size": 32, "start": 20}),
     Case("deepseek_v3", changes=LATENT),
     Case("deepseek_v3", {"bits": 8, "group_size": 32}, LATENT),
     Case("deepseek_v3", {"bits": 4, "group_size": 64, "start": 20}, LATENT),
@@ -54,7 +53,6 @@ CASES = [
     Case("gpt_oss", {"bits": 8, "group_size": 32}, cuts=False),
     Case("gemma3", cuts=False),
     Case("falcon_h1", cuts=False),
-    Case("falcon_h1", {"bits": 8, "group_size": 32}, cuts=False),
     Case("mamba2", changes={}, cuts=False),
 ]
 

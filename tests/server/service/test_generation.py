@@ -185,7 +185,7 @@ async def test_a_stop_string_aborts_its_choice_alone() -> None:
     events = await run(engine, build_job(n=2, stop=("STOP",)))
     assert (engine.streams[0].finished, engine.streams[0].aborted) == ([0], [])
     assert [event for event in events if isinstance(event, Finished)] == [
-        Finished(0, "stop", 5),
+        Finished(0, "stop", 5, stop="STOP"),
         Finished(1, "length", 3),
     ]
     assert events[-1] == Usage(3, 0, 8)

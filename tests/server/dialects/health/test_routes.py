@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
@@ -45,7 +46,7 @@ async def test_progress_of_loading() -> None:
             "status": "loading",
             "detail": "reading",
             "load": {"done_bytes": 250, "total_bytes": 1000, "percent": 25.0},
-            "stats": dataclasses.asdict(EngineStats()),
+            "stats": json.loads(json.dumps(dataclasses.asdict(EngineStats()))),
         }
     ]
 
