@@ -18,7 +18,7 @@ from mlx_backend.planning.admission import Budget, BudgetFields
 from mlx_backend.ranks.addresses import LOOPBACK
 
 _COMPARED = ("is_batched", "vocab_size", "embedding", "dequantized_reason", "ungrouped_reason", "pads_chunks")
-"""What every rank finds out for itself, and must find alike."""
+"""Facts that every rank finds out for itself and that must agree."""
 
 
 def facts(info: ModelInfo, budget: Budget | None, store: BlockStore | None) -> dict[str, Any]:

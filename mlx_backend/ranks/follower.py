@@ -1,4 +1,4 @@
-"""What a rank other than 0 does: it joins, and makes the calls of rank 0's runner, until it is told to leave.
+"""Ranks other than 0: join, and make the calls of rank 0's runner until rank 0 ends the group.
 
 However it ends, the process ends: EOF on the channel and a failure are noticed by threads, and a computation that
 waits for another rank cannot be called back.

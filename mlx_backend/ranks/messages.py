@@ -1,4 +1,4 @@
-"""What ranks say to each other: JSON objects in frames. `call` names what rank 0 asks for, `say` what others answer.
+"""Messages between ranks: JSON objects in frames. `call` names what rank 0 asks for, `say` what others answer.
 
 A call of the runner's door has its arguments as records of runs have them (core/as_json.py). No MLX, no pickle.
 """

@@ -22,7 +22,7 @@ class Peer:
         """The newest message of each kind."""
         self.num_sent = 0
         self.round_trip_s: float | None = None
-        """What the last message that was answered took, there and back."""
+        """Seconds that the last answered message took, there and back."""
         self.gone = threading.Event()
         """Set once nothing more comes of it."""
         self._num_done = 0

@@ -80,7 +80,7 @@ class RanksRunner:
 
     @property
     def budget(self) -> Budget | None:
-        """What every rank has room for."""
+        """The budget that fits every rank."""
         return self._budget
 
     @property

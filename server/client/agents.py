@@ -18,7 +18,7 @@ NO_KEY = "none"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What an agent is to use. `url`: without `/v1`; `context`: tokens, None where the model was not loaded yet."""
+    """The server that an agent uses. `url`: without `/v1`; `context`: tokens, None before the first load."""
 
     url: str
     model: str
@@ -48,7 +48,7 @@ class Agent:
     install: str
     least_context: int
     prepare: Callable[[Target, Path], Launch]
-    """Of the target and the agent's folder."""
+    """Variables and arguments for the target and the agent's folder."""
 
 
 def _codex(target: Target, folder: Path) -> Launch:

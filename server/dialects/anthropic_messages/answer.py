@@ -31,7 +31,7 @@ from server.text.events import OutputEvent
 
 @dataclass(frozen=True, slots=True)
 class MessageForm:
-    """What a request says of the form of its answer."""
+    """The form of an answer, as its request asks for it."""
 
     is_streamed: bool
     hides_thinking: bool
@@ -74,7 +74,7 @@ async def answer(
 
 
 def write_ping(progress: Progress) -> ServerSentEvent:
-    """What a silent stream is sent: Anthropic's own event, and for people a comment."""
+    """Write what keeps a silent stream open: Anthropic's own event, and a comment for people."""
     return ServerSentEvent(PING, event="ping", comment=describe(progress), sep="\n")
 
 

@@ -29,7 +29,7 @@ def invalid(place: str, message: str) -> InvalidRequest:
 
 @dataclass(slots=True)
 class Ignored:
-    """Names of what nobody looks at, for a header; and how much the request's signatures have brought back."""
+    """Names of ignored fields, for a header; and how much the request's signatures have brought back."""
 
     names: list[str] = field(default_factory=list)
     num_unpacked_chars: int = 0

@@ -34,7 +34,7 @@ OF_MESSAGES = frozenset(MessagesRequest.model_fields)
 
 
 def decode(body: MessagesRequest, request_id: str, *, drops_billing: bool = True) -> tuple[GenerationJob, list[str]]:
-    """The job, and the names of what nobody looked at. Raises InvalidRequest."""
+    """The job, and the names of ignored fields. Raises InvalidRequest."""
     ignored = Ignored()
     prompt, budget = decode_prompt(body, ignored, drops_billing=drops_billing)
     neutral = SamplingParams()
@@ -78,7 +78,7 @@ def hides_thinking(body: MessagesRequest) -> bool:
 
 
 def _decode_thinking(body: PromptFields, ignored: Ignored) -> tuple[dict[str, Any], int | None]:
-    """What the chat template is told, by the names that templates have for it, and the budget.
+    """Variables for the chat template, under the names that templates use, and the budget.
 
     A thought that is not wanted has a budget of 0: not every template has a switch.
     """

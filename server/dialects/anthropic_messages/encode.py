@@ -26,7 +26,7 @@ _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"
 
 @dataclass(frozen=True, slots=True)
 class MessageHead:
-    """What is known of a message when it begins."""
+    """Facts of a message that are known when it begins."""
 
     id: str
     model: str
@@ -40,7 +40,7 @@ class MessageHead:
 
 
 def encode_usage(head: MessageHead, usage: Usage | None) -> dict[str, Any]:
-    """Of the whole prompt, in Anthropic's three parts. What is computed is kept without being asked, at no price."""
+    """Usage in Anthropic's three parts. Creation is 0: what is computed is kept anyway, at no price."""
     num_cached = head.num_cached_tokens if usage is None else usage.num_cached_tokens
     written: dict[str, Any] = {
         "input_tokens": head.num_prompt_tokens - num_cached,
@@ -83,7 +83,7 @@ class MessageEncoder:
         self._index = -1
         self._open: Literal["text", "thinking"] | None = None
         self._before = ""
-        """Of a delta of the open block, what comes before its text."""
+        """The part of an open block's delta that comes before its text."""
         self._blank = ""
         """White space with which a block of text would begin."""
         self._thought: list[str] = []

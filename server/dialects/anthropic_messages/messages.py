@@ -16,7 +16,7 @@ _BETWEEN = "\n"
 
 
 _BILLING = "x-anthropic-billing-header:"
-"""What begins a block of the system prompt that is for Anthropic's gateway, which takes it out. It says which client
+"""The beginning of a system block that is for Anthropic's gateway, which removes it. It says which client
 asks, with a number that differs from session to session."""
 
 

@@ -134,7 +134,7 @@ StopSequence = Annotated[str, Field(min_length=1), AfterValidator(check_text)]
 
 
 class PromptFields(WireModel):
-    """What a prompt is made of, and what decides how it is answered. None is the same as absent."""
+    """Fields that make the prompt, and those that decide how it is answered. None is the same as absent."""
 
     model: str | None = None
     messages: list[Message] = Field(min_length=1)
@@ -148,7 +148,7 @@ class PromptFields(WireModel):
 
 
 class CountRequest(PromptFields):
-    """What `/v1/messages/count_tokens` takes: a message's body, of which the rest is read and changes nothing."""
+    """The body of `/v1/messages/count_tokens`: a message's body, of which the rest is read and changes nothing."""
 
 
 class MessagesRequest(PromptFields):

@@ -14,7 +14,7 @@ import zlib
 _PACKED = "pippin.thought."
 _MARK = "pippin."
 MOST_BYTES = 4 << 20
-"""Of the thoughts that a request brings back. A few bytes can stand for very many."""
+"""Bytes of the thoughts that a request brings back, at most: a few packed bytes can stand for very many."""
 
 
 def sign(thought: str) -> str:

@@ -11,12 +11,12 @@ from server.dialects.anthropic_messages.schema import Tool, ToolChoice
 Tools = tuple[Mapping[str, Any], ...]
 
 _SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "tool_search_tool_", "advisor_", "mcp_toolset")
-"""What types of tools begin with that Anthropic's server runs."""
+"""Prefixes of the types of tools that Anthropic's server runs."""
 _NO_EFFECT = frozenset({"cache_control", "allowed_callers", "eager_input_streaming", "input_examples"})
 
 
 def decode_tools(given: Sequence[Tool] | None, choice: ToolChoice | None, ignored: Ignored) -> tuple[Tools, bool]:
-    """What the model is offered, and whether it has to call one. Raises InvalidRequest."""
+    """Tools that the model is offered, and whether it has to call one. Raises InvalidRequest."""
     found = (_decode(number, tool, ignored) for number, tool in enumerate(given or ()))
     tools = tuple(tool for tool in found if tool is not None)
     if choice is not None:

@@ -110,7 +110,7 @@ def _awaitable(encoder: LineEncoder) -> Callable[[Sequence[OutputEvent]], Corout
 
 
 def _headers(model: ServedModel, stream: generation.OutputStream | None, context: int | None) -> dict[str, str]:
-    """What was done otherwise than it was asked for, as far as it is known when the answer begins."""
+    """Headers for fields that were ignored or changed, as far as known when the answer begins."""
     if stream is None:
         return {}
     found = {}

@@ -19,7 +19,7 @@ _NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
 def decode_chat(body: ChatRequest, model: str, request_id: str) -> tuple[GenerationJob, list[str]]:
-    """The job, and the names of the fields that nobody looked at. Raises InvalidRequest."""
+    """The job, and the names of ignored fields. Raises InvalidRequest."""
     given = body.messages or []
     messages, ignored = decode_messages(given)
     tools = tuple(map(_decode_tool, body.tools or ()))
@@ -29,7 +29,7 @@ def decode_chat(body: ChatRequest, model: str, request_id: str) -> tuple[Generat
 
 
 def decode_generate(body: GenerateRequest, model: str, request_id: str) -> tuple[GenerationJob, list[str]]:
-    """The job, and the names of the fields that nobody looked at. Raises InvalidRequest."""
+    """The job, and the names of ignored fields. Raises InvalidRequest."""
     check_images(body.images, "images")
     if body.template:
         message = "'template': the model's own is used; write the whole prompt with 'raw' to go without it."
@@ -73,7 +73,7 @@ def _job(
 
 
 def _template_kwargs(think: bool | str | None) -> Mapping[str, Any]:
-    """What the chat template is given: under the names that templates have for it."""
+    """Variables for the chat template, under the names that templates use."""
     if think is None:
         return {}
     thinks = think not in (False, "none")

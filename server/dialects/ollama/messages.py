@@ -14,7 +14,7 @@ _ROLES = {"developer": "system"}
 
 
 def decode_messages(messages: Sequence[Message]) -> tuple[tuple[Mapping[str, Any], ...], list[str]]:
-    """The template's messages, and the names of the fields that nobody looked at. Raises InvalidRequest.
+    """The template's messages, and the names of ignored fields. Raises InvalidRequest.
 
     Calls that have no ids get some, and a result without one is that of the first call of its tool that has none yet.
     """

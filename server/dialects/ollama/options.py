@@ -23,7 +23,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {"repeat_last_n": (-1,)}
 
 
 def decode_options(options: Options | None, num_logprobs: int | None) -> tuple[SamplingParams, list[str]]:
-    """The sampling, and the names of the options that nobody looked at, dotted. Raises UnsupportedParameter."""
+    """The sampling, and the dotted names of ignored options. Raises UnsupportedParameter."""
     given = options or Options.model_construct()
     extra = given.model_extra or {}
     try:

@@ -45,7 +45,7 @@ from server.service.registry import ServedModel
 
 PREFIX = "/api"
 COMPATIBLE_VERSION = "0.13.4"
-"""The version of Ollama with whose API this one is compatible: clients refuse older ones."""
+"""The version of Ollama that this API is compatible with: clients refuse older ones."""
 _CONFIGURE = "Name what it serves in its configuration; `pippin pull` fetches a model."
 
 
@@ -180,14 +180,14 @@ def _add_catalogue(router: APIRouter, parts: ServerParts) -> None:
 
     @router.api_route("/version", methods=["GET", "HEAD"])
     async def version() -> Response:
-        """The version whose API this is, and this server's own."""
+        """The compatible version of Ollama, and this server's own version."""
         return JSONResponse({"version": COMPATIBLE_VERSION, "pippin": __version__})
 
 
 def _add_refusals(router: APIRouter, parts: ServerParts) -> None:
     @router.post("/pull")
     async def pull(request: Request) -> Response:
-        """What is served is here; nothing is fetched."""
+        """Confirm a model that is served; fetch nothing."""
         body = await read_body(request, PullRequest)
         try:
             resolve(parts.registry, body.model)

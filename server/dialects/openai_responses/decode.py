@@ -43,7 +43,7 @@ SEALED = "reasoning.encrypted_content"
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A job, the form of its answer, and the names of the fields that nobody looked at."""
+    """A job, the form of its answer, and the names of ignored fields."""
 
     job: GenerationJob
     form: AnswerForm

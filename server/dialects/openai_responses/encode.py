@@ -22,7 +22,7 @@ _FAILURES = {429: "rate_limit_exceeded"}
 
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
-    """What is known of an answer before there is any. `key`: letters that its ids have in them."""
+    """Facts of an answer that are known before it begins. `key`: letters that its ids have in them."""
 
     key: str
     box: Toolbox
@@ -51,7 +51,7 @@ class _Open:
     short_logprobs: list[str] = field(default_factory=list)
     """The same as events have them."""
     delta_head: str = ""
-    """Of the event with more of its text, up to the text."""
+    """The part of a delta event that comes before its text."""
 
 
 class Output:

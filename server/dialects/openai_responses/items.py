@@ -63,7 +63,7 @@ def resolve_references(items: Sequence[Item], find: Callable[[str, str], Item]) 
 
 
 def decode_items(items: Sequence[Item], num_known: int, box: Toolbox) -> tuple[Messages, list[str]]:
-    """The template's messages, and the names of the fields that nobody looked at. Raises InvalidRequest.
+    """The template's messages, and the names of ignored fields. Raises InvalidRequest.
 
     `num_known`: so many of the first were stored, and not sent with this request.
     """
@@ -184,7 +184,7 @@ def _read_texts(parts: Any, kind: str, at: str) -> list[str]:
 
 
 def publish(items: Sequence[Item], key: str) -> list[dict[str, Any]]:
-    """The items with ids and types, and no field that nobody knows; `key`: that of their response, part of the ids."""
+    """The items with ids and types, without unknown fields; `key`: that of their response, part of the ids."""
     return [_published(item, f"{key}_i{position}") for position, item in enumerate(items)]
 
 

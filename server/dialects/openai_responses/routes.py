@@ -60,7 +60,7 @@ def build_router(parts: ServerParts) -> APIRouter:
     store = ResponseStore(lambda: _bounds(parts))
 
     async def read(request: Request, body: ResponsesRequest, stores: bool) -> tuple[Decoded, list[Item]]:
-        """What is asked, and the items that were sent, references resolved. Raises InvalidRequest."""
+        """The request, and the items that were sent, references resolved. Raises InvalidRequest."""
         owner = request.state.tenant.name
         tools = {"tools": body.tools} if body.tools else {}
         text = {"text": body.text.format} if body.text is not None and body.text.format else {}

@@ -9,7 +9,7 @@ import base64
 
 _MARK = "pippin1."
 MOST_CHARS = 1 << 20
-"""Of a thought that is sealed; a longer one comes back as its plain text or not at all."""
+"""Characters of a sealed thought, at most; a longer one comes back as its plain text or not at all."""
 
 
 def seal(text: str) -> str | None:

@@ -40,7 +40,7 @@ class NotStored(LookupError):
 
 
 class ResponseStore:
-    """What was answered, by key and id; what was used last goes last."""
+    """Responses by key and id, the most recently used last."""
 
     def __init__(self, bounds: Callable[[], Bounds]) -> None:
         """`bounds`: is asked whenever something is put in."""

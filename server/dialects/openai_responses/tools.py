@@ -49,7 +49,7 @@ class OfferedTool:
         return {"type": "function", "function": self.function}
 
     def read_call(self, arguments: str) -> str:
-        """What the client gets of a call: the JSON of its arguments, of a custom tool its text."""
+        """The input of a call as the client gets it: the JSON of its arguments, or a custom tool's text."""
         if self.kind == "function":
             return arguments
         try:
@@ -74,7 +74,7 @@ class Toolbox:
         return next((tool for tool in self.offered if tool.model_name == model_name), None)
 
     def model_name(self, name: str, namespace: str | None) -> str:
-        """What the model knows a tool of earlier turns as, also one that is not offered any more."""
+        """The model's name for a tool of earlier turns, also for one that is no longer offered."""
         for tool in self.offered:
             if (tool.name, tool.namespace) == (name, namespace):
                 return tool.model_name
