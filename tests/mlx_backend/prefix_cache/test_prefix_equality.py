@@ -41,15 +41,22 @@ class Case:
         return "-".join([self.model, *(f"{name}{value}" for name, value in self.kv.items())])
 
 
+def soak(case: Case) -> Any:
+    """Leave a case to `make soak`: others are of the same kinds, alone or together."""
+    return pytest.param(case, marks=pytest.mark.soak)
+
+
 CASES = [
+    soak(Case("llama", {"bits": 4, "group_size": 32, "start": 20})),
+    soak(Case("falcon_h1", {"bits": 8, "group_size": 32}, cuts=False)),
     Case("llama"),
-    Case("llama", changes={"head_dim": 32, "num_hidden_layers": 1}),
+    soak(Case("llama", changes={"head_dim": 32, "num_hidden_layers": 1})),
     Case("llama", {"bits": 8, "group_size": 32}),
-    Case("llama", {"key_bits": 8, "value_bits": 4, "group_size": 32}),
+    soak(Case("llama", {"key_bits": 8, "value_bits": 4, "group_size": 32})),
     Case("deepseek_v3", changes=LATENT),
-    Case("deepseek_v3", {"bits": 8, "group_size": 32}, LATENT),
+    soak(Case("deepseek_v3", {"bits": 8, "group_size": 32}, LATENT)),
     Case("deepseek_v3", {"bits": 4, "group_size": 64, "start": 20}, LATENT),
-    Case("gpt_oss", cuts=False),
+    soak(Case("gpt_oss", cuts=False)),
     Case("gpt_oss", {"bits": 8, "group_size": 32}, cuts=False),
     Case("gemma3", cuts=False),
     Case("falcon_h1", cuts=False),
