@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from math import inf
@@ -43,12 +43,29 @@ _LARGE_BYTES = 8 << 20
 
 
 def ignored_header(names: Iterable[str]) -> dict[str, str]:
-    """The header that lists fields nobody looked at, in characters and a length that a header can have."""
+    """The header that lists ignored fields, in characters and a length that a header can have."""
     clean = sorted({re.sub(r"[^A-Za-z0-9_.-]", "?", name[:64]) for name in names})
     if not clean:
         return {}
     logger.info("ignored unknown fields: %s", ", ".join(clean[:32]))
     return {IGNORED_HEADER: ", ".join(clean[:32])}
+
+
+def stream_headers(stream: generation.OutputStream | None) -> dict[str, str]:
+    """Headers that say what was changed of a request; empty while that is not known, where `stream` is None."""
+    headers: dict[str, str] = {}
+    if stream is not None and stream.num_truncated_tokens:
+        headers[TRUNCATED_HEADER] = str(stream.num_truncated_tokens)
+    if stream is not None and stream.shortened_to is not None:
+        headers[SHORTENED_HEADER] = str(stream.shortened_to)
+    return headers
+
+
+def whole_response(written: bytes, headers: Mapping[str, str]) -> Response:
+    """Return a JSON answer that is not streamed. The memory of a large one goes back to the system."""
+    if len(written) > _LARGE_BYTES:
+        asyncio.get_running_loop().run_in_executor(None, give_back)
+    return Response(written, headers=headers, media_type="application/json")
 
 
 def encode_error_event(error: APIError) -> bytes:
@@ -150,10 +167,7 @@ async def answer(
     )
     # a stream whose model takes long to load begins without it; what goes wrong then is an event
     stream = await pending.wait(config.stream.keep_alive_s if fields.stream else inf)
-    if stream is not None and stream.num_truncated_tokens:
-        headers[TRUNCATED_HEADER] = str(stream.num_truncated_tokens)
-    if stream is not None and stream.shortened_to is not None:
-        headers[SHORTENED_HEADER] = str(stream.shortened_to)
+    headers |= stream_headers(stream)
     if fields.stream:
         return StreamingAnswer(
             pending,
@@ -170,10 +184,7 @@ async def answer(
             await while_connected(request.receive, _collect(stream, fold))
     except ClientGone:
         return Response(status_code=499)
-    written = await joined(fold.pieces())
-    if len(written) > _LARGE_BYTES:
-        asyncio.get_running_loop().run_in_executor(None, give_back)
-    return Response(written, headers=headers, media_type="application/json")
+    return whole_response(await joined(fold.pieces()), headers)
 
 
 def _with_room(job: GenerationJob, *, fits: bool) -> GenerationJob:

@@ -18,7 +18,7 @@ from server.dialects.anthropic_messages.encode import (
     MessageHead,
     encode_error_event,
 )
-from server.dialects.openai_answers import SHORTENED_HEADER, TRUNCATED_HEADER, ignored_header
+from server.dialects.openai_answers import ignored_header, stream_headers, whole_response
 from server.dialects.openai_fold import joined
 from server.dialects.parts import ServerParts
 from server.disconnect import ClientGone, while_connected
@@ -42,7 +42,6 @@ async def answer(
     parts: ServerParts, request: Request, job: GenerationJob, form: MessageForm, ignored: Iterable[str]
 ) -> Response:
     """Generate `job` and answer it. Raises APIError and EngineError before the first byte."""
-    headers = ignored_header(ignored)
     config = parts.config
     fits = config.context.on_max_tokens == "fit"
     truncates = config.context.on_overflow == "truncate_oldest"
@@ -52,8 +51,7 @@ async def answer(
     pending = PendingStream(opening, model)
     # a stream whose model takes long to load begins without it; what goes wrong then is an event
     stream = await pending.wait(config.stream.keep_alive_s if form.is_streamed else inf)
-    if stream is not None:
-        headers |= _headers_of(stream)
+    headers = ignored_header(ignored) | stream_headers(stream)
     if form.is_streamed:
         return StreamingAnswer(
             pending,
@@ -70,21 +68,12 @@ async def answer(
             fold = await while_connected(request.receive, _collect(stream, job, form))
     except ClientGone:
         return Response(status_code=499)
-    return Response(await joined(fold.pieces()), headers=headers, media_type="application/json")
+    return whole_response(await joined(fold.pieces()), headers)
 
 
 def write_ping(progress: Progress) -> ServerSentEvent:
     """Write what keeps a silent stream open: Anthropic's own event, and a comment for people."""
     return ServerSentEvent(PING, event="ping", comment=describe(progress), sep="\n")
-
-
-def _headers_of(stream: generation.OutputStream) -> dict[str, str]:
-    headers = {}
-    if stream.num_truncated_tokens:
-        headers[TRUNCATED_HEADER] = str(stream.num_truncated_tokens)
-    if stream.shortened_to is not None:
-        headers[SHORTENED_HEADER] = str(stream.shortened_to)
-    return headers
 
 
 class _LateEncoder:

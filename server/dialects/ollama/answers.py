@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -15,10 +14,9 @@ from starlette.responses import Response
 
 from server.dialects.ollama.encode import Fold, Kind, LineEncoder, encode_silence
 from server.dialects.ollama.errors import encode_error_line
-from server.dialects.openai_answers import SHORTENED_HEADER, TRUNCATED_HEADER
+from server.dialects.openai_answers import stream_headers, whole_response
 from server.dialects.parts import ServerParts
 from server.disconnect import ClientGone, while_connected
-from server.heap import give_back
 from server.service import generation
 from server.service.job import GenerationJob
 from server.service.pending_stream import PendingStream
@@ -29,7 +27,6 @@ from server.text.events import OutputEvent
 LINES = "application/x-ndjson"
 CONTEXT_HEADER = "X-Pippin-Context-Limit"
 """Where more context is wanted than there is: what there is."""
-_LARGE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +72,7 @@ async def answer(
             await while_connected(request.receive, _collect(stream, fold))
     except ClientGone:
         return Response(status_code=499)
-    written = fold.write(stream.timings).encode()
-    if len(written) > _LARGE_BYTES:
-        asyncio.get_running_loop().run_in_executor(None, give_back)
-    return Response(written, headers=headers, media_type="application/json")
+    return whole_response(fold.write(stream.timings).encode(), headers)
 
 
 class _LeavingStream(PendingStream):
@@ -111,14 +105,8 @@ def _awaitable(encoder: LineEncoder) -> Callable[[Sequence[OutputEvent]], Corout
 
 def _headers(model: ServedModel, stream: generation.OutputStream | None, context: int | None) -> dict[str, str]:
     """Headers for fields that were ignored or changed, as far as known when the answer begins."""
-    if stream is None:
-        return {}
-    found = {}
-    if stream.num_truncated_tokens:
-        found[TRUNCATED_HEADER] = str(stream.num_truncated_tokens)
-    if stream.shortened_to is not None:
-        found[SHORTENED_HEADER] = str(stream.shortened_to)
-    if context is not None and model.info is not None and context > model.info.context_limit:
+    found = stream_headers(stream)
+    if stream is not None and context is not None and model.info is not None and context > model.info.context_limit:
         found[CONTEXT_HEADER] = str(model.info.context_limit)
     return found
 
