@@ -1,4 +1,4 @@
-"""What a token costs the server in each API: `python -m bench.http_cost [--streams 32] [--tokens 400] [--rounds 3]`.
+"""Cost of a token for the server in each API: `python -m bench.http_cost [--streams 32] [--tokens 400] [--rounds 3]`.
 
 Streams of a mock, whose text costs nothing to compute. The figure is the processor time of the server's process, which
 other programs on the machine disturb less than the time that passes; the APIs take turns, round by round.
@@ -70,7 +70,7 @@ async def _read(http: httpx2.AsyncClient, path: str, body: Mapping[str, Any], ma
 
 
 def _processor_s(pid: int) -> float:
-    """What the process has used of the processors, its threads together (Linux)."""
+    """Processor time of the process so far, its threads together (Linux)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -283,4 +283,4 @@ class EngineConfig:
     hosts: RankHosts | None = None
     """Where several ranks are; None: on this machine."""
     ranks_here: int = 1
-    """Of the model's ranks, those on this machine: they share its memory."""
+    """Number of the model's ranks on this machine: they share its memory."""

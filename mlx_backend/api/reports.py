@@ -112,7 +112,7 @@ class EmbeddingInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankInfo:
-    """What one rank of a model holds; bytes. Limit and what is free are None where nothing bounds them."""
+    """Share of a model that one rank holds; bytes. Limit and what is free are None where nothing bounds them."""
 
     rank: int
     num_layers: int
@@ -140,10 +140,10 @@ class RankStats:
     rank: int
     kv_bytes: int
     active_bytes: int
-    """What its device has allocated now, weights among them."""
+    """Bytes that its device has allocated now, weights among them."""
     peak_bytes: int
     round_trip_s: float | None
-    """Of the last message to the rank that was answered; None for rank 0, and before the first."""
+    """Seconds for the last answered message to the rank; None for rank 0, and before the first."""
     progress_age_s: float
     """Since it last completed a call; it grows while there is nothing to do."""
     is_busy: bool

@@ -1,4 +1,4 @@
-"""What crosses a runner's door as JSON, and back: for records of runs, and for the ranks of a model.
+"""Conversion of what crosses a runner's door to JSON and back: for records of runs, and for the ranks of a model.
 
 Each type goes by its name, with the fields that are not as they are by default.
 """
