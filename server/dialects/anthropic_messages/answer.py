@@ -11,6 +11,7 @@ from fastapi import Request
 from sse_starlette.event import ServerSentEvent
 from starlette.responses import Response
 
+from server.dialects.answers import ignored_header, stream_headers, whole_response
 from server.dialects.anthropic_messages.encode import (
     PING,
     MessageEncoder,
@@ -18,8 +19,7 @@ from server.dialects.anthropic_messages.encode import (
     MessageHead,
     encode_error_event,
 )
-from server.dialects.openai_answers import ignored_header, stream_headers, whole_response
-from server.dialects.openai_fold import joined
+from server.dialects.fold import joined
 from server.dialects.parts import ServerParts
 from server.disconnect import ClientGone, while_connected
 from server.service import generation

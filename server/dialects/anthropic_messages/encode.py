@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from server.dialects.anthropic_messages.errors import encode_error
 from server.dialects.anthropic_messages.signatures import pack, sign
-from server.dialects.openai_fold import MOST_CHARS
+from server.dialects.fold import MOST_CHARS
 from server.dialects.openai_written import dump, quote
 from server.errors import APIError, InvalidRequest
 from server.text.events import Finished, OutputEvent, ReasoningDelta, TextDelta, ToolCallDelta, Usage

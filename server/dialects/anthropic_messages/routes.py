@@ -7,12 +7,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from server.dialects.answers import ignored_header
 from server.dialects.anthropic_messages.answer import MessageForm, answer
 from server.dialects.anthropic_messages.blocks import Ignored
 from server.dialects.anthropic_messages.decode import NAMES, decode, decode_prompt, hides_thinking
 from server.dialects.anthropic_messages.published import ANSWERS, FAILURES
 from server.dialects.anthropic_messages.schema import CountRequest, MessagesRequest, PromptFields, TokenCount
-from server.dialects.openai_answers import ignored_header
 from server.dialects.openai_grammar import check_numbers
 from server.dialects.parts import ServerParts
 from server.service import tokenization

@@ -12,9 +12,9 @@ from typing import Any
 from fastapi import Request
 from starlette.responses import Response
 
+from server.dialects.answers import stream_headers, whole_response
 from server.dialects.ollama.encode import Fold, Kind, LineEncoder, encode_silence
 from server.dialects.ollama.errors import encode_error_line
-from server.dialects.openai_answers import stream_headers, whole_response
 from server.dialects.parts import ServerParts
 from server.disconnect import ClientGone, while_connected
 from server.service import generation

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from server.dialects.openai_fold import MOST_CHARS
+from server.dialects.fold import MOST_CHARS
 from server.dialects.openai_written import dump, finite, quote
 from server.errors import InvalidRequest
 from server.service.timings import JobTimings

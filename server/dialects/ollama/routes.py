@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from server import __version__
+from server.dialects.answers import ignored_header
 from server.dialects.ollama.answers import LINES, AnswerWish, answer
 from server.dialects.ollama.bodies import read_body
 from server.dialects.ollama.catalogue import encode_running, encode_shown, encode_tag, is_running
@@ -36,7 +37,6 @@ from server.dialects.ollama.schema import (
     PullRequest,
     ShowRequest,
 )
-from server.dialects.openai_answers import ignored_header
 from server.dialects.openai_grammar import check_numbers
 from server.dialects.parts import ServerParts
 from server.disconnect import ClientGone, while_connected

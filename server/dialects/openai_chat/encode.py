@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.dialects.openai_answers import ChunkEncoder
-from server.dialects.openai_fold import ChoiceEvent, Fold, listed
+from server.dialects.answers import ChunkEncoder
+from server.dialects.fold import ChoiceEvent, Fold, listed
 from server.dialects.openai_written import Head, dump, finite, quote
 from server.text.events import Finished, ReasoningDelta, TextDelta, TokenText, ToolCallDelta
 

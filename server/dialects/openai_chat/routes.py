@@ -7,7 +7,7 @@ from functools import partial
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.dialects.openai_answers import AnswerWriters, answer
+from server.dialects.answers import AnswerWriters, answer
 from server.dialects.openai_chat.decode import decode, decode_form
 from server.dialects.openai_chat.encode import build_encoder, build_fold
 from server.dialects.openai_chat.schema import ChatCompletion, ChatCompletionChunk, ChatRequest

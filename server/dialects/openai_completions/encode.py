@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from server.dialects.openai_answers import ChunkEncoder
-from server.dialects.openai_fold import ChoiceEvent, Fold, joined, listed
+from server.dialects.answers import ChunkEncoder
+from server.dialects.fold import ChoiceEvent, Fold, joined, listed
 from server.dialects.openai_written import Head, dump, finite, quote
 from server.service.transcript import Transcript
 from server.text.events import Finished, OutputEvent, TextDelta, TokenText, Usage

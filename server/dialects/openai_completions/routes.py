@@ -7,7 +7,7 @@ from functools import partial
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.dialects.openai_answers import AnswerWriters, answer
+from server.dialects.answers import AnswerWriters, answer
 from server.dialects.openai_completions.decode import decode
 from server.dialects.openai_completions.encode import Shown, build_encoder, build_fold
 from server.dialects.openai_completions.schema import Completion, CompletionChunk, CompletionRequest

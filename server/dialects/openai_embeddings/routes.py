@@ -8,7 +8,7 @@ from dataclasses import replace
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.dialects.openai_answers import ignored_header
+from server.dialects.answers import ignored_header
 from server.dialects.openai_embeddings.decode import decode
 from server.dialects.openai_embeddings.encode import encode
 from server.dialects.openai_embeddings.schema import EmbeddingAnswer, EmbeddingRequest

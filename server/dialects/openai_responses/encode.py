@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from server.dialects.openai_fold import MOST_CHARS
+from server.dialects.fold import MOST_CHARS
 from server.dialects.openai_responses.sealed import seal
 from server.dialects.openai_responses.tools import Toolbox
 from server.dialects.openai_written import dump, finite, quote

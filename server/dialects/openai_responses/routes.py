@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from server.dialects.openai_answers import AnswerWriters, answer, ignored_header
+from server.dialects.answers import AnswerWriters, answer, ignored_header
 from server.dialects.openai_grammar import check_numbers, schemas_of
 from server.dialects.openai_responses.decode import Decoded, decode, read_input
 from server.dialects.openai_responses.encode import Output

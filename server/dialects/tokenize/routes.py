@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from server.dialects.openai_answers import ignored_header
+from server.dialects.answers import ignored_header
 from server.dialects.openai_schema import error_responses
 from server.dialects.openai_shared import NO_EFFECT, check_extra
 from server.dialects.parts import ServerParts

@@ -8,8 +8,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from server.dialects.openai_answers import ChunkEncoder
-from server.dialects.openai_fold import Fold
+from server.dialects.answers import ChunkEncoder
+from server.dialects.fold import Fold
 from server.dialects.openai_written import Head
 from server.text.events import Finished, OutputEvent, TextDelta, TokenText, Usage
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.dialects.fold import MOST_CHARS
 from server.dialects.ollama.encode import Fold, LineEncoder, nanoseconds, timestamp
-from server.dialects.openai_fold import MOST_CHARS
 from server.errors import InvalidRequest
 from server.service.timings import JobTimings
 from server.text.events import Finished, OutputEvent, ReasoningDelta, TextDelta, ToolCallDelta, Usage

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.dialects import openai_fold
+from server.dialects import fold as fold_module
+from server.dialects.fold import joined, listed
 from server.dialects.openai_chat.encode import build_fold
-from server.dialects.openai_fold import joined, listed
 from server.errors import InvalidRequest
 from server.text.events import TextDelta
 from tests.server.dialects.streams import HEAD, token
@@ -26,7 +26,7 @@ def test_a_list(values: list[int | str]) -> None:
 
 @pytest.mark.parametrize("with_logprobs", [False, True])
 def test_an_answer_that_becomes_too_large_is_given_up(monkeypatch: pytest.MonkeyPatch, with_logprobs: bool) -> None:
-    monkeypatch.setattr(openai_fold, "MOST_CHARS", 1000)
+    monkeypatch.setattr(fold_module, "MOST_CHARS", 1000)
     fold = build_fold(HEAD)
     tokens = tuple(token("x") for _ in range(9 if with_logprobs else 0))
     fold.add([TextDelta(0, "x", tokens)])
@@ -37,7 +37,7 @@ def test_an_answer_that_becomes_too_large_is_given_up(monkeypatch: pytest.Monkey
 
 
 async def test_others_have_the_loop_while_pieces_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_fold, "_SLICE_S", 0.0)
+    monkeypatch.setattr(fold_module, "_SLICE_S", 0.0)
     ticks: list[float] = []
 
     async def tick() -> None:

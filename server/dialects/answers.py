@@ -1,4 +1,4 @@
-"""How OpenAI's dialects answer: the way from a job to a response, streamed or whole.
+"""The way from a job to a response of any API, streamed or whole.
 
 Knows no field of a request but whether a stream is wanted. Imports no dialect.
 """
@@ -19,8 +19,8 @@ from typing import Any, Protocol
 from fastapi import Request
 from starlette.responses import Response
 
+from server.dialects.fold import joined
 from server.dialects.openai_errors import encode_error
-from server.dialects.openai_fold import joined
 from server.dialects.openai_shared import SamplingFields
 from server.dialects.openai_written import Head, dump, encode_usage, quote
 from server.dialects.parts import ServerParts

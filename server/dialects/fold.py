@@ -1,4 +1,4 @@
-"""JSON answers of OpenAI's dialects, written piece by piece: as their events come, and the rest in slices.
+"""JSON answers written piece by piece: as their events come, and the rest in slices.
 
 An answer may be tens of megabytes of log-probabilities; written in one go it would hold up the event loop for seconds.
 Knows no field of a choice.

@@ -1,4 +1,4 @@
-"""What OpenAI's answers have in common: headers, usage, numbers and quoted texts."""
+"""What answers have in common: headers, usage, numbers and quoted texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.dialects.openai_answers import ignored_header
+from server.dialects.answers import ignored_header
 from server.dialects.openai_written import LEAST_LOGPROB, encode_usage, finite, quote
 from server.text.events import Usage
 
