@@ -112,7 +112,8 @@ class PrefixCache:
         return Chain(self._root(group.request), group.token_ids(0, num_tokens), self._config.chunk_tokens)
 
     def _root(self, request: GenerationRequest) -> bytes:
-        return root_id(self._fingerprint, request.cache_salt, self._adapters.get(request.adapter, request.adapter))
+        adapter = request.adapter and f"{request.adapter} {self._adapters.get(request.adapter, '')}"
+        return root_id(self._fingerprint, request.cache_salt, adapter)
 
     def _payload(self, node: Node) -> BlockRef | None:
         return self._loading.payloads.get(node) if node.payload is None else node.payload

@@ -27,7 +27,7 @@ def fingerprint(facts: Mapping[str, Any]) -> bytes:
 
 
 def root_id(of_model: bytes, salt: str, adapter: str = "") -> bytes:
-    """Where the chains begin; different for each salt, so that tenants share nothing, and for each adapter's digest."""
+    """Where the chains begin; different for each salt, so that tenants share nothing, and for each adapter."""
     if adapter:
         of_model = _digest(of_model + adapter.encode())
     return _digest(of_model + salt.encode("utf-8", "surrogatepass"))
