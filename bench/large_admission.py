@@ -1,4 +1,4 @@
-"""Default chats at once, by their worst case and by their expected length: planned memory of Macs with 48, 24 and 16 GB.
+"""Default chats at once, by their worst case and by their expected length: memory of Macs with 48, 24 and 16 GB.
 
 The simulated runner in process, at no pace: lengths are drawn, and what is held is counted as the planner counts it.
 """
