@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -50,6 +51,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         places = {path: source.random() for path in dict.fromkeys(item.path for item in items)}
         keys = {item: (places[item.path], source.random()) for item in items}
         items.sort(key=keys.__getitem__)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what lasts out of garbage collections: with all tests collected, each full one takes half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
