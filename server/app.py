@@ -32,7 +32,8 @@ class Application(PublishedAPI):
         self.parts = parts
         self.error_bodies = collect_errors(dialects)
         for dialect in dialects:
-            self.include_router(dialect.build_router(parts))
+            # Not by `include_router`: it would build every route once more, within the first requests.
+            self.router.routes.extend(dialect.build_router(parts).routes)
         error_answers.install(self, self.error_bodies)
         # Outside of the framework's own layers, so that nothing stands between the envelope and the server.
         admission = Admission(self.build_middleware_stack(), parts.lifecycle, self.error_bodies)

@@ -47,19 +47,19 @@ async def drive(engine: Engine) -> dict[str, Any]:
     assert info is not None, engine.failure
     source = random.Random(5)
     prompts = [[source.randrange(1, info.vocab_size) for _ in range(length)] for length in LENGTHS]
-    found: dict[str, Any] = {"greedy": await asyncio.gather(*(one(engine, prompt, 20) for prompt in prompts))}
-    found["again"] = await asyncio.gather(*(one(engine, [*prompt, 7], 12) for prompt in prompts))
+    found: dict[str, Any] = {"greedy": await asyncio.gather(*(one(engine, prompt, 10) for prompt in prompts))}
+    found["again"] = await asyncio.gather(*(one(engine, [*prompt, 7], 6) for prompt in prompts))
     seeded = [
         SamplingParams(temperature=0.9, top_p=0.95, seed=place, frequency_penalty=0.3) for place in range(len(prompts))
     ]
     found["seeded"] = await asyncio.gather(
-        *(one(engine, prompt, 12, sampling=each) for prompt, each in zip(prompts, seeded, strict=True))
+        *(one(engine, prompt, 8, sampling=each) for prompt, each in zip(prompts, seeded, strict=True))
     )
-    found["several"] = await tokens(engine.submit([request(prompts[4], 10, n=3)]))
+    found["several"] = await tokens(engine.submit([request(prompts[4], 6, n=3)]))
     found["kept"] = await asyncio.gather(*(_left(engine, prompt, place % 2) for place, prompt in enumerate(prompts)))
     found["led"] = await asyncio.gather(
-        *(one(engine, prompt, 16, grammar=Ladder(length=9), stop_ids={END}) for prompt in prompts[:3]),
-        *(one(engine, prompt, 14) for prompt in prompts[3:]),
+        *(one(engine, prompt, 16, grammar=Ladder(length=5), stop_ids={END}) for prompt in prompts[:3]),
+        *(one(engine, prompt, 8) for prompt in prompts[3:]),
     )
     scored, _ = await read_all(engine.submit([request(prompts[3], 2, num_prompt_logprobs=2)]))
     found["scored"] = [[token_id for token_id, _ in each.top] for each in scored[0].logprobs]
@@ -69,7 +69,7 @@ async def drive(engine: Engine) -> dict[str, Any]:
 
 async def _left(engine: Engine, prompt: list[int], leaves: int) -> list[int]:
     """The tokens of a stream; only the first ones of one that is given up midway."""
-    stream = engine.submit([request(prompt, 20)])
+    stream = engine.submit([request(prompt, 10)])
     got: list[int] = []
     async for events in stream:
         got += [event.token_id for event in events if isinstance(event, TokenEvent)]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
+import pytest
 
+from server.config import Config, ResidencyConfig
+from server.models import build_model
 from tests.server_process import ServerProcess, serving
 from tests.serving import wait_until
 
@@ -85,55 +89,79 @@ def test_one_model_goes_when_it_is_idle_and_comes_back() -> None:
         assert server.stop() == 0
 
 
-def test_a_damaged_model_is_not_loaded_and_the_file_is_named(tmp_path: Path) -> None:
+@pytest.mark.mlx
+@pytest.mark.parametrize(("verify", "is_served"), [("first", False), ("never", True)])
+def test_a_damaged_model_is_not_loaded_and_the_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verify: Literal["first", "never"], is_served: bool
+) -> None:
     from tests.tiny_models import write_served_model
 
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = write_served_model(tmp_path / "tiny")
     (folder / "SHA256SUMS").write_text("0" * 64 + "  config.json\n")
-    server = ServerProcess(str(folder))
-    assert server.wait() == 1
-    assert f"{folder / 'config.json'} is damaged: its SHA-256 is " in server.lines[-1]
-    with serving(str(folder), "--residency-verify", "never") as (other, _):
-        assert other.stop() == 0
+    model = build_model(Config(model=str(folder), residency=ResidencyConfig(verify=verify)))
+    model.start()
+    try:
+        wait_until(lambda: model.health().status != "loading")
+        assert (model.health().status == "ok") == is_served
+        assert (f"{folder / 'config.json'} is damaged: its SHA-256 is " in str(model.failure)) != is_served
+    finally:
+        model.close()
 
 
-STREAMED = {"model": "a", "prompt": "x", "max_tokens": 8, "ignore_eos": True, "stream": True}
+# --- streams whose model loads first
+
+STREAMED = {"prompt": "x", "max_tokens": 8, "ignore_eos": True, "stream": True}
+LOADING = """
+backend: mock
+mock: {load_s: 1}
+stream: {keep_alive_s: 0.1}
+context: {on_max_tokens: error}
+models: {a: mock, b: mock, c: mock}
+"""
 
 
-def test_a_stream_hears_that_its_model_loads(tmp_path: Path) -> None:
-    mock = "mock: {load_s: 1.5}\nstream: {keep_alive_s: 0.1}"
-    with serving("--config", write(tmp_path, pinned=False, mock=mock)) as (_, client):
-        with client.stream("POST", "/v1/completions", json=STREAMED) as answer:
-            events = "".join(answer.iter_text()).split("\n\n")
-        assert answer.status_code == 200
-        comments = [event for event in events if event.startswith(":")]
-        assert comments[0].startswith(": loading ") or comments[0] == ": keep-alive"
-        assert any(comment.startswith(": loading ") for comment in comments)
-        said = [json.loads(event.removeprefix("data: ")) for event in events[:-2] if not event.startswith(":")]
-        assert {chunk["object"] for chunk in said} == {"text_completion"} and said[0]["model"] == "a"
-        assert events[-2:] == ["data: [DONE]", ""]
-        assert ask(client, "a").status_code == 200
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProcess, httpx.Client]]:
+    """Each test has a model of its own there."""
+    file = tmp_path_factory.mktemp("slow") / "c.yaml"
+    file.write_text(LOADING, encoding="utf-8")
+    with serving("--config", str(file)) as served:
+        yield served
 
 
-def test_a_client_that_leaves_while_its_model_loads_leaves_nothing(tmp_path: Path) -> None:
-    mock = "mock: {load_s: 1}\nstream: {keep_alive_s: 0.1}"
-    with serving("--config", write(tmp_path, pinned=False, mock=mock)) as (server, client):
-        with client.stream("POST", "/v1/completions", json=STREAMED) as answer:
-            chunks = answer.iter_text()
-            assert next(chunks).startswith(":")
-        wait_until(lambda: states(client)["a"] == "loaded")
-        (model, _) = client.get("/admin/models").json()["data"]
-        assert model["num_users"] == 0
-        assert ask(client, "a").status_code == 200
-        assert not [line for line in server.lines if "ERROR" in line or "never retrieved" in line]
+def test_a_stream_hears_that_its_model_loads(slow: tuple[ServerProcess, httpx.Client]) -> None:
+    _, client = slow
+    with client.stream("POST", "/v1/completions", json={**STREAMED, "model": "a"}) as answer:
+        events = "".join(answer.iter_text()).split("\n\n")
+    assert answer.status_code == 200
+    comments = [event for event in events if event.startswith(":")]
+    assert comments[0].startswith(": loading ") or comments[0] == ": keep-alive"
+    assert any(comment.startswith(": loading ") for comment in comments)
+    said = [json.loads(event.removeprefix("data: ")) for event in events[:-2] if not event.startswith(":")]
+    assert {chunk["object"] for chunk in said} == {"text_completion"} and said[0]["model"] == "a"
+    assert events[-2:] == ["data: [DONE]", ""]
+    assert ask(client, "a").status_code == 200
 
 
-def test_what_goes_wrong_behind_a_late_beginning_is_an_event(tmp_path: Path) -> None:
-    mock = "mock: {load_s: 1}\nstream: {keep_alive_s: 0.1}\ncontext: {on_max_tokens: error}"
-    with serving("--config", write(tmp_path, pinned=False, mock=mock)) as (_, client):
-        with client.stream("POST", "/v1/completions", json={**STREAMED, "max_tokens": 100_000}) as answer:
-            events = [event for event in "".join(answer.iter_text()).split("\n\n") if not event.startswith(":")]
-        assert answer.status_code == 200
-        assert json.loads(events[0].removeprefix("data: "))["error"]["code"] == "context_length_exceeded"
-        refused = client.post("/v1/completions", json={**STREAMED, "max_tokens": 100_000})
-        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+def test_a_client_that_leaves_while_its_model_loads_leaves_nothing(slow: tuple[ServerProcess, httpx.Client]) -> None:
+    server, client = slow
+    with client.stream("POST", "/v1/completions", json={**STREAMED, "model": "b"}) as answer:
+        chunks = answer.iter_text()
+        assert next(chunks).startswith(":")
+    wait_until(lambda: states(client)["b"] == "loaded")
+    (model,) = (model for model in client.get("/admin/models").json()["data"] if model["id"] == "b")
+    assert model["num_users"] == 0
+    assert ask(client, "b").status_code == 200
+    assert not [line for line in server.lines if "ERROR" in line or "never retrieved" in line]
+
+
+def test_what_goes_wrong_behind_a_late_beginning_is_an_event(slow: tuple[ServerProcess, httpx.Client]) -> None:
+    _, client = slow
+    body = {**STREAMED, "model": "c", "max_tokens": 100_000}
+    with client.stream("POST", "/v1/completions", json=body) as answer:
+        events = [event for event in "".join(answer.iter_text()).split("\n\n") if not event.startswith(":")]
+    assert answer.status_code == 200
+    assert json.loads(events[0].removeprefix("data: "))["error"]["code"] == "context_length_exceeded"
+    refused = client.post("/v1/completions", json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")

@@ -46,19 +46,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "gpt_oss": {
         "model_type": "gpt_oss",
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 2,
         "intermediate_size": 32,
         "num_local_experts": 4,
         "num_experts_per_tok": 2,
         "sliding_window": WINDOW,
-        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "layer_types": ["sliding_attention", "full_attention"],
     },
     "gemma3": {
         "model_type": "gemma3_text",
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 2,
         "query_pre_attn_scalar": 16,
         "sliding_window": WINDOW,
-        "sliding_window_pattern": 3,
+        "sliding_window_pattern": 2,
         "rms_norm_eps": 1e-6,
     },
     "falcon_h1": {

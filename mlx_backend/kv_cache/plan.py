@@ -104,6 +104,17 @@ def max_groups(plans: Iterable[CachePlan]) -> int:
     return MAX_GROUPS if spec.can_group(plan.shape.traits for plan in plans) else 1
 
 
+def counted(plans: Iterable[CachePlan]) -> list[tuple[CachePlan, int]]:
+    """Return every plan once, with the number of caches that it is of, in order of first appearance.
+
+    Plans that are equal are counted as one where they are one object, as those of `plan_caches` are: to compare 60
+    layers takes longer than what is computed of each.
+    """
+    plans = tuple(plans)
+    by_id = {id(plan): plan for plan in plans}
+    return [(by_id[each], count) for each, count in Counter(map(id, plans)).items()]
+
+
 class RowSizes:
     """Bytes of a row of a batch, all layers together, by the tokens that it is allocated for: as its arrays are."""
 
@@ -136,22 +147,30 @@ def row_bytes(plan: CachePlan, num_tokens: int) -> int:
 
 
 def plan_caches(shapes: Sequence[CacheShape], config: KVCacheConfig) -> tuple[CachePlan, ...]:
-    """A plan for each cache. Raises ModelLoadError where the configuration cannot be done, naming what can."""
+    """A plan for each cache; those that are equal are one object.
+
+    Raises ModelLoadError where the configuration cannot be done, naming what can.
+    """
     if not config.is_quantized:
-        return tuple(CachePlan(shape) for shape in shapes)
+        return _shared(CachePlan(shape) for shape in shapes)
     holding = [shape for shape in shapes if not shape.traits.is_state]
     _refuse_unquantizable(holding)
     if not holding:
         raise ModelLoadError("kv_cache.bits: this model keeps no keys and values, only recurrent state; leave it unset")
     _refuse_split_latent(holding, config)
     _refuse_group_size(holding, config)
-    plans = tuple(CachePlan(shape) if shape.traits.is_state else _planned(shape, config) for shape in shapes)
+    plans = _shared(CachePlan(shape) if shape.traits.is_state else _planned(shape, config) for shape in shapes)
     if config.start and not any(plan.start for plan in plans):
         raise ModelLoadError(
             "kv_cache.start: all of this model's layers attend to a sliding window, whose first tokens are soon "
             "overwritten; leave it unset"
         )
     return plans
+
+
+def _shared(plans: Iterable[CachePlan]) -> tuple[CachePlan, ...]:
+    known: dict[CachePlan, CachePlan] = {}
+    return tuple(known.setdefault(plan, plan) for plan in plans)
 
 
 def report(plans: Sequence[CachePlan], config: KVCacheConfig) -> tuple[KVCacheReport, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from mlx_backend.kv_cache.allocation import EAGER_BYTES, allocated
 from mlx_backend.kv_cache.latent_groups import FUSED_HEAD_DIMS, LatentShape, chunk_bytes
-from mlx_backend.kv_cache.plan import CachePlan, row_bytes
+from mlx_backend.kv_cache.plan import CachePlan, counted, row_bytes
 
 MOST_RESERVE_BYTES = 3 * 10**9
 """For the process itself, spare buffers and what no formula foresees: no more than this is kept back unasked."""
@@ -140,7 +140,7 @@ def default_reserve(limit_bytes: int) -> int:
 
 def batch_bytes(plans: Iterable[CachePlan], num_rows: int, longest: int) -> int:
     """All layers' KV caches of a group of a batch: `num_rows` rows, each padded to `longest` tokens."""
-    return num_rows * sum(row_bytes(plan, longest) for plan in plans)
+    return num_rows * sum(count * row_bytes(plan, longest) for plan, count in counted(plans))
 
 
 def kv_bytes(plans: Iterable[CachePlan], num_tokens: int, num_rows: int = 1, chunk: int = 0) -> int:
@@ -148,7 +148,7 @@ def kv_bytes(plans: Iterable[CachePlan], num_tokens: int, num_rows: int = 1, chu
 
     `chunk`: tokens of the last prefill chunk, which a sliding window holds beside its own until the next step.
     """
-    return num_rows * sum(_row_bytes(plan, num_tokens, chunk) for plan in plans)
+    return num_rows * sum(count * _row_bytes(plan, num_tokens, chunk) for plan, count in counted(plans))
 
 
 def _row_bytes(plan: CachePlan, num_tokens: int, chunk: int) -> int:
@@ -178,10 +178,11 @@ def prefill_bytes(
     needed += max(_attention_bytes(shape, step, context, has_fused), int(shape.index_bytes * step * context))
     needed += step * context if shape.index_bytes else 0
     needed += _SSM_COPIES * shape.ssm_heads * min(step, _SSM_STEP) ** 2 * 4
-    if any(plan.shape.traits.has_position_mask for plan in plans):
+    caches = counted(plans)
+    if any(plan.shape.traits.has_position_mask for plan, _ in caches):
         needed += _POSITION_COPIES * step * context * 4
-    needed += max((_shadow_bytes(plan, context) for plan in plans), default=0)
-    needed += sum(plan.bytes_per_token * step for plan in plans if plan.shape.window is not None)
+    needed += max((_shadow_bytes(plan, context) for plan, _ in caches), default=0)
+    needed += sum(count * plan.bytes_per_token * step for plan, count in caches if plan.shape.window is not None)
     return needed
 
 
@@ -221,7 +222,8 @@ def decode_bytes(
     Scores, logits, and the new arrays of caches that are moved because rows come or go. `held_bytes`: of the rows'
     caches, where they lie in groups; None: all are padded to `context`.
     """
-    layers = [num_rows * row_bytes(plan, context) for plan in plans]
+    sizes = [(num_rows * row_bytes(plan, context), count) for plan, count in counted(plans)]
+    layers = [size for size, count in sizes for _ in range(count)]
     part = 1.0 if held_bytes is None else held_bytes / max(sum(layers), 1)
     layers = [int(part * layer) for layer in layers]
     moved = sum(min(layer, EAGER_BYTES) for layer in layers) + max(layers, default=0)

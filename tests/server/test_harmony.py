@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -154,9 +155,9 @@ TOOLS = [
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
 async def test_a_call_that_is_demanded_is_made(client: httpx.AsyncClient, tokenizer: Tokenizer, choice: object) -> None:
     """A model that says anything thinks as long as it may, and then calls."""
-    for seed in range(8):
-        body = {"temperature": 1, "seed": seed, "thinking_budget": 5, "max_tokens": 250}
-        answer = await ask(client, tools=TOOLS, tool_choice=choice, **body)
+    body = {"temperature": 1, "thinking_budget": 5, "max_tokens": 250, "tools": TOOLS, "tool_choice": choice}
+    answers = await asyncio.gather(*(ask(client, seed=seed, **body) for seed in range(6)))
+    for seed, answer in enumerate(answers):
         (found,) = answer["choices"]
         assert "tool_calls" in found["message"], (seed, answer)
         (call,) = found["message"]["tool_calls"]

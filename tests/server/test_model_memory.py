@@ -27,8 +27,8 @@ from tests.tiny_models import write_served_model
 
 pytestmark = pytest.mark.mlx
 
-WARM_UP, ROUNDS = 2, 7
-SIZES = {"hidden_size": 384, "intermediate_size": 1536}
+WARM_UP, ROUNDS = 2, 6
+SIZES = {"hidden_size": 256, "intermediate_size": 1024}
 
 
 def rss_bytes() -> int:
@@ -111,7 +111,7 @@ def test_memory_is_back_and_answers_are_equal(tmp_path: Path) -> None:
     assert {name: len(texts) for name, texts in found.answers.items()} == {"a": 1, "b": 1}
     assert max(active) - found.before < 2 * weights_bytes  # one model at a time
     assert max(active[WARM_UP:]) - min(active[WARM_UP:]) < weights_bytes // 10
-    assert max(resident[-4:]) - resident[WARM_UP] < weights_bytes
+    assert max(resident[WARM_UP:]) - resident[WARM_UP] < weights_bytes
     assert found.after - found.before < 100_000
     assert found.threads_after <= found.threads + 2  # what is left belongs to the event loop
 
@@ -124,7 +124,7 @@ async def test_two_models_in_memory_compute_at_once(tmp_path: Path, monkeypatch:
     transport = httpx.ASGITransport(create_app(config, registry))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         alone = {name: await ask(client, name) for name in "ab"}
-        together = await asyncio.gather(*(ask(client, "ab"[i % 2]) for i in range(24)))
+        together = await asyncio.gather(*(ask(client, "ab"[i % 2]) for i in range(12)))
         assert await states(client) == {"a": "loaded", "b": "loaded"}
         shares = [model["memory_bytes"] for model in (await client.get("/admin/models")).json()["data"]]
     await registry.close()

@@ -11,6 +11,7 @@ from mlx_backend.api.interface import ModelInfo, RankStats
 from server.dialects.admin.schema import AdminModel, AdminModelList, AdminRank, LoadState
 from server.dialects.openai_schema import error_responses
 from server.dialects.parts import ServerParts
+from server.dialects.published import PublishedRoute
 from server.service.registry import ServedModel
 
 _FAILURES = error_responses(400, 404, 503)
@@ -19,7 +20,7 @@ _Force = Annotated[bool, Query(description="do not wait for the requests that ru
 
 def build_router(parts: ServerParts) -> APIRouter:
     """The routes of one server."""
-    router = APIRouter(tags=["Admin"])
+    router = APIRouter(route_class=PublishedRoute, tags=["Admin"])
 
     @router.get("/admin/models")
     async def list_models() -> AdminModelList:

@@ -15,6 +15,7 @@ from server.dialects.anthropic_messages.published import ANSWERS, FAILURES
 from server.dialects.anthropic_messages.schema import CountRequest, MessagesRequest, PromptFields, TokenCount
 from server.dialects.openai_grammar import check_numbers
 from server.dialects.parts import ServerParts
+from server.dialects.published import PublishedRoute
 from server.service import tokenization
 
 PREFIXES = ("/v1/messages", "/messages")
@@ -22,7 +23,7 @@ PREFIXES = ("/v1/messages", "/messages")
 
 def build_router(parts: ServerParts) -> APIRouter:
     """The routes of one server."""
-    router = APIRouter(tags=["Anthropic"])
+    router = APIRouter(route_class=PublishedRoute, tags=["Anthropic"])
 
     @router.post("/messages", include_in_schema=False)
     @router.post("/v1/messages", response_class=Response, responses={**ANSWERS, **FAILURES})

@@ -20,6 +20,7 @@ from server.dialects.dashboard.encode import encode_model, encode_settings
 from server.dialects.dashboard.schema import StatusError, StatusModel, StatusReport
 from server.dialects.openai_schema import error_responses
 from server.dialects.parts import ServerParts
+from server.dialects.published import PublishedRoute
 from server.errors import InvalidRequest
 from server.power import Reading
 
@@ -48,7 +49,7 @@ def _files() -> dict[str, bytes]:
 
 def build_router(parts: ServerParts) -> APIRouter:
     """The routes of one server."""
-    router = APIRouter(tags=["Dashboard"])
+    router = APIRouter(route_class=PublishedRoute, tags=["Dashboard"])
 
     @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page(request: Request) -> Response:

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 from server import __version__
 from server.dialects.health.schema import HealthReport, Version
 from server.dialects.parts import ServerParts
+from server.dialects.published import PublishedRoute
 from server.errors import RETRY_AFTER_S
 from server.lifecycle import Lifecycle
 from server.service.registry import ModelRegistry, ServedModel
@@ -24,7 +25,7 @@ _UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": HealthReport, "d
 
 def build_router(parts: ServerParts) -> APIRouter:
     """The routes of one server."""
-    router = APIRouter(tags=["Probes"])
+    router = APIRouter(route_class=PublishedRoute, tags=["Probes"])
 
     @router.get("/health", response_model=HealthReport, responses=_UNAVAILABLE)
     async def health() -> JSONResponse:

@@ -20,6 +20,7 @@ from server.dialects.metrics.ranks import rank_families
 from server.dialects.metrics.requests import error_families, request_families
 from server.dialects.metrics.routers import router_families
 from server.dialects.parts import ServerParts
+from server.dialects.published import PublishedRoute
 
 _TEXT: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus' text format"}
@@ -28,7 +29,7 @@ _TEXT: dict[int | str, dict[str, Any]] = {
 
 def build_router(parts: ServerParts) -> APIRouter:
     """The routes of one server."""
-    router = APIRouter(tags=["Probes"])
+    router = APIRouter(route_class=PublishedRoute, tags=["Probes"])
 
     @router.get("/metrics", response_class=Response, responses=_TEXT)
     async def metrics() -> Response:

@@ -29,6 +29,7 @@ from server.dialects.models.schema import (
 )
 from server.dialects.openai_schema import error_responses
 from server.dialects.parts import ServerParts
+from server.dialects.published import PublishedRoute
 from server.service.registry import ServedModel
 from server.text.parsers.parts import ChatFormat
 
@@ -38,7 +39,7 @@ _VERSION = "anthropic-version"
 
 def build_router(parts: ServerParts) -> APIRouter:
     """The routes of one server."""
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(route_class=PublishedRoute, tags=["OpenAI"])
 
     @router.get("/models", include_in_schema=False)
     @router.get("/models/", include_in_schema=False)

@@ -14,13 +14,14 @@ from server.dialects.openai_completions.schema import Completion, CompletionChun
 from server.dialects.openai_grammar import check_numbers, schemas_of
 from server.dialects.openai_schema import GENERATION_ERRORS, answer_response
 from server.dialects.parts import ServerParts
+from server.dialects.published import PublishedRoute
 
 _RESPONSES = {**answer_response(Completion, CompletionChunk), **GENERATION_ERRORS}
 
 
 def build_router(parts: ServerParts) -> APIRouter:
     """The routes of one server."""
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(route_class=PublishedRoute, tags=["OpenAI"])
 
     @router.post("/completions", include_in_schema=False)
     @router.post("/v1/completions", response_class=Response, responses=_RESPONSES)

@@ -14,6 +14,7 @@ from server.dialects.openai_embeddings.encode import encode
 from server.dialects.openai_embeddings.schema import EmbeddingAnswer, EmbeddingRequest
 from server.dialects.openai_schema import GENERATION_ERRORS, Responses
 from server.dialects.parts import ServerParts
+from server.dialects.published import PublishedRoute
 from server.disconnect import ClientGone, while_connected
 from server.service.embedding import embed
 
@@ -22,7 +23,7 @@ _RESPONSES: Responses = {200: {"model": EmbeddingAnswer, "description": "The vec
 
 def build_router(parts: ServerParts) -> APIRouter:
     """The routes of one server."""
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(route_class=PublishedRoute, tags=["OpenAI"])
 
     @router.post("/embeddings", include_in_schema=False)
     @router.post("/v1/embeddings", response_class=Response, responses={**_RESPONSES, **GENERATION_ERRORS})

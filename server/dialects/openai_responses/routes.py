@@ -30,6 +30,7 @@ from server.dialects.openai_responses.store import Bounds, NotStored, ResponseSt
 from server.dialects.openai_schema import GENERATION_ERRORS, answer_events, error_responses
 from server.dialects.openai_written import dump
 from server.dialects.parts import ServerParts
+from server.dialects.published import PublishedRoute
 from server.errors import APIError, InvalidRequest, UnsupportedParameter
 from server.service.job import ChatPrompt
 from server.service.tokenization import Conversation, tokenize
@@ -56,7 +57,7 @@ class ResponseNotFound(InvalidRequest):
 
 def build_router(parts: ServerParts) -> APIRouter:
     """The routes of one server, with its store."""
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(route_class=PublishedRoute, tags=["OpenAI"])
     store = ResponseStore(lambda: _bounds(parts))
 
     async def read(request: Request, body: ResponsesRequest, stores: bool) -> tuple[Decoded, list[Item]]:

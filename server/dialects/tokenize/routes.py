@@ -11,6 +11,7 @@ from server.dialects.answers import ignored_header
 from server.dialects.openai_schema import error_responses
 from server.dialects.openai_shared import NO_EFFECT, check_extra
 from server.dialects.parts import ServerParts
+from server.dialects.published import PublishedRoute
 from server.dialects.tokenize.schema import (
     DetokenizeAnswer,
     DetokenizeRequest,
@@ -34,7 +35,7 @@ _OF_MESSAGES = ("add_generation_prompt", "continue_final_message", "chat_templat
 
 def build_router(parts: ServerParts) -> APIRouter:
     """The routes of one server."""
-    router = APIRouter(tags=["Tokens"])
+    router = APIRouter(route_class=PublishedRoute, tags=["Tokens"])
 
     @router.post("/tokenize", responses=_FAILURES)
     async def tokenize(response: Response, body: TokenizeRequest) -> TokenizeAnswer:

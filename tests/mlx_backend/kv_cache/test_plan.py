@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import KVCacheConfig
-from mlx_backend.kv_cache.plan import GROUP_SIZES, CachePlan, CacheShape, PartShape, Precision, plan_caches, report
+from mlx_backend.kv_cache.plan import (
+    GROUP_SIZES,
+    CachePlan,
+    CacheShape,
+    PartShape,
+    Precision,
+    counted,
+    plan_caches,
+    report,
+)
 
 BF16 = 2
 
@@ -50,6 +59,13 @@ def configs(draw: st.DrawFn) -> KVCacheConfig:
 def test_the_share_of_bf16(bits: int, share: float) -> None:
     part = PartShape(8, 128, BF16)
     assert part.num_bytes(Precision(bits, 64)) / part.num_bytes(None) == pytest.approx(share, abs=0.005)
+
+
+@pytest.mark.parametrize("config", [KVCacheConfig(), KVCacheConfig(bits=8, group_size=32)])
+def test_plans_that_are_equal_are_one_object(config: KVCacheConfig) -> None:
+    """Of 60 layers that are alike one is computed with."""
+    plans = plan_caches([plain(), window(), plain(), RECURRENT, window(), plain(), RECURRENT], config)
+    assert counted(plans) == [(plans[0], 3), (plans[1], 2), (plans[3], 2)]
 
 
 @given(st.lists(shapes, min_size=1, max_size=6), configs())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlx_backend.api.interface import KVCacheConfig
 from mlx_backend.kv_cache.allocation import EAGER_BYTES
-from mlx_backend.kv_cache.plan import CachePlan, CacheShape, PartShape, plan_caches
+from mlx_backend.kv_cache.plan import CachePlan, CacheShape, PartShape, counted, plan_caches
 from mlx_backend.planning.memory import (
     PREFILL_STEPS,
     AttentionShape,
@@ -156,6 +156,18 @@ def test_a_batch_takes_no_less_than_its_rows(found: list[CachePlan], rows: int, 
     )
     assert batch_bytes(found, rows, longest) <= batch_bytes(found, rows + 1, longest + 1)
     assert batch_bytes(found, 0, longest) == 0
+
+
+@given(plans, st.integers(1, 4), st.integers(1, 40), st.integers(1, 20_000))
+def test_plans_that_are_one_object_take_what_copies_of_them_take(
+    found: list[CachePlan], times: int, rows: int, context: int
+) -> None:
+    shared, copies = found * times, [replace(plan) for _ in range(times) for plan in found]
+    assert len(counted(shared)) == len(found) <= len(counted(copies)) == len(copies)
+    assert batch_bytes(shared, rows, context) == batch_bytes(copies, rows, context)
+    assert kv_bytes(shared, context, rows, 64) == kv_bytes(copies, context, rows, 64)
+    assert prefill_bytes(R1, shared, 64, context) == prefill_bytes(R1, copies, 64, context)
+    assert decode_bytes(R1, shared, context, rows) == decode_bytes(R1, copies, context, rows)
 
 
 WINDOWED = CachePlan(CacheShape("plain", PartShape(2, 64, 2), PartShape(2, 64, 2), window=512))

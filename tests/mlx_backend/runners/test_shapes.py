@@ -30,7 +30,7 @@ from tests.tiny_models import VOCAB_SIZE, write_model
 
 pytestmark = pytest.mark.mlx
 
-PROMPTS = [tuple((7 * place + 3 * length) % 300 for place in range(length)) for length in (2, 9, 18, 100, 301)]
+PROMPTS = [tuple((7 * place + 3 * length) % 300 for place in range(length)) for length in (2, 9, 29, 100, 301)]
 CACHES = {
     "llama": KVCacheConfig(),
     "llama, quantized": KVCacheConfig(bits=8, group_size=32, start=20),
@@ -84,8 +84,8 @@ async def answers(given: EngineConfig) -> tuple[list[list[int]], list[int]]:
     async with running(given) as engine:
         runner: MLXRunner = engine._runner  # type: ignore[attr-defined]
         runner._model = noting = Shapes(runner._model)
-        alone = [await one(engine, prompt, 12) for prompt in PROMPTS]
-        streams = [engine.submit([request(prompt, 12)]) for prompt in PROMPTS]
+        alone = [await one(engine, prompt, 6) for prompt in PROMPTS]
+        streams = [engine.submit([request(prompt, 6)]) for prompt in PROMPTS]
         together = [(await asyncio.wait_for(tokens(stream), 120))[0] for stream in streams]
         return [*alone, *together], [shape[1] for shape in noting.seen if shape[1] > 1]
 

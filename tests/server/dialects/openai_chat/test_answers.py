@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -59,11 +59,15 @@ class Plain(ByteTokenizer):
     chat_format = ChatFormat(think_start="<think>", think_end="</think>")
 
 
+def over(model: ServedModel) -> httpx.AsyncClient:
+    app = create_app(Config(), ModelRegistry([model]))
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost/v1")
+
+
 @asynccontextmanager
 async def client_of(model: ServedModel) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(Config(), ModelRegistry([model]))
     try:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost/v1") as client:
+        async with over(model) as client:
             yield client
     finally:
         model.close()
@@ -271,37 +275,39 @@ async def test_refusals_name_what_they_are_about(body: dict[str, Any], param: st
 # --- the pocket model
 
 
-@asynccontextmanager
-async def pocket_sdk() -> AsyncIterator[openai.AsyncOpenAI]:
+@pytest.fixture(scope="module")
+def pocket_model() -> Iterator[ServedModel]:
     model = build_model(Config(model="pocket"))
     model.start()
     try:
         wait_until(lambda: model.health().status != "loading")
-        async with client_of(model) as client:
-            yield sdk_of(client)
+        yield model
     finally:
         model.close()
 
 
+@pytest.fixture
+async def pocket_sdk(pocket_model: ServedModel) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with over(pocket_model) as client:
+        yield sdk_of(client)
+
+
 @pytest.mark.mlx
 @pytest.mark.skipif(not pocket.is_here(), reason="the weights are not there; `make pocket` makes them")
-async def test_the_pocket_model_thinks_calls_and_reads_what_came_of_it() -> None:
-    async with pocket_sdk() as sdk:
-        create = sdk.chat.completions.create
-        counted = await create(
-            model="pocket", messages=asked("How many r's are in the word strawberry?"), temperature=0
-        )
-        question = asked("What is the weather in Paris?")
-        called = await create(model="pocket", messages=question, tools=[WEATHER], temperature=0)
-        message: Any = called.choices[0].message
-        result = {
-            "role": "tool",
-            "tool_call_id": message.tool_calls[0].id,
-            "content": '{"sky": "sunny", "degrees": 21}',
-        }
-        history: Any = [*question, message.model_dump(), result]
-        told = await create(model="pocket", messages=history, tools=[WEATHER], temperature=0)
-        quiet = await create(model="pocket", messages=asked("Who are you?"), temperature=0, reasoning_effort="none")
+async def test_the_pocket_model_thinks_calls_and_reads_what_came_of_it(pocket_sdk: openai.AsyncOpenAI) -> None:
+    create = pocket_sdk.chat.completions.create
+    counted = await create(model="pocket", messages=asked("How many r's are in the word strawberry?"), temperature=0)
+    question = asked("What is the weather in Paris?")
+    called = await create(model="pocket", messages=question, tools=[WEATHER], temperature=0)
+    message: Any = called.choices[0].message
+    result = {
+        "role": "tool",
+        "tool_call_id": message.tool_calls[0].id,
+        "content": '{"sky": "sunny", "degrees": 21}',
+    }
+    history: Any = [*question, message.model_dump(), result]
+    told = await create(model="pocket", messages=history, tools=[WEATHER], temperature=0)
+    quiet = await create(model="pocket", messages=asked("Who are you?"), temperature=0, reasoning_effort="none")
     assert "3" in (counted.choices[0].message.content or "")
     assert "3" in counted.choices[0].message.reasoning_content  # type: ignore[attr-defined]
     assert "think>" not in counted.choices[0].message.to_json()
@@ -314,41 +320,39 @@ async def test_the_pocket_model_thinks_calls_and_reads_what_came_of_it() -> None
 
 @pytest.mark.mlx
 @pytest.mark.skipif(not pocket.is_here(), reason="the weights are not there; `make pocket` makes them")
-async def test_the_pocket_model_goes_on_with_its_own_words_as_before() -> None:
-    async with pocket_sdk() as sdk:
+async def test_the_pocket_model_goes_on_with_its_own_words_as_before(pocket_sdk: openai.AsyncOpenAI) -> None:
 
-        async def ask(last: dict[str, Any] | None = None) -> Any:
-            messages = asked("What is 47 + 85?")
-            if last is not None:
-                messages.append({"role": "assistant", "content": "", **last, "prefix": True})
-            answer = await sdk.chat.completions.create(model="pocket", messages=messages, temperature=0)
-            return answer.choices[0].message
+    async def ask(last: dict[str, Any] | None = None) -> Any:
+        messages = asked("What is 47 + 85?")
+        if last is not None:
+            messages.append({"role": "assistant", "content": "", **last, "prefix": True})
+        answer = await pocket_sdk.chat.completions.create(model="pocket", messages=messages, temperature=0)
+        return answer.choices[0].message
 
-        whole = await ask()
-        reasoning, content = whole.reasoning_content, whole.content
-        cut = reasoning.index(" ", len(reasoning) // 2)
-        thinking = await ask({"reasoning_content": reasoning[:cut]})
-        assert (thinking.reasoning_content, thinking.content) == (reasoning[cut:], content)
-        answering = await ask({"reasoning_content": reasoning, "content": content[:7]})
-        assert answering.content == content[7:]
-        assert getattr(answering, "reasoning_content", None) is None
+    whole = await ask()
+    reasoning, content = whole.reasoning_content, whole.content
+    cut = reasoning.index(" ", len(reasoning) // 2)
+    thinking = await ask({"reasoning_content": reasoning[:cut]})
+    assert (thinking.reasoning_content, thinking.content) == (reasoning[cut:], content)
+    answering = await ask({"reasoning_content": reasoning, "content": content[:7]})
+    assert answering.content == content[7:]
+    assert getattr(answering, "reasoning_content", None) is None
 
 
 @pytest.mark.mlx
 @pytest.mark.skipif(not pocket.is_here(), reason="the weights are not there; `make pocket` makes them")
-async def test_the_pocket_model_thinks_no_more_than_it_may() -> None:
+async def test_the_pocket_model_thinks_no_more_than_it_may(pocket_sdk: openai.AsyncOpenAI) -> None:
     """In one batch: budgets, none, and one before a schema."""
     question: Any = asked("How many r's are in the word strawberry?")
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "additionalProperties": False}
     wish = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
     asked_for: list[dict[str, Any]] = [{"thinking_budget": budget} for budget in (0, 1, 7, 1000)]
     asked_for += [{"thinking_budget": 7, "response_format": wish}, {}]
-    async with pocket_sdk() as sdk:
-        create = sdk.chat.completions.create
-        answers: list[Any] = await asyncio.gather(
-            *(create(model="pocket", messages=question, temperature=0, max_tokens=200, extra_body=body)
-              for body in asked_for)
-        )  # fmt: skip
+    create = pocket_sdk.chat.completions.create
+    answers: list[Any] = await asyncio.gather(
+        *(create(model="pocket", messages=question, temperature=0, max_tokens=200, extra_body=body)
+          for body in asked_for)
+    )  # fmt: skip
     thoughts = [getattr(answer.choices[0].message, "reasoning_content", "") for answer in answers]
     contents = [answer.choices[0].message.content for answer in answers]
     counted = [answer.usage.completion_tokens_details.reasoning_tokens for answer in answers]
