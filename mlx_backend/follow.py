@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mlx_backend.factory import create_rank_runner
 from mlx_backend.ranks.addresses import parse as parse
+from mlx_backend.ranks.channel import MAGIC as MAGIC
 from mlx_backend.ranks.channel import ChannelError, NotAuthenticated, connect
 from mlx_backend.ranks.follower import LEADER_LOST, REFUSED, Follower
 from mlx_backend.ranks.key import KeyFileError as KeyFileError

@@ -127,7 +127,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "mlx_backend/ranks/gathering.py",
         "tests/mlx_backend/ranks/test_gathering.py",
         ("a server waits for ever for a rank that never comes", "                if time.monotonic() > deadline:", "                if False:"),
-        ("two ranks of one machine each take all of its memory", "sum(1 for other in machines if other & machines[rank]) or 1", "1"),
+        ("two ranks of one machine each take all of its memory", "len([each for each in machines if each & own]) or 1", "1"),
     ),
     *_of(
         "mlx_backend/ranks/key.py",
@@ -143,7 +143,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "mlx_backend/ranks/addresses.py",
         "tests/mlx_backend/ranks/test_addresses.py",
-        ("MLX connects to a socket that is none of its own", "        if self._socket is not None:\n            self._socket.close()", "        pass"),
+        ("MLX connects to a socket that is none of its own", "            each.close()\n        self._sockets.clear()", "            pass"),
     ),
     *_of(
         "mlx_backend/ranks/facts.py",
