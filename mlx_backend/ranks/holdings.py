@@ -37,19 +37,23 @@ class Holdings:
         """By rank: what it counted, by the number of the count."""
         self._number = 0
         self._begun_at = float("-inf")
-        self._kv = 0
+        self._has_changed = False
 
     def size(self, num_ranks: int) -> None:
         """Expect answers of so many ranks."""
         self._counts = [{} for _ in range(num_ranks)]
 
+    def change(self) -> None:
+        """Note a call, which may change what is held."""
+        self._has_changed = True
+
     def is_due(self, kv: int, now: float) -> bool:
-        """Return whether to count: now and then, and at once when this rank holds no KV caches any more."""
-        return now - self._begun_at >= EVERY_S or (kv == 0 and self._kv > 0)
+        """Return whether to count: now and then, and once when the last KV cache is gone."""
+        return now - self._begun_at >= EVERY_S or (kv == 0 and self._has_changed)
 
     def begin(self, own: Held, now: float) -> int:
         """Note what rank 0 holds; return the number of the count."""
-        self._number, self._begun_at, self._kv = self._number + 1, now, own.kv
+        self._number, self._begun_at, self._has_changed = self._number + 1, now, False
         self.answer(0, self._number, own)
         return self._number
 

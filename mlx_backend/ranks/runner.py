@@ -261,6 +261,8 @@ class RanksRunner:
         """Make a call of every other rank. Raises EngineDead."""
         if self._lost is not None:
             raise EngineDead(self._lost)
+        if name != "count":
+            self._holdings.change()
         payload = messages.write({"call": name, **given})
         for peer in self._peers:
             self._send(peer, payload, counts=True)

@@ -134,7 +134,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "mlx_backend/ranks/holdings.py",
         "tests/mlx_backend/ranks/test_holdings.py",
         ("ranks are compared as they were at different times", "            del counts[old]\n\n    def newest(self) -> tuple[Held, ...]:\n", "            del counts[old]\n\n    def newest(self) -> tuple[Held, ...]:\n        return tuple(list(counts.values())[-1] if counts else Held() for counts in self._counts)\n\n    def older(self) -> tuple[Held, ...]:\n"),
-        ("what a request held is shown long after it has ended", "or (kv == 0 and self._kv > 0)", "or False"),
+        ("what a request held is shown long after it has ended", "or (kv == 0 and self._has_changed)", "or False"),
+        ("an idle group is counted again and again", "self._number + 1, now, False\n", "self._number + 1, now, True\n"),
         ("counts pile up", "for old in [each for each in counts if each < whole]:", "for old in [each for each in counts if each < 0]:"),
     ),
     *_of(

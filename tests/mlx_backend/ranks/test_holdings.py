@@ -31,13 +31,13 @@ def test_what_is_shown_was_counted_after_one_call(num_ranks: int, data: st.DataO
 def test_it_is_counted_now_and_then_and_when_the_last_cache_is_gone() -> None:
     holdings = Holdings()
     assert holdings.is_due(0, 100.0), "the first"
-    holdings.begin(Held(kv=0), 100.0)
-    assert not holdings.is_due(0, 100.5) and not holdings.is_due(7, 100.5)
+    holdings.begin(Held(), 100.0)
+    assert not holdings.is_due(0, 100.1), "nothing was computed"
+    holdings.change()
+    assert not holdings.is_due(7, 100.2) and holdings.is_due(0, 100.2)
     assert holdings.is_due(7, 100.0 + EVERY_S)
-    holdings.begin(Held(kv=7), 101.0)
-    assert holdings.is_due(0, 101.1) and not holdings.is_due(9, 101.1)
-    holdings.begin(Held(kv=0), 101.1)
-    assert not holdings.is_due(0, 101.2)
+    holdings.begin(Held(), 100.3)
+    assert not holdings.is_due(0, 100.4)
 
 
 @pytest.mark.parametrize("fields", [{}, {"kv": 1, "active": 2}, {"kv": "1", "active": 2, "peak": 3}, None])
