@@ -33,13 +33,13 @@ def run(options: argparse.Namespace) -> tuple[Any, bool]:
     print("| --- | ---: | ---: | ---: | --- | ---: |")
     trials: dict[str, list[dict[str, Any]]] = {}
     for name in options.events.split(","):
-        trials[name] = [_try(name, joins=options.joins) for _ in range(options.times)]
+        trials[name] = [_try(name, options.model, joins=options.joins) for _ in range(options.times)]
         print(_row(name, trials[name]), flush=True)
     return trials, all(trial["is_over"] for found in trials.values() for trial in found)
 
 
-def _try(name: str, *, joins: bool) -> dict[str, Any]:
-    with serving(joins=joins) as group:
+def _try(name: str, model: str | None, *, joins: bool) -> dict[str, Any]:
+    with serving(*filter(None, [model]), joins=joins) as group:
         clients = [Client(group.url, f"{word} upon a time", _MAX_TOKENS) for word in ("Once", "Twice", "Thrice")]
         assert len(clients) == _NUM_CLIENTS
         if until(lambda: all(client.num_events > 3 or client.error for client in clients), _LIMIT_S) is None:
