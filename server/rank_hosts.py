@@ -92,9 +92,10 @@ def _check_alike(hosts: Sequence[RankHost]) -> None:
     count = len(hosts[0].ips)
     for rank, host in enumerate(hosts):
         if len(host.ips) != count:
+            own = f"{len(host.ips)} address{'es' if len(host.ips) > 1 else ''} in ips"
             raise HostfileError(
-                f"host {rank} ({host.name}) has {len(host.ips)} addresses in ips, and host 0 has {count}; MLX's ring "
-                "connects over each: list as many for every host"
+                f"host {rank} ({host.name}) has {own}, and host 0 has {count}; MLX's ring connects over each: list as "
+                "many for every host"
             )
 
 
