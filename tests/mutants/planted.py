@@ -159,7 +159,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "mlx_backend/follow.py",
         "tests/test_join.py",
-        ("a supervisor does not learn that the key is wrong", 'return _say(f"rank 0 at {leader}: {error}", REFUSED)', 'return _say(f"rank 0 at {leader}: {error}", LEADER_LOST)'),
+        ("a supervisor does not learn that the key is wrong", 'raise CannotJoin(f"rank 0 at {leader}: {error}", REFUSED)', 'raise CannotJoin(f"rank 0 at {leader}: {error}", LEADER_LOST)'),
     ),
     *_of(
         "mlx_backend/ranks/seats.py",
