@@ -74,6 +74,13 @@ def test_a_step_takes_one_message_and_all_ranks_end_with_the_same_rows(pair: Pai
     pair.runner.collect()
     pair.runner.idle()
     assert pair.num_sent - before == 5
+    pair.runner.start(StepPlan(new_rows=(ROW,), decodes=(2,)), lambda newest: ())
+    pair.runner.start(STEP, lambda newest: ())
+    pair.runner.idle()
+    before = pair.num_sent
+    pair.runner.start(StepPlan(new_rows=(ROW,), decodes=(2,)), lambda newest: ())
+    pair.runner.collect()
+    assert pair.num_sent - before == 2, "steps that were given up count no more"
     pair.runner.close()
     assert pair.joining.code() == 0, "the other rank has made every call"
 
