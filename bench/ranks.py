@@ -1,6 +1,7 @@
 """A model over two ranks on loopback: what it costs beside one process, what it holds, how it ends, whether it lasts.
 
-python -m bench.ranks [--only overhead,memory,ends,soak] [--times 5] [--minutes 5] [--events cut,…] [--json FILE]
+python -m bench.ranks [--only overhead,memory,ends,soak] [--times 5] [--minutes 5] [--events cut,…] [--joins]
+[--model FOLDER] [--json FILE]
 
 `overhead`: messages and microseconds of a step, and tokens per second, beside one process. `memory`: planned and held
 bytes of every rank. `ends`: a rank is killed, stopped, cut off or fails, so many times each: seconds until every client
@@ -32,6 +33,8 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=5, help="how often each event of `ends` is tried")
     parser.add_argument("--minutes", type=float, default=5.0, help="how long the soak is")
     parser.add_argument("--events", default=",".join(ranks_ends.EVENTS), help="events of `ends`, separated by commas")
+    parser.add_argument("--model", help="folder of the model of `ends`; none: the shipped one")
+    parser.add_argument("--joins", action="store_true", help="`ends` by `pippin join`, not by processes of the server")
     parser.add_argument("--json", type=Path, help="write every figure to this file, too")
     options = parser.parse_args()
     names, events = options.only.split(","), options.events.split(",")

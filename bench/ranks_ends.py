@@ -33,13 +33,13 @@ def run(options: argparse.Namespace) -> tuple[Any, bool]:
     print("| --- | ---: | ---: | ---: | --- | ---: |")
     trials: dict[str, list[dict[str, Any]]] = {}
     for name in options.events.split(","):
-        trials[name] = [_try(name) for _ in range(options.times)]
+        trials[name] = [_try(name, options.model, joins=options.joins) for _ in range(options.times)]
         print(_row(name, trials[name]), flush=True)
     return trials, all(trial["is_over"] for found in trials.values() for trial in found)
 
 
-def _try(name: str) -> dict[str, Any]:
-    with serving() as group:
+def _try(name: str, model: str | None, *, joins: bool) -> dict[str, Any]:
+    with serving(*filter(None, [model]), joins=joins) as group:
         clients = [Client(group.url, f"{word} upon a time", _MAX_TOKENS) for word in ("Once", "Twice", "Thrice")]
         assert len(clients) == _NUM_CLIENTS
         if until(lambda: all(client.num_events > 3 or client.error for client in clients), _LIMIT_S) is None:
@@ -48,24 +48,35 @@ def _try(name: str) -> dict[str, Any]:
         began = time.monotonic()
         EVENTS[name][1](group)
         told = until(lambda: all(client.ended_at for client in clients), _LIMIT_S)
+        if group.joined is not None and name == "stop-follower":  # its machine goes on, and rank 0 cannot kill it
+            until(lambda: group.process.poll() is not None, _LIMIT_S)
+            os.kill(group.joined.pid, signal.SIGCONT)
         ended = until(lambda: group.process.poll() is not None and not group.left(), _LIMIT_S)
         if ended is not None:
             group.process.wait()
+        joined = None if ended is None or group.joined is None else group.joined.wait()
         return {
             "told_s": None if told is None else max(client.ended_at for client in clients) - began,
             "ended_s": None if ended is None else ended - began,
             "errors": Counter(client.error for client in clients),
             "code": group.process.returncode,
+            "joined_code": joined,
             "left": len(group.left()),
             "is_over": told is not None and ended is not None and all(client.error for client in clients),
         }
 
 
 def _row(name: str, trials: list[dict[str, Any]]) -> str:
-    codes = ", ".join(sorted({str(trial["code"]) for trial in trials}))
+    codes = ", ".join(sorted({_codes(trial) for trial in trials}))
     left = sum(trial["left"] for trial in trials)
     cells = [EVENTS[name][0], str(len(trials)), _spread(trials, "told_s"), _spread(trials, "ended_s"), codes, str(left)]
     return f"| {' | '.join(cells)} |"
+
+
+def _codes(trial: dict[str, Any]) -> str:
+    """The exit code of rank 0, and that of a rank that has joined."""
+    joined = trial.get("joined_code")
+    return str(trial["code"]) if joined is None else f"{trial['code']} and {joined}"
 
 
 def _spread(trials: list[dict[str, Any]], key: str) -> str:

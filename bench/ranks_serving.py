@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import httpx
 
@@ -24,7 +27,7 @@ _HOOK = '''
 import signal, sys
 def strike(number, frame):
     """In a follower: fail in the next call. In rank 0: cut the connection to every other rank."""
-    if "mlx_backend.follow" in " ".join(sys.orig_argv):
+    if is_follower:
         raise RuntimeError("told to fail")
     from mlx_backend.ranks.channel import Channel
     for frame in sys._current_frames().values():  # of the threads that read what other ranks say
@@ -34,7 +37,8 @@ def strike(number, frame):
                 channel._socket.shutdown(2)
                 break
             frame = frame.f_back
-if "serve" in sys.orig_argv or "mlx_backend.follow" in " ".join(sys.orig_argv):
+is_follower = "join" in sys.orig_argv or "mlx_backend.follow" in sys.orig_argv
+if is_follower or "serve" in sys.orig_argv:
     signal.signal(signal.SIGUSR1, strike)
 '''
 """What every process of the server imports first: a signal makes it fail, which only a test has use for."""
@@ -42,22 +46,27 @@ if "serve" in sys.orig_argv or "mlx_backend.follow" in " ".join(sys.orig_argv):
 
 @dataclass
 class Group:
-    """The processes of a server that has been started with `--ranks 2`."""
+    """The processes of a server over two ranks. `joined`: rank 1, where the server has not started it itself."""
 
     process: subprocess.Popen[str]
     url: str
     log: Path
+    joined: subprocess.Popen[str] | None = None
     pids: set[int] = field(default_factory=set)
 
     @property
     def follower(self) -> int:
         """The process of rank 1."""
+        if self.joined is not None:
+            return self.joined.pid
         (found,) = [pid for pid in children(self.process.pid) if "mlx_backend.follow" in command_of(pid)]
         return found
 
     def note(self) -> None:
         """Remember every process that belongs to it now."""
-        self.pids |= descendants(self.process.pid) | {self.process.pid}
+        for process in (self.process, self.joined):
+            if process is not None:
+                self.pids |= descendants(process.pid) | {process.pid}
 
     def left(self) -> list[int]:
         """The processes that have not ended."""
@@ -65,17 +74,34 @@ class Group:
 
 
 @contextmanager
-def serving(*arguments: str) -> Iterator[Group]:
-    """Serve the shipped model over two ranks; whatever is left of it in the end is killed."""
+def serving(*arguments: str, joins: bool = False) -> Iterator[Group]:
+    """Serve the shipped model over two ranks; whatever is left of it in the end is killed.
+
+    `joins`: by a hostfile and `pippin join`, as over two machines; else the server starts rank 1.
+    """
     port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        (Path(folder) / "sitecustomize.py").write_text(_HOOK)
+    with tempfile.TemporaryDirectory() as name:
+        folder, joined = Path(name), None
+        (folder / "sitecustomize.py").write_text(_HOOK)
         environ = {**os.environ, **OFFLINE, "PYTHONPATH": f"{folder}:{ROOT}"}
-        command = [sys.executable, "-m", "server", "serve", "--ranks", "2", "--port", str(port), *arguments]
+        log = folder / "log"
+
+        def start(out: IO[str], *command: str) -> subprocess.Popen[str]:
+            return subprocess.Popen(
+                [sys.executable, "-m", "server", *command], stdout=out, stderr=out, text=True, env=environ, cwd=ROOT
+            )
+
+        serve = ["serve", "--port", str(port), *arguments]
         with log.open("w") as out:
-            process = subprocess.Popen(command, stdout=out, stderr=out, text=True, env=environ, cwd=ROOT)
-        group = Group(process, f"http://127.0.0.1:{port}", log)
+            if joins:
+                leader, key, given = _hostfile(folder)
+                process = start(out, *serve, *given)
+                group = Group(process, f"http://127.0.0.1:{port}", log)
+                until(lambda: "pippin join" in log.read_text() or process.poll() is not None, READY_S)
+                joined = group.joined = start(out, "join", leader, "--key", key)
+            else:
+                process = start(out, *serve, "--ranks", "2")
+                group = Group(process, f"http://127.0.0.1:{port}", log)
         try:
             _await_ready(group)
             group.note()
@@ -86,6 +112,19 @@ def serving(*arguments: str) -> Iterator[Group]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait()
+            if joined is not None:
+                joined.wait()
+
+
+def _hostfile(folder: Path) -> tuple[str, str, list[str]]:
+    """(where rank 0 waits, the key as @FILE, the arguments of `serve`) of two ranks on loopback."""
+    leader, *ports = (free_port() for _ in range(3))
+    file, key = folder / "hosts.json", folder / "key"
+    file.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
+    key.touch(mode=0o600)
+    key.write_text(secrets.token_hex(32))
+    given = ["--hostfile", str(file), "--key", f"@{key}", "--ranks-port", str(leader)]
+    return f"127.0.0.1:{leader}", f"@{key}", given
 
 
 def _await_ready(group: Group) -> None:

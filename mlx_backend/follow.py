@@ -17,7 +17,8 @@ from pathlib import Path
 
 from mlx_backend.factory import create_rank_runner
 from mlx_backend.ranks.addresses import parse as parse
-from mlx_backend.ranks.channel import ChannelError, NotAuthenticated, connect
+from mlx_backend.ranks.channel import MAGIC as MAGIC
+from mlx_backend.ranks.channel import Channel, ChannelError, NotAuthenticated, connect
 from mlx_backend.ranks.follower import LEADER_LOST, REFUSED, Follower
 from mlx_backend.ranks.key import KeyFileError as KeyFileError
 from mlx_backend.ranks.key import read_key as read_key
@@ -45,18 +46,37 @@ def follow(
     if not is_started:
         threading.Thread(target=_end_on_signal, name="signals", daemon=True).start()
     try:
-        channel = connect(socket.create_connection(address, _CONNECT_S), secret)
-    except NotAuthenticated as error:
-        return _say(f"rank 0 at {leader}: {error}", REFUSED)
-    except (OSError, ChannelError) as error:
-        reason = getattr(error, "strerror", None) or error
-        return _say(f"rank 0 at {leader} cannot be reached: {reason}; start it, and then this again", LEADER_LOST)
+        channel = greet(leader, address, secret)
+    except CannotJoin as error:
+        return _say(str(error), error.code)
     follower = Follower(channel, rank, create_rank_runner, find=find)
     _leave.append(follower.leave)
     try:
         return follower.run()
     except ChannelError as error:
         return _say(f"rank 0 at {leader} is lost: {error}", LEADER_LOST)
+
+
+class CannotJoin(Exception):
+    """One line: why there is no connection to rank 0, and what to do. `code`: of the exit."""
+
+    def __init__(self, line: str, code: int) -> None:
+        super().__init__(line)
+        self.code = code
+
+
+def greet(leader: str, address: tuple[str, int], secret: bytes) -> Channel:
+    """Connect to rank 0, and prove the key. Raises CannotJoin."""
+    try:
+        return connect(socket.create_connection(address, _CONNECT_S), secret)
+    except NotAuthenticated as error:
+        raise CannotJoin(f"rank 0 at {leader}: {error}", REFUSED) from error
+    except ChannelError as error:
+        line = f"what listens at {leader} does not greet as rank 0 does: {error}; give the address that rank 0 logs"
+        raise CannotJoin(line, LEADER_LOST) from error
+    except OSError as error:
+        line = f"rank 0 at {leader} cannot be reached: {error.strerror or error}; start it, and then this again"
+        raise CannotJoin(line, LEADER_LOST) from error
 
 
 def end(code: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,25 +45,58 @@ def hosts_of(group: Hostfile, port: int, model: str, resolve: Resolve) -> RankHo
     """
     hosts = tuple(_host(host, port + 1, group.backend, resolve) for host in group.hosts)
     listen = _written(hosts[0].ips[0], port)
-    if hosts[0].address == listen:
-        raise HostfileError(f"host 0 has {listen} for MLX's messages, where rank 0 waits; set another ranks.port")
+    _check_once(hosts, listen)
+    if group.backend == "ring":
+        _check_alike(hosts)
     return RankHosts(model=model, listen=listen, hosts=hosts)
 
 
 def _host(host: Host, port: int, backend: hostfile.Backend, resolve: Resolve) -> RankHost:
-    """A rank's machine by numbers: MLX's ring, and whoever compares addresses, need them."""
-    where = f"host {host.rank} ({host.name})"
+    """A rank's machine by numbers, as MLX and the comparison of addresses need them.
+
+    MLX's ring connects over each address; jaccl uses the first one of rank 0 to find the others.
+    """
+    where, is_ring = f"host {host.rank} ({host.name})", backend == "ring"
     named = host.addresses or (Address(host.name.rpartition("@")[2]),)
     found = [(_ip(address.host) or resolve(address.host), address) for address in named]
+    unknown = [address.host for ip, address in found if ip is None]
+    if unknown and (is_ring or len(unknown) == len(found)):
+        raise HostfileError(f"{where}: no name server knows an IPv4 address of {unknown[0]}; write the address in ips")
     known = [(ip, address) for ip, address in found if ip is not None]
-    if not known:
-        raise HostfileError(f"{where}: {named[0].host} is found by no name server; write its address in ips")
-    ip, address = known[0]
-    if backend == "ring" and ":" in ip:
-        raise HostfileError(f"{where}: MLX's ring needs an IPv4 address, not {ip}; write one first in ips")
-    rdma = host.rdma if backend == "jaccl" else ()
-    ips = tuple(ip for ip, _ in known)
-    return RankHost(name=host.name, ips=ips, address=_written(ip, address.port or port), rdma=rdma)
+    for ip, _ in known if is_ring else known[:1] if host.rank == 0 else ():
+        if ":" in ip:
+            takes = "MLX's ring takes IPv4 addresses" if is_ring else "MLX's jaccl takes an IPv4 address of rank 0"
+            raise HostfileError(f"{where}: {takes} alone, not {ip}; write its IPv4 address in ips instead")
+    address, *further = [_written(ip, address.port or port) for ip, address in known]
+    return RankHost(
+        name=host.name,
+        ips=tuple(ip for ip, _ in known),
+        address=address,
+        further=tuple(further) if is_ring else (),
+        rdma=() if is_ring else host.rdma,
+    )
+
+
+def _check_once(hosts: Sequence[RankHost], listen: str) -> None:
+    """Raise HostfileError where two listen at one address: names may stand for the same one."""
+    seen = {listen: "where rank 0 waits for the others; set another ranks.port"}
+    for rank, host in enumerate(hosts):
+        for address in (host.address, *host.further):
+            if address in seen:
+                raise HostfileError(f"host {rank} ({host.name}) has {address} for MLX's messages, {seen[address]}")
+            seen[address] = f"as host {rank} has; list each address once, or give them ports that differ"
+
+
+def _check_alike(hosts: Sequence[RankHost]) -> None:
+    """Raise HostfileError where a host has more addresses than another: MLX's ring has one connection over each."""
+    count = len(hosts[0].ips)
+    for rank, host in enumerate(hosts):
+        if len(host.ips) != count:
+            own = f"{len(host.ips)} address{'es' if len(host.ips) > 1 else ''} in ips"
+            raise HostfileError(
+                f"host {rank} ({host.name}) has {own}, and host 0 has {count}; MLX's ring connects over each: list as "
+                "many for every host"
+            )
 
 
 def _check_key(given: str | None) -> None:

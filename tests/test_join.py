@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,6 +114,14 @@ def test_a_killed_leader_ends_the_ranks_that_joined(machines: Machines) -> None:
         server.process.kill()
         code, text = ended(joined)
         assert code == LEADER_LOST and "rank 1 ends: rank 0 is lost" in text
+
+
+def test_a_server_of_another_kind_is_no_rank_0() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=lambda: server.accept()[0].close(), daemon=True).start()
+        with pytest.raises(follow.CannotJoin, match="what listens at the port does not greet as rank 0") as caught:
+            follow.greet("the port", server.getsockname(), bytes(32))
+    assert caught.value.code == LEADER_LOST
 
 
 @pytest.mark.parametrize(

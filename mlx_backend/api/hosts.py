@@ -14,6 +14,8 @@ class RankHost:
     """IP addresses that its process may join from."""
     address: str
     """host:port of its collectives."""
+    further: tuple[str, ...] = ()
+    """host:port of further connections of MLX's ring, over other cables; as many for each rank."""
     rdma: tuple[str | None, ...] = ()
     """By rank of the peer: the RDMA device that leads there. Empty: TCP."""
 

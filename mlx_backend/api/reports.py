@@ -135,10 +135,11 @@ class RanksInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankStats:
-    """A snapshot of one rank. Other ranks report once a second, so their bytes may be as old as that."""
+    """A snapshot of one rank. Bytes were counted on all ranks after the same call, about once a second."""
 
     rank: int
     kv_bytes: int
+    """Of the caches of live sequences, without what the prefix cache keeps."""
     active_bytes: int
     """Bytes that its device has allocated now, weights among them."""
     peak_bytes: int

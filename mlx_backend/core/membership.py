@@ -20,7 +20,13 @@ class Membership:
     """By rank and peer: the RDMA device that leads there, for MLX's jaccl. Empty: MLX's ring, over TCP."""
     num_here: int = 1
     """Ranks on this one's machine, which share its memory."""
+    further: tuple[tuple[str, ...], ...] = ()
+    """By rank: addresses of MLX's ring beside that of `addresses`, over other cables; as many for each rank."""
 
     @property
     def count(self) -> int:
         return len(self.addresses)
+
+    def addresses_of(self, rank: int) -> tuple[str, ...]:
+        """Return every host:port at which a rank takes a connection."""
+        return (self.addresses[rank], *(self.further[rank] if self.further else ()))

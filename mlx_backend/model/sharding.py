@@ -6,7 +6,6 @@ that happens before a weight is read, so a rank's memory never holds more than i
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
 import tempfile
@@ -17,9 +16,11 @@ import mlx.core as mx
 
 from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.core.membership import Membership
+from mlx_backend.model.deadline import deadline
 
 JOIN_S = 45
 """Ranks that do not find each other for so long end: MLX's own wait holds the GIL, and has no end on rank 0."""
+_ADVICE = "end what else uses the ports of the hostfile, allow them in the firewalls, and start all ranks again"
 _joined: list[Membership] = []
 """The group that this process belongs to: there can be one, until it ends."""
 
@@ -27,7 +28,7 @@ _joined: list[Membership] = []
 def join(membership: Membership) -> mx.distributed.Group:
     """Connect to the other ranks, all of which do the same now. Raises ModelLoadError.
 
-    A process that waits too long ends with exit code 1: nothing else could end it.
+    A process that waits too long ends with exit code 1 and a line: nothing else could end it.
     """
     if _joined:
         raise ModelLoadError("ranks: this process has been in a group before; restart it")
@@ -37,14 +38,19 @@ def join(membership: Membership) -> mx.distributed.Group:
         json.dump(content, file)
         file.flush()
         os.environ.update(variables)
-        faulthandler.dump_traceback_later(JOIN_S, exit=True)
         try:
-            group = mx.distributed.init(strict=True, backend=backend)
+            with deadline(JOIN_S, _late(membership)):
+                group = mx.distributed.init(strict=True, backend=backend)
         except (RuntimeError, ValueError) as error:
-            raise ModelLoadError(f"ranks: rank {membership.rank} could not connect to the others: {error}") from error
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+            raise ModelLoadError(
+                f"ranks: rank {membership.rank} could not connect to the others: {error}; {_ADVICE}"
+            ) from error
     return group
+
+
+def _late(membership: Membership) -> str:
+    own = membership.addresses[membership.rank]
+    return f"pippin: ranks: MLX did not connect rank {membership.rank} ({own}) within {JOIN_S} s; {_ADVICE}"
 
 
 def describe(membership: Membership, file: str) -> tuple[str, list[Any], dict[str, str]]:
@@ -56,7 +62,8 @@ def describe(membership: Membership, file: str) -> tuple[str, list[Any], dict[st
     if membership.rdma:
         devices = [list(row) for row in membership.rdma]
         return "jaccl", devices, {**rank, "MLX_IBV_DEVICES": file, "MLX_JACCL_COORDINATOR": membership.addresses[0]}
-    return "ring", [[address] for address in membership.addresses], {**rank, "MLX_HOSTFILE": file}
+    addresses = [list(membership.addresses_of(each)) for each in range(membership.count)]
+    return "ring", addresses, {**rank, "MLX_HOSTFILE": file}
 
 
 def split(model: Any, config: Mapping[str, Any], group: mx.distributed.Group, membership: Membership) -> None:

@@ -47,7 +47,7 @@ class Tryout:
 
     def __init__(self, membership: Membership) -> None:
         self._membership = membership
-        self._socket: socket.socket | None = None
+        self._sockets: list[socket.socket] = []
 
     def open(self) -> None:
         """Listen where MLX will. Raises ModelLoadError."""
@@ -55,7 +55,8 @@ class Tryout:
         if own.rdma and own.rank > 0:
             return  # only the coordinator, rank 0, listens
         try:
-            self._socket = listen(*parse(own.addresses[own.rank]))
+            for address in own.addresses_of(own.rank):
+                self._sockets.append(listen(*parse(address)))
         except (OSError, ValueError) as error:
             raise ModelLoadError(
                 f"ranks: rank {own.rank} {error}; free the port, or have the hostfile give this machine's address and "
@@ -68,17 +69,18 @@ class Tryout:
         peer = 0 if own.rdma else (own.rank + 1) % own.count
         if peer == own.rank:
             return
-        address = own.addresses[peer]
-        try:
-            socket.create_connection(parse(address), REACH_S).close()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ModelLoadError(
-                f"ranks: rank {own.rank} cannot reach rank {peer} at {address}: {reason}; check the cable, the "
-                "firewall of that machine, and the address in the hostfile"
-            ) from error
+        for address in own.addresses_of(peer):
+            try:
+                socket.create_connection(parse(address), REACH_S).close()
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise ModelLoadError(
+                    f"ranks: rank {own.rank} cannot reach rank {peer} at {address}: {reason}; check the cable, the "
+                    "firewall of that machine, and the address in the hostfile"
+                ) from error
 
     def close(self) -> None:
         """Make way for MLX."""
-        if self._socket is not None:
-            self._socket.close()
+        for each in self._sockets:
+            each.close()
+        self._sockets.clear()

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 
-MAGIC = b"pippin-ranks/1\n\0"
+MAGIC = b"pippin-ranks/2\n\0"
 KEY_BYTES = 32
 MAX_FRAME_BYTES = 64 << 20
 """More than the largest message: a prompt of a million tokens takes 8 MB."""

@@ -91,7 +91,8 @@ def describe_link(membership: Membership) -> str:
     if membership.rdma:
         return "RDMA (MLX's jaccl)"
     is_local = all(address.rpartition(":")[0] == LOOPBACK for address in membership.addresses)
-    return "loopback (MLX's ring)" if is_local else "TCP (MLX's ring)"
+    each = "" if not membership.further else f", {len(membership.addresses_of(0))} connections"
+    return f"{'loopback' if is_local else 'TCP'} (MLX's ring{each})"
 
 
 def read_fields(kind: Any, value: Any) -> Any:

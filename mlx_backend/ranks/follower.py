@@ -27,6 +27,7 @@ from mlx_backend.ranks import messages
 from mlx_backend.ranks.addresses import Tryout
 from mlx_backend.ranks.channel import Channel, ChannelError
 from mlx_backend.ranks.facts import facts
+from mlx_backend.ranks.holdings import Held
 from mlx_backend.ranks.patience import BEAT_S, Patience
 from mlx_backend.ranks.seats import Refused
 from mlx_backend.runners.base import Runner
@@ -68,9 +69,6 @@ class Follower:
         self._progress_at = time.monotonic()
         self._is_busy = False
         self._is_leaving = False
-        self._held: dict[str, int] = {}
-        """Bytes that it held when it was last noted."""
-        self._is_noting = False
 
     def run(self) -> int:
         """Serve until told to leave; the exit code."""
@@ -101,13 +99,12 @@ class Follower:
         self._next("load")
         info = runner.load(_ignore)
         self._say({"say": "loaded", "facts": facts(info, runner.budget, runner.blocks)})
-        self._note(runner)
         while (message := self._inbox.get())["call"] != "close":
-            if message["call"] == "note":
-                self._note(runner)
-                continue
             self._is_busy, self._progress_at = True, time.monotonic()
-            _make(runner, message)
+            if message["call"] == "count":
+                self._count(runner, message["number"])
+            else:
+                _make(runner, message)
             self._num_done += 1
             self._is_busy = False
         self._is_leaving = True
@@ -115,11 +112,10 @@ class Follower:
         logger.info("%s leaves: rank 0 has ended the group", self._name)
         return 0
 
-    def _note(self, runner: Runner) -> None:
-        """Note what is held, on the thread that computes; the next beat says it."""
-        self._is_noting = False
-        active, peak = runner.device_bytes()
-        self._held = {"kv": runner.kv_bytes(), "active": active, "peak": peak}
+    def _count(self, runner: Runner, number: int) -> None:
+        """Say what is held after the same calls as on rank 0."""
+        held = Held(runner.kv_bytes(), *runner.device_bytes())
+        self._say({"say": "counted", "number": number, "held": held._asdict()})
 
     def _prepare(self, begin: dict[str, Any]) -> Runner:
         """Build the runner, and find out whether the ranks reach each other."""
@@ -188,10 +184,7 @@ class Follower:
     def _watch(self) -> None:
         while not self._is_leaving:
             time.sleep(BEAT_S)
-            self._say({"say": "beat", "done": self._num_done, "held": self._held})
-            if self._held and not self._is_noting:
-                self._is_noting = True
-                self._inbox.put({"call": "note"})
+            self._say({"say": "beat", "done": self._num_done})
             now = time.monotonic()
             is_busy = self._is_busy
             stalled_s = now - self._progress_at
@@ -217,6 +210,8 @@ def _make(runner: Runner, message: dict[str, Any]) -> None:
     name = message.pop("call")
     if name == "start":
         runner.start(message["plan"], lambda newest: ())
+        if message["collects"]:  # the step before: rank 0 does the same next
+            runner.collect()
     elif name == "take":
         assert runner.blocks is not None, "rank 0 has found the caches alike"
         refs = runner.blocks.take(message["source"], message["spans"])

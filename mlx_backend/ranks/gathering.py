@@ -115,10 +115,11 @@ def memberships_of(config: EngineConfig) -> tuple[Membership, ...]:
         return tuple(Membership(rank, addresses, parallel, split, (), len(addresses)) for rank in range(len(addresses)))
     addresses = tuple(host.address for host in hosts.hosts)
     rdma = tuple(host.rdma for host in hosts.hosts) if all(host.rdma for host in hosts.hosts) else ()
+    further = tuple(host.further for host in hosts.hosts) if all(host.further for host in hosts.hosts) else ()
     machines = [frozenset(map(plain, host.ips)) for host in hosts.hosts]
     return tuple(
-        Membership(rank, addresses, parallel, split, rdma, sum(1 for other in machines if other & machines[rank]) or 1)
-        for rank in range(len(addresses))
+        Membership(rank, addresses, parallel, split, rdma, len([each for each in machines if each & own]) or 1, further)
+        for rank, own in enumerate(machines)
     )
 
 

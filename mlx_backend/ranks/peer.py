@@ -10,13 +10,21 @@ from typing import Any
 from mlx_backend.api.interface import RankStats
 from mlx_backend.ranks import messages
 from mlx_backend.ranks.channel import Channel, ChannelError
+from mlx_backend.ranks.holdings import Held, read_held
 from mlx_backend.ranks.patience import BEAT_S, Patience
 
 
 class Peer:
-    """`lose` is called once, on a thread of the peer's, with the reason why it is lost."""
+    """`lose` is called once, on a thread of the peer's, with the reason why it is lost; `counted` with each count."""
 
-    def __init__(self, rank: int, channel: Channel, lose: Callable[[str], None], patience: Patience) -> None:
+    def __init__(
+        self,
+        rank: int,
+        channel: Channel,
+        lose: Callable[[str], None],
+        patience: Patience,
+        counted: Callable[[int, int, Held], None],
+    ) -> None:
         self.rank = rank
         self.said: dict[str, dict[str, Any]] = {}
         """The newest message of each kind."""
@@ -27,7 +35,7 @@ class Peer:
         """Set once nothing more comes of it."""
         self._num_done = 0
         self._progress_at = time.monotonic()
-        self._channel, self._lose, self._patience = channel, lose, patience
+        self._channel, self._lose, self._patience, self._counted = channel, lose, patience, counted
         self._is_closing = False
         for target in (self._read, self._watch):
             threading.Thread(target=target, name=f"rank {rank}", daemon=True).start()
@@ -42,14 +50,13 @@ class Peer:
         """Seconds since it last completed a call."""
         return time.monotonic() - self._progress_at
 
-    def stats(self) -> RankStats:
-        """Return a snapshot, as far as the rank has said."""
-        held = self.said.get("beat", {}).get("held", {})
+    def stats(self, held: Held) -> RankStats:
+        """Return a snapshot of a rank that holds so much."""
         return RankStats(
             rank=self.rank,
-            kv_bytes=held.get("kv", 0),
-            active_bytes=held.get("active", 0),
-            peak_bytes=held.get("peak", 0),
+            kv_bytes=held.kv,
+            active_bytes=held.active,
+            peak_bytes=held.peak,
             round_trip_s=self.round_trip_s,
             progress_age_s=self.progress_age_s,
             is_busy=self.is_busy,
@@ -81,6 +88,8 @@ class Peer:
                     return
                 if kind == "echo":
                     self.round_trip_s = time.monotonic() - float(message["at"])
+                if kind == "counted":
+                    self._counted(self.rank, int(message["number"]), read_held(message["held"]))
                 self.said[str(kind)] = message
                 if message.get("done", 0) > self._num_done:
                     self._num_done, self._progress_at = message["done"], time.monotonic()

@@ -26,6 +26,8 @@ from mlx_backend.ranks import facts, messages
 from mlx_backend.ranks.addresses import Tryout
 from mlx_backend.ranks.channel import Channel, ChannelError
 from mlx_backend.ranks.gathering import Gathering
+from mlx_backend.ranks.holdings import Held, Holdings
+from mlx_backend.ranks.pairing import Pairing
 from mlx_backend.ranks.patience import Patience
 from mlx_backend.ranks.peer import Peer
 from mlx_backend.ranks.store import SharedStore
@@ -59,8 +61,7 @@ class RanksRunner:
         self._budget: Budget | None = None
         self._kv_share = Fraction(1)
         """Bytes of KV caches on the rank that holds most of them, as a share of this one's."""
-        self._held = (0, 0, 0)
-        """Bytes of this rank when they were last asked for: KV caches, allocated now, and the most so far."""
+        self._pairing, self._holdings = Pairing(), Holdings()
         self._is_computing = False
         self._progress_at = time.monotonic()
         self._gathering = Gathering(config)
@@ -108,6 +109,7 @@ class RanksRunner:
         """Wait until all ranks have joined and reach each other; return the own runner. Raises ModelLoadError."""
         self._membership = membership = self._gathering.gather(self._joined, lambda: self._check(report))
         self._peers.sort(key=lambda peer: peer.rank)
+        self._holdings.size(1 + len(self._peers))
         with contextlib.closing(Tryout(membership)) as tryout:
             tryout.open()
             own = self._build(membership)
@@ -120,7 +122,7 @@ class RanksRunner:
         return own
 
     def _joined(self, rank: int, channel: Channel, begin: bytes) -> None:
-        self._peers.append(Peer(rank, channel, self._lose, self._patience))
+        self._peers.append(Peer(rank, channel, self._lose, self._patience, self._counted))
         self._send(self._peers[-1], begin)
 
     def _report(self, report: Callable[[LoadProgress], None], progress: LoadProgress) -> None:
@@ -161,11 +163,12 @@ class RanksRunner:
     # ---- the door ----
 
     def start(self, plan: StepPlan, read_masks: ReadMasks) -> None:
-        self._mirror("start", plan=messages.mirrored(plan))
+        self._mirror("start", plan=messages.mirrored(plan), collects=self._pairing.start(plan))
         self._compute(lambda: self._runner.start(plan, read_masks))
 
     def collect(self) -> StepResult:
-        self._mirror("collect")
+        if self._pairing.collect():
+            self._mirror("collect")
         return self._compute(self._runner.collect)
 
     def prefill(self, chunk: Chunk) -> PromptResult:
@@ -173,33 +176,33 @@ class RanksRunner:
         return self._compute(lambda: self._runner.prefill(chunk))
 
     def idle(self) -> None:
+        self._pairing.idle()
         self._mirror("idle")
         self._runner.idle()
 
     def kv_bytes(self) -> int:
         """Bytes of KV caches on the rank that holds most of them: what counts beside the budget."""
         own = self._runner.kv_bytes()
-        self._held = (own, *self._held[1:])
+        self._count(own)
         return math.ceil(own * self._kv_share)
 
     def device_bytes(self) -> tuple[int, int]:
-        found = self._runner.device_bytes()
-        self._held = (self._held[0], *found)
-        return found
+        return self._runner.device_bytes()
 
     def rank_stats(self) -> tuple[RankStats, ...]:
         """Return a snapshot of every rank. Any thread."""
-        kv, active, peak = self._held
+        with self._lock:
+            held = self._holdings.newest()
         own = RankStats(
             rank=0,
-            kv_bytes=kv,
-            active_bytes=active,
-            peak_bytes=peak,
+            kv_bytes=held[0].kv,
+            active_bytes=held[0].active,
+            peak_bytes=held[0].peak,
             round_trip_s=None,
             progress_age_s=time.monotonic() - self._progress_at,
             is_busy=self._is_computing,
         )
-        return (own, *(peer.stats() for peer in self._peers))
+        return (own, *(peer.stats(each) for peer, each in zip(self._peers, held[1:], strict=False)))
 
     def interrupt(self) -> None:
         """Cut short what only waits; where a rank is lost, end the others, which `close` may never come to do."""
@@ -238,12 +241,28 @@ class RanksRunner:
         self._is_computing, self._progress_at = False, time.monotonic()
         return found
 
+    def _count(self, kv: int) -> None:
+        """Have every rank count what it holds, now and then."""
+        now = time.monotonic()
+        if not self._holdings.is_due(kv, now):
+            return
+        with self._lock:
+            number = self._holdings.begin(Held(kv, *self._runner.device_bytes()), now)
+        with contextlib.suppress(EngineDead):  # also called of an engine that is dead already; other calls say so
+            self._mirror("count", number=number)
+
+    def _counted(self, rank: int, number: int, held: Held) -> None:
+        with self._lock:
+            self._holdings.answer(rank, number, held)
+
     # ---- the others ----
 
     def _mirror(self, name: str, **given: Any) -> None:
         """Make a call of every other rank. Raises EngineDead."""
         if self._lost is not None:
             raise EngineDead(self._lost)
+        if name != "count":
+            self._holdings.change()
         payload = messages.write({"call": name, **given})
         for peer in self._peers:
             self._send(peer, payload, counts=True)

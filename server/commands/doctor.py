@@ -103,7 +103,8 @@ def examine_hosts(facts: Facts, hostfile: Path, arguments: Sequence[str], parse:
         config = Config()  # what is wrong with it was said before
     name = config.model
     folder = pocket.folder() if pocket.is_meant(name) else _folder(facts, name or "")
-    yield from doctor_ranks.examine(doctor_ranks.RankFacts(version_of=facts.version_of), hostfile, folder)
+    asked = doctor_ranks.RankFacts(version_of=facts.version_of)
+    yield from doctor_ranks.examine(asked, hostfile, folder, config.ranks.port)
 
 
 # --- the checks

@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.api.interface import RanksConfig
 from mlx_backend.planning.macos import macos_version
-from server import __version__, hostfile, model_files
+from server import __version__, hostfile, model_files, rank_hosts
+from server.commands.doctor_join import check_ports, who_waits, why_not_free
 from server.commands.finding import Finding
 from server.hostfile import Host, Hostfile, HostfileError
 
@@ -36,7 +38,7 @@ LONGEST_S = 5.0
 """With what it takes to find a host by its name."""
 LEAST_MACOS = (26, 2)
 """The first with RDMA over Thunderbolt."""
-_SSH_PORT = 22
+PORT = RanksConfig().port
 _BRIDGE = "Thunderbolt Bridge"
 _DEVICE = re.compile(r"^\s*(\w+)\s+[0-9a-fA-F]{16}\s*$", re.MULTILINE)
 _STATE = re.compile(r"hca_id:\s*(\w+)|state:\s*(\w+)")
@@ -52,14 +54,20 @@ class RankFacts:
     is_here: Callable[[str], bool] = lambda host: _is_here(host)
     reach: Callable[[str, int], str] = lambda host, port: _reach(host, port)
     """Empty: something answers, or says that nothing listens. Else why nothing does."""
+    free: Callable[[str, int], str] = why_not_free
+    """Empty: this machine can listen there. Else why it cannot."""
+    knock: Callable[[str, int], str] = who_waits
+    """What answers where rank 0 waits for the others."""
+    resolve: rank_hosts.Resolve = rank_hosts.resolve
     output: Callable[[Sequence[str]], str | None] = lambda command: _output(command)
     """What a command prints; None where there is no such command or it fails."""
 
 
-def examine(facts: RankFacts, file: Path, model: Path | None) -> Iterator[Finding]:
-    """Everything, in the order in which it would matter. `model`: its folder, where it is known."""
+def examine(facts: RankFacts, file: Path, model: Path | None, port: int = PORT) -> Iterator[Finding]:
+    """Everything, in the order in which it would matter. `model`: its folder, where it is known; `port`: ranks.port."""
     try:
         group = hostfile.read(file)
+        hosts = rank_hosts.hosts_of(group, port, "", facts.resolve)
     except HostfileError as error:
         yield Finding("hostfile", "problem", str(error))
         return
@@ -70,7 +78,8 @@ def examine(facts: RankFacts, file: Path, model: Path | None) -> Iterator[Findin
     here = {host.rank for (host, _), found in zip(names_of, is_here, strict=True) if found}
     own = [host for host in group.hosts if host.rank in here]
     yield _check_own(own)
-    yield from _check_reach(facts, [host for host in group.hosts if host not in own])
+    yield from _check_reach(facts, [host for host in group.hosts if host not in own], port + 1)
+    yield from check_ports(facts.free, facts.knock, hosts, here)
     yield _check_versions(facts)
     if group.backend == "jaccl":
         yield from check_rdma(facts, group, own)
@@ -92,8 +101,9 @@ def _names(host: Host) -> list[str]:
 # --- the network
 
 
-def _check_reach(facts: RankFacts, hosts: Sequence[Host]) -> Iterator[Finding]:
-    places = [(host, name, _port(host, name)) for host in hosts for name in _names(host)]
+def _check_reach(facts: RankFacts, hosts: Sequence[Host], port: int) -> Iterator[Finding]:
+    """Try the ports of MLX's messages; `port` where the file gives none."""
+    places = [(host, name, _port(host, name) or port) for host in hosts for name in _names(host)]
     answers = _at_once(facts.reach, [(name, port) for _, name, port in places], f"no answer within {LONGEST_S:.0f} s")
     for (host, name, port), problem in zip(places, answers, strict=True):
         what = f"rank {host.rank} ({host.name})"
@@ -121,7 +131,7 @@ def _at_once(ask: Callable[..., T], asked: Sequence[tuple[Any, ...]], default: T
 
 
 def _port(host: Host, name: str) -> int:
-    return next((address.port for address in host.addresses if address.host == name and address.port), _SSH_PORT)
+    return next((address.port for address in host.addresses if address.host == name), 0)
 
 
 def _reach(host: str, port: int) -> str:
@@ -148,9 +158,11 @@ def _is_here(host: str) -> bool:
 
 
 def _check_versions(facts: RankFacts) -> Finding:
-    found = [f"pippin {__version__}"]
-    found += [f"{name} {facts.version_of(name) or 'not installed'}" for name in ("mlx", "mlx-lm")]
-    return Finding("versions", "ok", f"{', '.join(found)}; the other machines need the same")
+    found = {name: facts.version_of(name) for name in ("mlx", "mlx-lm")}
+    text = ", ".join([f"pippin {__version__}", *(f"{name} {each or 'not installed'}" for name, each in found.items())])
+    if None in found.values():
+        return Finding("versions", "problem", text, "run scripts/install, with the same Pippin on every machine")
+    return Finding("versions", "ok", f"{text}; the other machines must print the same, or rank 0 refuses them")
 
 
 def _check_model(folder: Path | None) -> Finding:

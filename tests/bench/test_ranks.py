@@ -18,16 +18,16 @@ def trial(told_s: float | None = 0.1, ended_s: float | None = 0.2, left: int = 0
 
 def test_a_hang_is_told_and_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     trials = iter([trial(), trial(0.3), trial(None, None, left=3)])
-    monkeypatch.setattr(ranks_ends, "_try", lambda name: next(trials))
-    _, is_good = ranks_ends.run(argparse.Namespace(events="cut", times=3))
+    monkeypatch.setattr(ranks_ends, "_try", lambda name, model, joins: next(trials))
+    _, is_good = ranks_ends.run(argparse.Namespace(events="cut", times=3, joins=False, model=None))
     assert not is_good
     row = capsys.readouterr().out.splitlines()[-1]
     assert row == ("| the connection is cut | 3 | 0.20, at most 0.30; 1 HANG | 0.20, at most 0.20; 1 HANG | 1 | 3 |")
 
 
 def test_trials_that_end_are_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks_ends, "_try", lambda name: trial())
-    found, is_good = ranks_ends.run(argparse.Namespace(events="cut,kill-leader", times=2))
+    monkeypatch.setattr(ranks_ends, "_try", lambda name, model, joins: trial())
+    found, is_good = ranks_ends.run(argparse.Namespace(events="cut,kill-leader", times=2, joins=True, model=None))
     assert is_good
     assert {name: len(trials) for name, trials in found.items()} == {"cut": 2, "kill-leader": 2}
 

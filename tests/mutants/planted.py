@@ -80,9 +80,14 @@ MUTANTS: tuple[Mutant, ...] = (
             "            pass",
         ),
         (
-            "a rank that holds more and more is shown as it was when it had loaded",
-            '                self._inbox.put({"call": "note"})',
-            "                pass",
+            "a rank that holds more and more is shown as if it held nothing",
+            "        held = Held(runner.kv_bytes(), *runner.device_bytes())",
+            "        held = Held()",
+        ),
+        (
+            "steps pile up on a rank, and its memory with them",
+            '        if message["collects"]:',
+            "        if False:",
         ),
         (
             "a rank that was refused, or failed, says that rank 0 was lost",
@@ -110,6 +115,53 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     *_of(
+        "mlx_backend/ranks/runner.py",
+        "tests/mlx_backend/ranks/test_runner.py",
+        ("clients wait for ever for rank 0 where it waits for a rank that is lost", "        if self._may_hang:\n            self._on_loss", "        if False:\n            self._on_loss"),
+        ("a call is made of a group that has ended", "        if self._lost is not None:\n            raise EngineDead(self._lost)\n        if name", "        if name"),
+        ("rank 0 goes on alone after its computation has failed", "raise EngineDead(f\"rank 0 failed, and the group with it: {error}\") from error", "raise"),
+        ("a rank waits for the collect of a step that was given up", "        self._pairing.idle()\n", ""),
+        ("a rank without KV caches is shown with those of its last request", "            number = self._holdings.begin(Held(kv,", "            number = self._holdings.begin(Held(kv or 1,"),
+    ),
+    *_of(
+        "mlx_backend/ranks/pairing.py",
+        "tests/mlx_backend/ranks/test_pairing.py",
+        ("a rank collects a step that it has not started", "        goes_along = self._num_in_flight > self._num_said\n", "        goes_along = True\n"),
+        ("a step takes two messages", "        goes_along = self._num_in_flight > self._num_said\n", "        goes_along = False\n"),
+        ("a step is collected twice on the other ranks", "            return True\n        self._num_said -= 1\n        return False", "            return True\n        self._num_said -= 1\n        return True"),
+    ),
+    *_of(
+        "mlx_backend/ranks/holdings.py",
+        "tests/mlx_backend/ranks/test_holdings.py",
+        ("ranks are compared as they were at different times", "            del counts[old]\n\n    def newest(self) -> tuple[Held, ...]:\n", "            del counts[old]\n\n    def newest(self) -> tuple[Held, ...]:\n        return tuple(list(counts.values())[-1] if counts else Held() for counts in self._counts)\n\n    def older(self) -> tuple[Held, ...]:\n"),
+        ("what a request held is shown long after it has ended", "or (kv == 0 and self._has_changed)", "or False"),
+        ("an idle group is counted again and again", "self._number + 1, now, False\n", "self._number + 1, now, True\n"),
+        ("counts pile up", "for old in [each for each in counts if each < whole]:", "for old in [each for each in counts if each < 0]:"),
+    ),
+    *_of(
+        "mlx_backend/model/deadline.py",
+        "tests/mlx_backend/model/test_deadline.py",
+        ("a rank that cannot connect stays for ever", "exit=True", "exit=False"),
+        ("a rank that cannot connect ends with a traceback", ", file=writing", ""),
+    ),
+    *_of(
+        "mlx_backend/ranks/patience.py",
+        "tests/mlx_backend/ranks/test_patience.py",
+        ("clients wait five minutes for a rank that was stopped", "self.busy_silence_s if is_busy else self.silence_s", "self.silence_s"),
+        ("a group that is idle ends for want of progress", "        if is_busy and stalled_s > self.stall_s:", "        if stalled_s > self.stall_s:"),
+    ),
+    *_of(
+        "mlx_backend/ranks/messages.py",
+        "tests/mlx_backend/ranks/test_messages.py tests/mlx_backend/ranks/test_gathering.py",
+        ("the key goes over the network, in the clear", "hostfile=None, key=None)", "hostfile=None)"),
+        ("a message of a stranger's making ends a thread without a word", "except (KeyError, TypeError, RecursionError) as error:", "except ZeroDivisionError as error:"),
+    ),
+    *_of(
+        "mlx_backend/follow.py",
+        "tests/test_join.py",
+        ("a supervisor does not learn that the key is wrong", 'raise CannotJoin(f"rank 0 at {leader}: {error}", REFUSED)', 'raise CannotJoin(f"rank 0 at {leader}: {error}", LEADER_LOST)'),
+    ),
+    *_of(
         "mlx_backend/ranks/seats.py",
         "tests/mlx_backend/ranks/test_seats.py",
         ("two processes are one rank", "        if rank in self._taken:", "        if False:"),
@@ -127,7 +179,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "mlx_backend/ranks/gathering.py",
         "tests/mlx_backend/ranks/test_gathering.py",
         ("a server waits for ever for a rank that never comes", "                if time.monotonic() > deadline:", "                if False:"),
-        ("two ranks of one machine each take all of its memory", "sum(1 for other in machines if other & machines[rank]) or 1", "1"),
+        ("two ranks of one machine each take all of its memory", "len([each for each in machines if each & own]) or 1", "1"),
     ),
     *_of(
         "mlx_backend/ranks/key.py",
@@ -143,7 +195,9 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "mlx_backend/ranks/addresses.py",
         "tests/mlx_backend/ranks/test_addresses.py",
-        ("MLX connects to a socket that is none of its own", "        if self._socket is not None:\n            self._socket.close()", "        pass"),
+        ("MLX connects to a socket that is none of its own", "            each.close()\n        self._sockets.clear()", "            pass"),
+        ("MLX waits for ever for a second cable that is not in", "        for address in own.addresses_of(peer):", "        for address in own.addresses_of(peer)[:1]:"),
+        ("a port that is taken is found when MLX waits for ever", "            for address in own.addresses_of(own.rank):", "            for address in own.addresses_of(own.rank)[:1]:"),
     ),
     *_of(
         "mlx_backend/ranks/facts.py",
@@ -950,6 +1004,21 @@ MUTANTS: tuple[Mutant, ...] = (
         ("one host holds two ranks", "            if place in seen:", "            if False:"),
         ("a port that is none is taken", "0 < int(port) < 65536", "True"),
         ("a host's name is taken for an option of ssh", "(?!-)", ""),
+    ),
+    *_of(
+        "server/rank_hosts.py",
+        "tests/server/test_rank_hosts.py",
+        ("MLX ends with an exception of its own", "        if \":\" in ip:", "        if False:"),
+        ("ranks wait for connections that are never made", "        if len(host.ips) != count:", "        if False:"),
+        ("two ranks listen at one address", "            if address in seen:", "            if False:"),
+        ("the second cable is of no use", "further=tuple(further) if is_ring else ()", "further=()"),
+    ),
+    *_of(
+        "server/commands/doctor_join.py",
+        "tests/server/commands/test_doctor_join.py",
+        ("a rank is said to wait where another server does", "return WAITS if _first(asked, len(MAGIC)) == MAGIC else SOMETHING_ELSE", "return WAITS"),
+        ("a port that is taken is said to be free", "    if problem:", "    if False:"),
+        ("a firewall before rank 0 is no problem", "    if found in (WAITS, NOTHING):", "    if found != SOMETHING_ELSE:"),
     ),
     *_of(
         "server/commands/doctor_ranks.py",

@@ -25,10 +25,26 @@ def hosts(rows: object, port: int = 7400) -> RankHosts:
 
 
 def test_a_file_without_ports_gets_them() -> None:
-    found = hosts([{"ssh": "studio-1", "ips": ["10.0.0.1", "10.0.9.1"]}, {"ssh": "b", "ips": ["studio-2"]}])
+    found = hosts([{"ssh": "studio-1", "ips": ["10.0.0.1"]}, {"ssh": "b", "ips": ["studio-2"]}])
     assert found.listen == "10.0.0.1:7400" and found.model == "owner/model"
     assert [host.address for host in found.hosts] == ["10.0.0.1:7401", "10.0.0.2:7401"]
-    assert [host.ips for host in found.hosts] == [("10.0.0.1", "10.0.9.1"), ("10.0.0.2",)]
+    assert [(host.ips, host.further) for host in found.hosts] == [(("10.0.0.1",), ()), (("10.0.0.2",), ())]
+
+
+def test_the_ring_connects_over_every_address() -> None:
+    found = hosts([{"ssh": "a", "ips": ["10.0.0.1", "10.0.9.1"]}, {"ssh": "b", "ips": ["studio-2", "10.0.9.2"]}])
+    assert [host.ips for host in found.hosts] == [("10.0.0.1", "10.0.9.1"), ("10.0.0.2", "10.0.9.2")]
+    assert [host.further for host in found.hosts] == [("10.0.9.1:7401",), ("10.0.9.2:7401",)]
+    twice = hosts([["10.0.0.1:7501", "10.0.0.1:7502"], ["10.0.0.2:7501", "10.0.0.2:7502"]])
+    assert [host.further for host in twice.hosts] == [("10.0.0.1:7502",), ("10.0.0.2:7502",)]
+
+
+def test_of_rdma_the_first_address_counts() -> None:
+    several = [{**RDMA[0], "ips": ["10.0.0.1", "fe80::1"]}, {**RDMA[1], "ips": ["fe80::2"]}]
+    assert [(host.ips, host.further) for host in hosts(several).hosts] == [
+        (("10.0.0.1", "fe80::1"), ()),
+        (("fe80::2",), ()),
+    ]
 
 
 def test_ranks_of_one_machine_have_the_ports_of_the_file() -> None:
@@ -51,9 +67,35 @@ def test_rdma_is_used_where_the_file_has_it_and_names_no_ring() -> None:
 @pytest.mark.parametrize(
     ("rows", "port", "says"),
     [
-        ([["10.0.0.1:7400"], ["10.0.0.2:7400"]], 7400, "host 0 has 10.0.0.1:7400 for MLX's messages, where rank 0 wai"),
-        ([["[fe80::1]:7401"], ["10.0.0.2:7401"]], 7400, "ring needs an IPv4 address, not fe80::1"),
-        ([["nowhere:7401"], ["10.0.0.2:7401"]], 7400, "nowhere is found by no name server; write its address"),
+        ([["10.0.0.1:7400"], ["10.0.0.2:7400"]], 7400, "host 0 .* has 10.0.0.1:7400 for MLX's messages, where rank"),
+        (
+            [["10.0.0.1:7401", "10.0.9.1:7400"], ["10.0.0.2:7401"]],
+            7400,
+            "host 1 .* has 1 addr.*, and host 0 has 2;",
+        ),
+        (
+            [["[fe80::1]:7401"], ["10.0.0.2:7401"]],
+            7400,
+            "host 0 .*: MLX's ring takes IPv4 addresses alone, not fe",
+        ),
+        (
+            [["10.0.0.1:7401", "[fe80::1]:7401"], ["10.0.0.2:7401"]],
+            7400,
+            "IPv4 addresses alone, not fe80::1; wr",
+        ),
+        ([{**RDMA[0], "ips": ["fe80::1"]}, RDMA[1]], 7400, "jaccl takes an IPv4 address of rank 0 alone, not fe80::1"),
+        ([["nowhere:7401"], ["10.0.0.2:7401"]], 7400, "no name server knows an IPv4 address of nowhere; write the"),
+        (
+            [["10.0.0.1:1", "nowhere:1"], ["10.0.0.2:1", "10.0.1.2:1"]],
+            7400,
+            "knows an IPv4 address of nowhere; write",
+        ),
+        ([["studio-1:7401"], ["10.0.0.1:7401"]], 7400, "host 1 .* has 10.0.0.1:7401 for .*, as host 0 has; list each"),
+        (
+            [["studio-1:7401", "10.0.0.1:7401"], ["10.0.0.2:1", "10.0.0.2:2"]],
+            7400,
+            "host 0 .* as host 0 has; list ea",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(rows: object, port: int, says: str) -> None:

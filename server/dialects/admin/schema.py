@@ -17,6 +17,7 @@ class LoadState(BaseModel):
 class AdminRank(BaseModel):
     """One rank of a model as it is now; bytes.
 
+    `kv_bytes` and `active_bytes`: counted on all ranks after the same call, a second ago at most while they compute.
     `round_trip_s`: of the last message to it, null for rank 0; `progress_age_s`: since it last completed a call.
     """
 

@@ -59,6 +59,11 @@ def test_a_group_is_described_to_mlx_by_its_file_and_variables() -> None:
         [["10.0.0.1:7401"], ["10.0.0.2:7401"]],
         {"MLX_RANK": "1", "MLX_HOSTFILE": "f"},
     )
+    several = replace(ring, further=(("10.0.1.1:7401",), ("10.0.1.2:7401",)))
+    assert sharding.describe(several, "f")[1] == [
+        ["10.0.0.1:7401", "10.0.1.1:7401"],
+        ["10.0.0.2:7401", "10.0.1.2:7401"],
+    ]
     rdma = replace(ring, rdma=((None, "rdma_en5"), ("rdma_en5", None)))
     assert sharding.describe(rdma, "f") == (
         "jaccl",

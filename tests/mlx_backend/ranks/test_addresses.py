@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 
@@ -45,6 +46,22 @@ def test_a_rank_that_cannot_be_reached_is_named(tries: list[Tryout]) -> None:
     tries[2].reach()
     with pytest.raises(ModelLoadError, match=r"rank 1 cannot reach rank 2 at .* refused; check the cable, the"):
         tries[1].reach()
+
+
+def test_every_connection_of_a_ring_is_tried() -> None:
+    addresses, further = free_addresses(2), tuple((each,) for each in free_addresses(2))
+    first, second = (Tryout(Membership(rank, addresses, "tensor", further=further)) for rank in range(2))
+    with contextlib.closing(first), contextlib.closing(second):
+        first.open()
+        second.open()
+        first.reach()
+        second.reach()
+        second.close()
+        with socket.create_server(parse(addresses[1])), pytest.raises(ModelLoadError, match=f"at {further[1][0]}: "):
+            first.reach()
+    with socket.create_server(parse(further[0][0])), pytest.raises(ModelLoadError, match="0 cannot listen on"):
+        first.open()
+    first.close()
 
 
 def test_a_port_that_is_taken_is_said_before_MLX_waits() -> None:

@@ -114,5 +114,7 @@ def test_what_is_not_bounded_stays_so() -> None:
 def test_the_link_is_named_by_where_the_ranks_are() -> None:
     assert describe_link(Membership(0, ("127.0.0.1:1", "127.0.0.1:2"), "tensor")).startswith("loopback")
     assert describe_link(Membership(0, ("127.0.0.1:1", "10.0.0.2:2"), "tensor")).startswith("TCP")
+    several = Membership(0, ("10.0.0.1:1", "10.0.0.2:1"), "tensor", further=(("10.0.1.1:1",), ("10.0.1.2:1",)))
+    assert describe_link(several) == "TCP (MLX's ring, 2 connections)"
     rdma = ((None, "rdma_en5"), ("rdma_en5", None))
     assert describe_link(Membership(0, ("10.0.0.1:1", "10.0.0.2:2"), "tensor", rdma=rdma)).startswith("RDMA")

@@ -19,6 +19,7 @@ from mlx_backend.ranks import follower, messages, peer
 from mlx_backend.ranks.addresses import free_addresses, parse
 from mlx_backend.ranks.channel import KEY_BYTES, Channel, ChannelError, accept, connect
 from mlx_backend.ranks.follower import FAILED, LEADER_LOST, REFUSED, Follower
+from mlx_backend.ranks.holdings import Held
 from mlx_backend.ranks.patience import Patience
 from mlx_backend.ranks.peer import Peer
 from mlx_backend.runners.mock import MockRunner
@@ -114,7 +115,12 @@ def group() -> Iterator[Group]:
 
 def test_calls_are_made_in_their_order(group: Group) -> None:
     plan = StepPlan(new_rows=(ROW,), decodes=(2,), dropped=(1,))
-    for name, given in (("prefill", {"chunk": CHUNK}), ("start", {"plan": plan}), ("collect", {}), ("idle", {})):
+    for name, given in (
+        ("prefill", {"chunk": CHUNK}),
+        ("start", {"plan": plan, "collects": False}),
+        ("collect", {}),
+        ("idle", {}),
+    ):
         group.say(name, **given)
     group.say("close")
     assert group.code() == 0
@@ -210,22 +216,29 @@ def test_the_end_of_rank_0_ends_it_in_the_middle_of_a_computation(
     never.set()
 
 
-def test_a_beat_says_what_is_held_and_a_message_is_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follower, "BEAT_S", 0.01)
-    group = Group()
-    group.load()
-    group.hear("loaded")
+def test_a_message_is_answered_at_once_and_what_is_held_is_counted_in_the_order_of_the_calls(group: Group) -> None:
     group.say("beat", at=12.5)
     assert group.hear("echo")["at"] == 12.5
-    while group.hear("beat")["held"] != {"kv": 0, "active": 1 << 20, "peak": 1 << 20}:
-        pass
+    group.say("count", number=1)
     group.say("prefill", chunk=CHUNK)
-    while group.hear("beat")["held"]["kv"] == 0:
-        pass
-    assert group.runner.calls.get(timeout=WAIT_S) == CHUNK
+    group.say("count", number=2)
+    group.say("start", plan=StepPlan(dropped=(1,)), collects=False)
+    group.say("count", number=3)
+    found = [group.hear("counted") for _ in range(3)]
+    assert [said["number"] for said in found] == [1, 2, 3]
+    assert [said["held"]["kv"] > 0 for said in found] == [False, True, False]
+    assert all(set(said["held"]) == {"kv", "active", "peak"} for said in found)
     group.say("close")
     assert group.code() == 0
-    group.channel.close()
+
+
+def test_the_step_before_is_collected_with_the_next_start(group: Group) -> None:
+    group.say("prefill", chunk=CHUNK)
+    group.say("start", plan=StepPlan(new_rows=(ROW,), decodes=(2,)), collects=False)
+    group.say("start", plan=StepPlan(decodes=(2,)), collects=True)
+    group.say("close")
+    assert group.code() == 0
+    assert [type(group.runner.calls.get_nowait()) for _ in range(4)] == [Chunk, StepPlan, StepPlan, str]
 
 
 def test_a_frame_that_is_not_rank_0s_ends_it(group: Group) -> None:
@@ -255,7 +268,8 @@ class Watched:
         channel = accept(ours, KEY)
         connecting.join()
         self.far = found[0]
-        self.peer = Peer(1, channel, self.losses.put, patience or Patience())
+        self.counts: queue.Queue[tuple[int, int, Held]] = queue.Queue()
+        self.peer = Peer(1, channel, self.losses.put, patience or Patience(), lambda *count: self.counts.put(count))
 
     def loss(self) -> str:
         return self.losses.get(timeout=WAIT_S)
@@ -320,22 +334,31 @@ def test_a_rank_is_busy_until_it_says_what_it_has_done() -> None:
 def test_a_rank_is_shown_with_what_it_said_and_how_long_a_message_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer, "BEAT_S", 0.01)
     watched = Watched()
-    assert watched.peer.stats().round_trip_s is None
+    assert watched.peer.stats(Held()).round_trip_s is None
     beat = messages.read(watched.far.receive())
     watched.far.send(messages.write({"say": "echo", "at": beat["at"]}))
-    watched.far.send(messages.write({"say": "beat", "done": 0, "held": {"kv": 3, "active": 5, "peak": 7}}))
-    end = time.monotonic() + WAIT_S
-    while watched.peer.stats().active_bytes == 0 and time.monotonic() < end:
-        time.sleep(0.001)
-    stats = watched.peer.stats()
+    held = Held(kv=3, active=5, peak=7)
+    watched.far.send(messages.write({"say": "counted", "number": 4, "held": held._asdict()}))
+    assert watched.counts.get(timeout=WAIT_S) == (1, 4, held)
+    stats = watched.peer.stats(held)
     assert (stats.rank, stats.kv_bytes, stats.active_bytes, stats.peak_bytes) == (1, 3, 5, 7)
     assert stats.round_trip_s is not None and 0 <= stats.round_trip_s < WAIT_S
     watched.close()
 
 
-@pytest.mark.parametrize("echo", [{"say": "echo"}, {"say": "echo", "at": "now"}, {"say": "echo", "at": None}])
-def test_an_answer_that_is_none_is_a_loss(echo: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"say": "echo"},
+        {"say": "echo", "at": "now"},
+        {"say": "echo", "at": None},
+        {"say": "counted", "number": 1},
+        {"say": "counted", "number": "x", "held": {"kv": 1, "active": 1, "peak": 1}},
+        {"say": "counted", "number": 1, "held": {"kv": None, "active": 1, "peak": 1}},
+    ],
+)
+def test_an_answer_that_is_none_is_a_loss(said: dict[str, Any]) -> None:
     watched = Watched()
-    watched.far.send(messages.write(echo))
+    watched.far.send(messages.write(said))
     assert "rank 1 is lost" in watched.loss()
     watched.close()

@@ -213,6 +213,16 @@ def test_machines_that_hold_several_ranks_divide_their_memory(key: str) -> None:
     assert [(each.num_here, each.split) for each in memberships_of(local)] == [(3, (2, 1, 1))] * 3
 
 
+def test_a_ring_connects_over_the_further_addresses_that_every_host_has(key: str) -> None:
+    config = config_of(key)
+    assert config.hosts is not None
+    first, second = config.hosts.hosts
+    both = (replace(first, further=("10.0.1.1:1",)), replace(second, further=("10.0.1.2:1",)))
+    for hosts, further in ((both, (("10.0.1.1:1",), ("10.0.1.2:1",))), ((first, both[1]), ())):
+        told = memberships_of(replace(config, hosts=replace(config.hosts, hosts=hosts)))
+        assert [each.further for each in told] == [further, further]
+
+
 def test_rdma_is_used_where_every_host_has_it(key: str) -> None:
     config = config_of(key)
     assert config.hosts is not None

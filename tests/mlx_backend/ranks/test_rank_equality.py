@@ -73,42 +73,62 @@ def test_ranks_of_a_pipeline_order_their_rows_alike_whatever_they_hold(tmp_path:
     assert first(200) == alone[0](200) + alone[1](200)
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize(
-    ("name", "parallel", "changes"),
-    [
-        ("llama", "tensor", {}),
-        ("deepseek_v3", "tensor", {"moe_intermediate_size": 64}),
-    ],
+def case(
+    kind: str,
+    parallel: str,
+    count: int = 2,
+    *,
+    bits: int | None = None,
+    split: str = "",
+    is_quantized: bool = False,
+    **changes: Any,
+) -> Any:
+    """A model over so many ranks; `bits`: of the KV caches."""
+    named = [kind, parallel, f"over {count}", f"as {split}" if split else "", f"KV {bits}" if bits else ""]
+    identity = " ".join(filter(None, [*named, "quantized" if is_quantized else ""]))
+    return pytest.param(kind, parallel, count, bits, split, is_quantized, changes, id=identity)
+
+
+SOAKED = (
+    case("llama", "tensor", bits=8, head_dim=32),
+    case("llama", "tensor", is_quantized=True),
+    case("llama", "tensor", 3, num_attention_heads=6, num_key_value_heads=3, intermediate_size=192),
+    case("llama", "tensor", 4, num_key_value_heads=4),
+    case("gpt_oss", "tensor"),
+    case("gpt_oss", "tensor", bits=8, head_dim=32),
+    case("qwen3_moe", "tensor"),
+    case("qwen3_moe", "tensor", bits=8, head_dim=32),
+    case("deepseek_v3", "tensor"),
+    case("deepseek_v3", "tensor", bits=8),
+    case("deepseek_v3", "tensor", is_quantized=True, moe_intermediate_size=64),
+    case("qwen3_moe", "pipeline"),
+    case("deepseek_v3", "pipeline"),
+    case("deepseek_v3", "pipeline", bits=8),
+    case("deepseek_v3", "pipeline", 3),
+    case("qwen3_moe", "pipeline", split="1,2"),
+    case("qwen3_moe", "pipeline", 3, split="1,3,1", num_hidden_layers=5),
+    case("qwen3_moe", "pipeline", split="1,2", bits=8, head_dim=32),
+    case("qwen3_moe", "pipeline", 3, split="3,1,1", is_quantized=True, num_hidden_layers=5),
+    case("deepseek_v3", "pipeline", split="1,2"),
+    case("deepseek_v3", "pipeline", 3, split="1,1,3", num_hidden_layers=5),
+    case("deepseek_v3", "pipeline", split="1,2", bits=8),
+    case("deepseek_v3", "pipeline", 3, split="2,1,2", bits=8, num_hidden_layers=5),
+    case("deepseek_v3", "pipeline", split="1,2", is_quantized=True, moe_intermediate_size=64),
 )
-def test_ranks_give_the_tokens_of_one_process_with_quantized_weights(
-    tmp_path: Path, name: str, parallel: str, changes: dict[str, Any]
-) -> None:
-    check(write_quantized_model(tmp_path / name, name, **changes), parallel)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(("count", "split"), [(2, "1,2"), (3, "1,1,1")])
-def test_an_uneven_pipeline_gives_the_tokens_of_one_process(tmp_path: Path, count: int, split: str) -> None:
-    check(write_model(tmp_path / "deepseek_v3", "deepseek_v3"), "pipeline", count, None, split)
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize(
-    ("name", "parallel", "count", "bits", "changes"),
-    [
-        ("llama", "tensor", 2, 8, {"head_dim": 32}),
-        ("llama", "tensor", 4, None, {"num_key_value_heads": 4}),
-        ("deepseek_v3", "tensor", 2, None, {}),
-        ("deepseek_v3", "pipeline", 2, None, {}),
-        ("deepseek_v3", "pipeline", 3, None, {}),
-        ("deepseek_v3", "pipeline", 2, 8, {}),
-        ("gpt_oss", "tensor", 2, None, {}),
-        ("llama", "tensor", 2, None, QWEN3_MOE),
-        ("llama", "pipeline", 2, None, QWEN3_MOE),
-    ],
-)
+@pytest.mark.parametrize(("kind", "parallel", "count", "bits", "split", "is_quantized", "changes"), SOAKED)
 def test_ranks_give_the_tokens_of_one_process(
-    tmp_path: Path, name: str, parallel: str, count: int, bits: int | None, changes: dict[str, Any]
+    tmp_path: Path,
+    kind: str,
+    parallel: str,
+    count: int,
+    bits: int | None,
+    split: str,
+    is_quantized: bool,
+    changes: dict[str, Any],
 ) -> None:
-    check(write_model(tmp_path / name, name, **changes), parallel, count, bits)
+    name, changes = ("llama", {**QWEN3_MOE, **changes}) if kind == "qwen3_moe" else (kind, changes)
+    write = write_quantized_model if is_quantized else write_model
+    check(write(tmp_path / kind, name, **changes), parallel, count, bits, split)

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from server import model_files, pocket
 from server.cli import app
 from server.commands import doctor_ranks
+from server.commands.doctor_join import WAITS
 from server.commands.doctor_ranks import (
     RankFacts,
     _is_here,
@@ -71,6 +72,9 @@ def facts() -> RankFacts:
         version_of={"mlx": "0.32.4", "mlx-lm": "0.32.2"}.get,
         is_here=lambda host: host == "192.168.1.10",
         reach=lambda host, port: "",
+        free=lambda host, port: "",
+        knock=lambda host, port: WAITS,
+        resolve=lambda name: None,
         output=lambda command: COMMANDS.get(command[0]),
     )
 
@@ -95,7 +99,9 @@ def test_two_macs_on_which_all_is_well(facts: RankFacts, tmp_path: Path) -> None
     assert said["this machine"].text == "is rank 0"
     assert said["rank 1 (b)"].text == "192.168.1.11 answers"
     assert "rank 0 (a)" not in said
-    assert "mlx 0.32.4, mlx-lm 0.32.2; the other machines need the same" in said["versions"].text
+    assert "mlx 0.32.4, mlx-lm 0.32.2; the other machines must print the same" in said["versions"].text
+    assert said["join port"].text == "192.168.1.10:7400 is free"
+    assert said["MLX's port"].text == "192.168.1.10:7401 is free"
     assert said["RDMA"].text == "rdma_en5 are active"
     assert said["Thunderbolt Bridge"].text == "is disabled"
 
@@ -104,6 +110,16 @@ def test_a_broken_file_is_one_finding(facts: RankFacts, tmp_path: Path) -> None:
     (only,) = found(facts, tmp_path, [RING[0], RING[0]]).values()
     assert (only.what, only.state) == ("hostfile", "problem")
     assert "hosts 0 and 1 are both" in only.text
+
+
+def test_what_the_ring_cannot_use_is_said_as_serve_says_it(facts: RankFacts, tmp_path: Path) -> None:
+    (only,) = found(facts, tmp_path, [["[fe80::1]:7401"], ["10.0.0.2:7401"]]).values()
+    assert only.state == "problem" and "takes IPv4 addresses alone, not fe80::1" in only.text
+
+
+def test_versions_that_are_missing_are_a_problem(facts: RankFacts, tmp_path: Path) -> None:
+    finding = found(replace(facts, version_of={"mlx": "0.32.4"}.get), tmp_path, RING)["versions"]
+    assert finding.state == "problem" and "mlx-lm not installed" in finding.text and "scripts/install" in finding.advice
 
 
 def test_over_the_ring_nothing_is_asked_of_rdma(facts: RankFacts, tmp_path: Path) -> None:
@@ -120,6 +136,8 @@ def test_hosts_that_do_not_answer_are_named_with_the_reason(facts: RankFacts, tm
 
     said = found(replace(facts, reach=reach), tmp_path, [["192.168.1.10:7100"], ["192.168.1.11:7100"]])
     assert asked == [("192.168.1.11", 7100)]
+    found(replace(facts, reach=reach), tmp_path, RING)
+    assert asked[1:] == [("192.168.1.11", 7401)], "the port of MLX's messages, where the file has none"
     problem = said["rank 1 (192.168.1.11)"]
     assert (problem.state, problem.text) == ("problem", "192.168.1.11 port 7100: No route to host")
     assert "firewall" in problem.advice
@@ -266,6 +284,8 @@ def test_the_command(tmp_path: Path, listening: int) -> None:
     ended = CliRunner().invoke(app, ["doctor", "--json", "--hostfile", str(file), "--", "--backend", "mock"])
     said = {each["what"]: each for each in json.loads(ended.stdout)}
     assert said["this machine"]["text"] == "is rank 0 and 1"
+    assert said["join port"]["text"].startswith("127.0.0.1:7400")
+    assert said["MLX's port"]["text"].startswith("127.0.0.1:1")
     file.write_text("{")
     ended = CliRunner().invoke(app, ["doctor", "--hostfile", str(file), "--", "--backend", "mock"])
     assert ended.exit_code == 1
