@@ -24,6 +24,7 @@ from server.dialects.openai_errors import encode_error
 from server.dialects.openai_shared import SamplingFields
 from server.dialects.openai_written import Head, dump, encode_usage, quote
 from server.dialects.parts import ServerParts
+from server.dialects.volatile_lines import settle_job
 from server.disconnect import ClientGone, while_connected
 from server.errors import APIError, InvalidRequest
 from server.heap import give_back
@@ -156,8 +157,9 @@ async def answer(
 
     `truncates`: whether the oldest turns are left out of a prompt that is too long; None: as the configuration says.
     """
-    headers = ignored_header(ignored)
     config = parts.config
+    job, settled = settle_job(job, config.api)
+    headers = ignored_header(ignored) | settled
     if truncates is None:
         truncates = config.context.on_overflow == "truncate_oldest"
     job = replace(_with_room(job, fits=config.context.on_max_tokens == "fit"), tenant=request.state.tenant)

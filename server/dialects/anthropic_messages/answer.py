@@ -21,6 +21,7 @@ from server.dialects.anthropic_messages.encode import (
 )
 from server.dialects.fold import joined
 from server.dialects.parts import ServerParts
+from server.dialects.volatile_lines import settle_job
 from server.disconnect import ClientGone, while_connected
 from server.service import generation
 from server.service.job import GenerationJob
@@ -45,13 +46,14 @@ async def answer(
     config = parts.config
     fits = config.context.on_max_tokens == "fit"
     truncates = config.context.on_overflow == "truncate_oldest"
+    job, settled = settle_job(job, config.api)
     job = replace(job, fits_max_tokens=fits, tenant=request.state.tenant)
     model = parts.registry.resolve(job.model)
     opening = generation.open(parts.registry, job, truncates=truncates, is_whole=not form.is_streamed)
     pending = PendingStream(opening, model)
     # a stream whose model takes long to load begins without it; what goes wrong then is an event
     stream = await pending.wait(config.stream.keep_alive_s if form.is_streamed else inf)
-    headers = ignored_header(ignored) | stream_headers(stream)
+    headers = ignored_header(ignored) | settled | stream_headers(stream)
     if form.is_streamed:
         return StreamingAnswer(
             pending,

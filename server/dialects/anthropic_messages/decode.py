@@ -33,10 +33,10 @@ NO_EFFECT = frozenset(
 OF_MESSAGES = frozenset(MessagesRequest.model_fields)
 
 
-def decode(body: MessagesRequest, request_id: str, *, drops_billing: bool = True) -> tuple[GenerationJob, list[str]]:
+def decode(body: MessagesRequest, request_id: str) -> tuple[GenerationJob, list[str]]:
     """The job, and the names of ignored fields. Raises InvalidRequest."""
     ignored = Ignored()
-    prompt, budget = decode_prompt(body, ignored, drops_billing=drops_billing)
+    prompt, budget = decode_prompt(body, ignored)
     neutral = SamplingParams()
     job = GenerationJob(
         request_id=f"msg_{request_id}",
@@ -57,11 +57,11 @@ def decode(body: MessagesRequest, request_id: str, *, drops_billing: bool = True
     return job, ignored.names
 
 
-def decode_prompt(body: PromptFields, ignored: Ignored, *, drops_billing: bool = True) -> tuple[ChatPrompt, int | None]:
+def decode_prompt(body: PromptFields, ignored: Ignored) -> tuple[ChatPrompt, int | None]:
     """The prompt, and the tokens that a thought may have. Raises InvalidRequest."""
     extra = {name: value for name, value in (body.model_extra or {}).items() if name not in OF_MESSAGES}
     ignored.names += check_extra(extra, UNSUPPORTED, NO_EFFECT)
-    messages, ending = decode_messages(body.system, body.messages, ignored, drops_billing=drops_billing)
+    messages, ending = decode_messages(body.system, body.messages, ignored)
     tools, must_call = decode_tools(body.tools, body.tool_choice, ignored)
     _note_edits(body, ignored)
     kwargs, budget = _decode_thinking(body, ignored)

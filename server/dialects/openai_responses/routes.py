@@ -30,9 +30,10 @@ from server.dialects.openai_responses.store import Bounds, NotStored, ResponseSt
 from server.dialects.openai_schema import GENERATION_ERRORS, answer_events, error_responses
 from server.dialects.openai_written import dump
 from server.dialects.parts import ServerParts
+from server.dialects.volatile_lines import settle_prompt
 from server.errors import APIError, InvalidRequest, UnsupportedParameter
 from server.service.job import ChatPrompt
-from server.service.tokenization import Conversation, tokenize
+from server.service.tokenization import conversation_of, tokenize
 
 _RESPONSES = {**answer_events(ResponseObject, ResponseEvent), **GENERATION_ERRORS}
 _OUR_ID = re.compile(r"[a-z]+_([0-9a-f]{48})_i?\d+")
@@ -102,8 +103,9 @@ def build_router(parts: ServerParts) -> APIRouter:
         decoded, _ = await read(request, body, stores=False)
         (prompt,) = decoded.job.prompts
         assert isinstance(prompt, ChatPrompt)
-        source = Conversation(prompt.messages, prompt.tools, prompt.template_kwargs)
-        response.headers.update(ignored_header(decoded.ignored))
+        prompt, settled = settle_prompt(prompt, parts.config.api)
+        source = conversation_of(prompt)
+        response.headers.update(ignored_header(decoded.ignored) | settled)
         tokens = await tokenize(
             parts.registry, decoded.job.model, source, param="input", add_special_tokens=False, with_texts=False
         )
