@@ -926,6 +926,11 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a system prompt takes a thread for minutes", "while num_found <= _MOST_HITS and (begun", "while (begun"),
     ),
     *_of(
+        "server/text/borders.py",
+        "tests/server/test_dropped_thoughts.py",
+        ("a thought that is left out costs the whole conversation", "sorted({system, turn})", "sorted({system})"),
+    ),
+    *_of(
         "server/service/encoding.py",
         "tests/server/test_prefix_cache.py",
         ("a snapshot is of the minute that it was taken in", "        found = find(ids, messages,", "        found = find(ids, with_reminders(messages, prompt.reminders),"),
