@@ -256,6 +256,7 @@ class _Writers:
             lambda head, _: self._begin(head.model, head.created, streams=True),
             lambda head: self._begin(head.model, head.created, streams=False),
             self._encode_error,
+            starts_at_once=True,
         )
 
     def _begin(self, model: str, created: int, *, streams: bool) -> Output:

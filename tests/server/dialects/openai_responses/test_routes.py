@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -87,6 +88,27 @@ async def test_the_sdk_adds_a_stream_up_to_the_whole() -> None:
     assert [item.type for item in streamed.output] == [item.type for item in whole.output]
     calls: Any = [item for item in streamed.output if item.type == "function_call"]
     assert [call.parsed_arguments for call in calls] == [{"city": "Köln"}] * 2
+
+
+async def test_a_response_is_created_before_its_first_token() -> None:
+    is_created = asyncio.Event()
+    async with scripted([is_created, *SAID]) as client:
+        app: Any = client._transport.app  # type: ignore[attr-defined]
+
+        async def listening(scope: Any, receive: Any, send: Any) -> None:
+            async def listen(message: Any) -> None:
+                await send(message)
+                if b"response.in_progress" in message.get("body", b""):
+                    is_created.set()
+
+            await app(scope, receive, listen)
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(listening), base_url="http://localhost") as other:
+            answer = await asyncio.wait_for(other.post("/responses", json={"input": "hi", "stream": True}), 60)
+    events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+    assert [event["type"] for event in events[:2]] == ["response.created", "response.in_progress"]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert events[0]["response"]["model"] == events[-1]["response"]["model"] == "mock"
 
 
 async def test_tokens_are_counted_without_an_answer(client: httpx.AsyncClient) -> None:
