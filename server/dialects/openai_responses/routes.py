@@ -46,13 +46,22 @@ class ResponseNotFound(InvalidRequest):
     status = 404
     code = "response_not_found"
 
-    def __init__(self, id: str, *, param: str = "response_id", code: str | None = None) -> None:
+    def __init__(self, id: str, *, param: str = "response_id", code: str | None = None, what: str = "Response") -> None:
         super().__init__(
-            f"Response with id '{id[:80]}' not found: it was not answered or not stored here, was deleted, or had to "
+            f"{what} with id '{id[:80]}' not found: it was not answered or not stored here, was deleted, or had to "
             "make room for others.",
             param=param,
             code=code,
         )
+
+
+class PreviousResponseNotFound(ResponseNotFound):
+    """The response that a request goes on from is not kept, or one that led to it: a 400, as OpenAI has it."""
+
+    status = 400
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id, param="previous_response_id", code="previous_response_not_found", what="Previous response")
 
 
 def build_router(parts: ServerParts) -> APIRouter:
@@ -142,7 +151,7 @@ def build_router(parts: ServerParts) -> APIRouter:
     ) -> InputItems:
         """The items that a response was given, those of the responses before it among them."""
         _get(store, request, id)
-        *before, last = _chain(store, request.state.tenant.name, id, "response_id", None)
+        *before, last = _chain(store, request.state.tenant.name, id, ResponseNotFound)
         items = [*_items_of(before), *json.loads(last.items)]
         return _page(items if order == "asc" else items[::-1], limit, after)
 
@@ -174,18 +183,18 @@ def _get(store: ResponseStore, request: Request, id: str) -> Stored:
         raise ResponseNotFound(id) from None
 
 
-def _chain(store: ResponseStore, owner: str, id: str, param: str, code: str | None) -> list[Stored]:
+def _chain(store: ResponseStore, owner: str, id: str, refusal: type[ResponseNotFound]) -> list[Stored]:
     try:
         return store.chain(owner, id)
     except NotStored as error:
-        raise ResponseNotFound(error.id, param=param, code=code) from None
+        raise refusal(error.id) from None
 
 
 def _context(store: ResponseStore, owner: str, id: str | None, most_bytes: int) -> list[Item]:
     """All that was said before, from the first response on. Raises InvalidRequest."""
     if id is None:
         return []
-    chain = _chain(store, owner, id, "previous_response_id", "previous_response_not_found")
+    chain = _chain(store, owner, id, PreviousResponseNotFound)
     if sum(stored.num_bytes for stored in chain) > most_bytes:
         message = f"What was said before is larger than {most_bytes} bytes, the most that this server reads at once."
         raise InvalidRequest(message, param="previous_response_id", code="request_too_large")
