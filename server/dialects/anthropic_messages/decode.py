@@ -36,6 +36,8 @@ OF_MESSAGES = frozenset(MessagesRequest.model_fields)
 def decode(body: MessagesRequest, request_id: str) -> tuple[GenerationJob, list[str]]:
     """The job, and the names of ignored fields. Raises InvalidRequest."""
     ignored = Ignored()
+    if body.max_tokens == 0:
+        _check_prefill(body)
     prompt, budget = decode_prompt(body, ignored)
     neutral = SamplingParams()
     job = GenerationJob(
@@ -43,7 +45,7 @@ def decode(body: MessagesRequest, request_id: str) -> tuple[GenerationJob, list[
         model=body.model or "",
         prompts=(prompt,),
         names=NAMES,
-        max_tokens=body.max_tokens,
+        max_tokens=1 if body.max_tokens == 0 else body.max_tokens,
         sampling=SamplingParams(
             temperature=neutral.temperature if body.temperature is None else body.temperature,
             top_p=body.top_p or neutral.top_p,
@@ -70,6 +72,19 @@ def decode_prompt(body: PromptFields, ignored: Ignored) -> tuple[ChatPrompt, int
         message = "'tool_choice' cannot demand a call where the last message is continued."
         raise invalid("tool_choice", message)
     return ChatPrompt(messages, kwargs, tools, parallel, must_call, ending), budget
+
+
+def _check_prefill(body: MessagesRequest) -> None:
+    """Refuse what would have no answer to be in. Raises InvalidRequest."""
+    for name, is_given in (
+        ("stream", bool(body.stream)),
+        ("thinking", body.thinking is not None and body.thinking.type == "enabled"),
+        ("output_config.format", body.output_config is not None and body.output_config.format is not None),
+        ("output_format", body.output_format is not None),
+    ):
+        if is_given:
+            message = f"'max_tokens' is 0, which computes the prompt alone, and cannot be combined with '{name}'."
+            raise invalid(name, message)
 
 
 def hides_thinking(body: MessagesRequest) -> bool:

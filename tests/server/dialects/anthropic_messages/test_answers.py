@@ -139,6 +139,32 @@ async def test_a_message_begins_and_pings_follow_before_the_first_token(server: 
     assert ended["usage"]["input_tokens"] == begun["message"]["usage"]["input_tokens"] > 0
 
 
+@pytest.mark.parametrize("text", ["no", f"{REASONING}yes", CALL])
+async def test_a_prompt_is_computed_without_an_answer(server: Server, text: str) -> None:
+    server.play(said(text))
+    answer = (await server.client.post(PATH, json={**BODY, **TOOLS, "max_tokens": 0})).json()
+    assert (answer["content"], answer["stop_reason"], answer["usage"]["output_tokens"]) == ([], "max_tokens", 0)
+    assert answer["usage"]["input_tokens"] == len(server.engine.requests[-1].prompt_ids)
+    assert server.engine.requests[-1].max_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"stream": True}, "stream"),
+        ({"thinking": {"type": "enabled"}}, "thinking"),
+        ({"output_format": {"type": "json_schema", "schema": COUNT}}, "output_format"),
+        ({"output_config": {"format": {"type": "json_schema", "schema": COUNT}}}, "output_config.format"),
+    ],
+)
+async def test_what_has_no_answer_has_no_stream_no_thought_and_no_form(
+    server: Server, fields: dict[str, Any], place: str
+) -> None:
+    answer = await server.client.post(PATH, json={**BODY, "max_tokens": 0, **fields})
+    assert answer.status_code == 400
+    assert f"'{place}'" in answer.json()["error"]["message"]
+
+
 async def test_a_message_begins_while_its_model_loads() -> None:
     """Its prompt is not known by then; the end of the message tells its tokens."""
     body = MessagesRequest.model_validate(BODY)

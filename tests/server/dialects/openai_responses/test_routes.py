@@ -187,7 +187,7 @@ async def test_what_is_deleted_or_not_to_be_stored_is_gone(client: httpx.AsyncCl
             await sdk.responses.retrieve(id)
         with pytest.raises(openai.NotFoundError):
             await sdk.responses.delete(id)
-    with pytest.raises(openai.BadRequestError, match="Previous response with id '.*' not found") as error:
+    with pytest.raises(openai.BadRequestError, match=r"Previous response with id '.*' not found") as error:
         await sdk.responses.create(model="mock", input="so", previous_response_id=after.id)
     assert (error.value.code, error.value.param) == ("previous_response_not_found", "previous_response_id")
 
