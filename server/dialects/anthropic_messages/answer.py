@@ -27,7 +27,7 @@ from server.service import generation
 from server.service.job import GenerationJob
 from server.service.pending_stream import PendingStream
 from server.sse import Progress, Start, StreamingAnswer, describe
-from server.text.events import Finished, OutputEvent, TextDelta, Usage
+from server.text.events import OutputEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,6 @@ class MessageForm:
     is_streamed: bool
     hides_thinking: bool
     with_edits: bool
-    is_prefill: bool = False
-    """Nothing is wanted but that the prompt is computed, and kept."""
 
 
 async def answer(
@@ -123,20 +121,11 @@ def _head(job: GenerationJob, form: MessageForm, stream: generation.OutputStream
     )
 
 
-def _without_answer(event: OutputEvent) -> OutputEvent:
-    """The event of a job whose one token nobody asked for."""
-    if isinstance(event, Finished):
-        return Finished(event.index, "length", 0)
-    if isinstance(event, Usage):
-        return replace(event, num_output_tokens=0, num_reasoning_tokens=None)
-    return TextDelta(event.index, "")
-
-
 async def _collect(stream: generation.OutputStream, job: GenerationJob, form: MessageForm) -> MessageFold:
     fold: MessageFold | None = None
     async for batch in stream:
         if fold is None:
             fold = MessageFold(_head(job, form, stream))
-        fold.add(map(_without_answer, batch) if form.is_prefill else batch)
+        fold.add(batch)
     assert fold is not None, "a stream that ends has said so"
     return fold

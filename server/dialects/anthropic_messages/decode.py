@@ -45,7 +45,7 @@ def decode(body: MessagesRequest, request_id: str) -> tuple[GenerationJob, list[
         model=body.model or "",
         prompts=(prompt,),
         names=NAMES,
-        max_tokens=1 if body.max_tokens == 0 else body.max_tokens,
+        max_tokens=body.max_tokens,
         sampling=SamplingParams(
             temperature=neutral.temperature if body.temperature is None else body.temperature,
             top_p=body.top_p or neutral.top_p,

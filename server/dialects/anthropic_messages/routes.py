@@ -31,12 +31,7 @@ def build_router(parts: ServerParts) -> APIRouter:
         """Answer a conversation."""
         await check_numbers(request, _schemas_of(body))
         job, ignored = decode(body, request.state.request_id)
-        form = MessageForm(
-            is_streamed=bool(body.stream),
-            hides_thinking=hides_thinking(body),
-            with_edits=body.context_management is not None,
-            is_prefill=body.max_tokens == 0,
-        )
+        form = MessageForm(bool(body.stream), hides_thinking(body), body.context_management is not None)
         return await answer(parts, request, job, form, ignored)
 
     @router.post("/messages/count_tokens", include_in_schema=False)

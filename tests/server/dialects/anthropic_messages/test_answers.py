@@ -29,6 +29,7 @@ from tests.fake_engine import Script, spell
 from tests.server.dialects.anthropic_messages.serving import BODY, PATH, Server, events_of
 from tests.server.dialects.openai_chat.test_answers import CALL
 from tests.server.test_golden import CUT, REASONING, said
+from tests.serving import client_of, mock_engine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -139,13 +140,13 @@ async def test_a_message_begins_and_pings_follow_before_the_first_token(server: 
     assert ended["usage"]["input_tokens"] == begun["message"]["usage"]["input_tokens"] > 0
 
 
-@pytest.mark.parametrize("text", ["no", f"{REASONING}yes", CALL])
-async def test_a_prompt_is_computed_without_an_answer(server: Server, text: str) -> None:
-    server.play(said(text))
-    answer = (await server.client.post(PATH, json={**BODY, **TOOLS, "max_tokens": 0})).json()
-    assert (answer["content"], answer["stop_reason"], answer["usage"]["output_tokens"]) == ([], "max_tokens", 0)
-    assert answer["usage"]["input_tokens"] == len(server.engine.requests[-1].prompt_ids)
-    assert server.engine.requests[-1].max_tokens == 1
+async def test_a_prompt_is_computed_without_an_answer_and_kept() -> None:
+    body = {**BODY, "messages": [{"role": "user", "content": "a" * 99}]}
+    async with client_of(mock_engine()) as client:
+        first, second = [(await client.post(PATH, json={**body, "max_tokens": most})).json() for most in (0, 3)]
+    assert (first["content"], first["stop_reason"]) == ([], "max_tokens")
+    assert (first["usage"]["cache_read_input_tokens"], first["usage"]["output_tokens"]) == (0, 0)
+    assert (second["usage"]["input_tokens"], second["usage"]["output_tokens"]) == (1, 3)
 
 
 @pytest.mark.parametrize(
