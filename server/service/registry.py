@@ -22,6 +22,7 @@ from server.service.encoding import run_in_text_thread
 from server.service.measures import Measures
 from server.service.mock_script import MockAuthor
 from server.service.model_instance import NO_ENGINE, ModelInstance, Recipe
+from server.service.next_turn import Ahead
 from server.service.residency import LOAD_WAIT_S, Lease, Residency, Watcher
 from server.text.borders import BorderFinder
 from server.text.parsers.parts import ChatFormat
@@ -75,6 +76,7 @@ class ServedModel:
         """The format of chats of the instance before."""
         self.last_failure: BaseException | None = None
         """Why it could not be loaded, or died; until it is loaded."""
+        self.ahead = Ahead()
         self._finding: asyncio.Future[None] | None = None
         self._recipe = recipe
         self._first = Recipe(build_engine=_built_once, load_tokenizer=load_tokenizer) if recipe is None else recipe
@@ -187,6 +189,11 @@ class ServedModel:
         return self._first.author
 
     @property
+    def computes_ahead(self) -> bool:
+        """Whether the beginning of a chat's next prompt is computed while nothing is asked."""
+        return self._first.computes_ahead
+
+    @property
     def borders(self) -> BorderFinder:
         """Where chats may go on differently. To be asked for when the tokenizer has loaded."""
         return self._alive().borders
@@ -255,6 +262,8 @@ class ModelRegistry:
 
     async def close(self) -> None:
         """End every engine; what is still running fails."""
+        for model in self._models.values():
+            model.ahead.stop()
         await self.residency.close()
         for model in self._models.values():
             await asyncio.to_thread(model.close)

@@ -926,6 +926,18 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a system prompt takes a thread for minutes", "while num_found <= _MOST_HITS and (begun", "while (begun"),
     ),
     *_of(
+        "server/service/next_turn.py",
+        "tests/server/test_dropped_thoughts.py",
+        ("what is known is computed again after every answer", "< LEAST_TOKENS:", "< 0:"),
+        ("the next prompt is guessed in the middle of a turn", "self._is_final = event.reason == \"stop\"", "self._is_final = True"),
+        ("the next question waits for what it does not need", "            self._task.cancel()", "            pass"),
+    ),
+    *_of(
+        "server/service/generation.py",
+        "tests/server/test_dropped_thoughts.py",
+        ("what a template leaves out costs the whole last turn", "            self.next_turn.begin()", "            pass"),
+    ),
+    *_of(
         "server/text/borders.py",
         "tests/server/test_dropped_thoughts.py",
         ("a thought that is left out costs the whole conversation", "sorted({system, turn})", "sorted({system})"),
@@ -951,7 +963,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "server/dialects/anthropic_messages/encode.py",
         "tests/server/dialects/anthropic_messages/test_encode.py tests/server/dialects/anthropic_messages/test_answers.py",
         ("a client reads text after a call into the call", "        opened = self._close() + self._start(\n            f'{{\"type\":\"tool_use\"", "        opened = self._start(\n            f'{{\"type\":\"tool_use\""),
-        ("a hidden thought is shown", "        return opened if self._head.hides_thinking else", "        return opened if False else"),
+        ("a hidden thought is shown", "        return opened if self.head.hides_thinking else", "        return opened if False else"),
         ("cached tokens are counted twice", "\"input_tokens\": head.num_prompt_tokens - num_cached,", "\"input_tokens\": head.num_prompt_tokens,"),
     ),
     *_of(

@@ -7,15 +7,25 @@ keep snapshots.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import pytest
 
+from server.app import create_app
+from server.config import Config
+from server.service.mock_script import Line, MockAuthor
+from server.service.model_instance import Recipe
+from server.service.registry import ModelRegistry, ServedModel
 from server.text.borders import BorderFinder, num_common
 from server.text.chat_template import render_text
 from server.text.tokenizer import ByteTokenizer
+from tests.engine_client import until
 from tests.mlx_backend.prefix_cache.test_cache import Rooms
+from tests.serving import mock_engine, wait_until
 
 NUM_TURNS, NUM_CALLS = 3, 3
 LEAST_GAIN = 8
@@ -133,6 +143,80 @@ def test_a_prompt_is_computed_from_where_it_differs(kind: type[Template], cuts: 
         known.append([*ids, *output])
         if asked[-1]["role"] == "user":
             last_question = len(render_text(template, asked, {}, add_generation_prompt=False).encode())
+
+
+@asynccontextmanager
+async def answering(
+    *, computes_ahead: bool, text: str = "Yes."
+) -> AsyncIterator[tuple[httpx.AsyncClient, ServedModel]]:
+    """A mock whose every answer is this text, with a template that leaves thoughts out."""
+    recipe = Recipe(
+        build_engine=lambda _: mock_engine(),
+        load_tokenizer=AfterTheLastQuestion,
+        author=MockAuthor([Line(re.compile(""), text)]),
+        computes_ahead=computes_ahead,
+    )
+    model = ServedModel("mock", None, recipe.load_tokenizer, recipe=recipe)
+    model.start()
+    wait_until(lambda: model.state == "loaded")
+    registry = ModelRegistry([model])
+    app = create_app(Config(), registry)
+    try:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            yield client, model
+    finally:
+        await registry.close()
+
+
+async def ask(client: httpx.AsyncClient, talk: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """Tokens of the prompt, and those of them that were known."""
+    messages = [{name: value for name, value in message.items() if name != "calls"} for message in talk]
+    answer = await client.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 90})
+    usage = answer.raise_for_status().json()["usage"]
+    return usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
+
+
+@pytest.mark.parametrize("computes_ahead", [True, False])
+async def test_the_next_question_finds_the_form_without_thoughts(computes_ahead: bool) -> None:
+    first = conversation(gives_thoughts=True)[: 2 + 2 * NUM_CALLS]
+    after = [*first, said("assistant", "Yes."), said("user", "And now?")]
+    async with answering(computes_ahead=computes_ahead) as (client, model):
+        await ask(client, first)
+        await until(lambda: model.ahead.is_idle)
+        num_prompt, num_cached = await ask(client, after)
+    question = len("And now?\nassistant:")
+    if computes_ahead:
+        assert num_cached >= num_prompt - question - LEAST_GAIN
+    else:
+        assert num_cached < num_prompt - 256
+
+
+@pytest.mark.parametrize(
+    ("talk", "text"),
+    [
+        (conversation(gives_thoughts=False)[:8], "Yes."),  # nothing is left out
+        (conversation(gives_thoughts=True)[:8], "y" * 200),  # the answer is cut off
+    ],
+)
+async def test_what_is_known_or_goes_on_is_not_computed_ahead(talk: list[dict[str, Any]], text: str) -> None:
+    async with answering(computes_ahead=True, text=text) as (client, model):
+        num_prompt, _ = await ask(client, talk)
+        await until(lambda: model.ahead.is_idle)
+        assert model.engine.stats().prefix_cache.num_computed_tokens <= num_prompt
+
+
+async def test_a_request_comes_first() -> None:
+    """What is computed ahead ends with the next request, and nothing of it fails."""
+    first = conversation(gives_thoughts=True)[: 2 + 2 * NUM_CALLS]
+    async with answering(computes_ahead=True) as (client, model):
+        for _ in range(3):
+            await ask(client, first)
+            task = model.ahead._task
+            await ask(client, [said("user", "Hello")])
+            assert task is not None
+            assert task.done()
+        await until(lambda: model.ahead.is_idle)
+        assert model.health().status == "ok"
 
 
 @pytest.mark.parametrize("cuts", [True, False], ids=["by the token", "snapshots"])
