@@ -1,19 +1,25 @@
 """An agent's conversation through every API, and of each turn's prompt the share that the prefix cache knew.
 
-    python -m bench.agent [--turns 10] [--model FOLDER]
+    python -m bench.agent [--turns 10] [--model FOLDER] [--mock] [--no-peer]
 
 A system prompt, tools, and a history that grows by each answer, a call or words, and by what follows it: a result or
-another question. Answers go back as they came, as clients send them. Each API has a server of its own that begins cold;
-mlx_lm.server, which speaks chat completions alone, has the same conversation. Then all of it once more with a clock at
-the beginning of the system prompt, which has another minute in each turn.
+another question. Answers go back as they came, as clients send them. The system prompt names the API, so that each
+begins cold; mlx_lm.server, which speaks chat completions alone, has such a conversation, too. Then all of it once more
+with a clock at the beginning of the system prompt, which has another minute in each turn. With `--mock` our server
+computes nothing: a script calls a tool a few times and answers, with the model's tokens, template and prefix cache.
+The pocket model's template is then also used in a form that leaves the thoughts before the last question out, with
+`prefix_cache.next_turn` and without.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import json
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +29,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.client import TIMEOUT_S, open_http
-from bench.servers import OURS, PEER, ROOT, RunningServer, run_server
+from bench.servers import OURS, PEER, ROOT, RunningServer, ServerKind, run_server
 
 POCKET = ROOT / "server" / "pocket"
-MAX_TOKENS = 48
-RULES = "\n".join(f"{number}. Read file {number} before you write it, and say what came of it." for number in range(60))
+MAX_TOKENS = 64
+RULES = "\n".join(f"{number}. Read file {number} before you write it, and say what came of it." for number in range(50))
 QUESTIONS = (
     "What is the weather in Paris?",
     "How many r's are in strawberry?",
@@ -37,6 +43,11 @@ QUESTIONS = (
 )
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 NAMES = ("get_weather", "read_file", "write_file", "list_files", "run_tests", "search")
+TITLES = (
+    "with the same system prompt",
+    "with a clock in its system prompt",
+    "with a template that leaves thoughts out",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,34 +81,85 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.agent", description=__doc__)
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--model", type=Path, default=POCKET)
+    parser.add_argument("--mock", action="store_true")
+    parser.add_argument("--no-peer", action="store_true")
     options = parser.parse_args()
     console = Console(width=110)
-    for has_clock in (False, True):
-        runs = dict(_run_all(options.model, options.turns, has_clock))
-        _print(console, runs, "with a clock in its system prompt" if has_clock else "with the same system prompt")
+    with tempfile.TemporaryDirectory(prefix="pippin-bench-") as folder:
+        ours = _scripted(Path(folder)) if options.mock else OURS
+        found = _run_all(ours, options.model, options.turns, has_peer=not options.no_peer)
+        if options.mock and options.model == POCKET:
+            found.append(_run_forgetful(ours, Path(folder), options.turns))
+    for runs, title in zip(found, TITLES, strict=False):
+        _print(console, runs, title)
 
 
-def _run_all(model: Path, num_turns: int, has_clock: bool) -> Iterator[tuple[str, Run]]:
-    for name, api in APIS.items():
-        with run_server(OURS, model) as server:
-            yield name, asyncio.run(_converse(server, api, num_turns, has_clock))
+def _scripted(folder: Path) -> ServerKind:
+    """A server whose answers are of a script, which is written into the folder."""
+    thought = "<think>\nI need the tool for this, and look at what it says.\n</think>\n\n"
+    call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+    lines = (
+        {"match": r"Result \d*[38]:", "text": f"{thought}All of it is done, and the weather is fine."},
+        {"match": "", "text": thought + call},
+    )
+    script = folder / "script.jsonl"
+    script.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    mock = ("--backend", "mock", "--mock-script", str(script), "--mock-tokenizer", "{model}")
+    return replace(OURS, arguments=("server", "serve", *mock, "--port", "{port}", "--log-level", "warning"))
+
+
+def _run_all(ours: ServerKind, model: Path, num_turns: int, *, has_peer: bool) -> list[dict[str, Run]]:
+    """The runs by API, with the same system prompt and with a clock in it."""
+    found: list[dict[str, Run]] = [{}, {}]
+    with run_server(ours, model) as server:
+        for has_clock in (False, True):
+            for name, api in APIS.items():
+                found[has_clock][name] = asyncio.run(_converse(server, api, name, num_turns, has_clock))
+    if not has_peer:
+        return found
     with run_server(PEER, model) as server:
-        yield "mlx_lm.server", asyncio.run(_converse(server, APIS["chat"], num_turns, has_clock))
+        for has_clock in (False, True):
+            run = asyncio.run(_converse(server, APIS["chat"], "chat", num_turns, has_clock))
+            found[has_clock]["mlx_lm.server"] = run
+    return found
 
 
-async def _converse(server: RunningServer, api: Api, num_turns: int, has_clock: bool) -> Run:
+def _run_forgetful(ours: ServerKind, folder: Path, num_turns: int) -> dict[str, Run]:
+    """A chat whose template leaves thoughts out. Its client takes a moment for each question, as people do."""
+    settings = json.loads((POCKET / "tokenizer_config.json").read_text(encoding="utf-8"))
+    last = "messages[loop.index0:] | selectattr('role', 'equalto', 'user') | list"
+    shown = "{%- if '</think>' not in content %}"
+    assert shown in settings["chat_template"]
+    forgetful = shown.replace("if ", f"if not ({last}) and ")
+    settings["chat_template"] = settings["chat_template"].replace(shown, forgetful)
+    model = folder / "forgetful"
+    model.mkdir()
+    shutil.copy(POCKET / "tokenizer.json", model)
+    shutil.copy(POCKET / "config.json", model)
+    (model / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    found = {}
+    for name, value in (("next_turn on", "true"), ("next_turn off", "false")):
+        with run_server(ours.having("--prefix-cache-next-turn", value), model) as server:
+            found[name] = asyncio.run(_converse(server, APIS["chat"], "chat", num_turns, has_clock=False, pause_s=1.0))
+    return found
+
+
+async def _converse(
+    server: RunningServer, api: Api, name: str, num_turns: int, has_clock: bool, *, pause_s: float = 0.0
+) -> Run:
     talk: list[Any] = [{"role": "user", "content": QUESTIONS[0]}]
     run = Run()
     async with open_http(server.url) as http:
         for number in range(num_turns):
             clock = f"Current time is 10:{number:02}:00. " if has_clock else ""
-            system = f"{clock}You are an agent that works on files.\n{RULES}"
+            system = f"{clock}You are an agent behind {name}{' with a clock' * has_clock}.\n{RULES}"
             try:
                 turn = await api.ask(http, server.model, system, talk)
             except (httpx2.HTTPError, KeyError, ValueError) as error:
                 run.failure = f"turn {number + 1}: {error!r}"
                 return run
             run.turns.append(turn)
+            await asyncio.sleep(0.0 if turn.calls else pause_s)
             said = f"Result {number}: the file has {97 * number} lines."
             results = [api.result(call, said) for call in turn.calls]
             talk += turn.given

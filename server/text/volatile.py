@@ -111,8 +111,9 @@ def _take_out(texts: list[str], row: Row) -> list[str]:
     for number, text in enumerate(texts):
         if row.trigger.search(text):
             lines = text.splitlines(keepends=True)
-            hits = [(at, list(row.find(line.rstrip("\r\n")))) for at, line in _outside_code(lines)]
-            found += [(number, at, lines, each) for at, each in hits if each]
+            for at, line in _outside_code(lines):
+                hits = list(row.find(line.rstrip("\r\n")))
+                found += [(number, at, lines, hits)] if hits else []
     labels = Counter(hit.label for *_, hits in found for hit in hits)
     if not labels or labels.total() > _MOST_HITS or max(labels.values()) > 1:
         return []
