@@ -17,6 +17,8 @@ import argparse
 import asyncio
 import json
 import shutil
+import signal
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -84,6 +86,7 @@ def main() -> None:
     parser.add_argument("--mock", action="store_true")
     parser.add_argument("--no-peer", action="store_true")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, _leave)  # so that the servers end with us
     console = Console(width=110)
     with tempfile.TemporaryDirectory(prefix="pippin-bench-") as folder:
         ours = _scripted(Path(folder)) if options.mock else OURS
@@ -92,6 +95,10 @@ def main() -> None:
             found.append(_run_forgetful(ours, Path(folder), options.turns))
     for runs, title in zip(found, TITLES, strict=False):
         _print(console, runs, title)
+
+
+def _leave(number: int, frame: object) -> None:
+    sys.exit(128 + number)
 
 
 def _scripted(folder: Path) -> ServerKind:
