@@ -107,9 +107,10 @@ class ApiConfig:
         "reasoning_content", "field of a chat's answer that has the model's thoughts; none: they are left out"
     )
 
-    drop_billing_lines: bool = option(
-        True,
-        "leave Anthropic's billing lines out of system prompts: they change, and keep the prefix cache from being used",
+    volatile_lines: Literal["move", "keep"] = option(
+        "move",
+        "lines of system prompts that change with each request and keep the prefix cache from being used: clocks and "
+        "counters of tokens are moved behind the last message, billing lines left out; keep: all stay where they are",
     )
 
     def __post_init__(self) -> None:

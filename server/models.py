@@ -116,6 +116,7 @@ def _recipe(config: Config, told: EngineConfig, path: Path | None) -> Recipe:
         check=check if is_checked else None,
         grammars=config.grammars,
         warms_grammars=True,
+        computes_ahead=config.prefix_cache.next_turn,
     )
 
 
@@ -128,6 +129,7 @@ def _mock_recipe(config: Config, build: Callable[[MemoryShare | None], Engine]) 
         author=MockAuthor(script, has_tokenizer=folder is not None) if script or folder else None,
         grammars=config.grammars,
         warms_grammars=folder is not None,
+        computes_ahead=config.prefix_cache.next_turn,
     )
 
 

@@ -6,8 +6,10 @@ The source given to it is closed when the answer ends, however it ends.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sse_starlette.event import ServerSentEvent
@@ -35,6 +37,14 @@ class EventSource(Protocol):
     def progress(self) -> Progress: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a stream begins with though no event has come within so many seconds: clients wait for it."""
+
+    write: Callable[[], bytes]
+    after_s: float = 0.0
+
+
 class StreamingAnswer(EventSourceResponse):
     """Server-sent events of a source; one write per batch."""
 
@@ -49,6 +59,7 @@ class StreamingAnswer(EventSourceResponse):
         headers: Mapping[str, str],
         media_type: str = "text/event-stream",
         write_silence: Callable[[Progress], ServerSentEvent | bytes] | None = None,
+        start: Start | None = None,
     ) -> None:
         """`media_type`: of a dialect whose streams are no events.
 
@@ -56,7 +67,7 @@ class StreamingAnswer(EventSourceResponse):
         """
         write_silence = write_silence or keep_alive
         super().__init__(
-            self._encoded(source, encode, encode_error),
+            self._encoded(source, encode, encode_error, start),
             headers=headers,
             media_type=media_type,
             sep="\n",
@@ -81,9 +92,19 @@ class StreamingAnswer(EventSourceResponse):
         source: EventSource,
         encode: Callable[[Sequence[Any]], Awaitable[bytes]],
         encode_error: Callable[[APIError], bytes],
+        start: Start | None,
     ) -> AsyncIterator[bytes]:
+        first: asyncio.Task[Sequence[Any]] | None = None
         try:
-            async for events in source:
+            batches = aiter(source)
+            if start is not None:
+                first = asyncio.create_task(_first_of(batches))
+                done, _ = await asyncio.wait({first}, timeout=start.after_s)
+                if not done:
+                    yield start.write()
+                if chunk := await encode(await first):
+                    yield chunk
+            async for events in batches:
                 if chunk := await encode(events):
                     yield chunk
         except Exception as error:
@@ -92,6 +113,17 @@ class StreamingAnswer(EventSourceResponse):
                 logger.exception("unexpected error in a stream")
             self._error = to_api_error(error)
             yield encode_error(self._error)
+        finally:
+            if first is not None and not first.done():
+                first.cancel()
+                await asyncio.wait({first})
+
+
+async def _first_of(batches: AsyncIterator[Sequence[Any]]) -> Sequence[Any]:
+    """The first batch; empty where there is none."""
+    async for events in batches:
+        return events
+    return ()
 
 
 def keep_alive(progress: Progress) -> ServerSentEvent:

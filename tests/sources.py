@@ -150,6 +150,7 @@ TESTED_IN: dict[str, str] = {
     "server/service/job.py": "tests/server/service/test_transcript.py tests/server/service/test_encoding.py",
     "server/service/model_instance.py": "tests/server/service/test_residency.py",
     "server/service/names.py": "tests/server/service/test_token_ids.py tests/test_architecture_service.py",
+    "server/service/next_turn.py": "tests/server/test_dropped_thoughts.py",
     "server/service/pending_stream.py": "tests/test_process_models.py",
     "server/service/timings.py": "tests/server/dialects/ollama/test_answers.py",
     "server/service/tokenization.py": "tests/server/dialects/tokenize",

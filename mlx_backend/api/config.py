@@ -187,6 +187,10 @@ class PrefixCacheConfig:
     snapshot_tokens: int = option(
         1024, "for state that cannot be cut (sliding windows, recurrent): a snapshot every so many tokens", ge=1
     )
+    next_turn: bool = option(
+        True,
+        "where a chat's next prompt leaves thoughts out, compute its known beginning while nothing else is asked",
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

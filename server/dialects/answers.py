@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from typing import Any, Protocol
 
@@ -24,13 +25,14 @@ from server.dialects.openai_errors import encode_error
 from server.dialects.openai_shared import SamplingFields
 from server.dialects.openai_written import Head, dump, encode_usage, quote
 from server.dialects.parts import ServerParts
+from server.dialects.volatile_lines import settle_job
 from server.disconnect import ClientGone, while_connected
 from server.errors import APIError, InvalidRequest
 from server.heap import give_back
 from server.service import generation
 from server.service.job import GenerationJob
 from server.service.pending_stream import PendingStream
-from server.sse import StreamingAnswer
+from server.sse import Start, StreamingAnswer
 from server.text.events import OutputEvent, Usage
 
 logger = logging.getLogger("pippin.dialects")
@@ -140,6 +142,8 @@ class AnswerWriters:
     """The JSON answer."""
     encode_error: Callable[[APIError], bytes] = encode_error_event
     """What a stream ends with when something goes wrong."""
+    starts_at_once: bool = False
+    """Whether streams begin with what an encoder writes that is given no events."""
 
 
 async def answer(
@@ -156,8 +160,9 @@ async def answer(
 
     `truncates`: whether the oldest turns are left out of a prompt that is too long; None: as the configuration says.
     """
-    headers = ignored_header(ignored)
     config = parts.config
+    job, settled = settle_job(job, config.api)
+    headers = ignored_header(ignored) | settled
     if truncates is None:
         truncates = config.context.on_overflow == "truncate_oldest"
     job = replace(_with_room(job, fits=config.context.on_max_tokens == "fit"), tenant=request.state.tenant)
@@ -169,13 +174,15 @@ async def answer(
     stream = await pending.wait(config.stream.keep_alive_s if fields.stream else inf)
     headers |= stream_headers(stream)
     if fields.stream:
+        encoder = _LateEncoder(job, fields, writers, pending)
         return StreamingAnswer(
             pending,
-            encode=_LateEncoder(job, fields, writers, pending).encode,
+            encode=encoder.encode,
             encode_error=writers.encode_error,
             keep_alive_s=config.stream.keep_alive_s,
             send_timeout_s=config.security.send_timeout_s,
             headers=headers,
+            start=Start(partial(encoder.start, model.id)) if writers.starts_at_once else None,
         )
     assert stream is not None
     fold = writers.build_fold(_head(job, stream))
@@ -206,6 +213,12 @@ class _LateEncoder:
         self._job, self._writers, self._pending = job, writers, pending
         self._include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
         self._encoder: StreamEncoder | None = None
+
+    def start(self, model_id: str) -> bytes:
+        """The beginning of the stream, before its first event."""
+        head = Head(self._job.request_id, int(time.time()), model_id, None)
+        self._encoder = self._writers.build_encoder(head, self._include_usage)
+        return self._encoder.encode(())
 
     async def encode(self, events: Sequence[OutputEvent]) -> bytes:
         if self._encoder is None:

@@ -27,6 +27,7 @@ from server.text.parsers.parts import Start
 from server.text.prefill import Rendered, render_prompt
 from server.text.tokenizer import Tokenizer
 from server.text.truncation import count_droppable, without_oldest
+from server.text.volatile import with_reminders
 
 T = TypeVar("T")
 
@@ -126,13 +127,14 @@ def _encode_chat(
     """Without as few of the oldest turns as make it fit; whole where not even the last turn alone would."""
 
     def render(num_turns: int) -> Rendered:
-        messages = without_oldest(prompt.messages, num_turns)
+        messages = with_reminders(without_oldest(prompt.messages, num_turns), prompt.reminders)
         return render_prompt(tokenizer, messages, prompt.template_kwargs, prompt.tools, prompt.ending)
 
     def encode(text: str) -> tuple[int, ...]:  # the template has written the special tokens
         return tuple(encode_up_to(tokenizer, text, context, add_special_tokens=False))
 
     def encoded(ids: tuple[int, ...], num_turns: int = 0, num_left_out: int = 0) -> Encoded:
+        # without reminders, so that the last border is before them: the next prompt has others
         messages = without_oldest(prompt.messages, num_turns)
         found = find(ids, messages, prompt.template_kwargs, prompt.tools, prompt.ending) if find else Borders()
         return Encoded(ids, num_left_out, begins=rendered.begins, borders=found)

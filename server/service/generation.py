@@ -30,6 +30,7 @@ from server.service.encoding import Encoded, FindBorders, encode_prompt
 from server.service.grammars import compile_grammar, is_held
 from server.service.job import ChatPrompt, GenerationJob, Prompt
 from server.service.live import LiveRequest
+from server.service.next_turn import NextTurn, next_turn_of
 from server.service.record import JobRecord, log_prompts
 from server.service.registry import ModelRegistry, ServedModel
 from server.service.residency import Lease
@@ -118,6 +119,7 @@ async def _open(
     _check_logprobs(job, requests, is_whole)
     job.tenant.revocation.check()
     rate_grant = job.tenant.reserve(_num_needed(job, requests))
+    model.ahead.stop()
     try:
         tokens = model.engine.submit(requests)
     except UnknownToken as error:
@@ -141,6 +143,7 @@ async def _open(
     pairs = list(zip(job.prompts, encoded, strict=True))
     parsers = [_parser(tokenizer, job, prompt, each) for prompt, each in pairs for _ in range(job.n)]
     stream = OutputStream(job, tokens, tokenizer, record, parsers, transcript)
+    stream.next_turn = next_turn_of(model, job, requests, is_cut=num_truncated > 0)
     least = min(request.max_tokens for request in requests)
     stream.shortened_to = least if job.max_tokens is not None and least < job.max_tokens else None
     return stream
@@ -178,6 +181,8 @@ class OutputStream:
         """Of the model, released with the stream."""
         self.load_s = 0.0
         """Seconds until the model was there."""
+        self.next_turn: NextTurn | None = None
+        """What is kept of the answer, so that the next prompt can be begun."""
         self._is_done = False
         self._is_closed = False
         self._max_output_tokens = None if job.max_tokens is None else job.max_tokens * len(parsers)
@@ -247,6 +252,8 @@ class OutputStream:
                 self.lease.release()
             self._record.add_to_measures(self._is_done)
             self._record.write(self._tokens.num_cached_tokens, self._is_done)
+        if self._is_done and self.next_turn is not None:
+            self.next_turn.begin()
 
     def _revoke(self) -> None:
         """End what is still written: the key is not valid any more. The reader is told when it reads on."""
@@ -287,6 +294,8 @@ class OutputStream:
             self._record.num_output_tokens += 1
             new = choice.feed(token)
             events += new
+            if self.next_turn is not None:
+                self.next_turn.take(token, new)
             if choice.done:
                 self._num_open -= 1
                 self._record.finished += [event for event in new if isinstance(event, Finished)]

@@ -41,6 +41,8 @@ class ChatPrompt:
     must_call: bool = False
     """The answer is a call of one of `tools`, or several."""
     ending: Ending = "answer"
+    reminders: tuple[str, ...] = ()
+    """Lines that differ from request to request; the model reads them at the end of the last message."""
 
 
 @dataclass(frozen=True, slots=True)

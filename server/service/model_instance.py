@@ -40,6 +40,8 @@ class Recipe:
     author: MockAuthor | None = None
     """The writer of a mock's answers; None for other models."""
     grammars: GrammarConfig = field(default_factory=GrammarConfig)
+    computes_ahead: bool = False
+    """Whether the beginning of a chat's next prompt is computed while nothing is asked."""
     warms_grammars: bool = False
     """What compiles grammars is started with the model; else with the first grammar."""
 

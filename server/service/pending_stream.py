@@ -35,6 +35,11 @@ class PendingStream:
             raise
         return self._task.result()
 
+    @property
+    def stream(self) -> OutputStream | None:
+        """The stream, as soon as its job is admitted."""
+        return self._task.result() if self._has_stream else None
+
     def result(self) -> OutputStream:
         """The stream, once there has been an event."""
         return self._task.result()

@@ -7,6 +7,7 @@ generated.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -18,13 +19,17 @@ from mlx_backend.api.interface import Engine, EngineHealth, Footprint, MemorySha
 from server.adapters import served_name
 from server.errors import InvalidRequest, ModelNotFound
 from server.grammars.compiler import GrammarCompiler, GrammarStats
+from server.service.encoding import run_in_text_thread
 from server.service.measures import Measures
 from server.service.mock_script import MockAuthor
 from server.service.model_instance import NO_ENGINE, ModelInstance, Recipe
+from server.service.next_turn import Ahead
 from server.service.residency import LOAD_WAIT_S, Lease, Residency, Watcher
 from server.text.borders import BorderFinder
 from server.text.parsers.parts import ChatFormat
 from server.text.tokenizer import Tokenizer
+
+logger = logging.getLogger("pippin.models")
 
 ModelState = Literal["unloaded", "loading", "loaded", "unloading", "failed"]
 
@@ -75,6 +80,8 @@ class ServedModel:
         """The format of chats of the instance before."""
         self.last_failure: BaseException | None = None
         """Why it could not be loaded, or died; until it is loaded."""
+        self.ahead = Ahead()
+        self._finding: asyncio.Future[None] | None = None
         self._recipe = recipe
         self._first = Recipe(build_engine=_built_once, load_tokenizer=load_tokenizer) if recipe is None else recipe
         self._instance: ModelInstance | None = (
@@ -155,6 +162,26 @@ class ServedModel:
         """How it marks thoughts and calls, by this instance or the one before; None until it was loaded."""
         return self.last_format if self.tokenizer is None else self.tokenizer.chat_format
 
+    async def find_chat_format(self) -> None:
+        """Have `chat_format` known though the model was never loaded, by its tokenizer's files, once.
+
+        Where they cannot be read it stays unknown.
+        """
+        if self.state in ("unloaded", "failed") and self.chat_format is None:
+            self._finding = self._finding or asyncio.ensure_future(self._find_chat_format())
+            await asyncio.shield(self._finding)
+
+    async def _find_chat_format(self) -> None:
+        def load() -> ChatFormat:
+            return self._first.load_tokenizer().chat_format
+
+        try:
+            found = await run_in_text_thread(load)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the files is told when the model is loaded
+            logger.warning("the tokenizer of %s cannot be read: %s", self.id, error)
+            return
+        self.last_format = self.last_format or found
+
     @property
     def grammars(self) -> GrammarCompiler:
         """The grammars that answers follow. To be asked for when the tokenizer has loaded."""
@@ -169,6 +196,11 @@ class ServedModel:
     def author(self) -> MockAuthor | None:
         """The writer of its answers, if it is a mock with a script or a tokenizer."""
         return self._first.author
+
+    @property
+    def computes_ahead(self) -> bool:
+        """Whether the beginning of a chat's next prompt is computed while nothing is asked."""
+        return self._first.computes_ahead
 
     @property
     def borders(self) -> BorderFinder:
@@ -245,6 +277,8 @@ class ModelRegistry:
 
     async def close(self) -> None:
         """End every engine; what is still running fails."""
+        for model in self._models.values():
+            model.ahead.stop()
         await self.residency.close()
         for model in self._models.values():
             await asyncio.to_thread(model.close)

@@ -16,6 +16,7 @@ from server.text.bounded_encoding import count_tokens
 from server.text.chat_template import Ending, TemplateError
 from server.text.prefill import render_prompt
 from server.text.tokenizer import Tokenizer
+from server.text.volatile import with_reminders
 
 LONGEST_TEXT_CHARS = 1_000_000
 
@@ -37,6 +38,12 @@ class Tokens:
     ids: list[int]
     texts: list[str]
     context_limit: int
+
+
+def conversation_of(prompt: ChatPrompt) -> Conversation:
+    """The conversation as the model reads it."""
+    messages = with_reminders(prompt.messages, prompt.reminders)
+    return Conversation(messages, prompt.tools, prompt.template_kwargs, prompt.ending)
 
 
 async def tokenize(
@@ -85,7 +92,7 @@ async def count_prompt(registry: ModelRegistry, model: str, prompt: ChatPrompt, 
         if prompt.tools and not tokenizer.chat_format.has_tools:
             message = f"The parameter '{names.tools}' is not supported: the model cannot call any."
             raise UnsupportedParameter(names.tools, message)
-        source = Conversation(prompt.messages, prompt.tools, prompt.template_kwargs, prompt.ending)
+        source = conversation_of(prompt)
 
         def count() -> int:
             text = _render(tokenizer, source, names.prompt)

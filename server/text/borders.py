@@ -61,6 +61,18 @@ class BorderFinder:
         turn = num_common(self._last_turn(messages, template_kwargs, tools, ending), ids)
         return Borders(system, tuple(border for border in sorted({system, turn}) if 0 < border < len(ids)))
 
+    def find_next(
+        self,
+        messages: Sequence[Message],
+        answer: Message,
+        template_kwargs: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[int]:
+        """Return the tokens with which every prompt begins that has another question after this answer."""
+        asked = [[*messages, answer, {"role": "user", "content": question}] for question in _QUESTIONS]
+        one, other = (self._encode(each, template_kwargs, tools, opens_answer=True) for each in asked)
+        return one[: num_common(one, other)]
+
     def _system_prompt(
         self, messages: Sequence[Message], kwargs: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]
     ) -> tuple[int, ...]:

@@ -56,6 +56,14 @@ async def test_borders_of_a_chat() -> None:
     assert borders == [SYSTEM, SYSTEM + b"a" * 30 + b"\nassistant: ok\nuser: b\n"]
 
 
+async def test_the_last_border_is_before_the_lines_that_the_next_prompt_will_not_have() -> None:
+    messages = (MESSAGES[0], MESSAGES[3])
+    request = await asked(ChatPrompt(messages, reminders=("now",)), info())
+    _, borders = before(request)
+    assert borders == [SYSTEM, SYSTEM + b"b\n"]
+    assert bytes(request.prompt_ids).startswith(borders[-1] + b"\n<system-reminder>\nnow\n")
+
+
 async def test_where_everything_can_be_cut_the_system_prompt_alone_is_told() -> None:
     assert before(await asked(ChatPrompt(MESSAGES), info(needs_snapshots=False))) == (SYSTEM, [])
 

@@ -16,8 +16,10 @@ from mlx_backend.api.interface import PrefillProgress
 from server import sse
 from server.dialects.openai_errors import encode_error as encode_body
 from server.errors import APIError
-from server.sse import StreamingAnswer, keep_alive
+from server.sse import Start, StreamingAnswer, keep_alive
 
+STARTS = (None, Start(lambda: b"begun", 60.0))
+"""None, and one that is never due."""
 SCOPE = {"type": "http", "method": "POST", "path": "/", "headers": []}
 
 
@@ -53,7 +55,9 @@ def encode_error(error: APIError) -> bytes:
     return f"data: {json.dumps(encode_body(error))}\n\n".encode()
 
 
-def build_answer(source: Source, *, keep_alive_s: float = 60.0, send_timeout_s: float = 60.0) -> StreamingAnswer:
+def build_answer(
+    source: Source, *, keep_alive_s: float = 60.0, send_timeout_s: float = 60.0, start: Start | None = None
+) -> StreamingAnswer:
     return StreamingAnswer(
         source,
         encode=encode,
@@ -61,6 +65,7 @@ def build_answer(source: Source, *, keep_alive_s: float = 60.0, send_timeout_s: 
         keep_alive_s=keep_alive_s,
         send_timeout_s=send_timeout_s,
         headers={"X-Mine": "yes"},
+        start=start,
     )
 
 
@@ -96,6 +101,31 @@ async def test_an_error_is_one_event_and_the_end(error: Exception, code: str, ca
     assert "secret" not in str(event)
     assert ("unexpected error in a stream" in caplog.text) == (code == "internal_error")
     assert bodies[2] == {"type": "http.response.body", "body": b"", "more_body": False}
+    assert source.num_closed == 1
+
+
+@pytest.mark.parametrize("rest", [[["a"], ["b"]], [["a"], SequenceFailed("it failed")], []])
+async def test_a_stream_that_starts_late_has_the_same_events(rest: list[list[str] | Exception]) -> None:
+    bodies = [[part["body"] for part in (await run(build_answer(Source(*rest), start=start)))[1:]] for start in STARTS]
+    assert bodies[0] == bodies[1]
+
+
+async def test_a_start_is_written_though_nothing_comes() -> None:
+    source = Source(hangs=True)
+    sent: list[Message] = []
+    is_begun = asyncio.Event()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+        if len(sent) == 2:
+            is_begun.set()
+
+    async def leave() -> Message:
+        await is_begun.wait()
+        return {"type": "http.disconnect"}
+
+    await build_answer(source, start=Start(lambda: b"begun"))(SCOPE, leave, send)
+    assert sent[1]["body"] == b"begun"
     assert source.num_closed == 1
 
 

@@ -21,11 +21,12 @@ from server.dialects.anthropic_messages.encode import (
 )
 from server.dialects.fold import joined
 from server.dialects.parts import ServerParts
+from server.dialects.volatile_lines import settle_job
 from server.disconnect import ClientGone, while_connected
 from server.service import generation
 from server.service.job import GenerationJob
 from server.service.pending_stream import PendingStream
-from server.sse import Progress, StreamingAnswer, describe
+from server.sse import Progress, Start, StreamingAnswer, describe
 from server.text.events import OutputEvent
 
 
@@ -45,22 +46,25 @@ async def answer(
     config = parts.config
     fits = config.context.on_max_tokens == "fit"
     truncates = config.context.on_overflow == "truncate_oldest"
+    job, settled = settle_job(job, config.api)
     job = replace(job, fits_max_tokens=fits, tenant=request.state.tenant)
     model = parts.registry.resolve(job.model)
     opening = generation.open(parts.registry, job, truncates=truncates, is_whole=not form.is_streamed)
     pending = PendingStream(opening, model)
     # a stream whose model takes long to load begins without it; what goes wrong then is an event
     stream = await pending.wait(config.stream.keep_alive_s if form.is_streamed else inf)
-    headers = ignored_header(ignored) | stream_headers(stream)
+    headers = ignored_header(ignored) | settled | stream_headers(stream)
     if form.is_streamed:
+        encoder = _LateEncoder(job, form, pending, model.id)
         return StreamingAnswer(
             pending,
-            encode=_LateEncoder(job, form, pending).encode,
+            encode=encoder.encode,
             encode_error=encode_error_event,
             keep_alive_s=config.stream.keep_alive_s,
             send_timeout_s=config.security.send_timeout_s,
             headers=headers,
             write_silence=write_ping,
+            start=Start(encoder.start, config.stream.keep_alive_s / 2),  # before the first ping
         )
     assert stream is not None
     try:
@@ -77,16 +81,32 @@ def write_ping(progress: Progress) -> ServerSentEvent:
 
 
 class _LateEncoder:
-    """A stream's encoder, built with its first events: only then is it known what was cached."""
+    """A stream's encoder, built with its first events if they come soon: only then is it known what was cached."""
 
-    def __init__(self, job: GenerationJob, form: MessageForm, pending: PendingStream) -> None:
-        self._job, self._form, self._pending = job, form, pending
+    def __init__(self, job: GenerationJob, form: MessageForm, pending: PendingStream, model_id: str) -> None:
+        self._job, self._form, self._pending, self._model_id = job, form, pending, model_id
         self._encoder: MessageEncoder | None = None
+        self._is_known = False
+
+    def start(self) -> bytes:
+        """The beginning of the message, with what is known of its prompt by now: nothing while the model loads."""
+        stream = self._pending.stream
+        head = _head(self._job, self._form, stream) if stream else _unknown(self._job, self._form, self._model_id)
+        self._encoder = MessageEncoder(head)
+        return self._encoder.encode(())
 
     async def encode(self, events: Sequence[OutputEvent]) -> bytes:
-        if self._encoder is None:
-            self._encoder = MessageEncoder(_head(self._job, self._form, self._pending.result()))
+        if not self._is_known:
+            self._is_known = True
+            head = _head(self._job, self._form, self._pending.result())
+            self._encoder = self._encoder or MessageEncoder(head)
+            self._encoder.head = head
+        assert self._encoder is not None
         return self._encoder.encode(events)
+
+
+def _unknown(job: GenerationJob, form: MessageForm, model_id: str) -> MessageHead:
+    return MessageHead(job.request_id, model_id, 0, 0, hides_thinking=form.hides_thinking, with_edits=form.with_edits)
 
 
 def _head(job: GenerationJob, form: MessageForm, stream: generation.OutputStream) -> MessageHead:

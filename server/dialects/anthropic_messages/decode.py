@@ -33,10 +33,12 @@ NO_EFFECT = frozenset(
 OF_MESSAGES = frozenset(MessagesRequest.model_fields)
 
 
-def decode(body: MessagesRequest, request_id: str, *, drops_billing: bool = True) -> tuple[GenerationJob, list[str]]:
+def decode(body: MessagesRequest, request_id: str) -> tuple[GenerationJob, list[str]]:
     """The job, and the names of ignored fields. Raises InvalidRequest."""
     ignored = Ignored()
-    prompt, budget = decode_prompt(body, ignored, drops_billing=drops_billing)
+    if body.max_tokens == 0:
+        _check_prefill(body)
+    prompt, budget = decode_prompt(body, ignored)
     neutral = SamplingParams()
     job = GenerationJob(
         request_id=f"msg_{request_id}",
@@ -57,11 +59,11 @@ def decode(body: MessagesRequest, request_id: str, *, drops_billing: bool = True
     return job, ignored.names
 
 
-def decode_prompt(body: PromptFields, ignored: Ignored, *, drops_billing: bool = True) -> tuple[ChatPrompt, int | None]:
+def decode_prompt(body: PromptFields, ignored: Ignored) -> tuple[ChatPrompt, int | None]:
     """The prompt, and the tokens that a thought may have. Raises InvalidRequest."""
     extra = {name: value for name, value in (body.model_extra or {}).items() if name not in OF_MESSAGES}
     ignored.names += check_extra(extra, UNSUPPORTED, NO_EFFECT)
-    messages, ending = decode_messages(body.system, body.messages, ignored, drops_billing=drops_billing)
+    messages, ending = decode_messages(body.system, body.messages, ignored)
     tools, must_call = decode_tools(body.tools, body.tool_choice, ignored)
     _note_edits(body, ignored)
     kwargs, budget = _decode_thinking(body, ignored)
@@ -70,6 +72,19 @@ def decode_prompt(body: PromptFields, ignored: Ignored, *, drops_billing: bool =
         message = "'tool_choice' cannot demand a call where the last message is continued."
         raise invalid("tool_choice", message)
     return ChatPrompt(messages, kwargs, tools, parallel, must_call, ending), budget
+
+
+def _check_prefill(body: MessagesRequest) -> None:
+    """Refuse what would have no answer to be in. Raises InvalidRequest."""
+    for name, is_given in (
+        ("stream", bool(body.stream)),
+        ("thinking", body.thinking is not None and body.thinking.type == "enabled"),
+        ("output_config.format", body.output_config is not None and body.output_config.format is not None),
+        ("output_format", body.output_format is not None),
+    ):
+        if is_given:
+            message = f"'max_tokens' is 0, which computes the prompt alone, and cannot be combined with '{name}'."
+            raise invalid(name, message)
 
 
 def hides_thinking(body: MessagesRequest) -> bool:

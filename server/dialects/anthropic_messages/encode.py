@@ -79,7 +79,8 @@ class MessageEncoder:
     """Encodes the batches of one stream, in order. With Usage comes the end."""
 
     def __init__(self, head: MessageHead) -> None:
-        self._head = head
+        self.head = head
+        """Replaced once more is known: the end of the message says it."""
         self._index = -1
         self._open: Literal["text", "thinking"] | None = None
         self._before = ""
@@ -108,7 +109,7 @@ class MessageEncoder:
 
     def _begin(self) -> str:
         self._has_begun = True
-        head = self._head
+        head = self.head
         message = {
             **{"id": head.id, "type": "message", "role": "assistant", "model": head.model, "content": []},
             **encode_stop(head, None),
@@ -133,7 +134,7 @@ class MessageEncoder:
         if self._open != "thinking":
             opened = self._opened("thinking", '{"type":"thinking","thinking":"","signature":""}')
         self._thought.append(text)
-        return opened if self._head.hides_thinking else f"{opened}{self._before}{quote(text)}}}}}\n\n"
+        return opened if self.head.hides_thinking else f"{opened}{self._before}{quote(text)}}}}}\n\n"
 
     def _call(self, call: ToolCallDelta) -> str:
         opened = self._close() + self._start(
@@ -174,16 +175,16 @@ class MessageEncoder:
             return ""
         signature = ""
         if kind == "thinking":
-            signature = self._delta("signature_delta", "signature", signed(self._thought, self._head))
+            signature = self._delta("signature_delta", "signature", signed(self._thought, self.head))
             self._thought = []
         return signature + self._stop()
 
     def _finish(self, usage: Usage) -> str:
         event = {
             "type": "message_delta",
-            "delta": encode_stop(self._head, self._end),
-            "usage": encode_usage(self._head, usage),
-            **_edits(self._head),
+            "delta": encode_stop(self.head, self._end),
+            "usage": encode_usage(self.head, usage),
+            **_edits(self.head),
         }
         return f"event: message_delta\ndata: {dump(event)}\n\n{_STOP_EVENT}"
 

@@ -15,17 +15,12 @@ _BETWEEN = "\n"
 """Blocks of a user or of the system are paragraphs; those of an answer were one text."""
 
 
-_BILLING = "x-anthropic-billing-header:"
-"""The beginning of a system block that is for Anthropic's gateway, which removes it. It says which client
-asks, with a number that differs from session to session."""
-
-
 def decode_messages(
-    system: str | list[Any] | None, messages: Sequence[Message], ignored: Ignored, *, drops_billing: bool = True
+    system: str | list[Any] | None, messages: Sequence[Message], ignored: Ignored
 ) -> tuple[tuple[Mapping[str, Any], ...], Ending]:
     """The template's messages, and how they end: an assistant's last message is continued. Raises InvalidRequest."""
     _check_first(messages)
-    said = _BETWEEN.join(_system_texts(system, ignored, drops_billing))
+    said = _BETWEEN.join(read_texts(system or "", "system", ignored))
     decoded: list[dict[str, Any]] = [{"role": "system", "content": said}] if said else []
     known: set[str] = set()  # ids of calls
     for number, message in enumerate(messages):
@@ -47,14 +42,6 @@ def _check_first(messages: Sequence[Message]) -> None:
         raise invalid(place, f"Invalid value for '{place}': the first message must be a user's.")
 
 
-def _system_texts(system: str | list[Any] | None, ignored: Ignored, drops_billing: bool) -> list[str]:
-    texts = read_texts(system or "", "system", ignored)
-    if drops_billing and any(text.startswith(_BILLING) for text in texts):
-        ignored.add(f"system.{_BILLING[:-1]}")
-        texts = list(filter(None, map(_without_billing, texts)))
-    return texts
-
-
 def _decode(place: str, message: Message, known: set[str], ignored: Ignored) -> Iterator[dict[str, Any]]:
     """`known`: the ids of the calls before, to which those of this message are added."""
     for name in message.model_extra or ():
@@ -68,10 +55,6 @@ def _decode(place: str, message: Message, known: set[str], ignored: Ignored) -> 
         blocks = read_blocks(message.content, place, _OF_ASSISTANT, ignored)
         known |= {call["id"] for call in blocks.calls}
         yield _of_assistant(blocks)
-
-
-def _without_billing(text: str) -> str:
-    return text.partition("\n")[2] if text.startswith(_BILLING) else text
 
 
 def _of_user(blocks: Blocks, known: set[str]) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,7 @@ from server.dialects.anthropic_messages.schema import CountRequest, MessagesRequ
 from server.dialects.openai_grammar import check_numbers
 from server.dialects.parts import ServerParts
 from server.dialects.published import PublishedRoute
+from server.dialects.volatile_lines import settle_prompt
 from server.service import tokenization
 
 PREFIXES = ("/v1/messages", "/messages")
@@ -30,8 +31,7 @@ def build_router(parts: ServerParts) -> APIRouter:
     async def create_message(request: Request, body: MessagesRequest) -> Response:
         """Answer a conversation."""
         await check_numbers(request, _schemas_of(body))
-        drops_billing = parts.config.api.drop_billing_lines
-        job, ignored = decode(body, request.state.request_id, drops_billing=drops_billing)
+        job, ignored = decode(body, request.state.request_id)
         form = MessageForm(bool(body.stream), hides_thinking(body), body.context_management is not None)
         return await answer(parts, request, job, form, ignored)
 
@@ -40,9 +40,9 @@ def build_router(parts: ServerParts) -> APIRouter:
     async def count_tokens(response: Response, body: CountRequest) -> TokenCount:
         """The tokens of the prompt that the same body would be at `/v1/messages`."""
         ignored = Ignored()
-        prompt, _ = decode_prompt(body, ignored, drops_billing=parts.config.api.drop_billing_lines)
+        prompt, settled = settle_prompt(decode_prompt(body, ignored)[0], parts.config.api)
         number = await tokenization.count_prompt(parts.registry, body.model or "", prompt, NAMES)
-        response.headers.update(ignored_header(ignored.names))
+        response.headers.update(ignored_header(ignored.names) | settled)
         return TokenCount(input_tokens=number)
 
     return router

@@ -152,7 +152,7 @@ class CountRequest(PromptFields):
 
 
 class MessagesRequest(PromptFields):
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=0)
     stop_sequences: list[StopSequence] | None = Field(None, max_length=MAX_STOPS)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)

@@ -16,6 +16,7 @@ from server.dialects.answers import stream_headers, whole_response
 from server.dialects.ollama.encode import Fold, Kind, LineEncoder, encode_silence
 from server.dialects.ollama.errors import encode_error_line
 from server.dialects.parts import ServerParts
+from server.dialects.volatile_lines import settle_job
 from server.disconnect import ClientGone, while_connected
 from server.service import generation
 from server.service.job import GenerationJob
@@ -45,6 +46,7 @@ async def answer(
 ) -> Response:
     """Generate `job` and answer it. Raises APIError and EngineError before the first byte."""
     config = parts.config
+    job, settled = settle_job(job, config.api)
     job = replace(job, tenant=request.state.tenant, fits_max_tokens=config.context.on_max_tokens == "fit")
     truncates = config.context.on_overflow == "truncate_oldest"
     opening = generation.open(parts.registry, job, truncates=truncates, is_whole=not wish.is_streamed)
@@ -52,7 +54,7 @@ async def answer(
     pending = _LeavingStream(opening, model, leave)
     # a stream whose model takes long to load begins without it; what goes wrong then is a line
     stream = await pending.wait(config.stream.keep_alive_s if wish.is_streamed else inf)
-    headers = wish.headers | _headers(model, stream, wish.context)
+    headers = wish.headers | settled | _headers(model, stream, wish.context)
     if wish.is_streamed:
         encoder = LineEncoder(wish.kind, job.model, lambda: pending.result().timings)
         return StreamingAnswer(

@@ -175,8 +175,9 @@ def _add_catalogue(router: APIRouter, parts: ServerParts) -> None:
     @router.post("/show")
     async def show(request: Request) -> Response:
         """One served model."""
-        body = await read_body(request, ShowRequest)
-        return JSONResponse(encode_shown(resolve(parts.registry, body.model)))
+        model = resolve(parts.registry, (await read_body(request, ShowRequest)).model)
+        await model.find_chat_format()
+        return JSONResponse(encode_shown(model))
 
     @router.api_route("/version", methods=["GET", "HEAD"])
     async def version() -> Response:

@@ -31,9 +31,10 @@ from server.dialects.openai_schema import GENERATION_ERRORS, answer_events, erro
 from server.dialects.openai_written import dump
 from server.dialects.parts import ServerParts
 from server.dialects.published import PublishedRoute
+from server.dialects.volatile_lines import settle_prompt
 from server.errors import APIError, InvalidRequest, UnsupportedParameter
 from server.service.job import ChatPrompt
-from server.service.tokenization import Conversation, tokenize
+from server.service.tokenization import conversation_of, tokenize
 
 _RESPONSES = {**answer_events(ResponseObject, ResponseEvent), **GENERATION_ERRORS}
 _OUR_ID = re.compile(r"[a-z]+_([0-9a-f]{48})_i?\d+")
@@ -46,13 +47,22 @@ class ResponseNotFound(InvalidRequest):
     status = 404
     code = "response_not_found"
 
-    def __init__(self, id: str, *, param: str = "response_id", code: str | None = None) -> None:
+    def __init__(self, id: str, *, param: str = "response_id", code: str | None = None, what: str = "Response") -> None:
         super().__init__(
-            f"Response with id '{id[:80]}' not found: it was not answered or not stored here, was deleted, or had to "
+            f"{what} with id '{id[:80]}' not found: it was not answered or not stored here, was deleted, or had to "
             "make room for others.",
             param=param,
             code=code,
         )
+
+
+class PreviousResponseNotFound(ResponseNotFound):
+    """The response that a request goes on from is not kept, or one that led to it: a 400, as OpenAI has it."""
+
+    status = 400
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id, param="previous_response_id", code="previous_response_not_found", what="Previous response")
 
 
 def build_router(parts: ServerParts) -> APIRouter:
@@ -103,8 +113,9 @@ def build_router(parts: ServerParts) -> APIRouter:
         decoded, _ = await read(request, body, stores=False)
         (prompt,) = decoded.job.prompts
         assert isinstance(prompt, ChatPrompt)
-        source = Conversation(prompt.messages, prompt.tools, prompt.template_kwargs)
-        response.headers.update(ignored_header(decoded.ignored))
+        prompt, settled = settle_prompt(prompt, parts.config.api)
+        source = conversation_of(prompt)
+        response.headers.update(ignored_header(decoded.ignored) | settled)
         tokens = await tokenize(
             parts.registry, decoded.job.model, source, param="input", add_special_tokens=False, with_texts=False
         )
@@ -141,7 +152,7 @@ def build_router(parts: ServerParts) -> APIRouter:
     ) -> InputItems:
         """The items that a response was given, those of the responses before it among them."""
         _get(store, request, id)
-        *before, last = _chain(store, request.state.tenant.name, id, "response_id", None)
+        *before, last = _chain(store, request.state.tenant.name, id, ResponseNotFound)
         items = [*_items_of(before), *json.loads(last.items)]
         return _page(items if order == "asc" else items[::-1], limit, after)
 
@@ -173,18 +184,18 @@ def _get(store: ResponseStore, request: Request, id: str) -> Stored:
         raise ResponseNotFound(id) from None
 
 
-def _chain(store: ResponseStore, owner: str, id: str, param: str, code: str | None) -> list[Stored]:
+def _chain(store: ResponseStore, owner: str, id: str, refusal: type[ResponseNotFound]) -> list[Stored]:
     try:
         return store.chain(owner, id)
     except NotStored as error:
-        raise ResponseNotFound(error.id, param=param, code=code) from None
+        raise refusal(error.id) from None
 
 
 def _context(store: ResponseStore, owner: str, id: str | None, most_bytes: int) -> list[Item]:
     """All that was said before, from the first response on. Raises InvalidRequest."""
     if id is None:
         return []
-    chain = _chain(store, owner, id, "previous_response_id", "previous_response_not_found")
+    chain = _chain(store, owner, id, PreviousResponseNotFound)
     if sum(stored.num_bytes for stored in chain) > most_bytes:
         message = f"What was said before is larger than {most_bytes} bytes, the most that this server reads at once."
         raise InvalidRequest(message, param="previous_response_id", code="request_too_large")
@@ -255,6 +266,7 @@ class _Writers:
             lambda head, _: self._begin(head.model, head.created, streams=True),
             lambda head: self._begin(head.model, head.created, streams=False),
             self._encode_error,
+            starts_at_once=True,
         )
 
     def _begin(self, model: str, created: int, *, streams: bool) -> Output:

@@ -19,9 +19,11 @@ from server.dialects.tokenize.schema import (
     TokenizeMessage,
     TokenizeRequest,
 )
+from server.dialects.volatile_lines import settle_prompt
 from server.errors import InvalidRequest
 from server.service import tokenization
-from server.service.tokenization import Conversation
+from server.service.job import ChatPrompt
+from server.service.tokenization import Conversation, conversation_of
 from server.text.chat_template import Ending
 
 _FAILURES = error_responses(400, 404, 413, 503)
@@ -42,6 +44,13 @@ def build_router(parts: ServerParts) -> APIRouter:
         """The tokens of a text, or of a conversation as the model reads it."""
         source = _decode_source(body)
         response.headers.update(ignored_header(check_extra(body.model_extra or {}, _UNSUPPORTED, NO_EFFECT)))
+        if isinstance(source, Conversation):
+            prompt = ChatPrompt(
+                tuple(source.messages), source.template_kwargs, tuple(source.tools), ending=source.ending
+            )
+            prompt, settled = settle_prompt(prompt, parts.config.api)
+            source = conversation_of(prompt)
+            response.headers.update(settled)
         # A chat template writes the special tokens itself.
         specials = isinstance(source, str) if body.add_special_tokens is None else body.add_special_tokens
         tokens = await tokenization.tokenize(

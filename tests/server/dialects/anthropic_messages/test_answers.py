@@ -10,6 +10,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anthropic
@@ -20,11 +21,15 @@ from anthropic.types.shared import ErrorResponse
 
 from mlx_backend.api.errors import QueueFull, SequenceFailed
 from server.config import Config, StreamConfig
-from server.dialects.anthropic_messages.schema import AnsweredMessage, MessagesError, StreamEvent
+from server.dialects.anthropic_messages.answer import MessageForm, _LateEncoder
+from server.dialects.anthropic_messages.decode import decode
+from server.dialects.anthropic_messages.schema import AnsweredMessage, MessagesError, MessagesRequest, StreamEvent
+from server.text.events import Finished, Usage
 from tests.fake_engine import Script, spell
 from tests.server.dialects.anthropic_messages.serving import BODY, PATH, Server, events_of
 from tests.server.dialects.openai_chat.test_answers import CALL
 from tests.server.test_golden import CUT, REASONING, said
+from tests.serving import client_of, mock_engine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -116,7 +121,7 @@ async def test_every_file_is_of_a_kind() -> None:
     assert {path.name for path in FOLDER.iterdir()} == expected
 
 
-async def test_pings_before_the_first_token(server: Server) -> None:
+async def test_a_message_begins_and_pings_follow_before_the_first_token(server: Server) -> None:
     server.pinged.clear()
     server.play([server.pinged, *said("cd")])
     server.app.parts.settings.now = Config(stream=StreamConfig(keep_alive_s=0.01))
@@ -124,10 +129,54 @@ async def test_pings_before_the_first_token(server: Server) -> None:
         answer = await server.client.post(PATH, json={**BODY, "stream": True})
     finally:
         server.app.parts.settings.now = Config()
-    assert answer.text.startswith(': prefill 43%\nevent: ping\ndata: {"type": "ping"}\n\n')
-    kinds = [event for event, _ in events_of(answer.text)]
+    assert ': prefill 43%\nevent: ping\ndata: {"type": "ping"}\n\n' in answer.text
+    events = events_of(answer.text)
+    kinds = [event for event, _ in events if event != "ping"]
+    assert kinds[:2] == ["message_start", "content_block_start"]
     assert kinds[-1] == "message_stop"
-    assert set(kinds[: kinds.index("message_start")]) == {"ping"}
+    (begun,) = (data for event, data in events if event == "message_start")
+    (ended,) = (data for event, data in events if event == "message_delta")
+    assert begun["message"]["usage"]["output_tokens"] == 0
+    assert ended["usage"]["input_tokens"] == begun["message"]["usage"]["input_tokens"] > 0
+
+
+async def test_a_prompt_is_computed_without_an_answer_and_kept() -> None:
+    body = {**BODY, "messages": [{"role": "user", "content": "a" * 99}]}
+    async with client_of(mock_engine()) as client:
+        first, second = [(await client.post(PATH, json={**body, "max_tokens": most})).json() for most in (0, 3)]
+    assert (first["content"], first["stop_reason"]) == ([], "max_tokens")
+    assert (first["usage"]["cache_read_input_tokens"], first["usage"]["output_tokens"]) == (0, 0)
+    assert (second["usage"]["input_tokens"], second["usage"]["output_tokens"]) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"stream": True}, "stream"),
+        ({"thinking": {"type": "enabled"}}, "thinking"),
+        ({"output_format": {"type": "json_schema", "schema": COUNT}}, "output_format"),
+        ({"output_config": {"format": {"type": "json_schema", "schema": COUNT}}}, "output_config.format"),
+    ],
+)
+async def test_what_has_no_answer_has_no_stream_no_thought_and_no_form(
+    server: Server, fields: dict[str, Any], place: str
+) -> None:
+    answer = await server.client.post(PATH, json={**BODY, "max_tokens": 0, **fields})
+    assert answer.status_code == 400
+    assert f"'{place}'" in answer.json()["error"]["message"]
+
+
+async def test_a_message_begins_while_its_model_loads() -> None:
+    """Its prompt is not known by then; the end of the message tells its tokens."""
+    body = MessagesRequest.model_validate(BODY)
+    job, _ = decode(body, "1")
+    stream = SimpleNamespace(model_id="mock", num_prompt_tokens=7, num_cached_tokens=3, shortened_to=None)
+    pending: Any = SimpleNamespace(stream=None, result=lambda: stream)
+    encoder = _LateEncoder(job, MessageForm(is_streamed=True, hides_thinking=False, with_edits=False), pending, "mock")
+    written = encoder.start() + await encoder.encode([Finished(0, "stop", 0), Usage(7, 3, 1)])
+    begun, *_, ended, _ = (data for _, data in events_of(written.decode()))
+    assert (begun["message"]["model"], begun["message"]["usage"]["input_tokens"]) == ("mock", 0)
+    assert (ended["usage"]["input_tokens"], ended["usage"]["cache_read_input_tokens"]) == (4, 3)
 
 
 # --- what the SDK does

@@ -82,7 +82,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"system": [{"type": "image"}]}, "system.0.type"),
     ({"system": ["a"]}, "system.0"),
     ({"max_tokens": "9"}, "max_tokens"),
-    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": -1}, "max_tokens"),
     ({"temperature": -1}, "temperature"),
     ({"top_p": 2}, "top_p"),
     ({"top_k": -5}, "top_k"),

@@ -19,7 +19,6 @@ from server.dialects.openai_chat.schema import ChatRequest
 from server.errors import InvalidRequest
 from server.service.job import ChatPrompt, GenerationJob
 
-BILLING = "x-anthropic-billing-header: cc_version=2.1; cch=af31;"
 USER = {"role": "user", "content": "hi"}
 CACHED = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
 
@@ -100,17 +99,6 @@ def test_a_system_message_among_the_others_stays_in_its_place() -> None:
         ("user", "hi"),
         ("system", "B"),
     ]
-
-
-@pytest.mark.parametrize("text", [BILLING, BILLING + "\nBe brief."])
-def test_a_line_for_billing_is_no_part_of_the_prompt_and_the_header_says_so(text: str) -> None:
-    blocks = [{"type": "text", "text": text}, {"type": "text", "text": "You help."}]
-    _, prompt, ignored = decoded(system=blocks)
-    body = MessagesRequest.model_validate({"messages": [USER], "system": blocks})
-    kept = decode(body, "1", drops_billing=False)[0].prompts[0]
-    assert prompt.messages[0]["content"] in ("You help.", "Be brief.\nYou help.")
-    assert ignored == ["system.x-anthropic-billing-header"]
-    assert kept.messages[0]["content"] == f"{text}\nYou help."  # type: ignore[union-attr]
 
 
 def test_an_assistants_last_message_is_continued() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
+import httpx
 import ollama
 import pytest
 
 from server import __version__
+from server.app import create_app
+from server.config import Config
 from server.dialects.ollama.catalogue import _short
-from tests.server.dialects.ollama.served import Served, serving
+from server.service.registry import ModelRegistry, ServedModel
+from tests.server.dialects.ollama.served import Numbered, Served, serving
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +52,28 @@ async def test_one_model(served: Served) -> None:
     with pytest.raises(ollama.ResponseError, match="'llama3' not found") as raised:
         await served.sdk().show("llama3")
     assert raised.value.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("error", "capabilities"), [(None, ["completion", "tools", "thinking"]), (OSError("no file"), ["completion"])]
+)
+async def test_what_a_model_can_do_is_known_before_it_is_loaded(error: OSError | None, capabilities: list[str]) -> None:
+    num_read = 0
+
+    def load() -> Numbered:
+        nonlocal num_read
+        num_read += 1
+        if error is not None:
+            raise error
+        return Numbered()
+
+    model = ServedModel("mock", None, load, is_required=False)
+    app = create_app(Config(), ModelRegistry([model]))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        answers = [client.post("/api/show", json={"model": "mock"}) for _ in range(3)]
+        found = [answer.json()["capabilities"] for answer in await asyncio.gather(*answers)]
+    assert found == [capabilities] * 3
+    assert (num_read, model.state) == (1, "unloaded")
 
 
 async def test_versions(served: Served) -> None:

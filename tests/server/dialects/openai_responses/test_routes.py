@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -89,6 +90,27 @@ async def test_the_sdk_adds_a_stream_up_to_the_whole() -> None:
     assert [call.parsed_arguments for call in calls] == [{"city": "Köln"}] * 2
 
 
+async def test_a_response_is_created_before_its_first_token() -> None:
+    is_created = asyncio.Event()
+    async with scripted([is_created, *SAID]) as client:
+        app: Any = client._transport.app  # type: ignore[attr-defined]
+
+        async def listening(scope: Any, receive: Any, send: Any) -> None:
+            async def listen(message: Any) -> None:
+                await send(message)
+                if b"response.in_progress" in message.get("body", b""):
+                    is_created.set()
+
+            await app(scope, receive, listen)
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(listening), base_url="http://localhost") as other:
+            answer = await asyncio.wait_for(other.post("/responses", json={"input": "hi", "stream": True}), 60)
+    events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+    assert [event["type"] for event in events[:2]] == ["response.created", "response.in_progress"]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert events[0]["response"]["model"] == events[-1]["response"]["model"] == "mock"
+
+
 async def test_tokens_are_counted_without_an_answer(client: httpx.AsyncClient) -> None:
     sdk = sdk_of(client)
     tools: Any = [FLAT, SPACE]
@@ -165,7 +187,7 @@ async def test_what_is_deleted_or_not_to_be_stored_is_gone(client: httpx.AsyncCl
             await sdk.responses.retrieve(id)
         with pytest.raises(openai.NotFoundError):
             await sdk.responses.delete(id)
-    with pytest.raises(openai.NotFoundError) as error:
+    with pytest.raises(openai.BadRequestError, match=r"Previous response with id '.*' not found") as error:
         await sdk.responses.create(model="mock", input="so", previous_response_id=after.id)
     assert (error.value.code, error.value.param) == ("previous_response_not_found", "previous_response_id")
 
@@ -231,9 +253,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 async def test_a_body_that_is_wrong_is_refused_with_its_place(client: httpx.AsyncClient) -> None:
     for body, param in WRONG:
         answer = await client.post("/responses", content=json.dumps(body), headers={"Content-Type": "application/json"})
-        is_gone = param in ("previous_response_id", "input.0.id")
         found = (answer.status_code, answer.json()["error"]["param"])
-        assert found == (404 if is_gone else 400, param), body
+        assert found == (404 if param == "input.0.id" else 400, param), body
 
 
 async def test_the_oldest_turns_are_left_out_where_the_request_says_so() -> None:
@@ -273,7 +294,7 @@ async def test_a_key_sees_its_own_responses_alone(tmp_path: Path) -> None:
             ]
             for name, key in (("bob", bob), ("alice", alice))
         }
-    assert statuses == {"bob": [404] * 5, "alice": [200] * 5}
+    assert statuses == {"bob": [404, 404, 400, 404, 404], "alice": [200] * 5}
 
 
 async def test_a_server_that_keeps_nothing_says_so() -> None:

@@ -1,0 +1,137 @@
+"""The beginning of a chat's next prompt, computed while nothing else is asked.
+
+Many templates leave the thoughts since the last question out once there is another one, so that all that came after
+them, calls and results, is another prompt. Whatever the next question is, that part is known as soon as an answer
+ends: it is computed then, and the prefix cache has both forms when the question comes. Every request comes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mlx_backend.api.errors import EngineError
+from mlx_backend.api.interface import GenerationRequest, SamplingParams, TokenEvent
+from server.service.encoding import run_in_text_thread
+from server.service.job import ChatPrompt, GenerationJob
+from server.text.borders import num_common
+from server.text.events import Finished, OutputEvent, ReasoningDelta, TextDelta
+
+if TYPE_CHECKING:
+    from server.service.registry import ServedModel
+
+logger = logging.getLogger("pippin.prefix_cache")
+
+LEAST_TOKENS = 256
+"""Fewer are left to the next request."""
+_IDLE_WAIT_S, _MOST_WAITS = 0.05, 40
+
+
+class Ahead:
+    """What a model computes ahead: one prompt at most, until something is asked. Belongs to the event loop."""
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do this in place of what was begun before."""
+        self.stop()
+        self._task = asyncio.create_task(work)
+
+    def stop(self) -> None:
+        """Stop it; what is computed by then is kept."""
+        if self._task is not None:
+            self._task.cancel()
+
+    @property
+    def is_idle(self) -> bool:
+        return self._task is None or self._task.done()
+
+
+class NextTurn:
+    """What is kept of one chat's answer, so that its next prompt can be begun."""
+
+    def __init__(self, model: ServedModel, prompt: ChatPrompt, request: GenerationRequest) -> None:
+        self._model, self._prompt, self._request = model, prompt, request
+        self._output_ids: list[int] = []
+        self._texts: list[str] = []
+        self._thoughts: list[str] = []
+        self._is_final = False
+
+    def take(self, token: TokenEvent, events: Sequence[OutputEvent]) -> None:
+        """Keep a token, and what became of it."""
+        self._output_ids.append(token.token_id)
+        for event in events:
+            if isinstance(event, TextDelta):
+                self._texts.append(event.text)
+            elif isinstance(event, ReasoningDelta):
+                self._thoughts.append(event.text)
+            elif isinstance(event, Finished):
+                self._is_final = event.reason == "stop"  # after calls come their results, in the same turn
+
+    def begin(self) -> None:
+        """Compute the beginning of the next prompt, unless that is known or little."""
+        if self._is_final:
+            self._model.ahead.start(self._compute())
+
+    async def _compute(self) -> None:
+        try:
+            prompt, borders = self._prompt, self._model.borders
+            parts = prompt.messages, self._answer(), prompt.template_kwargs, prompt.tools
+            ids = await run_in_text_thread(borders.find_next, *parts)
+            if len(ids) - num_common(ids, (*self._request.prompt_ids, *self._output_ids)) < LEAST_TOKENS:
+                return
+            if not await self._is_idle():
+                return
+            request = replace(
+                self._request,
+                request_id=f"{self._request.request_id}-next",
+                prompt_ids=tuple(ids),
+                max_tokens=0,
+                min_tokens=0,
+                sampling=SamplingParams(),
+                num_prompt_logprobs=None,
+                grammar=None,
+                cache_breakpoints=(),
+                mock=None,
+            )
+            async with aclosing(self._model.engine.submit([request])) as tokens:
+                async for _ in tokens:
+                    pass
+            logger.debug("computed the beginning of the next prompt: %d tokens", len(ids))
+        except EngineError as error:
+            logger.debug("the beginning of the next prompt is not computed: %s", error)
+
+    def _answer(self) -> dict[str, Any]:
+        """The answer as the client will give it back: with its thought, unless it gave back none before."""
+        answer: dict[str, Any] = {"role": "assistant", "content": "".join(self._texts)}
+        earlier = [message for message in self._prompt.messages if message.get("role") == "assistant"]
+        gives = not earlier or any(message.get("reasoning_content") for message in earlier)
+        return {**answer, "reasoning_content": "".join(self._thoughts)} if gives and self._thoughts else answer
+
+    async def _is_idle(self) -> bool:
+        """Whether nothing is asked of the model; the answer itself leaves a moment after its end."""
+        for _ in range(_MOST_WAITS):
+            stats = self._model.engine.stats()
+            if stats.num_waiting + stats.num_prefilling + stats.num_running == 0:
+                return True
+            await asyncio.sleep(_IDLE_WAIT_S)
+        return False
+
+
+def next_turn_of(
+    model: ServedModel, job: GenerationJob, requests: Sequence[GenerationRequest], *, is_cut: bool
+) -> NextTurn | None:
+    """Return what is kept of a job's answer; None where no next prompt is known. `is_cut`: turns were left out."""
+    info = model.info
+    if not model.computes_ahead or is_cut or not job.uses_prefix_cache or len(requests) != 1 or job.n != 1:
+        return None
+    (prompt,) = job.prompts
+    is_kept = info is not None and info.prefix_cache.reason is None
+    if not is_kept or not isinstance(prompt, ChatPrompt) or prompt.ending != "answer":
+        return None
+    return NextTurn(model, prompt, requests[0])
