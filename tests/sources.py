@@ -129,6 +129,7 @@ TESTED_IN: dict[str, str] = {
     "server/dialects/openai_responses/sealed.py": "tests/server/dialects/openai_responses/test_encode.py",
     "server/dialects/openai_schema.py": "tests/server/test_openapi.py",
     "server/dialects/openai_written.py": "tests/server/dialects/test_answers.py",
+    "server/dialects/opening.py": "tests/server/dialects/test_room.py tests/server/dialects/ollama/test_keep_alive.py",
     "server/dialects/parts.py": "tests/server/dialects/dashboard/test_status.py tests/test_process.py",
     "server/dialects/tokenize/schema.py": "tests/server/dialects/test_api_docs.py tests/server/test_mutations.py",
     "server/error_bodies.py": "tests/server/test_error_answers.py",

@@ -985,9 +985,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a client divides by no time at all", "    return max(1, round(seconds * 1e9))", "    return round(seconds * 1e9)"),
     ),
     *_of(
-        "server/dialects/ollama/answers.py",
+        "server/service/pending_stream.py",
         "tests/server/dialects/ollama/test_keep_alive.py",
-        ("a model stays after its last answer", "        self._leave()\n", ""),
+        ("a model stays after its last answer", "            self._on_close()\n", "            pass\n"),
     ),
     *_of(
         "server/commands/launch.py",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from math import inf
+from dataclasses import dataclass
 
 from fastapi import Request
 from sse_starlette.event import ServerSentEvent
@@ -20,6 +19,7 @@ from server.dialects.anthropic_messages.encode import (
     encode_error_event,
 )
 from server.dialects.fold import joined
+from server.dialects.opening import open_stream
 from server.dialects.parts import ServerParts
 from server.disconnect import ClientGone, while_connected
 from server.service import generation
@@ -43,14 +43,7 @@ async def answer(
 ) -> Response:
     """Generate `job` and answer it. Raises APIError and EngineError before the first byte."""
     config = parts.config
-    fits = config.context.on_max_tokens == "fit"
-    truncates = config.context.on_overflow == "truncate_oldest"
-    job = replace(job, fits_max_tokens=fits, tenant=request.state.tenant)
-    model = parts.registry.resolve(job.model)
-    opening = generation.open(parts.registry, job, truncates=truncates, is_whole=not form.is_streamed)
-    pending = PendingStream(opening, model)
-    # a stream whose model takes long to load begins without it; what goes wrong then is an event
-    stream = await pending.wait(config.stream.keep_alive_s if form.is_streamed else inf)
+    pending, stream = await open_stream(parts, request, job, is_streamed=form.is_streamed)
     headers = ignored_header(ignored) | stream_headers(stream)
     if form.is_streamed:
         return StreamingAnswer(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from math import inf
 from typing import Any
 
 from fastapi import Request
@@ -15,11 +14,11 @@ from starlette.responses import Response
 from server.dialects.answers import stream_headers, whole_response
 from server.dialects.ollama.encode import Fold, Kind, LineEncoder, encode_silence
 from server.dialects.ollama.errors import encode_error_line
+from server.dialects.opening import open_stream
 from server.dialects.parts import ServerParts
 from server.disconnect import ClientGone, while_connected
 from server.service import generation
 from server.service.job import GenerationJob
-from server.service.pending_stream import PendingStream
 from server.service.registry import ServedModel
 from server.sse import StreamingAnswer
 from server.text.events import OutputEvent
@@ -45,13 +44,8 @@ async def answer(
 ) -> Response:
     """Generate `job` and answer it. Raises APIError and EngineError before the first byte."""
     config = parts.config
-    job = replace(job, tenant=request.state.tenant, fits_max_tokens=config.context.on_max_tokens == "fit")
-    truncates = config.context.on_overflow == "truncate_oldest"
-    opening = generation.open(parts.registry, job, truncates=truncates, is_whole=not wish.is_streamed)
-    leave = partial(parts.registry.residency.leave, model) if wish.leaves else _stay
-    pending = _LeavingStream(opening, model, leave)
-    # a stream whose model takes long to load begins without it; what goes wrong then is a line
-    stream = await pending.wait(config.stream.keep_alive_s if wish.is_streamed else inf)
+    leave = partial(parts.registry.residency.leave, model) if wish.leaves else None
+    pending, stream = await open_stream(parts, request, job, is_streamed=wish.is_streamed, on_close=leave)
     headers = wish.headers | _headers(model, stream, wish.context)
     if wish.is_streamed:
         encoder = LineEncoder(wish.kind, model.id, lambda: pending.result().timings)
@@ -73,27 +67,6 @@ async def answer(
     except ClientGone:
         return Response(status_code=499)
     return whole_response(fold.write(stream.timings).encode(), headers)
-
-
-class _LeavingStream(PendingStream):
-    """A job's output, after which something is done."""
-
-    def __init__(
-        self,
-        opening: Coroutine[Any, Any, generation.OutputStream],
-        model: ServedModel,
-        leave: Callable[[], None],
-    ) -> None:
-        super().__init__(opening, model)
-        self._leave = leave
-
-    async def aclose(self) -> None:
-        await super().aclose()
-        self._leave()
-
-
-def _stay() -> None:
-    """Nothing is to be done."""
 
 
 def _awaitable(encoder: LineEncoder) -> Callable[[Sequence[OutputEvent]], Coroutine[Any, Any, bytes]]:
