@@ -105,6 +105,7 @@ TESTED_IN: dict[str, str] = {
     "server/dialects/ollama/errors.py": "tests/server/dialects/ollama/test_answers.py",
     "server/dialects/ollama/names.py": "tests/server/dialects/ollama/test_answers.py",
     "server/dialects/ollama/options.py": "tests/server/dialects/ollama/test_decode.py tests/server/dialects/ollama/test_answers.py",
+    "server/dialects/ollama/published.py": "tests/server/test_openapi.py tests/server/dialects/ollama/test_golden.py",
     "server/dialects/ollama/routes.py": "tests/server/dialects/ollama/test_answers.py tests/server/dialects/ollama/test_catalogue.py",
     "server/dialects/ollama/schema.py": "tests/server/dialects/ollama/test_decode.py tests/server/dialects/ollama/test_bad_input.py",
     "server/dialects/openai_chat/messages.py": "tests/server/dialects/openai_chat/test_decode.py",

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from server.dialects.answers import stream_headers, whole_response
 from server.dialects.ollama.encode import Fold, Kind, LineEncoder, encode_silence
 from server.dialects.ollama.errors import encode_error_line
+from server.dialects.ollama.published import LINES
 from server.dialects.opening import open_stream
 from server.dialects.parts import ServerParts
 from server.disconnect import ClientGone, while_connected
@@ -23,7 +24,6 @@ from server.service.registry import ServedModel
 from server.sse import StreamingAnswer
 from server.text.events import OutputEvent
 
-LINES = "application/x-ndjson"
 CONTEXT_HEADER = "X-Pippin-Context-Limit"
 """Where more context is wanted than there is: what there is."""
 

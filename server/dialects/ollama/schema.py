@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, PlainValidator, ValidationError
 
 from server.dialects.openai_calls import check_parameters
-from server.dialects.openai_shared import WireModel, check_stop, check_text
+from server.dialects.openai_shared import StopStrings, WireModel, check_stop, check_text
 
 M = TypeVar("M", bound=BaseModel)
 
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+EFFORTS = get_args(Effort)
 
 
 def validate(model: type[M], written: dict[str, Any]) -> M:
@@ -54,27 +55,29 @@ def _check_keep_alive(value: Any) -> float | str | None:
 
 
 Text = Annotated[str, AfterValidator(check_text)]
-Whole = Annotated[int, BeforeValidator(_whole)]
-Think = Annotated[bool | str | None, PlainValidator(_check_think)]
-Format = Annotated[str | dict[str, Any] | None, PlainValidator(_check_format)]
-KeepAlive = Annotated[float | str | None, PlainValidator(_check_keep_alive)]
+Think = Annotated[bool | str | None, PlainValidator(_check_think, json_schema_input_type=bool | Effort | None)]
+Format = Annotated[
+    str | dict[str, Any] | None,
+    PlainValidator(_check_format, json_schema_input_type=Literal["json", ""] | dict[str, Any] | None),
+]
+KeepAlive = Annotated[float | str | None, PlainValidator(_check_keep_alive, json_schema_input_type=float | str | None)]
 
 
 class Options(WireModel):
     """The options of one answer. Those of other names are looked at in `options`."""
 
     temperature: float | None = Field(None, ge=0, le=2)
-    top_k: Whole | None = Field(None, ge=-1, lt=2**31)
+    top_k: Annotated[int, Field(ge=-1, lt=2**31), BeforeValidator(_whole)] | None = None
     top_p: float | None = Field(None, ge=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
     typical_p: float | None = Field(None, gt=0, le=1)
-    num_predict: Whole | None = Field(None, ge=-2, lt=2**31)
-    num_ctx: Whole | None = Field(None, ge=0, lt=2**31)
+    num_predict: Annotated[int, Field(ge=-2, lt=2**31), BeforeValidator(_whole)] | None = None
+    num_ctx: Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_whole)] | None = None
     repeat_penalty: float | None = Field(None, gt=0)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    seed: Whole | None = Field(None, ge=-(2**63), lt=2**64)
-    stop: Annotated[list[str] | None, PlainValidator(check_stop)] = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64), BeforeValidator(_whole)] | None = None
+    stop: Annotated[list[str] | None, PlainValidator(check_stop, json_schema_input_type=StopStrings | None)] = None
 
 
 class ModelBody(WireModel):
@@ -92,7 +95,7 @@ class GenerationBody(ModelBody):
     keep_alive: KeepAlive = None
     think: Think = None
     logprobs: bool | None = None
-    top_logprobs: Whole | None = Field(None, ge=0, le=20)
+    top_logprobs: Annotated[int, Field(ge=0, le=20), BeforeValidator(_whole)] | None = None
 
 
 class GenerateRequest(GenerationBody):
@@ -148,7 +151,7 @@ class ChatRequest(GenerationBody):
 class EmbedRequest(ModelBody):
     input: Text | list[Text]
     truncate: bool | None = None
-    dimensions: Whole | None = Field(None, ge=1)
+    dimensions: Annotated[int, Field(ge=1), BeforeValidator(_whole)] | None = None
     options: Options | None = None
     keep_alive: KeepAlive = None
 

@@ -19,6 +19,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from mlx_backend.api.errors import SequenceFailed
+from server.dialects.ollama.published import OllamaChatAnswer, OllamaGenerateAnswer
 from tests.fake_engine import Script, spell
 from tests.server.dialects.ollama.served import Served, said, serving
 from tests.server.dialects.openai_chat.test_answers import CALL, WEATHER
@@ -98,7 +99,9 @@ async def test_an_answer_is_what_it_was_and_what_the_client_expects(
     if kind.status != 200:
         assert objects.pop() == {"error": "the sequence cannot go on"}
     response = ollama.ChatResponse if kind.path == CHAT else ollama.GenerateResponse
+    published = OllamaChatAnswer if kind.path == CHAT else OllamaGenerateAnswer
     for each in objects:
+        published.model_validate(each, strict=True)
         found = response.model_validate(each)
         assert unknown(each, found.model_dump(exclude_none=True)) <= OURS
     is_whole = kind.status == 200
