@@ -990,6 +990,11 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a model stays after its last answer", "            self._on_close()\n", "            pass\n"),
     ),
     *_of(
+        "server/grammars/compiler.py",
+        "tests/server/grammars/test_compiler.py",
+        ("a compiler that waits for itself is an error of the server", "            except _NotLetRun:\n                pass\n", "            except _NotLetRun:\n                raise\n"),
+    ),
+    *_of(
         "server/commands/launch.py",
         "tests/server/commands/test_launch.py",
         ("the user's own key goes to another server", "if name not in prepared.unset}", "}"),
