@@ -990,6 +990,11 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a model stays after its last answer", "            self._on_close()\n", "            pass\n"),
     ),
     *_of(
+        "server/dialects/openai_responses/routes.py",
+        "tests/server/dialects/openai_responses/test_routes.py",
+        ("a small request refers to more than there is memory for", "        if self._num_bytes > self._most_bytes:", "        if False:"),
+    ),
+    *_of(
         "server/grammars/compiler.py",
         "tests/server/grammars/test_compiler.py",
         ("a compiler that waits for itself is an error of the server", "            except _NotLetRun:\n                pass\n", "            except _NotLetRun:\n                raise\n"),
