@@ -9,6 +9,7 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, F
 
 from server.dialects.openai_calls import check_parameters
 from server.dialects.openai_shared import StopStrings, WireModel, check_stop, check_text
+from server.json_text import why_unwritable
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -41,20 +42,51 @@ def _check_think(value: Any) -> bool | str | None:
 def _check_format(value: Any) -> str | dict[str, Any] | None:
     if value in (None, ""):
         return None
-    if value == "json" or isinstance(value, dict):
-        return value  # type: ignore[no-any-return]
+    if value == "json":
+        return "json"
+    if isinstance(value, dict):
+        return _check_writable(value)
     raise ValueError("Input should be 'json' or a JSON schema")
+
+
+def _check_writable(value: dict[str, Any]) -> dict[str, Any]:
+    """An object that the prompt can repeat. Raises ValueError."""
+    why = why_unwritable(value)
+    if why is not None:
+        raise ValueError(why)
+    return value
 
 
 def _check_keep_alive(value: Any) -> float | str | None:
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:  # NaN is not
         return value
     raise ValueError("Input should be a number of seconds, or a duration such as '5m'")
 
 
+def _check_arguments(value: Any) -> dict[str, Any] | str | None:
+    if isinstance(value, dict):
+        return _check_writable(value)
+    if value is None or isinstance(value, str):
+        return None if value is None else check_text(value)
+    raise ValueError("Input should be an object, or the JSON of one")
+
+
+def _check_input(value: Any) -> str | list[str]:
+    if isinstance(value, str):
+        return check_text(value)
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise ValueError("Input should be a string or a list of strings")
+    return [check_text(each) for each in value]
+
+
 Text = Annotated[str, AfterValidator(check_text)]
+Arguments = Annotated[
+    dict[str, Any] | str | None,
+    PlainValidator(_check_arguments, json_schema_input_type=dict[str, Any] | str | None),
+]
+Object = Annotated[dict[str, Any], AfterValidator(_check_writable)]
 Think = Annotated[bool | str | None, PlainValidator(_check_think, json_schema_input_type=bool | Effort | None)]
 Format = Annotated[
     str | dict[str, Any] | None,
@@ -112,7 +144,7 @@ class CalledFunction(WireModel):
     """A call that was made. Its arguments are an object, or the JSON of one."""
 
     name: Annotated[str, Field(min_length=1), AfterValidator(check_text)]
-    arguments: dict[str, Any] | Text | None = None
+    arguments: Arguments = None
 
 
 class ToolCall(WireModel):
@@ -135,7 +167,7 @@ class FunctionTool(WireModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     description: Text | None = None
-    parameters: Annotated[dict[str, Any] | None, AfterValidator(check_parameters)] = None
+    parameters: Annotated[Object | None, AfterValidator(check_parameters)] = None
 
 
 class Tool(WireModel):
@@ -149,7 +181,7 @@ class ChatRequest(GenerationBody):
 
 
 class EmbedRequest(ModelBody):
-    input: Text | list[Text]
+    input: Annotated[str | list[str], PlainValidator(_check_input, json_schema_input_type=str | list[str])]
     truncate: bool | None = None
     dimensions: Annotated[int, Field(ge=1), BeforeValidator(_whole)] | None = None
     options: Options | None = None
