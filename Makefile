@@ -79,5 +79,5 @@ dashboard:
 	@scripts/dashboard_shots/run $(ARGS)
 
 clean:
-	rm -rf .venv .venv-dashboard .venv-open-webui .venv-clients .venv-router .venv-fuzz build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-dashboard .venv-open-webui .venv-clients .venv-aider .venv-router .venv-fuzz build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
