@@ -17,7 +17,9 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.clients.running import ROOT, of_npm, run_script
+from tests.clients.running import ROOT, of_npm, run_script, url_of
+from tests.embedding_models import write_served_embedding_model
+from tests.server_process import serving
 
 TESTS = ROOT / "tests" / "server"
 DIALECTS = TESTS / "dialects"
@@ -173,6 +175,19 @@ def test_they_read_every_golden_answer(replayed: str, tmp_path: Path, way_out: s
         if read != expected:
             wrong.append((name, kind, is_streamed, line, expected))
     assert not wrong, "\n".join(map(str, wrong))
+
+
+@pytest.mark.mlx
+def test_they_read_embeddings(tmp_path: Path, way_out: socket.socket) -> None:
+    with serving(str(write_served_embedding_model(tmp_path / "tiny"))) as (_, client):
+        lines = run_script(Path(__file__).parent / "embeddings.mjs", url_of(client), tmp_path, way_out)
+        answer = client.post("/v1/embeddings", json={"input": ["One text.", "Another one."]}).json()
+    expected = [item["embedding"] for item in answer["data"]]
+    found = {line["way"]: line["vectors"] for line in map(json.loads, lines)}
+    assert len(found) == 6
+    for way, vectors in found.items():
+        for vector, other in zip(vectors, expected, strict=True):
+            assert vector == pytest.approx(other, abs=1e-6), way
 
 
 def read_from(line: dict[str, Any]) -> Read | None:

@@ -1,4 +1,4 @@
-"""The official SDKs for Python and JavaScript, each as its example, against the pocket model; litellm by Ollama's API."""
+"""The official SDKs for Python and JavaScript, each as its example, against the pocket model."""
 
 from __future__ import annotations
 
