@@ -660,10 +660,10 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "server/dialects/openai_responses/tools.py",
         "tests/server/dialects/openai_responses/test_tools.py tests/server/dialects/openai_responses/test_encode.py",
-        ("two tools of one name are one", "    while found in taken:", "    while False:"),
+        ("two tools of one name are one", "    while taken.setdefault(found, key) != key:", "    while False:"),
         ("a call of a namespace's tool is of no tool", "return next((tool for tool in self.offered if tool.model_name == model_name), None)", "return next((tool for tool in self.offered if tool.name == model_name), None)"),
         ("an expression of a custom tool holds nothing", '            found["strict"] = True', "            pass"),
-        ("tools that are not allowed are offered", "    shown = tuple(tool for tool in box.offered if tool in allowed)", "    shown = box.offered"),
+        ("tools that are not allowed are offered", "    shown = tuple(tool for tool in box.offered if id(tool) in chosen)", "    shown = box.offered"),
     ),
     *_of(
         "server/dialects/openai_responses/encode.py",
@@ -993,6 +993,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "server/dialects/openai_responses/routes.py",
         "tests/server/dialects/openai_responses/test_routes.py",
         ("a small request refers to more than there is memory for", "        if self._num_bytes > self._most_bytes:", "        if False:"),
+    ),
+    *_of(
+        "server/json_text.py",
+        "tests/server/dialects/ollama/test_bad_input.py",
+        ("a prompt repeats numbers that JSON does not have", "ensure_ascii=False, allow_nan=False).encode()", "ensure_ascii=False).encode()"),
     ),
     *_of(
         "server/grammars/compiler.py",
