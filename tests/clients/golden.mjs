@@ -8,6 +8,7 @@ import { generateText, jsonSchema, streamText, tool } from 'ai'
 import { Ollama } from 'ollama'
 import OpenAI from 'openai'
 
+globalThis.AI_SDK_LOG_WARNINGS = false
 const url = process.argv[2]
 const messages = [{ role: 'user', content: 'hi' }]
 const weather = tool({ inputSchema: jsonSchema({ type: 'object', properties: { city: { type: 'string' } } }) })

@@ -9,7 +9,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -127,12 +127,27 @@ WAYS = {
 }
 
 
+def asked_for() -> Iterator[tuple[str, str, bool]]:
+    """(way, kind, is it a stream)."""
+    for name, way in WAYS.items():
+        for kind, is_streamed in way.kinds():
+            # the AI SDK asks for one choice, and would put the streams of several together
+            if not (is_streamed and name.startswith("@ai-sdk") and kind.endswith("_n")):
+                yield name, kind, is_streamed
+
+
+def as_shown(way: str, expected: Read | None, kind: str) -> Read | None:
+    """What a client shows of an answer: @ai-sdk/openai knows thoughts as summaries alone."""
+    if expected is None or not way.startswith("@ai-sdk/openai ") or kind == "reasoning_summary":
+        return expected
+    return replace(expected, thinking="")
+
+
 class Replay(BaseHTTPRequestHandler):
     """Answers each request with a golden file: `/WAY/KIND/...`, whatever is asked there."""
 
     def do_GET(self) -> None:
-        kinds = [(name, kind, is_streamed) for name, way in WAYS.items() for kind, is_streamed in way.kinds()]
-        self._answer(200, "application/json", json.dumps(kinds).encode())
+        self._answer(200, "application/json", json.dumps(list(asked_for())).encode())
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -167,11 +182,11 @@ def replayed() -> Iterator[str]:
 def test_they_read_every_golden_answer(replayed: str, tmp_path: Path, way_out: socket.socket) -> None:
     lines = run_script(Path(__file__).parent / "golden.mjs", replayed, tmp_path, way_out)
     found = {(line["way"], line["kind"], line["stream"]): line for line in map(json.loads, lines)}
-    asked = {(name, kind, is_streamed) for name, way in WAYS.items() for kind, is_streamed in way.kinds()}
+    asked = set(asked_for())
     assert found.keys() == asked
     wrong = []
     for (name, kind, is_streamed), line in found.items():
-        expected, read = WAYS[name].expected(kind), read_from(line)
+        expected, read = as_shown(name, WAYS[name].expected(kind), kind), read_from(line)
         if read != expected:
             wrong.append((name, kind, is_streamed, line, expected))
     assert not wrong, "\n".join(map(str, wrong))

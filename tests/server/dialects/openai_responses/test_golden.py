@@ -81,6 +81,7 @@ async def test_answers_are_what_they_were_and_what_the_sdk_expects(name: str) ->
         ResponseEvent.model_validate(event)
         event.pop("name", None)  # of earlier versions of the SDK
         event.get("response", {}).pop("store", None)  # in OpenAI's answers, and not in the SDK's type
+        without_status(event.get("item"), *event.get("response", {}).get("output", ()))
         check_known(EVENT.validate_python(event, strict=True))
     answer = json.loads(whole)
     if KINDS[name].status != 200:
@@ -88,7 +89,15 @@ async def test_answers_are_what_they_were_and_what_the_sdk_expects(name: str) ->
         return
     ResponseObject.model_validate(answer)
     del answer["store"]
+    without_status(*answer["output"])
     check_known(Response.model_validate(answer, strict=True))
+
+
+def without_status(*items: dict[str, Any] | None) -> None:
+    """Take the status out of calls of custom tools: clients need it, and the SDK's type does not have it."""
+    for item in items:
+        if item is not None and item["type"] == "custom_tool_call":
+            assert item.pop("status") in ("in_progress", "completed")
 
 
 def test_every_file_is_of_a_kind() -> None:
