@@ -209,6 +209,7 @@ def read_from(line: dict[str, Any]) -> Read | None:
     if "failed" in line:
         return None
     calls = [
-        (name, json.loads(arguments) if arguments.startswith("{") else arguments) for name, arguments in line["calls"]
+        (name, json.loads(arguments) if arguments.startswith(("{", '"')) else arguments)
+        for name, arguments in line["calls"]
     ]
     return Read(line["text"], line.get("thinking") or "", calls)
