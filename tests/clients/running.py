@@ -20,7 +20,7 @@ from tests.server_process import ServerProcess, serving
 
 ROOT = Path(__file__).parents[2]
 NPM = ROOT / "build" / "npm-clients" / "node_modules"
-DEADLINE_S = 300.0
+DEADLINE_S = 1800.0
 
 
 def of_npm(*names: str) -> pytest.MarkDecorator:
