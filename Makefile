@@ -17,7 +17,7 @@ help:
 	@echo "make soak                             the long proofs, minutes; Linux"
 	@echo "make mutants [ARGS=...]               plant faults, one at a time, and see that tests notice; half an hour"
 	@echo "make fuzz  [ARGS=...]                 requests made up from the published schema, in .venv-fuzz"
-	@echo "make clients [ARGS=...]               litellm, langchain, llm, lm_eval and the router smg against Pippin"
+	@echo "make clients [ARGS=...]               agents, SDKs, tools and a router of other people against Pippin"
 	@echo "make lint                             ruff: rules and format"
 	@echo "make check                            mypy and lint"
 	@echo "make bench [ARGS=...]                 measure"
@@ -79,5 +79,5 @@ dashboard:
 	@scripts/dashboard_shots/run $(ARGS)
 
 clean:
-	rm -rf .venv .venv-dashboard .venv-open-webui .venv-clients .venv-router .venv-fuzz build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-dashboard .venv-open-webui .venv-clients .venv-aider .venv-router .venv-fuzz build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

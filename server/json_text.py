@@ -31,6 +31,17 @@ def read_json(text: str, **options: Any) -> Any:
     return json.loads(text, **options)
 
 
+def why_unwritable(value: Any) -> str | None:
+    """Why a value that was read cannot be written as JSON again; None where it can. Python reads more than JSON has."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        return "it is not valid Unicode (half of a surrogate pair)"
+    except (ValueError, RecursionError):
+        return "it has a number that JSON does not have, or is nested too deeply"
+    return None
+
+
 class WrittenNumber(str):
     """A number with a point or an exponent, as it was written."""
 

@@ -32,15 +32,17 @@ class PublishedAPI(FastAPI):
 
 
 def _correct(schema: dict[str, Any]) -> None:
-    """No status 422, which is a 400 here; and the models of streamed events beside all others."""
+    """No status 422, which is a 400 here; and the models of streamed events, and of some bodies, beside all others."""
     models = schema["components"]["schemas"]
     for path, operation in ((path, each) for path, methods in schema["paths"].items() for each in methods.values()):
         operation["responses"].pop("422", None)
         for status in _gate_statuses(path, operation):
             operation["responses"].setdefault(status, _failure(_AT_THE_GATE[status]))
-        for response in operation["responses"].values():
-            for media in response.get("content", {}).values():
-                models.update(media.get("itemSchema", {}).pop("$defs", {}))
+        for holder in (operation.get("requestBody", {}), *operation["responses"].values()):
+            for media in holder.get("content", {}).values():
+                for form in ("schema", "itemSchema"):
+                    for name, model in media.get(form, {}).pop("$defs", {}).items():
+                        assert models.setdefault(name, model) == model, f"two models are called {name}"
     for name in ("HTTPValidationError", "ValidationError"):
         models.pop(name, None)
 

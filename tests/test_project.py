@@ -35,6 +35,7 @@ SCRIPTS = (
 NOT_OURS = {
     ".git",
     ".venv",
+    ".venv-aider",
     ".venv-clients",
     ".venv-dashboard",
     ".venv-fuzz",

@@ -12,9 +12,8 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from math import inf
 from typing import Any, Protocol
 
 from fastapi import Request
@@ -24,10 +23,10 @@ from server.dialects.fold import joined
 from server.dialects.openai_errors import encode_error
 from server.dialects.openai_shared import SamplingFields
 from server.dialects.openai_written import Head, dump, encode_usage, quote
+from server.dialects.opening import open_stream
 from server.dialects.parts import ServerParts
-from server.dialects.volatile_lines import settle_job
 from server.disconnect import ClientGone, while_connected
-from server.errors import APIError, InvalidRequest
+from server.errors import APIError
 from server.heap import give_back
 from server.service import generation
 from server.service.job import GenerationJob
@@ -160,29 +159,19 @@ async def answer(
 
     `truncates`: whether the oldest turns are left out of a prompt that is too long; None: as the configuration says.
     """
-    config = parts.config
-    job, settled = settle_job(job, config.api)
-    headers = ignored_header(ignored) | settled
-    if truncates is None:
-        truncates = config.context.on_overflow == "truncate_oldest"
-    job = replace(_with_room(job, fits=config.context.on_max_tokens == "fit"), tenant=request.state.tenant)
-    model = parts.registry.resolve(job.model)
-    pending = PendingStream(
-        generation.open(parts.registry, job, truncates=truncates, is_whole=not fields.stream), model
-    )
-    # a stream whose model takes long to load begins without it; what goes wrong then is an event
-    stream = await pending.wait(config.stream.keep_alive_s if fields.stream else inf)
-    headers |= stream_headers(stream)
+    opened = await open_stream(parts, request, job, is_streamed=bool(fields.stream), truncates=truncates)
+    pending, stream = opened.pending, opened.stream
+    headers = ignored_header(ignored) | opened.headers | stream_headers(stream)
     if fields.stream:
         encoder = _LateEncoder(job, fields, writers, pending)
         return StreamingAnswer(
             pending,
             encode=encoder.encode,
             encode_error=writers.encode_error,
-            keep_alive_s=config.stream.keep_alive_s,
-            send_timeout_s=config.security.send_timeout_s,
+            keep_alive_s=parts.config.stream.keep_alive_s,
+            send_timeout_s=parts.config.security.send_timeout_s,
             headers=headers,
-            start=Start(partial(encoder.start, model.id)) if writers.starts_at_once else None,
+            start=Start(partial(encoder.start, opened.model_id)) if writers.starts_at_once else None,
         )
     assert stream is not None
     fold = writers.build_fold(_head(job, stream))
@@ -192,16 +181,6 @@ async def answer(
     except ClientGone:
         return Response(status_code=499)
     return whole_response(await joined(fold.pieces()), headers)
-
-
-def _with_room(job: GenerationJob, *, fits: bool) -> GenerationJob:
-    """The job with the server's policy on long answers. Raises InvalidRequest for -1 where that is not allowed."""
-    if job.max_tokens != -1:
-        return replace(job, fits_max_tokens=fits)
-    if not fits:
-        message = "'max_tokens' is -1: this server takes a number of tokens (context.on_max_tokens: error)."
-        raise InvalidRequest(message, param="max_tokens", code="invalid_value")
-    return replace(job, max_tokens=None, default_max_tokens=None)
 
 
 class _LateEncoder:

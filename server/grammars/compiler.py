@@ -33,6 +33,9 @@ LEAST_MEMORY_BYTES = 96 << 20
 _LEAST_QUICK_BYTES = 8 << 20
 _QUICK_S = 0.05
 _QUICK_AT_ONCE = 4
+_QUICK_WAIT_S = 2.0
+"""A quick attempt that has not ended by then is tried again with the large limit. Where a limit of memory meets a
+failure of the compiler's, the process may wait for itself and take no processor time."""
 _MOST_QUICK, _MOST_THOROUGH = 64, 16
 """Attempts under way and waiting, of each kind; one more is refused for now."""
 _STEP_S = 0.1
@@ -113,6 +116,10 @@ class _LimitReached(Exception):
     def __init__(self, limit: str) -> None:
         super().__init__(limit)
         self.limit = limit
+
+
+class _NotLetRun(HostFailed):
+    """An attempt took too long without using up its processor time."""
 
 
 class _Lane:
@@ -247,21 +254,23 @@ class GrammarCompiler:
         """Within the small limit or, where that is reached, within the large one."""
         async with self._quick.place(tenant):
             try:
-                return await self._attempt(source, self._budget.quick)
+                return await self._attempt(source, self._budget.quick, _QUICK_WAIT_S)
             except _LimitReached as error:
                 if error.limit == "stack":  # is the same for all
                     raise
+            except _NotLetRun:
+                pass
         async with self._thorough.place(tenant):
-            return await self._attempt(source, self._budget.thorough)
+            return await self._attempt(source, self._budget.thorough, 30 + _SLACK * self._budget.compile_s)
 
-    async def _attempt(self, source: bytes, limits: Limits) -> GrammarProcess:
+    async def _attempt(self, source: bytes, limits: Limits, most_s: float) -> GrammarProcess:
         """Compile in a new process, and once more where the host has died. Raises as `_attempt_once`."""
         try:
-            return await self._attempt_once(source, limits)
+            return await self._attempt_once(source, limits, most_s)
         except HostGone:
-            return await self._attempt_once(source, limits)
+            return await self._attempt_once(source, limits, most_s)
 
-    async def _attempt_once(self, source: bytes, limits: Limits) -> GrammarProcess:
+    async def _attempt_once(self, source: bytes, limits: Limits, most_s: float) -> GrammarProcess:
         """Raises GrammarError, _LimitReached and HostFailed."""
         ours, theirs = socket.socketpair()
         try:
@@ -270,14 +279,14 @@ class GrammarCompiler:
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, wire.BUFFER_BYTES)
                 await self._host.fork(limits, theirs)
             ours.setblocking(False)
-            async with asyncio.timeout(30 + _SLACK * limits.compile_s):
+            async with asyncio.timeout(most_s):
                 await asyncio.get_running_loop().sock_sendall(ours, wire.frame(Kind.SOURCE, source))
                 kind, body = await _receive(ours)
             return _compiled(ours, kind, body)
         except BaseException as error:
             ours.close()  # the host kills what is at the other end
             if isinstance(error, TimeoutError):
-                raise HostFailed("a grammar's process was not let run") from error
+                raise _NotLetRun("a grammar's process was not let run") from error
             if isinstance(error, wire.Closed | OSError):
                 raise HostGone(f"a grammar's process has gone ({type(error).__name__})") from error
             raise

@@ -6,7 +6,7 @@ Knows nothing of HTTP or of any dialect.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from math import inf
 from typing import Any
 
@@ -19,7 +19,14 @@ from server.text.events import OutputEvent
 class PendingStream:
     """`generation.open` on its way, which goes on when nobody waits for it. To be closed, or awaited to its end."""
 
-    def __init__(self, opening: Coroutine[Any, Any, OutputStream], model: ServedModel) -> None:
+    def __init__(
+        self,
+        opening: Coroutine[Any, Any, OutputStream],
+        model: ServedModel,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        """`on_close`: called behind the stream's own close."""
+        self._on_close = on_close
         self._task = asyncio.create_task(opening)
         self._model = model
 
@@ -65,3 +72,5 @@ class PendingStream:
         await asyncio.wait({self._task})
         if self._has_stream:
             await self._task.result().aclose()
+        if self._on_close is not None:
+            self._on_close()

@@ -310,6 +310,10 @@ class ModelRegistry:
         """The adapter that `name`, which `resolve` knows, means beside a model; empty for the model itself."""
         return "" if name in self._names or name not in self._adapters else self._adapters[name][1]
 
+    def name_of(self, name: str) -> str:
+        """What answers call the model, or the adapter of it, that `name` means. Raises what `resolve` raises."""
+        return served_name(self.resolve(name).id, self.adapter_of(name))
+
     async def acquire(self, name: str) -> Lease:
         """The model called `name`, which stays until the lease is released; loaded first where it is not.
 

@@ -188,6 +188,8 @@ def inexact(number: str) -> GrammarError:
 
 
 def explain(error: str) -> str:
-    """llguidance's words without its place in a grammar that the client never saw."""
+    """llguidance's words without its place in a grammar that the client never saw, and without its own insides."""
+    if error.startswith("panic:"):
+        return "the grammar compiler failed on it"
     line = " ".join(error.split())
     return re.sub(r"^at \d+\(\d+\): |( 1)? \| (start|body|%llguidance).*$", "", line)[:300]

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from server import pocket
+from tests.clients.running import ROOT, environment, run, url_of
 from tests.server_process import serving
 
-ROOT = Path(__file__).parents[2]
 CLIENTS = ROOT / ".venv-clients" / "bin"
-DEADLINE_S = 300.0
 
 Example = Callable[..., str]
 """Its file in examples/ and its further arguments -> what it wrote to stdout."""
@@ -25,7 +22,7 @@ Example = Callable[..., str]
 def url() -> Iterator[str]:
     assert pocket.is_here(), "the weights are not there; `make pocket` makes them"
     with serving() as (_, client):
-        yield str(client.base_url).rstrip("/")
+        yield url_of(client)
 
 
 @pytest.fixture
@@ -41,27 +38,12 @@ def way_out() -> Iterator[socket.socket]:
 @pytest.fixture
 def example(url: str, way_out: socket.socket, tmp_path: Path) -> Example:
     assert CLIENTS.is_dir(), "the clients are not there; `make clients` sets them up"
-    proxy = f"http://127.0.0.1:{way_out.getsockname()[1]}"
-    environment = {
-        "PATH": f"{CLIENTS}:{os.environ['PATH']}",
-        "HOME": str(tmp_path),  # no caches, keys or settings of the user's
-        **{name: proxy for lower in ("http_proxy", "https_proxy", "all_proxy") for name in (lower, lower.upper())},
-        "no_proxy": "127.0.0.1",
-        "NO_PROXY": "127.0.0.1",
-    }
 
-    def run(name: str, *arguments: str) -> str:
+    def run_example(name: str, *arguments: str) -> str:
         path = str(ROOT / "examples" / name)
         command = [str(CLIENTS / "python"), path] if name.endswith(".py") else [path]
-        ran = subprocess.run(
-            [*command, url, *arguments],
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE_S,
-        )
-        assert ran.returncode == 0, ran.stderr
-        return ran.stdout
+        env = environment(tmp_path, way_out)
+        env["PATH"] = f"{CLIENTS}:{env['PATH']}"
+        return run([*command, url, *arguments], env=env, cwd=tmp_path)
 
-    return run
+    return run_example

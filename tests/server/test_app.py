@@ -263,13 +263,15 @@ def test_a_client_that_stops_reading_is_cut_off() -> None:
         assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "hi"}).status_code == 200
 
 
-def post_raw(server: LiveServer, body: dict[str, Any], *, receive_buffer: int | None = None) -> socket.socket:
+def post_raw(
+    server: LiveServer, body: dict[str, Any], *, receive_buffer: int | None = None, path: str = "/v1/completions"
+) -> socket.socket:
     connection = socket.socket()
     if receive_buffer is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     connection.connect(("127.0.0.1", server.port))
     content = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n"
     connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + content)
     return connection
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from server.config import Config, StreamConfig
 from server.service.registry import ModelRegistry, ServedModel
 from tests.fake_engine import FakeEngine, Script, prompted, spell
 from tests.server.dialects.openai_chat.test_answers import CALL, WEATHER, Marked
+from tests.server.goldens import Kind, compare
 from tests.serving import wait_until
 
 FOLDER = Path(__file__).parent / "golden"
@@ -41,17 +41,6 @@ PROMPT: dict[str, dict[str, Any]] = {
 }
 OURS = {"reasoning_content", "prompt_token_ids", "token_ids"}
 """What the SDK's types do not have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of request, and what the engine makes of it."""
-
-    path: str
-    script: Script
-    body: dict[str, Any] = field(default_factory=dict)
-    status: int = 200
-    """Of the whole answer; a stream has begun by then."""
 
 
 def said(text: str, **options: Any) -> Script:
@@ -146,10 +135,7 @@ async def ask(
 def check_golden(name: str, written: bytes) -> None:
     """Compare with the file, or write it."""
     written = re.sub(rb'"created":\d+', b'"created":1700000000', written)
-    path = FOLDER / name
-    if os.environ.get("GOLDEN") == "write":
-        path.write_bytes(written)
-    assert written.decode() == path.read_bytes().decode()
+    compare(FOLDER / name, written)
 
 
 @pytest.mark.parametrize("name", KINDS)

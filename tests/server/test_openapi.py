@@ -37,6 +37,20 @@ STATUSES = {
     "/v1/embeddings": GENERATION,
     "/v1/messages": GENERATION,
     "/v1/messages/count_tokens": GENERATION,
+    "/api/chat": GENERATION,
+    "/api/generate": GENERATION,
+    "/api/embed": GENERATION,
+    "/api/embeddings": GENERATION,
+    "/api/show": GENERATION,
+    "/api/pull": GENERATION,
+    "/api/tags": {"200"},
+    "/api/ps": {"200"},
+    "/api/version": {"200"},
+    "/api/push": {"400"},
+    "/api/create": {"400"},
+    "/api/copy": {"400"},
+    "/api/delete": {"400"},
+    "/api/blobs/{digest}": {"400"},
     "/tokenize": TOKENS,
     "/detokenize": TOKENS,
     "/v1/models": {"200"},
@@ -50,7 +64,7 @@ STATUSES = {
     "/metrics": {"200"},
     "/status": {"200", "400"},
 }
-ERRORS = {"ErrorBody", "MessagesError"}
+ERRORS = {"ErrorBody", "MessagesError", "OllamaError"}
 PROBES = {"/health", "/ready"}
 
 
@@ -102,13 +116,20 @@ def test_every_body_and_answer_has_a_model() -> None:
                     name = media["schema"]["$ref"].rpartition("/")[2]
                     assert (name in ERRORS) is is_failure, (path, status)
                     assert (name == "MessagesError") <= path.startswith("/v1/messages")
+                    assert (name == "OllamaError") <= path.startswith("/api/")
+                    assert name.startswith("Ollama") or not path.startswith("/api/"), (path, status)
 
 
 def test_only_generation_is_streamed() -> None:
-    streamed = {
-        path for path, operation in operations() if "text/event-stream" in operation["responses"]["200"]["content"]
+    assert paths_with("text/event-stream") == {
+        *("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"),
     }
-    assert streamed == {"/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"}
+    assert paths_with("application/x-ndjson") == {"/api/chat", "/api/generate", "/api/pull"}
+
+
+def paths_with(content_type: str) -> set[str]:
+    answers = ((path, operation["responses"].get("200", {"content": {}})) for path, operation in operations())
+    return {path for path, answer in answers if content_type in answer["content"]}
 
 
 def test_every_reference_leads_somewhere() -> None:

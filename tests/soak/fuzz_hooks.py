@@ -15,6 +15,7 @@ MAX_TOKENS = 8
 GRAMMARS = ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs")
 NOT_OF_THE_MOCK = ("model", "thinking_budget", "tools", "tool_choice", "suffix", "dimensions")
 NOT_OF_RESPONSES = ("max_tokens", "previous_response_id", "n", "background", "text")
+NOT_OF_OLLAMA = ("images", "template", "context", "keep_alive", "max_tokens")
 NOT_WITH_A_GRAMMAR = ("min_tokens", "allowed_token_ids")
 
 
@@ -32,7 +33,10 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     if case.path == "/v1/responses":
         body = {name: value for name, value in body.items() if name not in NOT_OF_RESPONSES}
         body["max_output_tokens"] = MAX_TOKENS
-    if case.path.startswith("/v1/") and zlib.crc32(json.dumps(body).encode()) % 2:
+    if case.path in ("/api/chat", "/api/generate"):
+        body = {name: value for name, value in body.items() if name not in NOT_OF_OLLAMA}
+        body |= {"options": {**(body.get("options") or {}), "num_predict": MAX_TOKENS}, "stream": False}
+    if case.path.startswith(("/v1/", "/api/")) and zlib.crc32(json.dumps(body).encode()) % 2:
         body["stream"] = True
         body.pop("best_of", None)
     else:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from math import inf
+from dataclasses import dataclass
 
 from fastapi import Request
 from sse_starlette.event import ServerSentEvent
@@ -20,8 +19,8 @@ from server.dialects.anthropic_messages.encode import (
     encode_error_event,
 )
 from server.dialects.fold import joined
+from server.dialects.opening import open_stream
 from server.dialects.parts import ServerParts
-from server.dialects.volatile_lines import settle_job
 from server.disconnect import ClientGone, while_connected
 from server.service import generation
 from server.service.job import GenerationJob
@@ -44,18 +43,11 @@ async def answer(
 ) -> Response:
     """Generate `job` and answer it. Raises APIError and EngineError before the first byte."""
     config = parts.config
-    fits = config.context.on_max_tokens == "fit"
-    truncates = config.context.on_overflow == "truncate_oldest"
-    job, settled = settle_job(job, config.api)
-    job = replace(job, fits_max_tokens=fits, tenant=request.state.tenant)
-    model = parts.registry.resolve(job.model)
-    opening = generation.open(parts.registry, job, truncates=truncates, is_whole=not form.is_streamed)
-    pending = PendingStream(opening, model)
-    # a stream whose model takes long to load begins without it; what goes wrong then is an event
-    stream = await pending.wait(config.stream.keep_alive_s if form.is_streamed else inf)
-    headers = ignored_header(ignored) | settled | stream_headers(stream)
+    opened = await open_stream(parts, request, job, is_streamed=form.is_streamed)
+    pending, stream = opened.pending, opened.stream
+    headers = ignored_header(ignored) | opened.headers | stream_headers(stream)
     if form.is_streamed:
-        encoder = _LateEncoder(job, form, pending, model.id)
+        encoder = _LateEncoder(job, form, pending, opened.model_id)
         return StreamingAnswer(
             pending,
             encode=encoder.encode,

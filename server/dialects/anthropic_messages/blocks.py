@@ -8,6 +8,7 @@ from typing import Any
 
 from server.dialects.anthropic_messages.signatures import MOST_BYTES, unpack
 from server.errors import InvalidRequest
+from server.json_text import why_unwritable
 
 Object = Mapping[str, Any]
 
@@ -122,6 +123,7 @@ def _read_call(block: Object, at: str) -> dict[str, Any]:
     given = block.get("input")
     if not isinstance(given, dict):
         raise invalid(f"{at}.input", f"Invalid value for '{at}.input': Input should be an object.")
+    check_writable(given, f"{at}.input")
     name, call_id = _string(block, "name", at), _string(block, "id", at)
     if not name:
         raise invalid(f"{at}.name", f"Invalid value for '{at}.name': it must not be empty.")
@@ -154,6 +156,13 @@ def _string(block: Object, name: str, at: str) -> str:
         what = "is required" if value is None else "Input should be a valid string"
         raise invalid(f"{at}.{name}", f"Invalid value for '{at}.{name}': {what}.")
     return check_unicode(value, f"{at}.{name}")
+
+
+def check_writable(value: Object, place: str) -> None:
+    """Raise InvalidRequest for an object that the prompt could not repeat."""
+    why = why_unwritable(value)
+    if why is not None:
+        raise invalid(place, f"Invalid value for '{place}': {why}.")
 
 
 def check_unicode(text: str, place: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from server.dialects.anthropic_messages.blocks import Ignored, invalid
+from server.dialects.anthropic_messages.blocks import Ignored, check_writable, invalid
 from server.dialects.anthropic_messages.schema import Tool, ToolChoice
 
 Tools = tuple[Mapping[str, Any], ...]
@@ -63,6 +63,7 @@ def _decode(number: int, tool: Tool, ignored: Ignored) -> Mapping[str, Any] | No
 
 def _check_schema(schema: Mapping[str, Any], place: str) -> Mapping[str, Any]:
     """The schema of an object; one without properties has none of them."""
+    check_writable(schema, place)
     if schema.get("type", "object") != "object":
         raise invalid(f"{place}.type", f"Invalid value for '{place}.type': Input should be 'object'.")
     known = schema if "type" in schema else {"type": "object", **schema}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from math import inf
 from typing import Any
 
 from fastapi import Request
@@ -15,17 +14,16 @@ from starlette.responses import Response
 from server.dialects.answers import stream_headers, whole_response
 from server.dialects.ollama.encode import Fold, Kind, LineEncoder, encode_silence
 from server.dialects.ollama.errors import encode_error_line
+from server.dialects.ollama.published import LINES
+from server.dialects.opening import open_stream
 from server.dialects.parts import ServerParts
-from server.dialects.volatile_lines import settle_job
 from server.disconnect import ClientGone, while_connected
 from server.service import generation
 from server.service.job import GenerationJob
-from server.service.pending_stream import PendingStream
 from server.service.registry import ServedModel
 from server.sse import StreamingAnswer
 from server.text.events import OutputEvent
 
-LINES = "application/x-ndjson"
 CONTEXT_HEADER = "X-Pippin-Context-Limit"
 """Where more context is wanted than there is: what there is."""
 
@@ -46,15 +44,10 @@ async def answer(
 ) -> Response:
     """Generate `job` and answer it. Raises APIError and EngineError before the first byte."""
     config = parts.config
-    job, settled = settle_job(job, config.api)
-    job = replace(job, tenant=request.state.tenant, fits_max_tokens=config.context.on_max_tokens == "fit")
-    truncates = config.context.on_overflow == "truncate_oldest"
-    opening = generation.open(parts.registry, job, truncates=truncates, is_whole=not wish.is_streamed)
-    leave = partial(parts.registry.residency.leave, model) if wish.leaves else _stay
-    pending = _LeavingStream(opening, model, leave)
-    # a stream whose model takes long to load begins without it; what goes wrong then is a line
-    stream = await pending.wait(config.stream.keep_alive_s if wish.is_streamed else inf)
-    headers = wish.headers | settled | _headers(model, stream, wish.context)
+    leave = partial(parts.registry.residency.leave, model) if wish.leaves else None
+    opened = await open_stream(parts, request, job, is_streamed=wish.is_streamed, on_close=leave)
+    pending, stream = opened.pending, opened.stream
+    headers = wish.headers | opened.headers | _headers(model, stream, wish.context)
     if wish.is_streamed:
         encoder = LineEncoder(wish.kind, job.model, lambda: pending.result().timings)
         return StreamingAnswer(
@@ -75,27 +68,6 @@ async def answer(
     except ClientGone:
         return Response(status_code=499)
     return whole_response(fold.write(stream.timings).encode(), headers)
-
-
-class _LeavingStream(PendingStream):
-    """A job's output, after which something is done."""
-
-    def __init__(
-        self,
-        opening: Coroutine[Any, Any, generation.OutputStream],
-        model: ServedModel,
-        leave: Callable[[], None],
-    ) -> None:
-        super().__init__(opening, model)
-        self._leave = leave
-
-    async def aclose(self) -> None:
-        await super().aclose()
-        self._leave()
-
-
-def _stay() -> None:
-    """Nothing is to be done."""
 
 
 def _awaitable(encoder: LineEncoder) -> Callable[[Sequence[OutputEvent]], Coroutine[Any, Any, bytes]]:

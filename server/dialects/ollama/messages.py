@@ -25,7 +25,8 @@ def decode_messages(messages: Sequence[Message]) -> tuple[tuple[Mapping[str, Any
         ignored += [f"messages.{name}" for name in message.model_extra or ()]
         check_images(message.images, f"messages.{position}.images")
         if message.tool_calls and message.role != "assistant":
-            raise _invalid(f"messages.{position}.tool_calls", "Only an assistant's message has calls.")
+            place = f"messages.{position}.tool_calls"
+            raise _invalid(place, f"Invalid value for '{place}': only a message of the assistant has calls.")
         turn = _decode(message)
         if message.tool_calls:
             turn["tool_calls"] = [_call(call, f"call_{position}_{at}") for at, call in enumerate(message.tool_calls)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from server.adapters import served_name
 from server.dialects.ollama.errors import UnknownModel
 from server.errors import ModelNotFound
 from server.service.registry import ModelRegistry, ServedModel
@@ -18,7 +17,7 @@ def resolve(registry: ModelRegistry, name: str | None) -> ServedModel:
 def resolve_named(registry: ModelRegistry, name: str | None) -> tuple[ServedModel, str]:
     """The same, with the name of the model, or of the adapter of it, that `name` means."""
     model, found = _find(registry, name)
-    return model, served_name(model.id, registry.adapter_of(found))
+    return model, registry.name_of(found)
 
 
 def _find(registry: ModelRegistry, name: str | None) -> tuple[ServedModel, str]:

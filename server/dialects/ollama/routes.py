@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from server import __version__
 from server.dialects.answers import ignored_header
-from server.dialects.ollama.answers import LINES, AnswerWish, answer
+from server.dialects.ollama.answers import AnswerWish, answer
 from server.dialects.ollama.bodies import read_body
 from server.dialects.ollama.catalogue import encode_running, encode_shown, encode_tags, is_running
 from server.dialects.ollama.decode import decode_chat, decode_generate
@@ -28,6 +28,23 @@ from server.dialects.ollama.keep_alive import (
     read_keep_alive,
 )
 from server.dialects.ollama.names import resolve, resolve_named
+from server.dialects.ollama.published import (
+    AT_THE_GATE,
+    LINES,
+    REFUSAL,
+    OllamaChatAnswer,
+    OllamaEmbedAnswer,
+    OllamaEmbeddingsAnswer,
+    OllamaGenerateAnswer,
+    OllamaRunningModels,
+    OllamaShown,
+    OllamaStatus,
+    OllamaTags,
+    OllamaVersion,
+    lines,
+    taking,
+    whole,
+)
 from server.dialects.ollama.schema import (
     ChatRequest,
     EmbeddingsRequest,
@@ -51,7 +68,7 @@ _CONFIGURE = "Name what it serves in its configuration; `pippin pull` fetches a 
 
 def build_router(parts: ServerParts) -> APIRouter:
     """The routes of one server."""
-    router = APIRouter(prefix=PREFIX, include_in_schema=False)
+    router = APIRouter(prefix=PREFIX, tags=["Ollama"], default_response_class=Response, responses=AT_THE_GATE)
     _add_answers(router, parts)
     _add_embeddings(router, parts)
     _add_catalogue(router, parts)
@@ -60,7 +77,7 @@ def build_router(parts: ServerParts) -> APIRouter:
 
 
 def _add_answers(router: APIRouter, parts: ServerParts) -> None:
-    @router.post("/chat")
+    @router.post("/chat", **taking(ChatRequest, lines(OllamaChatAnswer)))
     async def chat(request: Request) -> Response:
         """Answer a conversation; one without messages has its model come or go."""
         body = await read_body(request, ChatRequest)
@@ -71,7 +88,7 @@ def _add_answers(router: APIRouter, parts: ServerParts) -> None:
         job, ignored = decode_chat(body, name, request.state.request_id)
         return await answer(parts, request, model, job, _wish("chat", request, model, body, ignored))
 
-    @router.post("/generate")
+    @router.post("/generate", **taking(GenerateRequest, lines(OllamaGenerateAnswer)))
     async def generate(request: Request) -> Response:
         """Answer a prompt, continue one, or fill a gap; an empty one has its model come or go."""
         body = await read_body(request, GenerateRequest)
@@ -127,7 +144,7 @@ def _add_embeddings(router: APIRouter, parts: ServerParts) -> None:
             job = replace(job, tenant=request.state.tenant)
             return await while_connected(request.receive, embed(parts.registry, job)), began, loaded
 
-    @router.post("/embed")
+    @router.post("/embed", **taking(EmbedRequest, whole(OllamaEmbedAnswer)))
     async def embed_texts(request: Request) -> Response:
         """A vector of each text, of a model that was made for it."""
         body = await read_body(request, EmbedRequest)
@@ -141,7 +158,7 @@ def _add_embeddings(router: APIRouter, parts: ServerParts) -> None:
         written = await asyncio.to_thread(encode_embed, *found)  # many vectors take a while to write
         return Response(written, headers=headers, media_type="application/json")
 
-    @router.post("/embeddings")
+    @router.post("/embeddings", **taking(EmbeddingsRequest, whole(OllamaEmbeddingsAnswer)))
     async def embed_text(request: Request) -> Response:
         """The vector of one text."""
         body = await read_body(request, EmbeddingsRequest)
@@ -162,31 +179,33 @@ def _unheard(model: ServedModel, body: EmbedRequest | EmbeddingsRequest) -> list
 
 
 def _add_catalogue(router: APIRouter, parts: ServerParts) -> None:
-    @router.api_route("/tags", methods=["GET", "HEAD"])
+    @router.head("/tags", include_in_schema=False)
+    @router.get("/tags", responses=whole(OllamaTags))
     async def list_models() -> Response:
         """The served models, loaded or not."""
         return JSONResponse({"models": [tag for model in parts.registry.list() for tag in encode_tags(model)]})
 
-    @router.get("/ps")
+    @router.get("/ps", responses=whole(OllamaRunningModels))
     async def list_running() -> Response:
         """The models that are in memory."""
         return JSONResponse({"models": [encode_running(model) for model in parts.registry.list() if is_running(model)]})
 
-    @router.post("/show")
+    @router.post("/show", **taking(ShowRequest, whole(OllamaShown)))
     async def show(request: Request) -> Response:
         """One served model."""
         model = resolve(parts.registry, (await read_body(request, ShowRequest)).model)
         await model.find_chat_format()
         return JSONResponse(encode_shown(model))
 
-    @router.api_route("/version", methods=["GET", "HEAD"])
+    @router.head("/version", include_in_schema=False)
+    @router.get("/version", responses=whole(OllamaVersion))
     async def version() -> Response:
         """The compatible version of Ollama, and this server's own version."""
         return JSONResponse({"version": COMPATIBLE_VERSION, "pippin": __version__})
 
 
 def _add_refusals(router: APIRouter, parts: ServerParts) -> None:
-    @router.post("/pull")
+    @router.post("/pull", **taking(PullRequest, lines(OllamaStatus)))
     async def pull(request: Request) -> Response:
         """Confirm a model that is served; fetch nothing."""
         body = await read_body(request, PullRequest)
@@ -197,26 +216,32 @@ def _add_refusals(router: APIRouter, parts: ServerParts) -> None:
             raise NotOffered("fetch models", f"It serves: {served}. {_CONFIGURE}") from None
         return Response('{"status":"success"}\n', media_type="application/json" if body.stream is False else LINES)
 
-    @router.post("/push")
+    @router.post("/push", status_code=400, responses=REFUSAL)
     async def push() -> Response:
+        """Refused: nothing is published."""
         raise NotOffered("publish models", "A model is a folder of files; publish that.")
 
-    @router.post("/create")
+    @router.post("/create", status_code=400, responses=REFUSAL)
     async def create() -> Response:
+        """Refused: the configuration says which models there are."""
         raise NotOffered("create models", f"`mlx_lm.convert` makes one of another's files. {_CONFIGURE}")
 
-    @router.post("/copy")
+    @router.post("/copy", status_code=400, responses=REFUSAL)
     async def copy() -> Response:
+        """Refused: a further name is an alias of the configuration."""
         raise NotOffered("copy models", "Give one another name with `aliases` in its configuration.")
 
-    @router.delete("/delete")
+    @router.delete("/delete", status_code=400, responses=REFUSAL)
     async def delete() -> Response:
+        """Refused: no file is removed."""
         raise NotOffered("delete models", "Take it out of the configuration, and remove its folder.")
 
-    @router.post("/blobs/{digest}")
+    @router.post("/blobs/{digest}", status_code=400, responses=REFUSAL)
     async def put_blob(digest: str) -> Response:
+        """Refused: no file is taken."""
         raise NotOffered("take files", _CONFIGURE)
 
-    @router.head("/blobs/{digest}")
+    @router.head("/blobs/{digest}", include_in_schema=False)
     async def find_blob(digest: str) -> Response:
+        """None is there."""
         return Response(status_code=404)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, PlainValidator, ValidationError
 
 from server.dialects.openai_calls import check_parameters
-from server.dialects.openai_shared import WireModel, check_stop, check_text
+from server.dialects.openai_shared import StopStrings, WireModel, check_stop, check_text
+from server.json_text import why_unwritable
 
 M = TypeVar("M", bound=BaseModel)
 
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+EFFORTS = get_args(Effort)
 
 
 def validate(model: type[M], written: dict[str, Any]) -> M:
@@ -40,41 +42,74 @@ def _check_think(value: Any) -> bool | str | None:
 def _check_format(value: Any) -> str | dict[str, Any] | None:
     if value in (None, ""):
         return None
-    if value == "json" or isinstance(value, dict):
-        return value  # type: ignore[no-any-return]
+    if value == "json":
+        return "json"
+    if isinstance(value, dict):
+        return _check_writable(value)
     raise ValueError("Input should be 'json' or a JSON schema")
+
+
+def _check_writable(value: dict[str, Any]) -> dict[str, Any]:
+    """An object that the prompt can repeat. Raises ValueError."""
+    why = why_unwritable(value)
+    if why is not None:
+        raise ValueError(why)
+    return value
 
 
 def _check_keep_alive(value: Any) -> float | str | None:
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:  # NaN is not
         return value
     raise ValueError("Input should be a number of seconds, or a duration such as '5m'")
 
 
+def _check_arguments(value: Any) -> dict[str, Any] | str | None:
+    if isinstance(value, dict):
+        return _check_writable(value)
+    if value is None or isinstance(value, str):
+        return None if value is None else check_text(value)
+    raise ValueError("Input should be an object, or the JSON of one")
+
+
+def _check_input(value: Any) -> str | list[str]:
+    if isinstance(value, str):
+        return check_text(value)
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise ValueError("Input should be a string or a list of strings")
+    return [check_text(each) for each in value]
+
+
 Text = Annotated[str, AfterValidator(check_text)]
-Whole = Annotated[int, BeforeValidator(_whole)]
-Think = Annotated[bool | str | None, PlainValidator(_check_think)]
-Format = Annotated[str | dict[str, Any] | None, PlainValidator(_check_format)]
-KeepAlive = Annotated[float | str | None, PlainValidator(_check_keep_alive)]
+Arguments = Annotated[
+    dict[str, Any] | str | None,
+    PlainValidator(_check_arguments, json_schema_input_type=dict[str, Any] | str | None),
+]
+Object = Annotated[dict[str, Any], AfterValidator(_check_writable)]
+Think = Annotated[bool | str | None, PlainValidator(_check_think, json_schema_input_type=bool | Effort | None)]
+Format = Annotated[
+    str | dict[str, Any] | None,
+    PlainValidator(_check_format, json_schema_input_type=Literal["json", ""] | dict[str, Any] | None),
+]
+KeepAlive = Annotated[float | str | None, PlainValidator(_check_keep_alive, json_schema_input_type=float | str | None)]
 
 
 class Options(WireModel):
     """The options of one answer. Those of other names are looked at in `options`."""
 
     temperature: float | None = Field(None, ge=0, le=2)
-    top_k: Whole | None = Field(None, ge=-1, lt=2**31)
+    top_k: Annotated[int, Field(ge=-1, lt=2**31), BeforeValidator(_whole)] | None = None
     top_p: float | None = Field(None, ge=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
     typical_p: float | None = Field(None, gt=0, le=1)
-    num_predict: Whole | None = Field(None, ge=-2, lt=2**31)
-    num_ctx: Whole | None = Field(None, ge=0, lt=2**31)
+    num_predict: Annotated[int, Field(ge=-2, lt=2**31), BeforeValidator(_whole)] | None = None
+    num_ctx: Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_whole)] | None = None
     repeat_penalty: float | None = Field(None, gt=0)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    seed: Whole | None = Field(None, ge=-(2**63), lt=2**64)
-    stop: Annotated[list[str] | None, PlainValidator(check_stop)] = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64), BeforeValidator(_whole)] | None = None
+    stop: Annotated[list[str] | None, PlainValidator(check_stop, json_schema_input_type=StopStrings | None)] = None
 
 
 class ModelBody(WireModel):
@@ -92,7 +127,7 @@ class GenerationBody(ModelBody):
     keep_alive: KeepAlive = None
     think: Think = None
     logprobs: bool | None = None
-    top_logprobs: Whole | None = Field(None, ge=0, le=20)
+    top_logprobs: Annotated[int, Field(ge=0, le=20), BeforeValidator(_whole)] | None = None
 
 
 class GenerateRequest(GenerationBody):
@@ -109,7 +144,7 @@ class CalledFunction(WireModel):
     """A call that was made. Its arguments are an object, or the JSON of one."""
 
     name: Annotated[str, Field(min_length=1), AfterValidator(check_text)]
-    arguments: dict[str, Any] | Text | None = None
+    arguments: Arguments = None
 
 
 class ToolCall(WireModel):
@@ -132,7 +167,7 @@ class FunctionTool(WireModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     description: Text | None = None
-    parameters: Annotated[dict[str, Any] | None, AfterValidator(check_parameters)] = None
+    parameters: Annotated[Object | None, AfterValidator(check_parameters)] = None
 
 
 class Tool(WireModel):
@@ -146,9 +181,9 @@ class ChatRequest(GenerationBody):
 
 
 class EmbedRequest(ModelBody):
-    input: Text | list[Text]
+    input: Annotated[str | list[str], PlainValidator(_check_input, json_schema_input_type=str | list[str])]
     truncate: bool | None = None
-    dimensions: Whole | None = Field(None, ge=1)
+    dimensions: Annotated[int, Field(ge=1), BeforeValidator(_whole)] | None = None
     options: Options | None = None
     keep_alive: KeepAlive = None
 

@@ -282,9 +282,8 @@ class Output:
         known = f'"call_id":{quote(call.id)},"name":{quote(name)}{namespace}'
 
         def item(text: str, status: str) -> str:
-            # OpenAI's reference has no status for a custom tool's call
-            begun = "" if is_custom else f'"status":"{status}",'
-            return f'{{"id":"{id}","type":"{kind}",{begun}{known},"{field_name}":{quote(text)}}}'
+            # @ai-sdk/openai needs the status of a custom tool's call, too, which OpenAI's reference does not have
+            return f'{{"id":"{id}","type":"{kind}","status":"{status}",{known},"{field_name}":{quote(text)}}}'
 
         self._items.append(item(said, "completed"))
         if not self._streams:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
-from server.dialects.openai_written import dump
 from server.errors import InvalidRequest, UnsupportedParameter
+from server.json_text import why_unwritable
 
 _TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 """Types of parts that are text, and the field that has it."""
@@ -61,9 +61,6 @@ def _read_part(part: Any, at: str) -> str:
 def check_writable(fields: Iterable[tuple[str, Any]]) -> None:
     """Raise InvalidRequest for a field that an answer could not repeat: half a character, or a number out of range."""
     for name, value in fields:
-        try:
-            dump(value).encode()
-        except UnicodeEncodeError:
-            refuse(name, "it is not valid Unicode (half of a surrogate pair)")
-        except (ValueError, RecursionError):
-            refuse(name, "it has a number that JSON does not have, or is nested too deeply")
+        why = why_unwritable(value)
+        if why is not None:
+            refuse(name, why)

@@ -76,8 +76,9 @@ def build_router(parts: ServerParts) -> APIRouter:
         tools = {"tools": body.tools} if body.tools else {}
         text = {"text": body.text.format} if body.text is not None and body.text.format else {}
         await check_numbers(request, {**schemas_of(body), **tools, **text})
-        before = _context(store, owner, body.previous_response_id, parts.config.security.max_body_bytes)
-        sent = resolve_references(read_input(body), lambda id, at: _find_item(store, owner, id, at))
+        most_bytes = parts.config.security.max_body_bytes
+        before = _context(store, owner, body.previous_response_id, most_bytes)
+        sent = resolve_references(read_input(body), _References(store, owner, most_bytes).find)
         decoded = decode(
             body,
             before,
@@ -210,17 +211,39 @@ def _items_of(chain: Sequence[Stored]) -> list[Item]:
     return found
 
 
-def _find_item(store: ResponseStore, owner: str, id: str, at: str) -> Item:
-    """An item by its id, which has in it that of its response. Raises InvalidRequest."""
-    ours = _OUR_ID.fullmatch(id)
-    try:
-        stored = [store.get(owner, f"resp_{ours[1]}")] if ours else []
-    except NotStored:
-        stored = []
-    found = next((item for item in _items_of(stored) if item.get("id") == id), None)
-    if found is None:
-        raise ResponseNotFound(id, param=at, code="item_not_found")
-    return found
+class _References:
+    """Stored items that one request refers to. Each response is read once, and all of them have the size of a body.
+
+    A reference has a hundred bytes, and what it stands for may have megabytes.
+    """
+
+    def __init__(self, store: ResponseStore, owner: str, most_bytes: int) -> None:
+        self._store, self._owner, self._most_bytes = store, owner, most_bytes
+        self._num_bytes = 0
+        self._known: dict[str, dict[str, tuple[Item, int]]] = {}
+        """Of the responses that were read: their items and the sizes of these, by id."""
+
+    def find(self, id: str, at: str) -> Item:
+        """An item by its id, which has in it that of its response. Raises InvalidRequest."""
+        ours = _OUR_ID.fullmatch(id)
+        found = self._items_of(f"resp_{ours[1]}").get(id) if ours else None
+        if found is None:
+            raise ResponseNotFound(id, param=at, code="item_not_found")
+        item, size = found
+        self._num_bytes += size
+        if self._num_bytes > self._most_bytes:
+            message = f"The items up to this one are larger than {self._most_bytes} bytes together, the most that this"
+            raise InvalidRequest(f"{message} server reads at once.", param=at, code="request_too_large")
+        return item
+
+    def _items_of(self, response_id: str) -> dict[str, tuple[Item, int]]:
+        if response_id not in self._known:
+            try:
+                items = _items_of([self._store.get(self._owner, response_id)])
+            except NotStored:
+                items = []
+            self._known[response_id] = {str(item.get("id")): (item, len(dump(item).encode())) for item in items[::-1]}
+        return self._known[response_id]
 
 
 def _page(items: Sequence[Any], limit: int, after: str | None) -> InputItems:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from server.dialects.openai_calls import check_parameters
@@ -27,6 +28,8 @@ _KNOWN = frozenset({"type", "name", "description", "parameters", "strict", "form
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 INPUT = "input"
 """The one parameter of a custom tool's function."""
+_Key = tuple[str, str | None]
+"""A tool's name and namespace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,10 @@ class OfferedTool:
     @property
     def model_name(self) -> str:
         return str(self.function["name"])
+
+    @property
+    def key(self) -> _Key:
+        return self.name, self.namespace
 
     @property
     def neutral(self) -> Mapping[str, Any]:
@@ -60,7 +67,7 @@ class OfferedTool:
         return text if isinstance(text, str) else arguments
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Toolbox:
     """The tools of one request. `dropped`: what was left out, for the answer's header."""
 
@@ -69,21 +76,42 @@ class Toolbox:
     echo: tuple[Mapping[str, Any], ...] = ()
     """Those that were not dropped, as the answer repeats them."""
 
+    @cached_property
+    def _by_key(self) -> Mapping[_Key, OfferedTool]:
+        """The first of each name and namespace. A request may have thousands of tools, and of calls of them."""
+        found: dict[_Key, OfferedTool] = {}
+        for tool in self.offered:
+            found.setdefault(tool.key, tool)
+        return found
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, OfferedTool]:
+        """The first of each name, whatever its namespace."""
+        found: dict[str, OfferedTool] = {}
+        for tool in self.offered:
+            found.setdefault(tool.name, tool)
+        return found
+
     def find(self, model_name: str) -> OfferedTool | None:
         """The tool that the model calls by a name."""
         return next((tool for tool in self.offered if tool.model_name == model_name), None)
 
+    def named(self, name: str, namespace: str | None) -> OfferedTool | None:
+        """The tool that the client calls by a name; without a namespace that of any."""
+        return self._by_name.get(name) if namespace is None else self._by_key.get((name, namespace))
+
     def model_name(self, name: str, namespace: str | None) -> str:
         """The model's name for a tool of earlier turns, also for one that is no longer offered."""
-        for tool in self.offered:
-            if (tool.name, tool.namespace) == (name, namespace):
-                return tool.model_name
+        tool = self._by_key.get((name, namespace))
+        if tool is not None:
+            return tool.model_name
         return name if namespace is None else _joined(namespace, name)
 
 
 def decode_tools(tools: Sequence[Mapping[str, Any]], at: str = "tools") -> Toolbox:
     """Raises InvalidRequest."""
     offered: list[OfferedTool] = []
+    taken: dict[str, _Key] = {}
     dropped: list[str] = []
     echo: list[Mapping[str, Any]] = []
     for position, tool in enumerate(tools):
@@ -94,9 +122,9 @@ def decode_tools(tools: Sequence[Mapping[str, Any]], at: str = "tools") -> Toolb
             continue
         dropped += [f"tools.{name}" for name in sorted(map(str, tool.keys() - _KNOWN))]
         if kind == "namespace":
-            found = list(_decode_namespace(tool, place, offered, dropped))
+            found = list(_decode_namespace(tool, place, taken, dropped))
         elif kind in ("function", "custom"):
-            found = [_decode_tool(tool, place, None, offered)]
+            found = [_decode_tool(tool, place, None, taken)]
         else:
             refuse(f"{place}.type", "Input should be 'function', 'custom', 'namespace', or a tool that OpenAI runs")
         offered += found
@@ -109,7 +137,7 @@ def _echoed(tool: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _decode_namespace(
-    namespace: Mapping[str, Any], at: str, before: Sequence[OfferedTool], dropped: list[str]
+    namespace: Mapping[str, Any], at: str, taken: dict[str, _Key], dropped: list[str]
 ) -> Iterator[OfferedTool]:
     name = _read_name(namespace, at)
     about = read_text(namespace, "description", at, default="")
@@ -125,16 +153,16 @@ def _decode_namespace(
             refuse(f"{place}.type", "Input should be 'function' or 'custom'")
         dropped += [f"tools.{name}" for name in sorted(map(str, tool.keys() - _KNOWN))]
         # what is said of all of them is said once, with the first
-        found.append(_decode_tool(tool, place, name, [*before, *found], "" if found else about))
+        found.append(_decode_tool(tool, place, name, taken, "" if found else about))
     yield from found
 
 
 def _decode_tool(
-    tool: Mapping[str, Any], at: str, namespace: str | None, before: Sequence[OfferedTool], about: str = ""
+    tool: Mapping[str, Any], at: str, namespace: str | None, taken: dict[str, _Key], about: str = ""
 ) -> OfferedTool:
+    """`taken`: the names by which the model knows the tools before this one, each with its tool."""
     name = _read_name(tool, at)
-    taken = {other.model_name for other in before if (other.name, other.namespace) != (name, namespace)}
-    model_name = _free(name if namespace is None else _joined(namespace, name), taken)
+    model_name = _free(name if namespace is None else _joined(namespace, name), (name, namespace), taken)
     is_custom = tool["type"] == "custom"
     described = _decode_custom(tool, at) if is_custom else _decode_function(tool, at)
     description = "\n\n".join(filter(None, (about, described.pop("description", None))))
@@ -199,10 +227,10 @@ def _joined(namespace: str, name: str) -> str:
     return f"{namespace.rstrip('_')}__{name}"
 
 
-def _free(name: str, taken: set[str]) -> str:
-    """`name`, or where another tool has it, with a number behind it."""
+def _free(name: str, key: _Key, taken: dict[str, _Key]) -> str:
+    """`name`, or where another tool has it, with a number behind it; taken from then on."""
     found, number = name, 2
-    while found in taken:
+    while taken.setdefault(found, key) != key:
         found, number = f"{name}_{number}", number + 1
     return found
 
@@ -244,7 +272,8 @@ def _allowed(choice: Mapping[str, Any], box: Toolbox) -> tuple[tuple[OfferedTool
         kind = read_text(tool, "type", at)
         if not _BUILT_IN.fullmatch(kind):
             allowed += _named(tool, at, box)
-    shown = tuple(tool for tool in box.offered if tool in allowed)
+    chosen = set(map(id, allowed))
+    shown = tuple(tool for tool in box.offered if id(tool) in chosen)
     return (_some(shown), True) if mode == "required" else (shown, False)
 
 
@@ -258,10 +287,8 @@ def _some(offered: tuple[OfferedTool, ...]) -> tuple[OfferedTool, ...]:
 
 def _named(choice: Mapping[str, Any], at: str, box: Toolbox) -> tuple[OfferedTool, ...]:
     name = read_text(choice, "name", at)
-    namespace = choice.get("namespace")
-    found = tuple(
-        tool for tool in box.offered if tool.name == name and (namespace is None or tool.namespace == namespace)
-    )
-    if not found:
+    namespace = None if choice.get("namespace") is None else read_text(choice, "namespace", at)
+    found = box.named(name, namespace)
+    if found is None:
         raise InvalidRequest(f"'{at}' names none of 'tools'.", param=at, code="invalid_value")
-    return found[:1]
+    return (found,)

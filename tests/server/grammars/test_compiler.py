@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mlx_backend.api.errors import GrammarFailed, GrammarLost
+from server.grammars import compiler as compiler_module
 from server.grammars.compiler import LEAST_MEMORY_BYTES, GrammarBudget, GrammarCompiler, GrammarsBusy
 from server.grammars.process import Grammar
 from server.text.grammar import GrammarError, GrammarSource
@@ -96,6 +97,16 @@ async def test_stack() -> None:
     async with compiling() as compiler:
         with pytest.raises(GrammarError, match="refer to one another too deeply"):
             await compiler.compile(GrammarSource("lark", deep, is_ours=True))
+
+
+async def test_a_failure_of_the_compiler_itself_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It panics over its own message, which it cuts within a character; with little memory it then waits for itself."""
+    monkeypatch.setattr(compiler_module, "_QUICK_WAIT_S", 0.2)
+    async with compiling() as compiler:
+        with pytest.raises(GrammarError) as refused:
+            await compiler.compile(GrammarSource.of_schema({"type": "object", "required": "é" * 300}))
+        assert "panic" not in str(refused.value) and "backtrace" not in str(refused.value)
+        assert first_of(await compiler.compile(DIGITS)) == set(b"0123456789")
 
 
 async def test_no_limit_ends_what_serves_the_others() -> None:

@@ -7,8 +7,6 @@ change that is meant: read the diff.
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,9 +23,10 @@ from server.dialects.anthropic_messages.answer import MessageForm, _LateEncoder
 from server.dialects.anthropic_messages.decode import decode
 from server.dialects.anthropic_messages.schema import AnsweredMessage, MessagesError, MessagesRequest, StreamEvent
 from server.text.events import Finished, Usage
-from tests.fake_engine import Script, spell
+from tests.fake_engine import spell
 from tests.server.dialects.anthropic_messages.serving import BODY, PATH, Server, events_of
 from tests.server.dialects.openai_chat.test_answers import CALL
+from tests.server.goldens import Kind, compare
 from tests.server.test_golden import CUT, REASONING, said
 from tests.serving import client_of, mock_engine
 
@@ -43,28 +42,19 @@ TOOLS = {"tools": [WEATHER]}
 COUNT = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of request, and what the engine makes of it."""
-
-    script: Script
-    body: dict[str, Any] = field(default_factory=dict)
-    status: int = 200
-
-
 KINDS = {
-    "text": Kind(said("né.")),
-    "nothing": Kind(said("\n ")),
-    "max_tokens": Kind([spell("né")]),
-    "context_window": Kind([spell("né")], {"max_tokens": 100_000}),
-    "stop_sequence": Kind([spell("one, two", reason=None)], {"stop_sequences": [", "]}),
-    "thinking": Kind(said(f"{REASONING}4"), {"thinking": {"type": "enabled", "budget_tokens": 1024}}),
-    "thinking_omitted": Kind(said(f"{REASONING}4"), {"thinking": {"type": "adaptive", "display": "omitted"}}),
-    "tool_use": Kind(said(CALL), TOOLS),
-    "parallel_tool_use": Kind(said(f"{REASONING}I ask. {CALL}\n{CALL}"), TOOLS),
-    "structured": Kind(said('{"n":4}'), {"output_config": {"format": {"type": "json_schema", "schema": COUNT}}}),
-    "edits": Kind(said("cd"), {"context_management": {"edits": [{"type": "compact_20260112"}]}}),
-    "error": Kind(CUT, status=500),
+    "text": Kind(PATH, said("né.")),
+    "nothing": Kind(PATH, said("\n ")),
+    "max_tokens": Kind(PATH, [spell("né")]),
+    "context_window": Kind(PATH, [spell("né")], {"max_tokens": 100_000}),
+    "stop_sequence": Kind(PATH, [spell("one, two", reason=None)], {"stop_sequences": [", "]}),
+    "thinking": Kind(PATH, said(f"{REASONING}4"), {"thinking": {"type": "enabled", "budget_tokens": 1024}}),
+    "thinking_omitted": Kind(PATH, said(f"{REASONING}4"), {"thinking": {"type": "adaptive", "display": "omitted"}}),
+    "tool_use": Kind(PATH, said(CALL), TOOLS),
+    "parallel_tool_use": Kind(PATH, said(f"{REASONING}I ask. {CALL}\n{CALL}"), TOOLS),
+    "structured": Kind(PATH, said('{"n":4}'), {"output_config": {"format": {"type": "json_schema", "schema": COUNT}}}),
+    "edits": Kind(PATH, said("cd"), {"context_management": {"edits": [{"type": "compact_20260112"}]}}),
+    "error": Kind(PATH, CUT, status=500),
 }
 
 
@@ -75,10 +65,7 @@ async def ask(server: Server, kind: Kind, *, stream: bool) -> httpx2.Response:
 
 
 def check_golden(name: str, written: bytes) -> None:
-    path = FOLDER / name
-    if os.environ.get("GOLDEN") == "write":
-        path.write_bytes(written)
-    assert written.decode() == path.read_bytes().decode()
+    compare(FOLDER / name, written)
 
 
 @pytest.mark.parametrize("name", KINDS)

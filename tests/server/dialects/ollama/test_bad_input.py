@@ -48,6 +48,12 @@ def server() -> Iterator[LiveServer]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def client(server: LiveServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"{server.url}/api", timeout=60) as client:
+        yield client
+
+
 def mutate(source: random.Random) -> tuple[str, dict[str, Any]]:
     path, schema, valid = source.choice(BODIES)
     body = copy.deepcopy(valid)
@@ -79,6 +85,46 @@ def test_no_body_breaks_anything(server: LiveServer, seed: int) -> None:
             statuses.add(answer.status_code)
         assert client.get("/health").json()["status"] == "ok"
     assert {200, 400, 404} <= statuses
+
+
+def called(arguments: Any) -> dict[str, Any]:
+    calls = [{"function": {"name": "f", "arguments": arguments}}]
+    return {"messages": [*HI, {"role": "assistant", "tool_calls": calls}]}
+
+
+def offered(parameters: Any) -> dict[str, Any]:
+    return {"messages": HI, "tools": [{"function": {"name": "f", "parameters": parameters}}]}
+
+
+NAN, HALF = float("nan"), "\ud800"
+ARGUMENTS, PARAMETERS = "messages.1.tool_calls.0.function.arguments", "tools.0.function.parameters"
+WRONG: list[tuple[str, dict[str, Any], str]] = [
+    *(("chat", called(value), ARGUMENTS) for value in (7, [], HALF, {HALF: 1}, {"a": [NAN]})),
+    *(("chat", offered(value), PARAMETERS) for value in (7, [], {"title": HALF}, {"default": NAN}, {"type": "string"})),
+    *(("chat", {"messages": HI, "format": value}, "format") for value in (7, [], "xml", {"default": NAN})),
+    *(("chat", {"messages": [], "keep_alive": value}, "keep_alive") for value in (NAN, True, [], "soon")),
+    *(("embed", {"input": value}, "input") for value in (7, None, {}, [7], ["a", HALF])),
+    ("chat", {"messages": "hi"}, "messages"),
+    ("chat", {"messages": [7]}, "messages.0"),
+    ("chat", {"messages": [{"content": "hi"}]}, "messages.0.role"),
+    ("chat", {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}, "messages.0.content"),
+    ("chat", {"messages": [{"role": "user", "tool_calls": [{"function": {"name": "f"}}]}]}, "messages.0.tool_calls"),
+    ("chat", {"messages": [*HI, {"role": "user", "images": ["aGk="]}]}, "messages.1.images"),
+    ("chat", {"messages": HI, "options": {"temperature": NAN}}, "options.temperature"),
+    ("chat", {"messages": HI, "tools": [{"type": "web_search"}]}, "tools.0"),
+    ("generate", {"prompt": ["hi"]}, "prompt"),
+    ("show", {"model": 7}, "model"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "place"), WRONG, ids=lambda value: str(value)[:60])
+def test_what_is_wrong_is_refused_with_its_place(
+    client: httpx.Client, path: str, body: dict[str, Any], place: str
+) -> None:
+    answer = client.post(path, content=json.dumps(body))
+    assert answer.status_code == 400
+    assert list(answer.json()) == ["error"]
+    assert f"'{place}'" in answer.json()["error"] or f"'{place}." in answer.json()["error"]
 
 
 BROKEN = (

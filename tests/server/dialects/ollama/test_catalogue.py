@@ -13,6 +13,13 @@ from server import __version__
 from server.app import create_app
 from server.config import Config
 from server.dialects.ollama.catalogue import _short
+from server.dialects.ollama.published import (
+    OllamaRunningModels,
+    OllamaShown,
+    OllamaStatus,
+    OllamaTags,
+    OllamaVersion,
+)
 from server.service.registry import ModelRegistry, ServedModel
 from tests.server.dialects.ollama.served import Numbered, Served, serving
 
@@ -86,6 +93,18 @@ async def test_versions(served: Served) -> None:
     assert found["pippin"] == __version__
     assert [(head.status_code, head.text) for head in heads] == [(200, "")] * 3
     assert root.text == "Ollama is running"
+
+
+async def test_answers_are_as_published(served: Served) -> None:
+    async with served.http() as client:
+        found = [await client.get(f"/api/{path}") for path in ("tags", "ps", "version")]
+        found += [
+            await client.post(f"/api/{path}", json={"model": "mock", "stream": False}) for path in ("show", "pull")
+        ]
+    for answer, model in zip(
+        found, (OllamaTags, OllamaRunningModels, OllamaVersion, OllamaShown, OllamaStatus), strict=True
+    ):
+        model.model_validate_json(answer.content, strict=True)
 
 
 async def test_what_is_here_is_pulled_at_once(served: Served) -> None:

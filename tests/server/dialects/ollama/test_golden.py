@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,11 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from mlx_backend.api.errors import SequenceFailed
+from server.dialects.ollama.published import OllamaChatAnswer, OllamaGenerateAnswer
 from tests.fake_engine import Script, spell
 from tests.server.dialects.ollama.served import Served, said, serving
 from tests.server.dialects.openai_chat.test_answers import CALL, WEATHER
+from tests.server.goldens import Kind, compare
 
 FOLDER = Path(__file__).parent / "golden"
 CHAT, GENERATE = "/api/chat", "/api/generate"
@@ -35,17 +35,6 @@ REASONING = "<think>\nhm\n</think>\n\n"
 CUT: Script = [spell("cd", reason=None), SequenceFailed("the sequence cannot go on")]
 OURS = {"id", "index", "bytes"}
 """What Ollama's answers have and the client's types do not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of request, and what the engine makes of it."""
-
-    path: str
-    script: Script
-    body: dict[str, Any] = field(default_factory=dict)
-    status: int = 200
-    """Of the whole answer; a stream has begun by then."""
 
 
 KINDS = {
@@ -76,10 +65,7 @@ def check_golden(name: str, written: bytes) -> None:
     """Compare with the file, or write it."""
     written = re.sub(rb'"created_at":"[-0-9]{10}T[0-9:]{8}\.[0-9]{6}Z"', b'"created_at":"NOW"', written)
     written = re.sub(rb'_duration":[0-9]+', b'_duration":1', written)
-    path = FOLDER / name
-    if os.environ.get("GOLDEN") == "write":
-        path.write_bytes(written)
-    assert written.decode() == path.read_bytes().decode()
+    compare(FOLDER / name, written)
 
 
 class Listening:
@@ -113,7 +99,9 @@ async def test_an_answer_is_what_it_was_and_what_the_client_expects(
     if kind.status != 200:
         assert objects.pop() == {"error": "the sequence cannot go on"}
     response = ollama.ChatResponse if kind.path == CHAT else ollama.GenerateResponse
+    published = OllamaChatAnswer if kind.path == CHAT else OllamaGenerateAnswer
     for each in objects:
+        published.model_validate(each, strict=True)
         found = response.model_validate(each)
         assert unknown(each, found.model_dump(exclude_none=True)) <= OURS
     is_whole = kind.status == 200

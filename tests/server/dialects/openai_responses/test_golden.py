@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,9 @@ from pydantic import TypeAdapter
 
 from mlx_backend.api.errors import SequenceFailed
 from server.dialects.openai_responses.schema import ResponseEvent, ResponseObject
-from tests.fake_engine import Script, spell
+from tests.fake_engine import spell
 from tests.server.dialects.openai_chat.test_answers import CALL, WEATHER, scripted
+from tests.server.goldens import Kind, compare
 from tests.server.test_golden import COUNT, REASONING, Numbered, check_error, check_known, said
 
 FOLDER = Path(__file__).parent / "golden"
@@ -35,29 +34,20 @@ SUMMARY = {"reasoning": {"summary": "auto"}, "include": ["reasoning.encrypted_co
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of request, and what the engine makes of it."""
-
-    script: Script
-    body: dict[str, Any] = field(default_factory=dict)
-    status: int = 200
-
-
 KINDS = {
-    "text": Kind(said("né.")),
-    "empty": Kind(said("")),
-    "incomplete": Kind([spell("né")]),
-    "reasoning": Kind(said(f"{REASONING}4")),
-    "reasoning_summary": Kind(said(f"{REASONING}4"), SUMMARY),
-    "function_call": Kind(said(CALL), {"tools": [FLAT]}),
-    "parallel_calls": Kind(said(f"{REASONING}I ask. {CALL}\n{CALL}"), {"tools": [FLAT]}),
-    "custom_tool_call": Kind(said(LS), {"tools": [SHELL, {"type": "web_search"}]}),
-    "namespace_call": Kind(said(IN_SPACE), {"tools": [SPACE]}),
-    "logprobs": Kind(said("né", logprob=-0.5), LOGPROBS),
-    "structured": Kind(said('{"n":4}'), {"text": FORMAT}),
-    "echo": Kind(said("a"), {"instructions": "Be brief.", "metadata": {"a": "b"}, "user": "u", "store": False}),
-    "error": Kind([spell("cd", reason=None), SequenceFailed("the sequence cannot go on")], status=500),
+    "text": Kind(PATH, said("né.")),
+    "empty": Kind(PATH, said("")),
+    "incomplete": Kind(PATH, [spell("né")]),
+    "reasoning": Kind(PATH, said(f"{REASONING}4")),
+    "reasoning_summary": Kind(PATH, said(f"{REASONING}4"), SUMMARY),
+    "function_call": Kind(PATH, said(CALL), {"tools": [FLAT]}),
+    "parallel_calls": Kind(PATH, said(f"{REASONING}I ask. {CALL}\n{CALL}"), {"tools": [FLAT]}),
+    "custom_tool_call": Kind(PATH, said(LS), {"tools": [SHELL, {"type": "web_search"}]}),
+    "namespace_call": Kind(PATH, said(IN_SPACE), {"tools": [SPACE]}),
+    "logprobs": Kind(PATH, said("né", logprob=-0.5), LOGPROBS),
+    "structured": Kind(PATH, said('{"n":4}'), {"text": FORMAT}),
+    "echo": Kind(PATH, said("a"), {"instructions": "Be brief.", "metadata": {"a": "b"}, "user": "u", "store": False}),
+    "error": Kind(PATH, [spell("cd", reason=None), SequenceFailed("the sequence cannot go on")], status=500),
 }
 
 
@@ -78,11 +68,7 @@ def check_golden(name: str, written: bytes) -> None:
     """Compare with the file, or write it; without times and what is random in ids."""
     written = re.sub(rb'"(created_at|completed_at)":\d+', rb'"\1":1700000000', written)
     written = re.sub(rb"_[0-9a-f]{48}", b"_golden", written)
-    path = FOLDER / name
-    if os.environ.get("GOLDEN") == "write":
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(written)
-    assert written.decode() == path.read_bytes().decode()
+    compare(FOLDER / name, written)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -95,6 +81,7 @@ async def test_answers_are_what_they_were_and_what_the_sdk_expects(name: str) ->
         ResponseEvent.model_validate(event)
         event.pop("name", None)  # of earlier versions of the SDK
         event.get("response", {}).pop("store", None)  # in OpenAI's answers, and not in the SDK's type
+        without_status(event.get("item"), *event.get("response", {}).get("output", ()))
         check_known(EVENT.validate_python(event, strict=True))
     answer = json.loads(whole)
     if KINDS[name].status != 200:
@@ -102,7 +89,15 @@ async def test_answers_are_what_they_were_and_what_the_sdk_expects(name: str) ->
         return
     ResponseObject.model_validate(answer)
     del answer["store"]
+    without_status(*answer["output"])
     check_known(Response.model_validate(answer, strict=True))
+
+
+def without_status(*items: dict[str, Any] | None) -> None:
+    """Take the status out of calls of custom tools: clients need it, and the SDK's type does not have it."""
+    for item in items:
+        if item is not None and item["type"] == "custom_tool_call":
+            assert item.pop("status") in ("in_progress", "completed")
 
 
 def test_every_file_is_of_a_kind() -> None:

@@ -211,6 +211,18 @@ async def test_no_more_is_read_again_than_a_body_may_have() -> None:
     assert (third["error"]["code"], third["error"]["param"]) == ("request_too_large", "previous_response_id")
 
 
+async def test_references_stand_for_no_more_than_a_body_may_have() -> None:
+    engine = FakeEngine(SAID, info=ModelInfo(context_limit=4096, vocab_size=260))
+    async with serving.client_of(engine, Config(security=SecurityConfig(max_body_bytes=3000))) as client:
+        first = (await client.post("/v1/responses", json={"input": "a" * 1000})).json()
+        listed = (await client.get(f"/v1/responses/{first['id']}/input_items")).json()["data"]
+        reference = {"type": "item_reference", "id": listed[0]["id"]}
+        few = await client.post("/v1/responses", json={"input": [reference] * 2})
+        many = (await client.post("/v1/responses", json={"input": [reference] * 9})).json()
+    assert few.status_code == 200
+    assert (many["error"]["code"], many["error"]["param"]) == ("request_too_large", "input.2.id")
+
+
 async def test_nothing_is_cancelled(client: httpx.AsyncClient) -> None:
     id = (await client.post("/responses", json={"input": "hi"})).json()["id"]
     answer = await client.post(f"/responses/{id}/cancel")
