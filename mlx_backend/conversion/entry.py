@@ -1,0 +1,179 @@
+"""What a command calls to convert a model. MLX is imported late, so that a command's help needs none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.api.interface import KVCacheConfig, LoadProgress
+from mlx_backend.conversion import budget, recipes
+from mlx_backend.conversion.allocation import BudgetTooSmall, allocate
+from mlx_backend.conversion.errors import ConversionError as ConversionError
+from mlx_backend.conversion.spec import Spec, read_spec
+from mlx_backend.kv_cache.plan import CacheShape, plan_caches
+from mlx_backend.planning.memory import ModelShape
+
+if TYPE_CHECKING:
+    from mlx_backend.conversion.convert import Converted
+    from mlx_backend.conversion.plan import Plan, Sizes
+    from mlx_backend.conversion.source import Source
+
+Scales = Literal["range", "search"]
+Report = Callable[[LoadProgress], None]
+_HEADER_SPARE_BYTES = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """How formats are chosen: the same for all weights, by a recipe, or as fits a number of bytes."""
+
+    bits: int | None = None
+    group_size: int | None = None
+    mode: str = "affine"
+    recipe: str | None = None
+    fit_bytes: int | None = None
+    """Bytes for the weights."""
+    scales: Scales | None = None
+    """None: by range where all weights are stored alike, as mlx-lm does it, else by search."""
+    dtype: str | None = None
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A conversion that is planned to the byte, and that has not begun."""
+
+    origin: str
+    recipe: str
+    scales: Scales
+    plan: Plan
+    _source: Source
+
+    @property
+    def sizes(self) -> Mapping[str, Sizes]:
+        return self.plan.sizes()
+
+    def read_shape(self) -> tuple[ModelShape, tuple[CacheShape, ...]]:
+        """Return what memory and speed of the converted model depend on. Raises ConversionError."""
+        shape, caches = _read_shape(self.plan.config)
+        return replace(shape, weights_bytes=self.plan.tensor_bytes), caches
+
+    def formats(self) -> dict[str, str]:
+        """Return the format of each weight that is quantized or can be, by path."""
+        modules = self._source.modules
+        return {item.path: str(item.spec or "as it is") for item in self.plan.items if item.path in modules}
+
+    def run(self, out: Path, report: Report) -> Converted:
+        """Write the model into a folder, going on where an earlier try stopped. Uses up the source.
+
+        Raises ConversionError.
+        """
+        from mlx_backend.conversion.convert import Job, convert
+        from mlx_backend.conversion.quantizing import nearest
+        from mlx_backend.conversion.search import searched
+
+        quantize = searched if self.scales == "search" else nearest
+        return convert(Job(self._source, self.plan, out, self.origin, self.recipe, quantize, self.scales), report)
+
+
+def prepare(folder: Path, origin: str, choice: Choice) -> Prepared:
+    """Plan the conversion of the model in a folder; no weights are read but samples. Raises ConversionError."""
+    source_of = _opener(folder, choice.dtype)
+    if choice.recipe is not None:
+        recipe = recipes.find_recipe(choice.recipe)
+        source = source_of()
+        chooser, default = recipe.chooser(source.num_layers), None
+        name = f"the recipe {recipe.name}"
+    elif choice.fit_bytes is not None:
+        source, default = source_of(), None
+        chooser = _fitting(source, source_of, choice.fit_bytes)
+        name = f"formats that fit {choice.fit_bytes:,} bytes"
+    else:
+        default = read_spec(choice.bits, choice.group_size, choice.mode)
+        source, chooser = source_of(), recipes.plain(default)
+        name = "weights as they are" if default is None else str(default)
+    scales = choice.scales or ("range" if choice.recipe is None and choice.fit_bytes is None else "search")
+    return Prepared(origin, name, scales, _build_plan(source, chooser, default), source)
+
+
+def machine_budget(folder: Path, *, limit_bytes: int, context: int | None, num_users: int, reserve_bytes: int) -> int:
+    """Return the bytes that a machine leaves for weights, beside so much context for so many users.
+
+    `context`: None for the whole context of the model. Raises ConversionError where nothing is left.
+    """
+    from mlx_backend.conversion.source import raw_config
+
+    config = {key: value for key, value in raw_config(folder).items() if "quantization" not in key}
+    shape, caches = _read_shape(config)
+    longest = min(context or shape.context_length, shape.context_length)
+    left = budget.weights_budget(
+        shape,
+        plan_caches(caches, KVCacheConfig()),
+        limit_bytes=limit_bytes,
+        context=longest,
+        num_users=num_users,
+        reserve_bytes=reserve_bytes,
+    )
+    if left <= 0:
+        users = "1 user" if num_users == 1 else f"{num_users} users"
+        raise ConversionError(
+            f"{longest:,} tokens for {users} take {budget.write_bytes(limit_bytes - left)} without any weights, and "
+            f"{budget.write_bytes(limit_bytes)} are there; choose less --context or fewer --users"
+        )
+    return left
+
+
+def find_recipes() -> list[recipes.Recipe]:
+    """Return the recipes that come with Pippin."""
+    return [recipes.find_recipe(name) for name in recipes.shipped()]
+
+
+read_bytes = budget.read_bytes
+read_tokens = budget.read_tokens
+write_bytes = budget.write_bytes
+
+
+def _opener(folder: Path, dtype: str | None) -> Callable[[], Source]:
+    try:
+        from mlx_backend.conversion.source import open_source
+    except ImportError as error:
+        raise ConversionError(f"a conversion needs mlx and mlx-lm ({error}); install them") from None
+    return lambda: open_source(folder, dtype)
+
+
+def _build_plan(source: Source, chooser: recipes.Chooser, default: Spec | None) -> Plan:
+    from mlx_backend.conversion.plan import build_plan
+
+    return build_plan(source, chooser, default)
+
+
+def _fitting(source: Source, source_of: Callable[[], Source], fit_bytes: int) -> recipes.Chooser:
+    """Choose the formats with the least loss that fit. Raises ConversionError."""
+    from mlx_backend.conversion.sensitivity import sampled_options
+
+    sampled = sampled_options(source_of())
+
+    def chosen(headers: int) -> recipes.Chooser:
+        try:
+            found = allocate(sampled.options, fit_bytes - sampled.fixed_bytes - headers)
+        except BudgetTooSmall as error:
+            least = budget.write_bytes(error.least_bytes + sampled.fixed_bytes + headers)
+            given = budget.write_bytes(fit_bytes)
+            raise ConversionError(f"{given} is below the smallest sensible size of this model, {least}") from None
+        return recipes.assigned({path: option.spec for path, option in found.items()})
+
+    # the headers of files have a size of their own, which hardly depends on the formats
+    plan = _build_plan(source, chosen(0), None)
+    return chosen(plan.weight_file_bytes - plan.tensor_bytes + _HEADER_SPARE_BYTES)
+
+
+def _read_shape(config: Mapping[str, Any]) -> tuple[ModelShape, tuple[CacheShape, ...]]:
+    from mlx_backend.model import skeleton
+
+    try:
+        found = skeleton.from_config(config)
+    except ModelLoadError as error:
+        raise ConversionError(str(error)) from None
+    return found.shape, found.caches
