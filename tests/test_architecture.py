@@ -60,12 +60,6 @@ MLX_FILES = (
     "mlx_backend/prefix_cache/store*.py",
 )
 NO_MLX_FILES = (
-    "mlx_backend/conversion/convert.py",
-    "mlx_backend/conversion/plan.py",
-    "mlx_backend/conversion/quantizing.py",
-    "mlx_backend/conversion/search.py",
-    "mlx_backend/conversion/sensitivity.py",
-    "mlx_backend/conversion/source.py",
     "mlx_backend/kv_cache/allocation.py",
     "mlx_backend/kv_cache/grouping.py",
     "mlx_backend/kv_cache/spec.py",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import KVCacheConfig, LoadProgress
 from mlx_backend.conversion import budget, recipes
-from mlx_backend.conversion.allocation import BudgetTooSmall, allocate
+from mlx_backend.conversion.allocation import allocate
 from mlx_backend.conversion.errors import ConversionError as ConversionError
 from mlx_backend.conversion.spec import Spec, read_spec
 from mlx_backend.kv_cache.plan import CacheShape, plan_caches
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Scales = Literal["range", "search"]
 Report = Callable[[LoadProgress], None]
-_HEADER_SPARE_BYTES = 2048
+_TRIES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,22 +151,30 @@ def _build_plan(source: Source, chooser: recipes.Chooser, default: Spec | None) 
 
 def _fitting(source: Source, source_of: Callable[[], Source], fit_bytes: int) -> recipes.Chooser:
     """Choose the formats with the least loss that fit. Raises ConversionError."""
-    from mlx_backend.conversion.sensitivity import sampled_options
+    from mlx_backend.conversion.sensitivity import read_sizes, sampled_options
 
-    sampled = sampled_options(source_of())
+    whole = _build_plan(source, recipes.plain(None), None)
+    if whole.weight_file_bytes <= fit_bytes:
+        return recipes.plain(None)
+    sizes = read_sizes(source)
+    headers = whole.weight_file_bytes - whole.tensor_bytes
+    if sizes.least_bytes + headers > fit_bytes:
+        least, given = budget.write_bytes(sizes.least_bytes + headers), budget.write_bytes(fit_bytes)
+        raise ConversionError(f"{given} is below the smallest sensible size of this model, {least}")
+    options = sampled_options(source_of(), sizes)
 
     def chosen(headers: int) -> recipes.Chooser:
-        try:
-            found = allocate(sampled.options, fit_bytes - sampled.fixed_bytes - headers)
-        except BudgetTooSmall as error:
-            least = budget.write_bytes(error.least_bytes + sampled.fixed_bytes + headers)
-            given = budget.write_bytes(fit_bytes)
-            raise ConversionError(f"{given} is below the smallest sensible size of this model, {least}") from None
+        found = allocate(options, max(fit_bytes - headers, sizes.least_bytes) - sizes.fixed_bytes)
         return recipes.assigned({path: option.spec for path, option in found.items()})
 
-    # the headers of files have a size of their own, which hardly depends on the formats
-    plan = _build_plan(source, chosen(0), None)
-    return chosen(plan.weight_file_bytes - plan.tensor_bytes + _HEADER_SPARE_BYTES)
+    chooser = chosen(headers)
+    for _ in range(_TRIES):  # headers hardly depend on the formats; what they do is known once there is a plan
+        plan = _build_plan(source, chooser, None)
+        if plan.weight_file_bytes <= fit_bytes:
+            break
+        headers += plan.weight_file_bytes - fit_bytes
+        chooser = chosen(headers)
+    return chooser
 
 
 def _read_shape(config: Mapping[str, Any]) -> tuple[ModelShape, tuple[CacheShape, ...]]:

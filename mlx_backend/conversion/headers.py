@@ -113,7 +113,8 @@ def _read_tensor(file: str, name: str, entry: Any) -> Tensor:
         is_whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
         num_bytes = prod(shape) * ITEM_BYTES[dtype] if is_whole and len(shape) <= _MOST_DIMS else -1
     except KeyError as error:
-        what = f"dtype {entry.get('dtype')!r} is not known" if "dtype" in entry else f"there is no {error}"
+        is_dtype = "dtype" in entry and error.args[0] == entry["dtype"]
+        what = f"dtype {error} is not known" if is_dtype else f"there is no {error}"
         raise ConversionError(f"{file}: the header's entry of {name[:80]!r} cannot be read: {what}") from None
     except (TypeError, ValueError, AttributeError):
         raise ConversionError(f"{file}: the header's entry of {name[:80]!r} cannot be read; fetch it again") from None

@@ -138,4 +138,4 @@ def _difference(begun: Any, wanted: Any, name: str = "") -> str | None:
         keys = sorted(begun.keys() | wanted.keys())
         found = (_difference(begun.get(key), wanted.get(key), f"{name}.{key}" if name else key) for key in keys)
         return next((each for each in found if each), None)
-    return None if begun == wanted else f"{name}: {json.dumps(begun)[:80]}, now {json.dumps(wanted)[:80]}"
+    return None if begun == wanted else f"{name}: {json.dumps(begun)[:40]}, now {json.dumps(wanted)[:40]}"

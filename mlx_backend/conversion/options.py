@@ -7,10 +7,9 @@ counted as their sum. A layer's routed experts count as one weight, since a toke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from math import prod
 
-from mlx_backend.conversion.allocation import Option
 from mlx_backend.conversion.kinds import kind_of
 from mlx_backend.conversion.recipes import Candidate, raised
 from mlx_backend.conversion.spec import Spec
@@ -35,14 +34,8 @@ def allowed(candidate: Candidate, *, is_measured: bool, most: Spec | None = None
     return (*(spec for spec in found if spec.bits_per_weight < most.bits_per_weight), most)
 
 
-def options_of(
-    shape: tuple[int, ...], dtype: str, itemsize: int, losses: Mapping[Spec | None, float]
-) -> tuple[Option, ...]:
-    """Return the options of a weight of this shape, unpacked, by the loss of each format."""
-    return tuple(Option(spec, _bytes(shape, dtype, itemsize, spec), loss) for spec, loss in losses.items())
-
-
-def _bytes(shape: tuple[int, ...], dtype: str, itemsize: int, spec: Spec | None) -> int:
+def bytes_of(shape: tuple[int, ...], dtype: str, itemsize: int, spec: Spec | None) -> int:
+    """Return the bytes of a weight of this shape, unpacked, in a format; `dtype`, `itemsize`: of its scales."""
     if spec is None:
         return itemsize * prod(shape)
     return sum(num_bytes for _, _, num_bytes in spec.tensors(shape, dtype, itemsize).values())

@@ -158,5 +158,8 @@ def _notes(source: Source, items: tuple[Item, ...]) -> Iterator[str]:
             "losses add up; convert the original model if you can"
         )
     if kept:
-        yield f"{len(kept)} weights are quantized already, and copied: what was asked for has no fewer bits, or does not fit"
+        yield (
+            f"{len(kept)} weights are quantized already, and copied: the format asked for has no fewer bits, or its "
+            "groups do not divide them"
+        )
     yield from source.checkpoint.notes

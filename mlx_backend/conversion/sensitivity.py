@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlx_backend.conversion.allocation import Option
-from mlx_backend.conversion.options import allowed, options_of
+from mlx_backend.conversion.options import allowed, bytes_of
 from mlx_backend.conversion.quantizing import unpacker
 from mlx_backend.conversion.search import searched
 from mlx_backend.conversion.source import DTYPES, Module, Source
@@ -20,32 +20,42 @@ _SAMPLE_PARTS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
-    """Options of each weight, and what all other tensors take."""
+class Sizes:
+    """The bytes of each format that each weight may have, and those of all other tensors."""
 
-    options: Mapping[str, tuple[Option, ...]]
+    formats: Mapping[str, Mapping[Spec | None, int]]
     fixed_bytes: int
 
+    @property
+    def least_bytes(self) -> int:
+        return self.fixed_bytes + sum(min(sizes.values()) for sizes in self.formats.values())
 
-def sampled_options(source: Source) -> Sampled:
-    """Measure the options of all weights of a source, and use it up. Raises ConversionError."""
-    options = {}
+
+def read_sizes(source: Source, *, is_measured: bool = False) -> Sizes:
+    """Return the bytes of all formats; nothing is read. `is_measured`: losses will be, so that fewer bits may do."""
+    formats = {}
     fixed = sum(each.num_weights * each.dtype.size for each in source.weights.values())
     for module in source.modules.values():
         names = [f"{module.path}.{name}" for name in ("weight", "scales", "biases", "global_scale")]
         held = [source.weights[name] for name in names if name in source.weights]
-        fixed -= sum(each.num_weights * each.dtype.size for each in held)
+        fixed -= (own := sum(each.num_weights * each.dtype.size for each in held))
         like = source.weights[names[1 if module.spec is not None else 0]].dtype
-        dtype = DTYPES[like] if like.size > 1 else "BF16"
-        itemsize = like.size if like.size > 1 else 2
-        specs = (
-            (module.spec,)
-            if module.has_global_scale
-            else allowed(module.candidate, is_measured=False, most=module.spec)
-        )
-        losses = _losses(source, module, specs)
-        options[module.path] = options_of(module.shape, dtype, itemsize, losses)
-    return Sampled(options, fixed)
+        dtype, itemsize = (DTYPES[like], like.size) if like.size > 1 else ("BF16", 2)
+        specs = allowed(module.candidate, is_measured=is_measured, most=module.spec)
+        formats[module.path] = {
+            spec: own if spec == module.spec else bytes_of(module.shape, dtype, itemsize, spec)
+            for spec in ((module.spec,) if module.has_global_scale else specs)
+        }
+    return Sizes(formats, fixed)
+
+
+def sampled_options(source: Source, sizes: Sizes) -> dict[str, tuple[Option, ...]]:
+    """Measure what each format of each weight loses, on samples, and use the source up. Raises ConversionError."""
+    options = {}
+    for path, formats in sizes.formats.items():
+        losses = _losses(source, source.modules[path], tuple(formats))
+        options[path] = tuple(Option(spec, num_bytes, losses[spec]) for spec, num_bytes in formats.items())
+    return options
 
 
 def _losses(source: Source, module: Module, specs: tuple[Spec | None, ...]) -> dict[Spec | None, float]:

@@ -77,7 +77,9 @@ def convert(
         if machine is not None and bits is recipe is fit is None and mode == "affine":
             choice = replace(choice, fit_bytes=_budget(folder, place))
         prepared = entry.prepare(folder, origin, choice)
-        target = Path(out or f"{_name_of(folder, origin)}-{_suffix(choice)}").expanduser()
+        target = Path(
+            out or f"{_name_of(folder, origin)}-{_suffix(choice, prepared.plan.bits_per_weight)}"
+        ).expanduser()
         report.show(prepared, target, place.machine, place.context, place.num_users, as_json=as_json)
         if dry_run:
             return
@@ -149,11 +151,11 @@ def _name_of(folder: Path, origin: str) -> str:
     return re.sub(r"[^\w.-]", "-", origin.rpartition("/")[2]) or folder.name
 
 
-def _suffix(choice: Choice) -> str:
+def _suffix(choice: Choice, bits_per_weight: float) -> str:
     if choice.recipe is not None:
         return Path(choice.recipe).stem
     if choice.fit_bytes is not None:
-        return f"{choice.fit_bytes / 1e9:.4g}GB"
+        return f"{bits_per_weight:.2f}bit"
     return choice.mode if choice.mode != "affine" else f"{choice.bits}bit"
 
 
