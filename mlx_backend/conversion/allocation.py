@@ -44,8 +44,9 @@ def allocate(options: Mapping[str, Sequence[Option]], budget_bytes: int) -> dict
         for path, chain in hulls.items()
         for place, (before, after) in enumerate(pairwise(chain))
     ]
-    # of a chain, earlier upgrades gain more a byte; where rounding makes two alike, the place decides
-    for _, _, path, after in sorted(upgrades, key=lambda each: (-each[0], each[1], each[2])):
+    # of a chain, earlier upgrades gain more a byte; where two gain alike, the order of the weights decides
+    upgrades.sort(key=lambda each: (-each[0], each[1]))
+    for _, _, path, after in upgrades:
         more = after.num_bytes - chosen[path].num_bytes
         if taken + more > budget_bytes:
             break

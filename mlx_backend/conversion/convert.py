@@ -66,7 +66,7 @@ def convert(job: Job, report: Report = lambda _: None) -> Converted:
     """
     identity = _identity(job)
     try:
-        beside = files.files_beside(job.source.checkpoint.path)
+        beside = files.files_beside(job.source.folder)
         if finished_plan(job.out) == identity and not (job.out / ".conversion").exists():
             return Converted(False, job.plan.weight_file_bytes)
         check_free(job.out)
@@ -93,7 +93,7 @@ def _identity(job: Job) -> dict[str, Any]:
     modules = job.source.modules
     return {
         "source": job.origin,
-        "files": fingerprints(job.source.checkpoint),
+        "files": fingerprints(job.source.files),
         "recipe": job.recipe,
         "scales": job.method,
         "dtype": None if job.source.dtype is None else DTYPES[job.source.dtype],
@@ -218,7 +218,7 @@ def _facts(job: Job, identity: Mapping[str, Any], errors: Mapping[str, float]) -
     return files.Facts(
         name=job.out.resolve().name,
         source=job.origin,
-        source_folder=job.source.checkpoint.path,
+        source_folder=job.source.folder,
         plan=identity,
         recipe=job.recipe,
         bits_per_weight=job.plan.bits_per_weight,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,8 +12,11 @@ from mlx_backend.api.interface import KVCacheConfig, LoadProgress
 from mlx_backend.conversion import budget, recipes
 from mlx_backend.conversion.allocation import allocate
 from mlx_backend.conversion.errors import ConversionError as ConversionError
+from mlx_backend.conversion.measured import Quality as Quality
+from mlx_backend.conversion.recipe_writing import to_document
 from mlx_backend.conversion.spec import Spec, read_spec
 from mlx_backend.kv_cache.plan import CacheShape, plan_caches
+from mlx_backend.planning.machines import this_machine
 from mlx_backend.planning.memory import ModelShape
 
 if TYPE_CHECKING:
@@ -39,6 +42,8 @@ class Choice:
     scales: Scales | None = None
     """None: by range where all weights are stored alike, as mlx-lm does it, else by search."""
     dtype: str | None = None
+    calibration: tuple[int, ...] = ()
+    """Tokens of a text: what a format loses is measured on them. Without any, on samples of the weights."""
 
 
 @dataclass(slots=True)
@@ -65,6 +70,11 @@ class Prepared:
         modules = self._source.modules
         return {item.path: str(item.spec or "as it is") for item in self.plan.items if item.path in modules}
 
+    def to_recipe(self) -> dict[str, Any]:
+        """Return a recipe that chooses the same formats, as a document."""
+        specs = {item.path: item.spec for item in self.plan.items if item.path in self._source.modules}
+        return to_document(specs, f"{self.origin}, {self.recipe}: {self.plan.bits_per_weight:.2f} bits a weight.")
+
     def run(self, out: Path, report: Report) -> Converted:
         """Write the model into a folder, going on where an earlier try stopped. Uses up the source.
 
@@ -78,8 +88,11 @@ class Prepared:
         return convert(Job(self._source, self.plan, out, self.origin, self.recipe, quantize, self.scales), report)
 
 
-def prepare(folder: Path, origin: str, choice: Choice) -> Prepared:
-    """Plan the conversion of the model in a folder; no weights are read but samples. Raises ConversionError."""
+def prepare(folder: Path, origin: str, choice: Choice, report: Report = lambda _: None) -> Prepared:
+    """Plan the conversion of the model in a folder, or of a config.json alone; no weights are read but samples.
+
+    Raises ConversionError.
+    """
     source_of = _opener(folder, choice.dtype)
     if choice.recipe is not None:
         recipe = recipes.find_recipe(choice.recipe)
@@ -88,8 +101,9 @@ def prepare(folder: Path, origin: str, choice: Choice) -> Prepared:
         name = f"the recipe {recipe.name}"
     elif choice.fit_bytes is not None:
         source, default = source_of(), None
-        chooser = _fitting(source, source_of, choice.fit_bytes)
-        name = f"formats that fit {choice.fit_bytes:,} bytes"
+        chooser = _fitting(source, source_of, choice, report)
+        measured = _basis(folder, choice)
+        name = f"formats that fit {choice.fit_bytes:,} bytes, by {measured}"
     else:
         default = read_spec(choice.bits, choice.group_size, choice.mode)
         source, chooser = source_of(), recipes.plain(default)
@@ -98,14 +112,37 @@ def prepare(folder: Path, origin: str, choice: Choice) -> Prepared:
     return Prepared(origin, name, scales, _build_plan(source, chooser, default), source)
 
 
+def compare(source: Path, other: Path, ids: Sequence[int], report: Report) -> Quality:
+    """Compare the model in `other` with that in `source` on a text's tokens. Raises ConversionError."""
+    try:
+        from mlx_backend.conversion import quality
+    except ImportError as error:
+        raise ConversionError(f"a comparison needs mlx and mlx-lm ({error}); install them") from None
+    machine = this_machine()
+    return quality.compare(source, other, ids, machine.memory_bytes if machine else 1 << 33, report)
+
+
+def add_quality(source: Path, out: Path, ids: Sequence[int], text: str, report: Report) -> Quality:
+    """Compare a converted folder with its source, and write the outcome into its card. Raises ConversionError."""
+    from mlx_backend.conversion import folder
+
+    quality = compare(source, out, ids, report)
+    try:
+        folder.add_quality(out, {**quality.to_document(), "text": text})
+    except (OSError, ValueError, KeyError) as error:
+        raise ConversionError(f"{out}: its card cannot be written ({error})") from None
+    return quality
+
+
 def machine_budget(folder: Path, *, limit_bytes: int, context: int | None, num_users: int, reserve_bytes: int) -> int:
     """Return the bytes that a machine leaves for weights, beside so much context for so many users.
 
     `context`: None for the whole context of the model. Raises ConversionError where nothing is left.
     """
-    from mlx_backend.conversion.source import raw_config
+    from mlx_backend.conversion.source import read_config
 
-    config = {key: value for key, value in raw_config(folder).items() if "quantization" not in key}
+    file = folder if folder.is_file() else folder / "config.json"
+    config = {key: value for key, value in read_config(file).items() if "quantization" not in key}
     shape, caches = _read_shape(config)
     longest = min(context or shape.context_length, shape.context_length)
     left = budget.weights_budget(
@@ -137,10 +174,18 @@ write_bytes = budget.write_bytes
 
 def _opener(folder: Path, dtype: str | None) -> Callable[[], Source]:
     try:
-        from mlx_backend.conversion.source import open_source
+        from mlx_backend.conversion.source import from_config, open_source, read_config
     except ImportError as error:
         raise ConversionError(f"a conversion needs mlx and mlx-lm ({error}); install them") from None
+    if folder.is_file():
+        return lambda: from_config(read_config(folder), dtype)
     return lambda: open_source(folder, dtype)
+
+
+def _basis(folder: Path, choice: Choice) -> str:
+    if folder.is_file():
+        return "errors of typical weights, since these are not here"
+    return "KL divergence, measured one weight at a time" if choice.calibration else "errors of the weights"
 
 
 def _build_plan(source: Source, chooser: recipes.Chooser, default: Spec | None) -> Plan:
@@ -149,19 +194,25 @@ def _build_plan(source: Source, chooser: recipes.Chooser, default: Spec | None) 
     return build_plan(source, chooser, default)
 
 
-def _fitting(source: Source, source_of: Callable[[], Source], fit_bytes: int) -> recipes.Chooser:
+def _fitting(source: Source, source_of: Callable[[], Source], choice: Choice, report: Report) -> recipes.Chooser:
     """Choose the formats with the least loss that fit. Raises ConversionError."""
-    from mlx_backend.conversion.sensitivity import read_sizes, sampled_options
+    from mlx_backend.conversion.sensitivity import measured_options, read_sizes, sampled_options, typical_options
 
+    fit_bytes = choice.fit_bytes or 0
     whole = _build_plan(source, recipes.plain(None), None)
     if whole.weight_file_bytes <= fit_bytes:
         return recipes.plain(None)
-    sizes = read_sizes(source)
+    sizes = read_sizes(source, is_measured=bool(choice.calibration))
     headers = whole.weight_file_bytes - whole.tensor_bytes
     if sizes.least_bytes + headers > fit_bytes:
         least, given = budget.write_bytes(sizes.least_bytes + headers), budget.write_bytes(fit_bytes)
         raise ConversionError(f"{given} is below the smallest sensible size of this model, {least}")
-    options = sampled_options(source_of(), sizes)
+    if source.checkpoint is None:
+        options = typical_options(source, sizes)
+    elif choice.calibration:
+        options = measured_options(source.folder, choice.calibration, sizes, report)
+    else:
+        options = sampled_options(source_of(), sizes)
 
     def chosen(headers: int) -> recipes.Chooser:
         found = allocate(options, max(fit_bytes - headers, sizes.least_bytes) - sizes.fixed_bytes)

@@ -13,6 +13,7 @@ import yaml
 
 from mlx_backend.conversion.errors import ConversionError
 from mlx_backend.conversion.journal import SUMMARY
+from mlx_backend.conversion.shards import write_file
 from mlx_backend.model.checkpoint import INDEX, is_small
 
 CARD = "README.md"
@@ -92,6 +93,10 @@ def summary(facts: Facts) -> bytes:
         "quality": facts.quality,
         "plan": facts.plan,
     }
+    return to_summary(document)
+
+
+def to_summary(document: Mapping[str, Any]) -> bytes:
     return (json.dumps(document, indent=2) + "\n").encode()
 
 
@@ -141,6 +146,27 @@ def _quality(quality: Mapping[str, Any] | None) -> Iterator[str]:
         f"the same next token in {quality['agreement']:.1%}, perplexity {quality['perplexity']:.4f} "
         f"(source {quality['source_perplexity']:.4f})."
     )
+
+
+def add_quality(out: Path, quality: Mapping[str, Any]) -> None:
+    """Write what was measured into the card and the summary of a folder. Raises OSError, ValueError, KeyError.
+
+    Their checksums are taken out first, so that a kill leaves none that is wrong.
+    """
+    document = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+    text = (out / CARD).read_text(encoding="utf-8")
+    before = "\n".join(_quality(document["quality"]))
+    texts = {
+        SUMMARY: to_summary({**document, "quality": dict(quality)}),
+        CARD: text.replace(before, "\n".join(_quality(quality))).encode(),
+    }
+    lines = (out / SUMS).read_text(encoding="utf-8").splitlines()
+    digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines) if name not in texts}
+    write_file(out / SUMS, sums(digests))
+    for name, data in texts.items():
+        write_file(out / name, data)
+        digests[name] = digest_of(data)
+    write_file(out / SUMS, sums(digests))
 
 
 def _terms(folder: Path) -> dict[str, Any]:

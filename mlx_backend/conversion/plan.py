@@ -9,7 +9,7 @@ from typing import Any
 from mlx_backend.conversion.kinds import KINDS, kind_of
 from mlx_backend.conversion.recipes import Chooser
 from mlx_backend.conversion.shards import Shard, Unit, lay_out
-from mlx_backend.conversion.source import DTYPES, Module, Source, raw_config
+from mlx_backend.conversion.source import DTYPES, Module, Source
 from mlx_backend.conversion.spec import Spec, config_section
 
 _OTHER_SECTIONS = ("quantization", "quantization_config")
@@ -140,7 +140,7 @@ def _is_no_gain(have: Spec, chosen: Spec | None) -> bool:
 
 def _config(source: Source, section: dict[str, Any] | None) -> dict[str, Any]:
     """The source's config.json with the output's quantization in place of the source's."""
-    config = {key: value for key, value in raw_config(source.checkpoint.path).items() if key not in _OTHER_SECTIONS}
+    config = {key: value for key, value in source.config.items() if key not in _OTHER_SECTIONS}
     if isinstance(text := config.get("text_config"), dict):
         config["text_config"] = {key: value for key, value in text.items() if key not in _OTHER_SECTIONS}
     if section is not None:
@@ -162,4 +162,5 @@ def _notes(source: Source, items: tuple[Item, ...]) -> Iterator[str]:
             f"{len(kept)} weights are quantized already, and copied: the format asked for has no fewer bits, or its "
             "groups do not divide them"
         )
-    yield from source.checkpoint.notes
+    if source.checkpoint is not None:
+        yield from source.checkpoint.notes

@@ -1,20 +1,30 @@
-"""How much each weight loses by each format: measured on samples of the weights, where the model is not run."""
+"""How much each weight loses by each format: measured by computing the model, or on samples of the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
+from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.api.interface import LoadProgress
 from mlx_backend.conversion.allocation import Option
-from mlx_backend.conversion.options import allowed, bytes_of
+from mlx_backend.conversion.errors import ConversionError
+from mlx_backend.conversion.options import allowed, bytes_of, gaussian_losses
+from mlx_backend.conversion.quality import log_probabilities, mean_kl, sequences_of
 from mlx_backend.conversion.quantizing import unpacker
 from mlx_backend.conversion.search import searched
 from mlx_backend.conversion.source import DTYPES, Module, Source
 from mlx_backend.conversion.spec import Spec
+from mlx_backend.model.checkpoint import open_checkpoint
+from mlx_backend.model.loader import build_model
 
 _SAMPLE_WEIGHTS = 1 << 16
+_CALIBRATION_TOKENS = 2048
 _SAMPLE_PARTS = 2
 """Of a stack, such as a layer's experts."""
 
@@ -55,6 +65,76 @@ def sampled_options(source: Source, sizes: Sizes) -> dict[str, tuple[Option, ...
     for path, formats in sizes.formats.items():
         losses = _losses(source, source.modules[path], tuple(formats))
         options[path] = tuple(Option(spec, num_bytes, losses[spec]) for spec, num_bytes in formats.items())
+    return options
+
+
+def measured_options(
+    folder: Path, ids: Sequence[int], sizes: Sizes, report: Callable[[LoadProgress], None]
+) -> dict[str, tuple[Option, ...]]:
+    """Measure what each format of each weight loses by computing the model with that weight alone in it.
+
+    The loss is the KL divergence of the next token on the first of the text's tokens. Raises ConversionError.
+    """
+    tokens = sequences_of(ids[:_CALIBRATION_TOKENS])
+    try:
+        model: Any = build_model(open_checkpoint(folder))
+        mx.eval(model.parameters())
+        expected = log_probabilities(model(tokens))
+        mx.eval(expected)
+    except (ModelLoadError, RuntimeError, ValueError, TypeError) as error:
+        raise ConversionError(
+            f"the model cannot be computed here ({str(error)[:200]}); leave --calibrate out"
+        ) from None
+    modules, options = dict(model.named_modules()), {}
+    total, done = sum(len(formats) for formats in sizes.formats.values()), 0
+    for path, formats in sizes.formats.items():
+        found = []
+        for spec, num_bytes in formats.items():
+            with _stored(modules[path], spec) as is_changed:
+                loss = max(0.0, mean_kl(expected, model(tokens))) if is_changed else 0.0
+            found.append(Option(spec, num_bytes, loss))
+            done += 1
+            report(LoadProgress(done_bytes=done, total_bytes=total))
+        options[path] = tuple(found)
+        mx.clear_cache()
+    return options
+
+
+@contextmanager
+def _stored(module: Any, spec: Spec | None) -> Iterator[bool]:
+    """Have a module's weight stored in a format meanwhile; gives whether that changes it."""
+    before = {name: module[name] for name in ("weight", "scales", "biases") if name in module}
+    if "scales" not in before:
+        if spec is not None:
+            made = searched(before["weight"], spec)
+            arguments = {"group_size": spec.group_size, "bits": spec.bits, "mode": spec.mode}
+            module.weight = mx.dequantize(*made, **arguments, dtype=before["weight"].dtype)
+        yield spec is not None
+        module.weight = before["weight"]
+        return
+    kept = Spec(module.bits, module.group_size, module.mode)
+    if spec not in (None, kept):
+        weight = mx.dequantize(*before.values(), group_size=kept.group_size, bits=kept.bits, mode=kept.mode)
+        _set(module, dict(zip(("weight", "scales", "biases"), searched(weight, spec), strict=False)), spec)
+    yield spec not in (None, kept)
+    _set(module, before, kept)
+
+
+def _set(module: Any, arrays: Mapping[str, Any], spec: Spec) -> None:
+    module.bits, module.group_size, module.mode = spec.bits, spec.group_size, spec.mode
+    for name in ("weight", "scales", "biases"):
+        module[name] = arrays.get(name)
+
+
+def typical_options(source: Source, sizes: Sizes) -> dict[str, tuple[Option, ...]]:
+    """Return options with the losses that weights of a normal distribution have, where there are no weights."""
+    options = {}
+    for path, formats in sizes.formats.items():
+        losses = gaussian_losses(formats)
+        kept = source.modules[path].spec
+        options[path] = tuple(
+            Option(spec, size, 0.0 if spec == kept else losses[spec]) for spec, size in formats.items()
+        )
     return options
 
 

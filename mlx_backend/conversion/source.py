@@ -27,6 +27,7 @@ from mlx_backend.conversion.recipes import Candidate
 from mlx_backend.conversion.spec import MODES, Spec
 from mlx_backend.model.checkpoint import Checkpoint, open_checkpoint
 from mlx_backend.model.loader import build_model
+from mlx_backend.model.skeleton import build_from_config
 
 DTYPES: Mapping[Any, str] = {
     mx.bool_: "BOOL",
@@ -85,12 +86,25 @@ class Module:
 class Source:
     """An opened model: parameters by path, in the model's order, and modules by path."""
 
-    checkpoint: Checkpoint
+    config: Mapping[str, Any]
+    """Of config.json, as it is written."""
     weights: dict[str, Weight]
     modules: dict[str, Module]
     num_layers: int
     dtype: Any
     """What unquantized weights are cast to; None where they stay."""
+    checkpoint: Checkpoint | None = None
+    """None where there is a config alone: such a source can be planned with, and no more."""
+
+    @property
+    def folder(self) -> Path:
+        return self.files.path
+
+    @property
+    def files(self) -> Checkpoint:
+        if self.checkpoint is None:
+            raise ConversionError("there are no weights, but a config.json alone; its conversion can only be planned")
+        return self.checkpoint
 
     def take(self, path: str) -> list[mx.array]:
         """Give away a parameter's arrays, unevaluated; the last that holds them frees them."""
@@ -111,7 +125,28 @@ def open_source(folder: Path, dtype: str | None = None) -> Source:
             model: Any = build_model(checkpoint)
     except ModelLoadError as error:
         raise ConversionError(str(error)) from None
-    wanted = _wanted_dtype(checkpoint.config, dtype)
+    return _taken(model, read_config(folder / "config.json"), dtype, stacks, checkpoint)
+
+
+def from_config(config: Mapping[str, Any], dtype: str | None = None) -> Source:
+    """Return what a model of this config.json, not quantized, would be, without weights. Raises ConversionError."""
+    config = {key: value for key, value in config.items() if "quantization" not in key}
+    try:
+        model = build_from_config(config)
+    except ModelLoadError as error:
+        raise ConversionError(str(error)) from None
+    return _taken(model, config, dtype, {}, None)
+
+
+def _taken(
+    model: Any,
+    config: Mapping[str, Any],
+    dtype: str | None,
+    stacks: Mapping[int, Sequence[mx.array]],
+    checkpoint: Checkpoint | None,
+) -> Source:
+    """Take the arrays out of a model that was built."""
+    wanted = _wanted_dtype(config, dtype)
     may_cast = getattr(model, "cast_predicate", lambda _: True)
     weights = {}
     flat = tree_flatten(model.parameters())
@@ -126,7 +161,7 @@ def open_source(folder: Path, dtype: str | None = None) -> Source:
     num_layers = len(model.layers)
     # the model has served: what stays of it must not hold the arrays
     model.update(tree_unflatten([(path, mx.zeros(array.shape, array.dtype)) for path, array in flat]))
-    return Source(checkpoint, weights, modules, num_layers, wanted)
+    return Source(config, weights, modules, num_layers, wanted, checkpoint)
 
 
 def _wanted_dtype(config: Mapping[str, Any], dtype: str | None) -> Any:
@@ -188,12 +223,12 @@ def _own(opinion: Any, spec: Spec | None) -> Spec | bool:
     return Spec(int(opinion.get("bits", 4)), int(opinion.get("group_size", 64)), mode)
 
 
-def raw_config(folder: Path) -> dict[str, Any]:
-    """A model's config.json as it is written. Raises ConversionError."""
+def read_config(file: Path) -> dict[str, Any]:
+    """Read a model's config.json as it is written. Raises ConversionError."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{folder / 'config.json'} cannot be read ({error})") from None
-    if not isinstance(config, dict):
-        raise ConversionError(f"{folder / 'config.json'} is no JSON object")
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConversionError(f"{file} cannot be read as a config.json ({error})") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ConversionError(f"{file} names no model_type; is it the config.json of a language model?")
     return config

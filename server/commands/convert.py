@@ -14,6 +14,7 @@ from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.conversion import entry
 from mlx_backend.conversion.entry import Choice, ConversionError
 from server import pocket
+from server.commands import compare
 from server.commands.progress import shown
 from server.config import ConfigError
 
@@ -30,7 +31,9 @@ class _Place:
 
 
 def convert(
-    source: str = typer.Argument(..., metavar="SRC", help="A model folder, or a hub id, which is downloaded first."),
+    source: str = typer.Argument(
+        ..., metavar="SRC", help="A model folder, a hub id, which is downloaded first, or a config.json, to plan with."
+    ),
     out: str | None = typer.Option(
         None, help="The folder to write; else one beside you, called after the model.", metavar="FOLDER"
     ),
@@ -52,10 +55,17 @@ def convert(
         None, metavar="TOKENS", help="... a context of so many tokens, such as 32k, for ..."
     ),
     users: int = typer.Option(1, min=1, max=1024, help="... so many users at once."),
+    calibrate: str | None = typer.Option(
+        None, metavar="FILE", help="... by what each costs on this text, measured; else by errors of the weights."
+    ),
+    quality: str | None = typer.Option(None, metavar="FILE", help="Compare the result with the source on this text."),
     scales: str | None = typer.Option(
         None, help="Choose scales by search or by range (default: range with --bits, search otherwise)."
     ),
     dtype: str | None = typer.Option(None, help="Cast what is not quantized: bfloat16, float16 or float32."),
+    save_recipe: str | None = typer.Option(
+        None, metavar="FILE", help="Write the formats that are chosen as a recipe, in YAML."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what the model will be, and end."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of tables."),
     is_list: bool = typer.Option(
@@ -69,6 +79,7 @@ def convert(
     """Convert a model to MLX's format, quantized. Shows its size first; goes on where an earlier try was stopped."""
     from server.commands import convert_report as report
 
+    measured = None
     choice = _choice(bits=bits, group_size=group_size, mode=mode, recipe=recipe, fit=fit, scales=scales, dtype=dtype)
     _check_hows({"--bits": bits, "--recipe": recipe, "--fit": fit, "--machine": machine}, mode)
     try:
@@ -76,21 +87,32 @@ def convert(
         place = _place(machine, context, users)
         if machine is not None and bits is recipe is fit is None and mode == "affine":
             choice = replace(choice, fit_bytes=_budget(folder, place))
-        prepared = entry.prepare(folder, origin, choice)
+        ids = None if quality is None else compare.read_ids(folder, quality)
+        if calibrate is not None:
+            choice = replace(choice, calibration=tuple(compare.read_ids(folder, calibrate)))
+        with shown("measuring") as progress:
+            prepared = entry.prepare(folder, origin, choice, progress)
         target = Path(
             out or f"{_name_of(folder, origin)}-{_suffix(choice, prepared.plan.bits_per_weight)}"
         ).expanduser()
         report.show(prepared, target, place.machine, place.context, place.num_users, as_json=as_json)
-        if dry_run:
+        if save_recipe is not None:
+            report.save_recipe(prepared, Path(save_recipe))
+        if dry_run or folder.is_file():
             return
         with shown("converting") as progress:
             done = prepared.run(target, progress)
+        if quality is not None and ids is not None:
+            with shown("comparing") as progress:
+                measured = entry.add_quality(folder, target, ids, Path(quality).name, progress)
     except (ConversionError, ModelLoadError) as error:
         raise ConfigError(str(error)) from None
     except KeyboardInterrupt:
         raise ConfigError("stopped; the same command goes on where this one did") from None
     if not as_json:
         report.show_done(done, target)
+        if measured is not None:
+            print(compare.in_words(measured))
 
 
 def _choice(*, fit: str | None, scales: str | None, **given: Any) -> Choice:
@@ -115,11 +137,13 @@ def _check_hows(given: Mapping[str, Any], mode: str) -> None:
 
 
 def _find(source: str) -> tuple[Path, str]:
-    """The source's folder, and what it is called: by a hub id or by its folder's name. Raises ModelLoadError."""
+    """The source's folder or config.json, and its name: a hub id, or the folder's. Raises ModelLoadError."""
     from mlx_backend.model.checkpoint import find_model
 
     if pocket.is_meant(source):
         return pocket.folder(), pocket.MODEL_ID
+    if (file := Path(source).expanduser()).is_file() and file.suffix == ".json":
+        return file, file.resolve().parent.name if file.name == "config.json" else file.stem
     folder = find_model(source)
     return folder, folder.resolve().name if Path(source).expanduser().is_dir() else source
 

@@ -107,6 +107,17 @@ def show_done(done: Any, out: Path) -> None:
     print(f"{out} is whole: {done.weight_file_bytes:,} bytes of weights{resumed}\nserve it: pippin serve {out}")
 
 
+def save_recipe(prepared: Prepared, file: Path) -> None:
+    """Write a recipe of the formats that were chosen. Raises ConversionError."""
+    import yaml
+
+    text = yaml.safe_dump(prepared.to_recipe(), sort_keys=False, default_flow_style=None, width=118)
+    try:
+        file.expanduser().write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise entry.ConversionError(f"{file} cannot be written ({error.strerror or error})") from None
+
+
 def show_recipes() -> None:
     """Print the shipped recipes."""
     table = Table("recipe", "", box=None, pad_edge=False, padding=(0, 2, 0, 0))
