@@ -200,7 +200,7 @@ def _make(folder: Path, gigabytes: float) -> None:
         shards[-1].append(each)
         filled += size
     chance = random.Random(0)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for place, tensors in enumerate(shards, 1):
         name = f"model-{place:05}-of-{len(shards):05}.safetensors"
         _write(part / name, tensors, chance)

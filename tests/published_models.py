@@ -45,7 +45,7 @@ def write_published(folder: Path, name: str, *, fp8: bool = False, num_files: in
     folder.mkdir(parents=True, exist_ok=True)
     tensors = _tensors(config, fp8=fp8)
     names = sorted(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for place in range(num_files):
         file = "model.safetensors" if num_files == 1 else f"model-{place + 1:05}-of-{num_files:05}.safetensors"
         mine = names[place::num_files]

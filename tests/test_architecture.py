@@ -46,6 +46,7 @@ REQUEST_DOORS = {"mlx_backend.api.interface", "mlx_backend.api.errors"}
 MLX_FILES = (
     "mlx_backend/conversion/convert.py",
     "mlx_backend/conversion/plan.py",
+    "mlx_backend/conversion/quality.py",
     "mlx_backend/conversion/quantizing.py",
     "mlx_backend/conversion/search.py",
     "mlx_backend/conversion/sensitivity.py",

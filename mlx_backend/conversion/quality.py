@@ -78,10 +78,7 @@ def log_probabilities(logits: mx.array) -> mx.array:
 
 def logits_of(folder: Path, tokens: mx.array, free_bytes: int, report: Callable[[LoadProgress], None]) -> mx.array:
     """The logits of a model for sequences of tokens. Raises ConversionError."""
-    try:
-        model: Any = build_model(open_checkpoint(folder))
-    except ModelLoadError as error:
-        raise ConversionError(str(error)) from None
+    model = open_model(folder)
     weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     _watch(model, weights, report, is_freed=weights > free_bytes // 2)
     try:
@@ -93,6 +90,20 @@ def logits_of(folder: Path, tokens: mx.array, free_bytes: int, report: Callable[
     del model
     mx.clear_cache()
     return logits
+
+
+def open_model(folder: Path) -> Any:
+    """The model in a folder, not read yet; on a CPU in float32, the one dtype that MLX multiplies by experts there.
+
+    Raises ConversionError.
+    """
+    try:
+        model: Any = build_model(open_checkpoint(folder))
+    except ModelLoadError as error:
+        raise ConversionError(str(error)) from None
+    if mx.default_device().type == mx.DeviceType.cpu:
+        model.set_dtype(mx.float32)
+    return model
 
 
 def _watch(model: Any, total: int, report: Callable[[LoadProgress], None], *, is_freed: bool) -> None:

@@ -10,18 +10,15 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import LoadProgress
 from mlx_backend.conversion.allocation import Option
 from mlx_backend.conversion.errors import ConversionError
 from mlx_backend.conversion.options import allowed, bytes_of, gaussian_losses
-from mlx_backend.conversion.quality import log_probabilities, mean_kl, sequences_of
+from mlx_backend.conversion.quality import log_probabilities, mean_kl, open_model, sequences_of
 from mlx_backend.conversion.quantizing import unpacker
 from mlx_backend.conversion.search import searched
 from mlx_backend.conversion.source import DTYPES, Module, Source
 from mlx_backend.conversion.spec import Spec
-from mlx_backend.model.checkpoint import open_checkpoint
-from mlx_backend.model.loader import build_model
 
 _SAMPLE_WEIGHTS = 1 << 16
 _CALIBRATION_TOKENS = 2048
@@ -77,11 +74,11 @@ def measured_options(
     """
     tokens = sequences_of(ids[:_CALIBRATION_TOKENS])
     try:
-        model: Any = build_model(open_checkpoint(folder))
+        model = open_model(folder)
         mx.eval(model.parameters())
         expected = log_probabilities(model(tokens))
         mx.eval(expected)
-    except (ModelLoadError, RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         raise ConversionError(
             f"the model cannot be computed here ({str(error)[:200]}); leave --calibrate out"
         ) from None

@@ -15,8 +15,12 @@ pytestmark = pytest.mark.mlx
 
 
 def run(*arguments: str) -> int:
+    return run_any("convert", *arguments)
+
+
+def run_any(*arguments: str) -> int:
     try:
-        main(["convert", *arguments])
+        main(arguments)
     except SystemExit as error:
         return int(error.code or 0)
     return 0
@@ -86,3 +90,25 @@ def test_what_cannot_be_is_refused_in_a_line(
 def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--recipes") == 0
     assert "mixed_3_6" in capsys.readouterr().out
+
+
+def test_a_config_alone_is_planned_and_no_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, recipe = tmp_path / "config.json", tmp_path / "mine.yaml"
+    config.write_text((pocket.folder() / "config.json").read_text())
+    arguments = (str(config), "--out", str(tmp_path / "out"), "--json")
+    assert run(*arguments, "--fit", "3MB", "--save-recipe", str(recipe)) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["weight_file_bytes"] <= 3_000_000 and not (tmp_path / "out").exists()
+    assert run(*arguments, "--recipe", str(recipe)) == 0
+    assert json.loads(capsys.readouterr().out)["formats"] == told["formats"]
+
+
+def test_two_models_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The three primary colours are red, yellow and blue.")
+    assert run_any("compare", pocket.MODEL_ID, pocket.MODEL_ID, "--text", str(text), "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["kl"], told["agreement"]) == (0.0, 1.0) and told["num_tokens"] > 5
+    text.write_bytes(b"\xff\xfe")
+    assert run_any("compare", pocket.MODEL_ID, pocket.MODEL_ID, "--text", str(text)) == 2
+    assert "cannot be read as a text (it is not UTF-8)" in capsys.readouterr().err
