@@ -24,6 +24,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_backend.conversion.shards import SHARD_BYTES
 from server import pocket
 
 _SHARD_BYTES = 256 << 20
@@ -111,16 +112,18 @@ def _compare(work: Path, source: Path, options: Any) -> None:
 
 
 def _kill(work: Path, source: Path, options: Any) -> None:
+    """Convert, killed each time that a random number of bytes more is on the disk."""
     out, whole = work / "killed", _digests(work / "ours")
     shutil.rmtree(out, ignore_errors=True)
     chance = random.Random(options.seed)
     command = [sys.executable, "-m", "server", "convert", str(source), "--bits", options.bits, "--out", str(out)]
-    kills, start = 0, time.perf_counter()
+    kills, start, size = 0, time.perf_counter(), sum(file.stat().st_size for file in (work / "ours").glob("model*"))
     while kills < options.kills:
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            try:
-                process.wait(timeout=2 + chance.random() * 8)
-            except subprocess.TimeoutExpired:
+            before, more = _written(out), chance.random() * min(size, SHARD_BYTES) * 1.1
+            while process.poll() is None and _written(out) < before + more:
+                time.sleep(0.02)
+            if process.poll() is None:
                 process.kill()
                 kills += 1
         if process.returncode == 0:
@@ -132,6 +135,17 @@ def _kill(work: Path, source: Path, options: Any) -> None:
     is_same = found.keys() == whole.keys() and all(found[name] == whole[name] for name in whole if name not in named)
     took = time.perf_counter() - start
     print(f"killed {kills} times, {took:.0f} s in all: {'the same bytes' if is_same else 'OTHER BYTES'}")
+
+
+def _written(out: Path) -> int:
+    """Bytes of weight files, whole or not, that are on the disk; 0 while there is nothing of a conversion."""
+    found = 0
+    for path in out.glob("model*"):
+        try:
+            found += 512 * path.stat().st_blocks
+        except OSError:  # renamed meanwhile
+            continue
+    return found
 
 
 def _run(module: str, *arguments: str) -> Run:
