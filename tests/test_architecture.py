@@ -51,6 +51,7 @@ MLX_FILES = (
     "mlx_backend/conversion/search.py",
     "mlx_backend/conversion/sensitivity.py",
     "mlx_backend/conversion/source.py",
+    "mlx_backend/conversion/tracing.py",
     "mlx_backend/model/loader.py",
     "mlx_backend/model/rank_shapes.py",
     "mlx_backend/model/sharding.py",

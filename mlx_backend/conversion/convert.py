@@ -19,8 +19,17 @@ from mlx_backend.api.interface import LoadProgress
 from mlx_backend.conversion import folder as files
 from mlx_backend.conversion.budget import write_bytes
 from mlx_backend.conversion.errors import ConversionError
-from mlx_backend.conversion.journal import SUMMARY, Done, Journal, check_free, finished_plan, remove_parts
-from mlx_backend.conversion.plan import Plan
+from mlx_backend.conversion.journal import (
+    FOLDER,
+    SUMMARY,
+    Done,
+    Journal,
+    check_free,
+    finished_plan,
+    is_begun,
+    remove_parts,
+)
+from mlx_backend.conversion.plan import Item, Plan
 from mlx_backend.conversion.quantizing import Quantizer, nearest, write_item
 from mlx_backend.conversion.shards import PartFile, Shard, write_file
 from mlx_backend.conversion.source import DTYPES, Source
@@ -67,7 +76,8 @@ def convert(job: Job, report: Report = lambda _: None) -> Converted:
     identity = _identity(job)
     try:
         beside = files.files_beside(job.source.folder)
-        if finished_plan(job.out) == identity and not (job.out / ".conversion").exists():
+        if finished_plan(job.out) == identity and not is_begun(job.out):
+            shutil.rmtree(job.out / FOLDER, ignore_errors=True)
             return Converted(False, job.plan.weight_file_bytes)
         check_free(job.out)
         _check_room(job, beside)
@@ -91,9 +101,11 @@ def convert(job: Job, report: Report = lambda _: None) -> Converted:
 def _identity(job: Job) -> dict[str, Any]:
     """All that the bytes of the output depend on."""
     modules = job.source.modules
+    folder = job.source.folder.resolve()
     return {
         "source": job.origin,
-        "files": fingerprints(job.source.files),
+        "commit": folder.name if folder.parent.name == "snapshots" else None,  # of the hub's download cache
+        "files": fingerprints(job.source.files) if job.source.digests is None else dict(job.source.digests),
         "recipe": job.recipe,
         "scales": job.method,
         "dtype": None if job.source.dtype is None else DTYPES[job.source.dtype],
@@ -152,7 +164,7 @@ def _write_weights(job: Job, journal: Journal, report: Report) -> None:
             report(LoadProgress(done_bytes=done, total_bytes=total))
             if shard.name in journal.done:
                 for key in shard.units:
-                    _skip(job.source, items[key].unit.tensors)
+                    _skip(job.source, items[key])
             else:
 
                 def tell(more: int, at: int = done) -> None:
@@ -165,10 +177,16 @@ def _write_weights(job: Job, journal: Journal, report: Report) -> None:
     report(LoadProgress(done_bytes=total, total_bytes=total))
 
 
-def _skip(source: Source, tensors: tuple[tuple[str, str, tuple[int, ...]], ...]) -> None:
-    for name, _, _ in tensors:
-        if name in source.weights:
-            source.take(name)
+def _skip(source: Source, item: Item) -> None:
+    for name in _read_by(source, item):
+        source.take(name)
+    source.release(_read_by(source, item))
+
+
+def _read_by(source: Source, item: Item) -> list[str]:
+    """The source's weights that an item is made of."""
+    names = (item.path, *(f"{item.path}.{part}" for part in ("weight", "scales", "biases", "global_scale")))
+    return [name for name in names if name in source.weights]
 
 
 def _write_shard(job: Job, shard: Shard, report: Callable[[int], None]) -> Done:
@@ -176,9 +194,12 @@ def _write_shard(job: Job, shard: Shard, report: Callable[[int], None]) -> Done:
     file, errors, done = PartFile(job.out, shard), {}, 0
     try:
         for key in shard.units:
+            read = _read_by(job.source, items[key])
+            job.source.require(read)
             error = write_item(job.source, items[key], file, job.quantize)
             if error is not None:
                 errors[key] = error
+            job.source.release(read)
             done += items[key].unit.num_bytes
             report(done)
         digest = file.finish()

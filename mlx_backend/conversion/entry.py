@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import KVCacheConfig, LoadProgress
-from mlx_backend.conversion import budget, recipes
+from mlx_backend.conversion import budget, journal, recipes
 from mlx_backend.conversion.allocation import allocate
 from mlx_backend.conversion.errors import ConversionError as ConversionError
 from mlx_backend.conversion.measured import Quality as Quality
 from mlx_backend.conversion.recipe_writing import to_document
+from mlx_backend.conversion.remote import Fetch, RemoteFiles
+from mlx_backend.conversion.remote import make_hollow as make_hollow
 from mlx_backend.conversion.spec import Spec, read_spec
 from mlx_backend.kv_cache.plan import CacheShape, plan_caches
 from mlx_backend.planning.machines import this_machine
@@ -88,12 +90,23 @@ class Prepared:
         return convert(Job(self._source, self.plan, out, self.origin, self.recipe, quantize, self.scales), report)
 
 
-def prepare(folder: Path, origin: str, choice: Choice, report: Report = lambda _: None) -> Prepared:
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """Weight files that are not in the source's folder, but for their headers (`make_hollow`): how to fetch one."""
+
+    fetch: Fetch
+    digests: Mapping[str, str]
+    """What the files are known by."""
+
+
+def prepare(
+    folder: Path, origin: str, choice: Choice, report: Report = lambda _: None, remote: Remote | None = None
+) -> Prepared:
     """Plan the conversion of the model in a folder, or of a config.json alone; no weights are read but samples.
 
     Raises ConversionError.
     """
-    source_of = _opener(folder, choice.dtype)
+    source_of = _opener(folder, choice.dtype, remote)
     if choice.recipe is not None:
         recipe = recipes.find_recipe(choice.recipe)
         source = source_of()
@@ -102,7 +115,7 @@ def prepare(folder: Path, origin: str, choice: Choice, report: Report = lambda _
     elif choice.fit_bytes is not None:
         source, default = source_of(), None
         chooser = _fitting(source, source_of, choice, report)
-        measured = _basis(folder, choice)
+        measured = _basis(source, choice)
         name = f"formats that fit {choice.fit_bytes:,} bytes, by {measured}"
     else:
         default = read_spec(choice.bits, choice.group_size, choice.mode)
@@ -167,23 +180,32 @@ def find_recipes() -> list[recipes.Recipe]:
     return [recipes.find_recipe(name) for name in recipes.shipped()]
 
 
+check_free = journal.check_free
 read_bytes = budget.read_bytes
 read_tokens = budget.read_tokens
 write_bytes = budget.write_bytes
 
 
-def _opener(folder: Path, dtype: str | None) -> Callable[[], Source]:
+def _opener(folder: Path, dtype: str | None, remote: Remote | None) -> Callable[[], Source]:
     try:
         from mlx_backend.conversion.source import from_config, open_source, read_config
     except ImportError as error:
         raise ConversionError(f"a conversion needs mlx and mlx-lm ({error}); install them") from None
     if folder.is_file():
         return lambda: from_config(read_config(folder), dtype)
-    return lambda: open_source(folder, dtype)
+    if remote is None:
+        return lambda: open_source(folder, dtype)
+
+    def opened() -> Source:
+        source = open_source(folder, dtype, RemoteFiles(folder, remote.fetch))
+        source.digests = remote.digests
+        return source
+
+    return opened
 
 
-def _basis(folder: Path, choice: Choice) -> str:
-    if folder.is_file():
+def _basis(source: Source, choice: Choice) -> str:
+    if _is_elsewhere(source):
         return "errors of typical weights, since these are not here"
     return "KL divergence, measured one weight at a time" if choice.calibration else "errors of the weights"
 
@@ -192,6 +214,11 @@ def _build_plan(source: Source, chooser: recipes.Chooser, default: Spec | None) 
     from mlx_backend.conversion.plan import build_plan
 
     return build_plan(source, chooser, default)
+
+
+def _is_elsewhere(source: Source) -> bool:
+    """Whether there are no weights to measure."""
+    return source.checkpoint is None or source.remote is not None
 
 
 def _fitting(source: Source, source_of: Callable[[], Source], choice: Choice, report: Report) -> recipes.Chooser:
@@ -207,12 +234,12 @@ def _fitting(source: Source, source_of: Callable[[], Source], choice: Choice, re
     if sizes.least_bytes + headers > fit_bytes:
         least, given = budget.write_bytes(sizes.least_bytes + headers), budget.write_bytes(fit_bytes)
         raise ConversionError(f"{given} is below the smallest sensible size of this model, {least}")
-    if source.checkpoint is None:
+    if _is_elsewhere(source):
         options = typical_options(source, sizes)
     elif choice.calibration:
         options = measured_options(source.folder, choice.calibration, sizes, report)
     else:
-        options = sampled_options(source_of(), sizes)
+        options = sampled_options(source_of(), sizes, report)
 
     def chosen(headers: int) -> recipes.Chooser:
         found = allocate(options, max(fit_bytes - headers, sizes.least_bytes) - sizes.fixed_bytes)

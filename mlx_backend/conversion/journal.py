@@ -107,13 +107,18 @@ def check_free(out: Path) -> None:
     """Raise ConversionError where `out` holds anything that is not of a conversion that was begun here."""
     if out.exists() and not out.is_dir():
         raise ConversionError(f"{out} is a file; choose another --out")
-    if not out.is_dir() or (out / FOLDER / _FILE).exists():
+    if not out.is_dir() or is_begun(out):
         return
     held = sorted(each.name for each in out.iterdir() if each.name != FOLDER)
     if "config.json" in held:
         raise ConversionError(f"{out} holds a model already; choose another --out, or delete the folder")
     if held:
         raise ConversionError(f"{out} is not empty ({held[0]}); choose another --out, or delete the folder")
+
+
+def is_begun(out: Path) -> bool:
+    """Return whether a folder holds a conversion that has not ended."""
+    return (out / FOLDER / _FILE).exists()
 
 
 def finished_plan(out: Path) -> Any:

@@ -55,7 +55,7 @@ def write_item(source: Source, item: Item, file: PartFile, quantize: Quantizer) 
     for place in range(len(weights)):
         weight = weights[place] if packed is None else packed(weights[place], place)
         weights[place] = None  # type: ignore[call-overload]  # freed once it is written
-        _check(weight, item.path)
+        _check(weight, item.path, is_quantized=True)
         assert item.spec is not None
         made = quantize(weight, item.spec)
         mx.eval(made)
@@ -75,7 +75,7 @@ def _copy(source: Source, name: str, file: PartFile) -> None:
     for place in range(len(parts)):
         part, parts[place] = parts[place], None  # type: ignore[call-overload]
         if mx.issubdtype(part.dtype, mx.floating):
-            _check(part, name)
+            _check(part, name, is_quantized=False)
         data = _bytes(part)
         file.put(name, data, end)
         end += len(data)
@@ -101,15 +101,18 @@ def unpacker(source: Source, path: str, spec: Spec) -> Callable[[Any, int], mx.a
     return unpack
 
 
-def _check(weight: mx.array, path: str) -> None:
+def _check(weight: mx.array, path: str, *, is_quantized: bool) -> None:
+    """Raise ConversionError for a weight that cannot be read, has a NaN, or has an infinite number to be quantized."""
     try:
         mx.eval(weight)
-        is_broken = mx.isnan(weight).any().item()
+        is_sound = mx.isfinite(weight).all() if is_quantized else mx.logical_not(mx.isnan(weight).any())
+        is_broken = not is_sound.item()
     except RuntimeError as error:
         raise ConversionError(f"{path} cannot be read: {str(error).strip().splitlines()[0][:200]}") from None
     if is_broken:
+        what = "are infinite or" if is_quantized else "are"
         raise ConversionError(
-            f"{path} has weights that are no numbers (NaN); the source is damaged: compare it with `pippin verify`"
+            f"{path} has weights that {what} no numbers (NaN); the source is damaged: compare it with `pippin verify`"
         )
 
 

@@ -56,12 +56,15 @@ def read_sizes(source: Source, *, is_measured: bool = False) -> Sizes:
     return Sizes(formats, fixed)
 
 
-def sampled_options(source: Source, sizes: Sizes) -> dict[str, tuple[Option, ...]]:
+def sampled_options(
+    source: Source, sizes: Sizes, report: Callable[[LoadProgress], None]
+) -> dict[str, tuple[Option, ...]]:
     """Measure what each format of each weight loses, on samples, and use the source up. Raises ConversionError."""
     options = {}
     for path, formats in sizes.formats.items():
         losses = _losses(source, source.modules[path], tuple(formats))
         options[path] = tuple(Option(spec, num_bytes, losses[spec]) for spec, num_bytes in formats.items())
+        report(LoadProgress(done_bytes=len(options), total_bytes=len(sizes.formats)))
     return options
 
 

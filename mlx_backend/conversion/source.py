@@ -8,7 +8,7 @@ layer) is taken apart again, so that one expert at a time is in memory.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,9 @@ from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.conversion.errors import ConversionError
 from mlx_backend.conversion.headers import check_names, read_header
 from mlx_backend.conversion.recipes import Candidate
+from mlx_backend.conversion.remote import RemoteFiles
 from mlx_backend.conversion.spec import MODES, Spec
+from mlx_backend.conversion.tracing import files_needed, recorded_loads
 from mlx_backend.model.checkpoint import Checkpoint, open_checkpoint
 from mlx_backend.model.loader import build_model
 from mlx_backend.model.skeleton import build_from_config
@@ -95,6 +97,10 @@ class Source:
     """What unquantized weights are cast to; None where they stay."""
     checkpoint: Checkpoint | None = None
     """None where there is a config alone: such a source can be planned with, and no more."""
+    remote: RemoteFiles | None = None
+    """Its weight files, where they are fetched one by one."""
+    digests: Mapping[str, str] | None = None
+    """What its files are known by, where they are not here to be looked at."""
 
     @property
     def folder(self) -> Path:
@@ -106,26 +112,41 @@ class Source:
             raise ConversionError("there are no weights, but a config.json alone; its conversion can only be planned")
         return self.checkpoint
 
+    def require(self, paths: Iterable[str]) -> None:
+        """Have at hand what these weights are computed from. Raises ConversionError, OSError."""
+        if self.remote is not None:
+            self.remote.require(paths)
+
+    def release(self, paths: Iterable[str]) -> None:
+        """These weights are of no further use. Raises OSError."""
+        if self.remote is not None:
+            self.remote.release(paths)
+
     def take(self, path: str) -> list[mx.array]:
         """Give away a parameter's arrays, unevaluated; the last that holds them frees them."""
         parts, self.weights[path].parts = self.weights[path].parts, []
         return parts
 
 
-def open_source(folder: Path, dtype: str | None = None) -> Source:
+def open_source(folder: Path, dtype: str | None = None, remote: RemoteFiles | None = None) -> Source:
     """Open the model in a folder; nothing but headers is read. Raises ConversionError.
 
-    `dtype`: of weights that are not quantized, and of scales; else what the model's config says.
+    `dtype`: of weights that are not quantized, and of scales; else what the model's config says. `remote`: brings the
+    weight files' bytes when they are needed.
     """
     try:
         checkpoint = open_checkpoint(folder)
         headers = {file.name: read_header(file) for file in checkpoint.weight_files}
         check_names(headers)
-        with _recorded_stacks() as stacks:
+        with _recorded_stacks() as stacks, recorded_loads() as loads:
             model: Any = build_model(checkpoint)
     except ModelLoadError as error:
         raise ConversionError(str(error)) from None
-    return _taken(model, read_config(folder / "config.json"), dtype, stacks, checkpoint)
+    source = _taken(model, read_config(folder / "config.json"), dtype, stacks, checkpoint)
+    if remote is not None:
+        source.remote = remote
+        remote.expect(files_needed({path: weight.parts for path, weight in source.weights.items()}, loads))
+    return source
 
 
 def from_config(config: Mapping[str, Any], dtype: str | None = None) -> Source:

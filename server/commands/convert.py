@@ -12,9 +12,10 @@ import typer
 
 from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.conversion import entry
-from mlx_backend.conversion.entry import Choice, ConversionError
+from mlx_backend.conversion.entry import Choice, ConversionError, Prepared, Remote
+from mlx_backend.model.checkpoint import HUB_ID, find_model
 from server import pocket
-from server.commands import compare
+from server.commands import compare, hub_weights, pull
 from server.commands.progress import shown
 from server.config import ConfigError
 
@@ -28,6 +29,26 @@ class _Place:
     machine: Any
     context: int | None
     num_users: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """All that a person asks for."""
+
+    choice: Choice
+    place: _Place
+    is_for_machine: bool
+    """The size is what the machine leaves."""
+    calibrate: str | None
+    quality: str | None
+    save_recipe: str | None
+    out: str | None
+    as_json: bool
+
+    def target(self, prepared: Prepared) -> Path:
+        """The folder to write."""
+        name = re.sub(r"[^\w.-]", "-", prepared.origin.rpartition("/")[2])
+        return Path(self.out or f"{name}-{_suffix(self, prepared)}").expanduser()
 
 
 def convert(
@@ -66,6 +87,9 @@ def convert(
     save_recipe: str | None = typer.Option(
         None, metavar="FILE", help="Write the formats that are chosen as a recipe, in YAML."
     ),
+    from_hub: bool = typer.Option(
+        False, "--from-hub", help="Fetch a weight file at a time, so that the disk needs the result and a few of them."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what the model will be, and end."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of tables."),
     is_list: bool = typer.Option(
@@ -77,42 +101,81 @@ def convert(
     ),
 ) -> None:
     """Convert a model to MLX's format, quantized. Shows its size first; goes on where an earlier try was stopped."""
-    from server.commands import convert_report as report
-
-    measured = None
     choice = _choice(bits=bits, group_size=group_size, mode=mode, recipe=recipe, fit=fit, scales=scales, dtype=dtype)
     _check_hows({"--bits": bits, "--recipe": recipe, "--fit": fit, "--machine": machine}, mode)
+    is_for_machine = machine is not None and bits is recipe is fit is None and mode == "affine"
+    wish = _Wish(choice, _place(machine, context, users), is_for_machine, calibrate, quality, save_recipe, out, as_json)
     try:
-        folder, origin = _find(source)
-        place = _place(machine, context, users)
-        if machine is not None and bits is recipe is fit is None and mode == "affine":
-            choice = replace(choice, fit_bytes=_budget(folder, place))
-        ids = None if quality is None else compare.read_ids(folder, quality)
-        if calibrate is not None:
-            choice = replace(choice, calibration=tuple(compare.read_ids(folder, calibrate)))
-        with shown("measuring") as progress:
-            prepared = entry.prepare(folder, origin, choice, progress)
-        target = Path(
-            out or f"{_name_of(folder, origin)}-{_suffix(choice, prepared.plan.bits_per_weight)}"
-        ).expanduser()
-        report.show(prepared, target, place.machine, place.context, place.num_users, as_json=as_json)
-        if save_recipe is not None:
-            report.save_recipe(prepared, Path(save_recipe))
-        if dry_run or folder.is_file():
-            return
-        with shown("converting") as progress:
-            done = prepared.run(target, progress)
-        if quality is not None and ids is not None:
-            with shown("comparing") as progress:
-                measured = entry.add_quality(folder, target, ids, Path(quality).name, progress)
+        if _is_of_hub(source):
+            _convert_of_hub(source, wish, is_dry=dry_run, is_whole=not from_hub)
+        else:
+            folder, origin = _find(source)
+            prepared = _prepare(folder, origin, wish)
+            _show(prepared, wish)
+            if not dry_run and folder.is_dir():
+                _run(prepared, folder, wish)
     except (ConversionError, ModelLoadError) as error:
         raise ConfigError(str(error)) from None
     except KeyboardInterrupt:
         raise ConfigError("stopped; the same command goes on where this one did") from None
-    if not as_json:
+
+
+def _convert_of_hub(source: str, wish: _Wish, *, is_dry: bool, is_whole: bool) -> None:
+    """Show what a model of the hub will be, before it is fetched; then fetch it, whole or a file at a time."""
+    planned = _prepare(hub_weights.fetch_config(source), source, replace(wish, calibrate=None, quality=None))
+    _show(planned, wish)
+    if is_dry:
+        return
+    if is_whole:
+        folder, remote = pull.fetch(source), None
+    else:
+        if wish.calibrate or wish.quality:
+            raise ConversionError("--calibrate and --quality need the whole model here; leave --from-hub out")
+        entry.check_free(wish.target(planned))
+        folder = wish.target(planned) / ".conversion" / "source"
+        remote = hub_weights.open_remote(source, folder)
+    prepared = _prepare(folder, source, wish, remote)
+    if prepared.plan.weight_file_bytes != planned.plan.weight_file_bytes:
+        _show(prepared, wish)
+    _run(prepared, folder, replace(wish, out=str(wish.target(planned))))
+
+
+def _prepare(folder: Path, origin: str, wish: _Wish, remote: Remote | None = None) -> Prepared:
+    """Plan the conversion. Raises ConversionError, ModelLoadError."""
+    choice, place = wish.choice, wish.place
+    if wish.is_for_machine:
+        choice = replace(choice, fit_bytes=_budget(folder, place))
+    if wish.calibrate is not None:
+        choice = replace(choice, calibration=tuple(compare.read_ids(folder, wish.calibrate)))
+    if wish.quality is not None:
+        compare.read_ids(folder, wish.quality)  # a text that cannot be read is refused now
+    with shown("measuring") as progress:
+        return entry.prepare(folder, origin, choice, progress, remote)
+
+
+def _show(prepared: Prepared, wish: _Wish) -> None:
+    from server.commands import convert_report as report
+
+    place = wish.place
+    report.show(prepared, wish.target(prepared), place.machine, place.context, place.num_users, as_json=wish.as_json)
+    if wish.save_recipe is not None:
+        report.save_recipe(prepared, Path(wish.save_recipe))
+
+
+def _run(prepared: Prepared, folder: Path, wish: _Wish) -> None:
+    from server.commands import convert_report as report
+
+    target = wish.target(prepared)
+    with shown("converting") as progress:
+        done = prepared.run(target, progress)
+    if not wish.as_json:
         report.show_done(done, target)
-        if measured is not None:
-            print(compare.in_words(measured))
+    if wish.quality is not None:
+        with shown("comparing") as progress:
+            ids = compare.read_ids(folder, wish.quality)
+            quality = entry.add_quality(folder, target, ids, Path(wish.quality).name, progress)
+        if not wish.as_json:
+            print(compare.in_words(quality))
 
 
 def _choice(*, fit: str | None, scales: str | None, **given: Any) -> Choice:
@@ -136,16 +199,18 @@ def _check_hows(given: Mapping[str, Any], mode: str) -> None:
         raise ConfigError(f"--mode is for --bits; a recipe names its own, and {hows[0]} chooses")
 
 
-def _find(source: str) -> tuple[Path, str]:
-    """The source's folder or config.json, and its name: a hub id, or the folder's. Raises ModelLoadError."""
-    from mlx_backend.model.checkpoint import find_model
+def _is_of_hub(source: str) -> bool:
+    return not pocket.is_meant(source) and not Path(source).expanduser().exists() and bool(HUB_ID.fullmatch(source))
 
+
+def _find(source: str) -> tuple[Path, str]:
+    """The source's folder or config.json, and its name. Raises ModelLoadError."""
     if pocket.is_meant(source):
         return pocket.folder(), pocket.MODEL_ID
     if (file := Path(source).expanduser()).is_file() and file.suffix == ".json":
         return file, file.resolve().parent.name if file.name == "config.json" else file.stem
     folder = find_model(source)
-    return folder, folder.resolve().name if Path(source).expanduser().is_dir() else source
+    return folder, folder.resolve().name
 
 
 def _place(machine: str | None, context: str | None, num_users: int) -> _Place:
@@ -171,16 +236,13 @@ def _budget(folder: Path, place: _Place) -> int:
     )
 
 
-def _name_of(folder: Path, origin: str) -> str:
-    return re.sub(r"[^\w.-]", "-", origin.rpartition("/")[2]) or folder.name
-
-
-def _suffix(choice: Choice, bits_per_weight: float) -> str:
+def _suffix(wish: _Wish, prepared: Prepared) -> str:
+    choice = wish.choice
     if choice.recipe is not None:
         return Path(choice.recipe).stem
-    if choice.fit_bytes is not None:
-        return f"{bits_per_weight:.2f}bit"
-    return choice.mode if choice.mode != "affine" else f"{choice.bits}bit"
+    if choice.mode != "affine":
+        return choice.mode
+    return f"{prepared.plan.bits_per_weight:.2f}bit" if choice.bits is None else f"{choice.bits}bit"
 
 
 def _list(is_given: bool) -> None:

@@ -107,10 +107,3 @@ def test_losses_are_those_of_one_weight_at_a_time(kind: str, tmp_path: Path) -> 
         least, most = min(by_spec, key=lambda spec: spec.bits_per_weight if spec else 99), found[-1]
         assert most.loss == 0.0 and most.spec == opened.modules[path].spec
         assert by_spec[least] > 0.0 or len(found) == 1
-
-
-def test_calibration_chooses_within_the_size(source: Path) -> None:
-    choice = Choice(fit_bytes=90_000, calibration=tuple(IDS[:8]))
-    prepared = entry.prepare(source, "tiny", choice)
-    assert 85_000 < prepared.plan.weight_file_bytes <= 90_000
-    assert "measured one weight at a time" in prepared.recipe
