@@ -37,6 +37,11 @@ class Sizes:
     def least_bytes(self) -> int:
         return self.fixed_bytes + sum(min(sizes.values()) for sizes in self.formats.values())
 
+    @property
+    def most_bytes(self) -> int:
+        """Of the weights that have a choice."""
+        return sum(max(sizes.values()) for sizes in self.formats.values())
+
 
 def read_sizes(source: Source, *, is_measured: bool = False) -> Sizes:
     """Return the bytes of all formats; nothing is read. `is_measured`: losses will be, so that fewer bits may do."""
@@ -60,11 +65,12 @@ def sampled_options(
     source: Source, sizes: Sizes, report: Callable[[LoadProgress], None]
 ) -> dict[str, tuple[Option, ...]]:
     """Measure what each format of each weight loses, on samples, and use the source up. Raises ConversionError."""
-    options = {}
+    options, done = {}, 0
     for path, formats in sizes.formats.items():
         losses = _losses(source, source.modules[path], tuple(formats))
         options[path] = tuple(Option(spec, num_bytes, losses[spec]) for spec, num_bytes in formats.items())
-        report(LoadProgress(done_bytes=len(options), total_bytes=len(sizes.formats)))
+        done += max(formats.values())
+        report(LoadProgress(done_bytes=done, total_bytes=sizes.most_bytes))
     return options
 
 
@@ -82,20 +88,19 @@ def measured_options(
         expected = log_probabilities(model(tokens))
         mx.eval(expected)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise ConversionError(
-            f"the model cannot be computed here ({str(error)[:200]}); leave --calibrate out"
-        ) from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ConversionError(f"the model cannot be computed here ({reason}); leave --calibrate out") from None
     modules, options = dict(model.named_modules()), {}
-    total, done = sum(len(formats) for formats in sizes.formats.values()), 0
+    done = 0
     for path, formats in sizes.formats.items():
         found = []
         for spec, num_bytes in formats.items():
             with _stored(modules[path], spec) as is_changed:
                 loss = max(0.0, mean_kl(expected, model(tokens))) if is_changed else 0.0
             found.append(Option(spec, num_bytes, loss))
-            done += 1
-            report(LoadProgress(done_bytes=done, total_bytes=total))
         options[path] = tuple(found)
+        done += max(formats.values())
+        report(LoadProgress(done_bytes=done, total_bytes=sizes.most_bytes))
         mx.clear_cache()
     return options
 
