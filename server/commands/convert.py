@@ -32,8 +32,8 @@ class _Place:
 
 
 @dataclass(frozen=True, slots=True)
-class _Wish:
-    """All that a person asks for."""
+class _Request:
+    """The command's options, checked."""
 
     choice: Choice
     place: _Place
@@ -102,79 +102,84 @@ def convert(
 ) -> None:
     """Convert a model to MLX's format, quantized. Shows its size first; goes on where an earlier try was stopped."""
     choice = _choice(bits=bits, group_size=group_size, mode=mode, recipe=recipe, fit=fit, scales=scales, dtype=dtype)
-    _check_hows({"--bits": bits, "--recipe": recipe, "--fit": fit, "--machine": machine}, mode)
+    given = {"--bits": bits, "--recipe": recipe, "--fit": fit, "--machine": machine, "--calibrate": calibrate}
+    _check_hows(given, mode)
     is_for_machine = machine is not None and bits is recipe is fit is None and mode == "affine"
-    wish = _Wish(choice, _place(machine, context, users), is_for_machine, calibrate, quality, save_recipe, out, as_json)
+    request = _Request(
+        choice, _place(machine, context, users), is_for_machine, calibrate, quality, save_recipe, out, as_json
+    )
     try:
         if _is_of_hub(source):
-            _convert_of_hub(source, wish, is_dry=dry_run, is_whole=not from_hub)
+            _convert_of_hub(source, request, is_dry=dry_run, is_whole=not from_hub)
         else:
             folder, origin = _find(source)
-            prepared = _prepare(folder, origin, wish)
-            _show(prepared, wish)
+            prepared = _prepare(folder, origin, request)
+            _show(prepared, request)
             if not dry_run and folder.is_dir():
-                _run(prepared, folder, wish)
+                _run(prepared, folder, request)
     except (ConversionError, ModelLoadError) as error:
         raise ConfigError(str(error)) from None
     except KeyboardInterrupt:
         raise ConfigError("stopped; the same command goes on where this one did") from None
 
 
-def _convert_of_hub(source: str, wish: _Wish, *, is_dry: bool, is_whole: bool) -> None:
+def _convert_of_hub(source: str, request: _Request, *, is_dry: bool, is_whole: bool) -> None:
     """Show what a model of the hub will be, before it is fetched; then fetch it, whole or a file at a time."""
-    planned = _prepare(hub_weights.fetch_config(source), source, replace(wish, calibrate=None, quality=None))
-    _show(planned, wish)
+    planned = _prepare(hub_weights.fetch_config(source), source, replace(request, calibrate=None, quality=None))
+    _show(planned, request)
     if is_dry:
         return
     if is_whole:
         folder, remote = pull.fetch(source), None
     else:
-        if wish.calibrate or wish.quality:
+        if request.calibrate or request.quality:
             raise ConversionError("--calibrate and --quality need the whole model here; leave --from-hub out")
-        entry.check_free(wish.target(planned))
-        folder = wish.target(planned) / ".conversion" / "source"
+        entry.check_free(request.target(planned))
+        folder = request.target(planned) / ".conversion" / "source"
         remote = hub_weights.open_remote(source, folder)
-    prepared = _prepare(folder, source, wish, remote)
+    prepared = _prepare(folder, source, request, remote)
     if prepared.plan.weight_file_bytes != planned.plan.weight_file_bytes:
-        _show(prepared, wish)
-    _run(prepared, folder, replace(wish, out=str(wish.target(planned))))
+        _show(prepared, request)
+    _run(prepared, folder, replace(request, out=str(request.target(planned))))
 
 
-def _prepare(folder: Path, origin: str, wish: _Wish, remote: Remote | None = None) -> Prepared:
+def _prepare(folder: Path, origin: str, request: _Request, remote: Remote | None = None) -> Prepared:
     """Plan the conversion. Raises ConversionError, ModelLoadError."""
-    choice, place = wish.choice, wish.place
-    if wish.is_for_machine:
+    choice, place = request.choice, request.place
+    if request.is_for_machine:
         choice = replace(choice, fit_bytes=_budget(folder, place))
-    if wish.calibrate is not None:
-        choice = replace(choice, calibration=tuple(compare.read_ids(folder, wish.calibrate)))
-    if wish.quality is not None:
-        compare.read_ids(folder, wish.quality)  # a text that cannot be read is refused now
+    if request.calibrate is not None:
+        choice = replace(choice, calibration=tuple(compare.read_ids(folder, request.calibrate)))
+    if request.quality is not None:
+        compare.read_ids(folder, request.quality)  # a text that cannot be read is refused now
     with shown("measuring") as progress:
         return entry.prepare(folder, origin, choice, progress, remote)
 
 
-def _show(prepared: Prepared, wish: _Wish) -> None:
+def _show(prepared: Prepared, request: _Request) -> None:
     from server.commands import convert_report as report
 
-    place = wish.place
-    report.show(prepared, wish.target(prepared), place.machine, place.context, place.num_users, as_json=wish.as_json)
-    if wish.save_recipe is not None:
-        report.save_recipe(prepared, Path(wish.save_recipe))
+    place = request.place
+    report.show(
+        prepared, request.target(prepared), place.machine, place.context, place.num_users, as_json=request.as_json
+    )
+    if request.save_recipe is not None:
+        report.save_recipe(prepared, Path(request.save_recipe))
 
 
-def _run(prepared: Prepared, folder: Path, wish: _Wish) -> None:
+def _run(prepared: Prepared, folder: Path, request: _Request) -> None:
     from server.commands import convert_report as report
 
-    target = wish.target(prepared)
+    target = request.target(prepared)
     with shown("converting") as progress:
         done = prepared.run(target, progress)
-    if not wish.as_json:
+    if not request.as_json:
         report.show_done(done, target)
-    if wish.quality is not None:
+    if request.quality is not None:
         with shown("comparing") as progress:
-            ids = compare.read_ids(folder, wish.quality)
-            quality = entry.add_quality(folder, target, ids, Path(wish.quality).name, progress)
-        if not wish.as_json:
+            ids = compare.read_ids(folder, request.quality)
+            quality = entry.add_quality(folder, target, ids, Path(request.quality).name, progress)
+        if not request.as_json:
             print(compare.in_words(quality))
 
 
@@ -188,14 +193,16 @@ def _choice(*, fit: str | None, scales: str | None, **given: Any) -> Choice:
 
 
 def _check_hows(given: Mapping[str, Any], mode: str) -> None:
-    hows = [name for name, value in given.items() if value is not None]
+    hows = [name for name in _HOWS if given[name] is not None]
     if len(hows) > 1 and "--machine" in hows:
         hows.remove("--machine")  # the others decide; what comes of it is planned for that machine
     if len(hows) > 1:
         raise ConfigError(f"{' and '.join(hows)}: say one of {', '.join(_HOWS)}")
     if not hows and mode == "affine":
         raise ConfigError(f"say how: one of {', '.join(_HOWS)}; for example `pippin convert SRC --bits 4`")
-    if mode != "affine" and hows not in ([], ["--bits"]):
+    if given["--calibrate"] is not None and not {"--fit", "--machine"} & {*hows}:
+        raise ConfigError("--calibrate is for --fit and --machine: the others choose without measuring")
+    if mode != "affine" and hows not in ([], ["--bits"], ["--machine"]):
         raise ConfigError(f"--mode is for --bits; a recipe names its own, and {hows[0]} chooses")
 
 
@@ -236,8 +243,8 @@ def _budget(folder: Path, place: _Place) -> int:
     )
 
 
-def _suffix(wish: _Wish, prepared: Prepared) -> str:
-    choice = wish.choice
+def _suffix(request: _Request, prepared: Prepared) -> str:
+    choice = request.choice
     if choice.recipe is not None:
         return Path(choice.recipe).stem
     if choice.mode != "affine":

@@ -74,6 +74,7 @@ def test_what_a_machine_leaves_is_the_budget(tmp_path: Path, capsys: pytest.Capt
         (("--fit", "1kB"), "is below the smallest sensible size of this model, 2."),
         (("--recipe", "dynamo"), "do you mean dynamic?"),
         (("--recipe", "dynamic", "--mode", "mxfp4"), "--mode is for --bits"),
+        (("--bits", "4", "--calibrate", "t"), "--calibrate is for --fit and --machine"),
         (("--machine", "m9"), "There is no machine 'm9'"),
         (("--bits", "4", "--scales", "luck"), "--scales luck"),
         (("--bits", "4", "--dtype", "int8"), "dtype int8"),
