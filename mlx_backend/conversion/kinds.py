@@ -1,4 +1,4 @@
-"""Kinds of tensors, told by their paths in the model: for recipes, reports and floors. Pure; no MLX."""
+"""Kinds of tensors, by their paths in the model: for recipes, reports and floors. Pure; no MLX."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Two models compared on the same tokens: KL divergence, agreement of the next token, perplexity.
 
-A model that is larger than memory is computed layer by layer: all tokens go through a layer, whose weights are then
-freed.
+A model that is larger than memory is computed layer by layer: all tokens go through a layer, and its weights are
+freed then.
 """
 
 from __future__ import annotations

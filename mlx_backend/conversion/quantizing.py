@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from mlx_backend.conversion.spec import Spec
 Quantizer = Callable[[mx.array, Spec], Sequence[mx.array]]
 """Gives weight, scales and, in affine mode, biases."""
 
+_PIECE_WEIGHTS = 1 << 26
 _SAMPLE_WEIGHTS = 1 << 16
 """The error of a part is measured on so many of its weights: whole rows, spread over it."""
 
@@ -105,8 +106,7 @@ def _check(weight: mx.array, path: str, *, is_quantized: bool) -> None:
     """Raise ConversionError for a weight that cannot be read, has a NaN, or has an infinite number to be quantized."""
     try:
         mx.eval(weight)
-        is_sound = mx.isfinite(weight).all() if is_quantized else mx.logical_not(mx.isnan(weight).any())
-        is_broken = not is_sound.item()
+        is_broken = any(_is_broken(piece, is_quantized) for piece in _pieces(weight))
     except RuntimeError as error:
         raise ConversionError(f"{path} cannot be read: {str(error).strip().splitlines()[0][:200]}") from None
     if is_broken:
@@ -114,6 +114,17 @@ def _check(weight: mx.array, path: str, *, is_quantized: bool) -> None:
         raise ConversionError(
             f"{path} has weights that {what} no numbers (NaN); the source is damaged: compare it with `pippin verify`"
         )
+
+
+def _is_broken(numbers: mx.array, is_quantized: bool) -> bool:
+    is_sound = mx.isfinite(numbers).all() if is_quantized else mx.logical_not(mx.isnan(numbers).any())
+    return not is_sound.item()
+
+
+def _pieces(array: mx.array) -> Iterator[mx.array]:
+    """An array's numbers in pieces, so that what is made of them is small."""
+    flat = array.reshape(-1)
+    return (flat[start : start + _PIECE_WEIGHTS] for start in range(0, flat.size, _PIECE_WEIGHTS))
 
 
 def _measure(weight: mx.array, made: Sequence[mx.array], spec: Spec, into: Measured) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from mlx_backend.conversion.errors import ConversionError
 
 Fetch = Callable[[str], Path]
-"""Brings a whole weight file, whose checksum is right, onto the disk. Raises ConversionError."""
+"""Brings a whole weight file onto the disk and checks its checksum. Raises ConversionError."""
 _WHOLE = ".whole"
 
 

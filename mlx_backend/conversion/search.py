@@ -31,17 +31,22 @@ def searched(weight: mx.array, spec: Spec) -> Sequence[mx.array]:
     """Quantize in MLX's format with searched scales; in other modes than affine, and at 8 bits, as MLX does it."""
     if spec.mode != "affine" or spec.bits >= 8:
         return nearest(weight, spec)
-    groups = weight.reshape(-1, spec.group_size)
-    rows = max(1, _CHUNK_WEIGHTS // spec.group_size)
-    _, scales, biases = nearest(weight, spec)
-    flat = (scales.reshape(-1, 1), biases.reshape(-1, 1))
+    rows = weight.reshape(-1, weight.shape[-1])
+    step = max(1, _CHUNK_WEIGHTS // weight.shape[-1])
     found = []
-    for start in range(0, groups.shape[0], rows):
-        end = start + rows
-        found.append(_search(groups[start:end], *(each[start:end] for each in flat), 2**spec.bits - 1))
+    for start in range(0, rows.shape[0], step):
+        found.append(_searched_rows(rows[start : start + step], spec))
         mx.eval(found[-1])
-    codes, *new = (mx.concatenate([part[place] for part in found]) for place in range(3))
-    return _pack(codes.reshape(weight.shape), spec.bits), new[0].reshape(scales.shape), new[1].reshape(biases.shape)
+    made = (mx.concatenate([part[place] for part in found]) for place in range(3))
+    return tuple(array.reshape(*weight.shape[:-1], -1) for array in made)
+
+
+def _searched_rows(rows: mx.array, spec: Spec) -> tuple[mx.array, mx.array, mx.array]:
+    """Return packed codes, scales and biases of rows [n, width]."""
+    _, scales, biases = nearest(rows, spec)
+    flat = (scales.reshape(-1, 1), biases.reshape(-1, 1))
+    codes, *new = _search(rows.reshape(-1, spec.group_size), *flat, 2**spec.bits - 1)
+    return _pack(codes.reshape(rows.shape), spec.bits), new[0].reshape(scales.shape), new[1].reshape(biases.shape)
 
 
 def _search(groups: mx.array, scale: mx.array, bias: mx.array, most: int) -> tuple[mx.array, mx.array, mx.array]:
@@ -101,7 +106,7 @@ def _better(new: Any, error: Any, a: Any, scale: Any, b: Any, bias: Any) -> tupl
 
 
 def _wide(scale: mx.array, bias: mx.array) -> tuple[mx.array, mx.array]:
-    """Return both in float32; a scale of 0, whose group is of one number, as one that divides."""
+    """Return both in float32; a scale of 0, of a group of one number, as one that divides."""
     wide = scale.astype(mx.float32)
     return mx.where(wide == 0, 1e-12, wide), bias.astype(mx.float32)
 

@@ -29,7 +29,7 @@ class Shard:
     head: bytes
     tensors: Mapping[str, Tensor]
     units: tuple[str, ...]
-    """Keys of the units whose tensors these are, in order."""
+    """Keys of the units that these tensors belong to, in order."""
 
     @property
     def size(self) -> int:

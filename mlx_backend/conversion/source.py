@@ -1,7 +1,7 @@
 """The model that is converted, as mlx-lm builds it: its weights as unevaluated arrays, taken out one at a time.
 
 mlx-lm's own loader renames, splits and dequantizes, so a conversion has the tensors that it would serve. Arrays are
-lazy: one is read and computed when it is needed, and freed once nobody holds it. What mlx-lm stacks (the experts of a
+lazy: one is read and computed when it is needed, and freed after its last use. What mlx-lm stacks (the experts of a
 layer) is taken apart again, so that one expert at a time is in memory.
 """
 
@@ -68,7 +68,7 @@ class Weight:
 
 @dataclass(slots=True)
 class Module:
-    """A layer whose weight is quantized or can be: how it is now, and the model's own opinion."""
+    """A layer with a weight that is quantized or can be: its format now, and the model's own opinion."""
 
     path: str
     width: int

@@ -29,7 +29,7 @@ def fetch_config(model: str) -> Path:
 
 
 def open_remote(model: str, folder: Path) -> Remote:
-    """Make a model's folder whose weight files hold nothing but headers. Raises ModelLoadError, ConversionError."""
+    """Make a model's folder with weight files that hold nothing but headers. Raises ModelLoadError, ConversionError."""
     wanted = ask(model, None)
     weights = [name for name in wanted.large if name.endswith(".safetensors")]
     try:
