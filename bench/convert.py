@@ -62,16 +62,21 @@ sys.argv = sys.argv[1:]
 try:
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 finally:
-    print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print("USED", used.ru_maxrss, used.ru_utime + used.ru_stime, file=sys.stderr)
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One conversion: seconds, and the most memory that it had, in bytes."""
+    """One conversion: seconds, those of its processor, and the most memory that it had, in bytes."""
 
     seconds: float
+    cpu_s: float
     peak_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.1f} s, {self.cpu_s:.1f} s of the processor, peak {self.peak_bytes / 1e6:,.0f} MB"
 
 
 def main() -> None:
@@ -100,12 +105,14 @@ def _compare(work: Path, source: Path, options: Any) -> None:
     for folder in (ours, theirs):
         shutil.rmtree(folder, ignore_errors=True)
     own = _run("server", "convert", str(source), "--bits", options.bits, "--out", str(ours))
-    print(f"pippin convert --bits {options.bits}: {own.seconds:.1f} s, peak {own.peak_bytes / 1e6:,.0f} MB")
+    print(f"pippin convert --bits {options.bits}: {own}", flush=True)
     other = _run(
         "mlx_lm", "convert", "--hf-path", str(source), "--mlx-path", str(theirs), "-q", "--q-bits", options.bits
     )
-    print(f"mlx_lm.convert: {other.seconds:.1f} s, peak {other.peak_bytes / 1e6:,.0f} MB")
-    print(f"time of ours to theirs: {own.seconds / other.seconds:.2f}")
+    print(f"mlx_lm.convert: {other}")
+    print(
+        f"ours to theirs: {own.seconds / other.seconds:.2f}, of the processor {own.cpu_s / other.cpu_s:.2f}", flush=True
+    )
     print(f"tensors: {_differing(ours, theirs)}")
     shutil.rmtree(theirs)
     print(f"pippin convert again: {'nothing to do' if _is_done(source, ours, options) else 'NOT RECOGNIZED'}")
@@ -155,8 +162,9 @@ def _run(module: str, *arguments: str) -> Run:
     )
     if done.returncode:
         raise SystemExit(f"{module} ended with {done.returncode}: {done.stderr[-2000:]}")
-    peak = int(done.stderr.rpartition("PEAK ")[2].split()[0])
-    return Run(time.perf_counter() - start, peak * (1 if sys.platform == "darwin" else 1024))
+    peak, cpu_s = done.stderr.rpartition("USED ")[2].split()[:2]
+    took = time.perf_counter() - start
+    return Run(took, float(cpu_s), int(peak) * (1 if sys.platform == "darwin" else 1024))
 
 
 def _is_done(source: Path, out: Path, options: Any) -> bool:

@@ -113,7 +113,7 @@ def _watch(model: Any, total: int, report: Callable[[LoadProgress], None], *, is
     def watched(kind: type) -> type:
         def call(self: Any, *args: Any, **options: Any) -> Any:
             nonlocal done
-            out = kind.__call__(self, *args, **options)  # type: ignore[operator]
+            out = kind.__call__(self, *args, **options)
             mx.eval(out)
             done += sum(array.nbytes for _, array in tree_flatten(self.parameters()))
             if is_freed:

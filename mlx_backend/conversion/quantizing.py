@@ -55,7 +55,7 @@ def write_item(source: Source, item: Item, file: PartFile, quantize: Quantizer) 
     measured = Measured()
     for place in range(len(weights)):
         weight = weights[place] if packed is None else packed(weights[place], place)
-        weights[place] = None  # type: ignore[call-overload]  # freed once it is written
+        weights[place] = None  # freed once it is written
         _check(weight, item.path, is_quantized=True)
         assert item.spec is not None
         made = quantize(weight, item.spec)
@@ -74,7 +74,7 @@ def _copy(source: Source, name: str, file: PartFile) -> None:
     end = 0
     parts = source.take(name)
     for place in range(len(parts)):
-        part, parts[place] = parts[place], None  # type: ignore[call-overload]
+        part, parts[place] = parts[place], None
         if mx.issubdtype(part.dtype, mx.floating):
             _check(part, name, is_quantized=False)
         data = _bytes(part)

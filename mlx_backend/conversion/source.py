@@ -197,7 +197,7 @@ def _wanted_dtype(config: Mapping[str, Any], dtype: str | None) -> Any:
 
 
 @contextmanager
-def _recorded_stacks() -> Iterator[dict[int, Sequence[mx.array]]]:
+def _recorded_stacks() -> Iterator[Mapping[int, Sequence[mx.array]]]:
     """Give, for the id of each array that `mx.stack` makes along the first axis meanwhile, what it is made of.
 
     The arrays live until the end, so that ids are theirs alone.

@@ -104,7 +104,7 @@ def convert(
     choice = _choice(bits=bits, group_size=group_size, mode=mode, recipe=recipe, fit=fit, scales=scales, dtype=dtype)
     given = {"--bits": bits, "--recipe": recipe, "--fit": fit, "--machine": machine, "--calibrate": calibrate}
     _check_hows(given, mode)
-    is_for_machine = machine is not None and bits is recipe is fit is None and mode == "affine"
+    is_for_machine = machine is not None and mode == "affine" and (bits, recipe, fit) == (None, None, None)
     request = _Request(
         choice, _place(machine, context, users), is_for_machine, calibrate, quality, save_recipe, out, as_json
     )

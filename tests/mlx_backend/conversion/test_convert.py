@@ -152,7 +152,7 @@ def test_search_loses_less_than_range(tmp_path: Path) -> None:
     source = write_published(tmp_path / "source", "qwen3_moe")
     errors = {}
     for scales in ("range", "search"):
-        out = converted(source, tmp_path / scales, Choice(bits=2, scales=scales))  # type: ignore[arg-type]
+        out = converted(source, tmp_path / scales, Choice(bits=2, scales=scales))
         errors[scales] = json.loads((out / "conversion.json").read_text())["relative_errors"]
     assert len(errors["range"]) == 18
     quantized_more = [path for path in errors["range"] if not path.endswith("mlp.gate")]
@@ -241,7 +241,8 @@ def test_files_beside_the_weights_are_copied_and_all_have_their_checksums(publis
     out = converted(published, tmp_path / "out")
     for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json", "LICENSE"):
         assert (out / name).read_bytes() == (published / name).read_bytes()
-    sums = dict(reversed(line.split("  ")) for line in (out / "SHA256SUMS").read_text().splitlines())
+    lines = [line.split("  ") for line in (out / "SHA256SUMS").read_text().splitlines()]
+    sums = {name: digest for digest, name in lines}
     assert sums == {name: digest for name, digest in bytes_of(out).items() if name != "SHA256SUMS"}
 
 

@@ -85,7 +85,7 @@ def test_the_files_that_are_laid_out_are_read_as_they_were_meant(
         for place, tensors in enumerate(given_units)
     ]
     shards = lay_out(made, most)
-    found = {}
+    found: dict[str, object] = {}
     for shard in shards:
         raw = shard.head[8:]
         header = parse_header(shard.name, int.from_bytes(shard.head[:8], "little"), raw, shard.size)

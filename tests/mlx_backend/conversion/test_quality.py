@@ -61,7 +61,8 @@ def test_layer_by_layer_is_the_same(source: Path) -> None:
 
     from mlx_backend.conversion.quality import logits_of, sequences_of
 
-    tokens, told = sequences_of(IDS, 16), []
+    told: list[Any] = []
+    tokens = sequences_of(IDS, 16)
     at_once = logits_of(source, tokens, 1 << 40, lambda _: None)
     by_layer = logits_of(source, tokens, 0, told.append)
     assert mx.array_equal(at_once, by_layer).item()
