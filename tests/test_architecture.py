@@ -27,6 +27,7 @@ SERVER_MAY_IMPORT = {
         "conversion.entry",
         "factory",
         "follow",
+        "model.adapter_files",
         "model.checkpoint",
         "planning.memory",
         "planning.machines",
