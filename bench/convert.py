@@ -126,9 +126,10 @@ def _kill(work: Path, source: Path, options: Any) -> None:
     command = [sys.executable, "-m", "server", "convert", str(source), "--bits", options.bits, "--out", str(out)]
     kills, start, size = 0, time.perf_counter(), sum(file.stat().st_size for file in (work / "ours").glob("model*"))
     while kills < options.kills:
+        whole_bytes = sum(path.stat().st_size for path in out.glob("model*.safetensors"))
+        target, since = whole_bytes + chance.random() * min(size - whole_bytes, 1.1 * SHARD_BYTES), time.time()
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            before, more = _written(out), chance.random() * min(size, SHARD_BYTES) * 1.1
-            while process.poll() is None and _written(out) < before + more:
+            while process.poll() is None and whole_bytes + _written(out, since) < target:
                 time.sleep(0.02)
             if process.poll() is None:
                 process.kill()
@@ -144,14 +145,15 @@ def _kill(work: Path, source: Path, options: Any) -> None:
     print(f"killed {kills} times, {took:.0f} s in all: {'the same bytes' if is_same else 'OTHER BYTES'}")
 
 
-def _written(out: Path) -> int:
-    """Bytes of weight files, whole or not, that are on the disk; 0 while there is nothing of a conversion."""
+def _written(out: Path, since: float) -> int:
+    """Bytes of weight files, whole or not, that were written since then."""
     found = 0
-    for path in out.glob("model*"):
+    for path in out.glob("model*.safetensors*"):
         try:
-            found += 512 * path.stat().st_blocks
+            facts = path.stat()
         except OSError:  # renamed meanwhile
             continue
+        found += 512 * facts.st_blocks if facts.st_mtime >= since else 0
     return found
 
 
