@@ -19,7 +19,21 @@ import typer
 
 from mlx_backend.api.interface import SimulateConfig
 from server import __version__, pocket
-from server.commands import bench, cache, chat, doctor, install_service, join, keys, launch, ps, pull, verify
+from server.commands import (
+    bench,
+    cache,
+    chat,
+    compare,
+    convert,
+    doctor,
+    install_service,
+    join,
+    keys,
+    launch,
+    ps,
+    pull,
+    verify,
+)
 from server.config import Config, ConfigError, Field, Resolved, fields, resolve, sections, value_of
 
 app = typer.Typer(
@@ -36,6 +50,8 @@ app.command()(launch.launch)
 app.command()(ps.ps)
 app.command()(join.join)
 app.command()(pull.pull)
+app.command()(convert.convert)
+app.command()(compare.compare)
 app.command()(verify.verify)
 app.add_typer(cache.app, name="cache")
 app.add_typer(keys.app, name="keys")

@@ -24,6 +24,7 @@ SERVER_MAY_IMPORT = {
         "api.interface",
         "api.errors",
         "api.options",
+        "conversion.entry",
         "factory",
         "follow",
         "model.adapter_files",
@@ -44,6 +45,14 @@ SERVER_MAY_IMPORT = {
 REQUEST_FILES = ("server/dialects/*", "server/service/*", "server/grammars/*", "server/text/*", "server/security/*")
 REQUEST_DOORS = {"mlx_backend.api.interface", "mlx_backend.api.errors"}
 MLX_FILES = (
+    "mlx_backend/conversion/convert.py",
+    "mlx_backend/conversion/plan.py",
+    "mlx_backend/conversion/quality.py",
+    "mlx_backend/conversion/quantizing.py",
+    "mlx_backend/conversion/search.py",
+    "mlx_backend/conversion/sensitivity.py",
+    "mlx_backend/conversion/source.py",
+    "mlx_backend/conversion/tracing.py",
     "mlx_backend/model/loader.py",
     "mlx_backend/model/rank_shapes.py",
     "mlx_backend/model/sharding.py",
@@ -68,7 +77,7 @@ FLOORS = (
     ("kv_cache", "sampling"),
     ("planning",),
     ("model",),
-    ("prefix_cache",),
+    ("prefix_cache", "conversion"),
     ("runners",),
     ("ranks",),
     ("engine",),

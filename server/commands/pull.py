@@ -28,7 +28,7 @@ _AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
+class Wanted:
     """What is to be fetched of a repository: the bytes and the digest of each file, by name."""
 
     commit: str
@@ -57,7 +57,7 @@ def pull(
 
 def fetch(model: str, revision: str | None = None) -> Path:
     """The folder of the model, complete and compared. Raises ModelLoadError."""
-    wanted = _ask(model, revision)
+    wanted = ask(model, revision)
     record = Record("the hub's record", wanted.digests)
     folder = _download(model, revision, wanted)
     damaged = _compare(folder, record)
@@ -74,7 +74,7 @@ def fetch(model: str, revision: str | None = None) -> Path:
     return folder
 
 
-def _ask(model: str, revision: str | None) -> _Wanted:
+def ask(model: str, revision: str | None) -> Wanted:
     """What the hub says of the repository's files."""
     from huggingface_hub import HfApi, hf_hub_download
 
@@ -83,12 +83,12 @@ def _ask(model: str, revision: str | None) -> _Wanted:
         files = {each.rfilename: each for each in info.siblings or ()}
         index = Path(hf_hub_download(model, INDEX, revision=info.sha)).read_text("utf-8") if INDEX in files else None
     except Exception as error:  # the hub's client raises whatever its HTTP library does
-        raise ModelLoadError(_explain(model, error)) from error
+        raise ModelLoadError(explain(model, error)) from error
     try:
         wanted = [files[name] for name in belonging(files, index)]
     except ModelLoadError as error:
         raise ModelLoadError(f"{model} {error}") from error
-    return _Wanted(
+    return Wanted(
         str(info.sha),
         {each.rfilename: each.size or 0 for each in wanted},
         {each.rfilename: digest for each in wanted if (digest := _digest(each))},
@@ -100,14 +100,14 @@ def _digest(file: Any) -> str | None:
     return None if digest is None else str(digest)
 
 
-def _download(model: str, revision: str | None, wanted: _Wanted) -> Path:
+def _download(model: str, revision: str | None, wanted: Wanted) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     def work() -> str:
         with ThreadPoolExecutor(_AT_ONCE) as threads:
-            list(threads.map(lambda name: _fetch_large(model, name, wanted, blobs), wanted.large))
+            list(threads.map(lambda name: fetch_large(model, name, wanted, blobs), wanted.large))
         # The rest; and of what is there already, the links to it.
         return str(snapshot_download(model, revision=revision, allow_patterns=list(wanted.sizes)))
 
@@ -124,12 +124,12 @@ def _download(model: str, revision: str | None, wanted: _Wanted) -> Path:
         try:
             folder = Path(running.result())
         except Exception as error:  # as above
-            raise ModelLoadError(_explain(model, error)) from error
+            raise ModelLoadError(explain(model, error)) from error
         report(LoadProgress(done_bytes=total, total_bytes=total))
     return folder
 
 
-def _fetch_large(model: str, name: str, wanted: _Wanted, blobs: Path) -> None:
+def fetch_large(model: str, name: str, wanted: Wanted, blobs: Path) -> None:
     """A file into the cache, by its digest. The hub's own client begins anew in every process; this goes on."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
@@ -175,7 +175,7 @@ def _compare(folder: Path, record: Record) -> list[model_files.Damage]:
         return model_files.compare(folder, record, report)
 
 
-def _explain(model: str, error: BaseException) -> str:
+def explain(model: str, error: BaseException) -> str:
     """One line on why the hub does not give the model."""
     from huggingface_hub import constants, errors
 

@@ -1111,6 +1111,43 @@ MUTANTS: tuple[Mutant, ...] = (
         ("the user's own key goes to another server", "if name not in prepared.unset}", "}"),
         ("a signal that comes early is lost", "            self._waiting.append(number)", "            pass"),
     ),
+    # --- conversion
+    *_of(
+        "mlx_backend/conversion/allocation.py",
+        "tests/mlx_backend/conversion/test_allocation.py",
+        ("a model is larger than the size that was asked for", "        if taken + more > budget_bytes:", "        if taken > budget_bytes:"),
+    ),
+    *_of(
+        "mlx_backend/conversion/recipes.py",
+        "tests/mlx_backend/conversion/test_recipes.py",
+        ("a recipe ruins the router", "        spec = floor if floor.bits > spec.bits else spec", "        pass"),
+    ),
+    *_of(
+        "mlx_backend/conversion/journal.py",
+        "tests/mlx_backend/conversion/test_convert.py",
+        ("a folder has the weights of two conversions", "        if difference := _difference(lines[0][\"plan\"], self._plan):", "        if difference := None:"),
+    ),
+    *_of(
+        "mlx_backend/conversion/headers.py",
+        "tests/mlx_backend/conversion/test_headers.py",
+        ("one tensor's bytes are read as another's", "        if each.begin != end:", "        if False:"),
+    ),
+    *_of(
+        "mlx_backend/conversion/quantizing.py",
+        "tests/mlx_backend/conversion/test_convert.py",
+        ("a damaged model is converted", "    if is_broken:", "    if False:"),
+    ),
+    *_of(
+        "mlx_backend/conversion/convert.py",
+        "tests/mlx_backend/conversion/test_convert.py",
+        ("a disk is filled for nothing", "        _check_room(job, beside)\n", ""),
+        ("a folder looks like a model before it is one", "    config = texts.pop(\"config.json\")\n", "    config = texts[\"config.json\"]\n    write_file(job.out / \"config.json\", config)\n"),
+    ),
+    *_of(
+        "mlx_backend/conversion/quality.py",
+        "tests/mlx_backend/conversion/test_quality.py",
+        ("the card praises a model too much", "        kl += (mx.exp(a) * (a - b)).sum().item()", "        kl += (mx.exp(b) * (b - a)).sum().item()"),
+    ),
     *_of(
         "mlx_backend/model/adapter_files.py",
         "tests/mlx_backend/model/test_adapter_files.py",

@@ -1,0 +1,1 @@
+"""Convert published weights to a folder that fits: recipes, allocation by bytes, streaming, quality."""

@@ -1,0 +1,63 @@
+"""`pippin compare`: how far one model's predictions are from another's, on a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.conversion import entry
+from mlx_backend.conversion.entry import ConversionError
+from server import pocket
+from server.commands.progress import shown
+from server.config import ConfigError
+
+_MOST_CHARACTERS = 1 << 20
+
+
+def compare(
+    source: str = typer.Argument(..., metavar="SOURCE", help="The model that is compared with: a folder or a hub id."),
+    other: str = typer.Argument(..., metavar="OTHER", help="The model that is measured, such as a conversion of it."),
+    text: str = typer.Option(..., metavar="FILE", help="A text file; of it the first 8,192 tokens are used."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Measure how far a model is from another: KL divergence, agreement of the next token, perplexity."""
+    import json
+
+    try:
+        folders = find(source), find(other)
+        ids = read_ids(folders[0], text)
+        with shown("computing") as progress:
+            quality = entry.compare(*folders, ids, progress)
+    except (ConversionError, ModelLoadError) as error:
+        raise ConfigError(str(error)) from None
+    print(json.dumps(quality.to_document(), indent=2) if as_json else in_words(quality))
+
+
+def in_words(quality: entry.Quality) -> str:
+    """Return what was measured, in a few lines."""
+    return (
+        f"KL divergence {quality.kl:.5f} nats a token, over {quality.num_tokens:,} tokens\n"
+        f"the same next token in {quality.agreement:.2%}\n"
+        f"perplexity {quality.perplexity:.4f}, of the source {quality.source_perplexity:.4f}"
+    )
+
+
+def find(model: str) -> Path:
+    """Return the folder of a model. Raises ModelLoadError."""
+    from mlx_backend.model.checkpoint import find_model
+
+    return pocket.folder() if pocket.is_meant(model) else find_model(model)
+
+
+def read_ids(folder: Path, file: str) -> list[int]:
+    """Return a text's tokens, by the tokenizer of the model in a folder. Raises ConversionError, ModelLoadError."""
+    from server.text.tokenizer import load_tokenizer
+
+    try:
+        text = Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConversionError(f"{file} cannot be read as a text ({reason})") from None
+    return load_tokenizer(folder).encode(text[:_MOST_CHARACTERS], add_special_tokens=True)
