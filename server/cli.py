@@ -18,7 +18,20 @@ import typer
 
 from mlx_backend.api.interface import SimulateConfig
 from server import __version__, pocket
-from server.commands import bench, cache, chat, doctor, install_service, join, keys, launch, ps, pull, verify
+from server.commands import (
+    bench,
+    cache,
+    chat,
+    doctor,
+    import_model,
+    install_service,
+    join,
+    keys,
+    launch,
+    ps,
+    pull,
+    verify,
+)
 from server.config import Config, ConfigError, Field, Resolved, fields, resolve, sections, value_of
 
 app = typer.Typer(
@@ -36,6 +49,7 @@ app.command()(ps.ps)
 app.command()(join.join)
 app.command()(pull.pull)
 app.command()(verify.verify)
+app.command("import")(import_model.import_model)
 app.add_typer(cache.app, name="cache")
 app.add_typer(keys.app, name="keys")
 install_service.add_to(app, lambda arguments: _parse_serve(arguments))

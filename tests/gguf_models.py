@@ -112,7 +112,7 @@ def write_gguf(
         is_plain = values.ndim < 2 or any(part in name for part in _FLOAT_NAMES)
         wanted = "F32" if is_plain else choose(name)
         tensors[name] = encode(values, "F32" if values.shape[-1] % 32 else wanted)
-    metadata = {**_metadata(config, architecture), **_tokenizer(original)}
+    metadata = {**_metadata(config, architecture), **tokenizer_metadata(original)}
     if change is not None:
         change(metadata, tensors)
     return write(path, metadata, tensors)
@@ -210,7 +210,8 @@ def _of_deepseek(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tokenizer(original: Path) -> dict[str, Any]:
+def tokenizer_metadata(original: Path) -> dict[str, Any]:
+    """The tokenizer of a folder as the metadata of a GGUF file have it."""
     tokenizer = json.loads((original / "tokenizer.json").read_text())
     settings = json.loads((original / "tokenizer_config.json").read_text())
     ids = dict(tokenizer["model"]["vocab"])

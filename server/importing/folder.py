@@ -121,7 +121,7 @@ class Folder:
             journal = json.loads((self.path / JOURNAL).read_text(encoding="utf-8"))
             identity, done, losses = journal["identity"], dict(journal["done"]), Losses.from_json(journal["losses"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            if any(self.path.iterdir()):
+            if any(file.name != f"{JOURNAL}.part" for file in self.path.iterdir()):
                 message = "is there and holds something else; name another folder with --out"
                 raise CannotImport(f"{self.path} {message}") from None
             return {}

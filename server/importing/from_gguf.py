@@ -69,6 +69,22 @@ class GGUFImport:
         """The relative error that quantizing anew has added, by type; of what this run has written."""
         return self._converter.losses.relative()
 
+    def describe(self) -> list[str]:
+        """Lines for people: what is in the file, and what it becomes."""
+        types = ", ".join(f"{kind} {size(num_bytes)}" for kind, num_bytes in self.types.items())
+        config = self.contents.config
+        layers, context = config["num_hidden_layers"], config["max_position_embeddings"]
+        widths = Counter(self._converter.quantization().values())
+        becomes = ", ".join(f"{number} matrices of {bits} bits" for bits, number in widths.most_common()) or "no codes"
+        lines = [
+            f"{self.model.name}: {self.architecture}, {layers} layers, a context of {context} tokens; {types}",
+            f"becomes {size(self.contents.num_bytes)} in MLX's format: {becomes}, the rest {self.dtype.name}",
+            *self.notes,
+        ]
+        if not self.has_template:
+            lines.append("the file has no chat template: chats are refused until there is one, completions are not")
+        return lines
+
     def folder(self, path: Path) -> Folder:
         """The folder that the import writes. Raises CannotImport where it is another's."""
         return Folder(path, self.contents)
@@ -147,3 +163,8 @@ def _quantization(bits_of: Mapping[str, int]) -> dict[str, Any] | None:
     settings = {"group_size": 32, "bits": usual, "mode": "affine"}
     others = {target: {**settings, "bits": bits} for target, bits in bits_of.items() if bits != usual}
     return {**settings, **others}
+
+
+def size(num_bytes: int) -> str:
+    """A size for people."""
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 10**9 else f"{num_bytes / 1e6:.1f} MB"
