@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from server.config_sources import ConfigError, Field, Given, read
+from server.request_defaults import KEY as DEFAULTS_KEY
+from server.request_defaults import RequestDefaults, read_defaults
 
 KEY = "models"
 _SECTIONS = ("kv_cache", "context")
@@ -31,6 +33,8 @@ class ModelEntry:
     keep_alive_s: float | None = None
     """Unloaded when idle for so long; None: as `residency.keep_alive_s` says."""
     aliases: tuple[str, ...] = ()
+    defaults: RequestDefaults = field(default_factory=RequestDefaults)
+    """What requests say where they do not say otherwise."""
     own: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -49,7 +53,8 @@ def read_models(given: Given, table: Sequence[Field]) -> tuple[ModelEntry, ...]:
 
 def as_written(entry: ModelEntry) -> dict[str, Any]:
     """What is not a default of an entry."""
-    settings = {"pinned": entry.pinned, "keep_alive_s": entry.keep_alive_s, "aliases": list(entry.aliases), **entry.own}
+    settings = {"pinned": entry.pinned, "keep_alive_s": entry.keep_alive_s, "aliases": list(entry.aliases)}
+    settings |= {DEFAULTS_KEY: entry.defaults.as_written(), **entry.own}
     return {"model": entry.model, **{key: value for key, value in settings.items() if value}}
 
 
@@ -65,12 +70,14 @@ def _read_entry(name: Any, content: Any, origin: str, own: Mapping[str, Field]) 
     for key, value in content.items():
         if key == "aliases":
             values[key] = _read_aliases(value, f"{origin}: {place}.aliases")
+        elif key == DEFAULTS_KEY:
+            values[key] = read_defaults(value, f"{origin}: {place}.{DEFAULTS_KEY}")
         elif key in _FIELDS:
             values[key] = read(replace(_FIELDS[key], section=place), Given(value, origin))
         elif key in _SECTIONS and isinstance(value, dict):
             values.setdefault("own", {}).update(_read_section(key, value, place, origin, own))
         else:
-            known = ", ".join([*_FIELDS, "aliases", *_SECTIONS])
+            known = ", ".join([*_FIELDS, "aliases", DEFAULTS_KEY, *_SECTIONS])
             raise ConfigError(f"{origin}: {place} cannot have {key!r} so; it is a mapping of {known}")
     if "model" not in values:
         raise ConfigError(f"{origin}: {place}.model is missing: the folder or hub id")
