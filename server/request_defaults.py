@@ -100,9 +100,7 @@ def _number(value: Any, wanted: Number, at: str) -> Any:
 def _range(wanted: Number) -> str:
     kind = "a whole number" if wanted.type is int else "a number"
     most = int(wanted.most) if wanted.type is int else wanted.most
-    return (
-        f"{kind} above {wanted.least:g}, up to {most}" if wanted.is_open else f"{kind} from {wanted.least:g} to {most}"
-    )
+    return f"{kind} {f'above {wanted.least:g}, up' if wanted.is_open else f'from {wanted.least:g}'} to {most}"
 
 
 def _stops(value: Any, at: str) -> tuple[str, ...]:

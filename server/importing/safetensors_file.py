@@ -71,12 +71,13 @@ def _write_at(handle: int, piece: bytes, place: int) -> int:
     return written
 
 
-def digest_of(file: Path) -> str:
-    """The SHA-256 of a file. Raises OSError."""
+def digest_of(file: Path, done: Progress = lambda _: None) -> str:
+    """The SHA-256 of a file; `done` is called with bytes as they are read. Raises OSError."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while piece := stream.read(_READ_BYTES):
             digest.update(piece)
+            done(len(piece))
     return digest.hexdigest()
 
 

@@ -47,17 +47,14 @@ def test_they_are_a_model_s(tmp_path: Path) -> None:
     assert value_of(config, "models")["a"]["defaults"] == {**yaml.safe_load(text), "stop": ["###"]}
 
 
-VALUES = {
-    name: st.integers(0, 100) if name in ("top_k", "seed") else st.sampled_from([0.5, 0.75, 1.0]) for name in SAMPLING
-}
+WHOLE, SHARES = st.integers(0, 100), st.sampled_from([0.5, 0.75, 1.0])
+VALUES = {name: WHOLE if name in ("top_k", "seed") else SHARES for name in SAMPLING}
+MESSAGE = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": st.text(min_size=1)})
 OTHERS = {
     "max_tokens": st.integers(1, 9),
     "stop": st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=3),
     "system": st.text(min_size=1, max_size=9),
-    "messages": st.lists(
-        st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": st.text(min_size=1)}),
-        min_size=1,
-    ),
+    "messages": st.lists(MESSAGE, min_size=1),
 }
 
 
@@ -79,7 +76,7 @@ def test_what_is_written_again_is_the_same(values: dict[str, object]) -> None:
         ("{temperature: .nan}", "must be a number from 0 to 2, not nan"),
         ("{temperature: true}", "must be a number from 0 to 2, not True"),
         ("{temperature: null}", "must be a number from 0 to 2, not None"),
-        ("{top_p: 0}", "top_p must be a number above 0 to 1, not 0"),
+        ("{top_p: 0}", "top_p must be a number above 0, up to 1, not 0"),
         ("{top_k: 1.5}", "top_k must be a whole number from 0 to 2147483648, not 1.5"),
         ("{seed: -1}", "seed must be a whole number from 0 to 18446744073709551615, not -1"),
         ("{max_tokens: 0}", "max_tokens must be a whole number from 1 to"),
