@@ -156,9 +156,10 @@ class _Builder:
 
     def _set(self, instruction: Instruction, name: str, value: Any) -> None:
         try:
-            read_defaults({name: value}, f"{instruction.name.upper()} {instruction.key}".strip())
+            read_defaults({name: value}, "defaults")
         except ConfigError as error:
-            raise CannotImport(f"line {instruction.line}: {error}") from None
+            said = f"{instruction.name.upper()} {instruction.key}".strip()
+            raise CannotImport(f"line {instruction.line}: {said} {str(error).partition(' ')[2]}") from None
         self._defaults[name] = value
 
 
