@@ -53,7 +53,11 @@ def read_models(given: Given, table: Sequence[Field]) -> tuple[ModelEntry, ...]:
 
 def as_written(entry: ModelEntry) -> dict[str, Any]:
     """What is not a default of an entry."""
-    settings = {"pinned": entry.pinned, "keep_alive_s": entry.keep_alive_s, "aliases": list(entry.aliases)}
+    settings: dict[str, Any] = {
+        "pinned": entry.pinned,
+        "keep_alive_s": entry.keep_alive_s,
+        "aliases": list(entry.aliases),
+    }
     settings |= {DEFAULTS_KEY: entry.defaults.as_written(), **entry.own}
     return {"model": entry.model, **{key: value for key, value in settings.items() if value}}
 

@@ -67,8 +67,8 @@ def write(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Raw]) -
     for name, tensor in tensors.items():
         header += tensor_info(name, tensor.shape, NUMBERS[tensor.type], len(body))
         body += tensor.data + b"\0" * (-len(tensor.data) % ALIGNMENT)
-        kind = TYPES[NUMBERS[tensor.type]]
-        assert len(tensor.data) == kind.row_bytes(int(np.prod(tensor.shape))), name
+        wanted = TYPES[NUMBERS[tensor.type]].row_bytes(int(np.prod(tensor.shape)))
+        assert len(tensor.data) == wanted, name
     path.write_bytes(header + b"\0" * (-len(header) % ALIGNMENT) + body)
     return path
 

@@ -17,7 +17,8 @@ from server.dialects.openai_refusals import check_extra as check_extra
 from server.dialects.openai_schema import JSONText, NotEmpty, ResponseFormat, StructuredOutputs
 from server.dialects.openai_schema import TokenId as TokenId
 from server.errors import InvalidRequest, UnsupportedParameter
-from server.request_defaults import MAX_STOPS, SAMPLING
+from server.request_defaults import MAX_STOPS as MAX_STOPS
+from server.request_defaults import SAMPLING
 
 MAX_CHOICES = 128
 BIAS_KEY = "[0-9]{1,9}"

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 GROUP_SIZE = 32
-Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float32]
 Array = NDArray[Any]
+Bytes = Array
+"""Of uint8."""
+Floats = Array
+"""Of float32."""
 
 
 @dataclass(frozen=True, slots=True)

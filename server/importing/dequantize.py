@@ -6,10 +6,11 @@ The types that need large tables are left to the `gguf` package, where it is ins
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from server.importing.affine import Array, Bytes, Floats, half, is_affine, read_groups, values_of
+from server.importing.affine import Bytes, Floats, half, is_affine, read_groups, values_of
 from server.importing.gguf_types import NUMBERS
 from server.importing.problems import CannotImport
 
@@ -34,11 +35,11 @@ def values(name: str, rows: Bytes) -> Floats:
         return values_of(read_groups(name, rows))
     if name in _READERS:
         block_bytes, read = _READERS[name]
-        return read(rows.reshape(-1, block_bytes)).reshape(rows.shape[0], -1).astype(np.float32)
+        return np.asarray(read(rows.reshape(-1, block_bytes)), np.float32).reshape(rows.shape[0], -1)
     return _by_library(name, rows)
 
 
-def _two_k(blocks: Bytes) -> Array:
+def _two_k(blocks: Bytes) -> Any:
     packed = blocks[:, 16:80].reshape(-1, 2, 1, 32)
     codes = (packed >> np.array([0, 2, 4, 6], np.uint8)[:, None]) & 3
     scales = (half(blocks, 80) * (blocks[:, :16] & 15))[..., None]
@@ -46,7 +47,7 @@ def _two_k(blocks: Bytes) -> Array:
     return scales * codes.reshape(-1, 16, 16) - minima
 
 
-def _three_k(blocks: Bytes) -> Array:
+def _three_k(blocks: Bytes) -> Any:
     high, low, packed = blocks[:, None, :32], blocks[:, 32:96].reshape(-1, 2, 1, 32), blocks[:, 96:108]
     twos = ((low >> np.array([0, 2, 4, 6], np.uint8)[:, None]) & 3).reshape(-1, 8, 32)
     thirds = (high >> np.arange(8, dtype=np.uint8)[:, None]) & 1
@@ -57,7 +58,7 @@ def _three_k(blocks: Bytes) -> Array:
     return (half(blocks, 108) * scales)[..., None] * codes.reshape(-1, 16, 16)
 
 
-def _six_k(blocks: Bytes) -> Array:
+def _six_k(blocks: Bytes) -> Any:
     low, high = blocks[:, :128].reshape(-1, 2, 64), blocks[:, 128:192].reshape(-1, 2, 1, 32)
     fours = np.concatenate([low & 15, low >> 4], axis=2).reshape(-1, 2, 4, 32)
     tops = (high >> np.array([0, 2, 4, 6], np.uint8)[:, None]) & 3
@@ -66,12 +67,12 @@ def _six_k(blocks: Bytes) -> Array:
     return (half(blocks, 208) * scales)[..., None] * codes.reshape(-1, 16, 16)
 
 
-def _four_nonlinear(blocks: Bytes) -> Array:
+def _four_nonlinear(blocks: Bytes) -> Any:
     packed = blocks[:, 2:18]
     return half(blocks, 0) * _FOUR_BIT_VALUES[np.concatenate([packed & 15, packed >> 4], axis=1)]
 
 
-def _four_nonlinear_large(blocks: Bytes) -> Array:
+def _four_nonlinear_large(blocks: Bytes) -> Any:
     tops = np.ascontiguousarray(blocks[:, 2:4]).view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16)
     fours = np.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], axis=2).reshape(-1, 8)
     scales = (fours | ((tops & 3) << 4)).astype(np.int8) - 32
@@ -80,7 +81,7 @@ def _four_nonlinear_large(blocks: Bytes) -> Array:
     return (half(blocks, 0) * scales)[..., None] * codes
 
 
-_READERS: dict[str, tuple[int, Callable[[Bytes], Array]]] = {
+_READERS: dict[str, tuple[int, Callable[[Bytes], Any]]] = {
     "Q2_K": (84, _two_k),
     "Q3_K": (110, _three_k),
     "Q6_K": (210, _six_k),

@@ -56,4 +56,4 @@ def _llama3_factors(number: int, base: float, settings: dict[str, Any]) -> Float
     factor, low, high = settings["factor"], settings["low_freq_factor"], settings["high_freq_factor"]
     context = settings["original_max_position_embeddings"]
     share = np.clip((context / lengths - low) / (high - low), 0, 1)
-    return (1 / ((1 - share) / factor + share)).astype(np.float32)
+    return np.asarray(1 / ((1 - share) / factor + share), np.float32)

@@ -47,7 +47,7 @@ class _File:
 
     def rows(self, tensor: Tensor, first: int, number: int) -> Bytes:
         found = np.empty(number * tensor.row_bytes, np.uint8)
-        view, done = memoryview(found), 0
+        view, done = memoryview(found.data), 0
         try:
             while done < len(view):
                 read = os.preadv(self._handle, [view[done:]], tensor.offset + first * tensor.row_bytes + done)

@@ -176,7 +176,13 @@ _NO_OPTIONS: dict[str, Any] = {
 
 
 def _whole(model: dict[str, Any], **parts: Any) -> dict[str, Any]:
-    empty = {"truncation": None, "padding": None, "added_tokens": [], "normalizer": None, "pre_tokenizer": None}
+    empty: dict[str, Any] = {
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": None,
+    }
     return {"version": "1.0", **empty, "post_processor": None, "decoder": None, **parts, "model": model}
 
 

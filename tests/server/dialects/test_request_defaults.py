@@ -86,12 +86,14 @@ async def test_they_hold_where_nothing_is_said(api: str) -> None:
     assert prompt == (TOLD if api in CHATS else "hi")
 
 
-OPENAI = {"temperature": 1.5, "top_p": 0.75, "top_k": 3, "min_p": 0.0, "repetition_penalty": 1.0, "seed": 5}
-OPENAI |= {"max_tokens": 44, "stop": "d"}  # type: ignore[dict-item]
+OPENAI: dict[str, Any] = {
+    **{"temperature": 1.5, "top_p": 0.75, "top_k": 3, "min_p": 0.0, "repetition_penalty": 1.0, "seed": 5},
+    **{"max_tokens": 44, "stop": "d"},
+}
 OPTIONS = {**OPENAI, "repeat_penalty": 1.0, "num_predict": 44}
 OLLAMA = {"options": {name: OPTIONS[name] for name in OPTIONS if name not in ("repetition_penalty", "max_tokens")}}
-ANTHROPIC = {"temperature": 1.0, "top_p": 0.75, "top_k": 3, "max_tokens": 44, "stop_sequences": ["d"]}
-SAYS = {"chat": OPENAI, "responses": OPENAI, "completions": OPENAI, "messages": ANTHROPIC}
+ANTHROPIC: dict[str, Any] = {"temperature": 1.0, "top_p": 0.75, "top_k": 3, "max_tokens": 44, "stop_sequences": ["d"]}
+SAYS: dict[str, dict[str, Any]] = {"chat": OPENAI, "responses": OPENAI, "completions": OPENAI, "messages": ANTHROPIC}
 
 
 @pytest.mark.parametrize("api", [*CHATS, *TEXTS])

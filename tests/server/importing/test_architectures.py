@@ -106,7 +106,7 @@ def test_keys_and_values_in_one_matrix_are_split(tmp_path: Path, originals: Any)
 
 @pytest.mark.parametrize("is_joined", [True, False])
 def test_the_older_kind_of_deepseek(tmp_path: Path, is_joined: bool) -> None:
-    changes = {
+    changes: dict[str, Any] = {
         "model_type": "deepseek_v2",
         "topk_method": "greedy",
         "n_group": 1,

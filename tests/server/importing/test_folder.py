@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from server import model_files
-from server.importing import dequantize, safetensors_file
-from server.importing import folder as folders
+from server.importing import dequantize
 from server.importing.folder import Folder
 from server.importing.from_gguf import GGUFImport, Wishes
 from server.importing.problems import CannotImport
@@ -82,7 +81,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, place: int) -> list[str]:
         return call
 
     for name in ("pwrite", "replace", "fsync"):
-        monkeypatch.setattr(safetensors_file.os, name, dying(name, getattr(os, name)))
+        monkeypatch.setattr(os, name, dying(name, getattr(os, name)))
     return calls
 
 
@@ -160,7 +159,7 @@ def test_a_disk_that_is_full_is_noticed_first_and_on_the_way(
 ) -> None:
     path = tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr(folders.shutil, "disk_usage", lambda _: Usage(0, 0, 1000))
+        patched.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 1000))
         with pytest.raises(CannotImport, match=r"has 0\.0 GB free; the model needs 0\.1 GB more"):
             folder_of(gguf, path).write()
     assert not path.exists()
@@ -169,7 +168,7 @@ def test_a_disk_that_is_full_is_noticed_first_and_on_the_way(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(safetensors_file.os, "pwrite", full)
+        patched.setattr(os, "pwrite", full)
         with pytest.raises(CannotImport, match="cannot be written: No space left on device; what is there is taken up"):
             folder_of(gguf, path).write()
     assert [file.name for file in path.iterdir()] == ["import.journal"]
