@@ -20,11 +20,13 @@ from server.importing.dtypes import DType
 from server.importing.gguf_file import Tensor
 from server.importing.problems import CannotImport
 from server.importing.rows import read_rows, read_whole
+from server.importing.side_by_side import in_order
 
 EIGHT_BITS = 8
 """Of what has six bits, and of what is transposed on its way."""
 _FLOATS = ("F32", "F16", "BF16", "F64")
 _FLOAT32 = DType("float32")
+Write = Callable[[Groups], tuple[bytes, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,9 @@ class Losses:
     errors: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     wholes: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    def add(self, kind: str, values: Floats, groups: Groups) -> None:
-        self.errors[kind] += float(np.square(affine.values_of(groups) - values, dtype=np.float64).sum())
-        self.wholes[kind] += float(np.square(values, dtype=np.float64).sum())
+    def add(self, kind: str, error: float, whole: float) -> None:
+        self.errors[kind] += error
+        self.wholes[kind] += whole
 
     def relative(self) -> dict[str, float]:
         """The relative error of each type's values."""
@@ -138,28 +140,42 @@ class Converter:
             Output(f"{weight.target}.biases", self._dtype.tag, (*rows, groups), self._dtype.num_bytes * num_scales),
         )
 
-        def pieces() -> Iterator[tuple[bytes, ...]]:
-            for found in self._groups(weight, bits):
-                _check_finite(found.scales, tensor)
-                _check_finite(found.biases, tensor)
-                packed = affine.pack(found.codes, bits).tobytes()
-                yield packed, self._encode(found.scales, tensor), self._encode(found.biases, tensor)
+        def write(groups: Groups) -> tuple[bytes, ...]:
+            _check_finite(groups.scales, tensor)
+            _check_finite(groups.biases, tensor)
+            packed = affine.pack(groups.codes, bits).tobytes()
+            return packed, self._encode(groups.scales, tensor), self._encode(groups.biases, tensor)
 
-        return Part(outputs, pieces)
+        is_copied = affine.is_affine(tensor.type.name) and weight.reshape is None
+        make = self._copying(weight, write) if is_copied else self._quantizing(weight, bits, write)
+        return Part(outputs, make)
 
-    def _groups(self, weight: Weight, bits: int) -> Iterator[Groups]:
+    def _copying(self, weight: Weight, write: Write) -> Callable[[], Iterator[tuple[bytes, ...]]]:
         tensor = self._tensors[weight.source]
         kind = tensor.type.name
-        if affine.is_affine(kind) and weight.reshape is None:
-            order = None if weight.order is None else weight.order()
-            for rows in read_rows(tensor, order):
-                yield affine.read_groups(kind, rows)
-            return
-        for values in self._values(weight):
+
+        def pieces() -> Iterator[tuple[bytes, ...]]:
+            rows = read_rows(tensor, None if weight.order is None else weight.order())
+            return in_order(lambda each: write(affine.read_groups(kind, each)), rows)
+
+        return pieces
+
+    def _quantizing(self, weight: Weight, bits: int, write: Write) -> Callable[[], Iterator[tuple[bytes, ...]]]:
+        tensor = self._tensors[weight.source]
+
+        def work(values: Floats) -> tuple[tuple[bytes, ...], float, float]:
             _check_finite(values, tensor)
-            groups = requantize.quantize(values.reshape(-1, weight.shape[-1]), bits, self._dtype)
-            self.losses.add(kind, values.reshape(groups.codes.shape), groups)
-            yield groups
+            values = values.reshape(-1, weight.shape[-1])
+            groups = requantize.quantize(values, bits, self._dtype)
+            error = _sum_of_squares(affine.values_of(groups) - values)
+            return write(groups), error, _sum_of_squares(values)
+
+        def pieces() -> Iterator[tuple[bytes, ...]]:
+            for written, error, whole in in_order(work, self._values(weight)):
+                self.losses.add(tensor.type.name, error, whole)
+                yield written
+
+        return pieces
 
     def _plain_part(self, weight: Weight) -> Part:
         tensor, dtype = self._tensors[weight.source], _FLOAT32 if weight.form == "exact" else self._dtype
@@ -197,6 +213,11 @@ class Converter:
             raise CannotImport(
                 f"tensor {tensor.name!r} has {error}, the most of float16; import it with --dtype bfloat16"
             ) from None
+
+
+def _sum_of_squares(values: Floats) -> float:
+    """Rows in float32, in which numpy is fast, and their sums in float64."""
+    return float(np.square(values).sum(axis=1).sum(dtype=np.float64))
 
 
 def _all_values(tensor: Tensor) -> Floats:
