@@ -113,7 +113,11 @@ class Folder:
 
     def _read_journal(self) -> dict[str, str]:
         """The digests of the shards that are done, by name. Raises CannotImport where the folder is another's."""
-        if self.is_complete or not self.path.exists():
+        if self.is_complete:
+            with contextlib.suppress(OSError):
+                (self.path / JOURNAL).unlink()  # of a try that ended between its last two steps
+            return {}
+        if not self.path.exists():
             return {}
         if not self.path.is_dir():
             raise CannotImport(f"{self.path} is a file; name another folder with --out")

@@ -106,6 +106,9 @@ def test_what_was_interrupted_goes_on_and_ends_in_the_same_bytes(
         assert content(path) == content(whole)
         assert folder_of(gguf, path).is_complete
     assert len(kept) > 3
+    (path / "import.journal").write_text("left behind")
+    assert folder_of(gguf, path).is_complete
+    assert content(path) == content(whole)
 
 
 def test_a_shard_that_was_damaged_meanwhile_is_written_again(
