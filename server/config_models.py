@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mlx_backend.api.interface import AdapterConfig
+from server.adapters import checked, served_name
 from server.config_sources import ConfigError, Field, Given, read
 from server.request_defaults import KEY as DEFAULTS_KEY
 from server.request_defaults import RequestDefaults, read_defaults
@@ -33,6 +35,7 @@ class ModelEntry:
     keep_alive_s: float | None = None
     """Unloaded when idle for so long; None: as `residency.keep_alive_s` says."""
     aliases: tuple[str, ...] = ()
+    adapters: tuple[AdapterConfig, ...] = ()
     defaults: RequestDefaults = field(default_factory=RequestDefaults)
     """What requests say where they do not say otherwise."""
     own: Mapping[str, Any] = field(default_factory=dict)
@@ -57,8 +60,10 @@ def as_written(entry: ModelEntry) -> dict[str, Any]:
         "pinned": entry.pinned,
         "keep_alive_s": entry.keep_alive_s,
         "aliases": list(entry.aliases),
+        "adapters": {adapter.name: adapter.path for adapter in entry.adapters},
+        DEFAULTS_KEY: entry.defaults.as_written(),
+        **entry.own,
     }
-    settings |= {DEFAULTS_KEY: entry.defaults.as_written(), **entry.own}
     return {"model": entry.model, **{key: value for key, value in settings.items() if value}}
 
 
@@ -74,6 +79,8 @@ def _read_entry(name: Any, content: Any, origin: str, own: Mapping[str, Field]) 
     for key, value in content.items():
         if key == "aliases":
             values[key] = _read_aliases(value, f"{origin}: {place}.aliases")
+        elif key == "adapters":
+            values[key] = _read_adapters(value, f"{origin}: {place}.adapters")
         elif key == DEFAULTS_KEY:
             values[key] = read_defaults(value, f"{origin}: {place}.{DEFAULTS_KEY}")
         elif key in _FIELDS:
@@ -81,7 +88,7 @@ def _read_entry(name: Any, content: Any, origin: str, own: Mapping[str, Field]) 
         elif key in _SECTIONS and isinstance(value, dict):
             values.setdefault("own", {}).update(_read_section(key, value, place, origin, own))
         else:
-            known = ", ".join([*_FIELDS, "aliases", DEFAULTS_KEY, *_SECTIONS])
+            known = ", ".join([*_FIELDS, "aliases", "adapters", DEFAULTS_KEY, *_SECTIONS])
             raise ConfigError(f"{origin}: {place} cannot have {key!r} so; it is a mapping of {known}")
     if "model" not in values:
         raise ConfigError(f"{origin}: {place}.model is missing: the folder or hub id")
@@ -113,8 +120,18 @@ def _read_aliases(value: Any, place: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _read_adapters(value: Any, place: str) -> tuple[AdapterConfig, ...]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{place} must be a mapping of names to folders, not {value!r}")
+    try:
+        return checked(value.items())
+    except ValueError as error:
+        raise ConfigError(f"{place}: {error}") from None
+
+
 def _check_names(entries: Sequence[ModelEntry], origin: str) -> None:
     names = [name for entry in entries for name in (entry.name, *entry.aliases)]
+    names += [served_name(entry.name, adapter.name) for entry in entries for adapter in entry.adapters]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(f"{origin}: {KEY}: two models are called {twice!r}")

@@ -120,7 +120,8 @@ class _Builder:
         self._set(instruction, "messages", [*self._defaults.get("messages", []), message])
 
     def _refuse_adapter(self, instruction: Instruction) -> None:
-        raise CannotImport(f"line {instruction.line}: ADAPTER is not supported; without it the model is another one")
+        message = "ADAPTER is not supported; leave it out, and name the adapter under `adapters` of the entry"
+        raise CannotImport(f"line {instruction.line}: {message}")
 
     def _take_parameter(self, instruction: Instruction) -> None:
         name = instruction.key
