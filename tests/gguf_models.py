@@ -86,7 +86,7 @@ _FLOAT_NAMES = ("norm", "ffn_gate_inp", "bias")
 
 
 def write_original(folder: Path, architecture: str, *, seed: int = 0, **changes: Any) -> Path:
-    """Write the tiny model of an architecture, with a tokenizer whose tokens it has embeddings for."""
+    """Write the tiny model of an architecture, with a tokenizer and an embedding for each of its tokens."""
     write_tiny_tokenizer(folder)
     vocab_size = 1 + json.loads((folder / "tokenizer.json").read_text())["added_tokens"][-1]["id"]
     name, own = MODELS[architecture]

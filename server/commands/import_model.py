@@ -124,15 +124,15 @@ def _list(stores: Any) -> None:
 
     rows = []
     for name, stored in ollama_store.list_models(stores.ollama):
-        told = str(stored) if isinstance(stored, CannotImport) else size(stored.num_bytes)
-        rows.append((f"ollama:{name}", told))
+        shown_as = str(stored) if isinstance(stored, CannotImport) else size(stored.num_bytes)
+        rows.append((f"ollama:{name}", shown_as))
     for local in lmstudio.list_models(stores.lmstudio):
         if local.is_mlx:
             rows.append((f"lmstudio:{local.name}", f"MLX, served as it is: pippin serve {local.path}"))
         else:
             rows += [(f"lmstudio:{local.name}/{file.name}", size(file.stat().st_size)) for file in local.ggufs]
     width = max((len(name) for name, _ in rows), default=0)
-    for name, told in rows:
-        print(f"{name:<{width}}  {told}")
+    for name, shown_as in rows:
+        print(f"{name:<{width}}  {shown_as}")
     if not rows:
         print(f"there are no models in {stores.ollama} or {stores.lmstudio}")

@@ -97,6 +97,8 @@ def _llama(metadata: Metadata, tensors: Tensors) -> Blueprint:
     _add_heads(config, heads)
     unused = frozenset({"rope_freqs.weight"} & tensors.keys())
     if unused:
+        if tensors["rope_freqs.weight"].num_values != heads[2] // 2:
+            raise CannotImport(f"the file's rope_freqs.weight has not {heads[2] // 2} factors, one for each frequency")
         factors = values(tensors["rope_freqs.weight"].type.name, read_whole(tensors["rope_freqs.weight"])).reshape(-1)
         config["rope_scaling"] = rope.of_factors(factors, config["rope_theta"])
     return Blueprint(config, weights, unused)

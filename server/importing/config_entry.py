@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def add_to(file: Path, name: str, values: Mapping[str, Any]) -> None:
 
     The file is replaced as a whole, once what it would be has been read as a configuration.
     """
+    file = file.resolve()  # a link stays one
     part = file.with_name(f"{file.name}.part")
     try:
         before = file.read_text(encoding="utf-8") if file.exists() else ""
@@ -36,6 +38,8 @@ def add_to(file: Path, name: str, values: Mapping[str, Any]) -> None:
         except ConfigError as error:
             message = str(error).replace(str(part), str(file))
             raise CannotImport(f"the model {name!r} cannot be added: {message}") from None
+        if file.exists():
+            shutil.copymode(file, part)
         os.replace(part, file)
     except OSError as error:
         raise CannotImport(f"{file} cannot be written: {error.strerror or error}") from None

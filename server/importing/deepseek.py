@@ -40,7 +40,7 @@ def deepseek2(metadata: Metadata, tensors: Tensors) -> Blueprint:
 
 
 def _is_third(metadata: Metadata, tensors: Tensors) -> bool:
-    """Whether it is V3's kind, whose router takes sigmoids; V2's takes a softmax."""
+    """Whether it is of V3's kind, with sigmoids in its router; V2's has a softmax."""
     has_bias = any(name.endswith("exp_probs_b.bias") for name in tensors)
     gating = metadata.whole(".expert_gating_func", _SIGMOID if has_bias else _SOFTMAX)
     if gating not in (_SOFTMAX, _SIGMOID) or (gating == _SOFTMAX and has_bias):

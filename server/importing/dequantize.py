@@ -15,7 +15,7 @@ from server.importing.gguf_types import NUMBERS
 from server.importing.problems import CannotImport
 
 PLAIN = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
-"""Types whose values are numbers of the machine."""
+"""Types with values that numpy reads."""
 _FOUR_BIT_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
 

@@ -49,7 +49,7 @@ def ends(metadata: Metadata, tensors: Tensors) -> tuple[dict[str, Any], list[Wei
 
 
 def layer(place: int) -> Callable[..., Weight]:
-    """What builds the weights of one layer, whose names there begin alike."""
+    """Return what builds the weights of one layer."""
 
     def weight(source: str, target: str, *shape: int, form: Form = "linear", **more: Any) -> Weight:
         return Weight(f"blk.{place}.{source}", f"model.layers.{place}.{target}", shape, form, **more)
@@ -70,7 +70,7 @@ def feed_forward(place: int, hidden: int, inner: int, *, suffix: str = "", under
 
 
 def experts(place: int, hidden: int, inner: int, number: int) -> Iterator[Weight]:
-    """The router, whose numbers stay as they are, and the experts of a layer."""
+    """The router, which stays in numbers, and the experts of a layer."""
     weight = layer(place)
     yield weight("ffn_gate_inp.weight", "mlp.gate.weight", number, hidden, form="plain")
     yield weight("ffn_gate_exps.weight", "mlp.switch_mlp.gate_proj", number, inner, hidden)

@@ -105,7 +105,7 @@ class Converter:
         return found
 
     def parts(self) -> list[Part]:
-        """A part for each weight. Raises CannotImport for a type whose values cannot be read."""
+        """A part for each weight. Raises CannotImport for a type with values that cannot be read."""
         return [self._part(weight) for weight in self._weights]
 
     def quantization(self) -> dict[str, int]:

@@ -18,7 +18,7 @@ def quantize(values: Floats, bits: int, dtype: DType) -> Groups:
     groups = values.reshape(values.shape[0], -1, GROUP_SIZE)
     most = (1 << bits) - 1
     low, high = _extreme(np.minimum, groups), _extreme(np.maximum, groups)
-    scales = dtype.rounded((high - low) / most)
+    scales = dtype.rounded(np.asarray((high - low) / most, np.float32))
     biases = dtype.rounded(low)
     places = groups - biases[..., None]
     places /= np.where(scales > 0, scales, 1)[..., None]

@@ -1,4 +1,4 @@
-"""Write a safetensors file whose tensors come in pieces: into a `.part`, on disk, then under its name.
+"""Write a safetensors file from tensors that come in pieces: into a `.part`, on disk, then under its name.
 
 Nothing but the pieces is in memory. Knows no types but by their tags.
 """

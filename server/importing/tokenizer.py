@@ -22,6 +22,8 @@ _ENDS = frozenset(
     }
 )
 """Names of control tokens that end an answer, whatever the file says of them."""
+_MOST_CHARS = 256
+"""Of a token that is merged from others: longer ones would take long to cut, and SentencePiece makes none."""
 _ADVICE = "give the folder of the original model's tokenizer: --tokenizer FOLDER"
 
 
@@ -158,6 +160,7 @@ def _merges(vocabulary: _Vocabulary, scores: Sequence[float]) -> list[list[str]]
     found = [
         (-score, ids[token], cut, token)
         for token, score in scored.items()
+        if len(token) <= _MOST_CHARS
         for cut in range(1, len(token))
         if token[:cut] in scored and token[cut:] in scored
     ]

@@ -156,4 +156,7 @@ def test_what_is_not_known_is_refused_by_name(tmp_path: Path, originals: Any) ->
     assert "rope_freqs.weight is of no scaling that is known" in refusal(
         lambda _, found: found.update({"rope_freqs.weight": encode(np.arange(1, 9), "F32")})
     )
+    assert "rope_freqs.weight has not 8 factors" in refusal(
+        lambda _, found: found.update({"rope_freqs.weight": encode(np.ones(9), "F32")})
+    )
     assert "lacks token_embd.weight" in refusal(lambda _, found: found.pop("token_embd.weight"))

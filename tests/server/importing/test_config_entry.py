@@ -64,6 +64,16 @@ def test_files_that_cannot_take_it_stay_as_they_are(tmp_path: Path, before: str,
     assert [each.name for each in tmp_path.iterdir()] == ["c.yaml"]
 
 
+def test_a_link_and_its_file_s_mode_stay(tmp_path: Path) -> None:
+    file, link = tmp_path / "c.yaml", tmp_path / "link.yaml"
+    file.write_text("port: 81\n")
+    file.chmod(0o600)
+    link.symlink_to(file)
+    add_to(link, "mario", VALUES)
+    assert link.is_symlink() and "mario" in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_name_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(CannotImport, match="a name is made of letters"):
         add_to(tmp_path / "c.yaml", "../mario", VALUES)

@@ -1,4 +1,4 @@
-"""Folders of imported models: served, whole or no model, gone on with after an end at any point, and nobody else's."""
+"""Folders of imported models: served, whole or no model, resumed after an end at any point, and no other model's."""
 
 from __future__ import annotations
 

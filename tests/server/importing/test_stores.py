@@ -119,8 +119,8 @@ def test_broken_manifests(tmp_path: Path, content: str, says: str) -> None:
     with pytest.raises(CannotImport) as caught:
         manifest(tmp_path, content)
     assert says in str(caught.value) and "\n" not in str(caught.value)
-    ((name, told),) = ollama_store.list_models(tmp_path)
-    assert name == "a:latest" and str(told) == str(caught.value)
+    ((name, listed),) = ollama_store.list_models(tmp_path)
+    assert name == "a:latest" and str(listed) == str(caught.value)
 
 
 def test_what_is_stored_otherwise_is_refused(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_what_is_stored_otherwise_is_refused(tmp_path: Path) -> None:
     add_to_ollama(tmp_path, f"{LIBRARY}/b/latest", None)
     add_to_ollama(tmp_path, f"{LIBRARY}/c/latest", b"GGUF1", adapter="x")
     add_to_ollama(tmp_path, f"{LIBRARY}/d/latest", b"GGUF1", params="[]", messages="1")
-    stored = {name: told for name, told in ollama_store.list_models(tmp_path) if isinstance(told, StoredModel)}
+    stored = {name: listed for name, listed in ollama_store.list_models(tmp_path) if isinstance(listed, StoredModel)}
     for name, says in (
         ("a:latest", "is stored as single tensors, which is not supported"),
         ("b:latest", "has 0 GGUF files; one is imported"),

@@ -118,6 +118,13 @@ def test_a_file_may_leave_out_the_space_before_the_first_word() -> None:
     assert found.decode(found.encode(" he").ids) == " he"
 
 
+def test_a_token_of_many_letters_takes_no_time() -> None:
+    values = sentencepiece()
+    for key, value in (("tokens", "t" * 100_000), ("scores", 0.0), ("token_type", 1)):
+        values[f"tokenizer.ggml.{key}"] = [*values[f"tokenizer.ggml.{key}"], value]
+    assert len(made(values).tokenizer["model"]["merges"]) == 7
+
+
 def test_merges_are_those_of_the_library_with_the_same_scores() -> None:
     values = sentencepiece()
     tokens = values["tokenizer.ggml.tokens"]
