@@ -58,7 +58,7 @@ OTHERS = {
 }
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.fixed_dictionaries({}, optional={**VALUES, **OTHERS}))
 def test_what_is_written_again_is_the_same(values: dict[str, object]) -> None:
     defaults = read_defaults(values, "here")

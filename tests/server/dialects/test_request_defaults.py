@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
-import pytest
 
 from mlx_backend.api.interface import GenerationRequest, ModelInfo
 from server.app import create_app
@@ -75,15 +74,14 @@ def defaulted(request: GenerationRequest) -> dict[str, Any]:
     return {name: getattr(request.sampling, name) for name in DEFAULTS.sampling}
 
 
-@pytest.mark.parametrize("api", [*CHATS, *TEXTS])
-async def test_they_hold_where_nothing_is_said(api: str) -> None:
-    path, body, text_of = {**CHATS, **TEXTS}[api]
+async def test_they_hold_where_nothing_is_said() -> None:
     async with served() as (client, engine):
-        read, request, prompt = await ask(client, engine, path, body)
-    assert defaulted(request) == DEFAULTS.sampling
-    assert request.max_tokens == 33
-    assert text_of(read) == "ab"  # the stop string ends it
-    assert prompt == (TOLD if api in CHATS else "hi")
+        for api, (path, body, text_of) in {**CHATS, **TEXTS}.items():
+            read, request, prompt = await ask(client, engine, path, body)
+            assert defaulted(request) == DEFAULTS.sampling, api
+            assert request.max_tokens == 33, api
+            assert text_of(read) == "ab", api  # the stop string ends it
+            assert prompt == (TOLD if api in CHATS else "hi"), api
 
 
 OPENAI: dict[str, Any] = {
@@ -96,55 +94,52 @@ ANTHROPIC: dict[str, Any] = {"temperature": 1.0, "top_p": 0.75, "top_k": 3, "max
 SAYS: dict[str, dict[str, Any]] = {"chat": OPENAI, "responses": OPENAI, "completions": OPENAI, "messages": ANTHROPIC}
 
 
-@pytest.mark.parametrize("api", [*CHATS, *TEXTS])
-async def test_what_a_request_says_holds_before_them(api: str) -> None:
-    path, body, text_of = {**CHATS, **TEXTS}[api]
-    says = SAYS.get(api, OLLAMA)
+async def test_what_a_request_says_holds_before_them() -> None:
     async with served() as (client, engine):
-        read, request, _ = await ask(client, engine, path, {**body, **says})
-    wanted = {name: value for name, value in OPENAI.items() if name in DEFAULTS.sampling}
-    if api == "messages":  # which has no fields for the others
-        own = {name: value for name, value in ANTHROPIC.items() if name in wanted}
-        wanted = {**DEFAULTS.sampling, **own}
-    assert defaulted(request) == wanted
-    assert request.max_tokens == 44
-    assert text_of(read) == "ab###c"
+        for api, (path, body, text_of) in {**CHATS, **TEXTS}.items():
+            read, request, _ = await ask(client, engine, path, {**body, **SAYS.get(api, OLLAMA)})
+            wanted = {name: value for name, value in OPENAI.items() if name in DEFAULTS.sampling}
+            if api == "messages":  # which has no fields for the others
+                own = {name: value for name, value in ANTHROPIC.items() if name in wanted}
+                wanted = {**DEFAULTS.sampling, **own}
+            assert defaulted(request) == wanted, api
+            assert request.max_tokens == 44, api
+            assert text_of(read) == "ab###c", api
 
 
-@pytest.mark.parametrize(
-    ("api", "says"),
-    [
-        ("chat", {"messages": [{"role": "system", "content": "Be brief."}, *USER]}),
-        ("chat", {"messages": [{"role": "developer", "content": "Be brief."}, *USER]}),
-        ("responses", {"instructions": "Be brief."}),
-        ("messages", {"system": "Be brief."}),
-        ("ollama chat", {"messages": [{"role": "system", "content": "Be brief."}, *USER]}),
-        ("ollama generate", {"system": "Be brief."}),
-    ],
-)
-async def test_a_request_may_have_a_system_prompt_of_its_own(api: str, says: Mapping[str, Any]) -> None:
-    path, body, _ = CHATS[api]
+SYSTEM = [{"role": "system", "content": "Be brief."}, *USER]
+DEVELOPER = [{"role": "developer", "content": "Be brief."}, *USER]
+
+
+async def test_a_request_may_have_a_system_prompt_of_its_own() -> None:
     async with served() as (client, engine):
-        _, _, prompt = await ask(client, engine, path, {**body, **says})
-    first, _, rest = prompt.partition(": ")
-    assert first in ("system", "developer")
-    assert rest == TOLD.replace("You are Mario.", "Be brief.").partition(": ")[2]
+        for api, says in (
+            ("chat", {"messages": SYSTEM}),
+            ("chat", {"messages": DEVELOPER}),
+            ("responses", {"instructions": "Be brief."}),
+            ("messages", {"system": "Be brief."}),
+            ("ollama chat", {"messages": SYSTEM}),
+            ("ollama generate", {"system": "Be brief."}),
+        ):
+            path, body, _ = CHATS[api]
+            _, _, prompt = await ask(client, engine, path, {**body, **says})
+            first, _, rest = prompt.partition(": ")
+            assert first in ("system", "developer"), api
+            assert rest == TOLD.replace("You are Mario.", "Be brief.").partition(": ")[2], api
 
 
-@pytest.mark.parametrize(
-    ("says", "wanted"),
-    [
+async def test_values_that_switch_off_are_said_too() -> None:
+    path, body, _ = CHATS["chat"]
+    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({"top_p": 0}, {"top_k": 1, "top_p": 1.0}),
         ({"top_k": -1}, {"top_k": 0, "top_p": 0.5}),
         ({"temperature": 0}, {"temperature": 0.0, "seed": 11}),
         ({"temperature": None}, {"temperature": 0.25}),
-    ],
-)
-async def test_values_that_switch_off_are_said_too(says: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    path, body, _ = CHATS["chat"]
+    ]
     async with served() as (client, engine):
-        _, request, _ = await ask(client, engine, path, {**body, **says})
-    assert {name: defaulted(request)[name] for name in wanted} == wanted
+        for says, wanted in cases:
+            _, request, _ = await ask(client, engine, path, {**body, **says})
+            assert {name: defaulted(request)[name] for name in wanted} == wanted
 
 
 async def test_as_many_tokens_as_there_is_room_for_may_be_asked_for() -> None:

@@ -58,7 +58,7 @@ def test_numbers_stay_what_they_are(tmp_path: Path, originals: Any, architecture
             assert found[key] == wanted[key], key
 
 
-@pytest.mark.parametrize("architecture", MODELS)
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "deepseek2"])
 def test_codes_are_copied(tmp_path: Path, originals: Any, architecture: str) -> None:
     original = originals(architecture)
     path = write_gguf(tmp_path / "a.gguf", original, architecture, "Q8_0")

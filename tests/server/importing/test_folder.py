@@ -93,7 +93,7 @@ def test_what_was_interrupted_goes_on_and_ends_in_the_same_bytes(
         calls = kill_at(patched, 0)
         folder_of(gguf, whole).write()
     kept = set()
-    for place in range(1, len(calls), len(calls) // 12):
+    for place in range(1, len(calls), len(calls) // 6):
         path = tmp_path / str(place)
         with monkeypatch.context() as patched:
             kill_at(patched, place)
@@ -105,7 +105,7 @@ def test_what_was_interrupted_goes_on_and_ends_in_the_same_bytes(
         found.write()
         assert content(path) == content(whole)
         assert folder_of(gguf, path).is_complete
-    assert len(kept) > 3
+    assert len(kept) > 2
     (path / "import.journal").write_text("left behind")
     assert folder_of(gguf, path).is_complete
     assert content(path) == content(whole)

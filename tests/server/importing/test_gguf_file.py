@@ -176,7 +176,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read_header(tmp_path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(st.data())
 def test_a_damaged_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     whole = write(tmp_path_factory.getbasetemp() / "whole.gguf", METADATA, TENSORS).read_bytes()
@@ -196,7 +196,7 @@ def test_a_damaged_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFact
         assert all(t.offset + t.num_bytes <= len(damaged) for t in found.tensors)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.dictionaries(
         st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=9),

@@ -159,7 +159,7 @@ def test_bounds() -> None:
         parse("FROM a\nSYSTEM " + "x" * (5 << 20))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([*sorted(NAMES), "FROM a\nsystem", "x"]), st.text(max_size=12)), max_size=6))
 @example([("parameter", "top_k 1e400")])
 def test_any_text_is_an_entry_or_a_line(parts: list[tuple[str, str]]) -> None:
@@ -172,7 +172,7 @@ def test_any_text_is_an_entry_or_a_line(parts: list[tuple[str, str]]) -> None:
         assert found.defaults.as_written() == found.values.get("defaults", {})
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.text(st.characters(exclude_characters='"\r', codec="utf-8"), min_size=1, max_size=40))
 def test_what_stands_between_three_quotes_is_kept(value: str) -> None:
     assert parse(f'FROM a\nSYSTEM """{value}"""')[1].value == value

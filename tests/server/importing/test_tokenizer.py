@@ -41,7 +41,7 @@ def library(found: tokenizer.MadeTokenizer) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(found.tokenizer))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.one_of(st.sampled_from(TEXTS), st.text(max_size=30)))
 def test_a_byte_level_tokenizer_is_the_original_again(original: Path, text: str) -> None:
     wanted = Tokenizer.from_file(str(original / "tokenizer.json"))
