@@ -26,6 +26,7 @@ from server.commands import (
     compare,
     convert,
     doctor,
+    import_model,
     install_service,
     join,
     keys,
@@ -53,6 +54,7 @@ app.command()(pull.pull)
 app.command()(convert.convert)
 app.command()(compare.compare)
 app.command()(verify.verify)
+app.command("import")(import_model.import_model)
 app.add_typer(cache.app, name="cache")
 app.add_typer(keys.app, name="keys")
 install_service.add_to(app, lambda arguments: _parse_serve(arguments))

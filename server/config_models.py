@@ -6,13 +6,15 @@ Knows how an entry is read; knows neither the other settings' meaning nor what a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlx_backend.api.interface import AdapterConfig
 from server.adapters import checked, served_name
 from server.config_sources import ConfigError, Field, Given, read
+from server.request_defaults import KEY as DEFAULTS_KEY
+from server.request_defaults import RequestDefaults, read_defaults
 
 KEY = "models"
 _SECTIONS = ("kv_cache", "context")
@@ -34,6 +36,8 @@ class ModelEntry:
     """Unloaded when idle for so long; None: as `residency.keep_alive_s` says."""
     aliases: tuple[str, ...] = ()
     adapters: tuple[AdapterConfig, ...] = ()
+    defaults: RequestDefaults = field(default_factory=RequestDefaults)
+    """What requests say where they do not say otherwise."""
     own: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -52,8 +56,14 @@ def read_models(given: Given, table: Sequence[Field]) -> tuple[ModelEntry, ...]:
 
 def as_written(entry: ModelEntry) -> dict[str, Any]:
     """What is not a default of an entry."""
-    settings = {"pinned": entry.pinned, "keep_alive_s": entry.keep_alive_s, "aliases": list(entry.aliases), **entry.own}
-    settings["adapters"] = {adapter.name: adapter.path for adapter in entry.adapters}
+    settings: dict[str, Any] = {
+        "pinned": entry.pinned,
+        "keep_alive_s": entry.keep_alive_s,
+        "aliases": list(entry.aliases),
+        "adapters": {adapter.name: adapter.path for adapter in entry.adapters},
+        DEFAULTS_KEY: entry.defaults.as_written(),
+        **entry.own,
+    }
     return {"model": entry.model, **{key: value for key, value in settings.items() if value}}
 
 
@@ -67,16 +77,14 @@ def _read_entry(name: Any, content: Any, origin: str, own: Mapping[str, Field]) 
         raise ConfigError(f"{origin}: {place} must be a folder, a hub id or a mapping, not {content!r}")
     values: dict[str, Any] = {"name": name}
     for key, value in content.items():
-        if key == "aliases":
-            values[key] = _read_aliases(value, f"{origin}: {place}.aliases")
-        elif key == "adapters":
-            values[key] = _read_adapters(value, f"{origin}: {place}.adapters")
+        if key in _READERS:
+            values[key] = _READERS[key](value, f"{origin}: {place}.{key}")
         elif key in _FIELDS:
             values[key] = read(replace(_FIELDS[key], section=place), Given(value, origin))
         elif key in _SECTIONS and isinstance(value, dict):
             values.setdefault("own", {}).update(_read_section(key, value, place, origin, own))
         else:
-            known = ", ".join([*_FIELDS, "aliases", "adapters", *_SECTIONS])
+            known = ", ".join([*_FIELDS, *_READERS, *_SECTIONS])
             raise ConfigError(f"{origin}: {place} cannot have {key!r} so; it is a mapping of {known}")
     if "model" not in values:
         raise ConfigError(f"{origin}: {place}.model is missing: the folder or hub id")
@@ -130,3 +138,9 @@ def _field(name: str, kind: type, is_optional: bool = False) -> Field:
 
 
 _FIELDS = {f.name: f for f in (_field("model", str), _field("pinned", bool), _field("keep_alive_s", float, True))}
+_READERS: Mapping[str, Callable[[Any, str], Any]] = {
+    "aliases": _read_aliases,
+    "adapters": _read_adapters,
+    DEFAULTS_KEY: read_defaults,
+}
+"""What is no plain value, each with what reads it."""

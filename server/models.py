@@ -81,6 +81,7 @@ def _build_one(config: Config, entry: ModelEntry) -> ServedModel:
         is_required=entry.pinned,
         is_pinned=entry.pinned,
         keep_alive_s=keep_s,
+        defaults=entry.defaults,
     )
 
 

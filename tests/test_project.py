@@ -145,7 +145,7 @@ def third_party_imports() -> Iterator[tuple[Path, str]]:
 
 
 def test_whatever_the_sources_import_is_a_direct_dependency() -> None:
-    known = {canonicalize_name(wanted.name) for wanted in direct("plots")}  # imported late, and missed politely
+    known = {canonicalize_name(wanted.name) for wanted in direct("plots", "gguf")}  # imported late, and missed politely
     owners = metadata.packages_distributions()
     imported = list(third_party_imports())
     assert ("typer" in {name for _, name in imported}) and owners["typer"] == ["typer"]

@@ -17,8 +17,9 @@ from server.dialects.openai_refusals import check_extra as check_extra
 from server.dialects.openai_schema import JSONText, NotEmpty, ResponseFormat, StructuredOutputs
 from server.dialects.openai_schema import TokenId as TokenId
 from server.errors import InvalidRequest, UnsupportedParameter
+from server.request_defaults import MAX_STOPS as MAX_STOPS
+from server.request_defaults import SAMPLING
 
-MAX_STOPS = 16
 MAX_CHOICES = 128
 BIAS_KEY = "[0-9]{1,9}"
 
@@ -164,6 +165,14 @@ def decode_sampling(fields: SamplingFields, num_logprobs: int | None) -> Samplin
         seed=None if fields.seed is None else fields.seed % 2**64,
         num_logprobs=num_logprobs,
     )
+
+
+def given_fields(fields: SamplingFields, max_tokens: int | None) -> frozenset[str]:
+    """The fields that a request has values for, among those that a model may have defaults of."""
+    names = {name for name in (*SAMPLING, "stop") if getattr(fields, name) is not None}
+    if fields.top_p == 0:
+        names.add("top_k")  # which is then 1
+    return frozenset(names if max_tokens is None else {*names, "max_tokens"})
 
 
 def decode_breakers(fields: SamplingFields) -> tuple[str, ...] | None:

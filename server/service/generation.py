@@ -26,6 +26,7 @@ from mlx_backend.api.interface import (
 from server.adapters import served_name
 from server.errors import InvalidRequest, to_api_error
 from server.security.refusals import KeyRevoked
+from server.service.defaults import with_defaults
 from server.service.encoding import Encoded, FindBorders, encode_prompt
 from server.service.grammars import compile_grammar, is_held
 from server.service.job import ChatPrompt, GenerationJob, Prompt
@@ -79,6 +80,7 @@ async def _open(
 ) -> OutputStream:
     model = lease.model
     tokenizer, info = model.ready()
+    job = with_defaults(job, model.defaults)
     limit = _prompt_limit(job, info.context_limit) if truncates else None
     find = _border_finding(model, info, job)
     encoded = [await encode_prompt(tokenizer, prompt, job, info.context_limit, limit, find) for prompt in job.prompts]

@@ -105,5 +105,7 @@ class GenerationJob:
     """Prompts of different salts share nothing of what is kept of them."""
     uses_prefix_cache: bool = True
     """Whether what is known of the prompts is taken, and what is computed is kept."""
+    given: frozenset[str] = frozenset()
+    """What the request says itself, among what a model may have defaults of; by the names of `RequestDefaults`."""
     keeps_transcript: bool = False
     """Whether the output stream keeps what the answer may show of tokens."""

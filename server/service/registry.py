@@ -19,6 +19,8 @@ from mlx_backend.api.interface import Engine, EngineHealth, Footprint, MemorySha
 from server.adapters import served_name
 from server.errors import InvalidRequest, ModelNotFound
 from server.grammars.compiler import GrammarCompiler, GrammarStats
+from server.request_defaults import RequestDefaults
+from server.service.defaults import NO_DEFAULTS
 from server.service.encoding import run_in_text_thread
 from server.service.measures import Measures
 from server.service.mock_script import MockAuthor
@@ -53,6 +55,7 @@ class ServedModel:
         is_required: bool = True,
         is_pinned: bool = True,
         keep_alive_s: float | None = None,
+        defaults: RequestDefaults = NO_DEFAULTS,
     ) -> None:
         """`engine`: of the first instance, where it is built already; without a `recipe` there is no second one.
 
@@ -66,6 +69,8 @@ class ServedModel:
         self.created = int(time.time())
         self.measures = Measures()
         self.is_required, self.is_pinned, self.keep_alive_s = is_required, is_pinned, keep_alive_s
+        self.defaults = defaults
+        """What its requests say where they do not say otherwise."""
         self.estimate_footprint = estimate_footprint
         self.num_users = 0
         """Requests that hold it; while there are any it is not unloaded, unless by force."""
@@ -313,6 +318,13 @@ class ModelRegistry:
     def name_of(self, name: str) -> str:
         """What answers call the model, or the adapter of it, that `name` means. Raises what `resolve` raises."""
         return served_name(self.resolve(name).id, self.adapter_of(name))
+
+    def defaults_of(self, name: str) -> RequestDefaults:
+        """The defaults of the model called `name`; none where there is no such model, which is refused elsewhere."""
+        try:
+            return self.resolve(name).defaults
+        except (ModelNotFound, InvalidRequest):
+            return NO_DEFAULTS
 
     async def acquire(self, name: str) -> Lease:
         """The model called `name`, which stays until the lease is released; loaded first where it is not.

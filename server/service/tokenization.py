@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.errors import InvalidRequest, UnsupportedParameter
+from server.request_defaults import RequestDefaults
+from server.service.defaults import with_messages
 from server.service.encoding import LONG_TEXT_CHARS, run_in_text_thread
 from server.service.job import ChatPrompt
 from server.service.names import FieldNames
@@ -60,7 +62,7 @@ async def tokenize(
         tokenizer, info = served.ready()
 
         def encode() -> Tokens:
-            text = source if isinstance(source, str) else _render(tokenizer, source, param)
+            text = source if isinstance(source, str) else _render(tokenizer, source, param, served.defaults)
             if len(text) > LONGEST_TEXT_CHARS:
                 raise InvalidRequest(
                     f"The text has {len(text)} characters; at most {LONGEST_TEXT_CHARS} are tokenized at once.",
@@ -74,9 +76,9 @@ async def tokenize(
         return encode() if is_short else await run_in_text_thread(encode)
 
 
-def _render(tokenizer: Tokenizer, conversation: Conversation, param: str) -> str:
+def _render(tokenizer: Tokenizer, conversation: Conversation, param: str, defaults: RequestDefaults) -> str:
     try:
-        messages, kwargs = conversation.messages, conversation.template_kwargs
+        messages, kwargs = with_messages(conversation.messages, defaults), conversation.template_kwargs
         return render_prompt(tokenizer, messages, kwargs, conversation.tools, conversation.ending).text
     except TemplateError as error:
         raise InvalidRequest(str(error), param=param, code="invalid_value") from error
@@ -95,7 +97,7 @@ async def count_prompt(registry: ModelRegistry, model: str, prompt: ChatPrompt, 
         source = conversation_of(prompt)
 
         def count() -> int:
-            text = _render(tokenizer, source, names.prompt)
+            text = _render(tokenizer, source, names.prompt, served.defaults)
             try:
                 if len(text) > LONGEST_TEXT_CHARS:
                     return count_tokens(tokenizer, text)

@@ -1105,6 +1105,48 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/server/grammars/test_compiler.py",
         ("a compiler that waits for itself is an error of the server", "            except _NotLetRun:\n                pass\n", "            except _NotLetRun:\n                raise\n"),
     ),
+    # --- models of other programs
+    *_of(
+        "server/importing/gguf_file.py",
+        "tests/server/importing/test_gguf_file.py",
+        ("a few bytes have the server take all memory", "        self._check_room(count * _LEAST_SIZES[kind], f\"the value of {key!r}\")\n        if kind", "        if kind"),
+        ("two tensors share their bytes", "        if before.offset + before.num_bytes > after.offset:", "        if False:"),
+        ("a file that is cut off is imported", "        if missing > 0:", "        if missing > 64:"),
+    ),
+    *_of(
+        "server/importing/affine.py",
+        "tests/server/importing/test_types.py",
+        ("the values of Q4_K are silently wrong", "(third & 15) | ((first >> 6) << 4)", "(third & 15) | ((second >> 6) << 4)"),
+        ("codes of five bits are mixed up", "np.uint64(bits * place)", "np.uint64(4 * place)"),
+    ),
+    *_of(
+        "server/importing/blueprint.py",
+        "tests/server/importing/test_architectures.py",
+        ("a llama from a GGUF file writes nonsense", "        return rows.swapaxes(1, 2).reshape(-1)", "        return rows.reshape(-1)"),
+    ),
+    *_of(
+        "server/importing/deepseek.py",
+        "tests/server/importing/test_architectures.py",
+        ("the attention of an imported R1 is too flat", "mscale = round(10 * metadata", "mscale = round(1 * metadata"),
+    ),
+    *_of(
+        "server/importing/folder.py",
+        "tests/server/importing/test_folder.py",
+        ("half a model looks whole", "        self._write_journal()\n        for name, parts", "        write_small(self.path / \"config.json\", to_json(self._contents.config))\n        self._write_journal()\n        for name, parts"),
+        ("one import goes on with the shards of another", "        if identity != self._identity:", "        if False:"),
+        ("a damaged shard is taken for a whole one", "name in self.shards and digest_of(self.path / name) == digest", "name in self.shards"),
+    ),
+    *_of(
+        "server/importing/ollama_store.py",
+        "tests/server/importing/test_stores.py",
+        ("a damaged blob is imported", "        if found != self.digest:", "        if False:"),
+    ),
+    *_of(
+        "server/service/defaults.py",
+        "tests/server/dialects/test_request_defaults.py",
+        ("a request's own temperature is not used", "in defaults.sampling.items() if name not in given}", "in defaults.sampling.items()}"),
+        ("a request's own system prompt has another before it", "if has_system or defaults.system is None", "if defaults.system is None"),
+    ),
     *_of(
         "server/commands/launch.py",
         "tests/server/commands/test_launch.py",

@@ -52,11 +52,19 @@ def decode(body: MessagesRequest, request_id: str) -> tuple[GenerationJob, list[
             top_k=1 if body.top_p == 0 else body.top_k or neutral.top_k,
         ),
         stop=tuple(body.stop_sequences or ()),
+        given=_given(body),
         grammar=_decode_grammar(body),
         thinking_budget=budget,
         needs_reasoning=False,
     )
     return job, ignored.names
+
+
+def _given(body: MessagesRequest) -> frozenset[str]:
+    """What the request says, among what a model may have defaults of."""
+    top_k = 1 if body.top_p == 0 else body.top_k
+    values = {"temperature": body.temperature, "top_p": body.top_p, "top_k": top_k, "stop": body.stop_sequences}
+    return frozenset({"max_tokens", *(name for name, value in values.items() if value is not None)})
 
 
 def decode_prompt(body: PromptFields, ignored: Ignored) -> tuple[ChatPrompt, int | None]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from typing import Any
 
 from server.dialects.ollama.encode import timestamp
+from server.request_defaults import SAMPLING
 from server.service.registry import ServedModel
 from server.text.infill import InfillUnsupported, encode_infill
 
@@ -54,15 +56,25 @@ def encode_running(model: ServedModel) -> dict[str, Any]:
 
 def encode_shown(model: ServedModel) -> dict[str, Any]:
     """The answer of `/api/show`."""
+    system = {} if model.defaults.system is None else {"system": model.defaults.system}
     return {
+        **system,
         "modelfile": f"# Configured on the server, as '{model.id}'.\nFROM {model.id}\n",
-        "parameters": "",
+        "parameters": _parameters(model),
         "template": "".join(f"{{{{ .{field} }}}}" for field in _fields(model)),
         "details": _details(model),
         "model_info": _model_info(model),
         "capabilities": _capabilities(model),
         "modified_at": timestamp(model.created),
     }
+
+
+def _parameters(model: ServedModel) -> str:
+    """The defaults of the model's requests, as a Modelfile's parameters."""
+    names = {"max_tokens": "num_predict", "repetition_penalty": "repeat_penalty"}
+    written = model.defaults.as_written()
+    lines = [f"{names.get(name, name):<30} {written[name]}" for name in (*SAMPLING, "max_tokens") if name in written]
+    return "\n".join([*lines, *(f"{'stop':<30} {json.dumps(stop)}" for stop in model.defaults.stop)])
 
 
 def is_running(model: ServedModel) -> bool:

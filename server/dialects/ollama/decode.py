@@ -56,7 +56,7 @@ def _prompt(body: GenerateRequest) -> Prompt:
 def _job(
     body: GenerationBody, model: str, id: str, prompt: Prompt, names: FieldNames
 ) -> tuple[GenerationJob, list[str]]:
-    sampling, ignored = decode_options(body.options, _num_logprobs(body))
+    sampling, given, ignored = decode_options(body.options, _num_logprobs(body))
     job = GenerationJob(
         request_id=id,
         model=model,
@@ -65,6 +65,7 @@ def _job(
         max_tokens=decode_max_tokens(body.options),
         sampling=sampling,
         stop=tuple((body.options and body.options.stop) or ()),
+        given=given,
         grammar=_grammar(body.format),
         thinking_budget=0 if body.think in (False, "none") and isinstance(prompt, ChatPrompt) else None,
         needs_reasoning=False,

@@ -7,7 +7,7 @@ from typing import Any
 
 from mlx_backend.api.interface import SamplingParams
 from server.dialects.ollama.schema import Options
-from server.dialects.openai_shared import SamplingFields, check_extra, decode_sampling
+from server.dialects.openai_shared import SamplingFields, check_extra, decode_sampling, given_fields
 from server.errors import UnsupportedParameter
 
 NO_EFFECT = frozenset(
@@ -22,8 +22,13 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {"repeat_last_n": (-1,)}
 """The repetition penalty looks at all of the context."""
 
 
-def decode_options(options: Options | None, num_logprobs: int | None) -> tuple[SamplingParams, list[str]]:
-    """The sampling, and the dotted names of ignored options. Raises UnsupportedParameter."""
+def decode_options(
+    options: Options | None, num_logprobs: int | None
+) -> tuple[SamplingParams, frozenset[str], list[str]]:
+    """The sampling, what the options say of what a model may have defaults of, and the dotted names of ignored ones.
+
+    Raises UnsupportedParameter.
+    """
     given = options or Options.model_construct()
     extra = given.model_extra or {}
     try:
@@ -41,8 +46,10 @@ def decode_options(options: Options | None, num_logprobs: int | None) -> tuple[S
         presence_penalty=given.presence_penalty,
         frequency_penalty=given.frequency_penalty,
         seed=None if given.seed == -1 else given.seed,  # any
+        stop=given.stop,
     )
-    return decode_sampling(fields, num_logprobs), [f"options.{name}" for name in ignored]
+    given_names = given_fields(fields, given.num_predict) | ({"seed"} if given.seed == -1 else set())
+    return decode_sampling(fields, num_logprobs), given_names, [f"options.{name}" for name in ignored]
 
 
 def decode_max_tokens(options: Options | None) -> int | None:

@@ -18,6 +18,7 @@ from server.dialects.openai_shared import (
     check_stream_options,
     decode_breakers,
     decode_sampling,
+    given_fields,
 )
 from server.errors import InvalidRequest
 from server.service.job import ChatPrompt, GenerationJob
@@ -75,6 +76,7 @@ def decode(body: ChatRequest, request_id: str) -> tuple[GenerationJob, list[str]
         grammar=decode_grammar(body),
         thinking_budget=thinking.budget,
         needs_reasoning=thinking.is_budget_named,
+        given=given_fields(body, _decode_max_tokens(body)),
         ignore_eos=bool(body.ignore_eos),
         min_tokens=body.min_tokens or 0,
         stop_token_ids=tuple(body.stop_token_ids or ()),

@@ -16,6 +16,7 @@ from server.dialects.openai_shared import (
     check_stream_options,
     decode_breakers,
     decode_sampling,
+    given_fields,
 )
 from server.errors import InvalidRequest
 from server.service.job import GenerationJob, InfillPrompt, Prompt, TextPrompt, TokenPrompt
@@ -45,6 +46,7 @@ def decode(body: CompletionRequest, request_id: str) -> tuple[GenerationJob, lis
         sampling=decode_sampling(body, (body.logprobs or 0) if ranks else body.logprobs),
         stop=tuple(body.stop or ()),
         grammar=decode_grammar(body),
+        given=given_fields(body, body.max_tokens),
         ignore_eos=bool(body.ignore_eos),
         min_tokens=body.min_tokens or 0,
         stop_token_ids=tuple(body.stop_token_ids or ()),

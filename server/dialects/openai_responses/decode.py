@@ -20,9 +20,12 @@ from server.dialects.openai_shared import (
     check_stream_options,
     decode_breakers,
     decode_sampling,
+    given_fields,
 )
 from server.dialects.openai_written import dump
 from server.errors import InvalidRequest, UnsupportedParameter
+from server.request_defaults import RequestDefaults
+from server.service.defaults import NO_DEFAULTS, with_sampling
 from server.service.job import ChatPrompt, GenerationJob, GrammarWish
 from server.text.grammar import ANY_OBJECT, GrammarSource
 
@@ -68,10 +71,12 @@ def decode(
     key: str,
     stores: bool,
     shows_thoughts: bool = True,
+    defaults: RequestDefaults = NO_DEFAULTS,
 ) -> Decoded:
     """Raises InvalidRequest.
 
-    `before`: the items of the responses that led to this one; `sent`: those of the request.
+    `before`: the items of the responses that led to this one; `sent`: those of the request. `defaults`: the model's, of
+    which the answer repeats some.
     """
     ignored = check_extra(body.model_extra or {}, _UNSUPPORTED, _NO_EFFECT) + check_stream_options(body)
     _check_refused(body)
@@ -92,7 +97,8 @@ def decode(
         body.parallel_tool_calls is not False,
         must_call,
     )
-    sampling = decode_sampling(body, _num_logprobs(body))
+    sampling, given = decode_sampling(body, _num_logprobs(body)), given_fields(body, _max_tokens(body))
+    shown = with_sampling(sampling, given, defaults)
     job = GenerationJob(
         request_id=f"resp-{request_id}",
         model=body.model or "",
@@ -104,6 +110,7 @@ def decode(
         grammar=_decode_grammar(body),
         thinking_budget=0 if body.reasoning is not None and body.reasoning.effort == "none" else None,
         needs_reasoning=False,
+        given=given,
         ignore_eos=bool(body.ignore_eos),
         min_tokens=body.min_tokens or 0,
         stop_token_ids=tuple(body.stop_token_ids or ()),
@@ -116,7 +123,7 @@ def decode(
     form = AnswerForm(
         key,
         box,
-        _echo(body, box, stores, sampling.temperature, sampling.top_p),
+        _echo(body, box, stores, shown.temperature, shown.top_p),
         shows_thoughts=shows_thoughts,
         as_summary=_summary(body) is not None,
         seals_thoughts=SEALED in include,

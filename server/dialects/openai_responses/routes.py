@@ -87,6 +87,7 @@ def build_router(parts: ServerParts) -> APIRouter:
             key=secrets.token_hex(_KEY_BYTES),
             stores=stores,
             shows_thoughts=parts.config.api.thoughts_field != "none",
+            defaults=parts.registry.defaults_of(body.model or ""),
         )
         return decoded, sent
 

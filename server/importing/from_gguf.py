@@ -1,0 +1,170 @@
+"""From a GGUF file to a folder that is served here: what it becomes, what is lost, and the writing of it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server import __version__
+from server.importing import tokenizer
+from server.importing.architectures import draw
+from server.importing.blueprint import Blueprint
+from server.importing.dtypes import DType, DTypeName
+from server.importing.folder import Contents, Folder, to_json
+from server.importing.gguf_file import Tensor
+from server.importing.gguf_split import GGUFModel, read_model
+from server.importing.metadata import Metadata
+from server.importing.parts import Converter
+from server.importing.problems import CannotImport
+from server.importing.requantize import BITS
+from server.importing.tokenizer_folder import read_folder
+
+_USUAL_BITS = 4
+_JSON_NAME = "tokenizer.huggingface.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How a file is imported."""
+
+    requantize_bits: int | None = None
+    dtype: DTypeName | None = None
+    tokenizer_folder: Path | None = None
+
+
+class GGUFImport:
+    """One import: everything is known and checked before a byte is written. Raises CannotImport."""
+
+    def __init__(self, path: Path, wishes: Wishes | None = None) -> None:
+        self._wishes = wishes or Wishes()
+        self.model = read_model(path)
+        metadata = Metadata(self.model.metadata)
+        self.architecture = metadata.architecture
+        blueprint = draw(metadata, self.model.tensors)
+        self.notes = blueprint.notes
+        self.dtype = DType(self._wishes.dtype or usual_dtype(self.model.tensors, blueprint))
+        self._converter = Converter(blueprint, self.model.tensors, self.dtype, self._wishes.requantize_bits)
+        _check_readable(path, self._converter.unreadable(), self.model, self._wishes.requantize_bits)
+        parts = self._converter.parts()
+        small, self.has_template = _small_files(metadata, blueprint.config["vocab_size"], self._wishes)
+        config = {**blueprint.config, "torch_dtype": self.dtype.name, **_token_ids(metadata)}
+        quantization = _quantization(self._converter.quantization())
+        if quantization is not None:
+            config["quantization"] = quantization
+        self.contents = Contents(parts, config, small, self._source(), self._converter.losses)
+
+    @property
+    def types(self) -> dict[str, int]:
+        """Bytes of the file by type."""
+        found: Counter[str] = Counter()
+        for tensor in self.model.tensors.values():
+            found[tensor.type.name] += tensor.num_bytes
+        return dict(found.most_common())
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """The relative error that quantizing anew has added, by type; of what this run has written."""
+        return self._converter.losses.relative()
+
+    def describe(self) -> list[str]:
+        """Lines for people: what is in the file, and what it becomes."""
+        types = ", ".join(f"{kind} {size(num_bytes)}" for kind, num_bytes in self.types.items())
+        config = self.contents.config
+        layers, context = config["num_hidden_layers"], config["max_position_embeddings"]
+        widths = Counter(self._converter.quantization().values())
+        becomes = ", ".join(f"{number} matrices of {bits} bits" for bits, number in widths.most_common()) or "no codes"
+        lines = [
+            f"{self.model.name}: {self.architecture}, {layers} layers, a context of {context} tokens; {types}",
+            f"becomes {size(self.contents.num_bytes)} in MLX's format: {becomes}, the rest {self.dtype.name}",
+            *self.notes,
+        ]
+        if not self.has_template:
+            lines.append("the file has no chat template: chats are refused until there is one, completions are not")
+        return lines
+
+    def folder(self, path: Path) -> Folder:
+        """The folder that the import writes. Raises CannotImport where it is another's."""
+        return Folder(path, self.contents)
+
+    def _source(self) -> dict[str, Any]:
+        facts = [(file.name, file.stat()) for file in self.model.files]
+        return {
+            "made_by": f"pippin {__version__}",
+            "files": [{"name": name, "bytes": fact.st_size, "modified_ns": fact.st_mtime_ns} for name, fact in facts],
+            "architecture": self.architecture,
+            "types": self.types,
+            "dtype": self.dtype.name,
+            "requantize_bits": self._wishes.requantize_bits,
+            "notes": self.notes,
+        }
+
+
+def usual_dtype(tensors: Mapping[str, Tensor], blueprint: Blueprint) -> DTypeName:
+    """float16, in which scales are stored; bfloat16 where the file has it or activations leave float16's range."""
+    has_bfloat16 = any(tensor.type.name == "BF16" for tensor in tensors.values())
+    return "bfloat16" if has_bfloat16 or blueprint.is_wide else "float16"
+
+
+def _check_readable(path: Path, found: Mapping[str, list[Tensor]], model: GGUFModel, bits: int | None) -> None:
+    """Refuse types that MLX cannot hold, unless bits were said for them. Raises CannotImport."""
+    if bits is not None and bits not in BITS:
+        raise CannotImport(f"--requantize takes {', '.join(map(str, BITS))} bits, not {bits}")
+    if not found or bits is not None:
+        return
+    tensors = [tensor for each in found.values() for tensor in each]
+    before = sum(tensor.num_bytes for tensor in tensors)
+    after = sum(tensor.num_values * (_USUAL_BITS + 1) // 8 for tensor in tensors)  # a bit for scales and biases
+    whole = model.num_bytes - before + after
+    raise CannotImport(
+        f"{path} has {len(tensors)} tensors of type {', '.join(sorted(found))}, which MLX cannot hold: quantized anew "
+        f"at {_USUAL_BITS} bits its {model.num_bytes / 1e9:.3g} GB become {whole / 1e9:.3g} GB and a little worse; "
+        f"if that is wanted: --requantize {_USUAL_BITS}"
+    )
+
+
+def _small_files(metadata: Metadata, vocab: int, wishes: Wishes) -> tuple[dict[str, bytes], bool]:
+    """The tokenizer's files, and whether there is a chat template among them. Raises CannotImport."""
+    template = tokenizer.chat_template(metadata)
+    if wishes.tokenizer_folder is not None:
+        tokens = tokenizer.tokens_of(metadata) if metadata.has("tokenizer.ggml.tokens") else None
+        files = read_folder(wishes.tokenizer_folder, tokens)
+        has_own = "chat_template.jinja" in files or "chat_template.json" in files
+        has_own = has_own or b'"chat_template"' in files.get("tokenizer_config.json", b"")
+        if not has_own and template is not None:
+            files["chat_template.jinja"] = template.encode()
+        return files, has_own or template is not None
+    made = tokenizer.make(metadata, vocab)
+    settings, own = to_json(made.settings), metadata.text(_JSON_NAME, None)
+    tokenizer_json = to_json(made.tokenizer) if own is None else own.encode()
+    return {"tokenizer.json": tokenizer_json, "tokenizer_config.json": settings}, template is not None
+
+
+def _token_ids(metadata: Metadata) -> dict[str, Any]:
+    if not metadata.has("tokenizer.ggml.tokens"):
+        return {}
+    ends = tokenizer.end_ids(metadata)
+    if not ends:
+        raise CannotImport("the file does not say which token ends an answer (tokenizer.ggml.eos_token_id)")
+    bos = metadata.whole("tokenizer.ggml.bos_token_id", None, least=0)
+    return {"bos_token_id": bos, "eos_token_id": ends if len(ends) > 1 else ends[0]}
+
+
+def _quantization(bits_of: Mapping[str, int]) -> dict[str, Any] | None:
+    """The section of config.json: the bits of most weights, and of each that differs."""
+    if not bits_of:
+        return None
+    by_bits: defaultdict[int, int] = defaultdict(int)
+    for bits in bits_of.values():
+        by_bits[bits] += 1
+    usual = max(by_bits, key=lambda bits: by_bits[bits])
+    settings = {"group_size": 32, "bits": usual, "mode": "affine"}
+    others = {target: {**settings, "bits": bits} for target, bits in bits_of.items() if bits != usual}
+    return {**settings, **others}
+
+
+def size(num_bytes: int) -> str:
+    """A size for people."""
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 10**9 else f"{num_bytes / 1e6:.1f} MB"
