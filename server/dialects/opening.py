@@ -5,7 +5,7 @@ Knows no field of a request. Imports no dialect.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -27,7 +27,7 @@ class Opened:
     stream: generation.OutputStream | None
     model_id: str
     """What the answer calls the model, or the adapter of it."""
-    headers: Mapping[str, str]
+    headers: dict[str, str]
     """What was done with volatile lines of the prompts."""
 
 
