@@ -75,10 +75,11 @@ class GGUFImport:
         config = self.contents.config
         layers, context = config["num_hidden_layers"], config["max_position_embeddings"]
         widths = Counter(self._converter.quantization().values())
-        becomes = ", ".join(f"{number} matrices of {bits} bits" for bits, number in widths.most_common()) or "no codes"
+        matrices = ", ".join(f"{number} at {bits} bits" for bits, number in widths.most_common()) or "none quantized"
         lines = [
             f"{self.model.name}: {self.architecture}, {layers} layers, a context of {context} tokens; {types}",
-            f"becomes {size(self.contents.num_bytes)} in MLX's format: {becomes}, the rest {self.dtype.name}",
+            f"becomes {size(self.contents.num_bytes)} in MLX's format; matrices: {matrices}; the rest "
+            f"{self.dtype.name}",
             *self.notes,
         ]
         if not self.has_template:
