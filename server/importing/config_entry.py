@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,19 @@ def as_text(name: str, values: Mapping[str, Any], indent: int = 2) -> str:
     """The entry as lines of YAML under `models:`."""
     import yaml
 
-    written = yaml.safe_dump({name: dict(values)}, sort_keys=False, allow_unicode=True, width=10_000)
-    return "".join(f"{' ' * indent}{line}" if line.strip() else line for line in written.splitlines(keepends=True))
+    class Dumper(yaml.SafeDumper):
+        """Writes texts of several lines as blocks."""
+
+    def of_text(dumper: Any, text: str) -> Any:
+        is_plain = text.replace("\n", "").isprintable()
+        style = '"' if not is_plain else "|" if "\n" in text else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+    Dumper.add_representer(str, of_text)
+    content = {name: dict(values)}
+    written = yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=sys.maxsize)
+    lines = written.split("\n")
+    return "\n".join(f"{' ' * indent}{line}" if line.strip() else line for line in lines)
 
 
 def add_to(file: Path, name: str, values: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from server.importing.blueprint import Blueprint
 from server.importing.dtypes import DType, DTypeName
 from server.importing.folder import Contents, Folder, to_json
 from server.importing.gguf_file import Tensor
-from server.importing.gguf_split import GGUFModel, read_model
+from server.importing.gguf_split import read_model
 from server.importing.metadata import Metadata
 from server.importing.parts import Converter
 from server.importing.problems import CannotImport
@@ -47,7 +47,7 @@ class GGUFImport:
         self.notes = blueprint.notes
         self.dtype = DType(self._wishes.dtype or usual_dtype(self.model.tensors, blueprint))
         self._converter = Converter(blueprint, self.model.tensors, self.dtype, self._wishes.requantize_bits)
-        _check_readable(path, self._converter.unreadable(), self.model, self._wishes.requantize_bits)
+        self._check_readable(path, blueprint)
         parts = self._converter.parts()
         small, self.has_template = _small_files(metadata, blueprint.config["vocab_size"], self._wishes)
         config = {**blueprint.config, "torch_dtype": self.dtype.name, **_token_ids(metadata)}
@@ -75,10 +75,11 @@ class GGUFImport:
         config = self.contents.config
         layers, context = config["num_hidden_layers"], config["max_position_embeddings"]
         widths = Counter(self._converter.quantization().values())
-        becomes = ", ".join(f"{number} matrices of {bits} bits" for bits, number in widths.most_common()) or "no codes"
+        matrices = ", ".join(f"{number} at {bits} bits" for bits, number in widths.most_common()) or "none quantized"
         lines = [
             f"{self.model.name}: {self.architecture}, {layers} layers, a context of {context} tokens; {types}",
-            f"becomes {size(self.contents.num_bytes)} in MLX's format: {becomes}, the rest {self.dtype.name}",
+            f"becomes {size(self.contents.num_bytes)} in MLX's format; matrices: {matrices}; the rest "
+            f"{self.dtype.name}",
             *self.notes,
         ]
         if not self.has_template:
@@ -88,6 +89,26 @@ class GGUFImport:
     def folder(self, path: Path) -> Folder:
         """The folder that the import writes. Raises CannotImport where it is another's."""
         return Folder(path, self.contents)
+
+    def _check_readable(self, path: Path, blueprint: Blueprint) -> None:
+        """Refuse types that MLX cannot hold, unless bits were said for them. Raises CannotImport."""
+        bits, found = self._wishes.requantize_bits, self._converter.unreadable()
+        if bits is not None and bits not in BITS:
+            raise CannotImport(f"--requantize takes {', '.join(map(str, BITS))} bits, not {bits}")
+        if not found or bits is not None:
+            return
+
+        def become(bits: int) -> str:
+            parts = Converter(blueprint, self.model.tensors, self.dtype, bits).parts()
+            return size(sum(part.num_bytes for part in parts))
+
+        number, kinds = sum(map(len, found.values())), ", ".join(sorted(found))
+        usual, least = _USUAL_BITS, min(BITS)
+        raise CannotImport(
+            f"{path} has {number} tensors of type {kinds}, which MLX cannot hold: quantized anew, its "
+            f"{size(self.model.num_bytes)} become {become(usual)} at {usual} bits and a little worse, or at least "
+            f"{become(least)}, at {least} bits and much worse; if that is wanted: --requantize {usual}"
+        )
 
     def _source(self) -> dict[str, Any]:
         facts = [(file.name, file.stat()) for file in self.model.files]
@@ -108,23 +129,6 @@ def usual_dtype(tensors: Mapping[str, Tensor], blueprint: Blueprint) -> DTypeNam
     return "bfloat16" if has_bfloat16 or blueprint.is_wide else "float16"
 
 
-def _check_readable(path: Path, found: Mapping[str, list[Tensor]], model: GGUFModel, bits: int | None) -> None:
-    """Refuse types that MLX cannot hold, unless bits were said for them. Raises CannotImport."""
-    if bits is not None and bits not in BITS:
-        raise CannotImport(f"--requantize takes {', '.join(map(str, BITS))} bits, not {bits}")
-    if not found or bits is not None:
-        return
-    tensors = [tensor for each in found.values() for tensor in each]
-    before = sum(tensor.num_bytes for tensor in tensors)
-    after = sum(tensor.num_values * (_USUAL_BITS + 1) // 8 for tensor in tensors)  # a bit for scales and biases
-    whole = model.num_bytes - before + after
-    raise CannotImport(
-        f"{path} has {len(tensors)} tensors of type {', '.join(sorted(found))}, which MLX cannot hold: quantized anew "
-        f"at {_USUAL_BITS} bits its {model.num_bytes / 1e9:.3g} GB become {whole / 1e9:.3g} GB and a little worse; "
-        f"if that is wanted: --requantize {_USUAL_BITS}"
-    )
-
-
 def _small_files(metadata: Metadata, vocab: int, wishes: Wishes) -> tuple[dict[str, bytes], bool]:
     """The tokenizer's files, and whether there is a chat template among them. Raises CannotImport."""
     template = tokenizer.chat_template(metadata)
@@ -136,10 +140,10 @@ def _small_files(metadata: Metadata, vocab: int, wishes: Wishes) -> tuple[dict[s
         if not has_own and template is not None:
             files["chat_template.jinja"] = template.encode()
         return files, has_own or template is not None
-    made = tokenizer.make(metadata, vocab)
-    settings, own = to_json(made.settings), metadata.text(_JSON_NAME, None)
-    tokenizer_json = to_json(made.tokenizer) if own is None else own.encode()
-    return {"tokenizer.json": tokenizer_json, "tokenizer_config.json": settings}, template is not None
+    own = metadata.text(_JSON_NAME, None)
+    made = to_json(tokenizer.make(metadata, vocab)) if own is None else own.encode()
+    settings = to_json(tokenizer.settings(metadata, vocab))
+    return {"tokenizer.json": made, "tokenizer_config.json": settings}, template is not None
 
 
 def _token_ids(metadata: Metadata) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from server.importing.blueprint import Order
 from server.importing.gguf_file import Tensor
 from server.importing.problems import CannotImport
 
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 1 << 20
 
 
 def read_whole(tensor: Tensor) -> Bytes:

@@ -28,14 +28,6 @@ _ADVICE = "give the folder of the original model's tokenizer: --tokenizer FOLDER
 
 
 @dataclass(frozen=True, slots=True)
-class MadeTokenizer:
-    """The files' contents, and what config.json says of tokens."""
-
-    tokenizer: dict[str, Any]
-    settings: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
 class _Vocabulary:
     tokens: Sequence[str]
     kinds: Sequence[int]
@@ -47,8 +39,8 @@ class _Vocabulary:
         return None if token_id is None else self.tokens[token_id]
 
 
-def make(metadata: Metadata, num_embeddings: int) -> MadeTokenizer:
-    """Raises CannotImport."""
+def make(metadata: Metadata, num_embeddings: int) -> dict[str, Any]:
+    """The content of tokenizer.json. Raises CannotImport."""
     vocabulary = _vocabulary(metadata, num_embeddings)
     kind = metadata.text("tokenizer.ggml.model")
     if kind == "gpt2":
@@ -63,7 +55,7 @@ def make(metadata: Metadata, num_embeddings: int) -> MadeTokenizer:
     if metadata.flag("tokenizer.ggml.add_bos_token", adds_bos) and bos is not None:
         tokenizer["post_processor"] = _beginning(vocabulary.tokens[bos], bos)
     tokenizer["added_tokens"] = list(_added(vocabulary))
-    return MadeTokenizer(tokenizer, _settings(metadata, vocabulary))
+    return tokenizer
 
 
 def tokens_of(metadata: Metadata) -> list[str]:
@@ -216,8 +208,10 @@ def _beginning(name: str, token_id: int) -> dict[str, Any]:
     }
 
 
-def _settings(metadata: Metadata, vocabulary: _Vocabulary) -> dict[str, Any]:
-    settings: dict[str, Any] = {
+def settings(metadata: Metadata, num_embeddings: int) -> dict[str, Any]:
+    """The content of tokenizer_config.json. Raises CannotImport."""
+    vocabulary = _vocabulary(metadata, num_embeddings)
+    found: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": metadata.whole(".context_length"),
@@ -225,11 +219,11 @@ def _settings(metadata: Metadata, vocabulary: _Vocabulary) -> dict[str, Any]:
     for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         name = vocabulary.name(_token(metadata, f"{key}_token_id", vocabulary))
         if name is not None:
-            settings[f"{role}_token"] = name
+            found[f"{role}_token"] = name
     template = chat_template(metadata)
     if template is not None:
-        settings["chat_template"] = template
-    return settings
+        found["chat_template"] = template
+    return found
 
 
 def _token(metadata: Metadata, key: str, vocabulary: _Vocabulary) -> int | None:

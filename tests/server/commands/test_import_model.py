@@ -156,7 +156,7 @@ def test_an_entry_is_printed_where_there_is_no_file_for_it(
 ) -> None:
     (home / "luigi.modelfile").write_text(MARIO.format(source=gguf))
     found = Run(capsys, "luigi.modelfile", "--dry-run")
-    assert found.code == 0 and "becomes 0.1 MB in MLX's format: 15 matrices of 8 bits, the rest float16" in found.err
+    assert found.code == 0 and "becomes 0.1 MB in MLX's format; matrices: 15 at 8 bits; the rest float16" in found.err
     assert yaml.safe_load(found.out)["models"]["luigi"]["model"] == str(home / "tiny-llama.Q8_0")
     assert not (home / "tiny-llama.Q8_0").exists()
     (home / "hub.modelfile").write_text("FROM mlx-community/a-4bit\nPARAMETER seed 1\n")

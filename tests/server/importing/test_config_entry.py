@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from server.config import resolve
 from server.importing.config_entry import add_to, as_text
@@ -40,6 +43,13 @@ def test_the_rest_stays(tmp_path: Path, before: str | None, after: str) -> None:
     assert entry.model == "/models/a" and entry.own == {"context.limit": 2048}
     assert entry.defaults.as_written() == VALUES["defaults"]
     assert [each.name for each in tmp_path.iterdir()] == ["c.yaml"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.sampled_from("a \n\t:#'\"\\-|>é\u2028\x85\x07😀&*!%@`{}[]"), max_size=12), st.sampled_from([2, 4]))
+def test_any_text_is_read_as_it_was_written(text: str, indent: int) -> None:
+    values = {"model": "x", "defaults": {"system": text, "stop": [f"{text}a"]}}
+    assert yaml.safe_load("models:\n" + as_text("m:1", values, indent)) == {"models": {"m:1": values}}
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,16 @@ def test_the_same_file_with_other_wishes_is_another_import(tmp_path: Path, gguf:
         folder_of(gguf, path, dtype="bfloat16")
 
 
+def test_a_file_may_hold_the_original_s_tokenizer(tmp_path: Path, original: Path) -> None:
+    own = (original / "tokenizer.json").read_text()
+
+    def change(metadata: dict[str, Any], _: dict[str, Raw]) -> None:
+        metadata |= {"tokenizer.ggml.pre": "whatever", "tokenizer.huggingface.json": own}
+
+    folder_of(write_gguf(tmp_path / "a.gguf", original, "llama", "Q8_0", change), tmp_path / "out").write()
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == own
+
+
 class Usage(NamedTuple):
     total: int
     used: int
@@ -216,7 +226,10 @@ def test_what_mlx_cannot_hold_is_refused_with_what_it_would_become(tmp_path: Pat
     with pytest.raises(CannotImport) as caught:
         GGUFImport(path)
     message = str(caught.value)
-    assert "has 2 tensors of type IQ4_NL, which MLX cannot hold: quantized anew at 4 bits its" in message
+    assert (
+        "has 2 tensors of type IQ4_NL, which MLX cannot hold: quantized anew, its 0.1 MB become 0.1 MB at 4" in message
+    )
+    assert "or at least 0.1 MB, at 2 bits and much worse" in message
     assert message.endswith("if that is wanted: --requantize 4")
     with pytest.raises(CannotImport, match="--requantize takes 2, 3, 4, 5, 6, 8 bits, not 7"):
         GGUFImport(path, Wishes(7))
