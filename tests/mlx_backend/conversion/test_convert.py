@@ -280,6 +280,14 @@ def test_a_conversion_that_was_begun_differently_is_not_gone_on_with(
     assert converted(published, tmp_path / "out").is_dir()
 
 
+@pytest.mark.parametrize("text", ["{\n", "[]\n", '{"plan": {}}\n7\n', "\x00\n"])
+def test_a_journal_that_is_none_is_refused(published: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "out" / ".conversion").mkdir(parents=True)
+    (tmp_path / "out" / ".conversion" / "journal.jsonl").write_text(text)
+    told = refused(published, tmp_path / "out")
+    assert "holds no journal" in told or "begun differently" in told
+
+
 def test_no_room_is_said_before_anything_is_written(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
