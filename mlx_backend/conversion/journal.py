@@ -84,7 +84,15 @@ class Journal:
         whole, _, rest = raw.rpartition(b"\n")
         if rest:  # a line that a kill cut off
             os.ftruncate(self._file, len(raw) - len(rest))
-        lines = [json.loads(line) for line in whole.splitlines()]
+        try:
+            self._take([json.loads(line) for line in whole.splitlines()])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ConversionError(
+                f"{self._out / FOLDER} holds no journal of a conversion; delete {self._out}"
+            ) from None
+
+    def _take(self, lines: list[Any]) -> None:
+        """Take over what an earlier try has written down. Raises ConversionError."""
         if not lines:
             self._append({"plan": self._plan})
             return

@@ -14,8 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mlx_backend.conversion.errors import ConversionError
 from mlx_backend.conversion.kinds import KINDS, kind_of, layer_of
 from mlx_backend.conversion.spec import FULL_BITS, Spec, fitting, read_spec
@@ -154,6 +152,8 @@ def find_recipe(name: str) -> Recipe:
 
 def read_recipe(file: Path) -> Recipe:
     """Read a recipe's file. Raises ConversionError."""
+    import yaml
+
     try:
         if file.stat().st_size > _MOST_BYTES:
             raise ConversionError(f"{file} has more than {_MOST_BYTES >> 20} MiB; a recipe is a short YAML file")

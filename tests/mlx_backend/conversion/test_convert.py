@@ -231,7 +231,7 @@ def test_killed_at_any_point_it_ends_in_the_same_bytes(
                 break
             except Killed:
                 halfway += len(list(out.glob("model-*.safetensors"))) > 1
-                assert (out / ".conversion").exists() or not (out / "config.json").exists()
+                assert (out / "SHA256SUMS").exists() or not (out / "config.json").exists()
     assert tries > 10 and halfway > 3
     assert bytes_of(out) == whole
     assert entry.prepare(published, "tiny", FOUR).run(out, lambda _: None).is_new is False
@@ -278,6 +278,14 @@ def test_a_conversion_that_was_begun_differently_is_not_gone_on_with(
     told = refused(published, tmp_path / "out", Choice(bits=8))
     assert "begun differently (formats" in told
     assert converted(published, tmp_path / "out").is_dir()
+
+
+@pytest.mark.parametrize("text", ["{\n", "[]\n", '{"plan": {}}\n7\n', "\x00\n"])
+def test_a_journal_that_is_none_is_refused(published: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "out" / ".conversion").mkdir(parents=True)
+    (tmp_path / "out" / ".conversion" / "journal.jsonl").write_text(text)
+    told = refused(published, tmp_path / "out")
+    assert "holds no journal" in told or "begun differently" in told
 
 
 def test_no_room_is_said_before_anything_is_written(
