@@ -130,7 +130,7 @@ HOSTILE: dict[str, bytes] = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[ServerProcess, httpx.Client]]:
-    with serving("--backend", "mock", "--security-read-timeout-s", "1") as (process, client):
+    with serving("--backend", "mock", "--security-read-timeout-s", "0.5") as (process, client):
         yield process, client
 
 
