@@ -1,4 +1,4 @@
-"""Default chats at once, by their worst case and by their expected length: planned memory of Macs with 48 and 24 GB.
+"""Default chats at once, by their worst case and by their expected length: memory of Macs with 48, 24 and 16 GB.
 
 The simulated runner in process, at no pace: lengths are drawn, and what is held is counted as the planner counts it.
 """
@@ -32,7 +32,7 @@ from mlx_backend.planning.admission import Reservation
 from mlx_backend.planning.memory import AttentionShape, ModelShape
 from mlx_backend.runners.simulated import SimulatedRunner
 
-MACHINES = {"m4-pro-48": 48, "m2-24": 24}
+MACHINES = {"m4-pro-48": 48, "m2-24": 24, "m2-16": 16}
 NUM_REQUESTS = 150
 _MEDIAN, _SPREAD = 300, 1.2
 """Tokens of an answer, and the standard deviation of their logarithm: one in a hundred has more than 5,000."""

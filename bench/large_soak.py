@@ -1,6 +1,6 @@
 """Answers under constant preemption: thousands of requests within a budget that is always too small.
 
-python -m bench.large_soak [--requests 10000] [--backend mlx,mock] [--seed 1]
+python -m bench.large_soak [--requests 10000] [--backend mlx,mock] [--most-tokens 1000] [--limit-gb X] [--seed 1]
 
 Requests are drawn from a pool, greedy or seeded, with one continuation or several; some leave midway. Every answer is
 compared with that of the same request alone. In the end nothing may be left of rows, prompts and blocks, and as much
@@ -83,13 +83,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.large_soak", description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--backend", default="mlx,mock")
+    parser.add_argument("--most-tokens", type=int, default=_MOST_TOKENS, help="of an answer")
+    parser.add_argument("--limit-gb", type=float, help="memory of the engine, the model's weights included")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     is_good = True
     for backend in options.backend.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            config = config_of(backend, Path(folder))
-            report = asyncio.run(soak(config, options.requests, options.seed))
+            config = config_of(backend, Path(folder), options.limit_gb)
+            report = asyncio.run(soak(config, options.requests, options.seed, most_tokens=options.most_tokens))
         stats = report.stats
         print(
             f"{backend}: {report.num_requests} requests in {report.took_s:.0f} s, {report.num_different} answers differ"
@@ -103,8 +105,8 @@ def main() -> None:
     sys.exit(0 if is_good else 1)
 
 
-def config_of(backend: str, folder: Path) -> EngineConfig:
-    """Return an engine whose budget holds a few requests of the pool at their full length."""
+def config_of(backend: str, folder: Path, limit_gb: float | None = None) -> EngineConfig:
+    """Return an engine whose budget holds a few requests of the pool at their full length, unless it is given."""
     is_mock = backend == "mock"
     if not is_mock:
         from tests.tiny_models import write_model
@@ -113,7 +115,7 @@ def config_of(backend: str, folder: Path) -> EngineConfig:
     return EngineConfig(
         model_path="mock" if is_mock else str(folder),
         backend="mock" if is_mock else "mlx",
-        memory=MemoryConfig(limit_gb=LIMIT_GB[backend], reserve_gb=0),
+        memory=MemoryConfig(limit_gb=limit_gb or LIMIT_GB[backend], reserve_gb=0),
         scheduler=SchedulerConfig(max_num_seqs=16),
         mock=MockConfig(context=2048),
         prefix_cache=PrefixCacheConfig(chunk_tokens=32),

@@ -1,6 +1,7 @@
 """mlx-lm alone, without a server: `python -m bench.raw MODEL`. A line of JSON in is work, a line out its records.
 
 In : {"prompts": [text, ...], "max_tokens": n}; one prompt runs by `stream_generate`, several by `BatchGenerator`.
+     {"continues": text, "max_tokens": n}: one prompt, in a cache that keeps what it shares with the one before.
 Out: {"is_ready": true} once, then {"records": [...]} for each line, as `server.client.record.Record` has them.
 """
 
@@ -21,11 +22,15 @@ def main(folder: str) -> None:
 
     answers, sys.stdout = sys.stdout, sys.stderr  # what the library prints is not an answer
     model, tokenizer = load(folder)[:2]
+    kept = KeptCache(model, tokenizer)
     print(json.dumps({"is_ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         work = json.loads(line)
-        run = run_single if len(work["prompts"]) == 1 else run_batch
-        records = run(model, tokenizer, work["prompts"], work["max_tokens"])
+        if "continues" in work:
+            records = kept.run(work["continues"], work["max_tokens"])
+        else:
+            run = run_single if len(work["prompts"]) == 1 else run_batch
+            records = run(model, tokenizer, work["prompts"], work["max_tokens"])
         print(json.dumps({"records": [asdict(record) for record in records]}), file=answers, flush=True)
 
 
@@ -55,6 +60,33 @@ def run_batch(model: Any, tokenizer: Any, prompts: list[str], max_tokens: int) -
     finally:
         generator.close()
     return [Record(sent_s, tuple(times), len(times)) for times in stamps.values()]
+
+
+class KeptCache:
+    """One prompt cache for prompts that come one after the other, trimmed to what the next shares with the last."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._caches: list[Any] = []
+        self._ids: list[int] = []
+
+    def run(self, prompt: str, max_tokens: int) -> list[Record]:
+        """Answer greedily; at least the prompt's last token is computed anew."""
+        from mlx_lm import stream_generate
+        from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
+
+        sent_s = time.perf_counter()
+        ids: list[int] = self._tokenizer.encode(prompt)
+        shared = next((i for i, pair in enumerate(zip(ids, self._ids, strict=False)) if pair[0] != pair[1]), 0)
+        surplus = self._caches[0].offset - shared if self._caches else 0
+        if not shared or trim_prompt_cache(self._caches, surplus) != surplus:
+            shared, self._caches = 0, make_prompt_cache(self._model)
+        self._ids = ids
+        answer = stream_generate(
+            self._model, self._tokenizer, ids[shared:], max_tokens=max_tokens, prompt_cache=self._caches
+        )
+        stamps = tuple(time.perf_counter() for _ in answer)
+        return [Record(sent_s, stamps, len(stamps))]
 
 
 if __name__ == "__main__":

@@ -24,10 +24,16 @@ class RawProcess:
 
     def generate(self, prompts: Sequence[str], max_tokens: int) -> list[Record]:
         """Answer all prompts at once; blocks until they are. Raises StartError when the process has ended."""
+        return self._ask({"prompts": prompts, "max_tokens": max_tokens})
+
+    def generate_after(self, prompt: str, max_tokens: int) -> list[Record]:
+        """Answer a prompt in a cache that keeps what it shares with the one before. Raises StartError as above."""
+        return self._ask({"continues": prompt, "max_tokens": max_tokens})
+
+    def _ask(self, work: dict[str, Any]) -> list[Record]:
         assert self._process.stdin is not None
-        work = json.dumps({"prompts": prompts, "max_tokens": max_tokens})
-        with suppress(BrokenPipeError):  # reading tells it
-            print(work, file=self._process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # reading notices it
+            print(json.dumps(work), file=self._process.stdin, flush=True)
         return [Record(**{**fields, "stamps": tuple(fields["stamps"])}) for fields in self._read()["records"]]
 
     def _read(self) -> dict[str, Any]:

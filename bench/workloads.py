@@ -103,8 +103,14 @@ async def _decode_on(bench: Bench, underway: asyncio.Event) -> Record:
 async def run_prefix(bench: Bench) -> Outcome:
     """Prompts that share their first 1,024 tokens, one after the other; 8 tokens out."""
     shared = bench.prompts.make(1024)
-    records = [await bench.client.complete(shared + bench.prompts.make(8), 8) for _ in range(4)]
-    return Outcome(prefix_figures(records), errors=errors_of(records))
+    served: list[Record] = []
+    raw: list[Record] = []
+    for _ in range(8):
+        prompt = shared + bench.prompts.make(8)
+        if bench.raw:
+            raw += bench.raw.generate_after(prompt, 8)
+        served.append(await bench.client.complete(prompt, 8))
+    return Outcome(prefix_figures(served), prefix_figures(raw) if raw else None, errors_of(served))
 
 
 WORKLOADS: dict[str, Callable[[Bench], Awaitable[Outcome]]] = {

@@ -52,6 +52,7 @@ def _create_ranks_engine(config: EngineConfig) -> Engine:
         ("prefix_cache.dir", config.prefix_cache.dir is not None),
         ("debug.record", config.debug.record is not None),
         ("simulate.machine", config.simulate.machine is not None),
+        ("adapters", bool(config.adapters)),
     ):
         if is_set:
             raise ModelLoadError(f"{key} is for a model in one process; leave it unset, or ranks.count at 1")
@@ -100,6 +101,8 @@ def _recorded(runner: Runner, config: EngineConfig) -> Runner:
         raise ModelLoadError(
             "debug.record: a run that is recorded takes nothing from the disk; leave prefix_cache.dir unset"
         )
+    if config.adapters:
+        raise ModelLoadError("debug.record: a run with adapters cannot be replayed; leave adapters unset")
     from mlx_backend.runners.recording import RecordingRunner
 
     return RecordingRunner(runner, Path(config.debug.record or "").expanduser(), config)

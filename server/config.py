@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_backend.api.interface import (
+    AdapterConfig,
     ContextConfig,
     DebugConfig,
     EngineConfig,
@@ -178,6 +179,9 @@ class Config:
     aliases: str | None = option(
         None, "other names of the model, with commas; * stands for any characters, as in claude-*"
     )
+    adapters: str | None = option(
+        None, "LoRA adapters of the model, as NAME=FOLDER with commas; a request names one as MODEL:NAME"
+    )
     backend: Backend = option("mlx", "what computes; mock needs no model and no MLX")
     host: str = option("127.0.0.1", "address to listen on")
     port: int = option(8080, "port to listen on; 0: any free one", ge=0)
@@ -216,6 +220,8 @@ class Config:
             raise ValueError(f"model {self.model!r} and models are both given; put it into models")
         if self.models and self.aliases is not None:
             raise ValueError(f"aliases {self.aliases!r} are for a server of one model; put them into models")
+        if self.models and self.adapters is not None:
+            raise ValueError(f"adapters {self.adapters!r} are for a server of one model; put them into models")
         if self.models and self.debug.record is not None:
             raise ValueError("debug.record is for a server of one model; leave models or debug.record unset")
         if self.ranks.is_one_model_in_parts and (self.models or self.residency.keep_alive_s is not None):
@@ -291,13 +297,13 @@ def with_own(config: Config, entry: ModelEntry) -> Config:
         sections = {name: dataclasses.replace(getattr(config, name), **own) for name, own in changes.items()}
     except ValueError as error:
         raise ValueError(f"models.{entry.name}: {error}") from None
-    return dataclasses.replace(config, model=entry.model, models=(), aliases=None, **sections)
+    return dataclasses.replace(config, model=entry.model, models=(), aliases=None, adapters=None, **sections)
 
 
-def engine_config(config: Config, model_path: str) -> EngineConfig:
-    """The part of `config` that the engine is told, with the folder the model was found in."""
+def engine_config(config: Config, model_path: str, adapters: tuple[AdapterConfig, ...] = ()) -> EngineConfig:
+    """The part of `config` that the engine is told, with the folder the model was found in, and its adapters."""
     shared = [f.name for f in dataclasses.fields(EngineConfig) if f.name in sections() or f.name == "backend"]
-    return EngineConfig(model_path=model_path, **{name: getattr(config, name) for name in shared})
+    return EngineConfig(model_path=model_path, adapters=adapters, **{name: getattr(config, name) for name in shared})
 
 
 def value_of(config: Config, key: str) -> Any:

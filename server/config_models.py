@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mlx_backend.api.interface import AdapterConfig
+from server.adapters import checked, served_name
 from server.config_sources import ConfigError, Field, Given, read
 
 KEY = "models"
@@ -31,6 +33,7 @@ class ModelEntry:
     keep_alive_s: float | None = None
     """Unloaded when idle for so long; None: as `residency.keep_alive_s` says."""
     aliases: tuple[str, ...] = ()
+    adapters: tuple[AdapterConfig, ...] = ()
     own: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -50,6 +53,7 @@ def read_models(given: Given, table: Sequence[Field]) -> tuple[ModelEntry, ...]:
 def as_written(entry: ModelEntry) -> dict[str, Any]:
     """What is not a default of an entry."""
     settings = {"pinned": entry.pinned, "keep_alive_s": entry.keep_alive_s, "aliases": list(entry.aliases), **entry.own}
+    settings["adapters"] = {adapter.name: adapter.path for adapter in entry.adapters}
     return {"model": entry.model, **{key: value for key, value in settings.items() if value}}
 
 
@@ -65,12 +69,14 @@ def _read_entry(name: Any, content: Any, origin: str, own: Mapping[str, Field]) 
     for key, value in content.items():
         if key == "aliases":
             values[key] = _read_aliases(value, f"{origin}: {place}.aliases")
+        elif key == "adapters":
+            values[key] = _read_adapters(value, f"{origin}: {place}.adapters")
         elif key in _FIELDS:
             values[key] = read(replace(_FIELDS[key], section=place), Given(value, origin))
         elif key in _SECTIONS and isinstance(value, dict):
             values.setdefault("own", {}).update(_read_section(key, value, place, origin, own))
         else:
-            known = ", ".join([*_FIELDS, "aliases", *_SECTIONS])
+            known = ", ".join([*_FIELDS, "aliases", "adapters", *_SECTIONS])
             raise ConfigError(f"{origin}: {place} cannot have {key!r} so; it is a mapping of {known}")
     if "model" not in values:
         raise ConfigError(f"{origin}: {place}.model is missing: the folder or hub id")
@@ -102,8 +108,18 @@ def _read_aliases(value: Any, place: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _read_adapters(value: Any, place: str) -> tuple[AdapterConfig, ...]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{place} must be a mapping of names to folders, not {value!r}")
+    try:
+        return checked(value.items())
+    except ValueError as error:
+        raise ConfigError(f"{place}: {error}") from None
+
+
 def _check_names(entries: Sequence[ModelEntry], origin: str) -> None:
     names = [name for entry in entries for name in (entry.name, *entry.aliases)]
+    names += [served_name(entry.name, adapter.name) for entry in entries for adapter in entry.adapters]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(f"{origin}: {KEY}: two models are called {twice!r}")

@@ -7,10 +7,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from mlx_backend.api.interface import Engine, EngineConfig, MemoryShare
+from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.api.interface import AdapterConfig, Engine, EngineConfig, MemoryShare
 from mlx_backend.factory import create_engine, estimate_footprint
+from mlx_backend.model.adapter_files import open_adapter
 from mlx_backend.model.checkpoint import find_model, open_checkpoint
 from server import model_files, pocket
+from server.adapters import read_written
 from server.config import Config, engine_config, with_own
 from server.config_models import ModelEntry
 from server.rank_hosts import placed
@@ -38,7 +41,8 @@ def build_model(config: Config) -> ServedModel:
     else:
         name, path = _find(config.model)
         told = engine_config(config, str(path))
-    told = placed(config, told)
+    told = replace(placed(config, told), adapters=_read_adapters(config.adapters))
+    _check_adapters(told)
     recipe = _recipe(config, told, path)
     keep_s = config.residency.keep_alive_s
     engine = create_engine(told)
@@ -47,6 +51,7 @@ def build_model(config: Config) -> ServedModel:
         engine,
         recipe.load_tokenizer,
         aliases=split_names(config.aliases),
+        adapters=[adapter.name for adapter in told.adapters],
         recipe=recipe,
         is_pinned=keep_s is None,
         keep_alive_s=keep_s,
@@ -61,7 +66,8 @@ def split_names(written: str | None) -> tuple[str, ...]:
 def _build_one(config: Config, entry: ModelEntry) -> ServedModel:
     own = with_own(config, entry)
     path = None if own.backend == "mock" else _find(own.model)[1]
-    told = engine_config(own, "mock" if path is None else str(path))
+    told = engine_config(own, "mock" if path is None else str(path), entry.adapters)
+    _check_adapters(told)
     recipe = _recipe(own, told, path)
     keep_s = None if entry.pinned else entry.keep_alive_s or config.residency.keep_alive_s
     return ServedModel(
@@ -69,12 +75,27 @@ def _build_one(config: Config, entry: ModelEntry) -> ServedModel:
         None,
         recipe.load_tokenizer,
         aliases=entry.aliases,
+        adapters=[adapter.name for adapter in told.adapters],
         recipe=recipe,
         estimate_footprint=partial(estimate_footprint, told),
         is_required=entry.pinned,
         is_pinned=entry.pinned,
         keep_alive_s=keep_s,
     )
+
+
+def _read_adapters(written: str | None) -> tuple[AdapterConfig, ...]:
+    try:
+        return read_written(written)
+    except ValueError as error:
+        raise ModelLoadError(str(error)) from error
+
+
+def _check_adapters(told: EngineConfig) -> None:
+    """Raise ModelLoadError where an adapter's files are not whole, before anything heavy is imported."""
+    if told.backend == "mlx":
+        for adapter in told.adapters:
+            open_adapter(adapter.name, Path(adapter.path).expanduser())
 
 
 def _recipe(config: Config, told: EngineConfig, path: Path | None) -> Recipe:

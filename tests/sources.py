@@ -54,6 +54,7 @@ TESTED_IN: dict[str, str] = {
     "mlx_backend/runners/device.py": "tests/mlx_backend/planning/test_limits.py",
     "mlx_backend/runners/division.py": "tests/mlx_backend/runners/test_mlx.py tests/mlx_backend/planning/test_memory_limits.py",
     "mlx_backend/runners/footprint.py": "tests/mlx_backend/planning/test_footprint.py",
+    "mlx_backend/runners/inputs.py": "tests/mlx_backend/runners/test_mlx.py",
     "mlx_backend/runners/mock.py": "tests/mlx_backend/engine/test_device_failures.py tests/mlx_backend/engine/test_engine.py",
     "mlx_backend/runners/mock_vocabulary.py": "tests/server/service/test_mock_script.py",
     "mlx_backend/runners/probe.py": "tests/mlx_backend/runners/test_mlx.py",

@@ -26,6 +26,7 @@ SERVER_MAY_IMPORT = {
         "api.options",
         "factory",
         "follow",
+        "model.adapter_files",
         "model.checkpoint",
         "planning.memory",
         "planning.machines",

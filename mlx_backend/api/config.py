@@ -262,6 +262,14 @@ class MemoryShare:
     process_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterConfig:
+    """A LoRA adapter of the model: what requests call it, and its folder."""
+
+    name: str
+    path: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """What the engine is told: a model folder that exists (or `mock`), and its sections."""
@@ -278,6 +286,8 @@ class EngineConfig:
     mock: MockConfig = field(default_factory=MockConfig)
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
+    adapters: tuple[AdapterConfig, ...] = ()
+    """What requests may name beside the model itself."""
     share: MemoryShare | None = None
     """None: the model has the memory for itself."""
     hosts: RankHosts | None = None

@@ -96,6 +96,13 @@ class UnknownToken(EngineError):
         self.is_bias = is_bias
 
 
+class UnknownAdapter(EngineError):
+    """The model has no adapter of this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The model has no adapter '{name}'.")
+
+
 class SequenceFailed(EngineError):
     """A computation failed for the work it was given; the device and everybody else's work are sound.
 

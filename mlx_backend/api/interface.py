@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from mlx_backend.api.config import AdapterConfig as AdapterConfig
 from mlx_backend.api.config import ContextConfig as ContextConfig
 from mlx_backend.api.config import DebugConfig as DebugConfig
 from mlx_backend.api.config import EngineConfig as EngineConfig
@@ -27,6 +28,7 @@ from mlx_backend.api.grammars import Grammar as Grammar
 from mlx_backend.api.grammars import GrammarState as GrammarState
 from mlx_backend.api.hosts import RankHost as RankHost
 from mlx_backend.api.hosts import RankHosts as RankHosts
+from mlx_backend.api.reports import AdapterInfo as AdapterInfo
 from mlx_backend.api.reports import EmbeddingInfo as EmbeddingInfo
 from mlx_backend.api.reports import Footprint as Footprint
 from mlx_backend.api.reports import KVCachePart as KVCachePart
@@ -100,6 +102,8 @@ class GenerationRequest:
     """Whose it is: requests of different tenants take turns in the queue."""
     cache_salt: str = ""
     """Prompts of different salts share nothing."""
+    adapter: str = ""
+    """The adapter of the model that computes it; empty: none. Prompts of different adapters share nothing."""
     system_border: int = 0
     """Tokens at the beginning that other conversations will have, too: the system prompt."""
     cache_breakpoints: tuple[int, ...] = ()

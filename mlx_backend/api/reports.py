@@ -151,6 +151,21 @@ class RankStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterInfo:
+    """A LoRA adapter that is loaded beside a model."""
+
+    name: str
+    digest: str = ""
+    """Of its files, hexadecimal."""
+    form: Literal["mlx-lm", "peft", "mock"] = "mlx-lm"
+    """Whose files they are."""
+    rank: int = 0
+    num_layers: int = 0
+    """Linear layers that it adds to."""
+    weights_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What is known of a loaded model. `pads_chunks`: a prompt's last chunk is padded up to one of a few sizes."""
 
@@ -180,6 +195,7 @@ class ModelInfo:
     """None: the model makes no embeddings."""
     no_embedding_reason: str = "it was not made for them"
     """Why not, where it makes none."""
+    adapters: tuple[AdapterInfo, ...] = ()
     ranks: RanksInfo | None = None
     """None: one process has all of it. Else the weights, the memory and the limits are those of the fullest rank."""
 

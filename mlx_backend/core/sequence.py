@@ -102,6 +102,7 @@ class SequenceGroup:
             num_top_logprobs=self.num_top_logprobs,
             embeds=self.request.embeds,
             restore=restore,
+            adapter=self.request.adapter,
         )
 
     @property
@@ -176,6 +177,7 @@ class TokenSequence:
             stop_ids=request.stop_ids,
             min_tokens=request.min_tokens,
             mock=request.mock,
+            adapter=request.adapter,
         )
 
 

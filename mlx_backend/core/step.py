@@ -67,6 +67,8 @@ class Chunk:
     embeds: bool = False
     """The prompt's vector is wanted; it comes with the prompt's last chunk."""
     restore: Restore | None = None
+    adapter: str = ""
+    """The adapter that it is computed with; empty: none."""
 
     @property
     def num_tokens(self) -> int:
@@ -99,6 +101,8 @@ class NewRow:
     stop_ids: frozenset[int] = frozenset()
     min_tokens: int = 0
     mock: MockText | None = None
+    adapter: str = ""
+    """The adapter that it decodes with; empty: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlx_backend.api.errors import ContextLengthExceeded, MemoryLimitExceeded, TooManyPrompts, UnknownToken
+from mlx_backend.api.errors import (
+    ContextLengthExceeded,
+    MemoryLimitExceeded,
+    TooManyPrompts,
+    UnknownAdapter,
+    UnknownToken,
+)
 from mlx_backend.api.interface import GenerationRequest, ModelInfo
 from mlx_backend.planning.admission import Budget, Reservation
 
@@ -18,7 +24,9 @@ def check_number(requests: Sequence[GenerationRequest], max_waiting: int) -> Non
 
 
 def check_request(request: GenerationRequest, info: ModelInfo, budget: Budget | None) -> None:
-    """Raises ContextLengthExceeded, UnknownToken, MemoryLimitExceeded."""
+    """Raises ContextLengthExceeded, UnknownToken, UnknownAdapter, MemoryLimitExceeded."""
+    if request.adapter and all(request.adapter != each.name for each in info.adapters):
+        raise UnknownAdapter(request.adapter)
     if len(request.prompt_ids) + request.max_tokens > info.context_limit:
         raise ContextLengthExceeded(len(request.prompt_ids), request.max_tokens, info.context_limit)
     check_token_ids(request, info.vocab_size)

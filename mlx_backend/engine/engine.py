@@ -188,7 +188,13 @@ class DeviceEngine:
         """What depends on the loaded model."""
         budget = self._runner.budget
         free_bytes = None if budget is None else budget.limit_bytes
-        prefixes, report = build_prefix_cache(self._config, self._runner.blocks, free_bytes, self._wake)
+        prefixes, report = build_prefix_cache(
+            self._config,
+            self._runner.blocks,
+            free_bytes,
+            self._wake,
+            {adapter.name: adapter.digest for adapter in info.adapters},
+        )
         max_rows = self._config.scheduler.max_num_seqs if info.is_batched else 1
         self._loop = loop = EngineLoop(
             self._config.scheduler,

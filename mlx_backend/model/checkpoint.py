@@ -64,7 +64,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     found = _choose_weights(path)
     files = tuple(path / name for name in found.names)
     for file in files:
-        _check_weights(file)
+        read_header(file)
     return Checkpoint(path, config, files, found.notes)
 
 
@@ -92,8 +92,11 @@ def _choose_weights(path: Path) -> WeightFiles:
         raise ModelLoadError(f"{path} {error}; {advice}") from error
 
 
-def _check_weights(file: Path) -> None:
-    """safetensors: 8 bytes little-endian length, a JSON header of that length, then the tensors' bytes."""
+def read_header(file: Path) -> dict[str, Mapping[str, Any]]:
+    """The tensors of a safetensors file by name, each with its `dtype` and `shape`. Raises ModelLoadError.
+
+    8 bytes little-endian length, a JSON header of that length, then the tensors' bytes, none of which may be missing.
+    """
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
@@ -101,13 +104,15 @@ def _check_weights(file: Path) -> None:
             if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
                 raise ValueError("its header is not one")
             header = json.loads(stream.read(length))
-        end = max((tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+        end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+        expected = 8 + length + int(end)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ModelLoadError(f"{file} is not a readable safetensors file ({error}); fetch it again") from error
-    expected = 8 + length + end
     if size < expected:
         missing = math.ceil((expected - size) / 1024)
         raise ModelLoadError(f"{file} is cut off: {missing} KiB of {expected // 1024} are missing; fetch it again")
+    return tensors
 
 
 def belonging(names: Collection[str], index: str | None) -> list[str]:

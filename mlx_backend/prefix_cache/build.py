@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mlx_backend.api.interface import EngineConfig, PrefixCacheReport
@@ -25,9 +26,16 @@ _UNBOUNDED_BYTES = 1_000_000_000
 
 
 def build_prefix_cache(
-    config: EngineConfig, store: BlockStore | None, free_bytes: int | None, wake: Callable[[], None]
+    config: EngineConfig,
+    store: BlockStore | None,
+    free_bytes: int | None,
+    wake: Callable[[], None],
+    adapters: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[PrefixCache | None, PrefixCacheReport]:
-    """`free_bytes`: what weights and reserve leave of the memory, None for no bound. `wake`: see DiskTier."""
+    """`free_bytes`: what weights and reserve leave of the memory, None for no bound. `wake`: see DiskTier.
+
+    `adapters`: their digests by name.
+    """
     wanted = config.prefix_cache
     if not wanted.enabled:
         return None, PrefixCacheReport(reason="prefix_cache.enabled is false")
@@ -42,12 +50,12 @@ def build_prefix_cache(
     if wanted.dir is not None:
         disk = DiskTier(Path(wanted.dir).expanduser(), identity.hex(), facts, wake)
     try:
-        cache = PrefixCache(wanted, store, identity, ram_bytes, disk)
+        cache = PrefixCache(wanted, store, identity, ram_bytes, disk, adapters)
     except OSError as error:
         logger.warning("prefix_cache.dir %s cannot be used (%s); what is kept is in memory only", wanted.dir, error)
         if disk is not None:
             disk.close()
-        disk, cache = None, PrefixCache(wanted, store, identity, ram_bytes, None)
+        disk, cache = None, PrefixCache(wanted, store, identity, ram_bytes, None, adapters)
     report = PrefixCacheReport(
         kinds=store.kinds,
         needs_snapshots=not store.cuts,

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import collections.abc
 import logging
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from mlx_backend.api.errors import OutOfMemory, SequenceFailed, let_go_of_frames
-from mlx_backend.api.interface import PrefixCacheConfig, PrefixCacheStats
+from mlx_backend.api.interface import GenerationRequest, PrefixCacheConfig, PrefixCacheStats
 from mlx_backend.core.blocks import BlockStore
 from mlx_backend.core.sequence import SequenceGroup, Status, TokenSequence
 from mlx_backend.core.step import BlockRef, Chunk, Piece, PromptId, Restore, SequenceId, Span
@@ -29,11 +31,18 @@ _LEAST_GAIN = 8
 
 
 class PrefixCache:
-    """`fingerprint`: of all that values depend on. `disk` None: memory alone."""
+    """`fingerprint`: of all that values depend on. `disk` None: memory alone. `adapters`: digests by name."""
 
     def __init__(
-        self, config: PrefixCacheConfig, store: BlockStore, fingerprint: bytes, ram_bytes: int, disk: DiskTier | None
+        self,
+        config: PrefixCacheConfig,
+        store: BlockStore,
+        fingerprint: bytes,
+        ram_bytes: int,
+        disk: DiskTier | None,
+        adapters: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        self._adapters = adapters
         self._config, self._store, self._fingerprint = config, store, fingerprint
         self._configured_bytes = self._ram_bytes = ram_bytes
         self._index = PrefixIndex(cuts=store.cuts, free=store.free)
@@ -100,8 +109,11 @@ class PrefixCache:
         return cursor
 
     def _chain(self, group: SequenceGroup, num_tokens: int) -> Chain:
-        root = root_id(self._fingerprint, group.request.cache_salt)
-        return Chain(root, group.token_ids(0, num_tokens), self._config.chunk_tokens)
+        return Chain(self._root(group.request), group.token_ids(0, num_tokens), self._config.chunk_tokens)
+
+    def _root(self, request: GenerationRequest) -> bytes:
+        adapter = request.adapter and f"{request.adapter} {self._adapters.get(request.adapter, '')}"
+        return root_id(self._fingerprint, request.cache_salt, adapter)
 
     def _payload(self, node: Node) -> BlockRef | None:
         return self._loading.payloads.get(node) if node.payload is None else node.payload
@@ -247,8 +259,7 @@ class PrefixCache:
             return
         token_ids = (*sequence.request.prompt_ids, *sequence.output_ids)
         end = min(sequence.num_computed_tokens, len(token_ids))
-        root = root_id(self._fingerprint, sequence.request.cache_salt)
-        cursor = Cursor(Chain(root, token_ids[:end], self._config.chunk_tokens))
+        cursor = Cursor(Chain(self._root(sequence.request), token_ids[:end], self._config.chunk_tokens))
         self._keep(sequence.id, group, cursor, end, has_end=end == sequence.num_computed_tokens)
 
     def _keep(

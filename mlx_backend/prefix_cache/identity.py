@@ -26,8 +26,10 @@ def fingerprint(facts: Mapping[str, Any]) -> bytes:
     return _digest(json.dumps(facts, sort_keys=True, default=str).encode())
 
 
-def root_id(of_model: bytes, salt: str) -> bytes:
-    """Where the chains begin; different for each salt, so that tenants share nothing."""
+def root_id(of_model: bytes, salt: str, adapter: str = "") -> bytes:
+    """Where the chains begin; different for each salt, so that tenants share nothing, and for each adapter."""
+    if adapter:
+        of_model = _digest(of_model + adapter.encode())
     return _digest(of_model + salt.encode("utf-8", "surrogatepass"))
 
 

@@ -14,6 +14,7 @@ from mlx_backend.model.checkpoint import open_checkpoint
 from mlx_backend.planning import footprint
 from mlx_backend.planning.admission import Budget
 from mlx_backend.runners import device
+from mlx_backend.runners.adapters import open_adapters, with_adapters
 
 
 def estimate_footprint(config: EngineConfig) -> Footprint:
@@ -29,7 +30,7 @@ def _measure(config: EngineConfig) -> Footprint:
     if limit is None:
         limit, _ = device.memory_limit(device.read_facts())
     try:
-        found = skeleton.from_checkpoint(checkpoint)
+        found = with_adapters(skeleton.from_checkpoint(checkpoint), open_adapters(config))
         plans = plan.plan_caches(found.caches, config.kv_cache)
         chunk, has_fused = config.scheduler.max_chunk_tokens, device.has_fused_attention()
         budget = Budget(found.shape, plans, 0, max_chunk=chunk, has_fused=has_fused)

@@ -44,7 +44,9 @@ from mlx_backend.planning.chunk_sizes import padded
 from mlx_backend.planning.memory import ModelShape
 from mlx_backend.prefix_cache.store_mlx import MLXStore
 from mlx_backend.runners import device, division, ranking, shapes, vectors
+from mlx_backend.runners.adapters import Adapters, open_adapters, with_adapters
 from mlx_backend.runners.base import failed, limited_by
+from mlx_backend.runners.inputs import newest_tokens
 from mlx_backend.runners.probe import check_batching, check_columns, check_groups, defer_latents
 from mlx_backend.runners.wired import WiredWeights
 from mlx_backend.sampling.sampler import BatchSampler, Drawn
@@ -89,6 +91,7 @@ class MLXRunner:
         self._max_groups = 1
         self._embedding: EmbeddingInfo | None = None
         self._wired = WiredWeights()
+        self._adapters = Adapters()
 
     # ---- loading ----
 
@@ -97,7 +100,9 @@ class MLXRunner:
         for note in checkpoint.notes:
             logger.warning("%s: %s", checkpoint.path.name, note)
         limit = division.read_context_limit(checkpoint, self._config)
+        adapters = open_adapters(self._config)
         self._model, skeleton = self._build(checkpoint)
+        skeleton = with_adapters(skeleton, adapters)
         self._vocab_size = skeleton.shape.vocab_size
         self._plans = plan.plan_caches(skeleton.caches, self._config.kv_cache)
         needs_warm_shapes = device.needs_warm_shapes()
@@ -126,6 +131,8 @@ class MLXRunner:
         self._context = fitting
         if needs_warm_shapes:
             self._warming().run(report, skeleton.shape.weights_bytes)
+        loaded_adapters = self._adapters.load(self._model, adapters)
+        self._adapters.check(self._model, self._make_caches, is_batched=self._is_batched)
         self._reset()
         if memory is not None:
             wiring = self._wired.wire(len(tree_flatten(self._model.parameters())))
@@ -144,6 +151,7 @@ class MLXRunner:
             dequantized_reason=dequantized_reason,
             whole_heads_reason=self._whole_heads_reason,
             pads_chunks=self._pads_chunks,
+            adapters=loaded_adapters,
             embedding=self._embedding,
             no_embedding_reason=no_embedding_reason,
         )
@@ -235,6 +243,7 @@ class MLXRunner:
         prompt = self._prompts.get(chunk.prompt)
         if prompt is None:
             prompt = self._prompts[chunk.prompt] = _Prompt(self._make_caches())
+        self._adapters.choose([chunk.adapter])
         if chunk.restore is not None:
             assert self.blocks is not None, "what is restored was kept before"
             self.blocks.restore(chunk, chunk.restore, prompt.caches)
@@ -298,7 +307,8 @@ class MLXRunner:
         if self._batch.rows != previous:
             self._sampler.set_rows(self._batch.rows, self._vocab_size)
             self._drop(plan.dropped)  # before the forward pass needs the memory
-        inputs = self._inputs(previous)
+        self._adapters.choose([row.new.adapter for row in self._batch.rows])
+        inputs = newest_tokens(self._batch.rows, previous, self._last_tokens)
         logits = self._model(inputs[:, None], cache=self._batch.caches)[:, -1]
         self._batch.advance()
         bits = self._masks(previous, logits, plan, read_masks) if plan.masked else ()
@@ -322,19 +332,6 @@ class MLXRunner:
         bits: MaskBits = read_masks(tuple((each, newest.get(each)) for each in plan.masked))
         places = {row.id: place for place, row in enumerate(self._batch.rows)}
         return [(places[each], allowed) for each, allowed in bits]
-
-    def _inputs(self, previous: list[Row]) -> mx.array:
-        """Each row's newest token, [rows]: from the step in flight where the row was in it, else from the host."""
-        rows = self._batch.rows
-        if rows == previous and self._last_tokens is not None:
-            return self._last_tokens
-        places = {row: place for place, row in enumerate(previous)} if self._last_tokens is not None else {}
-        joined = [row for row in rows if row not in places]
-        places |= {row: len(previous) + place for place, row in enumerate(joined)}
-        known = mx.array([row.last_token for row in joined], dtype=mx.uint32)
-        tokens = known if self._last_tokens is None else mx.concatenate([self._last_tokens.astype(mx.uint32), known])
-        base = len(previous) if self._last_tokens is None else 0
-        return tokens[mx.array([places[row] - base for row in rows], dtype=mx.int32)]
 
     def collect(self) -> StepResult:
         step = self._in_flight.popleft()

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from mlx_backend.api.errors import ModelLoadError, OutOfMemory, SequenceFailed
 from mlx_backend.api.interface import (
+    AdapterInfo,
     EmbeddingInfo,
     EngineConfig,
     Footprint,
@@ -154,6 +155,7 @@ class MockRunner:
             memory=memory,
             kv_caches=(KVCacheReport(kind="mock", num_layers=1, bytes_per_token=_BYTES_PER_TOKEN),),
             embedding=EMBEDDING,
+            adapters=tuple(AdapterInfo(name=each.name, form="mock") for each in self._config.adapters),
         )
 
     def _plan_memory(self) -> MemoryReport | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from mlx_backend.api.errors import ContextLengthExceeded
 from mlx_backend.api.interface import Engine, GenerationRequest, ModelInfo, PromptEvent
+from server.adapters import served_name
 from server.errors import InternalError, InvalidRequest, to_api_error
 from server.security.tenant import Tenant
 from server.service.encoding import LONG_TEXT_CHARS, run_in_text_thread
@@ -67,10 +68,11 @@ async def embed(registry: ModelRegistry, job: EmbeddingJob) -> Embeddings:
     began = time.perf_counter()
     log_prompts(job.request_id, job.inputs)
     async with registry.use(job.model) as model:
-        return await _embed(model, job, began)
+        return await _embed(model, registry.adapter_of(job.model), job, began)
 
 
-async def _embed(model: ServedModel, job: EmbeddingJob, began: float) -> Embeddings:
+async def _embed(model: ServedModel, adapter: str, job: EmbeddingJob, began: float) -> Embeddings:
+    name = served_name(model.id, adapter)
     tokenizer, info = model.ready()
     _check_model(model, info, job)
     prompts = await _encode(tokenizer, job, info.context_limit)
@@ -81,7 +83,7 @@ async def _embed(model: ServedModel, job: EmbeddingJob, began: float) -> Embeddi
     vectors: list[bytes] = []
     leave = model.measures.live.add(lambda: _describe(job, began, prompts, len(vectors)))
     try:
-        await _compute(model.engine, job, prompts, vectors)
+        await _compute(model.engine, adapter, job, prompts, vectors)
         ended = "done"
     except Exception as error:
         ended = describe_failure(error)
@@ -93,12 +95,12 @@ async def _embed(model: ServedModel, job: EmbeddingJob, began: float) -> Embeddi
         model.measures.ended(_ENDS.get(ended, "error"), num_tokens, 0, took_s)
         logger.info(
             "%s model=%s%s inputs=%d prompt=%d took=%.3fs embedding=%s",
-            *(job.request_id, model.id, job.tenant.mark, len(prompts), num_tokens, took_s, ended),
+            *(job.request_id, name, job.tenant.mark, len(prompts), num_tokens, took_s, ended),
             extra={
-                "fields": _fields(job.request_id, model.id, len(prompts), num_tokens, took_s, ended) | job.tenant.fields
+                "fields": _fields(job.request_id, name, len(prompts), num_tokens, took_s, ended) | job.tenant.fields
             },
         )
-    return Embeddings(model.id, [_finish(vector, job, info) for vector in vectors], num_tokens)
+    return Embeddings(name, [_finish(vector, job, info) for vector in vectors], num_tokens)
 
 
 def _fields(id: str, model: str, num_inputs: int, num_tokens: int, took_s: float, ended: str) -> dict[str, Any]:
@@ -172,7 +174,9 @@ def _check_input(ids: Ids, param: str, info: ModelInfo) -> None:
         raise to_api_error(ContextLengthExceeded(len(ids), 0, info.context_limit), param)
 
 
-async def _compute(engine: Engine, job: EmbeddingJob, prompts: Sequence[Ids], vectors: list[bytes]) -> None:
+async def _compute(
+    engine: Engine, adapter: str, job: EmbeddingJob, prompts: Sequence[Ids], vectors: list[bytes]
+) -> None:
     """Adds each input's vector to `vectors`, in order."""
     requests = [
         GenerationRequest(
@@ -181,6 +185,7 @@ async def _compute(engine: Engine, job: EmbeddingJob, prompts: Sequence[Ids], ve
             max_tokens=0,
             embeds=True,
             tenant=job.tenant.name,
+            adapter=adapter,
         )
         for position, ids in enumerate(prompts)
     ]

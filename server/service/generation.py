@@ -23,6 +23,7 @@ from mlx_backend.api.interface import (
     TokenEvent,
     TokenStream,
 )
+from server.adapters import served_name
 from server.errors import InvalidRequest, to_api_error
 from server.security.refusals import KeyRevoked
 from server.service.encoding import Encoded, FindBorders, encode_prompt
@@ -64,7 +65,7 @@ async def open(
     lease = await registry.acquire(job.model)
     load_s = time.perf_counter() - started_at
     try:
-        stream = await _open(lease, job, started_at, truncates, is_whole)
+        stream = await _open(lease, registry.adapter_of(job.model), job, started_at, truncates, is_whole)
     except BaseException:
         lease.release()
         raise
@@ -72,7 +73,9 @@ async def open(
     return stream
 
 
-async def _open(lease: Lease, job: GenerationJob, started_at: float, truncates: bool, is_whole: bool) -> OutputStream:
+async def _open(
+    lease: Lease, adapter: str, job: GenerationJob, started_at: float, truncates: bool, is_whole: bool
+) -> OutputStream:
     model = lease.model
     tokenizer, info = model.ready()
     limit = _prompt_limit(job, info.context_limit) if truncates else None
@@ -105,6 +108,7 @@ async def _open(lease: Lease, job: GenerationJob, started_at: float, truncates: 
             uses_prefix_cache=job.uses_prefix_cache,
             cache_salt=job.tenant.salt(job.cache_salt),
             tenant=job.tenant.name,
+            adapter=adapter,
             system_border=encoded[position].borders.system,
             cache_breakpoints=encoded[position].borders.positions,
             mock=texts[position],
@@ -127,7 +131,7 @@ async def _open(lease: Lease, job: GenerationJob, started_at: float, truncates: 
         raise
     num_truncated = sum(each.num_truncated_tokens for each in encoded)
     record = JobRecord(
-        *(job.request_id, model.id, sum(map(len, prompts)), started_at, num_truncated),
+        *(job.request_id, served_name(model.id, adapter), sum(map(len, prompts)), started_at, num_truncated),
         measures=model.measures,
         num_choices=len(prompts) * job.n,
         tenant=job.tenant,

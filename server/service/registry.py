@@ -15,6 +15,7 @@ from typing import Literal
 
 from mlx_backend.api.errors import EngineDead, EngineNotReady
 from mlx_backend.api.interface import Engine, EngineHealth, Footprint, MemoryShare, ModelInfo
+from server.adapters import served_name
 from server.errors import InvalidRequest, ModelNotFound
 from server.grammars.compiler import GrammarCompiler, GrammarStats
 from server.service.measures import Measures
@@ -41,6 +42,7 @@ class ServedModel:
         load_tokenizer: Callable[[], Tokenizer],
         *,
         aliases: Sequence[str] = (),
+        adapters: Sequence[str] = (),
         recipe: Recipe | None = None,
         estimate_footprint: Callable[[], Footprint] | None = None,
         is_required: bool = True,
@@ -54,6 +56,8 @@ class ServedModel:
         """
         self.id = id
         self.aliases = tuple(aliases)
+        self.adapters = tuple(adapters)
+        """Names of its LoRA adapters, without its own before them."""
         self.created = int(time.time())
         self.measures = Measures()
         self.is_required, self.is_pinned, self.keep_alive_s = is_required, is_pinned, keep_alive_s
@@ -103,6 +107,11 @@ class ServedModel:
             self._instance.close()
             self.last_info, self.last_format = self.info, self.chat_format
         self._instance = self.share = None
+
+    @property
+    def adapter_ids(self) -> tuple[str, ...]:
+        """What requests call its adapters."""
+        return tuple(served_name(self.id, adapter) for adapter in self.adapters)
 
     @property
     def engine(self) -> Engine:
@@ -221,6 +230,12 @@ class ModelRegistry:
     ) -> None:
         self._models = {model.id: model for model in models}
         self._names = {name: model for model in models for name in (model.id, *model.aliases)}
+        self._adapters = {
+            served_name(name, adapter): (model, adapter)
+            for model in models
+            for name in (model.id, *model.aliases)
+            for adapter in model.adapters
+        }
         self._patterns = [(alias, model) for model in models for alias in model.aliases if is_pattern(alias)]
         self.residency = Residency(models, watcher, load_wait_s=load_wait_s)
 
@@ -240,7 +255,8 @@ class ModelRegistry:
     def resolve(self, name: str) -> ServedModel:
         """The model called `name`; no name means the only one. Raises ModelNotFound, InvalidRequest.
 
-        Names and aliases that are equal come first, then the first alias whose pattern matches.
+        Names and aliases that are equal come first, then a model's adapters, then the first alias whose pattern
+        matches.
         """
         if not name and len(self._models) == 1:
             return next(iter(self._models.values()))
@@ -248,10 +264,17 @@ class ModelRegistry:
             raise InvalidRequest("Several models are served: the parameter 'model' is required.", param="model")
         if name in self._names:
             return self._names[name]
+        if name in self._adapters:
+            return self._adapters[name][0]
         for pattern, model in self._patterns:
             if fnmatchcase(name, pattern):
                 return model
-        raise ModelNotFound(name, tuple(self._models))
+        served = (each for model in self._models.values() for each in (model.id, *model.adapter_ids))
+        raise ModelNotFound(name, tuple(served))
+
+    def adapter_of(self, name: str) -> str:
+        """The adapter that `name`, which `resolve` knows, means beside a model; empty for the model itself."""
+        return "" if name in self._names or name not in self._adapters else self._adapters[name][1]
 
     async def acquire(self, name: str) -> Lease:
         """The model called `name`, which stays until the lease is released; loaded first where it is not.

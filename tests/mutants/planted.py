@@ -995,4 +995,33 @@ MUTANTS: tuple[Mutant, ...] = (
         ("the user's own key goes to another server", "if name not in prepared.unset}", "}"),
         ("a signal that comes early is lost", "            self._waiting.append(number)", "            pass"),
     ),
+    *_of(
+        "mlx_backend/model/adapter_files.py",
+        "tests/mlx_backend/model/test_adapter_files.py",
+        ("an adapter is far too strong", "(math.sqrt(rank) if self._is_stabilized else rank)", "rank"),
+        ("a magnitude is left out of an adapter", "(\"use_dora\", False), ", ""),
+        ("the plan lacks the zeros of the model itself", "(len(adapters) + 1)", "len(adapters)"),
+    ),
+    *_of(
+        "mlx_backend/runners/adapters.py",
+        "tests/mlx_backend/runners/test_adapters.py",
+        ("an answer is another adapter's", "rhs_indices=choice.slots).astype(y.dtype)", "rhs_indices=mx.sort(choice.slots)).astype(y.dtype)"),
+        ("an adapter of PEFT is not scaled", "        b = found.scale * b\n", ""),
+        ("NaN is served", "if not mx.all(mx.isfinite(a)).item() or", "if False and"),
+    ),
+    *_of(
+        "mlx_backend/prefix_cache/cache.py",
+        "tests/server/test_adapters.py",
+        ("an answer goes on from what another adapter computed", "request.cache_salt, adapter)", "request.cache_salt)"),
+    ),
+    *_of(
+        "server/service/registry.py",
+        "tests/server/test_adapters.py",
+        ("an alias that is equal means an adapter", "\"\" if name in self._names or name not in self._adapters", "\"\" if name not in self._adapters"),
+    ),
+    *_of(
+        "server/dialects/ollama/names.py",
+        "tests/server/test_adapters.py",
+        ("a client of Ollama gets the model without its adapter", "served_name(model.id, registry.adapter_of(found))", "model.id"),
+    ),
 )  # fmt: skip

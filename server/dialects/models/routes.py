@@ -9,8 +9,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mlx_backend.api.interface import PrefixCacheReport, RanksInfo
+from server.adapters import served_name
 from server.dialects.models.anthropic import encode_anthropic_list, encode_anthropic_model
 from server.dialects.models.schema import (
+    Adapter,
     AnthropicModel,
     AnthropicModelList,
     EmbeddingDetails,
@@ -47,14 +49,18 @@ def build_router(parts: ServerParts) -> APIRouter:
         """The served models, with the header `anthropic-version` in Anthropic's form."""
         if _VERSION in request.headers:
             return _written(encode_anthropic_list(parts.registry.list()))
-        return ModelList(data=[_encode(model) for model in parts.registry.list()])
+        models = parts.registry.list()
+        return ModelList(data=[each for model in models for each in (_encode(model), *_encode_adapters(model))])
 
     @router.get("/models/{id:path}", include_in_schema=False)
     @router.get("/v1/models/{id:path}", response_model=ModelObject, responses=error_responses(404))
     async def retrieve_model(request: Request, id: str) -> Any:
         """One served model, with the header `anthropic-version` in Anthropic's form."""
         model = parts.registry.resolve(id)
-        return _written(encode_anthropic_model(model)) if _VERSION in request.headers else _encode(model)
+        adapter = parts.registry.adapter_of(id)
+        if _VERSION in request.headers:
+            return _written(encode_anthropic_model(model, adapter))
+        return _encode_adapter(model, adapter) if adapter else _encode(model)
 
     return router
 
@@ -74,6 +80,15 @@ def _encode(model: ServedModel) -> ModelObject:
     )
 
 
+def _encode_adapters(model: ServedModel) -> list[ModelObject]:
+    return [_encode_adapter(model, adapter) for adapter in model.adapters]
+
+
+def _encode_adapter(model: ServedModel, adapter: str) -> ModelObject:
+    """As the model's, with its name before the adapter's."""
+    return _encode(model).model_copy(update={"id": served_name(model.id, adapter), "parent": model.id})
+
+
 def _encode_details(model: ServedModel) -> ModelDetails | None:
     info = model.info
     if info is None:
@@ -91,6 +106,7 @@ def _encode_details(model: ServedModel) -> ModelDetails | None:
         whole_heads_reason=info.whole_heads_reason,
         kv_caches=[KVCache.model_validate(asdict(cache)) for cache in info.kv_caches],
         dequantized_reason=info.dequantized_reason,
+        adapters=[Adapter(**asdict(adapter)) for adapter in info.adapters],
         embedding=None if info.embedding is None else EmbeddingDetails(**asdict(info.embedding)),
         no_embedding_reason=info.no_embedding_reason if info.embedding is None else None,
         tool_calls=_encode_calls(format),

@@ -66,6 +66,17 @@ class PrefixCache(BaseModel):
     max_disk_bytes: int | None
 
 
+class Adapter(BaseModel):
+    """A LoRA adapter that is loaded beside the model; `digest` is of its files, `num_layers` what it adds to."""
+
+    name: str
+    digest: str
+    form: Literal["mlx-lm", "peft", "mock"]
+    rank: int
+    num_layers: int
+    weights_bytes: int
+
+
 class EmbeddingDetails(BaseModel):
     """The vectors of `/v1/embeddings`: so many numbers, pooled of the last, the first or all tokens of an input."""
 
@@ -126,6 +137,7 @@ class ModelDetails(BaseModel):
     whole_heads_reason: str | None
     kv_caches: list[KVCache]
     dequantized_reason: str | None
+    adapters: list[Adapter]
     embedding: EmbeddingDetails | None
     no_embedding_reason: str | None
     tool_calls: ToolCalls | None
@@ -144,6 +156,8 @@ class ModelObject(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "pippin"
+    parent: str | None = None
+    """Of an adapter, the model that it belongs to."""
     state: Literal["unloaded", "loading", "loaded", "unloading", "failed"]
     max_model_len: int | None
     pippin: ModelDetails | None

@@ -54,19 +54,19 @@ async def answer(
     stream = await pending.wait(config.stream.keep_alive_s if wish.is_streamed else inf)
     headers = wish.headers | _headers(model, stream, wish.context)
     if wish.is_streamed:
-        encoder = LineEncoder(wish.kind, model.id, lambda: pending.result().timings)
+        encoder = LineEncoder(wish.kind, job.model, lambda: pending.result().timings)
         return StreamingAnswer(
             pending,
             encode=_awaitable(encoder),
             encode_error=encode_error_line,
-            write_silence=lambda progress: encode_silence(wish.kind, model.id),
+            write_silence=lambda progress: encode_silence(wish.kind, job.model),
             keep_alive_s=config.stream.keep_alive_s,
             send_timeout_s=config.security.send_timeout_s,
             headers=headers,
             media_type=LINES,
         )
     assert stream is not None
-    fold = Fold(wish.kind, model.id)
+    fold = Fold(wish.kind, job.model)
     try:
         async with aclosing(pending):
             await while_connected(request.receive, _collect(stream, fold))

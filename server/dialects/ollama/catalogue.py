@@ -17,14 +17,21 @@ _FOREVER = "2226-01-01T00:00:00Z"
 _LEAST_OF = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 
 
-def encode_tag(model: ServedModel) -> dict[str, Any]:
-    """One model of `/api/tags`; its size is 0 until it has been loaded once."""
+def encode_tags(model: ServedModel) -> list[dict[str, Any]]:
+    """A model and its adapters in `/api/tags`; their size is the model's, 0 until it has been loaded once."""
+    own = _encode_tag(model)
+    details = own["details"] | {"parent_model": model.id}
+    names = model.adapter_ids
+    return [own, *(own | {"name": name, "model": name, "digest": _digest(name), "details": details} for name in names)]
+
+
+def _encode_tag(model: ServedModel) -> dict[str, Any]:
     return {
         "name": model.id,
         "model": model.id,
         "modified_at": timestamp(model.created),
         "size": 0 if model.info is None else model.info.weights_bytes,
-        "digest": _digest(model),
+        "digest": _digest(model.id),
         "details": _details(model),
     }
 
@@ -37,7 +44,7 @@ def encode_running(model: ServedModel) -> dict[str, Any]:
         "name": model.id,
         "model": model.id,
         "size": size,
-        "digest": _digest(model),
+        "digest": _digest(model.id),
         "details": _details(model),
         "expires_at": _expires_at(model),
         "size_vram": size,
@@ -122,9 +129,9 @@ def _short(number: int) -> str:
     return str(number)
 
 
-def _digest(model: ServedModel) -> str:
+def _digest(name: str) -> str:
     """A hash of the model's name, for clients that compare such: the files are not read for it."""
-    return hashlib.sha256(model.id.encode()).hexdigest()
+    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def _expires_at(model: ServedModel) -> str:

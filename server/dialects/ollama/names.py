@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from server.adapters import served_name
 from server.dialects.ollama.errors import UnknownModel
 from server.errors import ModelNotFound
 from server.service.registry import ModelRegistry, ServedModel
@@ -11,11 +12,21 @@ _TAG = ":latest"
 
 def resolve(registry: ModelRegistry, name: str | None) -> ServedModel:
     """The model called `name`, with the tag that means none or without it. Raises UnknownModel, InvalidRequest."""
+    return _find(registry, name)[0]
+
+
+def resolve_named(registry: ModelRegistry, name: str | None) -> tuple[ServedModel, str]:
+    """The same, with the name of the model, or of the adapter of it, that `name` means."""
+    model, found = _find(registry, name)
+    return model, served_name(model.id, registry.adapter_of(found))
+
+
+def _find(registry: ModelRegistry, name: str | None) -> tuple[ServedModel, str]:
     name = name or ""
     other = name.removesuffix(_TAG) if name.endswith(_TAG) else f"{name}{_TAG}"
     for each in (name, other) if name else (name,):
         try:
-            return registry.resolve(each)
+            return registry.resolve(each), each
         except ModelNotFound:
             continue
-    raise UnknownModel(name, [model.id for model in registry.list()])
+    raise UnknownModel(name, [each for model in registry.list() for each in (model.id, *model.adapter_ids)])

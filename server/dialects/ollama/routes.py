@@ -15,7 +15,7 @@ from server import __version__
 from server.dialects.answers import ignored_header
 from server.dialects.ollama.answers import LINES, AnswerWish, answer
 from server.dialects.ollama.bodies import read_body
-from server.dialects.ollama.catalogue import encode_running, encode_shown, encode_tag, is_running
+from server.dialects.ollama.catalogue import encode_running, encode_shown, encode_tags, is_running
 from server.dialects.ollama.decode import decode_chat, decode_generate
 from server.dialects.ollama.embedding import decode_embed, decode_embeddings, encode_embed, encode_embeddings
 from server.dialects.ollama.encode import Kind, encode_notice
@@ -27,7 +27,7 @@ from server.dialects.ollama.keep_alive import (
     may_unload,
     read_keep_alive,
 )
-from server.dialects.ollama.names import resolve
+from server.dialects.ollama.names import resolve, resolve_named
 from server.dialects.ollama.schema import (
     ChatRequest,
     EmbeddingsRequest,
@@ -64,22 +64,22 @@ def _add_answers(router: APIRouter, parts: ServerParts) -> None:
     async def chat(request: Request) -> Response:
         """Answer a conversation; one without messages has its model come or go."""
         body = await read_body(request, ChatRequest)
-        model = resolve(parts.registry, body.model)
+        model, name = resolve_named(parts.registry, body.model)
         if not body.messages:
             return await _come_or_go(parts, request, model, "chat", body.keep_alive)
         await check_numbers(request, _with_numbers(format=body.format, tools=body.tools))
-        job, ignored = decode_chat(body, model.id, request.state.request_id)
+        job, ignored = decode_chat(body, name, request.state.request_id)
         return await answer(parts, request, model, job, _wish("chat", request, model, body, ignored))
 
     @router.post("/generate")
     async def generate(request: Request) -> Response:
         """Answer a prompt, continue one, or fill a gap; an empty one has its model come or go."""
         body = await read_body(request, GenerateRequest)
-        model = resolve(parts.registry, body.model)
+        model, name = resolve_named(parts.registry, body.model)
         if not body.prompt and not body.suffix and not body.images:
             return await _come_or_go(parts, request, model, "generate", body.keep_alive)
         await check_numbers(request, _with_numbers(format=body.format))
-        job, ignored = decode_generate(body, model.id, request.state.request_id)
+        job, ignored = decode_generate(body, name, request.state.request_id)
         return await answer(parts, request, model, job, _wish("generate", request, model, body, ignored))
 
 
@@ -131,8 +131,8 @@ def _add_embeddings(router: APIRouter, parts: ServerParts) -> None:
     async def embed_texts(request: Request) -> Response:
         """A vector of each text, of a model that was made for it."""
         body = await read_body(request, EmbedRequest)
-        model = resolve(parts.registry, body.model)
-        job = decode_embed(body, model.id, request.state.request_id)
+        model, name = resolve_named(parts.registry, body.model)
+        job = decode_embed(body, name, request.state.request_id)
         headers = ignored_header(_unheard(model, body))
         try:
             found = await computed(request, job)
@@ -145,8 +145,8 @@ def _add_embeddings(router: APIRouter, parts: ServerParts) -> None:
     async def embed_text(request: Request) -> Response:
         """The vector of one text."""
         body = await read_body(request, EmbeddingsRequest)
-        model = resolve(parts.registry, body.model)
-        job = decode_embeddings(body, model.id, request.state.request_id)
+        model, name = resolve_named(parts.registry, body.model)
+        job = decode_embeddings(body, name, request.state.request_id)
         headers = ignored_header(_unheard(model, body))
         try:
             found, _, _ = await computed(request, job)
@@ -165,7 +165,7 @@ def _add_catalogue(router: APIRouter, parts: ServerParts) -> None:
     @router.api_route("/tags", methods=["GET", "HEAD"])
     async def list_models() -> Response:
         """The served models, loaded or not."""
-        return JSONResponse({"models": list(map(encode_tag, parts.registry.list()))})
+        return JSONResponse({"models": [tag for model in parts.registry.list() for tag in encode_tags(model)]})
 
     @router.get("/ps")
     async def list_running() -> Response:

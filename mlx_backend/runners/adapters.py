@@ -1,0 +1,199 @@
+"""LoRA adapters of one model, side by side: each row of a forward pass adds its own adapter's, or none.
+
+The linear layers keep their weights and everything else that a model reads of them: an adapted layer is of a class
+that adds to what its own class computes. Of each layer the factors of all adapters are stacked, float32, with zeros for
+the base model and up to the largest rank; a batch of mixed rows gathers none of them, it multiplies by index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_backend.api.errors import ModelLoadError
+from mlx_backend.api.interface import AdapterInfo, EngineConfig
+from mlx_backend.model.adapter_files import AdapterFiles, Factors, open_adapter, stacked_bytes
+from mlx_backend.model.skeleton import Skeleton
+
+BASE = ""
+"""The adapter of requests that want none."""
+
+
+class _Choice:
+    """Which adapter each row of the next forward pass has: None for none at all, one for all, or [rows] int32."""
+
+    slot: int | None = None
+    slots: mx.array | None = None
+
+
+class _Stack:
+    """The factors of one layer: a [adapters, in, rank] and b [adapters, rank, out], float32; place 0 is zeros."""
+
+    def __init__(self, a: mx.array, b: mx.array, choice: _Choice) -> None:
+        self.a, self.b, self._choice = a, b, choice
+
+    def add(self, x: mx.array, y: mx.array) -> mx.array:
+        """Return y plus the chosen adapters' part. x: [rows, tokens, in], y: [rows, tokens, out]."""
+        choice = self._choice
+        if choice.slots is not None:
+            low = mx.gather_mm(x.astype(mx.float32), self.a, rhs_indices=choice.slots)
+            return y + mx.gather_mm(low, self.b, rhs_indices=choice.slots).astype(y.dtype)
+        if choice.slot is None:
+            return y
+        low = x.astype(mx.float32) @ self.a[choice.slot]
+        return y + (low @ self.b[choice.slot]).astype(y.dtype)
+
+
+class AdaptedLinear(nn.Linear):  # type: ignore[misc]
+    """A linear layer whose rows may have adapters."""
+
+    stack: _Stack
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.stack.add(x, super().__call__(x))
+
+
+class AdaptedQuantizedLinear(nn.QuantizedLinear):  # type: ignore[misc]
+    """The same with quantized weights."""
+
+    stack: _Stack
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.stack.add(x, super().__call__(x))
+
+
+_ADAPTED = {nn.Linear: AdaptedLinear, nn.QuantizedLinear: AdaptedQuantizedLinear}
+
+
+def open_adapters(config: EngineConfig) -> tuple[AdapterFiles, ...]:
+    """Return the adapters of a configuration, their files checked. Raises ModelLoadError."""
+    return tuple(open_adapter(each.name, Path(each.path).expanduser()) for each in config.adapters)
+
+
+def with_adapters(skeleton: Skeleton, adapters: Sequence[AdapterFiles]) -> Skeleton:
+    """Return the model's skeleton with the adapters' bytes among those of its weights."""
+    if not adapters:
+        return skeleton
+    shape = skeleton.shape
+    return replace(skeleton, shape=replace(shape, weights_bytes=shape.weights_bytes + stacked_bytes(adapters)))
+
+
+class Adapters:
+    """The adapters of one model. Without any, nothing of the model changes."""
+
+    def __init__(self) -> None:
+        self._choice = _Choice()
+        self._places: dict[str, int] = {BASE: 0}
+        self._chosen: tuple[str, ...] = ()
+
+    def load(self, model: nn.Module, files: Sequence[AdapterFiles]) -> tuple[AdapterInfo, ...]:
+        """Put all adapters beside the model's layers. Raises ModelLoadError where one is not for this model."""
+        layers = dict(model.named_modules())
+        read = {adapter.name: _Tensors(adapter, layers) for adapter in files}
+        self._places |= {adapter.name: place for place, adapter in enumerate(files, 1)}
+        for path in sorted({path for adapter in files for path in adapter.factors}):
+            stack = _Stack(*_stacked([read[adapter.name].factors(path) for adapter in files]), self._choice)
+            layer = layers[path]
+            mx.eval(stack.a, stack.b)
+            layer.__class__ = _ADAPTED[type(layer)]
+            object.__setattr__(layer, "stack", stack)  # not one of the model's parameters
+        return tuple(
+            AdapterInfo(
+                name=adapter.name,
+                digest=adapter.digest,
+                form=adapter.form,
+                rank=adapter.rank,
+                num_layers=len(adapter.factors),
+                weights_bytes=stacked_bytes([adapter]) // 2,
+            )
+            for adapter in files
+        )
+
+    def check(self, model: nn.Module, make_caches: Callable[[], list[Any]], *, is_batched: bool) -> None:
+        """Compute once with every adapter. Raises ModelLoadError where the model's code keeps rows apart no longer."""
+        names = list(self._places)
+        if len(names) == 1:
+            return
+        try:
+            for batch in [[name] for name in names] + ([[*names]] if is_batched else []):
+                self.choose(batch)
+                mx.eval(model(mx.zeros((len(batch), 1), dtype=mx.uint32), cache=make_caches()))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ModelLoadError(
+                f"adapters cannot be served beside one another with this model ({error}); fuse one into its weights"
+            ) from error
+        finally:
+            self.choose([BASE])
+
+    def choose(self, names: Sequence[str]) -> None:
+        """Have row number i of the next forward pass use the adapter `names[i]`; one name is for all rows."""
+        if len(self._places) == 1:
+            return
+        wanted = tuple(names) if len(set(names)) > 1 else (names[0],)
+        if wanted == self._chosen:
+            return
+        self._chosen = wanted
+        places = [self._places[name] for name in wanted]
+        self._choice.slot = places[0] or None
+        self._choice.slots = mx.array(places, dtype=mx.uint32) if len(places) > 1 else None
+
+
+class _Tensors:
+    """The tensors of one adapter, checked against the layers they are for."""
+
+    def __init__(self, adapter: AdapterFiles, layers: dict[str, Any]) -> None:
+        for path, factors in adapter.factors.items():
+            _check(adapter.name, path, factors, layers.get(path))
+        self._adapter = adapter
+        try:
+            self._arrays: dict[str, mx.array] = mx.load(str(adapter.weights))
+        except RuntimeError as error:
+            raise ModelLoadError(f"adapter {adapter.name}: {adapter.weights} cannot be read ({error})") from error
+
+    def factors(self, path: str) -> tuple[mx.array, mx.array] | None:
+        """Return a [in, rank] and b [rank, out] with the scale in it, float32; None where the layer stays as it is."""
+        found = self._adapter.factors.get(path)
+        if found is None:
+            return None
+        a, b = (self._arrays[name].astype(mx.float32) for name in (found.a, found.b))
+        if self._adapter.form == "peft":
+            a, b = a.T, b.T
+        b = found.scale * b
+        if not mx.all(mx.isfinite(a)).item() or not mx.all(mx.isfinite(b)).item():
+            raise ModelLoadError(f"adapter {self._adapter.name}: the factors of {path} are not all finite numbers")
+        return a, b
+
+
+def _check(name: str, path: str, factors: Factors, layer: Any) -> None:
+    if layer is None:
+        raise ModelLoadError(f"adapter {name} is for another model: this one has no layer {path}")
+    if type(layer) not in _ADAPTED:
+        kind = type(layer).__name__
+        raise ModelLoadError(f"adapter {name}: {path} is a {kind}; only linear layers are served: fuse it instead")
+    num_out, num_in = layer.weight.shape
+    if isinstance(layer, nn.QuantizedLinear):
+        num_in = num_in * 32 // layer.bits
+    if (factors.num_in, factors.num_out) != (num_in, num_out):
+        raise ModelLoadError(
+            f"adapter {name} is for another model: {path} is {num_in} x {num_out} here and "
+            f"{factors.num_in} x {factors.num_out} in the adapter"
+        )
+
+
+def _stacked(factors: Sequence[tuple[mx.array, mx.array] | None]) -> tuple[mx.array, mx.array]:
+    known = [each for each in factors if each is not None]
+    rank = max(a.shape[1] for a, _ in known)
+    (num_in, _), (_, num_out) = known[0][0].shape, known[0][1].shape
+    none = (mx.zeros((num_in, rank)), mx.zeros((rank, num_out)))
+    padded = [none, *(none if each is None else _padded(*each, rank) for each in factors)]
+    return mx.stack([a for a, _ in padded]), mx.stack([b for _, b in padded])
+
+
+def _padded(a: mx.array, b: mx.array, rank: int) -> tuple[mx.array, mx.array]:
+    missing = rank - a.shape[1]
+    return mx.pad(a, ((0, 0), (0, missing))), mx.pad(b, ((0, missing), (0, 0)))
