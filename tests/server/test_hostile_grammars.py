@@ -14,6 +14,7 @@ import pytest
 
 from bench.hostile_grammars import HELD, HOSTILE, Fields, body_of
 from mlx_backend.api.errors import GrammarFailed
+from server.grammars.compiler import MEMORY_BYTES
 from server.grammars.process import GrammarState
 from tests.engine_client import until
 from tests.server_process import serving
@@ -25,6 +26,12 @@ CODES = {"brackets, 3,000 in a text": "invalid_value"}
 """What the mock answers; else `unsupported_grammar`."""
 ANSWERED = ("references, 1,000 in a row",)
 """Deep, and no deeper than the stack of a grammar's process."""
+
+
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the default for all grammars: what takes more than there is takes it sooner."""
+    monkeypatch.setattr("server.service.model_instance.MEMORY_BYTES", MEMORY_BYTES // 4)
 
 
 @pytest.fixture
@@ -47,6 +54,7 @@ async def attack(client: httpx.AsyncClient, fields: Fields) -> httpx.Response:
     return await client.post(CHAT, content=body_of(fields), headers=JSON)
 
 
+@pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize("name", [name for name in HOSTILE if name not in ANSWERED])
 async def test_it_is_refused_before_anything_is_generated(client: httpx.AsyncClient, name: str) -> None:
     answer = await attack(client, HOSTILE[name])
@@ -68,9 +76,10 @@ async def test_what_is_large_and_can_be_held_is_held(client: httpx.AsyncClient, 
         json.loads(written)
 
 
+@pytest.mark.usefixtures("little_memory")
 async def test_others_are_served_while_one_compiles(client: httpx.AsyncClient) -> None:
     asked = asyncio.create_task(attack(client, HOSTILE["24 intersections of a terminal"]))
-    for number in range(10):
+    for number in range(4):
         assert await choose(client, f"yes {number}") == f"yes {number}"
     assert not asked.done()
     assert (await asked).status_code == 400
@@ -139,7 +148,8 @@ async def test_failures_of_grammars_are_no_failures_of_the_device(client: httpx.
 
 
 def test_the_server_lives_and_its_memory_is_back() -> None:
-    with serving("--backend", "mock", "--mock-context", "1000000") as (server, client):
+    limits = ("--grammars-memory-gb", "0.25", "--grammars-compile-s", "1")
+    with serving("--backend", "mock", "--mock-context", "1000000", *limits) as (server, client):
         ask: dict[str, Any] = {"prompt": "?", "guided_choice": ["yes"]}
         assert client.post(COMPLETIONS, json=ask).status_code == 200
         sizes = []

@@ -56,7 +56,7 @@ def check_server(server: ServerProcess, url: str, count: int, seed: int) -> None
 
 def test_random_grammars() -> None:
     with serving("--backend", "mock", memory_bytes=MEMORY_BYTES) as (server, client):
-        check_server(server, str(client.base_url), 150, seed=1)
+        check_server(server, str(client.base_url), 80, seed=1)
 
 
 @pytest.mark.soak

@@ -70,7 +70,7 @@ def test_a_body_that_does_not_come_is_answered_408() -> None:
 
 def test_after_an_answer_the_next_request_has_its_time() -> None:
     """The time of one request is not taken from another's, and a long answer is nobody's slowness."""
-    with serve(mock_engine(itl_s=0.05), config(read_timeout_s=1.5)) as server, connect(server.port) as connection:
+    with serve(mock_engine(itl_s=0.035), config(read_timeout_s=1.0)) as server, connect(server.port) as connection:
         body = json.dumps({"prompt": "hi", "max_tokens": 40, "ignore_eos": True}).encode()
         for _ in range(2):
             connection.sendall(POST + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)

@@ -136,7 +136,7 @@ def drawn(source: GrammarSource, name: str, dice: random.Random) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_whatever_is_drawn_is_a_right_call(name: str, seed: int) -> None:
     dice = random.Random(seed)
     tools = [tool(f"tool_{place}", random_arguments(dice)) for place in range(dice.randint(1, 3))]
