@@ -930,6 +930,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/server/test_dropped_thoughts.py",
         ("what is known is computed again after every answer", "< LEAST_TOKENS:", "< 0:"),
         ("the next prompt is guessed in the middle of a turn", "self._is_final = event.reason == \"stop\"", "self._is_final = True"),
+        ("every answer has its conversation rendered twice", "        if not borders.forgets:", "        if False:"),
         ("the next question waits for what it does not need", "            self._task.cancel()", "            pass"),
     ),
     *_of(
