@@ -69,8 +69,8 @@ class BorderFinder:
         result = {"role": "tool", "content": "x", "name": "x", "tool_call_id": "000000000"}
         for thought in ({}, {"reasoning_content": "x"}):
             called = {"role": "assistant", "content": "x", "tool_calls": [call], **thought}
-            turn = [{"role": "user", "content": "x"}, called, result]
-            later = [*turn, {"role": "assistant", "content": "x"}, {"role": "user", "content": "x"}]
+            turn: list[Message] = [{"role": "user", "content": "x"}, called, result]
+            later: list[Message] = [*turn, {"role": "assistant", "content": "x"}, {"role": "user", "content": "x"}]
             now, then = (self._encode(each, {}, (), opens_answer=False) for each in (turn, later))
             if num_common(now, then) < len(now):
                 return True
