@@ -18,7 +18,7 @@ from mlx_backend.api.errors import EngineError
 from mlx_backend.api.interface import GenerationRequest, SamplingParams, TokenEvent
 from server.service.encoding import run_in_text_thread
 from server.service.job import ChatPrompt, GenerationJob
-from server.text.borders import num_common
+from server.text.borders import BorderFinder, num_common
 from server.text.events import Finished, OutputEvent, ReasoningDelta, TextDelta
 
 if TYPE_CHECKING:
@@ -74,18 +74,16 @@ class NextTurn:
                 self._is_final = event.reason == "stop"  # after calls come their results, in the same turn
 
     def begin(self) -> None:
-        """Compute the beginning of the next prompt, unless that is known or little."""
-        if self._is_final:
+        """Compute the beginning of the next prompt, where more than the answer is left out of it."""
+        if self._is_final and self._has_steps():
             self._model.ahead.start(self._compute())
 
     async def _compute(self) -> None:
         try:
-            prompt, borders = self._prompt, self._model.borders
-            parts = prompt.messages, self._answer(), prompt.template_kwargs, prompt.tools
-            ids = await run_in_text_thread(borders.find_next, *parts)
-            if len(ids) - num_common(ids, (*self._request.prompt_ids, *self._output_ids)) < LEAST_TOKENS:
-                return
             if not await self._is_idle():
+                return
+            ids = await run_in_text_thread(self._find, self._model.borders)
+            if len(ids) - num_common(ids, (*self._request.prompt_ids, *self._output_ids)) < LEAST_TOKENS:
                 return
             request = replace(
                 self._request,
@@ -105,6 +103,18 @@ class NextTurn:
             logger.debug("computed the beginning of the next prompt: %d tokens", len(ids))
         except EngineError as error:
             logger.debug("the beginning of the next prompt is not computed: %s", error)
+
+    def _has_steps(self) -> bool:
+        """Whether there are answers since the last question: calls, whose thoughts may be left out."""
+        roles = [message.get("role") for message in self._prompt.messages]
+        return "user" in roles and "assistant" in roles[-roles[::-1].index("user") :]
+
+    def _find(self, borders: BorderFinder) -> list[int]:
+        """Return the beginning of the next prompt; none where the template leaves nothing out."""
+        prompt = self._prompt
+        if not borders.forgets:
+            return []
+        return borders.find_next(prompt.messages, self._answer(), prompt.template_kwargs, prompt.tools)
 
     def _answer(self) -> dict[str, Any]:
         """The answer as the client will give it back: with its thought, unless it gave back none before."""

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from threading import Lock
 from typing import Any
 
@@ -60,6 +61,20 @@ class BorderFinder:
             return Borders(system)
         turn = num_common(self._last_turn(messages, template_kwargs, tools, ending), ids)
         return Borders(system, tuple(border for border in sorted({system, turn}) if 0 < border < len(ids)))
+
+    @cached_property
+    def forgets(self) -> bool:
+        """Whether a turn with calls is another prompt once there is another question: without its thoughts, say."""
+        call = {"id": "000000000", "type": "function", "function": {"name": "x", "arguments": {}}}
+        result = {"role": "tool", "content": "x", "name": "x", "tool_call_id": "000000000"}
+        for thought in ({}, {"reasoning_content": "x"}):
+            called = {"role": "assistant", "content": "x", "tool_calls": [call], **thought}
+            turn: list[Message] = [{"role": "user", "content": "x"}, called, result]
+            later: list[Message] = [*turn, {"role": "assistant", "content": "x"}, {"role": "user", "content": "x"}]
+            now, then = (self._encode(each, {}, (), opens_answer=False) for each in (turn, later))
+            if num_common(now, then) < len(now):
+                return True
+        return False
 
     def find_next(
         self,

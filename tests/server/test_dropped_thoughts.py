@@ -80,7 +80,9 @@ class AfterTheLastAnswer(Template):
     """As Kimi K2: the thoughts since the last message that called nothing."""
 
     def shows(self, messages: Sequence[Mapping[str, Any]], place: int) -> bool:
-        return all(each["role"] != "assistant" or each.get("calls") for each in messages[place:])
+        return all(
+            each["role"] != "assistant" or each.get("calls") or each.get("tool_calls") for each in messages[place:]
+        )
 
 
 class Never(Template):
@@ -147,12 +149,12 @@ def test_a_prompt_is_computed_from_where_it_differs(kind: type[Template], cuts: 
 
 @asynccontextmanager
 async def answering(
-    *, computes_ahead: bool, text: str = "Yes."
+    *, computes_ahead: bool, text: str = "Yes.", kind: type[Template] = AfterTheLastQuestion
 ) -> AsyncIterator[tuple[httpx.AsyncClient, ServedModel]]:
-    """A mock whose every answer is this text, with a template that leaves thoughts out."""
+    """A mock whose every answer is this text."""
     recipe = Recipe(
         build_engine=lambda _: mock_engine(),
-        load_tokenizer=AfterTheLastQuestion,
+        load_tokenizer=kind,
         author=MockAuthor([Line(re.compile(""), text)]),
         computes_ahead=computes_ahead,
     )
@@ -196,6 +198,7 @@ async def test_the_next_question_finds_the_form_without_thoughts(computes_ahead:
     [
         (conversation(gives_thoughts=False)[:8], "Yes."),  # nothing is left out
         (conversation(gives_thoughts=True)[:8], "y" * 200),  # the answer is cut off
+        (conversation(gives_thoughts=True)[:10], "Yes."),  # it answers a question, and all before is as it was
     ],
 )
 async def test_what_is_known_or_goes_on_is_not_computed_ahead(talk: list[dict[str, Any]], text: str) -> None:
@@ -203,6 +206,23 @@ async def test_what_is_known_or_goes_on_is_not_computed_ahead(talk: list[dict[st
         num_prompt, _ = await ask(client, talk)
         await until(lambda: model.ahead.is_idle)
         assert model.engine.stats().prefix_cache.num_computed_tokens <= num_prompt
+
+
+@pytest.mark.parametrize(("kind", "number"), [(AfterTheLastQuestion, 1), (Template, 0)])
+async def test_a_template_that_keeps_all_costs_nothing(
+    kind: type[Template], number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[object] = []
+
+    def find(*parts: object) -> list[int]:
+        rendered.append(parts)
+        return []
+
+    monkeypatch.setattr(BorderFinder, "find_next", find)
+    async with answering(computes_ahead=True, kind=kind) as (client, model):
+        await ask(client, conversation(gives_thoughts=True)[:8])
+        await until(lambda: model.ahead.is_idle)
+    assert len(rendered) == number
 
 
 async def test_a_request_comes_first() -> None:
@@ -217,6 +237,14 @@ async def test_a_request_comes_first() -> None:
             assert task.done()
         await until(lambda: model.ahead.is_idle)
         assert model.health().status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("kind", "forgets"),
+    [(Template, False), (AfterTheLastQuestion, True), (Opened, True), (AfterTheLastAnswer, True), (Never, False)],
+)
+def test_templates_that_change_a_turn_are_known(kind: type[Template], forgets: bool) -> None:
+    assert BorderFinder(kind()).forgets is forgets
 
 
 @pytest.mark.parametrize("cuts", [True, False], ids=["by the token", "snapshots"])
