@@ -27,7 +27,7 @@ const weather = tool({
   inputSchema: city,
   execute: (input) => {
     console.log(`calls get_weather with ${JSON.stringify(input)}`)
-    return { sky: 'sunny', degrees: 21 }
+    return '{"sky": "sunny", "degrees": 21}'
   },
 })
 const told = { prompt: 'What is the weather in Paris?', temperature: 0, tools: { get_weather: weather } }

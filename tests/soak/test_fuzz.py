@@ -32,12 +32,20 @@ pytestmark = [
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_every_answer_is_as_published(seed: int, tmp_path: Path) -> None:
-    options = ("--seed", str(seed), "--max-examples", "100", "--phases", "coverage,fuzzing", "--no-color")
-    options = (*options, "--request-timeout", "60")
+    options = ("--seed", str(seed), "--max-examples", "100", "--phases", "coverage,fuzzing")
+    patience = ("--no-color", "--request-timeout", "60")
     environment = {**os.environ, "SCHEMATHESIS_HOOKS": "fuzz_hooks", "PYTHONPATH": str(Path(__file__).parent)}
     with serving("--backend", "mock") as (_, client):
         client.get("/openapi.json")  # made with the first request, which on a busy machine takes a while
-        command = [str(FUZZER), "run", f"{client.base_url}/openapi.json", "--checks", ",".join(CHECKS), *options]
+        command = [
+            str(FUZZER),
+            "run",
+            f"{client.base_url}/openapi.json",
+            "--checks",
+            ",".join(CHECKS),
+            *options,
+            *patience,
+        ]
         done = subprocess.run(command, cwd=tmp_path, env=environment)
         assert client.get("/health").json()["status"] == "ok"
     assert done.returncode == 0

@@ -5,9 +5,10 @@ These models compute nothing: answers are written by hand in the encoders, and t
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from server.dialects.openai_schema import AnswerModel, Responses
+from server.dialects.openai_shared import WireModel
 
 LINES = "application/x-ndjson"
 _COMPONENTS = "#/components/schemas/"
@@ -191,15 +192,7 @@ def lines(model: type[AnswerModel]) -> Responses:
     return {200: {"model": model, "description": about, "content": {LINES: {"itemSchema": found}}}}
 
 
-class _Described(Protocol):
-    """The class of a body."""
-
-    __name__: str
-
-    def model_json_schema(self, *, ref_template: str) -> dict[str, Any]: ...
-
-
-def taking(body: _Described, answer: Responses) -> dict[str, Any]:
+def taking(body: type[WireModel], answer: Responses) -> dict[str, Any]:
     """What a route says that reads its body itself, labelled or not.
 
     The models have the names of other APIs' models, so that here they are named after this one.

@@ -98,12 +98,19 @@ def offered(parameters: Any) -> dict[str, Any]:
 
 NAN, HALF = float("nan"), "\ud800"
 ARGUMENTS, PARAMETERS = "messages.1.tool_calls.0.function.arguments", "tools.0.function.parameters"
+ODD: dict[str, list[Any]] = {
+    "arguments": [7, [], HALF, {HALF: 1}, {"a": [NAN]}],
+    "parameters": [7, [], {"title": HALF}, {"default": NAN}, {"type": "string"}],
+    "format": [7, [], "xml", {"default": NAN}],
+    "keep_alive": [NAN, True, [], "soon"],
+    "input": [7, None, {}, [7], ["a", HALF]],
+}
 WRONG: list[tuple[str, dict[str, Any], str]] = [
-    *(("chat", called(value), ARGUMENTS) for value in (7, [], HALF, {HALF: 1}, {"a": [NAN]})),
-    *(("chat", offered(value), PARAMETERS) for value in (7, [], {"title": HALF}, {"default": NAN}, {"type": "string"})),
-    *(("chat", {"messages": HI, "format": value}, "format") for value in (7, [], "xml", {"default": NAN})),
-    *(("chat", {"messages": [], "keep_alive": value}, "keep_alive") for value in (NAN, True, [], "soon")),
-    *(("embed", {"input": value}, "input") for value in (7, None, {}, [7], ["a", HALF])),
+    *(("chat", called(value), ARGUMENTS) for value in ODD["arguments"]),
+    *(("chat", offered(value), PARAMETERS) for value in ODD["parameters"]),
+    *(("chat", {"messages": HI, "format": value}, "format") for value in ODD["format"]),
+    *(("chat", {"messages": [], "keep_alive": value}, "keep_alive") for value in ODD["keep_alive"]),
+    *(("embed", {"input": value}, "input") for value in ODD["input"]),
     ("chat", {"messages": "hi"}, "messages"),
     ("chat", {"messages": [7]}, "messages.0"),
     ("chat", {"messages": [{"content": "hi"}]}, "messages.0.role"),

@@ -20,6 +20,7 @@ from server.dialects.ollama.published import (
     OllamaTags,
     OllamaVersion,
 )
+from server.dialects.openai_schema import AnswerModel
 from server.service.registry import ModelRegistry, ServedModel
 from tests.server.dialects.ollama.served import Numbered, Served, serving
 
@@ -101,9 +102,8 @@ async def test_answers_are_as_published(served: Served) -> None:
         found += [
             await client.post(f"/api/{path}", json={"model": "mock", "stream": False}) for path in ("show", "pull")
         ]
-    for answer, model in zip(
-        found, (OllamaTags, OllamaRunningModels, OllamaVersion, OllamaShown, OllamaStatus), strict=True
-    ):
+    published: list[type[AnswerModel]] = [OllamaTags, OllamaRunningModels, OllamaVersion, OllamaShown, OllamaStatus]
+    for answer, model in zip(found, published, strict=True):
         model.model_validate_json(answer.content, strict=True)
 
 
