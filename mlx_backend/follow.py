@@ -72,7 +72,8 @@ def greet(leader: str, address: tuple[str, int], secret: bytes) -> Channel:
     except NotAuthenticated as error:
         raise CannotJoin(f"rank 0 at {leader}: {error}", REFUSED) from error
     except ChannelError as error:
-        line = f"what listens at {leader} does not greet as rank 0 does: {error}; give the address that rank 0 logs"
+        advice = "give the address that rank 0 logs, while it waits for ranks"
+        line = f"what listens at {leader} does not greet as rank 0 does: {error}; {advice}"
         raise CannotJoin(line, LEADER_LOST) from error
     except OSError as error:
         line = f"rank 0 at {leader} cannot be reached: {error.strerror or error}; start it, and then this again"

@@ -77,9 +77,9 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
 def test_a_model_is_served_over_two_ranks_that_join_and_all_end_with_0(machines: Machines) -> None:
     machines.key("wrong", "w" * 64)
     with machines.serving("--backend", "mock") as server:
-        wrong, right = machines.join("wrong"), machines.join()
-        code, text = ended(wrong)
+        code, text = ended(machines.join("wrong"))  # first: with all ranks there, nothing is greeted any more
         assert code == REFUSED and text.count("\n") == 1 and "copy rank 0's key file" in text
+        right = machines.join()
         with httpx.Client(base_url=server.url(), timeout=DEADLINE_S) as client:
             answer = client.post("/v1/completions", json={**LONG, "stream": False, "max_tokens": 3})
             assert answer.json()["usage"]["completion_tokens"] == 3

@@ -118,7 +118,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "mlx_backend/ranks/runner.py",
         "tests/mlx_backend/ranks/test_runner.py",
         ("clients wait for ever for rank 0 where it waits for a rank that is lost", "        if self._may_hang:\n            self._on_loss", "        if False:\n            self._on_loss"),
-        ("a call is made of a group that has ended", "        if self._lost is not None:\n            raise EngineDead(self._lost)\n        if name", "        if name"),
         ("rank 0 goes on alone after its computation has failed", "raise EngineDead(f\"rank 0 failed, and the group with it: {error}\") from error", "raise"),
         ("a rank waits for the collect of a step that was given up", "        self._pairing.idle()\n", ""),
         ("a rank without KV caches is shown with those of its last request", "            number = self._holdings.begin(Held(kv,", "            number = self._holdings.begin(Held(kv or 1,"),
