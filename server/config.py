@@ -109,8 +109,7 @@ class ApiConfig:
 
     volatile_lines: Literal["move", "keep"] = option(
         "move",
-        "lines of system prompts that change with each request and keep the prefix cache from being used: clocks and "
-        "counters of tokens are moved behind the last message, billing lines left out; keep: all stay where they are",
+        "clocks and counters in system prompts, which spoil the prefix cache: move behind the last message, or keep",
     )
 
     def __post_init__(self) -> None:

@@ -78,6 +78,7 @@ def serve(
     required = [model for model in models if model.is_required]
     for model in required:
         model.on_death(partial(_stop_soon, server, model))
+    listener.listen(_BACKLOG)  # before the log says where: who connects at once waits and is not refused
     if not required:
         logger.info("serving %s on http://%s:%d: loaded when asked for", ", ".join(m.id for m in models), host, port)
     with owned_signals(server, reloading.reload):

@@ -10,6 +10,7 @@ EngineError
 ├── ContextLengthExceeded    prompt + max_tokens is more than the context limit
 ├── MemoryLimitExceeded      the request alone needs more memory than there is
 ├── UnknownToken             a token id is not in the model's vocabulary
+├── UnknownAdapter           the model has no adapter of this name
 └── SequenceFailed           one computation failed; names whom it concerns, the others go on
     ├── OutOfMemory          ... because the device had no memory for it
     └── GrammarFailed        a sequence cannot follow its grammar any further

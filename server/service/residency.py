@@ -235,6 +235,7 @@ class Residency:
         async with self._lock:
             error = model.failure
             if model.is_present and error is not None:
+                model.last_failure = error  # else it would be "unloaded" for a moment
                 await self._unload(model)
                 model.fail(error)
                 self._failed_at[model.id] = time.monotonic()
