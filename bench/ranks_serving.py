@@ -41,7 +41,7 @@ is_follower = "join" in sys.orig_argv or "mlx_backend.follow" in sys.orig_argv
 if is_follower or "serve" in sys.orig_argv:
     signal.signal(signal.SIGUSR1, strike)
 '''
-"""What every process of the server imports first: a signal makes it fail, which only a test has use for."""
+"""A module that every process of the server imports first: a signal makes it fail, for tests."""
 
 
 @dataclass

@@ -291,7 +291,7 @@ class EngineConfig:
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
     adapters: tuple[AdapterConfig, ...] = ()
-    """What requests may name beside the model itself."""
+    """Adapters that requests may name beside the model itself."""
     share: MemoryShare | None = None
     """None: the model has the memory for itself."""
     hosts: RankHosts | None = None

@@ -139,7 +139,7 @@ class RankStats:
 
     rank: int
     kv_bytes: int
-    """Of the caches of live sequences, without what the prefix cache keeps."""
+    """Bytes of the caches of live sequences, without what the prefix cache keeps."""
     active_bytes: int
     """Bytes that its device has allocated now, weights among them."""
     peak_bytes: int
@@ -157,9 +157,9 @@ class AdapterInfo:
 
     name: str
     digest: str = ""
-    """Of its files, hexadecimal."""
+    """A hash of its files, hexadecimal."""
     form: Literal["mlx-lm", "peft", "mock"] = "mlx-lm"
-    """Whose files they are."""
+    """The format of its files."""
     rank: int = 0
     num_layers: int = 0
     """Linear layers that it adds to."""

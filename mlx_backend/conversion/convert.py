@@ -45,7 +45,7 @@ _SPARE_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to convert, into which folder."""
+    """A source to convert, and the folder that it becomes."""
 
     source: Source
     plan: Plan

@@ -1,4 +1,4 @@
-"""What a command calls to convert a model. MLX is imported late, so that a command's help needs none of it."""
+"""The door of conversions, for commands. MLX is imported late, so that a command's help needs none of it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Remote:
 
     fetch: Fetch
     digests: Mapping[str, str]
-    """What the files are known by."""
+    """The identity of the source's files."""
 
 
 def prepare(
