@@ -18,7 +18,8 @@ from tests.clients.conftest import Example
 pytestmark = [pytest.mark.mlx, pytest.mark.clients]
 
 NUM_SAMPLES = 12
-TOLERANCE = 1e-4
+TOLERANCE, SHARE = 1e-4, 2e-5
+"""A sum of float32 logarithms: attention over latents is computed in another order here than by mlx-lm's own code."""
 
 Samples = Callable[[str], list[tuple[Any, Any]]]
 """A task's name -> (the harness's two arguments, its answer) of every request."""
@@ -84,12 +85,12 @@ def test_every_figure_is_the_models_own(samples: Samples, reference: Reference) 
     for (context, continuation), (found, is_greedy) in choices:
         ids, whole = reference.encode(context), reference.encode(context + continuation)
         score, would_be_written = reference.score(ids, whole[len(ids) :])
-        assert float(found) == pytest.approx(score, rel=0, abs=TOLERANCE)
+        assert float(found) == pytest.approx(score, rel=SHARE, abs=TOLERANCE)
         assert is_greedy == str(would_be_written)
 
     for (text,), found in samples("recall_perplexity"):
         score, _ = reference.score([reference.tokenizer.eos_token_id], reference.encode(text))
-        assert float(found) == pytest.approx(score, rel=0, abs=TOLERANCE)
+        assert float(found) == pytest.approx(score, rel=SHARE, abs=TOLERANCE)
 
     written = samples("recall_generate")
     for (prompt, settings), found in written:
