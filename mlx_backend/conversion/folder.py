@@ -1,4 +1,4 @@
-"""What a converted folder holds beside its weights: copied files, a card, checksums, a summary. No MLX."""
+"""The files of a converted folder beside its weights: copied files, a card, checksums, a summary. No MLX."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _modules(folder: Path) -> Iterator[tuple[str, Path]]:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a finished conversion."""
+    """The facts of a finished conversion."""
 
     name: str
     source: str

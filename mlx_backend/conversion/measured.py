@@ -1,4 +1,4 @@
-"""What a comparison of two models measures. No MLX."""
+"""The figures of a comparison of two models. No MLX."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class Module:
     path: str
     width: int
     shape: tuple[int, ...]
-    """Of the weight, unpacked."""
+    """The shape of the weight, unpacked."""
     own: Spec | bool
     spec: Spec | None = None
     """The format that the source has; None where it is not quantized."""
@@ -89,12 +89,12 @@ class Source:
     """An opened model: parameters by path, in the model's order, and modules by path."""
 
     config: Mapping[str, Any]
-    """Of config.json, as it is written."""
+    """The content of config.json, as it is written."""
     weights: dict[str, Weight]
     modules: dict[str, Module]
     num_layers: int
     dtype: Any
-    """What unquantized weights are cast to; None where they stay."""
+    """The dtype that unquantized weights are cast to; None where they stay."""
     checkpoint: Checkpoint | None = None
     """None where there is a config alone: such a source can be planned with, and no more."""
     remote: RemoteFiles | None = None

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,8 @@ _FILES: Mapping[Literal["mlx-lm", "peft"], str] = {
 }
 _MLX = re.compile(r"(.+)\.lora_(a|b)")
 _PEFT = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
+Scale = Callable[[str, int], float]
+"""The scale of a layer, by its path and its rank."""
 _MOST_CONFIG_BYTES = 1 << 20
 _MOST_RANK = 1024
 _FUSE = "; fuse it into the weights instead (mlx_lm.fuse)"
@@ -100,36 +102,18 @@ def stacked_bytes(adapters: Sequence[AdapterFiles]) -> int:
     return total
 
 
-class _MLXScale:
-    def __init__(self, scale: float) -> None:
-        self._scale = scale
-
-    def __call__(self, path: str, rank: int) -> float:
-        return self._scale
-
-
-class _PeftScales:
-    """alpha by layer; `alpha_pattern` has those that differ, by the end of their path or a regular expression."""
-
-    def __init__(self, alpha: float, patterns: Mapping[str, float], is_stabilized: bool) -> None:
-        self._alpha, self._patterns, self._is_stabilized = alpha, patterns, is_stabilized
-
-    def __call__(self, path: str, rank: int) -> float:
-        found = (alpha for end, alpha in self._patterns.items() if path == end or path.endswith(f".{end}"))
-        alpha = next(found, self._alpha)
-        return alpha / (math.sqrt(rank) if self._is_stabilized else rank)
-
-
-def _mlx_scale(config: Mapping[str, Any]) -> _MLXScale:
+def _mlx_scale(config: Mapping[str, Any]) -> Scale:
     kind = config.get("fine_tune_type", "lora")
     if kind != "lora":
         raise ValueError(f"its fine_tune_type is {str(kind)[:40]!r}; only lora is served beside others{_FUSE}")
     parameters = config.get("lora_parameters")
     scale = parameters.get("scale") if isinstance(parameters, dict) else None
-    return _MLXScale(_number(scale, "lora_parameters.scale"))
+    number = _number(scale, "lora_parameters.scale")
+    return lambda path, rank: number
 
 
-def _peft_scales(config: Mapping[str, Any]) -> _PeftScales:
+def _peft_scales(config: Mapping[str, Any]) -> Scale:
+    """Return alpha / rank, or alpha / sqrt(rank); `alpha_pattern` has other alphas by the end of a layer's path."""
     if config["peft_type"] != "LORA":
         raise ValueError(f"its peft_type is {str(config['peft_type'])[:40]!r}; only LORA is served")
     for key, without in (("use_dora", False), ("bias", "none"), ("fan_in_fan_out", False)):
@@ -145,7 +129,13 @@ def _peft_scales(config: Mapping[str, Any]) -> _PeftScales:
         if re.search(r"[^\w.]", pattern):
             raise ValueError(f"alpha_pattern has {pattern[:60]!r}; name each layer by the end of its path")
     alphas = {pattern: _number(alpha, "alpha_pattern") for pattern, alpha in patterns.items()}
-    return _PeftScales(_number(config.get("lora_alpha"), "lora_alpha"), alphas, bool(config.get("use_rslora")))
+    common, is_stabilized = _number(config.get("lora_alpha"), "lora_alpha"), bool(config.get("use_rslora"))
+
+    def scale(path: str, rank: int) -> float:
+        found = (alpha for end, alpha in alphas.items() if path == end or path.endswith(f".{end}"))
+        return next(found, common) / (math.sqrt(rank) if is_stabilized else rank)
+
+    return scale
 
 
 def _number(value: Any, key: str) -> float:
@@ -162,7 +152,7 @@ def _shape(header: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _pair(
-    shapes: Mapping[str, tuple[int, ...]], pattern: re.Pattern[str], *, is_transposed: bool, scale: Any
+    shapes: Mapping[str, tuple[int, ...]], pattern: re.Pattern[str], *, is_transposed: bool, scale: Scale
 ) -> dict[str, Factors]:
     names: dict[str, dict[str, str]] = {}
     for name in shapes:

@@ -1197,7 +1197,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "mlx_backend/model/adapter_files.py",
         "tests/mlx_backend/model/test_adapter_files.py",
-        ("an adapter is far too strong", "(math.sqrt(rank) if self._is_stabilized else rank)", "rank"),
+        ("an adapter is far too strong", "(math.sqrt(rank) if is_stabilized else rank)", "rank"),
         ("a magnitude is left out of an adapter", "(\"use_dora\", False), ", ""),
         ("the plan lacks the zeros of the model itself", "(len(adapters) + 1)", "len(adapters)"),
     ),
