@@ -28,6 +28,7 @@ from mlx_backend.api.interface import (
     RanksConfig,
     SchedulerConfig,
     SimulateConfig,
+    SpeculationConfig,
 )
 from mlx_backend.api.options import check_options, option
 from server.config_models import KEY as MODELS_KEY
@@ -197,6 +198,7 @@ class Config:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     ranks: RanksConfig = field(default_factory=RanksConfig)
     prefix_cache: PrefixCacheConfig = field(default_factory=PrefixCacheConfig)
+    speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
     residency: ResidencyConfig = field(default_factory=ResidencyConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)

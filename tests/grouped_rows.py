@@ -32,7 +32,8 @@ def grouping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         def make_batch(runner: MLXRunner) -> RowBatch | SingleBatch:
             if not runner._is_batched:
                 return SingleBatch(runner._make_caches)
-            batch = RowBatch(runner._make_caches(), costly, runner._max_groups, runner._kinds)
+            drafts = runner._config.speculation.max_drafts
+            batch = RowBatch(runner._make_caches(), costly, runner._max_groups, runner._kinds, drafts)
             counts.append(min(runner._max_groups, 2) - 2)  # -1: this model has one group
             return batch
 

@@ -13,6 +13,8 @@ from mlx_backend.api.options import check_options, option
 
 Parallel = Literal["tensor", "pipeline"]
 
+MOST_DRAFT_TOKENS = 15
+"""With a row's newest token as many as attention takes without expanding a quantized KV cache."""
 LARGEST_PER_BUFFER = 1_000_000
 """Operations, or MB, of a command buffer: as good as no limit, and well within the integers that MLX reads."""
 
@@ -201,6 +203,31 @@ class PrefixCacheConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculationConfig:
+    """Tokens that are guessed and verified several at a time (speculative decoding): answers stay the same."""
+
+    kind: Literal["off", "ngram"] = option(
+        "off",
+        "where guesses come from; ngram: earlier text of the same prompt and answer",
+        short_flag="--speculation",
+    )
+    max_tokens: int = option(8, "guesses that one step verifies for a request, at most", ge=1)
+    max_slowdown: float = option(
+        0.02, "share of its time that guesses which do not pay may cost a request, at most", ge=0
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.max_tokens > MOST_DRAFT_TOKENS:
+            raise ValueError(f"max_tokens must be at most {MOST_DRAFT_TOKENS}, not {self.max_tokens}")
+
+    @property
+    def max_drafts(self) -> int:
+        """Tokens of a row that a step may verify beside its newest one."""
+        return 0 if self.kind == "off" else self.max_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HealthConfig:
     """When the server calls itself unhealthy."""
 
@@ -286,6 +313,7 @@ class EngineConfig:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     ranks: RanksConfig = field(default_factory=RanksConfig)
     prefix_cache: PrefixCacheConfig = field(default_factory=PrefixCacheConfig)
+    speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     mock: MockConfig = field(default_factory=MockConfig)
     simulate: SimulateConfig = field(default_factory=SimulateConfig)

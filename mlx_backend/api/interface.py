@@ -24,6 +24,7 @@ from mlx_backend.api.config import PrefixCacheConfig as PrefixCacheConfig
 from mlx_backend.api.config import RanksConfig as RanksConfig
 from mlx_backend.api.config import SchedulerConfig as SchedulerConfig
 from mlx_backend.api.config import SimulateConfig as SimulateConfig
+from mlx_backend.api.config import SpeculationConfig as SpeculationConfig
 from mlx_backend.api.grammars import Grammar as Grammar
 from mlx_backend.api.grammars import GrammarState as GrammarState
 from mlx_backend.api.hosts import RankHost as RankHost

@@ -105,6 +105,14 @@ class NewRow:
     """The adapter that it decodes with; empty: none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Tokens that may follow a row's newest one: they are computed beside it, and kept as far as they are drawn."""
+
+    id: SequenceId
+    token_ids: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
     """One step of the engine: rows that leave, join and decode, then the chunks of prompts, one after the other."""
@@ -121,8 +129,8 @@ class StepPlan:
     chunks: tuple[Chunk, ...] = ()
     spare_bytes: int = 0
     """Bytes that the rows' KV caches may hold beyond what the rows take: places for those that will come."""
-    num_draft_tokens: int = 0
-    """Tokens that a row may draft beside the one that it decodes."""
+    drafts: tuple[Draft, ...] = ()
+    """Of some of `decodes`, each with one token at least. A step with drafts follows on one that was collected."""
 
     @property
     def changes(self) -> bool:
@@ -157,9 +165,9 @@ class PromptResult:
 
 Newest = tuple[tuple[SequenceId, int | None], ...]
 """Rows and the token that the step before drew for each; None where there was no such step."""
-MaskBits = tuple[tuple[SequenceId, bytes], ...]
-"""Rows and a bit for each token of the vocabulary that may be drawn, in little-endian words of 32.
+MaskBits = tuple[tuple[SequenceId, int, bytes], ...]
+"""Rows, which of their tokens in the step, and a bit for each token of the vocabulary that may be drawn there.
 
-A row that is not named may draw any.
+The bits are in little-endian words of 32. A token of a row that is not named may be any.
 """
 ReadMasks = Callable[[Newest], MaskBits]

@@ -50,5 +50,5 @@ def read_masks(newest: Iterable[tuple[TokenSequence, int | None]]) -> tuple[Mask
             failures.append(type(error)(str(error), (sequence.id,)))
             continue
         if bits is not None:
-            masks.append((sequence.id, bits))
+            masks.append((sequence.id, 0, bits))
     return tuple(masks), failures

@@ -1,4 +1,4 @@
-"""Attention over quantized columns: one token per row without dequantizing, chunks through the fused kernel.
+"""Attention over quantized columns: a few tokens per row without dequantizing, chunks through the fused kernel.
 
 mlx-lm's models call the `scaled_dot_product_attention` of `mlx_lm.models.base`, which takes arrays, or one cache's
 worth of its own quantized tuples without sinks. `install` puts `attend` in its place; the models stay as they are.
@@ -21,6 +21,8 @@ from mlx_backend.kv_cache.groups import GroupedColumns, GroupedMask
 _MAX_SHADOW_BYTES = 64 << 20
 """Bytes that a chunk's attention may take at once, of dequantized keys and values and, where no fused kernel spares it,
 of scores. Beyond it, some heads at a time."""
+_FEW_TOKENS = 16
+"""Tokens of a row up to which attention reads quantized columns as they are: those of a step with drafts."""
 _NAME = "scaled_dot_product_attention"
 _attend_arrays = base.scaled_dot_product_attention
 
@@ -53,8 +55,8 @@ def attend(
     if isinstance(keys, mx.array) and isinstance(values, mx.array):
         out: mx.array = _attend_arrays(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
         return out
-    if queries.shape[2] == 1 and not isinstance(mask, str):
-        return _attend_token(queries, keys, values, scale, mask, sinks)
+    if queries.shape[2] <= _FEW_TOKENS and not isinstance(mask, str):
+        return _attend_few(queries, keys, values, scale, mask, sinks)
     return _attend_chunk(queries, keys, values, scale, mask, sinks)
 
 
@@ -66,38 +68,39 @@ def _attend_groups(
         raise TypeError("rows in groups need the values, and the mask, that their cache made")
     masks = (None,) * len(keys.parts) if mask is None else mask.parts
     outs = [
-        attend(group.of(queries), key, value, None, scale, own, sinks)
+        group.unfold(attend(group.fold(group.of(queries)), key, value, None, scale, own, sinks))
         for group, key, value, own in zip(keys.groups, keys.parts, values.parts, masks, strict=True)
     ]
     return mx.concatenate(outs)
 
 
-def _attend_token(
+def _attend_few(
     queries: mx.array, keys: Part, values: Part, scale: float, mask: mx.array | None, sinks: mx.array | None
 ) -> mx.array:
-    """One token per row, straight from the quantized columns: they are read once and never written out."""
-    rows, heads, _, dim = queries.shape
+    """A few tokens per row, straight from the quantized columns: they are read once and never written out."""
+    rows, heads, num_tokens, dim = queries.shape
     kv_heads = keys.shape[1]
-    grouped = (rows, kv_heads, heads // kv_heads)
+    grouped = (rows, kv_heads, heads // kv_heads, num_tokens)
+    flat = (rows, kv_heads, heads // kv_heads * num_tokens)
     # Products of float32 are much the fastest on a CPU, whatever the cache holds; elsewhere the model's own.
     dtype = mx.float32 if _is_on_cpu() else queries.dtype
-    scores = _transposed_product(keys, (queries * scale).astype(dtype).reshape(*grouped, dim))
+    scores = _transposed_product(keys, (queries * scale).astype(dtype).reshape(*flat, dim)).reshape(*grouped, -1)
     if mask is not None:
         scores = _masked(scores, _grouped(mask, grouped))
-    weights = _softmax(scores, None if sinks is None else sinks.astype(dtype).reshape(1, *grouped[1:], 1))
-    out = _product(values, weights).astype(queries.dtype)
-    return out.reshape(rows, heads, 1, out.shape[-1])
+    weights = _softmax(scores, None if sinks is None else sinks.astype(dtype).reshape(1, *grouped[1:3], 1, 1))
+    out = _product(values, weights.reshape(*flat, -1)).astype(queries.dtype)
+    return out.reshape(rows, heads, num_tokens, out.shape[-1])
 
 
 def _is_on_cpu() -> bool:
     return bool(mx.default_device() == mx.Device(mx.cpu))
 
 
-def _grouped(mask: mx.array, grouped: tuple[int, int, int]) -> mx.array:
-    """[…, heads or 1, 1, tokens] to what broadcasts over [rows, kv heads, heads per kv head, tokens]."""
+def _grouped(mask: mx.array, grouped: tuple[int, int, int, int]) -> mx.array:
+    """[…, heads or 1, n, tokens] to what broadcasts over [rows, kv heads, heads per kv head, n, tokens]."""
     if mask.ndim == 4 and mask.shape[1] > 1:
-        return mask.reshape(mask.shape[0], *grouped[1:], mask.shape[-1])
-    return mask
+        return mask.reshape(mask.shape[0], *grouped[1:3], *mask.shape[2:])
+    return mask[:, :, None] if mask.ndim == 4 else mask
 
 
 def _masked(scores: mx.array, mask: mx.array) -> mx.array:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
@@ -15,9 +16,10 @@ from mlx_backend.kv_cache.allocation import allocated
 from mlx_backend.kv_cache.build import build_rows, build_states, fork
 from mlx_backend.kv_cache.grouping import MAX_GROUPS, RowBytes, regroup
 from mlx_backend.kv_cache.groups import Group, GroupedRows, RowGroups
-from mlx_backend.kv_cache.rows import States
+from mlx_backend.kv_cache.rows import RowLengths, States
 from mlx_backend.kv_cache.spec import CacheKind, can_group, kinds_of, leaves
 
+_ONE_EACH: Mapping[Row, int] = MappingProxyType({})
 _UNUSED_STEPS = 256
 """A place that no row came to take for so many steps is given up: as seldom as columns are added."""
 
@@ -44,12 +46,16 @@ class RowBatch:
         row_bytes: RowBytes | None = None,
         max_groups: int = MAX_GROUPS,
         kinds: Sequence[CacheKind] | None = None,
+        max_drafts: int = 0,
     ) -> None:
         """`template`: the empty caches of one sequence of this model, mlx-lm's or ours.
 
         `row_bytes`: bytes of a row of so many tokens, by which rows are grouped; None: no groups. `kinds`: of the
-        caches, those of a layer with several in order; None: by their classes.
+        caches, those of a layer with several in order; None: by their classes. `max_drafts`: of a row, in a step.
         """
+        self._max_drafts = max_drafts
+        self._counts: Mapping[Row, int] = {}
+        """Tokens that the step gives rows, where not one."""
         self._kinds = list(kinds or kinds_by_class(template))
         self._groups = RowGroups()
         self._leaves: list[GroupedRows | States] = []
@@ -96,7 +102,7 @@ class RowBatch:
         """Return the bytes that are held beyond what the rows, and those that are `coming`, take."""
         unused = 0
         for number, group in self._groups.by_number.items():
-            num_rows, num_tokens = _sizes(group, coming.get(number, ()))
+            num_rows, num_tokens = self._sizes(group, coming.get(number, ()))
             unused += group.capacity_bytes(self._row_bytes) - num_rows * self._row_bytes(num_tokens)
         return unused
 
@@ -112,8 +118,12 @@ class RowBatch:
 
     # ---- between steps ----
 
-    def set_rows(self, rows: Sequence[Row]) -> None:
-        """Make `rows` the given ones, in an order of the batch's own choosing. New ones give up their `caches`."""
+    def set_rows(self, rows: Sequence[Row], counts: Mapping[Row, int] = _ONE_EACH) -> None:
+        """Make `rows` the given ones, in an order of the batch's own choosing. New ones give up their `caches`.
+
+        `counts`: tokens that the next step gives rows, where not one.
+        """
+        self._counts = counts
         before = self.rows
         wanted, present = set(rows), set(before)
         for group in self._groups.all:
@@ -124,29 +134,57 @@ class RowBatch:
         self._settle(singles)
         self._arrange(before, singles)
         self._unused_steps = 0
+        self._expect()
+
+    def _expect(self) -> None:
+        """Have the caches take as many tokens of each row as the step gives it."""
+        if self._counts:
+            for group in self._groups.all:
+                group.lengths.expect([self._count(row) for row in group.rows])
+            self._groups.changed()
+
+    def _count(self, row: Row) -> int:
+        return self._counts.get(row, 1)
 
     def _drop(self, group: Group, wanted: set[Row]) -> None:
         """Drop rows with as few moves as there can be: the last one goes first where it leaves, too."""
         while leaving := [row for row in group.rows if row not in wanted]:
             self._leave(group, leaving[-1] if leaving[-1] is group.rows[-1] else leaving[0])
 
-    def prepare(self) -> None:
-        """Make room for the next step's tokens. Rows may change their order."""
+    def prepare(self, counts: Mapping[Row, int] = _ONE_EACH) -> None:
+        """Make room for the next step's tokens. Rows may change their order. `counts` as for `set_rows`."""
+        self._counts = counts
         self._unused_steps += 1
-        if all(group.lengths.longest < group.num_columns for group in self._groups.all):
+        if all(self._longest(group) <= group.num_columns for group in self._groups.all):
             if self._unused_steps > _UNUSED_STEPS or self.spare_bytes < self.unused_bytes:
                 self._fit(0 if self._unused_steps > _UNUSED_STEPS else self.spare_bytes, {})
+            self._expect()
             return
         before = self.rows
         self._settle({})
         if self.rows != before:
             self._arrange(before, {})
+        self._expect()
 
-    def advance(self) -> None:
-        """The forward pass of a step has been built: every row holds one token more."""
+    def advance(self, taken: Mapping[Row, int] = _ONE_EACH) -> None:
+        """Count a step's tokens: one of every row, or as many as `taken` says.
+
+        Called when its forward pass has been built or, where it verifies drafts, when their number is known.
+        """
         for group in self._groups.all:
-            group.lengths.advance()
+            group.lengths.advance([taken[row] for row in group.rows] if taken else None)
         self._groups.changed()
+
+    def _longest(self, group: Group, coming: Sequence[int] = ()) -> int:
+        """Return the tokens of the longest row once the step's are written, of rows in the group and `coming` ones."""
+        if not self._counts:
+            return max(group.lengths.longest + 1, *coming, 1)
+        held = zip(group.rows, group.lengths.values, strict=True)
+        return max([*(length + self._count(row) for row, length in held), *coming], default=0)
+
+    def _after(self, row: Row) -> int:
+        """Return the tokens of a row once the step's are written."""
+        return row.num_computed_tokens + self._count(row)
 
     def _arrange(self, before: list[Row], joining: dict[Row, list[Any] | None]) -> None:
         """Bring the states into the order of the batch, which had the rows `before`."""
@@ -163,7 +201,7 @@ class RowBatch:
         if not rows:
             return
         held = {row: number for number, group in self._groups.by_number.items() for row in group.rows}
-        lengths = [row.num_computed_tokens + 1 for row in rows]
+        lengths = [self._after(row) for row in rows]
         numbers = regroup(lengths, [held.get(row) for row in rows], self._row_bytes, self._max_groups)
         target = dict(zip(rows, numbers, strict=True))
         moving = [row for row in rows if held.get(row, target[row]) != target[row]]
@@ -172,14 +210,14 @@ class RowBatch:
         self._written = []
         joins = {n: {row: joining[row] for row in joining if target[row] == n} for n in dict.fromkeys(numbers)}
         # Before the others join, and with room for them: else a row that takes another's place copies the group twice.
-        self._fit(self.spare_bytes, {n: [row.num_computed_tokens for row in joins[n]] for n in joins})
+        self._fit(self.spare_bytes, {n: [self._after(row) for row in joins[n]] for n in joins})
         for number, singles in joins.items():
             self._join(number, singles)
 
     def _join(self, number: int, joining: dict[Row, list[Any] | None]) -> None:
         """Make room in a group for its next tokens, and for `joining` rows, which join."""
-        group = self._groups.by_number.setdefault(number, Group())
-        self._reserve(group, *_sizes(group, [row.num_computed_tokens for row in joining]))
+        group = self._group(number)
+        self._reserve(group, *self._sizes(group, [self._after(row) for row in joining]))
         for row, single in joining.items():
             for place, leaf in enumerate(self._leaves):
                 if isinstance(leaf, GroupedRows):
@@ -193,11 +231,14 @@ class RowBatch:
         taken = [leaf.member(source).take(place, length) for leaf in self._columns]
         mx.eval([moved.arrays for moved in taken if moved is not None])
         self._leave(source, row)
-        group = self._groups.by_number.setdefault(number, Group())
-        self._reserve(group, len(group.rows) + 1, max(group.lengths.longest, length) + 1)
+        group = self._group(number)
+        self._reserve(group, *self._sizes(group, [self._after(row)]))
         for leaf, moved in zip(self._columns, taken, strict=True):
             leaf.member(group).join(moved, length)
         self._enter(group, row)
+
+    def _group(self, number: int) -> Group:
+        return self._groups.by_number.setdefault(number, Group(lengths=RowLengths(self._max_drafts)))
 
     def _enter(self, group: Group, row: Row) -> None:
         group.rows.append(row)
@@ -233,11 +274,11 @@ class RowBatch:
             mx.eval(moved)  # else the old arrays of the next group would be held beside these
 
     def _fit(self, spare_bytes: int, coming: Mapping[int, Sequence[int]]) -> None:
-        """Hold no more than `spare_bytes` beyond what the rows take; `coming`: lengths of rows that join each group."""
+        """Hold no more than `spare_bytes` beyond what the rows take; `coming`: as in `_sizes`, for each group."""
         if spare_bytes and self._unused(coming) <= spare_bytes:
             return
         for number, group in self._groups.by_number.items():
-            num_rows, num_tokens = _sizes(group, coming.get(number, ()))
+            num_rows, num_tokens = self._sizes(group, coming.get(number, ()))
             if num_rows < group.num_places or allocated(num_tokens) < group.num_columns:
                 group.num_places = min(num_rows, group.num_places)
                 group.num_columns = min(allocated(num_tokens), group.num_columns)
@@ -245,10 +286,12 @@ class RowBatch:
                     leaf.member(group).fit(num_rows, num_tokens)
         self._unused_steps = 0
 
+    def _sizes(self, group: Group, coming: Sequence[int]) -> tuple[int, int]:
+        """Return the group's rows once others have joined, and the tokens of the longest with those of the step.
 
-def _sizes(group: Group, coming: Sequence[int]) -> tuple[int, int]:
-    """Return how many rows the group has once rows of the lengths `coming` have joined, and tokens of the longest."""
-    return len(group.rows) + len(coming), max([group.lengths.longest, *coming]) + 1
+        `coming`: tokens of each row that joins, with those of the step.
+        """
+        return len(group.rows) + len(coming), self._longest(group, coming)
 
 
 def kinds_by_class(caches: Sequence[Any]) -> list[CacheKind]:

@@ -33,9 +33,44 @@ class Group:
         """Return the bytes that its arrays take."""
         return self.num_places * row_bytes(self.num_columns)
 
+    first_token: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the step gives its rows."""
+        return len(self.rows) if self.lengths.counts is None else sum(self.lengths.counts)
+
     def of(self, array: mx.array) -> mx.array:
-        """Return the group's part of an array [rows of the batch, …]."""
-        return array[self.first : self.first + len(self.rows)]
+        """Return the group's part of an array [tokens of the step, …]."""
+        return array[self.first_token : self.first_token + self.num_tokens]
+
+    def fold(self, tokens: mx.array) -> mx.array:
+        """Return queries [tokens, heads, 1, dim] as [rows, heads, most tokens of a row, dim].
+
+        Behind a row's last token stands that one again.
+        """
+        counts = self.lengths.counts
+        if counts is None:
+            return tokens
+        most, first, places = max(counts), 0, list[int]()
+        for count in counts:
+            places += [first + min(place, count - 1) for place in range(most)]
+            first += count
+        _, heads, _, dim = tokens.shape
+        folded = tokens if len(places) == first else tokens[mx.array(places, dtype=mx.uint32)]
+        return folded.reshape(len(counts), most, heads, dim).swapaxes(1, 2)
+
+    def unfold(self, rows: mx.array) -> mx.array:
+        """Return what was folded as [tokens, heads, 1, dim]."""
+        counts = self.lengths.counts
+        if counts is None:
+            return rows
+        num_rows, heads, most, dim = rows.shape
+        flat = rows.swapaxes(1, 2).reshape(num_rows * most, heads, 1, dim)
+        if num_rows * most == sum(counts):
+            return flat
+        places = [row * most + place for row, count in enumerate(counts) for place in range(count)]
+        return flat[mx.array(places, dtype=mx.uint32)]
 
 
 class RowGroups:
@@ -55,7 +90,12 @@ class RowGroups:
 
     @property
     def offset(self) -> int | mx.array:
-        """Position of the step's token in batch order: an int where all rows agree, else int32 [rows]."""
+        """Position of the step's tokens in batch order: an int where all agree, else int32 [tokens]."""
+        if self.is_drafted:
+            if self._offset is None:
+                positions = [position for group in self.all for position in group.lengths.positions]
+                self._offset = mx.array(positions, dtype=mx.int32)
+            return self._offset
         if len(self.by_number) == 1:
             return self.all[0].lengths.offset
         if self._offset is None:
@@ -63,13 +103,19 @@ class RowGroups:
             self._offset = values[0] if min(values) == max(values) else mx.array(values, dtype=mx.int32)
         return self._offset
 
+    @property
+    def is_drafted(self) -> bool:
+        """Whether rows have several tokens in this step: to the model, each of them is a row."""
+        return any(group.lengths.counts is not None for group in self.by_number.values())
+
     def changed(self) -> None:
         """Rows have come, gone, moved or grown: forget what was derived of them."""
         self._offset = None
-        first = 0
+        first = first_token = 0
         for group in self.all:
-            group.first = first
+            group.first, group.first_token = first, first_token
             first += len(group.rows)
+            first_token += group.num_tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,7 +132,8 @@ class GroupedMask:
     """The mask of each group, as its rows make it."""
 
     parts: tuple[mx.array | None, ...]
-    """Bool [rows, 1, 1, tokens], or what is added to the scores of latents, [rows, heads, 1, tokens]."""
+    """Bool [rows, 1, n, tokens], or what is added to the scores of latents, [rows, heads, n, tokens]; n: the most
+    tokens that the step gives a row."""
 
 
 class GroupedRows:
@@ -110,18 +157,18 @@ class GroupedRows:
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
         masks = tuple(self.members[g].make_mask(num_tokens, return_array, window_size) for g in self._groups.all)
-        if len(masks) == 1:
+        if len(masks) == 1 and not self._groups.is_drafted:
             return masks[0]
         return None if self._hides_masks or all(mask is None for mask in masks) else GroupedMask(masks)
 
     def group_masks(self) -> tuple[mx.array | None, ...]:
-        """The mask of each group for one token per row."""
+        """The mask of each group for the step's tokens."""
         return tuple(self.members[group].make_mask(1) for group in self._groups.all)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
-        """Write one token per row; return the columns in use. keys, values: [rows, heads, 1, dim]."""
+        """Write the step's tokens; return the columns in use. keys, values: [tokens, heads, 1, dim]."""
         groups = tuple(self._groups.all)
-        if len(groups) == 1:
+        if len(groups) == 1 and not self._groups.is_drafted:
             return self.members[groups[0]].update_and_fetch(keys, values)
         pairs = [self.members[group].update_and_fetch(group.of(keys), group.of(values)) for group in groups]
         return (

@@ -108,14 +108,15 @@ def attend_chunk(queries: mx.array, keys: Expansion, values: Expansion, scale: f
 
 
 def attend_token(queries: mx.array, latent: mx.array, scale: float, scores: mx.array) -> mx.array:
-    """One token per row: [rows, heads, 1, dim] queries in the latent space against [rows, 1, tokens, dim] latents.
+    """A few tokens per row: [rows, heads, n, dim] queries in the latent space against [rows, 1, tokens, dim] latents.
 
-    scores: of the rotary parts, [rows, heads or 1, 1, tokens]. The heads of a row are the rows of one product.
+    scores: of the rotary parts, [rows, heads or 1, n, tokens]. The heads of a row are the rows of one product.
     """
-    rows, heads, _, dim = queries.shape
-    folded = (queries * scale).reshape(rows, 1, heads, dim)
-    weights = mx.softmax(_scores(folded, latent, scores.swapaxes(1, 2)), axis=-1, precise=True)
-    return (weights @ latent).reshape(rows, heads, 1, dim)
+    rows, heads, num_tokens, dim = queries.shape
+    folded = (queries * scale).reshape(rows, 1, heads * num_tokens, dim)
+    added = scores.swapaxes(1, 2) if num_tokens == 1 else scores.reshape(rows, 1, heads * num_tokens, -1)
+    weights = mx.softmax(_scores(folded, latent, added), axis=-1, precise=True)
+    return (weights @ latent).reshape(rows, heads, num_tokens, dim)
 
 
 # ---- a chunk, some heads at a time ----
@@ -239,7 +240,7 @@ class _RopeStandIn(_StandIn):
 
 
 class _SharedRope(mx.array):  # type: ignore[misc]
-    """The rotary part for one token per row: heads are rows of one product."""
+    """The rotary part for a few tokens per row: heads are rows of one product."""
 
     def __init__(self, rope: mx.array) -> None:
         super().__init__([])
@@ -249,9 +250,9 @@ class _SharedRope(mx.array):  # type: ignore[misc]
         return self
 
     def __rmatmul__(self, queries: mx.array) -> mx.array:
-        rows, heads, _, dim = queries.shape
-        product = queries.reshape(rows, 1, heads, dim) @ self.rope.swapaxes(-1, -2)
-        return product.swapaxes(1, 2)
+        rows, heads, num_tokens, dim = queries.shape
+        product = queries.reshape(rows, 1, heads * num_tokens, dim) @ self.rope.swapaxes(-1, -2)
+        return product.reshape(rows, heads, num_tokens, -1)
 
 
 class _GroupedRope(mx.array):  # type: ignore[misc]
@@ -267,7 +268,7 @@ class _GroupedRope(mx.array):  # type: ignore[misc]
     def __rmatmul__(self, queries: mx.array) -> GroupedMask:
         scores = []
         for group, part, mask in zip(self.rope.groups, self.rope.parts, self.masks, strict=True):
-            product = group.of(queries) @ _SharedRope(part)
+            product = group.fold(group.of(queries)) @ _SharedRope(part)
             least = mx.array(mx.finfo(product.dtype).min, product.dtype)
             scores.append(product if mask is None else mx.where(mask, product, least))
         return GroupedMask(tuple(scores))

@@ -48,29 +48,37 @@ class PlainRows:
         return self._lengths.mask(self.width, window_size)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Part, Part]:
-        """Write one token per row; return the columns in use. keys, values: [rows, heads, 1, dim]."""
+        """Write the step's tokens; return the columns in use. keys, values: [tokens, heads, 1, dim], row by row."""
         columns = self.append(keys, values)
         num_keys = self._codecs[0].num_arrays
         return self._codecs[0].fetch(columns[:num_keys], 1), self._codecs[1].fetch(columns[num_keys:], 1)
 
     def append(self, keys: mx.array, values: mx.array) -> list[mx.array]:
-        """Write one token per row; return the arrays of the columns in use."""
+        """Write the step's tokens; return the arrays of the columns in use."""
         check_decode(keys.shape[2])
         num_rows = len(self._lengths)
-        used = self._columns(self._lengths.longest + 1)
+        used = self._columns(self._lengths.longest_after)
         new = [*self._codecs[0].encode(keys), *self._codecs[1].encode(values)]
         self._allocate(new, num_rows, used)
         self._write(new, num_rows)
         return [array[:num_rows, :, :used] for array in self.arrays]
 
     def _write(self, new: list[mx.array], num_rows: int) -> None:
+        if self._lengths.counts is not None:
+            _, heads, columns, _ = self.arrays[0].shape
+            taken, places = self._lengths.drafted_columns(self.width, heads, columns)
+            if places is not None:
+                self._scatter(new if taken is None else [part[taken] for part in new], places)
+            return
         if self._lengths.is_uniform:
             column = self._lengths.longest if self.width is None else self._lengths.longest % self.width
             for array, part in zip(self.arrays, new, strict=True):
                 array[:num_rows, :, column : column + 1] = part
             return
         _, heads, columns, _ = self.arrays[0].shape
-        places = self._lengths.flat_columns(self.width, heads, columns)
+        self._scatter(new, self._lengths.flat_columns(self.width, heads, columns))
+
+    def _scatter(self, new: list[mx.array], places: mx.array) -> None:
         for number, (array, part) in enumerate(zip(self.arrays, new, strict=True)):
             flat = array.reshape(-1, array.shape[3])  # a view: an index per axis would cost ten operations more
             flat[places] = part.reshape(-1, part.shape[3])
@@ -212,7 +220,7 @@ class StartRows:
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Part, Part]:
         """Do as PlainRows does; a column of what is returned is a position."""
         head = [array[:, :, : self._start] for array in self.head.append(keys, values)]
-        if self._lengths.longest < self._start:
+        if self._lengths.longest_after <= self._start:
             return head[0], head[1]
         rest = self.rest.update_and_fetch(keys, values)
         return with_head(head[0], rest[0]), with_head(head[1], rest[1])

@@ -16,7 +16,7 @@ from mlx_backend.kv_cache.handler import CacheHandler, of_row, part_shape
 from mlx_backend.kv_cache.plain import PlainRows
 from mlx_backend.kv_cache.plan import CachePlan, CacheShape
 from mlx_backend.kv_cache.quantized import QuantizedKV
-from mlx_backend.kv_cache.rows import Lengths, RowLengths, Rows
+from mlx_backend.kv_cache.rows import RowLengths, Rows
 
 
 class QuantizedWindow(QuantizedKV):
@@ -56,14 +56,19 @@ class QuantizedWindow(QuantizedKV):
 class RingRows(PlainRows):
     """PlainRows of at most `width` columns: the token at position p is in column p % width.
 
-    Attention does not care for the order of its columns: rotary positions are in the keys already.
+    Attention does not care for the order of its columns: rotary positions are in the keys already. `width` is the
+    window, and a column more for every draft of a step: one that is refused has overwritten nothing that is needed.
     """
 
     width: int
 
-    def __init__(self, lengths: Lengths, width: int, keys: Codec = FULL, values: Codec = FULL) -> None:
-        super().__init__(lengths, keys, values, limit=width)
-        self.width = width
+    def __init__(self, lengths: RowLengths, window: int, keys: Codec = FULL, values: Codec = FULL) -> None:
+        super().__init__(lengths, keys, values, limit=window + lengths.max_drafts)
+        self._window = window
+        self.width = window + lengths.max_drafts
+
+    def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> mx.array | None:
+        return super().make_mask(num_tokens, return_array, min(window_size or self._window, self._window))
 
     def _columns(self, num_tokens: int) -> int:
         return min(num_tokens, self.width)
@@ -76,7 +81,7 @@ class RingRows(PlainRows):
 
     def unrolled(self, row: int | None, length: int) -> list[mx.array]:
         """The arrays of a row that holds `length` tokens, in the order of their positions."""
-        spans = self._spans(length, min(length, self.width))
+        spans = self._spans(length, min(length, self._window))
         held = [of_row(array, row) for array in self.arrays]
         return [mx.concatenate([array[:, :, at : at + b - a] for a, b, at in spans], axis=2) for array in held]
 

@@ -2,6 +2,9 @@
 
 Rows are right-padded: row r holds its tokens in columns [0, length r), so that a row can join, grow and
 leave without moving another row's columns. Lengths are known to the host; nothing here asks the device.
+
+A step gives each row one token, or, where drafts are verified, a number of its own (`counts`). The columns of drafts
+that are refused lie past the row's length: nothing attends to them, and the next tokens overwrite them.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ class Lengths:
     """Tokens held by each row before the current step, and what follows from them: offsets and masks."""
 
     values: list[int]
+    counts: list[int] | None = None
+    """Tokens that the step gives each row; None: one."""
 
     def __init__(self) -> None:
         self._cached: dict[Any, Any] = {}
@@ -31,6 +36,16 @@ class Lengths:
         return max(self.values, default=0)
 
     @property
+    def longest_after(self) -> int:
+        """Columns in use once the step's tokens are written."""
+        return self.longest + 1 if self.counts is None else max(self._ends)
+
+    @property
+    def _ends(self) -> list[int]:
+        """The length of each row with all of the step's tokens."""
+        return [length + count for length, count in zip(self.values, self.counts or [], strict=True)]
+
+    @property
     def is_uniform(self) -> bool:
         return min(self.values) == max(self.values)
 
@@ -38,6 +53,12 @@ class Lengths:
     def offset(self) -> int | mx.array:
         """Position of the step's token: an int where all rows agree, else int32 [rows]."""
         return self.values[0] if self.is_uniform else self.array
+
+    @property
+    def positions(self) -> list[int]:
+        """Position of each token of the step, row by row."""
+        counts = self.counts or [1] * len(self.values)
+        return [length + place for length, count in zip(self.values, counts, strict=True) for place in range(count)]
 
     @property
     def array(self) -> mx.array:
@@ -58,12 +79,50 @@ class Lengths:
             self._cached[key] = (head * num_columns + column[:, None].astype(mx.uint32)).reshape(-1)
         return self._cached[key]
 
+    def drafted_columns(
+        self, width: int | None, num_heads: int, num_columns: int
+    ) -> tuple[mx.array | None, mx.array | None]:
+        """Return where the tokens of a step with `counts` go: (those that are written, where as in `flat_columns`).
+
+        The first, uint32: of the step's tokens, row by row; None: all are. The second is None where none is.
+        """
+        key = ("drafted", width, num_heads, num_columns)
+        if key not in self._cached:
+            self._cached[key] = self._build_columns(width, num_heads, num_columns)
+        found: tuple[mx.array | None, mx.array | None] = self._cached[key]
+        return found
+
+    def _build_columns(
+        self, width: int | None, num_heads: int, num_columns: int
+    ) -> tuple[mx.array | None, mx.array | None]:
+        rows = [row for row, count in enumerate(self.counts or []) for _ in range(count)]
+        places = self._token_columns()
+        taken = [number for number, column in enumerate(places) if column is not None]
+        if not taken:
+            return None, None
+        columns = [column if width is None else column % width for column in places if column is not None]
+        first = mx.array([rows[number] for number in taken], dtype=mx.uint32)[:, None] * num_heads
+        flat = (first + mx.arange(num_heads, dtype=mx.uint32)) * num_columns + mx.array(columns, dtype=mx.uint32)[
+            :, None
+        ]
+        return None if len(taken) == len(places) else mx.array(taken, dtype=mx.uint32), flat.reshape(-1)
+
+    def _token_columns(self) -> list[int | None]:
+        """Column of each token of the step, row by row; None for one that is held elsewhere."""
+        return list(self.positions)
+
     def mask(self, width: int | None, window: int | None) -> mx.array | None:
         """Mask of the columns that a row's new token attends to: bool [rows, 1, 1, columns]; None: all of them.
 
-        `width`: of the ring, None for plain columns. `window`: attend to so many positions at most, the
-        token's own included; None: no bound.
+        In a step with `counts`: of each row's new tokens, [rows, 1, most tokens of a row, columns], never None; behind
+        a row's last token that one again. `width`: of the ring, None for plain columns. `window`: attend to so many
+        positions at most, the token's own included; None: no bound.
         """
+        if self.counts is not None:
+            key = ("drafted mask", width, window)
+            if key not in self._cached:
+                self._cached[key] = self._build_drafted_mask(width, window)
+            return self._cached[key]
         if width is not None and (window is None or window >= width):
             window = None  # the ring holds no more than that
         if self.is_uniform and (window is None or self.longest < window):
@@ -85,13 +144,30 @@ class Lengths:
             mask = mask & (position > last - window)
         return mask[:, None, None, :]
 
+    def _build_drafted_mask(self, width: int | None, window: int | None) -> mx.array:
+        counts, ends = self.counts or [], self._ends
+        held = zip(self.values, counts, strict=True)
+        last = mx.array([[length + min(place, count - 1) for place in range(max(counts))] for length, count in held])
+        last = last[:, :, None]
+        num_columns = max(ends) if width is None else min(max(ends), width)
+        position = mx.arange(num_columns, dtype=mx.int32)[None, None]
+        if width is not None:  # column c of the ring holds the newest position that is written with p % width == c
+            newest = mx.array(ends)[:, None, None] - 1
+            position = newest - (newest - position) % width
+        mask = (position >= 0) & (position <= last)
+        if window is not None:
+            mask = mask & (position > last - window)
+        return mask[:, None]
+
 
 class RowLengths(Lengths):
     """The lengths of the rows of a batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_drafts: int = 0) -> None:
+        """`max_drafts`: tokens of a step, beside the first of each row, that may be refused."""
         super().__init__()
         self.values = []
+        self.max_drafts = max_drafts
         self._segments: list[SegmentLengths] = []
 
     def segment(self, first: int, end: int | None) -> SegmentLengths:
@@ -108,9 +184,16 @@ class RowLengths(Lengths):
         self.values[row] = self.values[-1]
         self._change(self.values[:-1])
 
-    def advance(self) -> None:
-        """The step is done: every row holds one token more."""
-        self._change([length + 1 for length in self.values])
+    def expect(self, counts: list[int] | None) -> None:
+        """Set the tokens that the next step gives each row; None: one."""
+        self.counts = counts
+        self._change(self.values)
+
+    def advance(self, taken: Sequence[int] | None = None) -> None:
+        """The step is done: every row holds so many tokens more; one where `taken` is None."""
+        self.counts = None
+        more = [1] * len(self.values) if taken is None else taken
+        self._change([length + num for length, num in zip(self.values, more, strict=True)])
 
     def _change(self, values: list[int]) -> None:
         self.values = values
@@ -130,11 +213,20 @@ class SegmentLengths(Lengths):
     def follow(self) -> None:
         """The whole rows' lengths have changed."""
         self.values = [self.of(length) for length in self._whole.values]
+        self.counts = self._whole.counts
         self._cached.clear()
 
     def of(self, length: int) -> int:
         """The number of tokens, of `length`, that lie in the segment."""
         return max(0, min(length, self._end or length) - self._first)
+
+    @property
+    def _ends(self) -> list[int]:
+        return [self.of(length + count) for length, count in zip(self._whole.values, self.counts or [], strict=True)]
+
+    def _token_columns(self) -> list[int | None]:
+        inside = range(self._first, 1 << 62 if self._end is None else self._end)
+        return [position - self._first if position in inside else None for position in self._whole.positions]
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ from mlx_backend.prefix_cache.store_mlx import MLXStore
 from mlx_backend.runners import device, division, ranking, shapes, vectors
 from mlx_backend.runners.adapters import Adapters, open_adapters, with_adapters
 from mlx_backend.runners.base import failed, limited_by
+from mlx_backend.runners.drafts import DraftedRows, counts_of
 from mlx_backend.runners.inputs import newest_tokens
 from mlx_backend.runners.probe import check_batching, check_columns, check_groups, defer_latents
 from mlx_backend.runners.wired import WiredWeights
@@ -61,6 +62,8 @@ _CLEAR_EVERY_STEPS = 256
 class _InFlight:
     drawn: Drawn
     rows: list[Row]
+    drafted: DraftedRows | None
+    """What its rows draft; None: nothing."""
 
 
 @dataclass(slots=True)
@@ -298,40 +301,62 @@ class MLXRunner:
             self._prompts.pop(prompt, None)
 
     def _start(self, rows: list[Row], plan: StepPlan, read_masks: ReadMasks) -> None:
-        previous = self._batch.rows
+        previous, counts = self._batch.rows, counts_of(rows, plan.drafts)
         self._batch.spare_bytes = plan.spare_bytes
         if len(previous) != len(rows) or set(previous) != set(rows):
-            self._batch.set_rows(rows)
+            self._batch.set_rows(rows, counts)
         else:
-            self._batch.prepare()
+            self._batch.prepare(counts)
         if self._batch.rows != previous:
             self._sampler.set_rows(self._batch.rows, self._vocab_size)
             self._drop(plan.dropped)  # before the forward pass needs the memory
-        self._adapters.choose([row.new.adapter for row in self._batch.rows])
-        inputs = newest_tokens(self._batch.rows, previous, self._last_tokens)
-        logits = self._model(inputs[:, None], cache=self._batch.caches)[:, -1]
-        self._batch.advance()
-        bits = self._masks(previous, logits, plan, read_masks) if plan.masked else ()
-        drawn = self._sampler.draw(logits, bits)
-        mx.async_eval(drawn.arrays)
-        self._last_tokens = drawn.tokens
-        self._in_flight.append(_InFlight(drawn, list(self._batch.rows)))
-        for row in self._batch.rows:
-            row.num_started_tokens += 1
+        rows = list(self._batch.rows)
+        inputs = newest_tokens(rows, previous, self._last_tokens)
+        drafted = DraftedRows(rows, {each.id: each.token_ids for each in plan.drafts}) if counts else None
+        self._adapters.choose([row.new.adapter for row in (rows if drafted is None else drafted.tokens)])
+        drawn = self._draw(inputs, previous, drafted, plan, read_masks)
+        self._in_flight.append(_InFlight(drawn, rows, drafted))
+        if drafted is None:
+            self._last_tokens = drawn.tokens
+            for row in rows:
+                row.num_started_tokens += 1
         self._num_steps += 1
         if self._num_steps % _CLEAR_EVERY_STEPS == 0:
             mx.clear_cache()
 
+    def _draw(
+        self, inputs: mx.array, previous: list[Row], drafted: DraftedRows | None, plan: StepPlan, read_masks: ReadMasks
+    ) -> Drawn:
+        """Hand the step's computation to the device."""
+        sampler = self._sampler
+        if drafted is None:
+            logits = self._model(inputs[:, None], cache=self._batch.caches)[:, -1]
+            self._batch.advance()
+        else:
+            logits = self._model(drafted.inputs(inputs)[:, None], cache=self._batch.caches)[:, -1]
+            sampler = self._make_sampler()
+            sampler.go_on_from(self._sampler, drafted.sources, self._vocab_size)
+        bits = self._masks(previous, logits, drafted, plan, read_masks) if plan.masked else ()
+        drawn = sampler.draw(logits, bits)
+        mx.async_eval(drawn.arrays)
+        return drawn
+
     def _masks(
-        self, previous: list[Row], logits: mx.array, plan: StepPlan, read_masks: ReadMasks
+        self,
+        previous: list[Row],
+        logits: mx.array,
+        drafted: DraftedRows | None,
+        plan: StepPlan,
+        read_masks: ReadMasks,
     ) -> list[tuple[int, bytes]]:
         """The bits of masked rows, by place. Waits for the step before, while the device computes this one's logits."""
         mx.async_eval(logits)
         tokens = [] if self._last_tokens is None else self._last_tokens.tolist()
         newest = {row.id: token for row, token in zip(previous, tokens, strict=bool(tokens))}
         bits: MaskBits = read_masks(tuple((each, newest.get(each)) for each in plan.masked))
-        places = {row.id: place for place, row in enumerate(self._batch.rows)}
-        return [(places[each], allowed) for each, allowed in bits]
+        rows = self._batch.rows
+        first = {row.id: place if drafted is None else drafted.first_token(row) for place, row in enumerate(rows)}
+        return [(first[each] + place, allowed) for each, place, allowed in bits]
 
     def collect(self) -> StepResult:
         step = self._in_flight.popleft()
@@ -342,6 +367,8 @@ class MLXRunner:
             raise failed("decode", error) from error
         tokens = step.drawn.tokens.tolist()
         asked = step.drawn.logprobs
+        if step.drafted is not None:
+            return self._keep(step.drafted.read(tokens, asked))
         logprobs = {} if asked is None else asked.read(step.rows)
         return StepResult(
             tuple(
@@ -349,6 +376,19 @@ class MLXRunner:
                 for place, row in enumerate(step.rows)
             )
         )
+
+    def _keep(self, taken: dict[Row, RowTokens]) -> StepResult:
+        """Keep of a step with drafts what its rows have taken: their caches hold so many tokens more."""
+        for row, tokens in taken.items():
+            row.num_started_tokens += len(tokens.token_ids)
+        self._batch.advance({row: len(tokens.token_ids) for row, tokens in taken.items()})
+        if self._sampler.has_state:
+            sampler, sampler_before = self._make_sampler(), self._sampler
+            sources = {row: (row, tokens.token_ids) for row, tokens in taken.items()}
+            sampler.go_on_from(sampler_before, sources, self._vocab_size)
+            self._sampler = sampler
+        self._last_tokens = mx.array([tokens.token_ids[-1] for tokens in taken.values()], dtype=mx.uint32)
+        return StepResult(tuple(taken.values()))
 
     # ---- between ----
 
@@ -365,7 +405,8 @@ class MLXRunner:
     def _make_batch(self) -> RowBatch | SingleBatch:
         if not self._is_batched:
             return SingleBatch(self._make_caches)
-        return RowBatch(self._make_caches(), self._row_sizes(), self._max_groups, self._kinds)
+        drafts = self._config.speculation.max_drafts
+        return RowBatch(self._make_caches(), self._row_sizes(), self._max_groups, self._kinds, drafts)
 
     def _row_sizes(self) -> RowSizes:
         return RowSizes(self._plans)

@@ -226,7 +226,7 @@ class MockRunner:
         if plan.masked:
             newest = ((each, self._rows[each].written[-1:]) for each in plan.masked)
             masks = read_masks(tuple((each, written[0] if written else None) for each, written in newest))
-        bits = dict(masks)
+        bits = {each: allowed for each, _, allowed in masks}
         sampled = tuple(_sample(row, bits.get(row.id), self._vocab_size) for row in rows)
         for row, tokens in zip(rows, sampled, strict=True):
             row.written += tokens.token_ids

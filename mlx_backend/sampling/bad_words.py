@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from mlx_backend.api.interface import SamplingParams
 from mlx_backend.core.row import Row
+from mlx_backend.sampling.continued import Continued
 
 _NEVER = -float("inf")
 _ANY = -1
@@ -27,7 +28,7 @@ def has_bad_words(params: SamplingParams) -> bool:
 class BadWords:
     """The newest outputs [asking rows, width] of some rows of a batch, the last in the last column."""
 
-    def __init__(self, rows: Sequence[Row], previous: BadWords | None) -> None:
+    def __init__(self, rows: Sequence[Row], previous: BadWords | Continued[mx.array] | None) -> None:
         """Rows that `previous` knows keep their outputs, some of which the host has not read yet."""
         self._places = {row: i for i, row in enumerate(row for row in rows if has_bad_words(row.sampling))}
         self._batch_rows = mx.array([i for i, row in enumerate(rows) if row in self._places], dtype=mx.int32)
@@ -37,14 +38,21 @@ class BadWords:
         width = max(1, max(len(word) for _, word in words) - 1)
         self._before = mx.array([_padded(word[:-1], width, _ANY) for _, word in words], dtype=mx.int32)
         newest = [
-            previous.newest_of(row) if previous is not None and row in previous._places else mx.array(row.output_ids)
+            previous.state_of(row) if previous is not None and previous.knows(row) else mx.array(row.output_ids)
             for row in self._places
         ]
         self._newest = mx.stack([_widened(tokens.astype(mx.int32), width) for tokens in newest])
 
-    def newest_of(self, row: Row) -> mx.array:
+    def knows(self, row: Row) -> bool:
+        return row in self._places
+
+    def state_of(self, row: Row) -> mx.array:
         """As many of the row's newest outputs as its words need, or more: int32."""
         return self._newest[self._places[row]]
+
+    def state_after(self, row: Row, token_ids: Sequence[int]) -> mx.array:
+        """The state of a row that puts out these tokens next."""
+        return mx.concatenate([self.state_of(row), mx.array(token_ids, dtype=mx.int32)])
 
     def apply(self, logits: mx.array) -> mx.array:
         """-inf for what would end a word, but where nothing else is left. logits: float32 [batch rows, vocab]."""

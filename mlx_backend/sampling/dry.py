@@ -19,6 +19,9 @@ import mlx.core as mx
 
 from mlx_backend.api.interface import SamplingParams
 from mlx_backend.core.row import Row
+from mlx_backend.sampling.continued import Continued
+
+DryState = tuple[mx.array, mx.array]
 
 LONGEST = 50
 _BREAK = -1
@@ -34,7 +37,7 @@ def has_dry(params: SamplingParams) -> bool:
 class Dry:
     """The newest tokens [dry rows, width] of some rows of a batch, the last in the last column."""
 
-    def __init__(self, rows: Sequence[Row], previous: Dry | None) -> None:
+    def __init__(self, rows: Sequence[Row], previous: Dry | Continued[DryState] | None) -> None:
         """Rows that `previous` knows keep their tokens, some of which the host has not read yet."""
         self._places = {row: place for place, row in enumerate(row for row in rows if has_dry(row.sampling))}
         self._batch_rows = mx.array([i for i, row in enumerate(rows) if row in self._places], dtype=mx.int32)
@@ -49,16 +52,27 @@ class Dry:
         self._room = mx.maximum(mx.arange(1, width, dtype=mx.int32)[None] - outside, 0)
         """[dry rows, width - 1]: tokens of the row's range up to each place."""
         states = [
-            previous.state_of(row) if previous is not None and row in previous._places else _read(row)
+            previous.state_of(row) if previous is not None and previous.knows(row) else _read(row)
             for row in self._places
         ]
         self._tokens = mx.stack([_widened(tokens, width, _BREAK) for tokens, _ in states])
         self._lengths = mx.stack([_widened(lengths, width, 0) for _, lengths in states])
 
-    def state_of(self, row: Row) -> tuple[mx.array, mx.array]:
+    def knows(self, row: Row) -> bool:
+        return row in self._places
+
+    def state_of(self, row: Row) -> DryState:
         """(the row's newest tokens, the length of what is repeated up to each): int32 [dry_range] both."""
         place, size = self._places[row], row.sampling.dry_range
         return self._tokens[place, -size:], self._lengths[place, -size:]
+
+    def state_after(self, row: Row, token_ids: Sequence[int]) -> DryState:
+        """The state of a row that puts out these tokens next."""
+        tokens, lengths = self.state_of(row)
+        for token in token_ids:
+            is_break = mx.array(token in row.sampling.dry_breaker_ids)
+            tokens, lengths = _appended(tokens, lengths, mx.array([token], dtype=mx.int32), is_break)
+        return tokens, lengths
 
     def apply(self, logits: mx.array) -> mx.array:
         """logits: float32 [batch rows, vocab]."""
@@ -74,8 +88,7 @@ class Dry:
         """Take the step's tokens, int [batch rows]."""
         new = tokens[self._batch_rows].astype(mx.int32)[:, None]
         is_break = mx.any(new == self._breakers, axis=-1, keepdims=True)
-        self._tokens = mx.concatenate([self._tokens[:, 1:], mx.where(is_break, _BREAK, new)], axis=-1)
-        self._lengths = mx.where(self._tokens == new, mx.minimum(self._lengths + 1, LONGEST), 0)
+        self._tokens, self._lengths = _appended(self._tokens, self._lengths, new, is_break)
 
     @property
     def state(self) -> tuple[mx.array, mx.array]:
@@ -83,7 +96,13 @@ class Dry:
         return self._tokens, self._lengths
 
 
-def _read(row: Row) -> tuple[mx.array, mx.array]:
+def _appended(tokens: mx.array, lengths: mx.array, new: mx.array, is_break: mx.array) -> DryState:
+    """The state with `new` tokens [..., 1] behind the others."""
+    tokens = mx.concatenate([tokens[..., 1:], mx.where(is_break, _BREAK, new)], axis=-1)
+    return tokens, mx.where(tokens == new, mx.minimum(lengths + 1, LONGEST), 0)
+
+
+def _read(row: Row) -> DryState:
     """What `Dry.state_of` gives, of the tokens that the host knows."""
     params = row.sampling
     size, breakers = params.dry_range, frozenset(params.dry_breaker_ids)

@@ -12,6 +12,9 @@ import mlx.core as mx
 
 from mlx_backend.api.interface import SamplingParams
 from mlx_backend.core.row import Row
+from mlx_backend.sampling.continued import Continued
+
+PenaltyState = tuple[mx.array, mx.array]
 
 
 def has_penalty(params: SamplingParams) -> bool:
@@ -21,7 +24,9 @@ def has_penalty(params: SamplingParams) -> bool:
 class Penalties:
     """Counts [penalized rows, vocab] for some rows of a batch. Built anew when the rows change."""
 
-    def __init__(self, rows: Sequence[Row], vocab_size: int, previous: Penalties | None) -> None:
+    def __init__(
+        self, rows: Sequence[Row], vocab_size: int, previous: Penalties | Continued[PenaltyState] | None
+    ) -> None:
         """Rows that `previous` knows keep their counts, which include tokens the host has not read yet."""
         self._places = {row: place for place, row in enumerate(row for row in rows if has_penalty(row.sampling))}
         self._batch_rows = mx.array([i for i, row in enumerate(rows) if row in self._places], dtype=mx.int32)
@@ -30,16 +35,26 @@ class Penalties:
         self._presence = _column([p.presence_penalty for p in params])
         self._frequency = _column([p.frequency_penalty for p in params])
         counts = [
-            previous.counts_of(row) if previous is not None and row in previous._places else _count(row, vocab_size)
+            previous.state_of(row) if previous is not None and previous.knows(row) else _count(row, vocab_size)
             for row in self._places
         ]
         self._num_output = mx.stack([output for output, _ in counts])
         self._in_prompt = mx.stack([in_prompt for _, in_prompt in counts])
 
-    def counts_of(self, row: Row) -> tuple[mx.array, mx.array]:
+    def knows(self, row: Row) -> bool:
+        return row in self._places
+
+    def state_of(self, row: Row) -> PenaltyState:
         """(times each token was put out: float32 [vocab], whether it is in the prompt: bool [vocab])."""
         place = self._places[row]
         return self._num_output[place], self._in_prompt[place]
+
+    def state_after(self, row: Row, token_ids: Sequence[int]) -> PenaltyState:
+        """The state of a row that puts out these tokens next."""
+        num_output, in_prompt = self.state_of(row)
+        if token_ids:
+            num_output = num_output.at[mx.array(token_ids)].add(1.0)
+        return num_output, in_prompt
 
     def apply(self, logits: mx.array) -> mx.array:
         """logits: float32 [batch rows, vocab]."""

@@ -15,10 +15,11 @@ import mlx.core as mx
 
 from mlx_backend.core.row import Row
 from mlx_backend.sampling.bad_words import BadWords, has_bad_words
-from mlx_backend.sampling.dry import Dry, has_dry
+from mlx_backend.sampling.continued import Continued, Sources
+from mlx_backend.sampling.dry import Dry, DryState, has_dry
 from mlx_backend.sampling.logprobs import StepLogprobs, compute_logprobs
 from mlx_backend.sampling.masks import TokenMasks, mask_logits
-from mlx_backend.sampling.penalties import Penalties, has_penalty
+from mlx_backend.sampling.penalties import Penalties, PenaltyState, has_penalty
 from mlx_backend.sampling.random_draw import RandomDraw
 
 
@@ -48,6 +49,32 @@ class BatchSampler:
 
     def set_rows(self, rows: Sequence[Row], vocab_size: int) -> None:
         """The rows of the next steps, in batch order."""
+        self._set_rows(rows, vocab_size, self._penalties, self._dry, self._bad_words)
+
+    def go_on_from(self, other: BatchSampler, sources: Sources, vocab_size: int) -> None:
+        """Take rows, in batch order, each with the state that a row of `other` has after further tokens."""
+        penalties, dry, bad_words = other._penalties, other._dry, other._bad_words
+        self._set_rows(
+            list(sources),
+            vocab_size,
+            None if penalties is None else Continued(penalties, sources),
+            None if dry is None else Continued(dry, sources),
+            None if bad_words is None else Continued(bad_words, sources),
+        )
+
+    @property
+    def has_state(self) -> bool:
+        """Whether what is drawn depends on the tokens that were drawn before."""
+        return self._penalties is not None or self._dry is not None or self._bad_words is not None
+
+    def _set_rows(
+        self,
+        rows: Sequence[Row],
+        vocab_size: int,
+        penalties: Penalties | Continued[PenaltyState] | None,
+        dry: Dry | Continued[DryState] | None,
+        bad_words: BadWords | Continued[mx.array] | None,
+    ) -> None:
         self._rows = list(rows)
         params = [row.sampling for row in rows]
         bias = [(row, token, value) for row, p in enumerate(params) for token, value in p.logit_bias]
@@ -57,9 +84,9 @@ class BatchSampler:
             mx.array([value for _, _, value in bias], dtype=mx.float32),
         )
         penalized = any(has_penalty(p) for p in params)
-        self._penalties = Penalties(self._rows, vocab_size, self._penalties) if penalized else None
-        self._dry = Dry(self._rows, self._dry) if any(map(has_dry, params)) else None
-        self._bad_words = BadWords(self._rows, self._bad_words) if any(map(has_bad_words, params)) else None
+        self._penalties = Penalties(self._rows, vocab_size, penalties) if penalized else None
+        self._dry = Dry(self._rows, dry) if any(map(has_dry, params)) else None
+        self._bad_words = BadWords(self._rows, bad_words) if any(map(has_bad_words, params)) else None
         self._masks = TokenMasks(self._rows, vocab_size)
         self._random = RandomDraw(self._rows, vocab_size) if any(p.temperature > 0 for p in params) else None
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 import mlx.core as mx
 
 from mlx_backend.core.row import Row
+from mlx_backend.sampling.continued import Sources
 from mlx_backend.sampling.sampler import BatchSampler, Drawn
 
 
@@ -36,6 +37,9 @@ class FollowingSampler(BatchSampler):
         self._group = group
 
     def set_rows(self, rows: Sequence[Row], vocab_size: int) -> None:
+        """Nothing of the rows is needed."""
+
+    def go_on_from(self, other: BatchSampler, sources: Sources, vocab_size: int) -> None:
         """Nothing of the rows is needed."""
 
     def draw(self, logits: mx.array, grammar: Sequence[tuple[int, bytes]] = ()) -> Drawn:
