@@ -10,9 +10,18 @@ EAGER_BYTES = 4 << 20
 """Arrays larger than this are moved a layer at a time: one graph would hold old and new of all layers at once."""
 
 
+_DRAFTED_TOKENS = 64
+"""Tokens of a step with drafts, all rows together, unless two of each row are more."""
+
+
 def allocated(num_tokens: int) -> int:
     """Columns that are allocated for so many tokens."""
     return -(-num_tokens // TOKEN_STEP) * TOKEN_STEP
+
+
+def most_step_tokens(num_rows: int, max_drafts: int) -> int:
+    """Return the most tokens of a decode step, where every row counts as many as the one with the most drafts."""
+    return min(num_rows * (1 + max_drafts), max(_DRAFTED_TOKENS, 2 * num_rows))
 
 
 def tokens_soon(num_prompt_tokens: int, num_written: int, most: int) -> int:

@@ -87,6 +87,8 @@ class CachePlan:
     values: Precision | None = None
     start: int = 0
     """Tokens at the beginning of a sequence that stay in full precision."""
+    max_drafts: int = 0
+    """Columns that a row has beside a sliding window, for drafts that may be refused."""
 
     @property
     def is_quantized(self) -> bool:
@@ -142,24 +144,26 @@ def row_bytes(plan: CachePlan, num_tokens: int) -> int:
     rest = num_tokens - plan.start
     columns = allocated(max(rest, 1)) if rest > 0 or not plan.start else 0
     if shape.window is not None:
-        columns = min(columns, shape.window)
+        columns = min(columns, shape.window + plan.max_drafts)
     return shape.state_bytes + held + plan.bytes_per_token * columns
 
 
-def plan_caches(shapes: Sequence[CacheShape], config: KVCacheConfig) -> tuple[CachePlan, ...]:
-    """A plan for each cache; those that are equal are one object.
+def plan_caches(shapes: Sequence[CacheShape], config: KVCacheConfig, max_drafts: int = 0) -> tuple[CachePlan, ...]:
+    """A plan for each cache; those that are equal are one object. `max_drafts`: of a row, in a decode step.
 
     Raises ModelLoadError where the configuration cannot be done, naming what can.
     """
     if not config.is_quantized:
-        return _shared(CachePlan(shape) for shape in shapes)
+        return _shared(CachePlan(shape, max_drafts=_beside(shape, max_drafts)) for shape in shapes)
     holding = [shape for shape in shapes if not shape.traits.is_state]
     _refuse_unquantizable(holding)
     if not holding:
         raise ModelLoadError("kv_cache.bits: this model keeps no keys and values, only recurrent state; leave it unset")
     _refuse_split_latent(holding, config)
     _refuse_group_size(holding, config)
-    plans = _shared(CachePlan(shape) if shape.traits.is_state else _planned(shape, config) for shape in shapes)
+    plans = _shared(
+        CachePlan(shape) if shape.traits.is_state else _planned(shape, config, max_drafts) for shape in shapes
+    )
     if config.start and not any(plan.start for plan in plans):
         raise ModelLoadError(
             "kv_cache.start: all of this model's layers attend to a sliding window, whose first tokens are soon "
@@ -178,7 +182,11 @@ def report(plans: Sequence[CachePlan], config: KVCacheConfig) -> tuple[KVCacheRe
     return tuple(_reported(plan, count, config) for plan, count in Counter(plans).items())
 
 
-def _planned(shape: CacheShape, config: KVCacheConfig) -> CachePlan:
+def _beside(shape: CacheShape, max_drafts: int) -> int:
+    return 0 if shape.window is None else max_drafts
+
+
+def _planned(shape: CacheShape, config: KVCacheConfig, max_drafts: int) -> CachePlan:
     key_bits, value_bits = config.effective_key_bits, config.effective_value_bits
     if shape.traits.is_latent:
         value_bits = key_bits  # the rotary part belongs to the keys
@@ -187,6 +195,7 @@ def _planned(shape: CacheShape, config: KVCacheConfig) -> CachePlan:
         _precision(shape.keys, key_bits, config.effective_group_size),
         _precision(shape.values, value_bits, config.effective_group_size),
         0 if shape.window is not None else config.start or 0,
+        _beside(shape, max_drafts),
     )
 
 

@@ -43,6 +43,7 @@ class BudgetFields:
     has_fused: bool
     pads_chunks: bool
     max_groups: int
+    max_drafts: int
 
 
 class Budget:
@@ -57,16 +58,19 @@ class Budget:
         max_chunk: int = PREFILL_STEPS[0],
         has_fused: bool = True,
         pads_chunks: bool = False,
+        max_drafts: int = 0,
     ) -> None:
         """`max_chunk`: tokens of a prefill chunk, at most. `has_fused`: the device has fused attention kernels.
 
         `pads_chunks`: a prompt's last chunk is computed with more tokens, whose columns its caches have room for.
+        `max_drafts`: tokens of a row that a decode step may verify beside its newest one.
         """
         self.shape, self.plans, self.limit_bytes = shape, tuple(plans), limit_bytes
         self._max_chunk, self._has_fused = max_chunk, has_fused
         self.max_groups = max_groups(plans)
         """Groups of rows in the batch, by length; a model's self-check may make it 1."""
         self.row_bytes = RowSizes(plans)
+        self._max_drafts = max_drafts
         self._padding = most_padding(max_chunk) if pads_chunks else 0
         self._known: dict[tuple[Reservation, ...], tuple[int, int]] = {}
         """What is held and needed for claims: asked in every turn, and seldom different."""
@@ -81,6 +85,7 @@ class Budget:
             max_chunk=fields.max_chunk,
             has_fused=fields.has_fused,
             pads_chunks=fields.pads_chunks,
+            max_drafts=fields.max_drafts,
         )
         found.max_groups = fields.max_groups
         return found
@@ -95,6 +100,7 @@ class Budget:
             has_fused=self._has_fused,
             pads_chunks=self._padding > 0,
             max_groups=self.max_groups,
+            max_drafts=self._max_drafts,
         )
 
     def needed(self, claims: Iterable[Reservation]) -> int:
@@ -159,7 +165,8 @@ class Budget:
         longest = max(claim.num_tokens for claim in claims)
         rows = sum(claim.num_rows for claim in claims)
         held = self.batch_bytes([claim.num_tokens for claim in claims for _ in range(claim.num_rows)])
-        return max(self._chunk(step, longest_prompt), decode_bytes(self.shape, self.plans, longest, rows, held))
+        decode = decode_bytes(self.shape, self.plans, longest, rows, held, self._max_drafts)
+        return max(self._chunk(step, longest_prompt), decode)
 
     def _chunk(self, step: int, context: int) -> int:
         return prefill_bytes(self.shape, self.plans, step, context, has_fused=self._has_fused)

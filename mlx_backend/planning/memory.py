@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mlx_backend.kv_cache.allocation import EAGER_BYTES, allocated
+from mlx_backend.kv_cache.allocation import EAGER_BYTES, allocated, most_step_tokens
 from mlx_backend.kv_cache.latent_groups import FUSED_HEAD_DIMS, LatentShape, chunk_bytes
 from mlx_backend.kv_cache.plan import CachePlan, counted, row_bytes
 
@@ -215,12 +215,18 @@ def _shadow_bytes(plan: CachePlan, context: int) -> int:
 
 
 def decode_bytes(
-    shape: ModelShape, plans: Iterable[CachePlan], context: int, num_rows: int, held_bytes: int | None = None
+    shape: ModelShape,
+    plans: Iterable[CachePlan],
+    context: int,
+    num_rows: int,
+    held_bytes: int | None = None,
+    max_drafts: int = 0,
 ) -> int:
     """Peak of what a decode step of `num_rows` sequences needs besides weights and caches.
 
     Scores, logits, and the new arrays of caches that are moved because rows come or go. `held_bytes`: of the rows'
-    caches, where they lie in groups; None: all are padded to `context`.
+    caches, where they lie in groups; None: all are padded to `context`. `max_drafts`: tokens of a row that a step may
+    verify beside its newest one.
     """
     sizes = [(num_rows * row_bytes(plan, context), count) for plan, count in counted(plans)]
     layers = [size for size, count in sizes for _ in range(count)]
@@ -228,9 +234,10 @@ def decode_bytes(
     layers = [int(part * layer) for layer in layers]
     moved = sum(min(layer, EAGER_BYTES) for layer in layers) + max(layers, default=0)
     heads = shape.attention.num_heads if shape.attention else 0
-    scores = int(part * 2 * num_rows * heads * allocated(context) * 4)
-    logits = 4 * num_rows * shape.vocab_size * 4
-    return moved + scores + logits + num_rows * shape.itemsize * (2 * shape.hidden_size + shape.widest)
+    num_tokens = most_step_tokens(num_rows, max_drafts)
+    scores = int(part * 2 * num_tokens * heads * allocated(context) * 4)
+    logits = 4 * num_tokens * shape.vocab_size * 4
+    return moved + scores + logits + num_tokens * shape.itemsize * (2 * shape.hidden_size + shape.widest)
 
 
 def memory_of(

@@ -31,9 +31,10 @@ def _measure(config: EngineConfig) -> Footprint:
         limit, _ = device.memory_limit(device.read_facts())
     try:
         found = with_adapters(skeleton.from_checkpoint(checkpoint), open_adapters(config))
-        plans = plan.plan_caches(found.caches, config.kv_cache)
+        drafts = config.speculation.max_drafts
+        plans = plan.plan_caches(found.caches, config.kv_cache, drafts)
         chunk, has_fused = config.scheduler.max_chunk_tokens, device.has_fused_attention()
-        budget = Budget(found.shape, plans, 0, max_chunk=chunk, has_fused=has_fused)
+        budget = Budget(found.shape, plans, 0, max_chunk=chunk, has_fused=has_fused, max_drafts=drafts)
         return footprint.estimate_footprint(budget, context, config.memory, limit)
     finally:
         mx.clear_streams()  # else they are torn down as the process exits, which aborts it now and then

@@ -107,7 +107,7 @@ class MLXRunner:
         self._model, skeleton = self._build(checkpoint)
         skeleton = with_adapters(skeleton, adapters)
         self._vocab_size = skeleton.shape.vocab_size
-        self._plans = plan.plan_caches(skeleton.caches, self._config.kv_cache)
+        self._plans = plan.plan_caches(skeleton.caches, self._config.kv_cache, self._config.speculation.max_drafts)
         needs_warm_shapes = device.needs_warm_shapes()
         self._pads_chunks = needs_warm_shapes and shapes.can_pad(self._plans)
         memory, limits = division.divide_memory(self._config, skeleton.shape, checkpoint.path.name, self._wired)
@@ -189,6 +189,7 @@ class MLXRunner:
             max_chunk=self._config.scheduler.max_chunk_tokens,
             has_fused=device.has_fused_attention(),
             pads_chunks=self._pads_chunks,
+            max_drafts=self._config.speculation.max_drafts,
         )
 
     def _warming(self) -> shapes.Warming:

@@ -69,7 +69,10 @@ class RankRunner(MLXRunner):
 
         The ranks of a pipeline may have different numbers of layers. So each of them counts the bytes of all layers.
         """
-        return RowSizes(plan_caches(self._whole, self._config.kv_cache)) if self._whole else super()._row_sizes()
+        return self._whole_sizes() if self._whole else super()._row_sizes()
+
+    def _whole_sizes(self) -> RowSizes:
+        return RowSizes(plan_caches(self._whole, self._config.kv_cache, self._config.speculation.max_drafts))
 
     def _make_sampler(self) -> BatchSampler:
         return LeadingSampler(self._group) if self._membership.rank == 0 else FollowingSampler(self._group)
