@@ -21,8 +21,6 @@ from mlx_backend.kv_cache.groups import GroupedColumns, GroupedMask
 _MAX_SHADOW_BYTES = 64 << 20
 """Bytes that a chunk's attention may take at once, of dequantized keys and values and, where no fused kernel spares it,
 of scores. Beyond it, some heads at a time."""
-_FEW_TOKENS = 16
-"""Tokens of a row up to which attention reads quantized columns as they are: those of a step with drafts."""
 _NAME = "scaled_dot_product_attention"
 _attend_arrays = base.scaled_dot_product_attention
 
@@ -55,7 +53,7 @@ def attend(
     if isinstance(keys, mx.array) and isinstance(values, mx.array):
         out: mx.array = _attend_arrays(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
         return out
-    if queries.shape[2] <= _FEW_TOKENS and not isinstance(mask, str):
+    if queries.shape[2] == 1 and not isinstance(mask, str):
         return _attend_few(queries, keys, values, scale, mask, sinks)
     return _attend_chunk(queries, keys, values, scale, mask, sinks)
 
@@ -68,10 +66,19 @@ def _attend_groups(
         raise TypeError("rows in groups need the values, and the mask, that their cache made")
     masks = (None,) * len(keys.parts) if mask is None else mask.parts
     outs = [
-        group.unfold(attend(group.fold(group.of(queries)), key, value, None, scale, own, sinks))
+        group.unfold(_attend_rows(group.fold(group.of(queries)), key, value, scale, own, sinks))
         for group, key, value, own in zip(keys.groups, keys.parts, values.parts, masks, strict=True)
     ]
     return mx.concatenate(outs)
+
+
+def _attend_rows(
+    queries: mx.array, keys: Any, values: Any, scale: float, mask: Any, sinks: mx.array | None
+) -> mx.array:
+    """A group's rows: a token of each, or the few of a step with drafts."""
+    if isinstance(keys, QuantizedColumns) or isinstance(values, QuantizedColumns):
+        return _attend_few(queries, keys, values, scale, mask, sinks)
+    return attend(queries, keys, values, None, scale, mask, sinks)
 
 
 def _attend_few(

@@ -304,7 +304,7 @@ def _leaves_of(caches: Sequence[Any] | None) -> list[Any] | None:
 
 
 class SingleBatch:
-    """The batch of a model whose KV cache cannot be batched: one row, in single caches."""
+    """The batch of a model whose KV cache cannot be batched: one row, in single caches, and no drafts."""
 
     spare_bytes = unused_bytes = 0
     num_groups = 1
@@ -314,7 +314,7 @@ class SingleBatch:
         self.rows: list[Row] = []
         self.caches: list[Any] = []
 
-    def set_rows(self, rows: Sequence[Row]) -> None:
+    def set_rows(self, rows: Sequence[Row], counts: Mapping[Row, int] = _ONE_EACH) -> None:
         (row,) = rows
         if self.rows == [row]:
             return
@@ -325,10 +325,10 @@ class SingleBatch:
         row.caches = None
         self.rows = [row]
 
-    def prepare(self) -> None:
+    def prepare(self, counts: Mapping[Row, int] = _ONE_EACH) -> None:
         """Single caches make room themselves."""
 
-    def advance(self) -> None:
+    def advance(self, taken: Mapping[Row, int] = _ONE_EACH) -> None:
         """Single caches count for themselves."""
 
     def leaves_of(self, row: Row) -> Iterator[tuple[Any, int | None]]:

@@ -101,10 +101,8 @@ class Lengths:
         if not taken:
             return None, None
         columns = [column if width is None else column % width for column in places if column is not None]
-        first = mx.array([rows[number] for number in taken], dtype=mx.uint32)[:, None] * num_heads
-        flat = (first + mx.arange(num_heads, dtype=mx.uint32)) * num_columns + mx.array(columns, dtype=mx.uint32)[
-            :, None
-        ]
+        row, column = (mx.array(each, dtype=mx.uint32)[:, None] for each in ([rows[n] for n in taken], columns))
+        flat = (row * num_heads + mx.arange(num_heads, dtype=mx.uint32)) * num_columns + column
         return None if len(taken) == len(places) else mx.array(taken, dtype=mx.uint32), flat.reshape(-1)
 
     def _token_columns(self) -> list[int | None]:

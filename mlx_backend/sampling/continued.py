@@ -1,4 +1,4 @@
-"""States of a sampler's parts for rows that go on from others: with drafts behind them, or with what was kept of them."""
+"""States of a sampler's parts for rows that go on from others: with drafts behind them, or with those that are kept."""
 
 from __future__ import annotations
 
