@@ -30,6 +30,7 @@ from mlx_backend.api.grammars import GrammarState as GrammarState
 from mlx_backend.api.hosts import RankHost as RankHost
 from mlx_backend.api.hosts import RankHosts as RankHosts
 from mlx_backend.api.reports import AdapterInfo as AdapterInfo
+from mlx_backend.api.reports import DraftedTokens as DraftedTokens
 from mlx_backend.api.reports import EmbeddingInfo as EmbeddingInfo
 from mlx_backend.api.reports import Footprint as Footprint
 from mlx_backend.api.reports import KVCachePart as KVCachePart
@@ -42,6 +43,7 @@ from mlx_backend.api.reports import PrefixCacheStats as PrefixCacheStats
 from mlx_backend.api.reports import RankInfo as RankInfo
 from mlx_backend.api.reports import RanksInfo as RanksInfo
 from mlx_backend.api.reports import RankStats as RankStats
+from mlx_backend.api.reports import SpeculationStats as SpeculationStats
 
 FinishReason = Literal["stop", "length"]
 
@@ -111,6 +113,10 @@ class GenerationRequest:
     """Positions at which another prompt may go on differently, ascending: a snapshot is of most use there."""
     mock: MockText | None = None
     """For the mock backend."""
+    prediction_ids: tuple[int, ...] = ()
+    """What its client expects it to write: guesses are taken from there first. No token depends on it."""
+    speculates: bool = True
+    """Whether its tokens may be guessed and verified several at a time."""
     embeds: bool = False
     """The prompt's vector is told, and nothing is generated: `max_tokens` is 0. For a model that makes embeddings."""
 
@@ -198,6 +204,7 @@ class EngineStats:
     peak_bytes: int = 0
     """The most it has had allocated."""
     prefix_cache: PrefixCacheStats = field(default_factory=PrefixCacheStats)
+    speculation: SpeculationStats = field(default_factory=SpeculationStats)
     ranks: tuple[RankStats, ...] = ()
     """In their order; empty where one process has the whole model."""
 
@@ -235,6 +242,10 @@ class TokenStream(Protocol):
     @property
     def num_cached_tokens(self) -> int:
         """Prompt tokens that were not computed because they were known, over all requests."""
+
+    @property
+    def drafted(self) -> DraftedTokens:
+        """What was guessed and verified, over all requests."""
 
     @property
     def queue_time_s(self) -> float | None:

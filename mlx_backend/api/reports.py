@@ -100,6 +100,36 @@ class PrefixCacheStats:
     """... and from the folder."""
 
 
+@dataclass(frozen=True, slots=True)
+class DraftedTokens:
+    """Tokens that were guessed and verified, and those of them that the output has taken."""
+
+    num_drafted: int = 0
+    num_accepted: int = 0
+    num_predicted: int = 0
+    """Of the drafted ones, those that the client predicted."""
+    num_predicted_accepted: int = 0
+
+    def __add__(self, other: DraftedTokens) -> DraftedTokens:
+        return DraftedTokens(
+            self.num_drafted + other.num_drafted,
+            self.num_accepted + other.num_accepted,
+            self.num_predicted + other.num_predicted,
+            self.num_predicted_accepted + other.num_predicted_accepted,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculationStats:
+    """A snapshot of what was guessed and verified."""
+
+    num_steps: int = 0
+    """Decode steps with drafts."""
+    drafted: DraftedTokens = DraftedTokens()
+    won_s: float = 0.0
+    """Seconds that the tokens of these steps would have taken beyond what they took, without drafts."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingInfo:
     """The vectors that a model makes of prompts: `dim` numbers, of the last, the first or all of the tokens."""
@@ -192,6 +222,10 @@ class ModelInfo:
     whole_heads_reason: str | None = None
     """Why a chunk's attention over latents is computed for all heads at once, where it is."""
     prefix_cache: PrefixCacheReport = PrefixCacheReport(reason="not known yet")
+    max_drafts: int = 0
+    """Tokens of a request that a step may verify beside its newest one; 0: no speculation."""
+    no_drafts_reason: str = "speculation.kind is off"
+    """Why not, where it is 0."""
     embedding: EmbeddingInfo | None = None
     """None: the model makes no embeddings."""
     no_embedding_reason: str = "it was not made for them"

@@ -11,7 +11,14 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from mlx_backend.api.interface import FinishReason, GenerationRequest, GrammarState, PromptEvent, TokenLogprobs
+from mlx_backend.api.interface import (
+    DraftedTokens,
+    FinishReason,
+    GenerationRequest,
+    GrammarState,
+    PromptEvent,
+    TokenLogprobs,
+)
 from mlx_backend.core.step import Chunk, NewRow, PromptId, Restore, SequenceId
 
 
@@ -136,6 +143,7 @@ class TokenSequence:
     grammar_state: GrammarState | None = None
     num_accepted: int = 0
     """Outputs that `grammar_state` has been told of."""
+    drafted: DraftedTokens = field(default_factory=DraftedTokens)
     knows_prompt: bool = False
     """Its prompt has been computed, and whoever asked has been told of it."""
 

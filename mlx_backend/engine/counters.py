@@ -6,7 +6,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from mlx_backend.api.interface import EngineStats, PrefixCacheStats
+from mlx_backend.api.interface import EngineStats, PrefixCacheStats, SpeculationStats
 from mlx_backend.engine.scheduler import Scheduler
 from mlx_backend.prefix_cache.cache import PrefixCache
 from mlx_backend.prefix_cache.no_cache import NoPrefixCache
@@ -37,6 +37,7 @@ class Counters:
     progress_at: float = 0.0
     """When the last step or chunk was done, on the monotonic clock."""
     prefix_cache: PrefixCacheStats = field(default_factory=PrefixCacheStats)
+    speculation: SpeculationStats = field(default_factory=SpeculationStats)
 
     def ended(self, how: str, now: float) -> None:
         """A sequence has `finished`, was `aborted` or has `failed`."""
@@ -84,4 +85,5 @@ class Counters:
             active_bytes=self.device_bytes[0],
             peak_bytes=self.device_bytes[1],
             prefix_cache=self.prefix_cache,
+            speculation=self.speculation,
         )

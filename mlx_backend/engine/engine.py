@@ -31,6 +31,7 @@ from mlx_backend.api.interface import (
     RankStats,
 )
 from mlx_backend.core.sequence import SequenceGroup, TokenSequence, build_groups
+from mlx_backend.drafting.speculation import Speculation
 from mlx_backend.engine.checks import check_number, check_request
 from mlx_backend.engine.counters import Counters
 from mlx_backend.engine.loop import EngineLoop
@@ -203,6 +204,7 @@ class DeviceEngine:
             max_rows=max_rows,
             prefixes=prefixes or NoPrefixCache(),
             pads_chunks=info.pads_chunks,
+            speculation=Speculation(self._config.speculation, info.max_drafts),
         )
         return loop, replace(info, prefix_cache=report)
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from mlx_backend.api.errors import EngineDead, GrammarFailed, OutOfMemory, SequenceFailed, let_go_of_frames
 from mlx_backend.api.interface import FinishReason, SchedulerConfig, TokenEvent, TokenLogprobs
 from mlx_backend.core.sequence import SequenceGroup, Status, TokenSequence, tell_prompt
-from mlx_backend.core.step import Chunk, MaskBits, Newest, PromptResult, RowTokens, SequenceId, StepPlan
+from mlx_backend.core.step import Chunk, Draft, MaskBits, Newest, PromptResult, RowTokens, SequenceId, StepPlan
+from mlx_backend.drafting.speculation import Speculation
 from mlx_backend.engine.counters import Counters
 from mlx_backend.engine.grammar_masks import read_masks
 from mlx_backend.engine.reservations import largest
@@ -41,6 +43,7 @@ class EngineLoop:
         max_rows: int,
         prefixes: PrefixCache | NoPrefixCache,
         pads_chunks: bool = False,
+        speculation: Speculation,
     ) -> None:
         self._config, self._runner, self._counters, self._prefixes = config, runner, counters, prefixes
         self._throughput = ThroughputEstimate(config.max_chunk_tokens if pads_chunks else None)
@@ -54,6 +57,9 @@ class EngineLoop:
         """Those that the prefix cache knows to have rows."""
         self._collected_at: float | None = None
         self._failures_in_a_row = 0
+        self._speculation = speculation
+        self._num_overlapped = 0
+        """Decode steps in a row that were started before the one before them was read."""
         self._outbox = Outbox()
         self._streams: dict[SequenceId, EventStream] = {}
         """The stream of every sequence that has not ended."""
@@ -95,22 +101,27 @@ class EngineLoop:
         self._prefixes.close()
 
     def step(self) -> None:
-        """Start the next step, then read the last one: the device computes while Python talks."""
+        """Start the next step, then read the last one: the device computes while Python talks.
+
+        Where drafts are likely to pay, the last one is read first: a draft goes on from its tokens.
+        """
         self._prefixes.poll()
+        if self._in_flight is not None and (self._in_flight.drafts or self._speculation.wants(self._decoding)):
+            self._drain()
         self._make_room()
-        plan = self.scheduler.schedule()
+        plan = self._with_drafts(self.scheduler.schedule())
         self._prefixes.fit(self.scheduler.kept_bytes)
         started = self._start(plan) if plan.changes else None
         was_idle = self._in_flight is None
         is_first = was_idle and not any(sequence.output_ids for sequence in self.scheduler.rows(plan.decodes))
         if is_first:
             self._collected_at = self._counters.stepped_at = None
-        elif not was_idle and not self._collect():
+        elif not was_idle and not self._collect(self._in_flight, is_overlapped=True):
             started = None  # was built on what is lost
         if started is not None and (is_first or (plan.chunks and (was_idle or plan.new_rows))):
             # A first token does not wait until a second step is built, nor for a chunk; nor does any token wait for
             # the chunks of two steps.
-            self._collect()
+            self._collect(started)
             started = None
         self._in_flight = started
         if self._ran_out is not None:
@@ -121,6 +132,24 @@ class EngineLoop:
             self._prefill(chunk)
         self._outbox.send()
         self._observe()
+
+    @property
+    def _decoding(self) -> list[TokenSequence]:
+        return [sequence for sequence in self.scheduler.running if sequence.can_decode]
+
+    def _drain(self) -> None:
+        """Read the step in flight before the next one is planned."""
+        self._collect(self._in_flight)
+        self._in_flight = None
+        if self._ran_out is not None:
+            self._recover(self._ran_out)
+
+    def _with_drafts(self, plan: StepPlan) -> StepPlan:
+        """Return the plan with drafts, where no step is in flight and they are likely to pay."""
+        if self._in_flight is not None:
+            return plan
+        drafts = self._speculation.drafts(self.scheduler.rows(plan.decodes))
+        return replace(plan, drafts=drafts) if drafts else plan
 
     def _make_room(self) -> None:
         """Preempt the newest where the next steps do not fit. What was computed is kept, as far as there is room."""
@@ -147,6 +176,7 @@ class EngineLoop:
         if leaving is not None:  # what is no longer needed is not held until the next step
             self._start(leaving)
         self._counters.observe(self._runner, self.scheduler, self._prefixes)
+        self._counters.speculation = self._speculation.stats
 
     def _let_go_of_rows(self) -> None:
         """Rows leave when a step starts without them; where none will start for long, they leave here."""
@@ -187,8 +217,12 @@ class EngineLoop:
         masks, self._grammar_failures = read_masks((sequence, tokens[sequence.id]) for sequence in masked)
         return masks
 
-    def _collect(self) -> bool:
-        """Whether the oldest step's tokens could be read. Where not, every row is lost."""
+    def _collect(self, plan: StepPlan | None, *, is_overlapped: bool = False) -> bool:
+        """Whether the oldest step's tokens could be read. Where not, every row is lost.
+
+        `is_overlapped`: the one after it has been started.
+        """
+        drafts = () if plan is None else plan.drafts
         try:
             result = self._runner.collect()
         except OutOfMemory as error:
@@ -201,15 +235,30 @@ class EngineLoop:
             self._fail(error, list(self.scheduler.running))
             return False
         now = time.monotonic()
-        if self._collected_at is not None:
-            self._throughput.observe_decode(now - self._collected_at)
+        took_s = None if self._collected_at is None else now - self._collected_at
+        if took_s is not None:
+            self._throughput.observe_decode(took_s)
+        self._measure(result.rows, drafts, took_s, is_overlapped=is_overlapped)
         self._collected_at = now
         self._counters.stepped(now, self._config.max_stall_s)
         self._failures_in_a_row = 0
         self._succeeded(now)
+        lengths = {draft.id: len(draft.token_ids) for draft in drafts}
         for row in result.rows:
-            self._take_tokens(row)
+            self._take_tokens(row, lengths.get(row.id, 0))
         return True
+
+    def _measure(
+        self, rows: Sequence[RowTokens], drafts: Sequence[Draft], took_s: float | None, *, is_overlapped: bool
+    ) -> None:
+        """Note what a step took: a plain one where the steps before and after it overlap, too."""
+        self._num_overlapped = self._num_overlapped + 1 if is_overlapped and took_s is not None else 0
+        if took_s is not None:
+            self._speculation.decoded(rows, took_s)
+        if not is_overlapped:
+            self._speculation.observe(rows, drafts, took_s)
+        elif took_s is not None and self._num_overlapped > 1:
+            self._speculation.observe_plain(len(rows), took_s)
 
     def _recover(self, error: OutOfMemory) -> None:
         """Fail the request that holds most, and compute the others again: their clients notice a pause."""
@@ -265,12 +314,13 @@ class EngineLoop:
         self._counters.num_steps += 1
         self._counters.progress_at = now
 
-    def _take_tokens(self, row: RowTokens) -> None:
+    def _take_tokens(self, row: RowTokens, num_drafted: int) -> None:
         """Take what a step gave a row: the tokens after its end mean nothing."""
         sequence = self.scheduler.sequence(row.id)
         if sequence is None:
             return
         sequence.num_started_tokens += len(row.token_ids) - 1
+        sequence.drafted += self._speculation.count(row.id, len(row.token_ids) - 1, num_drafted)
         for place, token_id in enumerate(row.token_ids):
             if sequence.status is Status.ENDED:
                 return
@@ -309,6 +359,7 @@ class EngineLoop:
         if how == "finished":
             self.scheduler.lengths.observe(sequence.request.max_tokens, len(sequence.output_ids))
         self._prefixes.keep_given_up(sequence)
+        self._speculation.forget(sequence.id)
         self.scheduler.end(sequence)
         self._counters.ended(how, time.monotonic())
         del self._streams[sequence.id]

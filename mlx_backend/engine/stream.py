@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
-from mlx_backend.api.interface import PrefillProgress, StreamEvent
+from mlx_backend.api.interface import DraftedTokens, PrefillProgress, StreamEvent
 from mlx_backend.core.sequence import SequenceGroup, TokenSequence
 
 _MOST_EVENTS = 64
@@ -84,6 +84,10 @@ class EventStream:
     @property
     def num_cached_tokens(self) -> int:
         return sum(group.num_cached_tokens for group in self._groups)
+
+    @property
+    def drafted(self) -> DraftedTokens:
+        return sum((sequence.drafted for sequence in self.sequences), DraftedTokens())
 
     @property
     def queue_time_s(self) -> float | None:

@@ -48,7 +48,7 @@ from mlx_backend.runners.adapters import Adapters, open_adapters, with_adapters
 from mlx_backend.runners.base import failed, limited_by
 from mlx_backend.runners.drafts import DraftedRows, counts_of
 from mlx_backend.runners.inputs import newest_tokens
-from mlx_backend.runners.probe import check_batching, check_columns, check_groups, defer_latents
+from mlx_backend.runners.probe import check_batching, check_columns, check_drafts, check_groups, defer_latents
 from mlx_backend.runners.wired import WiredWeights
 from mlx_backend.sampling.sampler import BatchSampler, Drawn
 
@@ -129,6 +129,7 @@ class MLXRunner:
         reason = reason or self._wired.plan.single_reason
         self._is_batched = reason is None
         ungrouped_reason = self._check_groups() if self._is_batched else None
+        no_drafts_reason = reason or ungrouped_reason or self._check_drafts()
         embedding = vectors.read_embedding(self._model, self._make_caches, checkpoint, skeleton.shape.hidden_size)
         no_embedding_reason, self._embedding = (embedding, None) if isinstance(embedding, str) else ("", embedding)
         self._context = fitting
@@ -154,6 +155,8 @@ class MLXRunner:
             dequantized_reason=dequantized_reason,
             whole_heads_reason=self._whole_heads_reason,
             pads_chunks=self._pads_chunks,
+            max_drafts=self._config.speculation.max_drafts if no_drafts_reason is None else 0,
+            no_drafts_reason=no_drafts_reason or "",
             adapters=loaded_adapters,
             embedding=self._embedding,
             no_embedding_reason=no_embedding_reason,
@@ -233,6 +236,12 @@ class MLXRunner:
         if self.budget is not None:
             self.budget.max_groups = self._max_groups
         return reason
+
+    def _check_drafts(self) -> str | None:
+        """Why a step verifies no drafts, where it does not."""
+        if not self._config.speculation.max_drafts:
+            return "speculation.kind is off"
+        return check_drafts(self._model, self._make_caches, self._vocab_size, self._kinds)
 
     # ---- prefill ----
 

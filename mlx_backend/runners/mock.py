@@ -17,7 +17,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -154,6 +154,7 @@ class MockRunner:
             weights_bytes=_WEIGHTS_BYTES,
             memory=memory,
             kv_caches=(KVCacheReport(kind="mock", num_layers=1, bytes_per_token=_BYTES_PER_TOKEN),),
+            max_drafts=self._config.speculation.max_drafts,
             embedding=EMBEDDING,
             adapters=tuple(AdapterInfo(name=each.name, form="mock") for each in self._config.adapters),
         )
@@ -226,14 +227,24 @@ class MockRunner:
         if plan.masked:
             newest = ((each, self._rows[each].written[-1:]) for each in plan.masked)
             masks = read_masks(tuple((each, written[0] if written else None) for each, written in newest))
-        bits = {each: allowed for each, _, allowed in masks}
-        sampled = tuple(_sample(row, bits.get(row.id), self._vocab_size) for row in rows)
-        for row, tokens in zip(rows, sampled, strict=True):
-            row.written += tokens.token_ids
-            row.num_started_tokens += 1
+        bits = {(each, place): allowed for each, place, allowed in masks}
+        drafts = {draft.id: draft.token_ids for draft in plan.drafts}
+        sampled = tuple(self._write(row, drafts.get(row.id, ()), bits) for row in rows)
         # one step after the other, as a device computes them, though the next is handed over early
         self._free_at = max(self._free_at, self._now()) + self._step_s(rows)
         self._in_flight.append((self._free_at, StepResult(sampled)))
+
+    def _write(self, row: MockRow, draft: tuple[int, ...], bits: Mapping[tuple[SequenceId, int], bytes]) -> RowTokens:
+        """Write a token, and one more for each of the draft that is what it writes."""
+        written = list[RowTokens]()
+        for place in range(len(draft) + 1):
+            written.append(_sample(row, bits.get((row.id, place)), self._vocab_size))
+            row.written += written[-1].token_ids
+            row.num_started_tokens += 1
+            if (row.written[-1],) != draft[place : place + 1]:
+                break
+        token_ids = tuple(token for tokens in written for token in tokens.token_ids)
+        return RowTokens(row.id, token_ids, tuple(each for tokens in written for each in tokens.logprobs))
 
     def collect(self) -> StepResult:
         due, result = self._in_flight.popleft()

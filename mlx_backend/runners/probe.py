@@ -71,6 +71,25 @@ def check_groups(
     return None
 
 
+def check_drafts(
+    model: Any, make_caches: MakeCaches, vocab_size: int, kinds: Sequence[CacheKind] | None = None
+) -> str | None:
+    """None where several tokens of a row in one step give the logits of a step for each; else what went wrong."""
+    if any(kind.is_state for kind in kinds or kinds_by_class(make_caches())):
+        return "its recurrent state cannot be taken back when a draft is refused"
+    prompts = _prompts(vocab_size)
+    alone = [_single(model, make_caches, prompt) for prompt in prompts]
+    try:
+        together = _drafted(model, make_caches, prompts, kinds)
+    except _ERRORS as error:
+        return f"its code does not take several tokens of a row in a step ({_told(error)})"
+    for expected, got in zip(alone, together, strict=True):
+        distance = _distance(expected, got)
+        if not distance < _TOLERANCE:
+            return f"several tokens of a row in a step change its logits (relative distance {distance:.2f})"
+    return None
+
+
 def _long_apart(num_tokens: int) -> int:
     """Bytes of a row by which the long one has a group of its own, and the others share one, which needs a mask."""
     return 1 << (50 if num_tokens > max(_LENGTHS) else 40)
@@ -151,7 +170,32 @@ def _batched(
     row_bytes: RowBytes | None = None,
     kinds: Sequence[CacheKind] | None = None,
 ) -> list[mx.array]:
-    batch = RowBatch(make_caches(), row_bytes, kinds=kinds)
+    batch, rows = RowBatch(make_caches(), row_bytes, kinds=kinds), _prefilled(model, make_caches, prompts)
+    batch.set_rows(rows)
+    steps = []
+    for step in range(_NUM_STEPS):
+        tokens = mx.array([[prompts[row.id][step - _NUM_STEPS]] for row in batch.rows])
+        steps.append(_step(model, tokens, batch.caches))
+        batch.advance()
+    order = [batch.rows.index(row) for row in rows]
+    return [_evaluated([logits[place : place + 1] for logits in steps]) for place in order]
+
+
+def _drafted(
+    model: Any, make_caches: MakeCaches, prompts: list[list[int]], kinds: Sequence[CacheKind] | None
+) -> list[mx.array]:
+    """Logits of the last tokens of all prompts, in one step."""
+    batch = RowBatch(make_caches(), kinds=kinds, max_drafts=_NUM_STEPS - 1)
+    rows = _prefilled(model, make_caches, prompts)
+    batch.set_rows(rows, dict.fromkeys(rows, _NUM_STEPS))
+    tokens = mx.array([[token] for row in batch.rows for token in prompts[row.id][-_NUM_STEPS:]])
+    logits = _step(model, tokens, batch.caches)
+    first = [_NUM_STEPS * batch.rows.index(row) for row in rows]
+    return [_evaluated([logits[place : place + _NUM_STEPS]]) for place in first]
+
+
+def _prefilled(model: Any, make_caches: MakeCaches, prompts: list[list[int]]) -> list[Row]:
+    """A row of each prompt, whose last tokens are not computed yet."""
     rows: list[Row] = []
     for place, prompt in enumerate(prompts):
         caches = make_caches()
@@ -166,14 +210,7 @@ def _batched(
             key=0,
         )
         rows.append(Row.of(new, caches))
-    batch.set_rows(rows)
-    steps = []
-    for step in range(_NUM_STEPS):
-        tokens = mx.array([[prompts[row.id][step - _NUM_STEPS]] for row in batch.rows])
-        steps.append(_step(model, tokens, batch.caches))
-        batch.advance()
-    order = [batch.rows.index(row) for row in rows]
-    return [_evaluated([logits[place : place + 1] for logits in steps]) for place in order]
+    return rows
 
 
 def _prefill(model: Any, caches: list[Any], tokens: list[int]) -> None:

@@ -1,0 +1,102 @@
+"""NGramDrafter: the newest tokens have occurred before, and what followed them then may follow again.
+
+Of prompt and output, and of a text that the client predicts. Edits of a file, quotations, the keys of records and the
+names of tools are found this way, and no second model is needed (prompt lookup decoding, Saxena 2023).
+
+Tokens are kept as characters of a string, so that the interpreter's own search runs over them: a search through
+100,000 tokens takes about 0.1 ms, and mostly none is needed, as a guess that came true is followed further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlx_backend.drafting.drafter import NUM_CLASSES, Guess
+
+_LEAST_MATCH = 3
+"""Tokens that must have occurred before: after two, what follows is too seldom the same."""
+_MOST_MATCH = 32
+_LONGER = 8
+"""Matches shorter than this are searched once more for a longer one."""
+_WINDOW = 1 << 16
+"""Newest tokens that are searched."""
+_APART = chr(0x10FFFF)
+"""Between the prediction and the prompt: no token has this number."""
+_PATIENCE = (16, 64)
+"""Searches in vain after which every second step is searched, and every fourth."""
+
+
+class NGramDrafter:
+    """Implements `drafter.Drafter`."""
+
+    def __init__(self, prompt_ids: Sequence[int], prediction_ids: Sequence[int] = ()) -> None:
+        self._prediction_end = len(prediction_ids)
+        self._text = _text(prediction_ids) + _APART + _text(prompt_ids)
+        self._follow: int | None = 0 if prediction_ids else None
+        """The place of what may come next; None: not known."""
+        self._match = _LONGER if prediction_ids else 0
+        """Tokens before that place that are the same as the newest."""
+        self._num_misses = 0
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        for token_id in token_ids:
+            character = chr(token_id)
+            if self._follow is not None and self._text[self._follow] == character:
+                self._follow, self._match = self._follow + 1, min(self._match + 1, _MOST_MATCH)
+            else:
+                self._follow = None
+            self._text += character
+        if self._follow is None:
+            self._search()
+
+    def guess(self, most: int) -> Guess:
+        if self._follow is None or most < 1:
+            return Guess()
+        is_predicted = self._follow < self._prediction_end
+        end = self._prediction_end if is_predicted else len(self._text)
+        found = self._text[self._follow : min(self._follow + most, end)]
+        if not is_predicted and found and len(found) < most:  # what repeats itself goes on repeating itself
+            found = (found * most)[:most]
+        return Guess(tuple(map(ord, found)), _class(self._match), is_predicted)
+
+    def _search(self) -> None:
+        """Find the newest place where the newest tokens have occurred before; of the prediction first."""
+        if self._num_misses > _PATIENCE[0] and self._num_misses % (2 if self._num_misses <= _PATIENCE[1] else 4):
+            self._num_misses += 1
+            return
+        place = self._find(0, self._prediction_end)
+        if place is None:
+            place = self._find(max(self._prediction_end + 1, len(self._text) - _WINDOW), len(self._text) - 1)
+        self._num_misses = 0 if place is not None else self._num_misses + 1
+        self._follow = place
+
+    def _find(self, start: int, end: int) -> int | None:
+        """Return the place behind a match that lies in [start, end) of the text; None where there is none."""
+        place, match = self._match_of(_LEAST_MATCH, start, end)
+        while place is not None and match < _LONGER:
+            longer, longer_match = self._match_of(match + 1, start, end)
+            if longer is None:
+                break
+            place, match = longer, longer_match
+        self._match = match
+        return place
+
+    def _match_of(self, size: int, start: int, end: int) -> tuple[int | None, int]:
+        """Return the place behind the newest match of `size` tokens at least, and how many are the same."""
+        text = self._text
+        at = text.rfind(text[-size:], start, end)
+        if at < 0:
+            return None, 0
+        match, place = size, at + size
+        while match < _MOST_MATCH and at > start and text[at - 1] == text[-match - 1]:
+            match, at = match + 1, at - 1
+        return (place, match) if place < len(text) else (None, 0)
+
+
+def _class(match: int) -> int:
+    """The class of guesses behind so many tokens that are the same: up to 3, 7, 15, more."""
+    return min(NUM_CLASSES - 1, max(0, match.bit_length() - 2))
+
+
+def _text(token_ids: Sequence[int]) -> str:
+    return "".join(map(chr, token_ids))

@@ -1,0 +1,184 @@
+"""Whether drafts pay, and how many: measured seconds of steps against the measured share of drafts that are accepted.
+
+A step that verifies drafts takes longer than a plain one. How much longer is measured, by the rows and the tokens of
+the step; what is not measured yet lies between the nearest that is. A row's drafts are accepted one after the other, so
+the j-th counts p ** j, with p estimated for the row, from its own drafts and from all of the same confidence.
+
+Of all choices the one with the most tokens a second is taken, as long as no row can lose much by it: each row has an
+account of the seconds that drafts have won and cost it, and a step is only taken where the account, with
+`max_slowdown` of the row's time, covers the worst case, in which none of its drafts is right. So a row that has no
+drafts itself is not slowed by those of others, and drafts that are never right end by themselves. What was learned
+fades, so that they are tried again.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from mlx_backend.drafting.drafter import NUM_CLASSES
+from mlx_backend.kv_cache.allocation import most_step_tokens
+
+_PRIORS = (0.4, 0.6, 0.75, 0.85)
+"""The share of drafts that are accepted before any was tried, by confidence."""
+_PRIOR_WEIGHT = 2.0
+_CLASS_WEIGHT = 3.0
+"""Drafts of a row that count as much as those of all."""
+_CLASS_MEMORY, _ROW_MEMORY = 0.98, 0.9
+"""What an observation leaves of the weight of those before it."""
+_FADING = 0.9995
+"""What a step leaves of the weight of all observations: they count half after 1,400 steps."""
+_LEAST_GAIN = 1.03
+"""Drafts must promise so much: what is measured is not exact."""
+_GRANT_STEPS = 1.0
+"""Plain steps that drafts may cost a row before they have won it anything."""
+_SLOPE = 0.2
+"""A step with twice as many tokens takes so much longer, as long as none was measured."""
+_WEIGHT = 0.2
+_MOST_SIZES = 256
+
+
+@dataclass(slots=True)
+class Shares:
+    """Weighted numbers of drafts that were accepted, and of all that were tried."""
+
+    accepted: float = 0.0
+    tried: float = 0.0
+
+    def observe(self, num_accepted: int, num_drafted: int, memory: float) -> None:
+        """Drafts behind the first that is refused say nothing."""
+        tried = min(num_accepted + 1, num_drafted)
+        self.accepted = self.accepted * memory**tried + num_accepted
+        self.tried = self.tried * memory**tried + tried
+
+
+@dataclass(slots=True)
+class Account:
+    """What drafts have won and cost one row."""
+
+    shares: Shares = field(default_factory=Shares)
+    balance_s: float = 0.0
+    decoded_s: float = 0.0
+    """Seconds of all its steps."""
+
+    def covers(self, loss_s: float, plain_s: float, max_slowdown: float) -> bool:
+        """Whether the row can lose so much in one step."""
+        return self.balance_s + max_slowdown * self.decoded_s + _GRANT_STEPS * plain_s >= loss_s
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A row of the next step: its account, and the draft that it could have."""
+
+    account: Account
+    num_tokens: int = 0
+    confidence: int = 0
+
+
+class Payoff:
+    """Measured steps, and the drafts that pay by them. `max_drafts`: of a row, in a step."""
+
+    def __init__(self, max_drafts: int, max_slowdown: float) -> None:
+        self._max_drafts, self._max_slowdown = max_drafts, max_slowdown
+        self._plain_s: dict[int, float] = {}
+        self._drafted_s: dict[int, dict[int, float]] = {}
+        """By rows: seconds of steps with drafts, by tokens."""
+        self._classes = [Shares(prior * _PRIOR_WEIGHT, _PRIOR_WEIGHT) for prior in _PRIORS]
+        assert len(self._classes) == NUM_CLASSES
+
+    # ---- measuring ----
+
+    def observe_plain(self, num_rows: int, seconds: float) -> None:
+        """A step without drafts, started before the one before it was read, took `seconds`."""
+        self._plain_s[num_rows] = _moved(self._plain_s.get(num_rows), seconds)
+        for each, prior in zip(self._classes, _PRIORS, strict=True):
+            each.accepted = _FADING * each.accepted + (1 - _FADING) * prior * _PRIOR_WEIGHT
+            each.tried = _FADING * each.tried + (1 - _FADING) * _PRIOR_WEIGHT
+
+    def observe_drafted(self, num_rows: int, num_tokens: int, seconds: float) -> None:
+        """A step of so many tokens, started after the one before it was read, took `seconds`."""
+        sizes = self._drafted_s.setdefault(num_rows, {})
+        sizes[num_tokens] = _moved(sizes.get(num_tokens), seconds)
+        if len(self._drafted_s) > _MOST_SIZES:
+            self._drafted_s.pop(next(iter(self._drafted_s)))
+
+    def observe_draft(self, account: Account, confidence: int, num_accepted: int, num_drafted: int) -> None:
+        """So many of a row's drafts were accepted."""
+        account.shares.observe(num_accepted, num_drafted, _ROW_MEMORY)
+        self._classes[confidence].observe(num_accepted, num_drafted, _CLASS_MEMORY)
+
+    def settle(self, account: Account, num_rows: int, num_tokens: int, seconds: float) -> float:
+        """Book a step with drafts that gave a row so many tokens; return the seconds that it won, or lost."""
+        won_s = num_tokens * self.plain_s(num_rows) - seconds
+        account.balance_s += won_s
+        return won_s
+
+    # ---- predicting ----
+
+    def plain_s(self, num_rows: int) -> float:
+        """Seconds of a step without drafts; 0 where none was measured. Of the nearest number of rows, if need be."""
+        if num_rows not in self._plain_s:
+            nearest = min(self._plain_s, key=lambda rows: abs(rows - num_rows), default=None)
+            return 0.0 if nearest is None else self._plain_s[nearest]
+        return self._plain_s[num_rows]
+
+    def drafted_s(self, num_rows: int, num_tokens: int) -> float:
+        """Seconds of a step with drafts: never less for more tokens."""
+        plain_s = self.plain_s(num_rows)
+        sizes = {num_rows: plain_s} | self._drafted_s.get(num_rows, {})
+        below = max((size for size in sizes if size <= num_tokens), default=num_rows)
+        above = min((size for size in sizes if size >= num_tokens), default=None)
+        least_s = max(seconds for size, seconds in sizes.items() if size <= num_tokens)
+        if above is None:
+            slope_s = _SLOPE * plain_s / num_rows
+            if below > num_rows:
+                slope_s = max(slope_s / 4, (sizes[below] - plain_s) / (below - num_rows))
+            return least_s + slope_s * (num_tokens - below)
+        if above == below:
+            return least_s
+        part = (num_tokens - below) / (above - below)
+        return max(least_s, sizes[below] + part * (sizes[above] - sizes[below]))
+
+    def share(self, account: Account, confidence: int) -> float:
+        """The share of a row's drafts that should be accepted."""
+        of_class, own = self._classes[confidence], account.shares
+        return (own.accepted + _CLASS_WEIGHT * of_class.accepted / of_class.tried) / (own.tried + _CLASS_WEIGHT)
+
+    # ---- deciding ----
+
+    def choose(self, rows: Sequence[Candidate], *, num_unknown: int = 0) -> list[int]:
+        """Return how many of its tokens each row drafts: none of any where that pays best.
+
+        `num_unknown`: tokens before a draft that must come as guessed, too.
+        """
+        num_rows = len(rows)
+        plain_s = self.plain_s(num_rows)
+        chosen = best = [0] * num_rows
+        if not plain_s:
+            return best
+        shares = [self.share(row.account, row.confidence) for row in rows]
+        most = most_step_tokens(num_rows, self._max_drafts) // num_rows - 1
+        worth = [(-(shares[i] ** (1 + num_unknown)), i, 1) for i, row in enumerate(rows) if row.num_tokens and most > 0]
+        heapq.heapify(worth)
+        expected, num_tokens, best_rate = float(num_rows), num_rows, _LEAST_GAIN * num_rows / plain_s
+        while worth:
+            gain, row, place = heapq.heappop(worth)
+            chosen = [*chosen[:row], place, *chosen[row + 1 :]]
+            expected, num_tokens = expected - gain, num_tokens + 1
+            step_s = self.drafted_s(num_rows, num_tokens)
+            if expected / step_s > best_rate and self._covers(rows, step_s, plain_s):
+                best, best_rate = chosen, expected / step_s
+            if place < min(rows[row].num_tokens, most):
+                heapq.heappush(worth, (gain * shares[row], row, place + 1))
+        return best
+
+    def _covers(self, rows: Sequence[Candidate], step_s: float, plain_s: float) -> bool:
+        return all(row.account.covers(step_s - plain_s, plain_s, self._max_slowdown) for row in rows)
+
+
+def _moved(known: float | None, measured: float) -> float:
+    return measured if known is None else known + _WEIGHT * (measured - known)
+
+
+Choose = Callable[[Sequence[Candidate]], list[int]]

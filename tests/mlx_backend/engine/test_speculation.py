@@ -1,0 +1,42 @@
+"""An engine that drafts: the same tokens as one that does not, in fewer steps."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from mlx_backend.api.interface import EngineConfig, SamplingParams, SpeculationConfig
+from tests.engine_client import request, running, tokens
+from tests.tiny_models import write_model
+
+ON = SpeculationConfig(kind="ngram", max_slowdown=10.0)
+"""As many drafts as can be, whatever they cost."""
+
+
+PROMPTS = [tuple(range(3, 40)) * 3, (5, 6, 7) * 20, tuple(range(90, 30, -1))]
+
+
+@pytest.mark.mlx
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_the_tokens_are_the_same(temperature: float, tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "llama")
+    sampling = SamplingParams(temperature=temperature, seed=5)
+
+    async def answers(speculation: SpeculationConfig, predictions: list[list[int]]) -> tuple[list[list[int]], int]:
+        async with running(EngineConfig(model_path=str(folder), speculation=speculation)) as engine:
+            requests = [
+                request(prompt, 120, sampling=sampling, n=2, prediction_ids=tuple(prediction))
+                for prompt, prediction in zip(PROMPTS, predictions, strict=True)
+            ]
+            stream = engine.submit(requests)
+            found = await tokens(stream)
+            return found, stream.drafted.num_predicted_accepted
+
+    plain, none = asyncio.run(answers(SpeculationConfig(), [[]] * 3))
+    predictions = [[*output[:40], 1, *output[40:]] for output in plain[::2]]
+    drafted, num_accepted = asyncio.run(answers(ON, predictions))
+    assert drafted == plain
+    assert none == 0
+    assert num_accepted > 60
