@@ -74,11 +74,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 _PLAIN = re.compile("\u0120?[A-Za-z]+")
 
 
-def write_checkpoint(folder: Path, shape: str) -> None:
-    """Fill `folder` with the checkpoint named `shape`; needs MLX."""
+def write_checkpoint(folder: Path, shape: str, **changes: Any) -> None:
+    """Fill `folder` with the checkpoint named `shape`, with `changes` of its config; needs MLX."""
     folder.mkdir(parents=True, exist_ok=True)
     pieces = write_tokenizer(folder)
-    config = {**COMMON, **SHAPES[shape], "vocab_size": len(pieces), "eos_token_id": 0}
+    config = {**COMMON, **SHAPES[shape], "vocab_size": len(pieces), "eos_token_id": 0, **changes}
     write_weights(folder, config, silent_ids(pieces))
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from mlx_backend.api.errors import EngineError
 from mlx_backend.api.interface import (
+    DraftedTokens,
     EngineHealth,
     EngineStats,
     FinishReason,
@@ -67,6 +68,7 @@ class FakeStream:
         self.progress = PrefillProgress(num_computed_tokens=43, num_prompt_tokens=100)
         self.num_cached_tokens = 0
         self.queue_time_s: float | None = 0.5
+        self.drafted = DraftedTokens()
 
     def __aiter__(self) -> AsyncIterator[tuple[StreamEvent, ...]]:
         return self

@@ -85,6 +85,7 @@ class MLXRunner:
         self._config = config
         self._num_steps = 0
         self._last_tokens: mx.array | None = None
+        self._sampler = self._make_sampler()
         self._rows: dict[SequenceId, Row] = {}
         self._prompts: dict[PromptId, _Prompt] = {}
         self._in_flight: deque[_InFlight] = deque()
