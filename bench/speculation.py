@@ -61,9 +61,9 @@ def predicted(output: Sequence[int], changed: float, source: random.Random, voca
     return tuple((t + 1) % vocab_size if source.random() < changed else t for t in output)
 
 
-async def ask(engine: Engine, prompts: Sequence[Sequence[int]], predictions: Sequence[Sequence[int]], num: int) -> tuple[
-    float, list[list[int]], float
-]:
+async def ask(
+    engine: Engine, prompts: Sequence[Sequence[int]], predictions: Sequence[Sequence[int]], num: int
+) -> tuple[float, list[list[int]], float]:
     """Tokens a second between the first and the last, the outputs, and the share of drafts that came true."""
     requests = [
         GenerationRequest(

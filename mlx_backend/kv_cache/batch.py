@@ -61,6 +61,7 @@ class RowBatch:
         self._leaves: list[GroupedRows | States] = []
         self.caches: list[Any] = [self._build(cache) for cache in template]
         self._columns = [leaf for leaf in self._leaves if isinstance(leaf, GroupedRows)]
+        self._states = [leaf for leaf in self._leaves if not isinstance(leaf, GroupedRows)]
         self._row_bytes: RowBytes = row_bytes or (lambda num_tokens: 0)
         self._max_groups = max_groups if row_bytes is not None and can_group(self._kinds) else 1
         self.spare_bytes = 0
@@ -140,8 +141,24 @@ class RowBatch:
         """Have the caches take as many tokens of each row as the step gives it."""
         if self._counts:
             for group in self._groups.all:
-                group.lengths.expect([self._count(row) for row in group.rows])
+                group.lengths.expect([self._count(row) for row in group.rows], is_wide=self.is_wide)
             self._groups.changed()
+        for states in self._states:
+            states.expect([self._count(row) for row in self.rows] if self._counts else None)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether a step's tokens come by row, [rows, most tokens of a row]: a state takes them one by one."""
+        return bool(self._states)
+
+    def states(self) -> list[list[mx.array | None]]:
+        """Return the states of all rows, for `restore_states`."""
+        return [states.held() for states in self._states]
+
+    def restore_states(self, held: list[list[mx.array | None]]) -> None:
+        """Go back to the states before a step, some of whose tokens are refused."""
+        for states, arrays in zip(self._states, held, strict=True):
+            states.restore(arrays)
 
     def _count(self, row: Row) -> int:
         return self._counts.get(row, 1)

@@ -37,8 +37,23 @@ class Group:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the step gives its rows."""
-        return len(self.rows) if self.lengths.counts is None else sum(self.lengths.counts)
+        """Rows of the model's arrays that are this group's: of its rows or, where each is one, of their tokens."""
+        return len(self.rows) if self._unfolded is None else sum(self._unfolded)
+
+    @property
+    def _unfolded(self) -> list[int] | None:
+        """Tokens of each row, where they come to the model as rows of their own."""
+        return None if self.lengths.is_wide else self.lengths.counts
+
+    def flatten(self, array: mx.array) -> mx.array:
+        """Return keys or values [rows, heads, tokens, dim] as [tokens of all rows, heads, 1, dim], padding left out."""
+        counts = self.lengths.counts
+        if counts is None or not self.lengths.is_wide:
+            return array
+        num_rows, heads, most, dim = array.shape
+        flat = array.swapaxes(1, 2).reshape(num_rows * most, heads, 1, dim)
+        places = [row * most + place for row, count in enumerate(counts) for place in range(count)]
+        return flat if len(places) == num_rows * most else flat[mx.array(places, dtype=mx.uint32)]
 
     def of(self, array: mx.array) -> mx.array:
         """Return the group's part of an array [tokens of the step, …]."""
@@ -49,7 +64,7 @@ class Group:
 
         Behind a row's last token stands that one again.
         """
-        counts = self.lengths.counts
+        counts = self._unfolded
         if counts is None:
             return tokens
         most, first, places = max(counts), 0, list[int]()
@@ -62,7 +77,7 @@ class Group:
 
     def unfold(self, rows: mx.array) -> mx.array:
         """Return what was folded as [tokens, heads, 1, dim]."""
-        counts = self.lengths.counts
+        counts = self._unfolded
         if counts is None:
             return rows
         num_rows, heads, most, dim = rows.shape
@@ -105,8 +120,8 @@ class RowGroups:
 
     @property
     def is_drafted(self) -> bool:
-        """Whether rows have several tokens in this step: to the model, each of them is a row."""
-        return any(group.lengths.counts is not None for group in self.by_number.values())
+        """Whether rows have several tokens in this step, and each of them is a row to the model."""
+        return any(group.lengths.counts is not None and not group.lengths.is_wide for group in self.by_number.values())
 
     def changed(self) -> None:
         """Rows have come, gone, moved or grown: forget what was derived of them."""
@@ -156,7 +171,7 @@ class GroupedRows:
         return self._groups.offset
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any:
-        masks = tuple(self.members[g].make_mask(num_tokens, return_array, window_size) for g in self._groups.all)
+        masks = tuple(self.members[g].make_mask(1, return_array, window_size) for g in self._groups.all)
         if len(masks) == 1 and not self._groups.is_drafted:
             return masks[0]
         return None if self._hides_masks or all(mask is None for mask in masks) else GroupedMask(masks)
@@ -169,12 +184,16 @@ class GroupedRows:
         """Write the step's tokens; return the columns in use. keys, values: [tokens, heads, 1, dim]."""
         groups = tuple(self._groups.all)
         if len(groups) == 1 and not self._groups.is_drafted:
-            return self.members[groups[0]].update_and_fetch(keys, values)
-        pairs = [self.members[group].update_and_fetch(group.of(keys), group.of(values)) for group in groups]
+            return self._write(groups[0], keys, values)
+        pairs = [self._write(group, group.of(keys), group.of(values)) for group in groups]
         return (
             GroupedColumns(tuple(pair[0] for pair in pairs), groups),
             GroupedColumns(tuple(pair[1] for pair in pairs), groups),
         )
+
+    def _write(self, group: Group, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        pair: tuple[Any, Any] = self.members[group].update_and_fetch(group.flatten(keys), group.flatten(values))
+        return pair
 
     @property
     def keys(self) -> mx.array:

@@ -18,14 +18,15 @@ from mlx_backend.kv_cache.rows import Positions, States
 class StateRows:
     """Arrays [rows, …], as mlx-lm's ArraysCache holds them for one row; None before the first token."""
 
-    lengths = None
     left_padding = None
-    """Read by mlx-lm's models; a decode step has no padding."""
+    """Read by mlx-lm's models; a decode step has no padding before its tokens."""
 
     def __init__(self, positions: Positions, size: int) -> None:
         self._positions = positions
         self._state: list[mx.array | None] = [None] * size
         self._num_rows = 0
+        self.lengths: mx.array | None = None
+        """Read by mlx-lm's models: tokens of each row in this step, int32 [rows]; None: all of them are."""
 
     def __getitem__(self, index: int) -> mx.array | None:
         return self._state[index]
@@ -37,11 +38,22 @@ class StateRows:
     def offset(self) -> int | mx.array:
         return self._positions.offset
 
-    def make_mask(self, num_tokens: int) -> None:
-        return None
+    def make_mask(self, num_tokens: int) -> mx.array | None:
+        """Bool [rows, num_tokens]; None where no row has padding."""
+        return None if self.lengths is None else mx.arange(num_tokens) < self.lengths[:, None]
 
     def advance(self, num_tokens: int) -> None:
-        """The models' own counting of padded tokens; there are none."""
+        """The models' own counting of tokens, which the batch does."""
+
+    def expect(self, counts: Sequence[int] | None) -> None:
+        is_padded = counts is not None and min(counts) < max(counts)
+        self.lengths = mx.array(counts, dtype=mx.int32) if is_padded else None
+
+    def held(self) -> list[mx.array | None]:
+        return list(self._state)
+
+    def restore(self, held: list[mx.array | None]) -> None:
+        self._state = list(held)
 
     def empty(self) -> bool:
         return self._state[0] is None

@@ -166,6 +166,8 @@ class RowLengths(Lengths):
         super().__init__()
         self.values = []
         self.max_drafts = max_drafts
+        self.is_wide = False
+        """A step's tokens come to the model by row, [rows, most tokens of a row], and not as rows of their own."""
         self._segments: list[SegmentLengths] = []
 
     def segment(self, first: int, end: int | None) -> SegmentLengths:
@@ -182,9 +184,9 @@ class RowLengths(Lengths):
         self.values[row] = self.values[-1]
         self._change(self.values[:-1])
 
-    def expect(self, counts: list[int] | None) -> None:
-        """Set the tokens that the next step gives each row; None: one."""
-        self.counts = counts
+    def expect(self, counts: list[int], *, is_wide: bool) -> None:
+        """Set the tokens that the next step gives each row."""
+        self.counts, self.is_wide = counts, is_wide
         self._change(self.values)
 
     def advance(self, taken: Sequence[int] | None = None) -> None:
@@ -243,6 +245,15 @@ class Positions(Protocol):
 
 class States(Protocol):
     """The cache of one layer for all rows of the batch, of a constant size per row, in the order of the batch."""
+
+    def expect(self, counts: Sequence[int] | None) -> None:
+        """Set the tokens that the next step gives each row, in the order of the batch; None: one."""
+
+    def held(self) -> list[mx.array | None]:
+        """Return the states of all rows, for `restore`: arrays that a step replaces, and does not change."""
+
+    def restore(self, held: list[mx.array | None]) -> None:
+        """Go back to states that `held` returned, of the same rows in the same order."""
 
     def arrange(self, order: Sequence[int], joining: Sequence[Any]) -> None:
         """Hold other rows: those of now and then the `joining` single caches (None: no token), by place in `order`."""

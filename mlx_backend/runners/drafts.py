@@ -7,22 +7,27 @@ gets the tokens that it would get without drafts, with a temperature, too.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import mlx.core as mx
 
 from mlx_backend.core.row import Row
 from mlx_backend.core.step import Draft, RowTokens, SequenceId
+from mlx_backend.kv_cache.batch import RowBatch
 from mlx_backend.sampling.continued import Sources
 from mlx_backend.sampling.logprobs import StepLogprobs
 
 
-class DraftedRows:
+class DraftedStep:
     """The rows of a step, in the order of the batch, with their drafts."""
 
     def __init__(self, rows: Sequence[Row], drafts: Mapping[SequenceId, tuple[int, ...]]) -> None:
         self.rows = list(rows)
         self._drafts = [drafts.get(row.id, ()) for row in rows]
+        self._counts = [len(draft) + 1 for draft in self._drafts]
+        self._states: list[list[mx.array | None]] = []
         self.sources: Sources = {
             Row(row.new, row.num_started_tokens + place): (row, draft[:place])
             for row, draft in zip(rows, self._drafts, strict=True)
@@ -35,12 +40,37 @@ class DraftedRows:
         """The row of each of the step's tokens."""
         return [row for row, _ in self.sources.values()]
 
-    def first_token(self, row: Row) -> int:
-        """Return the place of a row's newest token among the step's tokens."""
-        return sum(len(draft) + 1 for draft in self._drafts[: self.rows.index(row)])
+    @property
+    def first_tokens(self) -> dict[SequenceId, int]:
+        """The place of each row's newest token among the step's tokens."""
+        ends = itertools.accumulate(self._counts, initial=0)
+        return {row.id: first for row, first in zip(self.rows, ends, strict=False)}
 
-    def inputs(self, newest: mx.array) -> mx.array:
-        """Return the step's tokens, [tokens], uint32; `newest`: those of the rows, [rows]."""
+    def compute(self, model: Any, batch: RowBatch, newest: mx.array) -> mx.array:
+        """Return the logits behind each of the step's tokens, [tokens, vocab]. `newest`: tokens of the rows, [rows]."""
+        self._inputs = self._tokens_of(newest)
+        if not batch.is_wide:
+            logits: mx.array = model(self._inputs[:, None], cache=batch.caches)[:, -1]
+            return logits
+        self._states = batch.states()
+        return _narrowed(model(_widened(self._inputs, self._counts), cache=batch.caches), self._counts)
+
+    def keep(self, model: Any, batch: RowBatch, kept: Mapping[Row, int]) -> None:
+        """Have the batch hold as many of each row's tokens as are `kept`.
+
+        Columns of tokens that are refused are written over. A state has taken them up, so all rows go back to the one
+        before the step, and it is computed again from the tokens that are kept.
+        """
+        counts = [kept[row] for row in self.rows]
+        if batch.is_wide and counts != self._counts:
+            batch.restore_states(self._states)
+            batch.prepare(kept)
+            model(_widened(self._inputs, self._counts, counts), cache=batch.caches)  # its logits are never computed
+            mx.async_eval([array for held in batch.states() for array in held if array is not None])
+        batch.advance(kept)
+
+    def _tokens_of(self, newest: mx.array) -> mx.array:
+        """Return the step's tokens, [tokens], uint32."""
         drafted = mx.array([token for draft in self._drafts for token in draft], dtype=mx.uint32)
         places, next_draft = list[int](), len(self.rows)
         for row, draft in enumerate(self._drafts):
@@ -60,6 +90,26 @@ class DraftedRows:
             taken[row] = RowTokens(row.id, tuple(own[:num_taken]), own_logprobs)
             first += len(draft) + 1
         return taken
+
+
+def _widened(tokens: mx.array, counts: Sequence[int], kept: Sequence[int] | None = None) -> mx.array:
+    """Return tokens, [tokens], row by row, as [rows, most tokens of a row]; behind a row's last stands that one again.
+
+    `counts`: tokens of each row; `kept`: how many of them are returned, from the first; None: all.
+    """
+    kept, first, places = counts if kept is None else kept, 0, list[list[int]]()
+    for count, num in zip(counts, kept, strict=True):
+        places.append([first + min(place, num - 1) for place in range(max(kept))])
+        first += count
+    return tokens[mx.array(places, dtype=mx.uint32)]
+
+
+def _narrowed(logits: mx.array, counts: Sequence[int]) -> mx.array:
+    """Return logits [rows, most tokens of a row, vocab] as [tokens, vocab], padding left out."""
+    num_rows, most, vocab = logits.shape
+    flat = logits.reshape(num_rows * most, vocab)
+    places = [row * most + place for row, count in enumerate(counts) for place in range(count)]
+    return flat if len(places) == num_rows * most else flat[mx.array(places, dtype=mx.uint32)]
 
 
 def counts_of(rows: Sequence[Row], drafts: Sequence[Draft]) -> dict[Row, int]:

@@ -7,7 +7,6 @@ the device without waiting; reading its tokens, a step later, is the only wait.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,11 +21,9 @@ from mlx_backend.api.interface import EmbeddingInfo, EngineConfig, LoadProgress,
 from mlx_backend.core.row import Row
 from mlx_backend.core.step import (
     Chunk,
-    MaskBits,
     PromptId,
     PromptResult,
     ReadMasks,
-    RowTokens,
     SequenceId,
     StepPlan,
     StepResult,
@@ -46,24 +43,15 @@ from mlx_backend.prefix_cache.store_mlx import MLXStore
 from mlx_backend.runners import device, division, ranking, shapes, vectors
 from mlx_backend.runners.adapters import Adapters, open_adapters, with_adapters
 from mlx_backend.runners.base import failed, limited_by
-from mlx_backend.runners.drafts import DraftedRows, counts_of
-from mlx_backend.runners.inputs import newest_tokens
+from mlx_backend.runners.decoding import Decoding
 from mlx_backend.runners.probe import check_batching, check_columns, check_drafts, check_groups, defer_latents
 from mlx_backend.runners.wired import WiredWeights
-from mlx_backend.sampling.sampler import BatchSampler, Drawn
+from mlx_backend.sampling.sampler import BatchSampler
 
 logger = logging.getLogger("pippin.mlx")
 
 _CLEAR_EVERY_STEPS = 256
 """Freed buffers are kept for reuse, by size; as contexts grow the sizes stop fitting. mlx-lm clears as often."""
-
-
-@dataclass(frozen=True, slots=True)
-class _InFlight:
-    drawn: Drawn
-    rows: list[Row]
-    drafted: DraftedRows | None
-    """What its rows draft; None: nothing."""
 
 
 @dataclass(slots=True)
@@ -84,11 +72,8 @@ class MLXRunner:
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self._num_steps = 0
-        self._last_tokens: mx.array | None = None
-        self._sampler = self._make_sampler()
         self._rows: dict[SequenceId, Row] = {}
         self._prompts: dict[PromptId, _Prompt] = {}
-        self._in_flight: deque[_InFlight] = deque()
         self._plans: tuple[CachePlan, ...] = ()
         self._whole_heads_reason: str | None = None
         self._is_dequantized = False
@@ -295,14 +280,13 @@ class MLXRunner:
             self._rows.pop(sequence_id, None)  # it leaves the batch when the next step starts, or when all do
         for new in plan.new_rows:
             self._rows[new.id] = Row.of(new, self._caches_of(new.prompt), is_last=new.prompt in plan.dropped)
-        num_in_flight = len(self._in_flight)
+        in_flight = list(self._decoding.in_flight)
         try:
             if plan.decodes:
                 self._start([self._rows[each] for each in plan.decodes], plan, read_masks)
         except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
-            while len(self._in_flight) > num_in_flight:
-                self._in_flight.pop()
             self._lose_rows()
+            self._decoding.in_flight.extend(in_flight)  # the step before may be whole, and is still to be read
             raise failed("decode", error) from error
         finally:
             self._drop(plan.dropped)
@@ -312,102 +296,29 @@ class MLXRunner:
             self._prompts.pop(prompt, None)
 
     def _start(self, rows: list[Row], plan: StepPlan, read_masks: ReadMasks) -> None:
-        previous, counts = self._batch.rows, counts_of(rows, plan.drafts)
-        self._batch.spare_bytes = plan.spare_bytes
-        if len(previous) != len(rows) or set(previous) != set(rows):
-            self._batch.set_rows(rows, counts)
-        else:
-            self._batch.prepare(counts)
-        if self._batch.rows != previous:
-            self._sampler.set_rows(self._batch.rows, self._vocab_size)
-            self._drop(plan.dropped)  # before the forward pass needs the memory
-        rows = list(self._batch.rows)
-        inputs = newest_tokens(rows, previous, self._last_tokens)
-        drafted = DraftedRows(rows, {each.id: each.token_ids for each in plan.drafts}) if counts else None
-        self._adapters.choose([row.new.adapter for row in (rows if drafted is None else drafted.tokens)])
-        drawn = self._draw(inputs, previous, drafted, plan, read_masks)
-        self._in_flight.append(_InFlight(drawn, rows, drafted))
-        if drafted is None:
-            self._last_tokens = drawn.tokens
-            for row in rows:
-                row.num_started_tokens += 1
+        self._decoding.start(rows, plan, read_masks, lambda: self._drop(plan.dropped))
         self._num_steps += 1
         if self._num_steps % _CLEAR_EVERY_STEPS == 0:
             mx.clear_cache()
 
-    def _draw(
-        self, inputs: mx.array, previous: list[Row], drafted: DraftedRows | None, plan: StepPlan, read_masks: ReadMasks
-    ) -> Drawn:
-        """Hand the step's computation to the device."""
-        sampler = self._sampler
-        if drafted is None:
-            logits = self._model(inputs[:, None], cache=self._batch.caches)[:, -1]
-            self._batch.advance()
-        else:
-            logits = self._model(drafted.inputs(inputs)[:, None], cache=self._batch.caches)[:, -1]
-            sampler = self._make_sampler()
-            sampler.go_on_from(self._sampler, drafted.sources, self._vocab_size)
-        bits = self._masks(previous, logits, drafted, plan, read_masks) if plan.masked else ()
-        drawn = sampler.draw(logits, bits)
-        mx.async_eval(drawn.arrays)
-        return drawn
-
-    def _masks(
-        self,
-        previous: list[Row],
-        logits: mx.array,
-        drafted: DraftedRows | None,
-        plan: StepPlan,
-        read_masks: ReadMasks,
-    ) -> list[tuple[int, bytes]]:
-        """The bits of masked rows, by place. Waits for the step before, while the device computes this one's logits."""
-        mx.async_eval(logits)
-        tokens = [] if self._last_tokens is None else self._last_tokens.tolist()
-        newest = {row.id: token for row, token in zip(previous, tokens, strict=bool(tokens))}
-        bits: MaskBits = read_masks(tuple((each, newest.get(each)) for each in plan.masked))
-        rows = self._batch.rows
-        first = {row.id: place if drafted is None else drafted.first_token(row) for place, row in enumerate(rows)}
-        return [(first[each] + place, allowed) for each, place, allowed in bits]
-
     def collect(self) -> StepResult:
-        step = self._in_flight.popleft()
         try:
-            mx.eval(step.drawn.arrays)  # the one wait of a step: the next is being computed meanwhile
+            return self._decoding.collect()
         except (RuntimeError, ValueError, MemoryError) as error:
             self.idle()
             raise failed("decode", error) from error
-        tokens = step.drawn.tokens.tolist()
-        asked = step.drawn.logprobs
-        if step.drafted is not None:
-            return self._keep(step.drafted.read(tokens, asked))
-        logprobs = {} if asked is None else asked.read(step.rows)
-        return StepResult(
-            tuple(
-                RowTokens(row.id, (tokens[place],), (logprobs[place],) if place in logprobs else ())
-                for place, row in enumerate(step.rows)
-            )
-        )
-
-    def _keep(self, taken: dict[Row, RowTokens]) -> StepResult:
-        """Keep of a step with drafts what its rows have taken: their caches hold so many tokens more."""
-        for row, tokens in taken.items():
-            row.num_started_tokens += len(tokens.token_ids)
-        self._batch.advance({row: len(tokens.token_ids) for row, tokens in taken.items()})
-        if self._sampler.has_state:
-            sampler, sampler_before = self._make_sampler(), self._sampler
-            sources = {row: (row, tokens.token_ids) for row, tokens in taken.items()}
-            sampler.go_on_from(sampler_before, sources, self._vocab_size)
-            self._sampler = sampler
-        self._last_tokens = mx.array([tokens.token_ids[-1] for tokens in taken.values()], dtype=mx.uint32)
-        return StepResult(tuple(taken.values()))
 
     # ---- between ----
 
     def _reset(self) -> None:
-        self._batch = self._make_batch()
-        self._sampler = self._make_sampler()
-        self._last_tokens = None
+        self._decoding = Decoding(
+            self._model, self._make_batch(), self._make_sampler, self._vocab_size, self._adapters.choose
+        )
         self._rows = {}
+
+    @property
+    def _batch(self) -> RowBatch | SingleBatch:
+        return self._decoding.batch
 
     @property
     def _kinds(self) -> list[spec.CacheKind]:
@@ -427,7 +338,6 @@ class MLXRunner:
         mx.clear_cache()  # nothing decodes: what is spare goes back to the system
 
     def idle(self) -> None:
-        self._in_flight.clear()
         self._lose_rows()
 
     def kv_bytes(self) -> int:
@@ -442,7 +352,7 @@ class MLXRunner:
 
     def close(self) -> None:
         self._wired.unwire()
-        for name in ("_model", "_batch", "_sampler", "_last_tokens", "_rows", "_prompts", "_in_flight", "blocks"):
+        for name in ("_model", "_decoding", "_rows", "_prompts", "blocks"):
             self.__dict__.pop(name, None)
         device.release(self)
         # Without it the thread's streams are torn down while the process exits, which aborts it now and then.

@@ -22,6 +22,7 @@ from mlx_backend.kv_cache.batch import RowBatch, kinds_by_class
 from mlx_backend.kv_cache.grouping import RowBytes
 from mlx_backend.kv_cache.latent_groups import FORMS
 from mlx_backend.kv_cache.spec import CacheKind, can_group
+from mlx_backend.runners.drafts import DraftedStep
 
 _TOLERANCE = 0.15
 """Relative L2 distance of logits. Rounding stays far below it, a wrong position or mask far above."""
@@ -75,8 +76,6 @@ def check_drafts(
     model: Any, make_caches: MakeCaches, vocab_size: int, kinds: Sequence[CacheKind] | None = None
 ) -> str | None:
     """None where several tokens of a row in one step give the logits of a step for each; else what went wrong."""
-    if any(kind.is_state for kind in kinds or kinds_by_class(make_caches())):
-        return "its recurrent state cannot be taken back when a draft is refused"
     prompts = _prompts(vocab_size)
     alone = [_single(model, make_caches, prompt) for prompt in prompts]
     try:
@@ -184,14 +183,25 @@ def _batched(
 def _drafted(
     model: Any, make_caches: MakeCaches, prompts: list[list[int]], kinds: Sequence[CacheKind] | None
 ) -> list[mx.array]:
-    """Logits of the last tokens of all prompts, in one step."""
-    batch = RowBatch(make_caches(), kinds=kinds, max_drafts=_NUM_STEPS - 1)
+    """Logits of the last two tokens of each prompt: both of the first in one step, in which the other has one."""
+    batch = RowBatch(make_caches(), kinds=kinds, max_drafts=1)
     rows = _prefilled(model, make_caches, prompts)
-    batch.set_rows(rows, dict.fromkeys(rows, _NUM_STEPS))
-    tokens = mx.array([[token] for row in batch.rows for token in prompts[row.id][-_NUM_STEPS:]])
-    logits = _step(model, tokens, batch.caches)
-    first = [_NUM_STEPS * batch.rows.index(row) for row in rows]
-    return [_evaluated([logits[place : place + _NUM_STEPS]]) for place in first]
+    counts = {row: 2 if row is rows[0] else 1 for row in rows}
+    batch.set_rows(rows, counts)
+    order = list(batch.rows)
+    step = DraftedStep(order, {0: (prompts[0][-1],)})
+    first = step.compute(model, batch, mx.array([prompts[row.id][-2] for row in order]))
+    mx.eval(first)
+    step.keep(model, batch, counts)
+    for row in rows:
+        row.num_started_tokens += counts[row]
+    batch.prepare()
+    second = _step(model, mx.array([[prompts[row.id][-1]] for row in batch.rows]), batch.caches)
+    found = []
+    for row in rows:
+        at, place = step.first_tokens[row.id], batch.rows.index(row)
+        found.append([first[at : at + 1], first[at + 1 : at + 2] if counts[row] == 2 else second[place : place + 1]])
+    return [_evaluated(each) for each in found]
 
 
 def _prefilled(model: Any, make_caches: MakeCaches, prompts: list[list[int]]) -> list[Row]:

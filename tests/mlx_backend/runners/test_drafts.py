@@ -16,7 +16,7 @@ from tests.tiny_models import write_model
 
 pytestmark = pytest.mark.mlx
 
-KINDS = ("llama", "deepseek_v3", "gpt_oss", "gemma3")
+KINDS = ("llama", "deepseek_v3", "gpt_oss", "gemma3", "falcon_h1", "mamba2")
 PROMPTS = [[(7 * i + 3 * row) % 300 for i in range(length)] for row, length in enumerate((1, 40, 9, 70))]
 GREEDY = SamplingParams(temperature=0)
 NUM_TOKENS = 32
@@ -26,7 +26,8 @@ def load(folder: Path, kv_cache: KVCacheConfig | None = None) -> MLXRunner:
     speculation = SpeculationConfig(kind="ngram")
     config = EngineConfig(model_path=str(folder), kv_cache=kv_cache or KVCacheConfig(), speculation=speculation)
     runner = MLXRunner(config)
-    runner.load(_ignore)
+    info = runner.load(_ignore)
+    assert info.max_drafts == 8, info.no_drafts_reason
     return runner
 
 
