@@ -140,8 +140,9 @@ class RowBatch:
     def _expect(self) -> None:
         """Have the caches take as many tokens of each row as the step gives it."""
         if self._counts:
+            most = max(self._counts.values()) if self.is_wide else None
             for group in self._groups.all:
-                group.lengths.expect([self._count(row) for row in group.rows], is_wide=self.is_wide)
+                group.lengths.expect([self._count(row) for row in group.rows], most)
             self._groups.changed()
         for states in self._states:
             states.expect([self._count(row) for row in self.rows] if self._counts else None)

@@ -24,6 +24,8 @@ class Lengths:
     values: list[int]
     counts: list[int] | None = None
     """Tokens that the step gives each row; None: one."""
+    most_tokens: int = 1
+    """Of any row, which masks are made for."""
 
     def __init__(self) -> None:
         self._cached: dict[Any, Any] = {}
@@ -112,8 +114,8 @@ class Lengths:
     def mask(self, width: int | None, window: int | None) -> mx.array | None:
         """Mask of the columns that a row's new token attends to: bool [rows, 1, 1, columns]; None: all of them.
 
-        In a step with `counts`: of each row's new tokens, [rows, 1, most tokens of a row, columns], never None; behind
-        a row's last token that one again. `width`: of the ring, None for plain columns. `window`: attend to so many
+        In a step with `counts`: of each row's new tokens, [rows, 1, most_tokens, columns], never None; behind a row's
+        last token that one again. `width`: of the ring, None for plain columns. `window`: attend to so many
         positions at most, the token's own included; None: no bound.
         """
         if self.counts is not None:
@@ -145,7 +147,7 @@ class Lengths:
     def _build_drafted_mask(self, width: int | None, window: int | None) -> mx.array:
         counts, ends = self.counts or [], self._ends
         held = zip(self.values, counts, strict=True)
-        last = mx.array([[length + min(place, count - 1) for place in range(max(counts))] for length, count in held])
+        last = mx.array([[length + min(place, count - 1) for place in range(self.most_tokens)] for length, count in held])
         last = last[:, :, None]
         num_columns = max(ends) if width is None else min(max(ends), width)
         position = mx.arange(num_columns, dtype=mx.int32)[None, None]
@@ -184,9 +186,13 @@ class RowLengths(Lengths):
         self.values[row] = self.values[-1]
         self._change(self.values[:-1])
 
-    def expect(self, counts: list[int], *, is_wide: bool) -> None:
-        """Set the tokens that the next step gives each row."""
-        self.counts, self.is_wide = counts, is_wide
+    def expect(self, counts: list[int], wide_tokens: int | None) -> None:
+        """Set the tokens that the next step gives each row.
+
+        `wide_tokens`: columns of tokens in the model's arrays, where they come by row; None: each is a row.
+        """
+        self.counts, self.is_wide = counts, wide_tokens is not None
+        self.most_tokens = max(counts) if wide_tokens is None else wide_tokens
         self._change(self.values)
 
     def advance(self, taken: Sequence[int] | None = None) -> None:
@@ -213,7 +219,7 @@ class SegmentLengths(Lengths):
     def follow(self) -> None:
         """The whole rows' lengths have changed."""
         self.values = [self.of(length) for length in self._whole.values]
-        self.counts = self._whole.counts
+        self.counts, self.most_tokens = self._whole.counts, self._whole.most_tokens
         self._cached.clear()
 
     def of(self, length: int) -> int:
