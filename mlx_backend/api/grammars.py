@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -11,8 +12,11 @@ class GrammarState(Protocol):
     def accept(self, token_id: int) -> None:
         """The sequence has one token more."""
 
-    def ask(self) -> None:
-        """Want what `allowed` returns. Of several sequences, all ask first; then it is computed for all together."""
+    def ask(self, draft_ids: Sequence[int] = ()) -> None:
+        """Want what `allowed` returns. Of several sequences, all ask first; then it is computed for all together.
+
+        `draft_ids`: tokens that may come next, for `allowed_behind`; none unless it `takes_drafts`.
+        """
 
     def send(self) -> None:
         """Begin to compute what was asked for by now, of this sequence and of others with the same grammar."""
@@ -22,6 +26,16 @@ class GrammarState(Protocol):
 
         Raises GrammarFailed.
         """
+
+    def allowed_behind(self) -> tuple[bytes, ...]:
+        """What may come behind each token of the draft that was asked with, up to the first that is not allowed.
+
+        Asked for after `allowed`. The sequence has none of these tokens yet.
+        """
+
+    @property
+    def takes_drafts(self) -> bool:
+        """Whether it can say what may come behind tokens that may come next."""
 
     def close(self) -> None:
         """The sequence has ended."""

@@ -149,6 +149,8 @@ def _room(sequence: TokenSequence) -> int:
     room = request.max_tokens - len(sequence.output_ids) - 1
     if request.grammar is not None:
         state = sequence.grammar_state
+        if state is not None and state.takes_drafts:
+            return max(room, 0)
         num_free = 0 if state is None else state.num_free_tokens - (sequence.num_started_tokens - sequence.num_accepted)
         room = min(room, num_free - 1)
     return max(room, 0)

@@ -7,11 +7,14 @@ free for some tokens yet are not looked at until then.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from mlx_backend.api.errors import GrammarFailed
 from mlx_backend.core.sequence import TokenSequence
-from mlx_backend.core.step import MaskBits
+from mlx_backend.core.step import MaskBits, SequenceId
+
+_NO_DRAFTS: Mapping[SequenceId, Sequence[int]] = MappingProxyType({})
 
 
 def needs_mask(sequence: TokenSequence) -> bool:
@@ -23,11 +26,13 @@ def needs_mask(sequence: TokenSequence) -> bool:
     return sequence.num_started_tokens - sequence.num_accepted >= sequence.grammar_state.num_free_tokens
 
 
-def read_masks(newest: Iterable[tuple[TokenSequence, int | None]]) -> tuple[MaskBits, list[GrammarFailed]]:
+def read_masks(
+    newest: Iterable[tuple[TokenSequence, int | None]], drafts: Mapping[SequenceId, Sequence[int]] = _NO_DRAFTS
+) -> tuple[MaskBits, list[GrammarFailed]]:
     """Return the masks of all sequences that are not free, and the failures of those that cannot go on.
 
     All masks are asked for before the first is waited for. `newest`: sequences, and the token that the device drew for
-    each and that its outputs do not have yet.
+    each and that its outputs do not have yet. `drafts`: tokens behind which masks are wanted, too.
     """
     asked = []
     for sequence, token_id in newest:
@@ -38,7 +43,7 @@ def read_masks(newest: Iterable[tuple[TokenSequence, int | None]]) -> tuple[Mask
         for each in (*unseen, token_id) if is_in_flight and token_id is not None else unseen:
             state.accept(each)
             sequence.num_accepted += 1
-        state.ask()
+        state.ask(drafts.get(sequence.id, ()))
         asked.append((sequence, state))
     for _, state in asked:
         state.send()
@@ -51,4 +56,5 @@ def read_masks(newest: Iterable[tuple[TokenSequence, int | None]]) -> tuple[Mask
             continue
         if bits is not None:
             masks.append((sequence.id, 0, bits))
+            masks += [(sequence.id, 1 + place, behind) for place, behind in enumerate(state.allowed_behind())]
     return tuple(masks), failures

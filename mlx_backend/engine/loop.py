@@ -58,6 +58,8 @@ class EngineLoop:
         self._collected_at: float | None = None
         self._failures_in_a_row = 0
         self._speculation = speculation
+        self._drafts: dict[SequenceId, tuple[int, ...]] = {}
+        """Of the step that is being started."""
         self._num_overlapped = 0
         """Decode steps in a row that were started before the one before them was read."""
         self._outbox = Outbox()
@@ -190,6 +192,7 @@ class EngineLoop:
         """Start a step; the plan, where its rows are being computed."""
         self._change_rows(plan.decodes or self.scheduler.row_ids)
         self._has_rows = self._has_rows or bool(plan.decodes)
+        self._drafts = {draft.id: draft.token_ids for draft in plan.drafts}
         try:
             self._runner.start(plan, self._read_masks)
         except OutOfMemory as error:
@@ -214,7 +217,8 @@ class EngineLoop:
     def _read_masks(self, newest: Newest) -> MaskBits:
         tokens = dict(newest)
         masked = self.scheduler.rows(tokens)
-        masks, self._grammar_failures = read_masks((sequence, tokens[sequence.id]) for sequence in masked)
+        pairs = ((sequence, tokens[sequence.id]) for sequence in masked)
+        masks, self._grammar_failures = read_masks(pairs, self._drafts)
         return masks
 
     def _collect(self, plan: StepPlan | None, *, is_overlapped: bool = False) -> bool:

@@ -147,7 +147,9 @@ class Lengths:
     def _build_drafted_mask(self, width: int | None, window: int | None) -> mx.array:
         counts, ends = self.counts or [], self._ends
         held = zip(self.values, counts, strict=True)
-        last = mx.array([[length + min(place, count - 1) for place in range(self.most_tokens)] for length, count in held])
+        last = mx.array(
+            [[length + min(place, count - 1) for place in range(self.most_tokens)] for length, count in held]
+        )
         last = last[:, :, None]
         num_columns = max(ends) if width is None else min(max(ends), width)
         position = mx.arange(num_columns, dtype=mx.int32)[None, None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from server.grammars import wire
@@ -180,7 +181,7 @@ class Matching:
             kind, body = wire.receive(sock)
             if kind is Kind.ASK:
                 asks = wire.unpack_asks(body)
-                with self._meter.steps(len(asks)):
+                with self._meter.steps(sum(1 + len(ask.draft_ids) for ask in asks)):
                     masks = [self._answer(ask) for ask in asks]
                 sock.sendall(wire.frame(Kind.ANSWER, wire.pack_answer(self._meter.used_bytes, masks)))
             elif kind is Kind.DROP:
@@ -196,4 +197,23 @@ class Matching:
         bits: bytes = matcher.compute_bitmask()
         if matcher.is_error():
             return Mask(ask.state_id, failure=_failure(matcher, 1))
-        return Mask(ask.state_id, bits)
+        return Mask(ask.state_id, bits, _behind(matcher, bits, ask.draft_ids))
+
+
+def _behind(matcher: Any, bits: bytes, draft_ids: Sequence[int]) -> tuple[bytes, ...]:
+    """The masks behind the tokens of a draft, up to the first that may not come. The matcher stays where it is."""
+    found: list[bytes] = []
+    ahead = matcher.deep_copy() if draft_ids else matcher
+    for token_id in draft_ids:
+        if not _allows(bits, token_id) or ahead.is_stopped() or not ahead.consume_token(token_id):
+            break
+        bits = ahead.compute_bitmask()
+        if ahead.is_error():
+            break  # it is said when the sequence comes there
+        found.append(bits)
+    return tuple(found)
+
+
+def _allows(bits: bytes, token_id: int) -> bool:
+    place, bit = divmod(token_id, 8)
+    return place < len(bits) and bool(bits[place] >> bit & 1)

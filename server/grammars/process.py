@@ -53,9 +53,12 @@ class GrammarProcess:
         """The id of a sequence that has written nothing yet."""
         return next(self._ids)
 
-    def ask(self, state_id: int, token_ids: Sequence[int]) -> None:
-        """Want the next mask of a sequence, behind the tokens that it has written since it asked last."""
-        self._asks.append(Ask(state_id, token_ids))
+    def ask(self, state_id: int, token_ids: Sequence[int], draft_ids: Sequence[int]) -> None:
+        """Want the next mask of a sequence, behind the tokens that it has written since it asked last.
+
+        Also those behind each token of a draft.
+        """
+        self._asks.append(Ask(state_id, token_ids, draft_ids))
 
     def send(self) -> None:
         """Have the masks computed that are wanted by now, those of all sequences in one go."""
@@ -63,7 +66,7 @@ class GrammarProcess:
             asks, self._asks = self._asks, []
             self._send(wire.frame(Kind.ASK, wire.pack_asks(asks)))
 
-    def answer(self, state_id: int) -> bytes:
+    def answer(self, state_id: int) -> Mask:
         """The mask that was wanted, which may have to be waited for. Raises GrammarFailed."""
         self.send()
         while state_id not in self._masks:
@@ -73,7 +76,7 @@ class GrammarProcess:
         mask = self._masks.pop(state_id)
         if mask.failure is not None:
             raise GrammarFailed(f"the grammar cannot be followed any further: {mask.failure}")
-        return mask.bits
+        return mask
 
     def drop(self, state_id: int) -> None:
         """A sequence has ended."""
@@ -162,6 +165,7 @@ class GrammarState:
         self._reasoning = None if reasoning is None else ReasoningState(reasoning, is_strict=process is not None)
         self._unsent: list[int] = []
         self._is_asked = False
+        self._behind: tuple[bytes, ...] = ()
 
     @property
     def num_free_tokens(self) -> int:
@@ -173,9 +177,13 @@ class GrammarState:
         if self._process is not None:
             self._unsent.append(token_id)
 
-    def ask(self) -> None:
+    @property
+    def takes_drafts(self) -> bool:
+        return self._process is not None and (self._reasoning is None or self._reasoning.is_over)
+
+    def ask(self, draft_ids: Sequence[int] = ()) -> None:
         if self._process is not None and not self._is_asked and not self._is_in_reasoning:
-            self._process.ask(self._id, self._unsent)
+            self._process.ask(self._id, self._unsent, draft_ids if self.takes_drafts else ())
             self._unsent, self._is_asked = [], True
 
     def send(self) -> None:
@@ -189,13 +197,18 @@ class GrammarState:
             return None if forced is None else _bit(forced)
         self.ask()
         self._is_asked = False
-        bits = self._process.answer(self._id)
+        mask = self._process.answer(self._id)
+        bits, self._behind = mask.bits, mask.behind
         if reasoning is None:
             return bits
         if forced is not None and _has(bits, forced):
             return _bit(forced)
         reasoning.release()
         return bits if reasoning.first_id is None else _with(bits, reasoning.first_id)
+
+    def allowed_behind(self) -> tuple[bytes, ...]:
+        behind, self._behind = self._behind, ()
+        return behind
 
     def close(self) -> None:
         if self._process is not None:

@@ -67,6 +67,8 @@ class Ask:
 
     state_id: int
     token_ids: Sequence[int]
+    draft_ids: Sequence[int] = ()
+    """Tokens that it may write next: the masks behind them are wanted, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class Mask:
 
     state_id: int
     bits: bytes = b""
+    behind: tuple[bytes, ...] = ()
+    """Behind each token of a draft, up to the first that may not come."""
     failure: str | None = None
     """Why the grammar cannot be followed any further, in place of the bits."""
 
@@ -163,7 +167,7 @@ def unpack_source(body: bytes) -> list[str]:
 def pack_asks(asks: Sequence[Ask]) -> bytes:
     numbers = array("I")
     for ask in asks:
-        numbers.extend((ask.state_id, len(ask.token_ids), *ask.token_ids))
+        numbers.extend((ask.state_id, len(ask.token_ids), len(ask.draft_ids), *ask.token_ids, *ask.draft_ids))
     return numbers.tobytes()
 
 
@@ -171,8 +175,10 @@ def unpack_asks(body: bytes) -> list[Ask]:
     numbers = array("I", body)
     asks, place = [], 0
     while place < len(numbers):
-        end = place + 2 + numbers[place + 1]
-        asks.append(Ask(numbers[place], numbers[place + 2 : end].tolist()))
+        state_id, num_tokens, num_drafts = numbers[place : place + 3]
+        drafts = place + 3 + num_tokens
+        end = drafts + num_drafts
+        asks.append(Ask(state_id, numbers[place + 3 : drafts].tolist(), numbers[drafts:end].tolist()))
         place = end
     return asks
 
@@ -189,8 +195,10 @@ def unpack_drop(body: bytes) -> int:
 def pack_answer(used_bytes: int, masks: Sequence[Mask]) -> bytes:
     parts = [_ANSWER.pack(used_bytes, len(masks))]
     for mask in masks:
-        content = mask.bits if mask.failure is None else mask.failure.encode()
-        parts += (_MASK.pack(mask.state_id, mask.failure is None, len(content)), content)
+        contents = (mask.bits, *mask.behind) if mask.failure is None else (mask.failure.encode(),)
+        parts.append(_MASK.pack(mask.state_id, mask.failure is None, len(contents)))
+        for content in contents:
+            parts += (_STATE.pack(len(content)), content)
     return b"".join(parts)
 
 
@@ -199,11 +207,17 @@ def unpack_answer(body: bytes) -> tuple[int, list[Mask]]:
     used_bytes, count = _ANSWER.unpack_from(body)
     masks, place = [], _ANSWER.size
     for _ in range(count):
-        state_id, is_mask, length = _MASK.unpack_from(body, place)
+        state_id, is_mask, num_contents = _MASK.unpack_from(body, place)
         place += _MASK.size
-        content = body[place : place + length]
-        place += length
-        masks.append(Mask(state_id, content) if is_mask else Mask(state_id, failure=content.decode("utf-8", "replace")))
+        contents = []
+        for _ in range(num_contents):
+            (length,) = _STATE.unpack_from(body, place)
+            place += _STATE.size
+            contents.append(body[place : place + length])
+            place += length
+        first, behind = contents[0], tuple(contents[1:])
+        mask = Mask(state_id, first, behind) if is_mask else Mask(state_id, failure=first.decode("utf-8", "replace"))
+        masks.append(mask)
     return used_bytes, masks
 
 

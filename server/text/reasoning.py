@@ -61,6 +61,11 @@ class ReasoningState:
         return True
 
     @property
+    def is_over(self) -> bool:
+        """No thought is written or may begin, and nothing is forced."""
+        return self._place == "behind" and not self._forced
+
+    @property
     def is_within(self) -> bool:
         return self._place == "within"
 
