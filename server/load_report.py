@@ -59,6 +59,10 @@ def _log_reasons(name: str, info: ModelInfo) -> None:
         logger.warning("attention dequantizes every layer's KV cache in every step: %s", info.dequantized_reason)
     if info.whole_heads_reason is not None:
         logger.warning("a chunk's attention keeps the scores of all heads at once: %s", info.whole_heads_reason)
+    if info.max_drafts:
+        logger.info("speculation: up to %d guesses of a request are verified in a step", info.max_drafts)
+    elif info.no_drafts_reason and info.no_drafts_reason != NO_SPECULATION:
+        logger.warning("speculation is off for %s: %s", name, info.no_drafts_reason)
     if info.unbatched_reason is not None:
         logger.warning("%s is served one sequence at a time: %s", name, info.unbatched_reason)
     if info.ungrouped_reason is not None:

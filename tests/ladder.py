@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tests.tiny_models import VOCAB_SIZE
@@ -38,6 +39,7 @@ class Ladder:
 class LadderState:
     ladder: Ladder
     accepted: list[int] = field(default_factory=list)
+    draft: tuple[int, ...] = ()
 
     def accept(self, token_id: int) -> None:
         self.accepted.append(token_id)
@@ -46,8 +48,19 @@ class LadderState:
     def num_free_tokens(self) -> int:
         return max(self.ladder.first_free - len(self.accepted), 0) if self.ladder.tells else 0
 
-    def ask(self) -> None:
-        """There is nothing to prepare."""
+    @property
+    def takes_drafts(self) -> bool:
+        return self.num_free_tokens == 0
+
+    def ask(self, draft_ids: Sequence[int] = ()) -> None:
+        self.draft = tuple(draft_ids)
+
+    def allowed_behind(self) -> tuple[bytes, ...]:
+        ahead, found = LadderState(self.ladder, list(self.accepted)), []
+        for token_id in self.draft:
+            ahead.accept(token_id)
+            found.append(ahead.allowed() or b"\xff" * ((VOCAB_SIZE + 31) // 32 * 4))
+        return tuple(found)
 
     def send(self) -> None:
         """There is nobody to send it to."""

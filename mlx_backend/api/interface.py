@@ -29,6 +29,7 @@ from mlx_backend.api.grammars import Grammar as Grammar
 from mlx_backend.api.grammars import GrammarState as GrammarState
 from mlx_backend.api.hosts import RankHost as RankHost
 from mlx_backend.api.hosts import RankHosts as RankHosts
+from mlx_backend.api.reports import NO_SPECULATION as NO_SPECULATION
 from mlx_backend.api.reports import AdapterInfo as AdapterInfo
 from mlx_backend.api.reports import DraftedTokens as DraftedTokens
 from mlx_backend.api.reports import EmbeddingInfo as EmbeddingInfo

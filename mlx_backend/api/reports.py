@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+NO_SPECULATION = "speculation.kind is off"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVCachePart:
@@ -224,7 +226,7 @@ class ModelInfo:
     prefix_cache: PrefixCacheReport = PrefixCacheReport(reason="not known yet")
     max_drafts: int = 0
     """Tokens of a request that a step may verify beside its newest one; 0: no speculation."""
-    no_drafts_reason: str = "speculation.kind is off"
+    no_drafts_reason: str = NO_SPECULATION
     """Why not, where it is 0."""
     embedding: EmbeddingInfo | None = None
     """None: the model makes no embeddings."""

@@ -17,7 +17,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_backend.api.interface import EmbeddingInfo, EngineConfig, LoadProgress, ModelInfo
+from mlx_backend.api.interface import NO_SPECULATION, EmbeddingInfo, EngineConfig, LoadProgress, ModelInfo
 from mlx_backend.core.row import Row
 from mlx_backend.core.step import (
     Chunk,
@@ -115,7 +115,7 @@ class MLXRunner:
         reason = reason or self._wired.plan.single_reason
         self._is_batched = reason is None
         ungrouped_reason = self._check_groups() if self._is_batched else None
-        no_drafts_reason = reason or ungrouped_reason or self._check_drafts()
+        no_drafts_reason = self._check_drafts(reason or ungrouped_reason)
         embedding = vectors.read_embedding(self._model, self._make_caches, checkpoint, skeleton.shape.hidden_size)
         no_embedding_reason, self._embedding = (embedding, None) if isinstance(embedding, str) else ("", embedding)
         self._context = fitting
@@ -223,10 +223,10 @@ class MLXRunner:
             self.budget.max_groups = self._max_groups
         return reason
 
-    def _check_drafts(self) -> str | None:
-        """Why a step verifies no drafts, where it does not."""
-        if not self._config.speculation.max_drafts:
-            return "speculation.kind is off"
+    def _check_drafts(self, reason: str | None) -> str | None:
+        """Why a step verifies no drafts, where it does not. `reason`: why rows are not batched in groups."""
+        if not self._config.speculation.max_drafts or reason is not None:
+            return reason if self._config.speculation.max_drafts else NO_SPECULATION
         return check_drafts(self._model, self._make_caches, self._vocab_size, self._kinds)
 
     # ---- prefill ----

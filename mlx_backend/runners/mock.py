@@ -23,6 +23,7 @@ from pathlib import Path
 
 from mlx_backend.api.errors import ModelLoadError, OutOfMemory, SequenceFailed
 from mlx_backend.api.interface import (
+    NO_SPECULATION,
     AdapterInfo,
     EmbeddingInfo,
     EngineConfig,
@@ -155,6 +156,7 @@ class MockRunner:
             memory=memory,
             kv_caches=(KVCacheReport(kind="mock", num_layers=1, bytes_per_token=_BYTES_PER_TOKEN),),
             max_drafts=self._config.speculation.max_drafts,
+            no_drafts_reason="" if self._config.speculation.max_drafts else NO_SPECULATION,
             embedding=EMBEDDING,
             adapters=tuple(AdapterInfo(name=each.name, form="mock") for each in self._config.adapters),
         )

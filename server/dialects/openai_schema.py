@@ -50,7 +50,12 @@ class PromptTokensDetails(AnswerModel):
 
 
 class CompletionTokensDetails(AnswerModel):
-    reasoning_tokens: int
+    """Of the completion's tokens: those of its thoughts, and, of a prediction, those that came so and those that did
+    not."""
+
+    reasoning_tokens: int | None = None
+    accepted_prediction_tokens: int | None = None
+    rejected_prediction_tokens: int | None = None
 
 
 class CompletionUsage(AnswerModel):

@@ -6,7 +6,7 @@ Knows pydantic, as the schemas do. Imports no dialect.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, PlainValidator, field_validator
 
@@ -78,6 +78,18 @@ def check_max_tokens(value: int) -> int:
 MaxTokens = Annotated[int, Field(ge=-1, json_schema_extra={"not": {"const": 0}}), AfterValidator(check_max_tokens)]
 
 
+class PredictedPart(WireModel):
+    type: Literal["text"]
+    text: str
+
+
+class Prediction(WireModel):
+    """What the answer is expected to be; tokens that come so are computed several at a time."""
+
+    type: Literal["content"]
+    content: str | list[PredictedPart]
+
+
 class StreamOptions(WireModel):
     include_usage: bool | None = None
 
@@ -118,6 +130,8 @@ class SamplingFields(WireModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
+    speculation: bool | None = None
+    prediction: Prediction | None = None
     cache_salt: CacheSalt | None = None
     prefix_cache: bool | None = None
     response_format: Annotated[
@@ -197,3 +211,11 @@ def check_stream_options(fields: SamplingFields) -> list[str]:
     except UnsupportedParameter as error:
         raise UnsupportedParameter(f"stream_options.{error.param}") from None
     return [f"stream_options.{name}" for name in unknown]
+
+
+def decode_prediction(fields: SamplingFields) -> str | None:
+    """Return the text that an answer is expected to be; None where nothing is expected."""
+    if fields.prediction is None:
+        return None
+    content = fields.prediction.content
+    return content if isinstance(content, str) else "".join(part.text for part in content)

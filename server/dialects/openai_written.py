@@ -34,8 +34,13 @@ def encode_usage(usage: Usage) -> dict[str, Any]:
         "total_tokens": usage.num_prompt_tokens + usage.num_output_tokens,
         "prompt_tokens_details": details,
     }
-    if usage.num_reasoning_tokens is not None:
-        written["completion_tokens_details"] = {"reasoning_tokens": usage.num_reasoning_tokens}
+    of_completion = {
+        "reasoning_tokens": usage.num_reasoning_tokens,
+        "accepted_prediction_tokens": usage.num_accepted_prediction_tokens,
+        "rejected_prediction_tokens": usage.num_rejected_prediction_tokens,
+    }
+    if any(number is not None for number in of_completion.values()):
+        written["completion_tokens_details"] = {n: number for n, number in of_completion.items() if number is not None}
     return written
 
 

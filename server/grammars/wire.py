@@ -178,7 +178,7 @@ def unpack_asks(body: bytes) -> list[Ask]:
         state_id, num_tokens, num_drafts = numbers[place : place + 3]
         drafts = place + 3 + num_tokens
         end = drafts + num_drafts
-        asks.append(Ask(state_id, numbers[place + 3 : drafts].tolist(), numbers[drafts:end].tolist()))
+        asks.append(Ask(state_id, numbers[place + 3 : drafts].tolist(), tuple(numbers[drafts:end])))
         place = end
     return asks
 

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from mlx_backend.api.errors import ContextLengthExceeded
+from mlx_backend.api.interface import ModelInfo
 from server.errors import InvalidRequest, UnsupportedParameter, to_api_error
 from server.heap import give_back
 from server.service.job import ChatPrompt, GenerationJob, InfillPrompt, Prompt, TextPrompt, TokenPrompt
@@ -33,6 +34,8 @@ T = TypeVar("T")
 
 LONG_TEXT_CHARS = 20_000
 """Encoding a longer text leaves the event loop to others meanwhile."""
+_MOST_CHARS_PER_TOKEN = 8
+"""What is beyond so many characters of a prediction is not encoded: few texts have so few tokens."""
 _AT_ONCE = 2
 """Long texts that are encoded together. A tokenizer takes hundreds of bytes per token while it is at it."""
 
@@ -85,6 +88,26 @@ async def encode_prompt(
             code="invalid_value",
         )
     return encoded
+
+
+async def encode_prediction(tokenizer: Tokenizer, job: GenerationJob, info: ModelInfo) -> tuple[int, ...]:
+    """Token ids of what a job's answers are expected to be, as far as they may be used; none where nothing is drafted.
+
+    Raises InvalidRequest for what is not valid Unicode.
+    """
+    text = job.prediction
+    if not text or not info.max_drafts or not job.speculates:
+        return ()
+    most = info.context_limit if job.max_tokens is None else min(job.max_tokens, info.context_limit)
+    text = text[: most * _MOST_CHARS_PER_TOKEN]
+    try:
+        if len(text) > LONG_TEXT_CHARS:
+            ids = await run_in_text_thread(partial(tokenizer.encode, text, add_special_tokens=False))
+        else:
+            ids = tokenizer.encode(text, add_special_tokens=False)
+    except UnicodeError as error:
+        raise InvalidRequest("Invalid value for 'prediction': it is not valid Unicode.", param="prediction") from error
+    return tuple(ids[:most])
 
 
 def _encode_text(

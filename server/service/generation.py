@@ -27,7 +27,7 @@ from server.adapters import served_name
 from server.errors import InvalidRequest, to_api_error
 from server.security.refusals import KeyRevoked
 from server.service.defaults import with_defaults
-from server.service.encoding import Encoded, FindBorders, encode_prompt
+from server.service.encoding import Encoded, FindBorders, encode_prediction, encode_prompt
 from server.service.grammars import compile_grammar, is_held
 from server.service.job import ChatPrompt, GenerationJob, Prompt
 from server.service.live import LiveRequest
@@ -87,6 +87,7 @@ async def _open(
     prompts = [each.ids for each in encoded]
     sampling = resolve_sampling(job, tokenizer, info.vocab_size)
     stop_ids = resolve_stop_ids(job, tokenizer, info.vocab_size)
+    prediction_ids = await encode_prediction(tokenizer, job, info)
     grammars = []
     for prompt, each in zip(job.prompts, encoded, strict=True):
         grammar = await compile_grammar(model.grammars, tokenizer, job, prompt, begins=each.begins)
@@ -114,6 +115,8 @@ async def _open(
             adapter=adapter,
             system_border=encoded[position].borders.system,
             cache_breakpoints=encoded[position].borders.positions,
+            prediction_ids=prediction_ids,
+            speculates=job.speculates,
             mock=texts[position],
         )
         for position, ids in enumerate(prompts)
@@ -138,6 +141,7 @@ async def _open(
         *(job.request_id, served_name(model.id, adapter), sum(map(len, prompts)), started_at, num_truncated),
         measures=model.measures,
         num_choices=len(prompts) * job.n,
+        has_prediction=job.prediction is not None,
         tenant=job.tenant,
         rate_grant=rate_grant,
     )
@@ -237,6 +241,7 @@ class OutputStream:
             raise
         if self._num_open == 0:
             self._is_done = True
+            self._record.drafted = self._tokens.drafted
             events.append(self._record.usage(self._tokens.num_cached_tokens))
         return events
 

@@ -105,6 +105,10 @@ class GenerationJob:
     """Prompts of different salts share nothing of what is kept of them."""
     uses_prefix_cache: bool = True
     """Whether what is known of the prompts is taken, and what is computed is kept."""
+    prediction: str | None = None
+    """What the answers are expected to be: tokens that come so cost less. No answer depends on it."""
+    speculates: bool = True
+    """Whether tokens may be guessed and verified several at a time."""
     given: frozenset[str] = frozenset()
     """What the request says itself, among what a model may have defaults of; by the names of `RequestDefaults`."""
     keeps_transcript: bool = False

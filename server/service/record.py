@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mlx_backend.api.errors import EngineError
+from mlx_backend.api.interface import DraftedTokens
 from server.logs import prompt_log, shows_prompts
 from server.security.rate import RateGrant
 from server.security.tenant import Tenant
@@ -50,6 +51,10 @@ class JobRecord:
     measures: Measures = field(default_factory=Measures)
     """The model's, to which this job is added as it goes."""
     num_choices: int = 1
+    has_prediction: bool = False
+    """Whether the client said what the answer is expected to be."""
+    drafted: DraftedTokens = field(default_factory=DraftedTokens)
+    """What was guessed and verified; known at the end."""
     tenant: Tenant = field(default_factory=Tenant)
     rate_grant: RateGrant = field(default_factory=lambda: RateGrant(None, 0))
     """Of tokens of the tenant's account."""
@@ -113,6 +118,8 @@ class JobRecord:
             num_output_tokens,
             self.num_truncated_tokens,
             sum(counted) if counted else None,
+            self.drafted.num_predicted_accepted if self.has_prediction else None,
+            self.drafted.num_predicted - self.drafted.num_predicted_accepted if self.has_prediction else None,
         )
 
     def timings(self, load_s: float, queue_time_s: float | None) -> JobTimings:
@@ -127,7 +134,7 @@ class JobRecord:
         level = logging.WARNING if self.error is not None else logging.INFO
         logger.log(
             level,
-            "%s model=%s%s prompt=%d%s cached=%d output=%d ttft=%s tok/s=%s finish=%s",
+            "%s model=%s%s prompt=%d%s cached=%d output=%d%s ttft=%s tok/s=%s finish=%s",
             self.request_id,
             self.model_id,
             self.tenant.mark,
@@ -135,6 +142,7 @@ class JobRecord:
             f" truncated={self.num_truncated_tokens}" if self.num_truncated_tokens else "",
             num_cached_tokens,
             self.num_output_tokens,
+            f" accepted={self.drafted.num_accepted}/{self.drafted.num_drafted}" if self.drafted.num_drafted else "",
             f"{self._first_at - self.started_at:.3f}s" if self._first_at else "-",
             "-" if self.tok_s is None else f"{self.tok_s:.1f}",
             self._how_it_ended(is_done),
@@ -153,6 +161,8 @@ class JobRecord:
             "truncated_tokens": self.num_truncated_tokens,
             "cached_tokens": num_cached_tokens,
             "output_tokens": self.num_output_tokens,
+            "drafted_tokens": self.drafted.num_drafted,
+            "accepted_tokens": self.drafted.num_accepted,
             "ttft_s": round(self._first_at - self.started_at, 6) if self._first_at else None,
             "tok_s": None if speed is None else round(speed, 2),
             "finish": self._how_it_ended(is_done),

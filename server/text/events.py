@@ -82,6 +82,10 @@ class Usage:
     """Of the prompts, what was left out so that they fit; not in `num_prompt_tokens`."""
     num_reasoning_tokens: int | None = None
     """Of the output; None where none is looked for."""
+    num_accepted_prediction_tokens: int | None = None
+    """Of the output, what came as the client predicted and cost less for it; None where it predicted nothing."""
+    num_rejected_prediction_tokens: int | None = None
+    """Tokens of the prediction that were tried in vain."""
 
 
 OutputEvent = TextDelta | ReasoningDelta | ToolCallDelta | Finished | Usage

@@ -19,6 +19,7 @@ from server.dialects.metrics.process import process_families
 from server.dialects.metrics.ranks import rank_families
 from server.dialects.metrics.requests import error_families, request_families
 from server.dialects.metrics.routers import router_families
+from server.dialects.metrics.speculation import speculation_families
 from server.dialects.parts import ServerParts
 from server.dialects.published import PublishedRoute
 
@@ -56,6 +57,7 @@ class _Snapshot(Collector):
         yield from router_families(loaded)
         yield from rank_families(loaded)
         yield from prefix_cache_families([(model.id, stats.prefix_cache) for model, stats in models])
+        yield from speculation_families([(model.id, stats.speculation) for model, stats in models])
         yield from grammar_families([(model.id, model.grammar_stats) for model, _ in models])
         yield from power_families(self._parts.power)
         yield from build_families()

@@ -104,6 +104,8 @@ def _encode_details(model: ServedModel) -> ModelDetails | None:
         unbatched_reason=info.unbatched_reason,
         ungrouped_reason=info.ungrouped_reason,
         whole_heads_reason=info.whole_heads_reason,
+        max_draft_tokens=info.max_drafts,
+        no_drafts_reason=info.no_drafts_reason or None,
         kv_caches=[KVCache.model_validate(asdict(cache)) for cache in info.kv_caches],
         dequantized_reason=info.dequantized_reason,
         adapters=[Adapter(**asdict(adapter)) for adapter in info.adapters],

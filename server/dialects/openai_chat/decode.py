@@ -17,6 +17,7 @@ from server.dialects.openai_shared import (
     check_extra,
     check_stream_options,
     decode_breakers,
+    decode_prediction,
     decode_sampling,
     given_fields,
 )
@@ -28,7 +29,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "audio": (),
     "modalities": (["text"],),
-    "prediction": (),
     "web_search_options": (),
     "echo": (False,),
     "add_special_tokens": (False,),
@@ -84,6 +84,8 @@ def decode(body: ChatRequest, request_id: str) -> tuple[GenerationJob, list[str]
         bad_words=tuple(body.bad_words or ()),
         cache_salt=body.cache_salt or "",
         uses_prefix_cache=body.prefix_cache is not False,
+        prediction=decode_prediction(body),
+        speculates=body.speculation is not False,
     )
     return job, ignored
 

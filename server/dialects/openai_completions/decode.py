@@ -15,6 +15,7 @@ from server.dialects.openai_shared import (
     check_extra,
     check_stream_options,
     decode_breakers,
+    decode_prediction,
     decode_sampling,
     given_fields,
 )
@@ -54,6 +55,8 @@ def decode(body: CompletionRequest, request_id: str) -> tuple[GenerationJob, lis
         bad_words=tuple(body.bad_words or ()),
         cache_salt=body.cache_salt or "",
         uses_prefix_cache=body.prefix_cache is not False,
+        prediction=decode_prediction(body),
+        speculates=body.speculation is not False,
         num_prompt_logprobs=body.logprobs if body.echo else None,
         keeps_transcript=bool(body.echo or ranks or body.return_token_ids),
     )

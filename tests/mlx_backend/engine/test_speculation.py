@@ -9,6 +9,7 @@ import pytest
 
 from mlx_backend.api.interface import EngineConfig, SamplingParams, SpeculationConfig
 from tests.engine_client import request, running, tokens
+from tests.ladder import END, Ladder
 from tests.tiny_models import write_model
 
 ON = SpeculationConfig(kind="ngram", max_slowdown=10.0)
@@ -36,6 +37,29 @@ def test_the_tokens_are_the_same(temperature: float, tmp_path: Path) -> None:
 
     plain, none = asyncio.run(answers(SpeculationConfig(), [[]] * 3))
     predictions = [[*output[:40], 1, *output[40:]] for output in plain[::2]]
+    drafted, num_accepted = asyncio.run(answers(ON, predictions))
+    assert drafted == plain
+    assert none == 0
+    assert num_accepted > 60
+
+
+@pytest.mark.mlx
+def test_a_grammar_is_followed_behind_drafts(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "llama")
+
+    async def answers(speculation: SpeculationConfig, predictions: list[list[int]]) -> tuple[list[list[int]], int]:
+        async with running(EngineConfig(model_path=str(folder), speculation=speculation)) as engine:
+            ladder = Ladder(length=60)
+            requests = [
+                request(prompt, 80, grammar=ladder, stop_ids=frozenset({END}), prediction_ids=tuple(prediction))
+                for prompt, prediction in zip(PROMPTS, predictions, strict=True)
+            ]
+            stream = engine.submit([*requests, request(PROMPTS[0], 80)])
+            return await tokens(stream), stream.drafted.num_accepted
+
+    plain, none = asyncio.run(answers(SpeculationConfig(), [[]] * 3))
+    assert all(Ladder(length=60).holds(output) for output in plain[:3])
+    predictions = [[*output[:30], 299, *output[30:]] for output in plain[:3]]
     drafted, num_accepted = asyncio.run(answers(ON, predictions))
     assert drafted == plain
     assert none == 0

@@ -144,6 +144,10 @@ def test_top_logprobs_need_logprobs() -> None:
         ("function_call", "sometimes"),
         ("function_call", 7),
         ("tools", {}),
+        ("prediction", {}),
+        ("prediction", "text"),
+        ("prediction", {"type": "content", "content": [{"type": "image"}]}),
+        ("speculation", "fast"),
     ],
 )
 def test_bad_fields(name: str, value: Any) -> None:
@@ -156,7 +160,6 @@ def test_bad_fields(name: str, value: Any) -> None:
     [
         ("audio", {}),
         ("modalities", ["text", "audio"]),
-        ("prediction", {}),
         ("best_of", 2),
         ("chat_template", "{{ x }}"),
     ],
