@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from mlx_backend.api.interface import (
+    NO_SPECULATION,
     KVCachePart,
     KVCacheReport,
     LoadProgress,

@@ -77,7 +77,7 @@ FLOORS = (
     ("kv_cache", "sampling"),
     ("planning",),
     ("model",),
-    ("prefix_cache", "conversion"),
+    ("prefix_cache", "conversion", "drafting"),
     ("runners",),
     ("ranks",),
     ("engine",),
@@ -85,7 +85,8 @@ FLOORS = (
     ("replay", "follow"),
 )
 """Rooms of `mlx_backend`, lowest first: each imports itself and what is on lower floors."""
-SEQUENCE_READERS = ("mlx_backend/engine/*", "mlx_backend/prefix_cache/*", "mlx_backend/core/*")
+_READERS = ("engine", "prefix_cache", "drafting", "core")
+SEQUENCE_READERS = tuple(f"mlx_backend/{room}/*" for room in _READERS)
 SEQUENCE_OWNERS = ("mlx_backend/engine/*", "mlx_backend/core/sequence.py")
 SEQUENCE_FIELDS = frozenset(
     name for kind in (SequenceGroup, TokenSequence) for name in kind.__dataclass_fields__ if name not in ("id", "index")

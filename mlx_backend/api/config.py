@@ -213,7 +213,7 @@ class SpeculationConfig:
     )
     max_tokens: int = option(8, "guesses that one step verifies for a request, at most", ge=1)
     max_slowdown: float = option(
-        0.02, "share of its time that guesses which do not pay may cost a request, at most", ge=0
+        0.01, "share of its time that guesses which do not pay may cost a request, at most", ge=0
     )
 
     def __post_init__(self) -> None:

@@ -8,7 +8,6 @@ one's, and the text comes with the request, as it does where a script says it. N
 
 from __future__ import annotations
 
-import functools
 import math
 import random
 import re
@@ -17,7 +16,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -38,7 +37,6 @@ from mlx_backend.core.row import Row
 from mlx_backend.core.step import (
     Chunk,
     MaskBits,
-    NewRow,
     PromptId,
     PromptResult,
     ReadMasks,
@@ -53,17 +51,11 @@ from mlx_backend.planning.admission import Budget
 from mlx_backend.planning.memory import ModelShape
 from mlx_backend.prefix_cache.store_mock import MockStore
 from mlx_backend.runners.base import limited_by
+from mlx_backend.runners.mock_text import choose, text_of
 from mlx_backend.runners.mock_vocabulary import vocab_size_of
 
 VOCAB_SIZE = 260
 EMBEDDING = EmbeddingInfo(dim=16, pooling="last", is_normalized=True)
-WORDS = (
-    *("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "and", "again"),
-    *("naïve", "café", "waiters", "juggle", "你好", "🙂", "emoji"),
-)
-_CLOSES, _PUTS_OFF = frozenset(b'"]}'), frozenset(b" \n0123456789,")
-"""Bytes that bring the end of an answer in JSON closer, and bytes with which it could go on and on."""
-_MOST_RANDOM_TOKENS = 100
 _LOAD_SLICES = 20
 _WEIGHTS_BYTES = 1 << 20
 _BYTES_PER_TOKEN = 16
@@ -295,49 +287,16 @@ def _budget(limit_bytes: int) -> Budget:
 
 def _sample(row: Row, bits: bytes | None, vocab_size: int) -> RowTokens:
     """`bits`: which tokens a grammar allows."""
-    text = _text_of(row.new)
+    text = text_of(row.new)
     position = row.num_started_tokens
     ended = position >= text.length and bool(row.stop_ids) and not row.is_short
     token_id = min(row.stop_ids) if ended else text.token(position)
     if row.is_short and token_id in row.stop_ids:
         token_id = next(other for other in range(min(97, vocab_size - 1), vocab_size) if other not in row.stop_ids)
     if bits is not None:
-        token_id = _choose(bits, token_id, row, vocab_size)
+        token_id = choose(bits, token_id, row, vocab_size)
     logprobs = _logprobs(token_id, row.sampling.num_logprobs)
     return RowTokens(row.id, (token_id,), () if logprobs is None else (logprobs,))
-
-
-def _choose(bits: bytes, wanted: int, row: Row, vocab_size: int) -> int:
-    """A token that a grammar allows: the end, else one that brings it closer, else `wanted` before others.
-
-    What a script says comes first, as far as it is allowed, and so does `wanted` where the end is allowed, too. With a
-    temperature, now and then any of the allowed, as long as the answer is not long yet.
-    """
-    given, stop_ids = row.new.mock, row.stop_ids
-    may_end = any(_is_allowed(bits, token_id) for token_id in stop_ids)
-    if (given is not None or may_end) and _is_allowed(bits, wanted):
-        return wanted
-    closes, puts_off = (_CLOSES, _PUTS_OFF) if given is None else (given.closing_ids, given.filling_ids)
-    allowed = [token_id for token_id in range(vocab_size) if _is_allowed(bits, token_id)]
-    if given is None and _is_random(row.new) and allowed and row.num_started_tokens < _MOST_RANDOM_TOKENS:
-        seed, place = row.sampling.seed, row.num_started_tokens
-        drawn = zlib.crc32(repr((row.prompt_ids, row.new.ordinal, seed, place)).encode())
-        if drawn % 3 == 0:
-            return allowed[drawn // 3 % len(allowed)]
-    return min(
-        allowed or [wanted],
-        key=lambda token_id: (
-            token_id not in stop_ids,
-            token_id not in closes,
-            token_id in puts_off,
-            token_id != wanted,
-            token_id,
-        ),
-    )
-
-
-def _is_allowed(bits: bytes, token_id: int) -> bool:
-    return bool(bits[token_id // 8] >> token_id % 8 & 1)
 
 
 def _prompt_logprobs(chunk: Chunk) -> tuple[TokenLogprobs, ...]:
@@ -354,58 +313,9 @@ def _vector(prompt_ids: tuple[int, ...]) -> bytes:
     return struct.pack(f"<{EMBEDDING.dim}f", *(number / length for number in drawn))
 
 
-def _is_random(new: NewRow) -> bool:
-    return new.sampling.temperature > 0
-
-
 def _logprobs(token_id: int, num_top: int | None) -> TokenLogprobs | None:
     if num_top is None:
         return None
     others = [candidate for candidate in range(num_top + 1) if candidate != token_id]
     top = [(token_id, -0.125), *((candidate, -3.0 - rank) for rank, candidate in enumerate(others))]
     return TokenLogprobs(-0.125, tuple(top[:num_top]))
-
-
-class _GivenText:
-    """The tokens that came with a request; what is wanted beyond them is the same again."""
-
-    def __init__(self, ids: tuple[int, ...]) -> None:
-        self._ids = ids or (0,)
-        self.length = len(ids)
-
-    def token(self, position: int) -> int:
-        return self._ids[position % len(self._ids)]
-
-
-class _Text:
-    """Words without end, as bytes; `length` bytes are what the mock says before it stops by itself."""
-
-    def __init__(self, source: random.Random) -> None:
-        self._words = _words(source)
-        self._bytes = bytearray()
-        for _ in range(source.randint(8, 40)):
-            self._bytes += next(self._words)
-        self.length = len(self._bytes)
-
-    def token(self, position: int) -> int:
-        while position >= len(self._bytes):
-            self._bytes += next(self._words)
-        return self._bytes[position]
-
-
-def _words(source: random.Random) -> Iterator[bytes]:
-    yield source.choice(WORDS).encode()
-    while True:
-        yield b" " + source.choice(WORDS).encode()
-
-
-def _text_of(new: NewRow) -> _Text | _GivenText:
-    if new.mock is not None:
-        return _GivenText(new.mock.outputs[new.ordinal])
-    return _continuation(new.prompt_ids, new.ordinal, new.sampling.seed if _is_random(new) else None)
-
-
-@functools.lru_cache(maxsize=1024)
-def _continuation(prompt_ids: tuple[int, ...], ordinal: int, seed: int | None) -> _Text:
-    key = zlib.crc32(repr((prompt_ids, ordinal, seed)).encode())
-    return _Text(random.Random(key))

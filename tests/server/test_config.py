@@ -102,6 +102,9 @@ LEAST = {"grammars.memory_gb": 0.1}
 """Of numbers that may be no smaller than this."""
 
 
+MOST = {"speculation.max_tokens": 15}
+
+
 def valid_values(declared: Field) -> st.SearchStrategy[Any]:
     """Values in bounds; bounds are few, so what `Config` refuses is not drawn."""
     if declared.choices:
@@ -109,7 +112,7 @@ def valid_values(declared: Field) -> st.SearchStrategy[Any]:
     elif declared.type is bool:
         values = st.booleans()
     elif declared.type is int:
-        values = st.integers(8, 65534)
+        values = st.integers(8, MOST.get(declared.key, 65534))
     elif declared.type is float:
         values = st.floats(LEAST.get(declared.key, 1e-6), 1e6)
     else:

@@ -121,7 +121,7 @@ class ModelDetails(BaseModel):
     attention over latents is computed for all heads at once.
 
     `dequantized_reason`: why attention dequantizes the KV cache in every step. `no_embedding_reason`: why the model
-    makes no embeddings. `max_draft_tokens`: guesses that a step verifies for a sequence, at most, and `no_drafts_reason`
+    makes no embeddings. `max_draft_tokens`: guesses of a sequence that a step verifies, at most; `no_drafts_reason`:
     why it verifies none. `tool_calls`: null where the model cannot call, or is not loaded now; `has_reasoning`: its
     thoughts are told apart. `ranks`: null where one process has the whole model; else weights, memory and context are
     those of the rank with the least room.

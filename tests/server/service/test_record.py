@@ -72,6 +72,8 @@ def test_the_fields_of_a_line_stand_apart(caplog: pytest.LogCaptureFixture) -> N
         "truncated_tokens": 0,
         "cached_tokens": 2,
         "output_tokens": 3,
+        "drafted_tokens": 0,
+        "accepted_tokens": 0,
         "ttft_s": None,
         "tok_s": None,
         "finish": "stop",

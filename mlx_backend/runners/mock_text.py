@@ -1,0 +1,102 @@
+"""What the mock runner writes: words by the prompt, or what came with the request, as far as a grammar allows it."""
+
+from __future__ import annotations
+
+import functools
+import random
+import zlib
+from collections.abc import Iterator
+
+from mlx_backend.core.row import Row
+from mlx_backend.core.step import NewRow
+
+WORDS = (
+    *("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "and", "again"),
+    *("naïve", "café", "waiters", "juggle", "你好", "🙂", "emoji"),
+)
+_CLOSES, _PUTS_OFF = frozenset(b'"]}'), frozenset(b" \n0123456789,")
+"""Bytes that bring the end of an answer in JSON closer, and bytes with which it could go on and on."""
+_MOST_RANDOM_TOKENS = 100
+
+
+class _GivenText:
+    """The tokens that came with a request; what is wanted beyond them is the same again."""
+
+    def __init__(self, ids: tuple[int, ...]) -> None:
+        self._ids = ids or (0,)
+        self.length = len(ids)
+
+    def token(self, position: int) -> int:
+        return self._ids[position % len(self._ids)]
+
+
+class _Text:
+    """Words without end, as bytes; `length` bytes are what the mock says before it stops by itself."""
+
+    def __init__(self, source: random.Random) -> None:
+        self._words = _words(source)
+        self._bytes = bytearray()
+        for _ in range(source.randint(8, 40)):
+            self._bytes += next(self._words)
+        self.length = len(self._bytes)
+
+    def token(self, position: int) -> int:
+        while position >= len(self._bytes):
+            self._bytes += next(self._words)
+        return self._bytes[position]
+
+
+def _words(source: random.Random) -> Iterator[bytes]:
+    yield source.choice(WORDS).encode()
+    while True:
+        yield b" " + source.choice(WORDS).encode()
+
+
+def text_of(new: NewRow) -> _Text | _GivenText:
+    """What a row writes, whatever a grammar allows."""
+    if new.mock is not None:
+        return _GivenText(new.mock.outputs[new.ordinal])
+    return _continuation(new.prompt_ids, new.ordinal, new.sampling.seed if _is_random(new) else None)
+
+
+@functools.lru_cache(maxsize=1024)
+def _continuation(prompt_ids: tuple[int, ...], ordinal: int, seed: int | None) -> _Text:
+    key = zlib.crc32(repr((prompt_ids, ordinal, seed)).encode())
+    return _Text(random.Random(key))
+
+
+def choose(bits: bytes, wanted: int, row: Row, vocab_size: int) -> int:
+    """A token that a grammar allows: the end, else one that brings it closer, else `wanted` before others.
+
+    What a script says comes first, as far as it is allowed, and so does `wanted` where the end is allowed, too. With a
+    temperature, now and then any of the allowed, as long as the answer is not long yet.
+    """
+    given, stop_ids = row.new.mock, row.stop_ids
+    may_end = any(_is_allowed(bits, token_id) for token_id in stop_ids)
+    if (given is not None or may_end) and _is_allowed(bits, wanted):
+        return wanted
+    closes, puts_off = (_CLOSES, _PUTS_OFF) if given is None else (given.closing_ids, given.filling_ids)
+    allowed = [token_id for token_id in range(vocab_size) if _is_allowed(bits, token_id)]
+    if given is None and _is_random(row.new) and allowed and row.num_started_tokens < _MOST_RANDOM_TOKENS:
+        seed, place = row.sampling.seed, row.num_started_tokens
+        drawn = zlib.crc32(repr((row.prompt_ids, row.new.ordinal, seed, place)).encode())
+        if drawn % 3 == 0:
+            return allowed[drawn // 3 % len(allowed)]
+    return min(
+        allowed or [wanted],
+        key=lambda token_id: (
+            token_id not in stop_ids,
+            token_id not in closes,
+            token_id in puts_off,
+            token_id != wanted,
+            token_id,
+        ),
+    )
+
+
+def _is_allowed(bits: bytes, token_id: int) -> bool:
+    return bool(bits[token_id // 8] >> token_id % 8 & 1)
+
+
+def _is_random(new: NewRow) -> bool:
+    return new.sampling.temperature > 0
