@@ -43,6 +43,8 @@ class NGramDrafter:
             character = chr(token_id)
             if self._follow is not None and self._text[self._follow] == character:
                 self._follow, self._match = self._follow + 1, min(self._match + 1, _MOST_MATCH)
+                if self._follow == self._prediction_end:
+                    self._follow = None  # the prediction ends here
             else:
                 self._follow = None
             self._text += character
@@ -64,14 +66,14 @@ class NGramDrafter:
         if self._num_misses > _PATIENCE[0] and self._num_misses % (2 if self._num_misses <= _PATIENCE[1] else 4):
             self._num_misses += 1
             return
-        place = self._find(0, self._prediction_end)
+        place = self._find(0, self._prediction_end - 1)
         if place is None:
             place = self._find(max(self._prediction_end + 1, len(self._text) - _WINDOW), len(self._text) - 1)
         self._num_misses = 0 if place is not None else self._num_misses + 1
         self._follow = place
 
     def _find(self, start: int, end: int) -> int | None:
-        """Return the place behind a match that lies in [start, end) of the text; None where there is none."""
+        """Return the place behind a match in [start, end) of the text, which the text reaches; None: there is none."""
         place, match = self._match_of(_LEAST_MATCH, start, end)
         while place is not None and match < _LONGER:
             longer, longer_match = self._match_of(match + 1, start, end)
@@ -90,7 +92,7 @@ class NGramDrafter:
         match, place = size, at + size
         while match < _MOST_MATCH and at > start and text[at - 1] == text[-match - 1]:
             match, at = match + 1, at - 1
-        return (place, match) if place < len(text) else (None, 0)
+        return place, match
 
 
 def _class(match: int) -> int:

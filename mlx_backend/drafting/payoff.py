@@ -27,8 +27,8 @@ _CLASS_WEIGHT = 3.0
 """Drafts of a row that count as much as those of all."""
 _CLASS_MEMORY, _ROW_MEMORY = 0.98, 0.9
 """What an observation leaves of the weight of those before it."""
-_FADING = 0.9995
-"""What a step leaves of the weight of all observations: they count half after 1,400 steps."""
+_FADING = 0.999
+"""What a plain step leaves of the weight of all observations: they count half after 700 steps."""
 _LEAST_GAIN = 1.03
 """Drafts must promise so much: what is measured is not exact."""
 _GRANT_STEPS = 1.0

@@ -524,7 +524,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("scores of all heads are alive at once", "            mx.eval(outs[-1])", "            pass"),
         ("a token sees those after it in a long prompt", "    added = None if mask.size == 1 else mask", "    added = None"),
         ("rotary positions are lost in short chunks", "    return mx.concatenate([latents.latent, latents.rope], axis=-1)", "    return mx.concatenate([latents.latent, 0 * latents.rope], axis=-1)"),
-        ("the latents are read once for every head of a row", "    folded = (queries * scale).reshape(rows, 1, heads, dim)", "    folded = queries * scale"),
+        ("the latents are read once for every head of a row", "    folded = (queries * scale).reshape(rows, 1, heads * num_tokens, dim)", "    folded = queries * scale"),
         ("a model is changed by looking at it", "        return False\n    finally:\n        restore(model)", "        return False\n    finally:\n        pass"),
         ("an index picks columns out of nothing", "return _View(member, self._defers_chunks, is_indexed=True)", "return _View(member, self._defers_chunks)"),
     ),
@@ -936,7 +936,41 @@ MUTANTS: tuple[Mutant, ...] = (
         ("the prompt is not counted for repetition", "        seen = was_output | self._in_prompt", "        seen = was_output"),
         ("what was written last is not counted", "        self._num_output = self._num_output.at[places, tokens[self._batch_rows]].add(1.0)", "        pass"),
         ("after memory ran out penalties are forgotten", "    if row.output_ids:\n        num_output", "    if False:\n        num_output"),
-        ("penalties of one request fall on another", "previous.counts_of(row) if previous is not None and row in previous._places else", "previous.counts_of(next(iter(previous._places))) if previous is not None and row in previous._places else"),
+        ("penalties of one request fall on another", "previous.state_of(row) if previous is not None and previous.knows(row) else _count", "previous.state_of(next(iter(previous._places))) if previous is not None and previous.knows(row) else _count"),
+    ),
+    # --- speculation
+    *_of(
+        "mlx_backend/runners/drafts.py",
+        "tests/mlx_backend/runners/test_drafts.py",
+        ("a refused draft is written", "            num_taken = next(refused, len(draft)) + 1", "            num_taken = min(next(refused, len(draft)) + 2, len(own))"),
+        ("state keeps what was refused", "            batch.restore_states(self._states)\n", ""),
+        ("drafts of one row go to another", "        ends = itertools.accumulate(self._counts, initial=0)", "        ends = range(len(self.rows))"),
+    ),
+    *_of(
+        "mlx_backend/runners/decoding.py",
+        "tests/mlx_backend/runners/test_drafts.py",
+        ("penalties forget what came several at a time", "        if self._sampler.has_state:", "        if False:"),
+    ),
+    *_of(
+        "mlx_backend/kv_cache/rotating.py",
+        "tests/mlx_backend/runners/test_drafts.py",
+        ("refused drafts overwrite the window", "        self.width = window + lengths.max_drafts", "        self.width = window"),
+    ),
+    *_of(
+        "mlx_backend/engine/grammar_masks.py",
+        "tests/mlx_backend/engine/test_speculation.py",
+        ("a grammar is not asked behind drafts", "        state.ask(drafts.get(sequence.id, ()))", "        state.ask()"),
+    ),
+    *_of(
+        "mlx_backend/drafting/payoff.py",
+        "tests/mlx_backend/drafting/test_payoff.py",
+        ("rows pay for the drafts of others", "        return all(row.account.covers(", "        return True or all(row.account.covers("),
+        ("drafts that never come true are made for ever", "        tried = min(num_accepted + 1, num_drafted)", "        tried = num_accepted"),
+    ),
+    *_of(
+        "mlx_backend/drafting/ngram.py",
+        "tests/mlx_backend/drafting/test_ngram.py",
+        ("what lies behind a prediction is taken for a token", "                    self._follow = None  # the prediction ends here", "                    pass"),
     ),
     # --- several machines
     *_of(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_backend.api.interface import EngineConfig, SamplingParams, SpeculationConfig
+from mlx_backend.api.interface import DraftedTokens, EngineConfig, MockConfig, SamplingParams, SpeculationConfig
 from tests.engine_client import request, running, tokens
 from tests.ladder import END, Ladder
 from tests.tiny_models import write_model
@@ -64,3 +64,30 @@ def test_a_grammar_is_followed_behind_drafts(tmp_path: Path) -> None:
     assert drafted == plain
     assert none == 0
     assert num_accepted > 60
+
+
+def test_one_request_may_be_left_out_and_every_end_is_kept() -> None:
+    """The mock writes its words; what is predicted of them comes several at a time, and never more than was asked for."""
+
+    async def answers(speculation: SpeculationConfig, predictions: dict[int, tuple[int, ...]]) -> list[list[int]]:
+        mock = MockConfig(itl_s=0.001)
+        async with running(
+            EngineConfig(model_path="mock", backend="mock", mock=mock, speculation=speculation)
+        ) as engine:
+            sizes = (1, 2, 7, 60, 300)
+            requests = [
+                request((65 + i, 66), size, prediction_ids=predictions.get(i, ()), speculates=i != 3)
+                for i, size in enumerate(sizes)
+            ]
+            streams = [engine.submit([each]) for each in requests]
+            found = [(await tokens(stream))[0] for stream in streams]
+            if predictions:
+                assert streams[3].drafted == DraftedTokens()
+                assert streams[4].drafted.num_predicted_accepted > 100
+                assert engine.stats().speculation.drafted.num_accepted > 100
+            return found
+
+    plain = asyncio.run(answers(SpeculationConfig(), {}))
+    assert [len(output) for output in plain] == [1, 2, 7, 60, 300]
+    drafted = asyncio.run(answers(ON, {i: tuple(output) for i, output in enumerate(plain)}))
+    assert drafted == plain
