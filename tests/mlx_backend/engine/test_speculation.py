@@ -67,7 +67,7 @@ def test_a_grammar_is_followed_behind_drafts(tmp_path: Path) -> None:
 
 
 def test_one_request_may_be_left_out_and_every_end_is_kept() -> None:
-    """The mock writes its words; what is predicted of them comes several at a time, and never more than was asked for."""
+    """What the mock writes is predicted, and comes several at a time: never more than was asked for."""
 
     async def answers(speculation: SpeculationConfig, predictions: dict[int, tuple[int, ...]]) -> list[list[int]]:
         mock = MockConfig(itl_s=0.001)
