@@ -53,6 +53,7 @@ def _create_ranks_engine(config: EngineConfig) -> Engine:
         ("debug.record", config.debug.record is not None),
         ("simulate.machine", config.simulate.machine is not None),
         ("adapters", bool(config.adapters)),
+        ("speculation.draft_model", config.speculation.draft_model is not None),
     ):
         if is_set:
             raise ModelLoadError(f"{key} is for a model in one process; leave it unset, or ranks.count at 1")

@@ -16,6 +16,8 @@ from mlx_backend.core.step import (
     BlockId,
     BlockRef,
     Chunk,
+    Draft,
+    DraftRequest,
     MaskBits,
     Newest,
     PromptId,
@@ -59,6 +61,10 @@ class PipeRunner:
     def prefill(self, chunk: Chunk) -> PromptResult:
         result: PromptResult = self._call("prefill", chunk)
         return result
+
+    def draft(self, wanted: tuple[DraftRequest, ...]) -> tuple[Draft, ...]:
+        drafts: tuple[Draft, ...] = self._call("draft", wanted)
+        return drafts
 
     def idle(self) -> None:
         self._call("idle")

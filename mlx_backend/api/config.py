@@ -206,10 +206,15 @@ class PrefixCacheConfig:
 class SpeculationConfig:
     """Tokens that are guessed and verified several at a time (speculative decoding): answers stay the same."""
 
-    kind: Literal["off", "ngram"] = option(
+    kind: Literal["off", "ngram", "draft-model"] = option(
         "off",
-        "where guesses come from; ngram: earlier text of the same prompt and answer",
+        "where guesses come from; ngram: earlier text of the same prompt and answer; draft-model: a smaller model",
         short_flag="--speculation",
+    )
+    draft_model: str | None = option(
+        None,
+        "folder or hub id of the smaller model of kind draft-model; its vocabulary must be the model's",
+        short_flag="--draft-model",
     )
     max_tokens: int = option(8, "guesses that one step verifies for a request, at most", ge=1)
     max_slowdown: float = option(
@@ -220,6 +225,10 @@ class SpeculationConfig:
         check_options(self)
         if self.max_tokens > MOST_DRAFT_TOKENS:
             raise ValueError(f"max_tokens must be at most {MOST_DRAFT_TOKENS}, not {self.max_tokens}")
+        if self.kind == "draft-model" and not self.draft_model:
+            raise ValueError("kind draft-model needs speculation.draft_model, a folder or a hub id")
+        if self.kind != "draft-model" and self.draft_model is not None:
+            raise ValueError(f"draft_model is for speculation.kind draft-model, not {self.kind}")
 
     @property
     def max_drafts(self) -> int:
@@ -250,6 +259,9 @@ class MockConfig:
     )
     tokenizer: str | None = option(
         None, "folder of a model whose tokenizer, template and end tokens it has; no weights"
+    )
+    draft_share: float = option(
+        1.0, "share of the tokens of its draft model that are what it writes, with speculation.kind draft-model", ge=0
     )
     fault: str | None = option(None, "KIND@STEP or KIND/STEPS (every so many), KIND one of fail, oom, hang, die")
 

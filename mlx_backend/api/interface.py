@@ -32,6 +32,7 @@ from mlx_backend.api.hosts import RankHosts as RankHosts
 from mlx_backend.api.reports import NO_SPECULATION as NO_SPECULATION
 from mlx_backend.api.reports import AdapterInfo as AdapterInfo
 from mlx_backend.api.reports import DraftedTokens as DraftedTokens
+from mlx_backend.api.reports import DraftModelInfo as DraftModelInfo
 from mlx_backend.api.reports import EmbeddingInfo as EmbeddingInfo
 from mlx_backend.api.reports import Footprint as Footprint
 from mlx_backend.api.reports import KVCachePart as KVCachePart

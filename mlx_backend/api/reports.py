@@ -143,6 +143,19 @@ class EmbeddingInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftModelInfo:
+    """The smaller model that drafts for a model, held beside it."""
+
+    name: str
+    context_limit: int
+    """Tokens up to which it drafts; longer sequences go on without."""
+    num_parameters: int = 0
+    weights_bytes: int = 0
+    kv_bytes_per_token: int = 0
+    """Of its own KV caches, for each token of a sequence that it drafts for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankInfo:
     """Share of a model that one rank holds; bytes. Limit and what is free are None where nothing bounds them."""
 
@@ -228,6 +241,8 @@ class ModelInfo:
     """Tokens of a request that a step may verify beside its newest one; 0: no speculation."""
     no_drafts_reason: str = NO_SPECULATION
     """Why not, where it is 0."""
+    draft_model: DraftModelInfo | None = None
+    """None: none drafts. Its weights are among `weights_bytes`, as those of adapters are."""
     embedding: EmbeddingInfo | None = None
     """None: the model makes no embeddings."""
     no_embedding_reason: str = "it was not made for them"

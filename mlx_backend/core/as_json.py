@@ -16,7 +16,8 @@ from mlx_backend.core import step
 _TYPES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        *(step.BlockRef, step.Chunk, step.Draft, step.NewRow, step.Piece, step.PromptResult, step.Restore),
+        *(step.BlockRef, step.Chunk, step.Draft, step.DraftRequest, step.NewRow, step.Piece),
+        *(step.PromptResult, step.Restore),
         *(step.RowTokens, step.Span, step.StepPlan, step.StepResult, MockText, SamplingParams, TokenLogprobs),
     )
 }

@@ -114,6 +114,24 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftRequest:
+    """Tokens of a row that the draft model takes up, and how many more it is to draft behind them.
+
+    It holds the row's first `start` tokens, prompt and output; what it held beyond them is dropped.
+    """
+
+    id: SequenceId
+    start: int
+    token_ids: tuple[int, ...]
+    """The row's tokens from position `start` on, one at least; up to its newest one where any is drafted."""
+    num_drafts: int = 0
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
     """One step of the engine: rows that leave, join and decode, then the chunks of prompts, one after the other."""
 

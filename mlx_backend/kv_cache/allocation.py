@@ -9,7 +9,8 @@ SOON_TOKENS = 256
 EAGER_BYTES = 4 << 20
 """Arrays larger than this are moved a layer at a time: one graph would hold old and new of all layers at once."""
 
-
+DRAFT_CHUNK_TOKENS = 512
+"""Tokens of a row that a draft model takes up at once, at most."""
 _DRAFTED_TOKENS = 64
 """Tokens of a step with drafts, all rows together, unless two of each row are more."""
 

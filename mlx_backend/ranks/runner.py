@@ -19,7 +19,7 @@ from mlx_backend.api.errors import EngineDead, ModelLoadError, SequenceFailed
 from mlx_backend.api.interface import EngineConfig, LoadProgress, ModelInfo, RankStats
 from mlx_backend.core.blocks import BlockStore
 from mlx_backend.core.membership import Membership
-from mlx_backend.core.step import Chunk, PromptResult, ReadMasks, StepPlan, StepResult
+from mlx_backend.core.step import Chunk, Draft, DraftRequest, PromptResult, ReadMasks, StepPlan, StepResult
 from mlx_backend.planning.admission import Budget
 from mlx_backend.planning.ranks_budget import RanksBudget
 from mlx_backend.ranks import facts, messages
@@ -174,6 +174,10 @@ class RanksRunner:
     def prefill(self, chunk: Chunk) -> PromptResult:
         self._mirror("prefill", chunk=chunk)
         return self._compute(lambda: self._runner.prefill(chunk))
+
+    def draft(self, wanted: tuple[DraftRequest, ...]) -> tuple[Draft, ...]:
+        """Draft nothing: a model of several ranks has no draft model."""
+        return ()
 
     def idle(self) -> None:
         self._pairing.idle()

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 from mlx_backend.api.errors import OutOfMemory, SequenceFailed
 from mlx_backend.api.interface import ContextConfig, LoadProgress, ModelInfo
 from mlx_backend.core.blocks import BlockStore
-from mlx_backend.core.step import Chunk, PromptResult, ReadMasks, StepPlan, StepResult
+from mlx_backend.core.step import Chunk, Draft, DraftRequest, PromptResult, ReadMasks, StepPlan, StepResult
 from mlx_backend.planning.admission import Budget
 
 
@@ -62,6 +62,14 @@ class Runner(Protocol):
 
     def prefill(self, chunk: Chunk) -> PromptResult:
         """Compute or restore a chunk; returns when the device is done. Raises SequenceFailed: the prompt is lost."""
+
+    def draft(self, wanted: tuple[DraftRequest, ...]) -> tuple[Draft, ...]:
+        """Have the draft model take up tokens of rows, and draft; return when the device is done.
+
+        A Draft for each row, empty where none was wanted; none for a row that is unknown, or of which the draft model
+        does not hold what the request says: it holds nothing of it any more. Raises SequenceFailed: the draft model
+        holds nothing at all, and no row is lost.
+        """
 
     def idle(self) -> None:
         """Let go of every row, of steps that are not collected, and of the device's spare buffers. Prompts stay."""

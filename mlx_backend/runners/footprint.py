@@ -15,6 +15,7 @@ from mlx_backend.planning import footprint
 from mlx_backend.planning.admission import Budget
 from mlx_backend.runners import device
 from mlx_backend.runners.adapters import open_adapters, with_adapters
+from mlx_backend.runners.draft_loading import plan_draft, with_draft
 
 
 def estimate_footprint(config: EngineConfig) -> Footprint:
@@ -30,11 +31,13 @@ def _measure(config: EngineConfig) -> Footprint:
     if limit is None:
         limit, _ = device.memory_limit(device.read_facts())
     try:
-        found = with_adapters(skeleton.from_checkpoint(checkpoint), open_adapters(config))
+        draft = plan_draft(config, checkpoint)
+        found = with_draft(with_adapters(skeleton.from_checkpoint(checkpoint), open_adapters(config)), draft)
         drafts = config.speculation.max_drafts
         plans = plan.plan_caches(found.caches, config.kv_cache, drafts)
         chunk, has_fused = config.scheduler.max_chunk_tokens, device.has_fused_attention()
-        budget = Budget(found.shape, plans, 0, max_chunk=chunk, has_fused=has_fused, max_drafts=drafts)
+        build = Budget if draft is None else draft.budget
+        budget = build(found.shape, plans, 0, max_chunk=chunk, has_fused=has_fused, max_drafts=drafts)
         return footprint.estimate_footprint(budget, context, config.memory, limit)
     finally:
         mx.clear_streams()  # else they are torn down as the process exits, which aborts it now and then

@@ -21,6 +21,8 @@ from mlx_backend.api.interface import NO_SPECULATION, EmbeddingInfo, EngineConfi
 from mlx_backend.core.row import Row
 from mlx_backend.core.step import (
     Chunk,
+    Draft,
+    DraftRequest,
     PromptId,
     PromptResult,
     ReadMasks,
@@ -44,6 +46,8 @@ from mlx_backend.runners import device, division, ranking, shapes, vectors
 from mlx_backend.runners.adapters import Adapters, open_adapters, with_adapters
 from mlx_backend.runners.base import failed, limited_by
 from mlx_backend.runners.decoding import Decoding
+from mlx_backend.runners.draft_loading import PlannedDraft, plan_draft, summed, with_draft
+from mlx_backend.runners.draft_model import DraftModel
 from mlx_backend.runners.probe import check_batching, check_columns, check_drafts, check_groups, defer_latents
 from mlx_backend.runners.wired import WiredWeights
 from mlx_backend.sampling.sampler import BatchSampler
@@ -81,6 +85,8 @@ class MLXRunner:
         self._embedding: EmbeddingInfo | None = None
         self._wired = WiredWeights()
         self._adapters = Adapters()
+        self._planned_draft: PlannedDraft | None = None
+        self._draft_model: DraftModel | None = None
 
     # ---- loading ----
 
@@ -90,8 +96,9 @@ class MLXRunner:
             logger.warning("%s: %s", checkpoint.path.name, note)
         limit = division.read_context_limit(checkpoint, self._config)
         adapters = open_adapters(self._config)
+        self._planned_draft = draft = plan_draft(self._config, checkpoint)
         self._model, skeleton = self._build(checkpoint)
-        skeleton = with_adapters(skeleton, adapters)
+        skeleton = with_draft(with_adapters(skeleton, adapters), draft)
         self._vocab_size = skeleton.shape.vocab_size
         self._plans = plan.plan_caches(skeleton.caches, self._config.kv_cache, self._config.speculation.max_drafts)
         needs_warm_shapes = device.needs_warm_shapes()
@@ -101,10 +108,11 @@ class MLXRunner:
             self.budget = self._build_budget(skeleton.shape, memory.free_bytes)
         fitting = division.fitting(limit, self.budget)
         if fitting == 0 and memory is not None:
-            raise division.too_large(memory, checkpoint)
+            raise division.too_large(memory, checkpoint) if draft is None else draft.too_large(memory, checkpoint)
         if limits is not None:
             device.apply_limits(limits, self)
-        read_weights(self._model, checkpoint, report)
+        total, of_draft = skeleton.shape.weights_bytes, 0 if draft is None else draft.weights_bytes
+        read_weights(self._model, checkpoint, summed(report, 0, total))
         if self._defer_latents(skeleton.shape):
             fitting = division.fitting(limit, self.budget)
         dequantized_reason = self._check_columns()
@@ -116,6 +124,9 @@ class MLXRunner:
         self._is_batched = reason is None
         ungrouped_reason = self._check_groups() if self._is_batched else None
         no_drafts_reason = self._check_drafts(reason or ungrouped_reason)
+        if draft is not None:
+            report_draft = summed(report, total - of_draft, total)
+            self._draft_model = draft.load(report_draft, self._vocab_size, no_drafts_reason)
         embedding = vectors.read_embedding(self._model, self._make_caches, checkpoint, skeleton.shape.hidden_size)
         no_embedding_reason, self._embedding = (embedding, None) if isinstance(embedding, str) else ("", embedding)
         self._context = fitting
@@ -143,6 +154,7 @@ class MLXRunner:
             pads_chunks=self._pads_chunks,
             max_drafts=self._config.speculation.max_drafts if no_drafts_reason is None else 0,
             no_drafts_reason=no_drafts_reason or "",
+            draft_model=None if draft is None else draft.info(),
             adapters=loaded_adapters,
             embedding=self._embedding,
             no_embedding_reason=no_embedding_reason,
@@ -171,7 +183,8 @@ class MLXRunner:
         return BatchSampler()
 
     def _build_budget(self, shape: ModelShape, free_bytes: int) -> Budget:
-        return Budget(
+        build = Budget if self._planned_draft is None else self._planned_draft.budget
+        return build(
             shape,
             self._plans,
             free_bytes,
@@ -278,6 +291,8 @@ class MLXRunner:
     def start(self, plan: StepPlan, read_masks: ReadMasks) -> None:
         for sequence_id in plan.ended:
             self._rows.pop(sequence_id, None)  # it leaves the batch when the next step starts, or when all do
+        if plan.ended and self._draft_model is not None:
+            self._draft_model.leave(plan.ended)
         for new in plan.new_rows:
             self._rows[new.id] = Row.of(new, self._caches_of(new.prompt), is_last=new.prompt in plan.dropped)
         in_flight = list(self._decoding.in_flight)
@@ -308,9 +323,20 @@ class MLXRunner:
             self.idle()
             raise failed("decode", error) from error
 
+    def draft(self, wanted: tuple[DraftRequest, ...]) -> tuple[Draft, ...]:
+        if self._draft_model is None:
+            return ()
+        try:
+            return self._draft_model.draft(wanted, self._rows)
+        except (RuntimeError, ValueError, TypeError, IndexError, MemoryError, KeyError) as error:
+            self._draft_model.reset()
+            raise failed("draft", error) from error
+
     # ---- between ----
 
     def _reset(self) -> None:
+        if self._draft_model is not None:
+            self._draft_model.reset()
         self._decoding = Decoding(
             self._model, self._make_batch(), self._make_sampler, self._vocab_size, self._adapters.choose
         )
@@ -342,7 +368,8 @@ class MLXRunner:
 
     def kv_bytes(self) -> int:
         single = (cache for prompt in self._prompts.values() for cache in prompt.caches)
-        return int(self._batch.nbytes) + sum(int(cache.nbytes) for cache in single if not cache.empty())
+        drafting = 0 if self._draft_model is None else self._draft_model.nbytes
+        return drafting + int(self._batch.nbytes) + sum(int(cache.nbytes) for cache in single if not cache.empty())
 
     def device_bytes(self) -> tuple[int, int]:
         return mx.get_active_memory(), mx.get_peak_memory()
@@ -352,7 +379,7 @@ class MLXRunner:
 
     def close(self) -> None:
         self._wired.unwire()
-        for name in ("_model", "_decoding", "_rows", "_prompts", "blocks"):
+        for name in ("_model", "_decoding", "_rows", "_prompts", "blocks", "_draft_model", "_planned_draft"):
             self.__dict__.pop(name, None)
         device.release(self)
         # Without it the thread's streams are torn down while the process exits, which aborts it now and then.

@@ -24,6 +24,7 @@ from mlx_backend.api.errors import ModelLoadError, OutOfMemory, SequenceFailed
 from mlx_backend.api.interface import (
     NO_SPECULATION,
     AdapterInfo,
+    DraftModelInfo,
     EmbeddingInfo,
     EngineConfig,
     Footprint,
@@ -36,6 +37,8 @@ from mlx_backend.api.interface import (
 from mlx_backend.core.row import Row
 from mlx_backend.core.step import (
     Chunk,
+    Draft,
+    DraftRequest,
     MaskBits,
     PromptId,
     PromptResult,
@@ -51,7 +54,7 @@ from mlx_backend.planning.admission import Budget
 from mlx_backend.planning.memory import ModelShape
 from mlx_backend.prefix_cache.store_mock import MockStore
 from mlx_backend.runners.base import limited_by
-from mlx_backend.runners.mock_text import choose, text_of
+from mlx_backend.runners.mock_text import choose, own_token
 from mlx_backend.runners.mock_vocabulary import vocab_size_of
 
 VOCAB_SIZE = 260
@@ -140,6 +143,7 @@ class MockRunner:
         limit = min(self._pace.context, self._config.context.limit or self._pace.context)
         memory = self._plan_memory()
         fitting = limit if self.budget is None else min(limit, self.budget.largest_alone(1))
+        name = self._config.speculation.draft_model
         return ModelInfo(
             context_limit=fitting,
             context_limited_by=limited_by(self._config.context, limit, fitting),
@@ -149,6 +153,7 @@ class MockRunner:
             kv_caches=(KVCacheReport(kind="mock", num_layers=1, bytes_per_token=_BYTES_PER_TOKEN),),
             max_drafts=self._config.speculation.max_drafts,
             no_drafts_reason="" if self._config.speculation.max_drafts else NO_SPECULATION,
+            draft_model=None if name is None else DraftModelInfo(name=name, context_limit=self._pace.context),
             embedding=EMBEDDING,
             adapters=tuple(AdapterInfo(name=each.name, form="mock") for each in self._config.adapters),
         )
@@ -245,6 +250,19 @@ class MockRunner:
         self._wait(max(due - self._now(), 0.0))
         return result
 
+    def draft(self, wanted: tuple[DraftRequest, ...]) -> tuple[Draft, ...]:
+        """What it is to write, as if a smaller model wrote it; other tokens where `mock.draft_share` says so."""
+        return tuple(Draft(each.id, self._guess(each)) for each in wanted if each.id in self._rows)
+
+    def _guess(self, wanted: DraftRequest) -> tuple[int, ...]:
+        row = self._rows[wanted.id]
+        first = wanted.stop - len(row.prompt_ids)
+        found = list[int]()
+        for place in range(first, first + wanted.num_drafts):
+            is_right = random.Random(f"{row.new.key} {place}").random() < self._pace.draft_share
+            found.append((own_token(row, place) + (not is_right)) % self._vocab_size)
+        return tuple(found)
+
     def idle(self) -> None:
         self._rows = {}
         self._in_flight.clear()
@@ -287,10 +305,7 @@ def _budget(limit_bytes: int) -> Budget:
 
 def _sample(row: Row, bits: bytes | None, vocab_size: int) -> RowTokens:
     """`bits`: which tokens a grammar allows."""
-    text = text_of(row.new)
-    position = row.num_started_tokens
-    ended = position >= text.length and bool(row.stop_ids) and not row.is_short
-    token_id = min(row.stop_ids) if ended else text.token(position)
+    token_id = own_token(row, row.num_started_tokens)
     if row.is_short and token_id in row.stop_ids:
         token_id = next(other for other in range(min(97, vocab_size - 1), vocab_size) if other not in row.stop_ids)
     if bits is not None:

@@ -59,6 +59,13 @@ def text_of(new: NewRow) -> _Text | _GivenText:
     return _continuation(new.prompt_ids, new.ordinal, new.sampling.seed if _is_random(new) else None)
 
 
+def own_token(row: Row, position: int) -> int:
+    """What a row writes there, or its end, whatever a grammar allows."""
+    text = text_of(row.new)
+    has_ended = position >= text.length and bool(row.stop_ids) and position >= row.new.min_tokens
+    return min(row.stop_ids) if has_ended else text.token(position)
+
+
 @functools.lru_cache(maxsize=1024)
 def _continuation(prompt_ids: tuple[int, ...], ordinal: int, seed: int | None) -> _Text:
     key = zlib.crc32(repr((prompt_ids, ordinal, seed)).encode())

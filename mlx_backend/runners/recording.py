@@ -23,6 +23,7 @@ from mlx_backend.api.interface import (
     LoadProgress,
     MockConfig,
     ModelInfo,
+    SpeculationConfig,
 )
 from mlx_backend.core.as_json import decode, encode
 from mlx_backend.core.blocks import BlockStore
@@ -30,6 +31,8 @@ from mlx_backend.core.step import (
     BlockId,
     BlockRef,
     Chunk,
+    Draft,
+    DraftRequest,
     MaskBits,
     Newest,
     PromptId,
@@ -56,7 +59,12 @@ class RecordingRunner:
             "model_path": config.model_path,
             "backend": config.backend,
             "kv_cache": dataclasses.asdict(config.kv_cache),
-            "mock": {"context": config.mock.context, "tokenizer": config.mock.tokenizer},
+            "speculation": dataclasses.asdict(config.speculation),
+            "mock": {
+                "context": config.mock.context,
+                "tokenizer": config.mock.tokenizer,
+                "draft_share": config.mock.draft_share,
+            },
         }
         self._file: TextIO | None = None
         self._blocks: _RecordingStore | None = None
@@ -100,6 +108,10 @@ class RecordingRunner:
     def prefill(self, chunk: Chunk) -> PromptResult:
         result: PromptResult = self._call("prefill", {"chunk": chunk}, lambda: self._runner.prefill(chunk))
         return result
+
+    def draft(self, wanted: tuple[DraftRequest, ...]) -> tuple[Draft, ...]:
+        drafts: tuple[Draft, ...] = self._call("draft", {"wanted": wanted}, lambda: self._runner.draft(wanted))
+        return drafts
 
     def idle(self) -> None:
         self._call("idle", {}, self._runner.idle)
@@ -211,12 +223,15 @@ def read_config(file: Path) -> EngineConfig:
         model_path=said["model_path"],
         backend=said["backend"],
         kv_cache=KVCacheConfig(**said["kv_cache"]),
+        speculation=SpeculationConfig(**said.get("speculation", {})),
         mock=MockConfig(**said["mock"]),
     )
 
 
 def _repeat_failure(runner: Runner, name: str, given: dict[str, Any], gave: dict[str, Any]) -> None:
     """Leave a runner as a failed call left the recorded one."""
+    if name == "draft":
+        return  # what the draft model held is not asked for again
     plan = StepPlan()
     if name == "start":
         plan = dataclasses.replace(given["plan"], decodes=(), masked=(), chunks=())
