@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from mlx_backend.api.config import MOST_DRAFT_TOKENS as MOST_DRAFT_TOKENS
 from mlx_backend.api.config import AdapterConfig as AdapterConfig
 from mlx_backend.api.config import ContextConfig as ContextConfig
 from mlx_backend.api.config import DebugConfig as DebugConfig

@@ -19,9 +19,13 @@ class Guess:
     confidence: int = 0
     is_predicted: bool = False
     """It is from the text that the client predicts."""
+    num_promised: int = 0
+    """Tokens that the runner's draft model would say in place of these, once it is asked."""
 
 
 NUM_CLASSES = 4
+PROMISED = NUM_CLASSES
+"""The class of tokens that are promised: beyond those of guesses."""
 
 
 class Drafter(Protocol):
@@ -34,7 +38,10 @@ class Drafter(Protocol):
         """Return up to `most` tokens that may follow, or none. Does not change what comes later."""
 
 
-_KINDS = {"ngram": ("mlx_backend.drafting.ngram", "NGramDrafter")}
+_KINDS = {
+    "ngram": ("mlx_backend.drafting.ngram", "NGramDrafter"),
+    "draft-model": ("mlx_backend.drafting.draft_model", "DraftModelDrafter"),
+}
 """By the name in the configuration: the module, and the class in it."""
 
 

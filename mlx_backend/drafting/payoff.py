@@ -17,11 +17,12 @@ import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mlx_backend.drafting.drafter import NUM_CLASSES
+from mlx_backend.drafting.draft_costs import DraftCosts
+from mlx_backend.drafting.drafter import NUM_CLASSES, PROMISED
 from mlx_backend.kv_cache.allocation import most_step_tokens
 
-_PRIORS = (0.4, 0.6, 0.75, 0.85)
-"""The share of drafts that are accepted before any was tried, by confidence."""
+_PRIORS = (0.4, 0.6, 0.75, 0.85, 0.7)
+"""The share of drafts that are accepted before any was tried, by confidence; the last one: of a draft model's."""
 _PRIOR_WEIGHT = 2.0
 _CLASS_WEIGHT = 3.0
 """Drafts of a row that count as much as those of all."""
@@ -35,6 +36,8 @@ _GRANT_STEPS = 1.0
 """Plain steps that drafts may cost a row before they have won it anything."""
 _SLOPE = 0.2
 """A step with twice as many tokens takes so much longer, as long as none was measured."""
+_LEAST_WIN, _MOST_LEFT = 2.0, 256
+"""What a row must promise to win within so many tokens, in times of what it costs to take it up."""
 _WEIGHT = 0.2
 _MOST_SIZES = 256
 
@@ -75,6 +78,11 @@ class Candidate:
     num_tokens: int = 0
     confidence: int = 0
 
+    @property
+    def is_promised(self) -> bool:
+        """Whether a draft model is to be asked for it, which takes a step for each token."""
+        return self.confidence == PROMISED
+
 
 class Payoff:
     """Measured steps, and the drafts that pay by them. `max_drafts`: of a row, in a step."""
@@ -85,7 +93,8 @@ class Payoff:
         self._drafted_s: dict[int, dict[int, float]] = {}
         """By rows: seconds of steps with drafts, by tokens."""
         self._classes = [Shares(prior * _PRIOR_WEIGHT, _PRIOR_WEIGHT) for prior in _PRIORS]
-        assert len(self._classes) == NUM_CLASSES
+        assert len(self._classes) == NUM_CLASSES + 1
+        self.costs = DraftCosts()
 
     # ---- measuring ----
 
@@ -97,7 +106,7 @@ class Payoff:
             each.tried = _FADING * each.tried + (1 - _FADING) * _PRIOR_WEIGHT
 
     def observe_drafted(self, num_rows: int, num_tokens: int, seconds: float) -> None:
-        """A step of so many tokens, started after the one before it was read, took `seconds`."""
+        """A step of so many tokens, started after the one before it was read, took `seconds`, drafting left out."""
         sizes = self._drafted_s.setdefault(num_rows, {})
         sizes[num_tokens] = _moved(sizes.get(num_tokens), seconds)
         if len(self._drafted_s) > _MOST_SIZES:
@@ -150,7 +159,7 @@ class Payoff:
     def choose(self, rows: Sequence[Candidate], *, num_unknown: int = 0) -> list[int]:
         """Return how many of its tokens each row drafts: none of any where that pays best.
 
-        `num_unknown`: tokens before a draft that must come as guessed, too.
+        `num_unknown`: tokens before a draft that must come as guessed, too; what is promised goes on from any.
         """
         num_rows = len(rows)
         plain_s = self.plain_s(num_rows)
@@ -159,18 +168,38 @@ class Payoff:
             return best
         shares = [self.share(row.account, row.confidence) for row in rows]
         most = most_step_tokens(num_rows, self._max_drafts) // num_rows - 1
-        worth = [(-(shares[i] ** (1 + num_unknown)), i, 1) for i, row in enumerate(rows) if row.num_tokens and most > 0]
+        powers = [1 if row.is_promised else 1 + num_unknown for row in rows]
+        worth = [(-(shares[i] ** powers[i]), i, 1) for i, row in enumerate(rows) if row.num_tokens and most > 0]
+        num_asking, num_steps = 0, 0
         heapq.heapify(worth)
         expected, num_tokens, best_rate = float(num_rows), num_rows, _LEAST_GAIN * num_rows / plain_s
         while worth:
             gain, row, place = heapq.heappop(worth)
             chosen = [*chosen[:row], place, *chosen[row + 1 :]]
             expected, num_tokens = expected - gain, num_tokens + 1
-            step_s = self.drafted_s(num_rows, num_tokens)
+            if rows[row].is_promised:
+                num_asking, num_steps = num_asking + (place == 1), max(num_steps, place)
+            step_s = self.drafted_s(num_rows, num_tokens) + self.costs.steps_s(num_asking, num_steps, plain_s)
             if expected / step_s > best_rate and self._covers(rows, step_s, plain_s):
                 best, best_rate = chosen, expected / step_s
             if place < min(rows[row].num_tokens, most):
                 heapq.heappush(worth, (gain * shares[row], row, place + 1))
+        return best
+
+    def invests(self, account: Account, cost_s: float, num_left: int, num_rows: int) -> bool:
+        """Whether a row that could have `num_left` tokens more should win what it costs to have it drafted for."""
+        plain_s = self.plain_s(num_rows)
+        win_s = min(num_left, _MOST_LEFT) * plain_s * (1 - 1 / max(self._speedup(account, num_rows), 1e-9))
+        return win_s > _LEAST_WIN * cost_s
+
+    def _speedup(self, account: Account, num_rows: int) -> float:
+        """How much faster rows should be that all draft as this one, at their best."""
+        plain_s, share = self.plain_s(num_rows), self.share(account, PROMISED)
+        best, expected, gain = 1.0, 1.0, share
+        for place in range(1, most_step_tokens(num_rows, self._max_drafts) // num_rows):
+            expected, gain = expected + gain, gain * share
+            took_s = self.drafted_s(num_rows, num_rows * (1 + place)) + self.costs.steps_s(num_rows, place, plain_s)
+            best = max(best, expected * plain_s / took_s) if took_s else best
         return best
 
     def _covers(self, rows: Sequence[Candidate], step_s: float, plain_s: float) -> bool:

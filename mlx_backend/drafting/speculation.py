@@ -7,18 +7,25 @@ a step is in flight; all of it is in the measured time of the step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from mlx_backend.api.interface import DraftedTokens, SpeculationConfig, SpeculationStats
 from mlx_backend.core.sequence import TokenSequence
-from mlx_backend.core.step import Draft, RowTokens, SequenceId
-from mlx_backend.drafting.drafter import Drafter, Guess, build_drafter
+from mlx_backend.core.step import Draft, DraftRequest, RowTokens, SequenceId
+from mlx_backend.drafting.draft_rows import DraftRows
+from mlx_backend.drafting.drafter import PROMISED, Drafter, Guess, build_drafter
 from mlx_backend.drafting.payoff import Account, Candidate, Payoff
+from mlx_backend.kv_cache.allocation import DRAFT_CHUNK_TOKENS
 
 _MOST_DRAFTED_STEPS = 256
 """After so many steps without a plain one, the time of a plain one is measured again."""
 _PLAIN_STEPS = 4
+_CAPITAL_S = 5.0
+"""Seconds that taking up rows may cost before drafts have won anything."""
+
+Ask = Callable[[tuple[DraftRequest, ...]], tuple[tuple[Draft, ...], float]]
+"""Has the draft model do what is requested: its answer, and the seconds that it took."""
 
 
 @dataclass(slots=True)
@@ -34,12 +41,20 @@ class _Row:
 
 
 class Speculation:
-    """`max_drafts` of a row in a step; 0: this model's caches take no drafts, and there are none."""
+    """`max_drafts` of a row in a step; 0: this model's caches take no drafts, and there are none.
 
-    def __init__(self, config: SpeculationConfig, max_drafts: int) -> None:
+    `draft_context`: tokens of context that the draft model has; 0: there is none.
+    """
+
+    def __init__(self, config: SpeculationConfig, max_drafts: int, draft_context: int = 0) -> None:
         self._config, self._max_drafts = config, max_drafts
         self._payoff = Payoff(max_drafts, config.max_slowdown)
         self._rows: dict[SequenceId, _Row] = {}
+        self._draft_rows = DraftRows(draft_context)
+        self._drafting_s = 0.0
+        """Seconds that the draft model took for the step that is being started."""
+        self._decoded_s = 0.0
+        """Seconds of all steps."""
         self._since_plain = 0
         self.stats = SpeculationStats()
 
@@ -49,16 +64,51 @@ class Speculation:
             return False
         return any(self._payoff.choose(self._candidates(sequences, num_unknown=1), num_unknown=1))
 
-    def drafts(self, sequences: Sequence[TokenSequence]) -> tuple[Draft, ...]:
+    def drafts(self, sequences: Sequence[TokenSequence], ask: Ask) -> tuple[Draft, ...]:
         """Return the drafts of a step of these rows, all of whose tokens are known. None where none pays."""
+        self._drafting_s = 0.0
         if not self._is_drafting(sequences):
             return ()
         chosen = self._payoff.choose(self._candidates(sequences, num_unknown=0))
-        return tuple(
-            Draft(sequence.id, self._rows[sequence.id].guess.token_ids[:num])
-            for sequence, num in zip(sequences, chosen, strict=True)
-            if num
-        )
+        nums = {sequence: num for sequence, num in zip(sequences, chosen, strict=True) if num}
+        found = {each.id: self._rows[each.id].guess.token_ids[:num] for each, num in nums.items()}
+        asked = [s for s in nums if self._rows[s.id].guess.num_promised]
+        if asked:
+            found |= self._ask(tuple(self._draft_rows.to_draft(s, nums[s]) for s in asked), ask)
+        return tuple(Draft(sequence_id, token_ids) for sequence_id, token_ids in found.items() if token_ids)
+
+    def _ask(self, wanted: tuple[DraftRequest, ...], ask: Ask) -> dict[SequenceId, tuple[int, ...]]:
+        given, self._drafting_s = ask(wanted)
+        if given:
+            self._payoff.costs.observe_steps(len(wanted), max(each.num_drafts for each in wanted), self._drafting_s)
+        return dict(self._draft_rows.answer(wanted, given))
+
+    def missing(self, sequences: Sequence[TokenSequence], stall_s: float) -> DraftRequest | None:
+        """Return what the draft model is to take up next of these rows, where that should pay; None: nothing.
+
+        No more than should take `stall_s`. A row that has been begun comes first.
+        """
+        if not self._is_drafting(sequences):
+            return None
+        most = self._payoff.costs.tokens_for(stall_s, DRAFT_CHUNK_TOKENS)
+        missing = [(self._draft_rows.num_missing(each), each) for each in sequences if each.output_ids]
+        for num_missing, sequence in sorted(missing, key=lambda pair: pair[0]):
+            if num_missing and self._is_worth(sequence, num_missing, len(sequences)):
+                return self._draft_rows.to_take_up(sequence, most)
+        return None
+
+    def _is_worth(self, sequence: TokenSequence, num_missing: int, num_rows: int) -> bool:
+        cost_s = self._payoff.costs.chunk_s(num_missing, self._payoff.plain_s(num_rows))
+        if self.stats.won_s + self._config.max_slowdown * self._decoded_s + _CAPITAL_S < cost_s:
+            return False
+        return self._payoff.invests(self._row(sequence).account, cost_s, _room(sequence), num_rows)
+
+    def took_up(self, wanted: DraftRequest, given: Sequence[Draft], seconds: float) -> None:
+        """The draft model was asked to take up tokens of a row, which took `seconds`."""
+        self._draft_rows.answer([wanted], given)
+        if given:
+            self._payoff.costs.observe_chunk(len(wanted.token_ids), seconds)
+        self.stats = replace(self.stats, won_s=self.stats.won_s - seconds)
 
     def _is_drafting(self, sequences: Sequence[TokenSequence]) -> bool:
         if not self._max_drafts or not sequences:
@@ -76,8 +126,13 @@ class Speculation:
             row = self._row(sequence)
             most = min(self._max_drafts, _room(sequence) - num_unknown)
             guess = row.drafter.guess(most + num_unknown)
+            if guess.num_promised and self._draft_rows.is_ready(sequence, most, num_unknown):
+                guess = Guess(confidence=PROMISED, num_promised=guess.num_promised)
+            else:
+                guess = replace(guess, num_promised=0)
             row.guess = guess
-            num_tokens = max(0, min(len(guess.token_ids) - num_unknown, most))
+            num_guessed = guess.num_promised or len(guess.token_ids)
+            num_tokens = max(0, min(num_guessed - num_unknown, most))
             found.append(Candidate(row.account, num_tokens, guess.confidence))
         return found
 
@@ -91,6 +146,10 @@ class Speculation:
             row.drafter.extend(sequence.output_ids[row.num_seen :])
             row.num_seen = len(sequence.output_ids)
         return row
+
+    def give_up_draft_model(self) -> None:
+        """It is asked nothing any more."""
+        self._draft_rows = DraftRows(0)
 
     # ---- what became of them ----
 
@@ -111,16 +170,20 @@ class Speculation:
             known, num_drafted = self._rows.get(row.id), lengths.get(row.id, 0)
             if known is not None and num_drafted:
                 num_accepted = len(row.token_ids) - 1
+                if known.guess.num_promised:
+                    self._draft_rows.accept(row.id, num_accepted, num_drafted)
                 self._payoff.observe_draft(known.account, known.guess.confidence, num_accepted, num_drafted)
                 drafted += _counted(known.guess, num_accepted, num_drafted)
             if known is not None and seconds is not None:
                 won_s += self._payoff.settle(known.account, len(rows), len(row.token_ids), seconds) / len(rows)
         self.stats = SpeculationStats(num_steps=self.stats.num_steps + bool(lengths), drafted=drafted, won_s=won_s)
         if seconds is not None and lengths:
-            self._payoff.observe_drafted(len(rows), len(rows) + sum(lengths.values()), seconds)
+            verifying_s = max(seconds - self._drafting_s, 0.0)
+            self._payoff.observe_drafted(len(rows), len(rows) + sum(lengths.values()), verifying_s)
 
     def decoded(self, rows: Iterable[RowTokens], seconds: float) -> None:
         """Rows had a step, of whatever kind, that took `seconds`."""
+        self._decoded_s += seconds
         for row in rows:
             known = self._rows.get(row.id)
             if known is not None:
@@ -134,6 +197,7 @@ class Speculation:
     def forget(self, sequence_id: SequenceId) -> None:
         """A sequence has ended, or has lost its row."""
         self._rows.pop(sequence_id, None)
+        self._draft_rows.forget(sequence_id)
 
 
 def _counted(guess: Guess, num_accepted: int, num_drafted: int) -> DraftedTokens:

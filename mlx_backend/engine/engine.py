@@ -204,7 +204,9 @@ class DeviceEngine:
             max_rows=max_rows,
             prefixes=prefixes or NoPrefixCache(),
             pads_chunks=info.pads_chunks,
-            speculation=Speculation(self._config.speculation, info.max_drafts),
+            speculation=Speculation(
+                self._config.speculation, info.max_drafts, info.draft_model.context_limit if info.draft_model else 0
+            ),
         )
         return loop, replace(info, prefix_cache=report)
 

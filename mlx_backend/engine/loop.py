@@ -16,6 +16,7 @@ from mlx_backend.core.sequence import SequenceGroup, Status, TokenSequence, tell
 from mlx_backend.core.step import Chunk, Draft, MaskBits, Newest, PromptResult, RowTokens, SequenceId, StepPlan
 from mlx_backend.drafting.speculation import Speculation
 from mlx_backend.engine.counters import Counters
+from mlx_backend.engine.draft_source import DraftSource
 from mlx_backend.engine.grammar_masks import read_masks
 from mlx_backend.engine.reservations import largest
 from mlx_backend.engine.scheduler import Scheduler
@@ -58,6 +59,7 @@ class EngineLoop:
         self._collected_at: float | None = None
         self._failures_in_a_row = 0
         self._speculation = speculation
+        self._draft_source = DraftSource(runner, speculation, config.max_stall_s)
         self._drafts: dict[SequenceId, tuple[int, ...]] = {}
         """Of the step that is being started."""
         self._num_overlapped = 0
@@ -132,8 +134,15 @@ class EngineLoop:
         self._let_go_of_rows()
         for chunk in plan.chunks:
             self._prefill(chunk)
+        if not plan.chunks and self._draft_source.take_up(self._decoding, self._beside_s):
+            self._collected_at = None  # the time to the next collect is not a decode step's alone
         self._outbox.send()
         self._observe()
+
+    @property
+    def _beside_s(self) -> float:
+        """Seconds of the decode step that is being computed; 0 where none is."""
+        return self._throughput.decode_s if self._in_flight is not None else 0.0
 
     @property
     def _decoding(self) -> list[TokenSequence]:
@@ -150,7 +159,7 @@ class EngineLoop:
         """Return the plan with drafts, where no step is in flight and they are likely to pay."""
         if self._in_flight is not None:
             return plan
-        drafts = self._speculation.drafts(self.scheduler.rows(plan.decodes))
+        drafts = self._speculation.drafts(self.scheduler.rows(plan.decodes), self._draft_source.ask)
         return replace(plan, drafts=drafts) if drafts else plan
 
     def _make_room(self) -> None:
@@ -294,8 +303,7 @@ class EngineLoop:
                 self._prefixes.refuse(group, error)
             return
         now = time.monotonic()
-        beside_s = self._throughput.decode_s if self._in_flight is not None else 0.0
-        took_s = max(now - began - beside_s, 0.2 * (now - began))
+        took_s = max(now - began - self._beside_s, 0.2 * (now - began))
         self._throughput.observe_chunk(chunk.start, chunk.num_tokens, took_s, is_known=chunk.restore is not None)
         self._take_prompt(group, chunk, result)
         self._succeeded(now)

@@ -52,8 +52,8 @@ class PlannedDraft:
     def too_large(self, memory: MemoryReport, model: Checkpoint) -> ModelLoadError:
         """Return the error where both do not fit together."""
         return ModelLoadError(
-            f"{_KEY}: {self.name} does not fit beside {model.path.name}: their weights take {memory.weights_bytes / 1e9:.2f} GB, "
-            f"{self.weights_bytes / 1e9:.2f} GB of them its own, of {memory.limit_bytes / 1e9:.2f} GB "
+            f"{_KEY}: {self.name} does not fit beside {model.path.name}: their weights take "
+            f"{memory.weights_bytes / 1e9:.2f} GB, {self.weights_bytes / 1e9:.2f} GB of them its own, of {memory.limit_bytes / 1e9:.2f} GB "
             f"({memory.limit_basis}) less {memory.reserve_bytes / 1e9:.2f} GB of reserve; choose a smaller one"
         )
 

@@ -1,0 +1,54 @@
+"""DraftSource: the runner's draft model, as the loop asks it: measured, and given up where it fails again and again."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+from mlx_backend.api.errors import SequenceFailed, let_go_of_frames
+from mlx_backend.core.sequence import TokenSequence
+from mlx_backend.core.step import Draft, DraftRequest
+from mlx_backend.drafting.speculation import Speculation
+from mlx_backend.runners.base import Runner
+
+logger = logging.getLogger("pippin.engine")
+
+_MAX_FAILURES = 3
+_STALL_SHARE = 0.5
+"""The part of the stall that was promised in which tokens of a row are taken up."""
+
+
+class DraftSource:
+    """Asks nothing where there is no draft model. `max_stall_s`: the longest that running streams are to wait."""
+
+    def __init__(self, runner: Runner, speculation: Speculation, max_stall_s: float) -> None:
+        self._runner, self._speculation, self._max_stall_s = runner, speculation, max_stall_s
+        self._num_failures = 0
+
+    def ask(self, wanted: tuple[DraftRequest, ...]) -> tuple[tuple[Draft, ...], float]:
+        """Return what the draft model answers, and the seconds that it took. Without drafts, requests go on as well."""
+        began = time.monotonic()
+        try:
+            given = self._runner.draft(wanted)
+        except SequenceFailed as error:
+            given = ()
+            self._num_failures += 1
+            logger.error("the draft model failed: %s", error, exc_info=error.__cause__)
+            let_go_of_frames(error)
+            if self._num_failures >= _MAX_FAILURES:
+                logger.error("the draft model is given up: it has failed %d times", self._num_failures)
+                self._speculation.give_up_draft_model()
+        return given, time.monotonic() - began
+
+    def take_up(self, sequences: Sequence[TokenSequence], beside_s: float) -> bool:
+        """Have it take up a part of one of these rows, where that should pay; whether it had.
+
+        `beside_s`: seconds of the decode step that is being computed, which it waits for.
+        """
+        wanted = self._speculation.missing(sequences, _STALL_SHARE * self._max_stall_s)
+        if wanted is None:
+            return False
+        given, waited_s = self.ask((wanted,))
+        self._speculation.took_up(wanted, given, max(waited_s - beside_s, 0.2 * waited_s))
+        return True
