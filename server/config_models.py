@@ -17,7 +17,7 @@ from server.request_defaults import KEY as DEFAULTS_KEY
 from server.request_defaults import RequestDefaults, read_defaults
 
 KEY = "models"
-_SECTIONS = ("kv_cache", "context")
+_SECTIONS = ("kv_cache", "context", "speculation")
 _GLOBAL = frozenset({"context.on_overflow", "context.on_max_tokens"})
 """A model may have its own values of those sections, but for these."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.:-]*(/[A-Za-z0-9][\w.:-]*)*")

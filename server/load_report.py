@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from mlx_backend.api.interface import (
     NO_SPECULATION,
+    DraftModelInfo,
     KVCachePart,
     KVCacheReport,
     LoadProgress,
@@ -62,6 +63,8 @@ def _log_reasons(name: str, info: ModelInfo) -> None:
         logger.warning("a chunk's attention keeps the scores of all heads at once: %s", info.whole_heads_reason)
     if info.max_drafts:
         logger.info("speculation: up to %d guesses of a request are verified in a step", info.max_drafts)
+        if info.draft_model is not None:
+            logger.info("draft model: %s", describe_draft_model(info.draft_model))
     elif info.no_drafts_reason and info.no_drafts_reason != NO_SPECULATION:
         logger.warning("speculation is off for %s: %s", name, info.no_drafts_reason)
     if info.unbatched_reason is not None:
@@ -75,6 +78,12 @@ def describe(info: ModelInfo) -> str:
     rows = "batched" if info.is_batched else "one sequence at a time"
     weights = f"{info.num_parameters / 1e6:,.1f} M parameters in {info.weights_bytes / 1e6:,.1f} MB"
     return f"{weights}, context {info.context_limit} tokens (by the {info.context_limited_by}), {rows}"
+
+
+def describe_draft_model(draft: DraftModelInfo) -> str:
+    """One line on the model that drafts."""
+    weights = f"{draft.num_parameters / 1e6:,.1f} M parameters in {draft.weights_bytes / 1e6:,.1f} MB"
+    return f"{draft.name}, {weights}, {draft.kv_bytes_per_token:,} bytes per token, up to {draft.context_limit} tokens"
 
 
 def describe_ranks(ranks: RanksInfo) -> str:

@@ -12,6 +12,7 @@ from mlx_backend.api.interface import AdapterConfig, Engine, EngineConfig, Memor
 from mlx_backend.factory import create_engine, estimate_footprint
 from mlx_backend.model.adapter_files import open_adapter
 from mlx_backend.model.checkpoint import find_model, open_checkpoint
+from mlx_backend.model.draft_files import open_draft
 from server import model_files, pocket
 from server.adapters import read_written
 from server.config import Config, engine_config, with_own
@@ -41,7 +42,7 @@ def build_model(config: Config) -> ServedModel:
     else:
         name, path = _find(config.model)
         told = engine_config(config, str(path))
-    told = replace(placed(config, told), adapters=_read_adapters(config.adapters))
+    told = _with_draft(replace(placed(config, told), adapters=_read_adapters(config.adapters)), path)
     _check_adapters(told)
     recipe = _recipe(config, told, path)
     keep_s = config.residency.keep_alive_s
@@ -66,7 +67,7 @@ def split_names(written: str | None) -> tuple[str, ...]:
 def _build_one(config: Config, entry: ModelEntry) -> ServedModel:
     own = with_own(config, entry)
     path = None if own.backend == "mock" else _find(own.model)[1]
-    told = engine_config(own, "mock" if path is None else str(path), entry.adapters)
+    told = _with_draft(engine_config(own, "mock" if path is None else str(path), entry.adapters), path)
     _check_adapters(told)
     recipe = _recipe(own, told, path)
     keep_s = None if entry.pinned else entry.keep_alive_s or config.residency.keep_alive_s
@@ -99,6 +100,15 @@ def _check_adapters(told: EngineConfig) -> None:
             open_adapter(adapter.name, Path(adapter.path).expanduser())
 
 
+def _with_draft(told: EngineConfig, path: Path | None) -> EngineConfig:
+    """With the folder of its draft model, which is checked beside the model's own. Raises ModelLoadError."""
+    name = told.speculation.draft_model
+    if name is None or path is None:
+        return told
+    draft = open_draft(name, path).path
+    return replace(told, speculation=replace(told.speculation, draft_model=str(draft)))
+
+
 def _recipe(config: Config, told: EngineConfig, path: Path | None) -> Recipe:
     def build(share: MemoryShare | None) -> Engine:
         return create_engine(replace(told, share=share))
@@ -107,8 +117,12 @@ def _recipe(config: Config, told: EngineConfig, path: Path | None) -> Recipe:
         return _mock_recipe(config, build)
     is_repeated = config.residency.verify == "always"
 
+    draft = told.speculation.draft_model
+
     def check(report: Report) -> None:
         model_files.ensure(path, is_repeated=is_repeated, report=report)
+        if draft is not None:
+            model_files.ensure(Path(draft), is_repeated=is_repeated, report=report)
 
     is_checked = config.residency.verify != "never"
     return Recipe(

@@ -51,10 +51,11 @@ class PlannedDraft:
 
     def too_large(self, memory: MemoryReport, model: Checkpoint) -> ModelLoadError:
         """Return the error where both do not fit together."""
+        own, both, limit = (each / 1e9 for each in (self.weights_bytes, memory.weights_bytes, memory.limit_bytes))
         return ModelLoadError(
-            f"{_KEY}: {self.name} does not fit beside {model.path.name}: their weights take "
-            f"{memory.weights_bytes / 1e9:.2f} GB, {self.weights_bytes / 1e9:.2f} GB of them its own, of {memory.limit_bytes / 1e9:.2f} GB "
-            f"({memory.limit_basis}) less {memory.reserve_bytes / 1e9:.2f} GB of reserve; choose a smaller one"
+            f"{_KEY}: {self.name} does not fit beside {model.path.name}: their weights take {both:.2f} GB, {own:.2f} GB "
+            f"of them its own, of {limit:.2f} GB ({memory.limit_basis}) less {memory.reserve_bytes / 1e9:.2f} GB of "
+            "reserve; choose a smaller one"
         )
 
     def load(self, report: Callable[[LoadProgress], None], vocab_size: int, reason: str | None) -> DraftModel:

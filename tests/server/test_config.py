@@ -135,6 +135,8 @@ def layers(draw: st.DrawFn) -> dict[str, dict[str, Any]]:
             chosen[source][key] = draw(valid_values(FIELDS[key]))
     if any("kv_cache" in key for values in chosen.values() for key in values):
         chosen["flag"]["kv_cache.bits"] = 8  # the section's other fields say how a quantized cache is held
+    if any(key in ("speculation.kind", "speculation.draft_model") for values in chosen.values() for key in values):
+        chosen["flag"] |= {"speculation.kind": "draft-model", "speculation.draft_model": "folder"}  # both or none
     return chosen
 
 

@@ -77,6 +77,16 @@ class Adapter(BaseModel):
     weights_bytes: int
 
 
+class DraftModel(BaseModel):
+    """The smaller model that drafts; `weights_bytes` are among the model's. `context_limit`: tokens it drafts up to."""
+
+    name: str
+    context_limit: int
+    num_parameters: int
+    weights_bytes: int
+    kv_bytes_per_token: int
+
+
 class EmbeddingDetails(BaseModel):
     """The vectors of `/v1/embeddings`: so many numbers, pooled of the last, the first or all tokens of an input."""
 
@@ -122,9 +132,9 @@ class ModelDetails(BaseModel):
 
     `dequantized_reason`: why attention dequantizes the KV cache in every step. `no_embedding_reason`: why the model
     makes no embeddings. `max_draft_tokens`: guesses of a sequence that a step verifies, at most; `no_drafts_reason`:
-    why it verifies none. `tool_calls`: null where the model cannot call, or is not loaded now; `has_reasoning`: its
-    thoughts are told apart. `ranks`: null where one process has the whole model; else weights, memory and context are
-    those of the rank with the least room.
+    why it verifies none. `draft_model`: null where none drafts. `tool_calls`: null where the model cannot call, or is
+    not loaded now; `has_reasoning`: its thoughts are told apart. `ranks`: null where one process has the whole model;
+    else weights, memory and context are those of the rank with the least room.
     """
 
     context_limit: int
@@ -138,6 +148,7 @@ class ModelDetails(BaseModel):
     whole_heads_reason: str | None
     max_draft_tokens: int
     no_drafts_reason: str | None
+    draft_model: DraftModel | None
     kv_caches: list[KVCache]
     dequantized_reason: str | None
     adapters: list[Adapter]
