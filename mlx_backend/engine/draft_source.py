@@ -41,14 +41,19 @@ class DraftSource:
                 self._speculation.give_up_draft_model()
         return given, time.monotonic() - began
 
-    def take_up(self, sequences: Sequence[TokenSequence], beside_s: float) -> bool:
-        """Have it take up a part of one of these rows, where that should pay; whether it had.
+    def is_wanted(self, sequences: Sequence[TokenSequence]) -> bool:
+        """Whether it should pay to have a part of one of these rows taken up."""
+        return self._missing(sequences) is not None
+
+    def take_up(self, sequences: Sequence[TokenSequence], beside_s: float) -> None:
+        """Have a part of one of these rows taken up.
 
         `beside_s`: seconds of the decode step that is being computed, which it waits for.
         """
-        wanted = self._speculation.missing(sequences, _STALL_SHARE * self._max_stall_s)
-        if wanted is None:
-            return False
-        given, waited_s = self.ask((wanted,))
-        self._speculation.took_up(wanted, given, max(waited_s - beside_s, 0.2 * waited_s))
-        return True
+        wanted = self._missing(sequences)
+        if wanted is not None:
+            given, waited_s = self.ask((wanted,))
+            self._speculation.took_up(wanted, given, max(waited_s - beside_s, 0.2 * waited_s))
+
+    def _missing(self, sequences: Sequence[TokenSequence]) -> DraftRequest | None:
+        return self._speculation.missing(sequences, _STALL_SHARE * self._max_stall_s)

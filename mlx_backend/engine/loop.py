@@ -134,8 +134,8 @@ class EngineLoop:
         self._let_go_of_rows()
         for chunk in plan.chunks:
             self._prefill(chunk)
-        if not plan.chunks and self._draft_source.take_up(self._decoding, self._beside_s):
-            self._collected_at = None  # the time to the next collect is not a decode step's alone
+        if not plan.chunks:
+            self._take_up()
         self._outbox.send()
         self._observe()
 
@@ -147,6 +147,14 @@ class EngineLoop:
     @property
     def _decoding(self) -> list[TokenSequence]:
         return [sequence for sequence in self.scheduler.running if sequence.can_decode]
+
+    def _take_up(self) -> None:
+        """Have the draft model take up a part of a row, where that should pay."""
+        if self._draft_source.is_wanted(self._decoding):
+            if self._in_flight is not None and self._in_flight.drafts:
+                self._drain()  # it would be read before the next one is planned anyway, and how long it takes varies
+            self._draft_source.take_up(self._decoding, self._beside_s)
+            self._collected_at = None  # the time to the next collect is not a decode step's alone
 
     def _drain(self) -> None:
         """Read the step in flight before the next one is planned."""

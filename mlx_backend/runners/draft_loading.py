@@ -22,7 +22,7 @@ from mlx_backend.planning.admission import Budget
 from mlx_backend.planning.draft_budget import DraftBudget
 from mlx_backend.planning.memory import ModelShape
 from mlx_backend.runners.draft_model import MOST_PASS_TOKENS, DraftModel
-from mlx_backend.runners.probe import check_batching, check_drafts, check_groups
+from mlx_backend.runners.probe import check_batching, check_drafts, check_groups, defer_latents
 
 _KEY = "speculation.draft_model"
 
@@ -53,8 +53,8 @@ class PlannedDraft:
         """Return the error where both do not fit together."""
         own, both, limit = (each / 1e9 for each in (self.weights_bytes, memory.weights_bytes, memory.limit_bytes))
         return ModelLoadError(
-            f"{_KEY}: {self.name} does not fit beside {model.path.name}: their weights take {both:.2f} GB, {own:.2f} GB "
-            f"of them its own, of {limit:.2f} GB ({memory.limit_basis}) less {memory.reserve_bytes / 1e9:.2f} GB of "
+            f"{_KEY}: {self.name} does not fit beside {model.path.name}: their weights take {both:.2f} GB, {own:.2f} "
+            f"GB of them its own, of {limit:.2f} GB ({memory.limit_basis}) less {memory.reserve_bytes / 1e9:.2f} GB of "
             "reserve; choose a smaller one"
         )
 
@@ -64,6 +64,9 @@ class PlannedDraft:
             raise ModelLoadError(f"{_KEY}: the model takes no drafts: {reason}; set speculation.kind to off")
         read_weights(self.model, self.checkpoint, report)
         kinds, size = [each.shape.traits for each in self.plans], self.skeleton.shape.vocab_size
+        own = self.skeleton.shape.attention
+        if own is not None and own.is_latent:
+            defer_latents(self.model, self._make_caches, size, own.is_grouped)
         reason = check_batching(self.model, self._make_caches, size)
         attention.install()
         reason = reason or check_drafts(self.model, self._make_caches, size, kinds)
