@@ -115,14 +115,14 @@ class DraftModel:
         for first in range(0, len(token_ids), MOST_PASS_TOKENS):
             mx.eval(self._pass({row: token_ids[first : first + MOST_PASS_TOKENS]}))
 
-    def _pass(self, tokens: Mapping[DraftRow, Sequence[int]]) -> mx.array:
+    def _pass(self, tokens: Mapping[Row, Sequence[int]]) -> mx.array:
         """Compute some tokens of rows of the batch. Return the logits behind each row's last, in the batch's order."""
         self._batch.prepare({row: len(tokens.get(row, _NOTHING)) for row in self._batch.rows})
         rows = self._batch.rows
         given = [tokens.get(row, _NOTHING) for row in rows]
         inputs = mx.array([token for each in given for token in each], dtype=mx.uint32)
         logits = self._model(inputs[:, None], cache=self._batch.caches)[:, -1]
-        self._advance({row: len(tokens.get(row, ())) for row in rows})  # type: ignore[call-overload]
+        self._advance({row: len(tokens.get(row, ())) for row in rows})
         lasts, end = list[int](), 0
         for each in given:
             end += len(each)
@@ -159,10 +159,11 @@ class DraftModel:
         mx.eval([tokens for _, tokens in drawn])
         found: dict[DraftRow, list[int]] = {row: [] for row in wanted}
         for rows, tokens in drawn:
-            for row, token in zip(rows, tokens.tolist(), strict=True):
-                if isinstance(row, DraftRow) and row in found and len(found[row]) < wanted[row].num_drafts:
-                    found[row].append(token)
-        return {row: tuple(tokens) for row, tokens in found.items()}
+            places = {row: place for place, row in enumerate(rows)}
+            read = tokens.tolist()
+            for row, own in found.items():
+                own.append(read[places[row]])
+        return {row: tuple(own[: wanted[row].num_drafts]) for row, own in found.items()}
 
     def _draw(self, rows: Sequence[Row], logits: mx.array) -> mx.array:
         """Draw a token for each row as the model that is drafted for draws there."""

@@ -972,6 +972,48 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/mlx_backend/drafting/test_ngram.py",
         ("what lies behind a prediction is taken for a token", "                    self._follow = None  # the prediction ends here", "                    pass"),
     ),
+    *_of(
+        "mlx_backend/runners/draft_model.py",
+        "tests/mlx_backend/runners/test_draft_model.py",
+        ("what is refused stays with the draft model", "            self._batch.advance(back)\n", ""),
+        ("a draft is drawn with the random numbers of another place", "            row.num_started_tokens = each.stop - len(row.prompt_ids)", "            row.num_started_tokens = each.stop"),
+        ("rows that take nothing grow", "        self._advance({row: int(row in going_on) for row in rows})", "        self._advance({row: 1 for row in rows})"),
+        ("a row that has left is held", "        gone = {self._rows.pop(each) for each in ids if each in self._rows}", "        gone: set[DraftRow] = set()"),
+    ),
+    *_of(
+        "mlx_backend/runners/draft_loading.py",
+        "tests/mlx_backend/runners/test_draft_model.py",
+        ("recurrent state is to go back", "        if reason is None and any(plan.shape.traits.is_state for plan in self.plans):", "        if False:"),
+        ("a draft model's weights take no memory", "weights_bytes=skeleton.shape.weights_bytes + draft.weights_bytes)", "weights_bytes=skeleton.shape.weights_bytes)"),
+    ),
+    *_of(
+        "mlx_backend/planning/draft_budget.py",
+        "tests/mlx_backend/planning/test_draft_budget.py",
+        ("a draft model's rows take no memory", "        return super()._held(claims) + self._drafting_bytes(self._lengths(claims))", "        return super()._held(claims)"),
+        ("a draft model computes with nothing", "        return max(own, joining + max(chunk, decode))", "        return own"),
+    ),
+    *_of(
+        "mlx_backend/drafting/draft_rows.py",
+        "tests/mlx_backend/drafting/test_draft_rows.py",
+        ("the last draft is taken to be held", "            self._held[sequence_id] += min(num_accepted, num_drafted - 1)", "            self._held[sequence_id] += num_accepted"),
+        ("it is drafted beyond the draft model's context", "        return total + num_tokens <= self._context_limit and total", "        return total"),
+    ),
+    *_of(
+        "mlx_backend/drafting/payoff.py",
+        "tests/mlx_backend/drafting/test_draft_rows.py",
+        ("a draft model's time counts for nothing", "            step_s = self.drafted_s(num_rows, num_tokens) + self.costs.steps_s(num_asking, num_steps, plain_s)", "            step_s = self.drafted_s(num_rows, num_tokens)"),
+        ("rows are taken up whatever that costs", "        return win_s > _LEAST_WIN * cost_s", "        return plain_s > 0"),
+    ),
+    *_of(
+        "mlx_backend/engine/draft_source.py",
+        "tests/mlx_backend/engine/test_draft_model.py",
+        ("a draft model that fails is asked for ever", "            if self._num_failures >= _MAX_FAILURES:", "            if False:"),
+    ),
+    *_of(
+        "mlx_backend/model/draft_files.py",
+        "tests/mlx_backend/model/test_draft_files.py",
+        ("a model with other tokens drafts", "if first[token] != second[token]), default=None)", "if False), default=None)"),
+    ),
     # --- several machines
     *_of(
         "mlx_backend/model/rank_shapes.py",

@@ -54,6 +54,7 @@ def test_it_is_asked_for_what_follows_what_it_holds(num_prompt: int, actions: li
             assert 1 <= len(wanted.token_ids) <= num and wanted.stop < total and not wanted.num_drafts
             given = held.draft(wanted, ())
             rows.answer([wanted], () if given is None else (given,))
+            assert given is not None or _known(rows, sequence) == 0
         elif action == "draft" and rows.is_ready(sequence, num, 0):
             assert total + num <= CONTEXT and not rows.num_missing(sequence)
             wanted = rows.to_draft(sequence, num)
@@ -123,7 +124,7 @@ def test_so_much_is_taken_up_as_fits_into_a_pause(token_s: float, stall_s: float
 
 
 def measured(step_share: float) -> Payoff:
-    """Plain steps take 100 ms, those that verify hardly more; a step of the draft model takes a share of a plain one."""
+    """Plain steps take 100 ms, verifying hardly more; a step of the draft model takes a share of a plain one."""
     payoff = Payoff(8, max_slowdown=1.0)
     for _ in range(3):
         payoff.observe_plain(1, 0.1)

@@ -134,5 +134,5 @@ def test_requests_go_on_without_a_draft_model(kind: type[MockRunner], monkeypatc
 
 def test_a_model_of_several_ranks_has_none() -> None:
     config = EngineConfig(model_path="mock", backend="mock", ranks=RanksConfig(count=2), speculation=draft_model())
-    with pytest.raises(Exception, match="speculation.draft_model is for a model in one process"):
+    with pytest.raises(Exception, match=r"speculation\.draft_model is for a model in one process"):
         create_engine(config)

@@ -104,7 +104,7 @@ def test_no_token_depends_on_the_draft_model(draft: str, sampling: SamplingParam
 
 @pytest.mark.parametrize("kind", ["deepseek_v3", "gemma3"])
 def test_a_draft_model_goes_back_in_caches_of_other_kinds(kind: str, tmp_path: Path) -> None:
-    """Wrong tokens are among what it takes up again and again, and no trace of them is left: it drafts what is drawn."""
+    """Wrong tokens are taken up again and again, and no trace of them is left: it drafts what is drawn."""
     runner = load(write_model(tmp_path, kind), tmp_path)
     driver = DraftDriver(runner, GREEDY)
     driver.driver.join(1, 3)
@@ -141,9 +141,11 @@ def test_a_row_is_taken_up_in_parts_and_forgotten_when_it_leaves(pairs: dict[str
     assert ask(DraftRequest(id=77, start=0, token_ids=(1,), num_drafts=1)) == ()
     assert runner.kv_bytes() == before
     ask(DraftRequest(id=3, start=0, token_ids=tokens[:20]))
+    assert runner._draft_model is not None and runner._draft_model.nbytes
     driver.leave(3)
     driver.join(2)
     driver.step()
+    assert runner._draft_model.nbytes == 0
     assert ask(DraftRequest(id=3, start=20, token_ids=(1,), num_drafts=1)) == ()
     runner.idle()
     assert runner.kv_bytes() == 0
@@ -184,13 +186,13 @@ def test_a_failure_loses_what_the_draft_model_holds_and_no_row(
 )
 def test_a_model_that_cannot_draft_is_refused(kind: str, says: str, tmp_path: Path) -> None:
     model, draft = write_model(tmp_path / "model", "llama"), write_model(tmp_path / "small", kind)
-    with pytest.raises(ModelLoadError, match=f"speculation.draft_model: small cannot draft: .*{says}"):
+    with pytest.raises(ModelLoadError, match=rf"speculation\.draft_model: small cannot draft: .*{says}"):
         load(model, draft)
 
 
 def test_a_model_that_takes_no_drafts_is_refused(tmp_path: Path) -> None:
     model, draft = write_model(tmp_path / "model", "llama4"), write_model(tmp_path / "small", "llama")
-    with pytest.raises(ModelLoadError, match="the model takes no drafts: .*; set speculation.kind to off"):
+    with pytest.raises(ModelLoadError, match=r"the model takes no drafts: .*; set speculation\.kind to off"):
         load(model, draft)
 
 
@@ -210,7 +212,7 @@ def test_both_models_count_in_memory(tmp_path: Path) -> None:
     assert with_draft.weights_bytes == footprint.weights_bytes + weights
     assert with_draft.least_bytes > footprint.least_bytes + weights
     too_small = MemoryConfig(limit_gb=1.5 * weights / 1e9, reserve_gb=0)
-    with pytest.raises(ModelLoadError, match="speculation.draft_model: small does not fit beside model: their weights"):
+    with pytest.raises(ModelLoadError, match=r"speculation\.draft_model: small does not fit beside model: their"):
         load(model, draft, too_small)
 
 
