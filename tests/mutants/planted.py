@@ -977,7 +977,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/mlx_backend/runners/test_draft_model.py",
         ("what is refused stays with the draft model", "            self._batch.advance(back)\n", ""),
         ("a draft is drawn with the random numbers of another place", "            row.num_started_tokens = each.stop - len(row.prompt_ids)", "            row.num_started_tokens = each.stop"),
-        ("rows that take nothing grow", "        self._advance({row: int(row in going_on) for row in rows})", "        self._advance({row: 1 for row in rows})"),
         ("a row that has left is held", "        gone = {self._rows.pop(each) for each in ids if each in self._rows}", "        gone: set[DraftRow] = set()"),
     ),
     *_of(

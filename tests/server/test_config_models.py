@@ -28,6 +28,7 @@ models:
     aliases: [gpt-4o, best]
     context: {limit: 4096}
     kv_cache: {bits: 8, start: 4}
+    speculation: {kind: draft-model, draft_model: owner/smaller}
   other: {model: x/y, keep_alive_s: "60"}
 """,
     ).config
@@ -38,12 +39,19 @@ models:
             model="/models/large",
             pinned=True,
             aliases=("gpt-4o", "best"),
-            own={"context.limit": 4096, "kv_cache.bits": 8, "kv_cache.start": 4},
+            own={
+                "context.limit": 4096,
+                "kv_cache.bits": 8,
+                "kv_cache.start": 4,
+                "speculation.kind": "draft-model",
+                "speculation.draft_model": "owner/smaller",
+            },
         ),
         ModelEntry(name="other", model="x/y", keep_alive_s=60.0),
     )
     told = engine_config(with_own(config, config.models[1]), "/models/large")
     assert (told.context.limit, told.kv_cache.bits, told.kv_cache.start) == (4096, 8, 4)
+    assert told.speculation.draft_model == "owner/smaller"
     assert engine_config(with_own(config, config.models[0]), "x").kv_cache.bits is None
 
 
@@ -77,6 +85,10 @@ def test_none_is_none(tmp_path: Path, text: str) -> None:
         ("models: {a: {model: x, kv_cache: 8}}", "models.a cannot have 'kv_cache' so"),
         ("models: {a: {model: x, context: {on_overflow: error}}}", "models.a.context cannot have 'on_overflow'"),
         ("models: {a: {model: x, kv_cache: {bits: x}}}", "models.a.kv_cache.bits must be a whole number, not 'x'"),
+        (
+            "models: {a: {model: x, speculation: {kind: draft-model}}}",
+            "models.a: kind draft-model needs speculation.draft_model, a folder or a hub id",
+        ),
         ("models: {a: {model: x, kv_cache: {bits: 7}}}", "models.a.kv_cache.bits must be one of 4, 5, 6, 8, not 7"),
         ("models: {a: {model: x, kv_cache: {start: 4}}}", "models.a: start says how a quantized cache is held"),
         ("models: {a: {model: x, keep_alive_s: 0}}", "models.a.keep_alive_s must be more than 0, not 0.0"),

@@ -15,7 +15,7 @@ from tests.mlx_backend.planning.test_admission import PLANS, SHAPE
 
 PART = PartShape(num_heads=2, dim=64, itemsize=2)
 DRAFT_PLANS = (CachePlan(CacheShape("plain", PART, PART)),) * 3
-DRAFT: ModelShape = replace(SHAPE, num_layers=3, hidden_size=128, widest=256, context_length=4000)
+DRAFT: ModelShape = replace(SHAPE, num_layers=3, hidden_size=128, widest=10**8, context_length=4000)
 LIMIT = 20 * 10**9
 
 claims = st.lists(
