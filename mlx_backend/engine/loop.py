@@ -154,7 +154,7 @@ class EngineLoop:
             if self._in_flight is not None and self._in_flight.drafts:
                 self._drain()  # it would be read before the next one is planned anyway, and how long it takes varies
             self._draft_source.take_up(self._decoding, self._beside_s)
-            self._collected_at = None  # the time to the next collect is not a decode step's alone
+            self._collected_at = None  # what comes next is no measure of a decode step
 
     def _drain(self) -> None:
         """Read the step in flight before the next one is planned."""
