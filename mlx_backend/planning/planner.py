@@ -130,9 +130,11 @@ def decode_speed(
     num_users: int = 1,
     *,
     head_share: float = 1.0,
+    num_drafts: int = 0,
 ) -> Estimate | None:
-    """Tokens per second of each of `num_users` that have `context` tokens; None where it cannot be told.
+    """Steps per second, a token of each of `num_users` that have `context` tokens; None where it cannot be told.
 
+    `num_drafts`: tokens of all users that a step verifies beside those.
     `head_share`: of the model's heads, where this is one rank of several. Heads multiply a latent that every rank has.
     """
     is_latent = shape.attention is not None and shape.attention.is_latent
@@ -147,6 +149,7 @@ def decode_speed(
         query_read_bytes=shape.itemsize * shape.attention_width * context,
         routed_bytes=shape.routed_active_bytes,
         routed_share=shape.routed_share,
+        num_drafts=num_drafts,
     )
 
 

@@ -135,21 +135,23 @@ def decode_estimate(
     query_read_bytes: float = 0.0,
     routed_bytes: float | None = None,
     routed_share: float = 0.0,
+    num_drafts: int = 0,
 ) -> Estimate | None:
-    """Tokens per second of each of `num_sequences` decoding together; None where the machine's speed is unknown.
+    """Steps per second: a token of each of `num_sequences`; None where the machine's speed is unknown.
 
     `active_bytes` are the weights one token reads, the embedding's table not among them; `kv_read_bytes` the KV
     of one sequence; `is_latent` says that it is a latent all heads share, and else `query_read_bytes` is that KV once
     for every query head. Sequences of a mixture of experts read
     different experts: `routed_bytes` are the part of `active_bytes` in routed experts (unsaid: all of it), and
-    `routed_share` the experts per token out of all (unsaid: no two sequences ever share one).
+    `routed_share` the experts per token out of all (unsaid: no two sequences ever share one). `num_drafts`, of all
+    sequences, are verified in the same step: they read experts of their own, and the KV of their sequence with it.
     """
     if num_sequences < 1:
         raise ValueError(f"num_sequences is {num_sequences}; at least one sequence decodes")
     if not machine.bandwidth or machine.generation is None:
         return None
     routed = (active_bytes if routed_bytes is None else routed_bytes) if is_moe else 0.0
-    weights = active_bytes - routed + routed * _distinct(num_sequences, routed_share)
+    weights = active_bytes - routed + routed * _distinct(num_sequences + num_drafts, routed_share)
     kv_s = num_sequences * _kv_s(kv_read_bytes, query_read_bytes, machine, is_latent)
     value = 1.0 / (_weights_s(weights, machine, num_layers, is_moe) + kv_s)
     return _with_margin(value, "decode", is_moe, machine.generation, is_measured=num_sequences == 1)

@@ -192,8 +192,8 @@ class MockRunner:
         share = chunk.num_tokens / max(chunk.num_prompt_tokens - 1, 1)
         self._wait(self._pace.ttft_s * share)
 
-    def _step_s(self, rows: Sequence[MockRow]) -> float:
-        """What a decode step of these rows takes, seconds."""
+    def _step_s(self, rows: Sequence[MockRow], num_drafts: int = 0) -> float:
+        """What a decode step of these rows takes, seconds; `num_drafts`: tokens of all that it verifies beside."""
         return self._pace.itl_s
 
     def _now(self) -> float:
@@ -225,7 +225,7 @@ class MockRunner:
         drafts = {draft.id: draft.token_ids for draft in plan.drafts}
         sampled = tuple(self._write(row, drafts.get(row.id, ()), bits) for row in rows)
         # one step after the other, as a device computes them, though the next is handed over early
-        self._free_at = max(self._free_at, self._now()) + self._step_s(rows)
+        self._free_at = max(self._free_at, self._now()) + self._step_s(rows, sum(map(len, drafts.values())))
         self._in_flight.append((self._free_at, StepResult(sampled)))
 
     def _write(self, row: MockRow, draft: tuple[int, ...], bits: Mapping[tuple[SequenceId, int], bytes]) -> RowTokens:
