@@ -122,6 +122,13 @@ class StatusCounts(BaseModel):
     num_preemptions: int
 
 
+class StatusSpeculation(BaseModel):
+    """Tokens that were guessed, and those of them that answers have taken, since the start."""
+
+    num_drafted_tokens: int
+    num_accepted_tokens: int
+
+
 class StatusRank(BaseModel):
     """One rank of a model that several share: what it holds, and whether it answers. Bytes and seconds.
 
@@ -161,6 +168,7 @@ class StatusModel(BaseModel):
     memory: StatusMemory
     prefix_cache: StatusPrefixCache
     counts: StatusCounts
+    speculation: StatusSpeculation
     ranks: StatusRanks | None
     num_requests: int
     requests: list[StatusRequest]

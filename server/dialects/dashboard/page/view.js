@@ -268,7 +268,9 @@ function renderRequests(model) {
   const sum = { writing: now.num_running, reading: now.num_prefilling, waiting: now.num_waiting };
   const busy = Object.entries(sum).filter(([, number]) => number).map(([what, number]) => `${count(number)} ${what}`);
   const done = now.num_finished ? [`${count(now.num_finished)} finished`] : [];
-  say(byId("requests-sum"), [...busy, ...done].join(" · "));
+  const { num_drafted_tokens: guessed, num_accepted_tokens: right } = model.speculation;
+  const guesses = guessed ? [`${((100 * right) / guessed).toFixed(0)} % of guesses right`] : [];
+  say(byId("requests-sum"), [...busy, ...done, ...guesses].join(" · "));
 }
 
 function requestRow(key, id) {
