@@ -29,6 +29,7 @@ SERVER_MAY_IMPORT = {
         "follow",
         "model.adapter_files",
         "model.checkpoint",
+        "planning.drafts",
         "planning.memory",
         "planning.machines",
         "planning.macos",

@@ -19,6 +19,7 @@ from server.dialects.openai_shared import (
     check_extra,
     check_stream_options,
     decode_breakers,
+    decode_prediction,
     decode_sampling,
     given_fields,
 )
@@ -118,6 +119,8 @@ def decode(
         bad_words=tuple(body.bad_words or ()),
         cache_salt=body.cache_salt or "",
         uses_prefix_cache=body.prefix_cache is not False,
+        prediction=decode_prediction(body),
+        speculates=body.speculation is not False,
     )
     include = body.include or ()
     form = AnswerForm(
