@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mlx_backend.planning.drafts import SHARES, Verification, best_gain, plan_verification
+from mlx_backend.planning.drafts import SHARES, Verification, gain_range, plan_verification
 from mlx_backend.planning.machines import Machine, load_machines
 from mlx_backend.planning.memory import Memory
 from mlx_backend.planning.planner import CHAT_TOKENS, MOST_CHATS, Plan, Row, memory_by_context
@@ -56,7 +56,7 @@ def to_document(plan: Plan, name: str) -> dict[str, Any]:
         "users": [_row_document(row) for row in plan.rows],
         "kv_choices": [asdict(choice) for choice in plan.kv_choices],
         "speculation": [
-            {**asdict(each), "gains": {str(share): each.gain(share) for share in SHARES}}
+            {**asdict(each), "most_ratio": each.most_ratio, "gains": {str(share): each.gain(share) for share in SHARES}}
             for each in plan_verification(plan.shape, plan.caches, plan.machine)
         ],
         "advice": list(plan.advice),
@@ -231,11 +231,11 @@ def _kv_line(plan: Plan) -> str:
 
 def _speculation_line(verifications: Sequence[Verification]) -> str:
     numbers = ", ".join(str(each.num_drafts) for each in verifications)
-    ratios = ", ".join(f"{each.step_ratio:.2f}" for each in verifications)
-    low, high = (best_gain(verifications, share) for share in SHARES)
+    ratios = ", ".join(f"{each.step_ratio:.1f}-{each.most_ratio:.1f}" for each in verifications)
+    low, high = gain_range(verifications)
     return (
-        f"Speculation: verifying {numbers} guesses takes {ratios} of a step's time; answers come {low:.2f} to {high:.2f} "
-        f"times as fast where {SHARES[0]:.0%} to {SHARES[1]:.0%} of the guesses are right"
+        f"Speculation: a step that verifies {numbers} guesses takes {ratios} of a plain one; where {SHARES[0]:.0%} to "
+        f"{SHARES[1]:.0%} of them are right, answers come {low:.1f} to {high:.1f} times as fast"
     )
 
 
