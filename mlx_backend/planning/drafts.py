@@ -24,7 +24,7 @@ quantized products of few rows read the weights for each row."""
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """A step that verifies `num_drafts` of each user takes `step_ratio` to `most_ratio` times as long as a plain one."""
+    """The time of a step that verifies `num_drafts` of each user: `step_ratio` to `most_ratio` of a plain one."""
 
     num_drafts: int
     step_ratio: float
