@@ -76,6 +76,8 @@ async def test_list() -> None:
         "unbatched_reason": "its cache cannot be batched",
         "ungrouped_reason": None,
         "whole_heads_reason": None,
+        "max_draft_tokens": 0,
+        "no_drafts_reason": "speculation.kind is off",
         "kv_caches": [json.loads(json.dumps(asdict(cache))) for cache in INFO.kv_caches],
         "dequantized_reason": "its code is in the way",
         "embedding": None,
