@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 # --- options out of fields
 
 _MODEL_HELP = f"Same as --model; without either, {pocket.MODEL_ID!r}, the model that comes with Pippin."
+_CONFIG_HELP = "YAML file of settings, or the name of a profile (`pippin plan --list`)."
 
 
 def _with_config_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -95,7 +96,7 @@ def _with_config_options(command: Callable[..., None]) -> Callable[..., None]:
 def _config_parameters() -> Iterator[inspect.Parameter]:
     model = typer.Argument(None, metavar="MODEL", help=_MODEL_HELP, show_default=False)
     yield _parameter("positional_model", str | None, model)
-    file = typer.Option(None, "--config", metavar="FILE", help="YAML file of settings.", show_default=False)
+    file = typer.Option(None, "--config", metavar="FILE", help=_CONFIG_HELP, show_default=False)
     yield _parameter("file", Path | None, file)
     for declared in fields():
         yield _parameter(_parameter_name(declared), str | None, _option(declared))
@@ -345,9 +346,10 @@ def _machine(name: str | None) -> Any:
     return found
 
 
-@app.command()
-def version() -> None:
-    """Print the versions of Pippin and of what it computes with."""
+def _print_version(is_asked: bool) -> None:
+    """Print the versions and end, where that is asked for."""
+    if not is_asked:
+        return
     import platform
     from importlib import metadata
 
@@ -358,6 +360,22 @@ def version() -> None:
         except metadata.PackageNotFoundError:
             parts.append(f"{name} not installed")
     print(f"pippin {__version__} ({', '.join(parts)}, Python {platform.python_version()})")
+    raise typer.Exit
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of Pippin and of what it computes with."""
+    _print_version(True)
+
+
+@app.callback()
+def _options(
+    _: bool = typer.Option(
+        False, "--version", help="Same as `pippin version`.", is_eager=True, callback=_print_version
+    ),
+) -> None:
+    """Options of `pippin` itself; what they ask for is done before this is called."""
 
 
 def _print_json(rows: Mapping[str, tuple[Any, str]]) -> None:

@@ -43,6 +43,7 @@ from server.config_sources import (
     from_flags,
     read,
 )
+from server.profiles import settings_file
 
 __all__ = ["Config", "ConfigError", "Field", "Resolved", "engine_config", "fields", "resolve", "sections", "value_of"]
 
@@ -266,13 +267,16 @@ def sections() -> Mapping[str, type]:
 def resolve(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, str | None]) -> Resolved:
     """The configuration of defaults < YAML file < environment < flags.
 
-    `flags` has dotted keys; None is a flag not given. Without `file`, the variable PIPPIN_CONFIG may name one.
+    `flags` has dotted keys; None is a flag not given. Without `file`, the variable PIPPIN_CONFIG may name one. Either
+    may be the name of shipped settings.
     Raises ConfigError.
     """
     if file is None and FILE_VARIABLE in environ:
         if not environ[FILE_VARIABLE]:
             raise ConfigError(f"environment {FILE_VARIABLE}: is empty; name a file or unset it")
         file = Path(environ[FILE_VARIABLE])
+    if file is not None:
+        file = settings_file(file)
     given: dict[str, Given] = {
         **(from_file(file, fields(), (MODELS_KEY,)) if file else {}),
         **from_environment(environ, fields()),

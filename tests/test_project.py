@@ -30,6 +30,8 @@ SCRIPTS = (
     "scripts/open_webui/run",
     "scripts/check",
     "scripts/test",
+    "scripts/formula/run",
+    "scripts/wheel/run",
     ".ci/run",
 )
 NOT_OURS = {
@@ -200,6 +202,22 @@ def test_scripts_run_and_parse(script: str) -> None:
 def test_ci_and_the_image_run_the_suite_and_nothing_of_their_own() -> None:
     assert (ROOT / ".ci/run").read_text(encoding="utf-8").count("make test") == 1
     assert 'CMD ["make", "test"]' in (ROOT / "Dockerfile.cpu-test").read_text(encoding="utf-8")
+
+
+def test_every_file_of_the_packages_is_in_the_wheel() -> None:
+    """By the patterns of `package-data`; what `make wheel` builds has them is looked at there."""
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    paths = [path for package in ("server", "mlx_backend") for path in (ROOT / package).rglob("*") if path.is_file()]
+    files = [path.relative_to(ROOT) for path in paths if path.suffix not in (".py", ".pyc") and path.name[0] != "."]
+    assert len(files) > 30
+    covered = {
+        path.relative_to(ROOT)
+        for package, patterns in data.items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    assert not set(files) - covered
+    assert Path("server/profiles/configs/default.yaml") in covered
 
 
 # --- make
