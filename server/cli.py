@@ -20,6 +20,7 @@ import typer
 from mlx_backend.api.interface import SimulateConfig
 from server import __version__, pocket
 from server.commands import (
+    acceptance,
     bench,
     cache,
     chat,
@@ -54,6 +55,7 @@ app.command()(pull.pull)
 app.command()(convert.convert)
 app.command()(compare.compare)
 app.command()(verify.verify)
+app.command()(acceptance.acceptance)
 app.command("import")(import_model.import_model)
 app.add_typer(cache.app, name="cache")
 app.add_typer(keys.app, name="keys")
