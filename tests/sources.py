@@ -8,6 +8,15 @@ from __future__ import annotations
 # ruff: noqa: E501
 
 TESTED_IN: dict[str, str] = {
+    "mlx_backend/acceptance/__main__.py": "tests/mlx_backend/acceptance/test_steps.py",
+    "mlx_backend/acceptance/attention.py": "tests/mlx_backend/acceptance/test_steps.py",
+    "mlx_backend/acceptance/device.py": "tests/mlx_backend/acceptance/test_steps.py",
+    "mlx_backend/acceptance/limits.py": "tests/mlx_backend/acceptance/test_steps.py",
+    "mlx_backend/acceptance/parity.py": "tests/mlx_backend/acceptance/test_steps.py",
+    "mlx_backend/acceptance/soak.py": "tests/mlx_backend/acceptance/test_steps.py",
+    "mlx_backend/acceptance/speed.py": "tests/mlx_backend/acceptance/test_steps.py",
+    "mlx_backend/acceptance/streams.py": "tests/mlx_backend/acceptance/test_steps.py",
+    "mlx_backend/acceptance/tiny.py": "tests/mlx_backend/acceptance/test_steps.py",
     "mlx_backend/api/config.py": "tests/server/test_config.py",
     "mlx_backend/api/errors.py": "tests/mlx_backend/model/test_checkpoint.py tests/mlx_backend/kv_cache/test_plan.py",
     "mlx_backend/api/grammars.py": "tests/mlx_backend/engine/test_grammar.py",
@@ -80,6 +89,7 @@ TESTED_IN: dict[str, str] = {
     "mlx_backend/sampling/random_draw.py": "tests/mlx_backend/sampling/test_sampler.py",
     "mlx_backend/sampling/shared.py": "tests/mlx_backend/ranks/test_rank_equality.py",
     "server/__main__.py": "tests/server/test_cli.py",
+    "server/acceptance/journal.py": "tests/server/acceptance/test_kit.py",
     "server/appliance/launchd.py": "tests/server/commands/test_install_service.py",
     "server/appliance/service.py": "tests/server/appliance tests/server/commands/test_install_service.py",
     "server/appliance/systemd.py": "tests/server/commands/test_install_service.py tests/server/commands/test_doctor.py",
