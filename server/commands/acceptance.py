@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,8 @@ def acceptance(
     names = tuple(filter(None, (only or "").split(",")))
     options = KitOptions(model=str(folder.resolve()), is_quick=is_quick, soak_s=60 * soak_minutes, only=names)
     try:
-        document = run_kit(options, Path(out), _machine(), _report, is_fresh=is_fresh)
+        with _stopped_by_signals():
+            document = run_kit(options, Path(out), _machine(), _report, is_fresh=is_fresh)
     except (OtherRun, UnknownStep) as error:
         raise ConfigError(str(error)) from None
     except OSError as error:
@@ -45,6 +49,17 @@ def acceptance(
         raise typer.Exit(130) from None
     _summarize(document, Path(out))
     raise typer.Exit(int(any(step["status"] in ("failed", "interrupted") for step in document["steps"])))
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGINT stop the run in order: the step's process is ended first. A shell may have SIGINT ignored."""
+    before = {each: signal.signal(each, signal.default_int_handler) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _machine() -> Any:
