@@ -35,7 +35,10 @@ class Options:
     @classmethod
     def read(cls, sent: Mapping[str, Any]) -> Options:
         """The options out of JSON. Raises TypeError for one that does not exist."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in sent.items()})
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in sent.items()
+        }
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

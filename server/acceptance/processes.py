@@ -60,7 +60,12 @@ def run_process(
     reader = threading.Thread(target=_read, args=(process, noise), daemon=True)
     reader.start()
     late = threading.Event()
-    timer = threading.Timer(timeout_s, lambda: (late.set(), end(process)))
+
+    def end_late() -> None:
+        late.set()
+        end(process)
+
+    timer = threading.Timer(timeout_s, end_late)
     timer.start()
     said: dict[str, Any] = {}
     try:

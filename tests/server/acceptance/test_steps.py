@@ -11,8 +11,8 @@ from server.acceptance.steps import STEPS, KitOptions, UnknownStep, choose, judg
 QUICK = KitOptions(model="m")
 
 
-def names(*only: str, **changes: float) -> list[str]:
-    return [step.name for step in choose(KitOptions(model="m", only=only, **changes))]
+def names(*only: str, soak_s: float = 0.0) -> list[str]:
+    return [step.name for step in choose(KitOptions(model="m", only=only, soak_s=soak_s))]
 
 
 def test_what_may_end_the_machine_comes_last_and_wires_nothing_before() -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import pippin_main
-from server.commands import packages
 from server.commands.packages import Others, check, find_others
 
 ROOT = Path(__file__).parents[3]
@@ -46,7 +45,7 @@ def test_one_that_is_a_single_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_another_distribution_in_the_same_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     owners = {"server": ["pippin", "server-things"], "mlx_backend": ["pippin"], "numpy": ["numpy"]}
-    monkeypatch.setattr(packages.metadata, "packages_distributions", lambda: owners)
+    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: owners)
     found = check(find_others())
     assert (found.state, "server-things" in found.text, "pipx" in found.advice) == ("problem", True, True)
     assert check(Others([("server", "/x")], [("server", "other")])).state == "problem"
