@@ -73,7 +73,6 @@ TESTED_IN: dict[str, str] = {
     "mlx_backend/ranks/local.py": "tests/test_ranks.py",
     "server/commands/join.py": "tests/test_join.py",
     "mlx_backend/ranks/peer.py": "tests/mlx_backend/ranks/test_follower.py",
-    "mlx_backend/runners/base.py": "tests/mlx_backend/engine/test_device_failures.py",
     "mlx_backend/runners/device.py": "tests/mlx_backend/planning/test_limits.py",
     "mlx_backend/runners/division.py": "tests/mlx_backend/runners/test_mlx.py tests/mlx_backend/planning/test_memory_limits.py",
     "mlx_backend/runners/footprint.py": "tests/mlx_backend/planning/test_footprint.py",
