@@ -252,7 +252,7 @@ def test_the_list_is_for_this_machine_where_none_is_named(
     here = this_machine()
     assert here is not None
     assert {row["machine"] for row in listed(capsys)} == {here.id}
-    monkeypatch.setattr("mlx_backend.planning.machines.this_machine", lambda: None)
+    monkeypatch.setattr("server.commands.plan_question.this_machine", lambda: None)
     assert run("--list") == 2
     assert "name one with --machine" in capsys.readouterr().err
 
