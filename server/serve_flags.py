@@ -40,6 +40,7 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
+        found: argparse.Namespace
         found, left = self.parse_known_args(args, namespace)
         for argument in left:
             if argument.startswith("-"):
