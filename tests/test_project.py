@@ -106,6 +106,13 @@ def test_every_direct_dependency_is_pinned_within_its_bounds() -> None:
         assert wanted.specifier.contains(version), wanted
 
 
+def test_a_library_whose_internals_are_used_has_an_upper_bound() -> None:
+    (uvicorn,) = [wanted for wanted in direct() if wanted.name == "uvicorn"]
+    (pin,) = (specifier.version for specifier in pins()["uvicorn"].specifier)
+    major, minor = map(int, pin.split(".")[:2])
+    assert not uvicorn.specifier.contains(f"{major}.{minor + 1}.0")
+
+
 def test_everything_that_is_installed_with_us_is_pinned() -> None:
     """Follow the installed packages' own requirements, with the extras that each was asked for."""
     waiting = [(wanted, "") for wanted in direct("dev")]
