@@ -13,6 +13,11 @@ import pippin_main
 from server.commands.packages import Others, check, find_others
 
 ROOT = Path(__file__).parents[3]
+START = (
+    "import importlib.util as util; spec = util.spec_from_file_location('pippin_main', {!r}); "
+    "main = util.module_from_spec(spec); spec.loader.exec_module(main); main.main()"
+)
+"""As an installed command starts: its own folder is not first on the path, as that of a script would be."""
 
 
 @pytest.fixture
@@ -62,7 +67,7 @@ def test_the_command_loads_its_own_packages(foreign: Path, tmp_path: Path, is_ov
         (tmp_path / "mlx_backend" / "__init__.py").touch()
         (tmp_path / "server" / "__init__.py").write_text("")
     done = subprocess.run(
-        [sys.executable, str(main), "version"],
+        [sys.executable, "-c", START.format(str(main)), "version"],
         cwd=foreign,
         env={**os.environ, "PYTHONPATH": str(foreign)},
         capture_output=True,
