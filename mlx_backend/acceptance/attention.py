@@ -17,7 +17,7 @@ _HEADS = 8
 
 
 def run(options: Options, report: Callable[[str], None]) -> Outcome:
-    """Measure each head size with each mask; where attention is fused on this device, check our table of sizes."""
+    """Measure each head size with each mask; on Metal, check the table of sizes that the model of memory goes by."""
     is_gpu = mx.default_device() != mx.cpu
     queries, keys = (2048, 8192) if is_gpu and not options.is_quick else (64, 256)
     figures: dict[str, Any] = {"queries": queries, "keys": keys, "heads": _HEADS, "rows": []}
@@ -39,7 +39,7 @@ def run(options: Options, report: Callable[[str], None]) -> Outcome:
                     "ms": 1000 * seconds,
                 }
             )
-            if is_gpu and head_dim in FUSED_HEAD_DIMS:
+            if mx.metal.is_available() and head_dim in FUSED_HEAD_DIMS:
                 name = f"head size {head_dim}, mask {mask}: peak of fused attention"
                 checks.append(Check(name=name, measured=fused_bytes, high=score_bytes / 2, unit="bytes"))
     return Outcome(figures=figures, checks=checks)

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
-from mlx_backend.acceptance import limits, parity, soak, speed, tiny
+from mlx_backend.acceptance import attention, limits, parity, soak, speed, tiny
 from mlx_backend.acceptance.checks import Options, Outcome
 from mlx_backend.kv_cache import spec
 from server import pocket
@@ -48,6 +49,13 @@ def test_every_kind_of_cache_has_a_model_in_the_kit() -> None:
     assert set(spec.KINDS) <= {name.partition(",")[0] for name in tiny.KINDS}
 
 
+@pytest.mark.parametrize("mask", attention.MASKS)
+def test_fused_attention_and_the_fallback_compute_the_same(mask: str) -> None:
+    query, key = (mx.random.normal((1, 2, rows, 64), key=mx.random.key(rows)) for rows in (16, 24))
+    given = {"none": None, "causal": "causal", "array": mx.tri(16, 24).astype(mx.float32)}[mask]
+    assert mx.allclose(attention._fast(query, key, given), attention._plain(query, key, given), atol=1e-4).item()
+
+
 def test_loading_prefill_and_decoding() -> None:
     loaded = run(speed.load)
     assert loaded["weights_bytes"] <= loaded["file_bytes"] <= loaded["peak_bytes"] * 1.1
@@ -57,7 +65,8 @@ def test_loading_prefill_and_decoding() -> None:
     assert all(row["tok_s"] > 0 for row in rows)
 
 
-def test_streams_at_once() -> None:
+def test_streams_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_PROMPT_TOKENS", 32)
     rows = run(speed.batch)["rows"]
     assert [(row["streams"], len(row["ttft_s"])) for row in rows] == [(1, 1), (2, 2)]
 
