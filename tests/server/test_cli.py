@@ -171,8 +171,9 @@ def test_help_has_every_flag_with_its_default(capsys: pytest.CaptureFixture[str]
         assert f"{declared.help} (default {'none' if declared.default is None else declared.default})" in text
 
 
-def test_version_names_what_computes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("version") == 0
+@pytest.mark.parametrize("asked", ["version", "--version"])
+def test_version_names_what_computes(capsys: pytest.CaptureFixture[str], asked: str) -> None:
+    assert run(asked) == 0
     line = capsys.readouterr().out
     assert line.startswith(f"pippin {server.__version__} (mlx ")
     assert "mlx-lm " in line
