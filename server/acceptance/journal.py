@@ -80,9 +80,15 @@ class Journal:
     """Appends to the file."""
 
     def __init__(self, path: Path, *, is_fresh: bool) -> None:
-        """Raises OSError. `is_fresh`: forget what is there."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | (os.O_TRUNC if is_fresh else 0)
-        self._handle = os.open(path, flags, 0o644)
+        """Raises OSError; BlockingIOError while another run writes it. `is_fresh`: forget what is there."""
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._handle)
+            raise
+        if is_fresh:
+            os.ftruncate(self._handle, 0)
         if os.fstat(self._handle).st_size:
             os.write(self._handle, b"\n")  # in case that the last line was cut off
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ VERSION = 1
 
 
 class OtherRun(ValueError):
-    """The file holds a run with other options that has not finished."""
+    """The file holds a run with other options that has not finished, or something else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,8 @@ def run_kit(
 ) -> dict[str, Any]:
     """Do the steps that have no result yet, and return the whole result. Raises OtherRun, UnknownStep and OSError."""
     steps = choose(options)
+    if not _is_result(out):
+        raise OtherRun(f"{out} is there, and is no result of this command; name another file")
     past = Past() if is_fresh else _past(out, options)
     results = dict(past.results)
     journal = Journal(journal_file(out), is_fresh=past.identity is None)
@@ -69,6 +72,16 @@ def run_kit(
     finally:
         journal.close()
     return document
+
+
+def _is_result(out: Path) -> bool:
+    """Whether the file may be replaced: it is not there, or an earlier run has written it."""
+    if not out.exists():
+        return True
+    try:
+        return out.is_file() and "kit" in json.loads(out.read_text(encoding="utf-8"))
+    except (ValueError, TypeError):
+        return False
 
 
 def _past(out: Path, options: KitOptions) -> Past:

@@ -43,6 +43,8 @@ def acceptance(
             document = run_kit(options, Path(out), _machine(), _report, is_fresh=is_fresh)
     except (OtherRun, UnknownStep) as error:
         raise ConfigError(str(error)) from None
+    except BlockingIOError:
+        raise ConfigError(f"--out {out}: another run writes it") from None
     except OSError as error:
         raise ConfigError(f"--out {out}: {error.strerror or error}") from None
     except KeyboardInterrupt:

@@ -141,6 +141,25 @@ def test_a_run_with_other_options_is_not_mixed_in(fake: Fake) -> None:
     assert fake.done[0] == "device"
 
 
+@pytest.mark.parametrize("text", ["", "weights", "[]", '{"model_type": "llama"}'])
+def test_a_file_of_something_else_is_left_alone(fake: Fake, text: str) -> None:
+    fake.out.write_text(text)
+    with pytest.raises(OtherRun, match="no result of this command"):
+        fake.kit(is_fresh=True)
+    assert (fake.out.read_text(), fake.done) == (text, [])
+    fake.out = Path("/dev/null")
+    with pytest.raises(OtherRun):
+        fake.kit()
+
+
+def test_one_run_at_a_time_writes_a_file(fake: Fake) -> None:
+    journal = Journal(journal_file(fake.out), is_fresh=True)
+    with pytest.raises(BlockingIOError):
+        fake.kit(is_fresh=True)
+    journal.close()
+    assert set(fake.kit().values()) == {"passed"}
+
+
 def test_new_panics_are_named(fake: Fake) -> None:
     fake.panics = ["old"]
     fake.behave["serve"] = lambda progress: fake.panics.append("new")
