@@ -30,7 +30,7 @@ from mlx_backend.api.interface import (
     SimulateConfig,
     SpeculationConfig,
 )
-from mlx_backend.api.options import check_options, option
+from mlx_backend.api.options import OptionError, check_options, option
 from server.config_models import KEY as MODELS_KEY
 from server.config_models import ModelEntry, as_written, read_models
 from server.config_sources import (
@@ -44,6 +44,7 @@ from server.config_sources import (
     from_flags,
     read,
 )
+from server.profiles import settings_file
 
 __all__ = ["Config", "ConfigError", "Field", "Resolved", "engine_config", "fields", "resolve", "sections", "value_of"]
 
@@ -217,13 +218,13 @@ class Config:
     def __post_init__(self) -> None:
         check_options(self)
         if self.port > 65535:
-            raise ValueError(f"port must be at most 65535, not {self.port}")
+            raise OptionError("port", f"must be at most 65535, not {self.port}")
         if self.models and self.model is not None:
-            raise ValueError(f"model {self.model!r} and models are both given; put it into models")
+            raise OptionError("model", f"{self.model!r} and models are both given; put it into models")
         if self.models and self.aliases is not None:
-            raise ValueError(f"aliases {self.aliases!r} are for a server of one model; put them into models")
+            raise OptionError("aliases", f"{self.aliases!r} are for a server of one model; put them into models")
         if self.models and self.adapters is not None:
-            raise ValueError(f"adapters {self.adapters!r} are for a server of one model; put them into models")
+            raise OptionError("adapters", f"{self.adapters!r} are for a server of one model; put them into models")
         if self.models and self.debug.record is not None:
             raise ValueError("debug.record is for a server of one model; leave models or debug.record unset")
         if self.ranks.is_one_model_in_parts and (self.models or self.residency.keep_alive_s is not None):
@@ -268,13 +269,16 @@ def sections() -> Mapping[str, type]:
 def resolve(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, str | None]) -> Resolved:
     """The configuration of defaults < YAML file < environment < flags.
 
-    `flags` has dotted keys; None is a flag not given. Without `file`, the variable PIPPIN_CONFIG may name one.
+    `flags` has dotted keys; None is a flag not given. Without `file`, the variable PIPPIN_CONFIG may name one. Either
+    may be the name of shipped settings.
     Raises ConfigError.
     """
     if file is None and FILE_VARIABLE in environ:
         if not environ[FILE_VARIABLE]:
             raise ConfigError(f"environment {FILE_VARIABLE}: is empty; name a file or unset it")
         file = Path(environ[FILE_VARIABLE])
+    if file is not None:
+        file = settings_file(file)
     given: dict[str, Given] = {
         **(from_file(file, fields(), (MODELS_KEY,)) if file else {}),
         **from_environment(environ, fields()),
@@ -355,14 +359,13 @@ def _build(values: Mapping[str, Any], origins: Mapping[str, str], models: tuple[
 
 
 def _build_one(owner: type, section: str, values: Mapping[str, Any], origins: Mapping[str, str], **more: Any) -> Any:
-    """An instance of `owner`. What its checks find is told with the source of the field that they name."""
+    """An instance of `owner`. Raises ConfigError, which names the source of a field that cannot be so."""
     declared = {f.name: f for f in fields() if f.section == section}
     mine = {name: values[f.key] for name, f in declared.items() if f.key in values}
     try:
         return owner(**mine, **more)
+    except OptionError as error:
+        key = declared[error.field].key
+        raise ConfigError(f"{origins[key]}: {key} {error.problem}") from None
     except ValueError as error:
-        name = str(error).partition(" ")[0]
-        if name not in declared:
-            raise ConfigError(f"{section}: {error}" if section else str(error)) from None
-        key = declared[name].key
-        raise ConfigError(f"{origins[key]}: {key}{str(error)[len(name) :]}") from None
+        raise ConfigError(f"{section}: {error}" if section else str(error)) from None

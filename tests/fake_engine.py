@@ -117,6 +117,9 @@ class FakeEngine:
     def start(self) -> None:
         self.num_started += 1
 
+    def wait_loaded(self) -> None:
+        """Nothing of it goes on in the background."""
+
     def submit(self, requests: Sequence[GenerationRequest]) -> FakeStream:
         if self.refusal is not None:
             raise self.refusal

@@ -46,6 +46,7 @@ SERVER_MAY_IMPORT = {
 REQUEST_FILES = ("server/dialects/*", "server/service/*", "server/grammars/*", "server/text/*", "server/security/*")
 REQUEST_DOORS = {"mlx_backend.api.interface", "mlx_backend.api.errors"}
 MLX_FILES = (
+    "mlx_backend/acceptance/*.py",
     "mlx_backend/conversion/convert.py",
     "mlx_backend/conversion/plan.py",
     "mlx_backend/conversion/quality.py",
@@ -64,6 +65,8 @@ MLX_FILES = (
     "mlx_backend/prefix_cache/store*.py",
 )
 NO_MLX_FILES = (
+    "mlx_backend/acceptance/checks.py",
+    "mlx_backend/acceptance/streams.py",
     "mlx_backend/kv_cache/allocation.py",
     "mlx_backend/kv_cache/grouping.py",
     "mlx_backend/kv_cache/spec.py",
@@ -83,7 +86,7 @@ FLOORS = (
     ("ranks",),
     ("engine",),
     ("factory",),
-    ("replay", "follow"),
+    ("replay", "follow", "acceptance"),
 )
 """Rooms of `mlx_backend`, lowest first: each imports itself and what is on lower floors."""
 _READERS = ("engine", "prefix_cache", "drafting", "core")

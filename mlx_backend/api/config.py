@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mlx_backend.api.hosts import RankHosts
-from mlx_backend.api.options import check_options, option
+from mlx_backend.api.options import OptionError, check_options, option
 
 Parallel = Literal["tensor", "pipeline"]
 
@@ -71,7 +71,7 @@ class KVCacheConfig:
         check_options(self)
         for name in ("group_size", "start"):
             if getattr(self, name) is not None and not self.is_quantized:
-                raise ValueError(f"{name} says how a quantized cache is held; set bits too, or leave it unset")
+                raise OptionError(name, "says how a quantized cache is held; set bits too, or leave it unset")
 
     @property
     def is_quantized(self) -> bool:
@@ -117,7 +117,7 @@ class MemoryConfig:
         for name in ("max_ops_per_buffer", "max_mb_per_buffer"):
             value = getattr(self, name)
             if value is not None and value > LARGEST_PER_BUFFER:
-                raise ValueError(f"{name} must be at most {LARGEST_PER_BUFFER}, not {value!r}")
+                raise OptionError(name, f"must be at most {LARGEST_PER_BUFFER}, not {value!r}")
 
     @property
     def limit_bytes(self) -> int | None:
@@ -165,7 +165,7 @@ class RanksConfig:
     def __post_init__(self) -> None:
         check_options(self)
         if self.port > 65534:
-            raise ValueError(f"port must be at most 65534, not {self.port}")
+            raise OptionError("port", f"must be at most 65534, not {self.port}")
 
     @property
     def is_one_model_in_parts(self) -> bool:

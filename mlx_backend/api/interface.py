@@ -265,6 +265,9 @@ class Engine(Protocol):
         Raises EngineNotReady, EngineDead, QueueFull, ContextLengthExceeded.
         """
 
+    def wait_loaded(self) -> None:
+        """Return when loading has ended: the model is loaded, has failed, or the engine is closed. Blocks."""
+
     @property
     def model_info(self) -> ModelInfo | None:
         """None until the model has loaded."""

@@ -10,6 +10,15 @@ from collections.abc import Sequence
 from typing import Any
 
 
+class OptionError(ValueError):
+    """A value that a section cannot have: `field` names its field, `problem` says the rest."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field} {problem}")
+        self.field = field
+        self.problem = problem
+
+
 def option(
     default: Any,
     help: str,
@@ -29,7 +38,7 @@ def option(
 
 
 def check_options(section: Any) -> None:
-    """Raise ValueError, naming the field, where a value of `section` is out of its declared bounds."""
+    """Raise OptionError where a value of `section` is out of its declared bounds."""
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         if value is None:
@@ -37,8 +46,8 @@ def check_options(section: Any) -> None:
         bounds = field.metadata
         if bounds.get("choices") and value not in bounds["choices"]:
             allowed = ", ".join(map(str, bounds["choices"]))
-            raise ValueError(f"{field.name} must be one of {allowed}, not {value!r}")
+            raise OptionError(field.name, f"must be one of {allowed}, not {value!r}")
         if bounds.get("ge") is not None and value < bounds["ge"]:
-            raise ValueError(f"{field.name} must be at least {bounds['ge']}, not {value!r}")
+            raise OptionError(field.name, f"must be at least {bounds['ge']}, not {value!r}")
         if bounds.get("gt") is not None and value <= bounds["gt"]:
-            raise ValueError(f"{field.name} must be more than {bounds['gt']}, not {value!r}")
+            raise OptionError(field.name, f"must be more than {bounds['gt']}, not {value!r}")

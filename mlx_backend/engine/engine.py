@@ -71,6 +71,7 @@ class DeviceEngine:
         self._read_ranks: Callable[[], tuple[RankStats, ...]] | None = None
         self._info: ModelInfo | None = None
         self._load = LoadProgress()
+        self._load_ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._busy = False
         self._counters = Counters()
@@ -81,6 +82,9 @@ class DeviceEngine:
 
     def start(self) -> None:
         self._thread.start()
+
+    def wait_loaded(self) -> None:
+        self._load_ended.wait()
 
     @property
     def model_info(self) -> ModelInfo | None:
@@ -175,6 +179,7 @@ class DeviceEngine:
             began = time.monotonic()
             info = self._runner.load(self._report_load)
             loop, self._info = self._prepare(replace(info, load_s=time.monotonic() - began))
+            self._load_ended.set()
             while self._take_work(loop):
                 loop.step()
         except _ClosedWhileLoading:
@@ -260,6 +265,7 @@ class DeviceEngine:
             self._closing = self._has_ended = True
             arrived = [stream for _, stream in self._inbox]
             self._inbox.clear()
+        self._load_ended.set()
         if self._loop is not None:
             self._loop.end(self._dead(), arrived)
         if self._failure is not None:

@@ -102,6 +102,11 @@ class ServedModel:
         self.used_at = time.monotonic()
         self._instance.start(self.id, share)
 
+    async def until_settled(self) -> None:
+        """Return when loading has ended, whatever came of it; at once where nothing loads."""
+        if self._instance is not None:
+            await self._instance.until_settled()
+
     def close(self) -> None:
         """End the engine, for good."""
         if self._instance is not None:

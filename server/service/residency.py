@@ -26,7 +26,8 @@ logger = logging.getLogger("pippin.models")
 LOAD_WAIT_S = 600.0
 RETRY_S = 30.0
 """A model that could not be loaded, or died, is loaded again by the first request after so long."""
-_POLL_S = 0.02
+_LEAST_PAUSE_S = 0.02
+"""Between two looks for models that are idle."""
 
 
 class Watcher(Protocol):
@@ -157,7 +158,7 @@ class Residency:
         self._failed_at.pop(model.id, None)
         lease = await self.acquire(model)
         try:
-            await _settled(model)
+            await model.until_settled()
             model.ready()
         finally:
             lease.release()
@@ -206,7 +207,7 @@ class Residency:
             model.fail(error)
             raise
         self._begin_life(model, share)
-        await _settled(model)
+        await model.until_settled()
         if model.state == "loaded":
             return
         failure = model.failure or EngineNotReady("it was unloaded while it was loading")
@@ -318,7 +319,7 @@ class Residency:
         watched = [(model, model.keep_alive_s) for model in self._models if model.keep_alive_s is not None]
         pause_s = min(1.0, min(keep_s for _, keep_s in watched) / 4)
         while True:
-            await asyncio.sleep(max(pause_s, _POLL_S))
+            await asyncio.sleep(max(pause_s, _LEAST_PAUSE_S))
             for model, keep_s in watched:
                 if _is_idle(model, keep_s):
                     async with self._lock:
@@ -336,12 +337,6 @@ class Residency:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, EngineError):
             logger.error("a model could not be loaded or unloaded", exc_info=error)
-
-
-async def _settled(model: ServedModel) -> None:
-    """Return when loading has come to an end, whichever."""
-    while model.state == "loading":
-        await asyncio.sleep(_POLL_S)
 
 
 def _held(model: ServedModel) -> int:

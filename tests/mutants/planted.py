@@ -1037,7 +1037,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "server/service/encoding.py",
         "tests/server/test_prefix_cache.py",
-        ("a snapshot is of the minute that it was taken in", "        found = find(ids, messages,", "        found = find(ids, with_reminders(messages, prompt.reminders),"),
+        ("a snapshot is of the minute that it was taken in", "        borders = self.find(ids, messages,", "        borders = self.find(ids, with_reminders(messages, prompt.reminders),"),
     ),
     *_of(
         "server/dialects/anthropic_messages/blocks.py",
@@ -1251,6 +1251,45 @@ MUTANTS: tuple[Mutant, ...] = (
         "server/service/registry.py",
         "tests/server/test_adapters.py",
         ("an alias that is equal means an adapter", "\"\" if name in self._names or name not in self._adapters", "\"\" if name not in self._adapters"),
+    ),
+    *_of(
+        "mlx_backend/runners/base.py",
+        "tests/mlx_backend/runners/test_base.py",
+        ("a fault of the GPU is taken for too little memory", "any(each in text for each in _OUT_OF_MEMORY)", '"memory" in text.lower() or any(each in text for each in _OUT_OF_MEMORY)'),
+        ("a buffer that is too large fails as an unknown error", '    "[metal::malloc]",  # Metal', '    "[metal::free]",  # Metal'),
+    ),
+    *_of(
+        "server/acceptance/kit.py",
+        "tests/server/acceptance/test_kit.py",
+        ("a panic does not show where it was", 'journal.write("begin", step=step.name, boot=machine.boot(), at=_now())', "pass"),
+        ("a step that panics is tried after each restart", "            results[past.open_step] = interrupted(past, machine.boot())\n", "            results.pop(past.open_step, None)\n            interrupted(past, machine.boot())\n"),
+        ("what was measured before a panic is lost", "            write_result(out, _document(options, results, []))\n", ""),
+    ),
+    *_of(
+        "server/acceptance/steps.py",
+        "tests/server/acceptance/test_steps.py",
+        ("memory is wired before what is safe is measured", '    wired: Literal["never", "auto", "always"] = "never"', '    wired: Literal["never", "auto", "always"] = "auto"'),
+    ),
+    *_of(
+        "server/acceptance/journal.py",
+        "tests/server/acceptance/test_kit.py",
+        ("a breadcrumb is lost in a panic", "        synchronize(self._handle)\n", ""),
+        ("a kit's run cannot go on after its last line was cut off", "    with contextlib.suppress(ValueError):  # the last", "    with contextlib.suppress(KeyError):  # the last"),
+    ),
+    *_of(
+        "mlx_backend/acceptance/checks.py",
+        "tests/mlx_backend/acceptance/test_checks.py",
+        ("a model of memory that is wrong goes unnoticed", "MOST_PEAK = 1.05", "MOST_PEAK = 1.5"),
+    ),
+    *_of(
+        "pippin_main.py",
+        "tests/server/commands/test_packages.py",
+        ("another package called server takes the command's place", "    for name in PACKAGES:\n        load(name)\n", ""),
+    ),
+    *_of(
+        "server/commands/packages.py",
+        "tests/server/commands/test_packages.py",
+        ("the doctor does not see another package on the path", "not _is_same(first,", "_is_same(first,"),
     ),
     *_of(
         "server/dialects/ollama/names.py",
