@@ -36,9 +36,9 @@ class Application(PublishedAPI):
             self.router.routes.extend(dialect.build_router(parts).routes)
         error_answers.install(self, self.error_bodies)
         # Outside of the framework's own layers, so that nothing stands between the envelope and the server.
-        admission = Admission(self.build_middleware_stack(), parts.lifecycle, self.error_bodies)
+        self.admission = Admission(self.build_middleware_stack(), parts.lifecycle, self.error_bodies)
         unlabelled = [prefix for dialect in dialects if dialect.takes_unlabelled for prefix in dialect.prefixes]
-        self.gate = Gate(admission, parts.config, self.error_bodies, takes_unlabelled=unlabelled)
+        self.gate = Gate(self.admission, parts.config, self.error_bodies, takes_unlabelled=unlabelled)
         self.envelope = RequestEnvelope(
             self.gate,
             self.error_bodies,

@@ -20,6 +20,7 @@ import typer
 from mlx_backend.api.interface import SimulateConfig
 from server import __version__, pocket
 from server.commands import (
+    batch,
     bench,
     cache,
     chat,
@@ -57,6 +58,7 @@ app.command()(verify.verify)
 app.command("import")(import_model.import_model)
 app.add_typer(cache.app, name="cache")
 app.add_typer(keys.app, name="keys")
+batch.add_to(app, lambda arguments: _parse_serve(arguments))
 install_service.add_to(app, lambda arguments: _parse_serve(arguments))
 doctor.add_to(app, lambda arguments: _parse_serve(arguments))
 

@@ -29,6 +29,9 @@ class LineLimits:
     max_lines: int = MAX_NUMBER
 
 
+DEFAULT_LIMITS = LineLimits()
+
+
 class TooManyLines(ValueError):
     """The input has more lines than a batch may have."""
 
@@ -82,7 +85,7 @@ class _Broken(Exception):
         self.code, self.param, self.custom_id = code, param, custom_id
 
 
-def read_lines(stream: BinaryIO, limits: LineLimits = LineLimits(), *, endpoint: str | None = None) -> Iterator[Line]:
+def read_lines(stream: BinaryIO, limits: LineLimits = DEFAULT_LIMITS, *, endpoint: str | None = None) -> Iterator[Line]:
     """Yield every line but blank ones, in the order of the file. Raises TooManyLines and OSError.
 
     `endpoint`: the only one that lines may name.

@@ -33,6 +33,8 @@ def decide(status: int, num_attempts: int) -> Decision:
         return Decision.WAIT
     if status in _REFUSED:
         return Decision.STOP
+    if status < 200 or 300 <= status < 400:
+        return Decision.STOP  # another place is meant
     if status >= 500 and num_attempts < MAX_ATTEMPTS:
         return Decision.AGAIN
     return Decision.WRITE

@@ -40,6 +40,8 @@ class Progress:
     num_done: int = 0
     num_failed: int = 0
     tokens: Tokens = field(default_factory=Tokens)
+    waits_for: str = ""
+    """Why the server is waited for; empty while it answers."""
     _samples: deque[tuple[float, int]] = field(default_factory=deque)
 
     def begin(self, now: float) -> None:
@@ -50,6 +52,7 @@ class Progress:
     def add(self, now: float, *, is_success: bool, usage: Any = None) -> None:
         """Count an answer."""
         self.num_done += 1
+        self.waits_for = ""
         self.num_failed += not is_success
         self.tokens.add(usage)
         if self._samples and now - self._samples[-1][0] < _STEP_S and len(self._samples) > 1:

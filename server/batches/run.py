@@ -108,7 +108,7 @@ class Run:
 
     async def _ask(self, line: RequestLine) -> Answer:
         """Return the line's answer, however often it takes. Raises Stopped."""
-        num_attempts = 0
+        num_attempts = 1
         while True:
             await self._wait()
             answer: Answer | None = None
@@ -118,7 +118,6 @@ class Run:
             except Unreachable as error:
                 decision, why = Decision.WAIT, str(error)
             else:
-                num_attempts += 1
                 decision, why = decide(answer.status, num_attempts), f"status {answer.status}: {_message(answer)}"
             if decision is Decision.WRITE and answer is not None:
                 self._backoff.reset()
@@ -126,11 +125,13 @@ class Run:
                 return answer
             if decision is Decision.STOP:
                 raise Stopped(f"the server refuses the requests ({why})")
+            num_attempts += decision is Decision.AGAIN
             self._hold(answer, why)
 
     def _hold(self, answer: Answer | None, why: str) -> None:
         """Have all lines wait. Raises Stopped after too long a time without an answer."""
         now = self._clock()
+        self.progress.waits_for = why
         if self._give_up_s is not None and now - self._answered_at > self._give_up_s:
             raise Stopped(f"the server has answered no line for {self._give_up_s:g} s ({why})")
         if now >= self._not_before:  # those that were on their way meanwhile wait as long
@@ -155,7 +156,7 @@ async def _whole(call: Callable[[], T]) -> T:
     try:
         return await asyncio.shield(calling)
     except asyncio.CancelledError:
-        await asyncio.wait([calling])
+        await asyncio.gather(calling, return_exceptions=True)
         raise
 
 

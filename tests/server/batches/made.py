@@ -20,8 +20,8 @@ def jsonl(*records: Any) -> bytes:
     return b"".join(line + b"\n" for line in lines)
 
 
-def read(content: bytes, limits: LineLimits = LineLimits(), **options: Any) -> list[Line]:
-    return list(read_lines(io.BytesIO(content), limits, **options))
+def read(content: bytes, limits: LineLimits | None = None, **options: Any) -> list[Line]:
+    return list(read_lines(io.BytesIO(content), limits or LineLimits(), **options))
 
 
 def echo(url: str, body: bytes) -> Answer:
