@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Scope
 
 from server.batches.answers import Answer
+from server.batches.run import Stopped
 from server.config import SecurityConfig
 from server.error_bodies import ErrorBodies
 from server.errors import APIError, BodyTooLarge, InternalError
@@ -32,17 +33,24 @@ class InProcess:
     """Sends the requests of one tenant to an application."""
 
     def __init__(
-        self, app: ASGIApp, error_bodies: ErrorBodies, limits: Callable[[], SecurityConfig], tenant: Tenant
+        self,
+        app: ASGIApp,
+        error_bodies: ErrorBodies,
+        limits: Callable[[], SecurityConfig],
+        tenant: Callable[[], Tenant | None],
     ) -> None:
-        """`limits`: asked with every request, as a reload may change them."""
+        """`limits`, `tenant`: asked with every request, as both may change; None: the tenant may ask no more."""
         self._app, self._error_bodies, self._limits, self._tenant = app, error_bodies, limits, tenant
 
     async def send(self, url: str, body: bytes) -> Answer:
-        """Return the answer to a POST."""
+        """Return the answer to a POST. Raises Stopped where the tenant's key is not valid any more."""
+        tenant = self._tenant()
+        if tenant is None:
+            raise Stopped("the key that the batch belongs to is not valid any more")
         request_id = uuid.uuid4().hex
         token = current_request_id.set(request_id)
         try:
-            return await self._send(url, body, request_id)
+            return await self._send(url, body, request_id, tenant)
         except APIError as error:
             return self._failed(url, error, request_id)
         except Exception:  # as the outermost layer of requests over HTTP has it
@@ -51,43 +59,17 @@ class InProcess:
         finally:
             current_request_id.reset(token)
 
-    async def _send(self, url: str, body: bytes, request_id: str) -> Answer:
+    async def _send(self, url: str, body: bytes, request_id: str, tenant: Tenant) -> Answer:
         limits = self._limits()
         if len(body) > limits.max_body_bytes:
             raise BodyTooLarge(limits.max_body_bytes)
         await check_body(body, JSON, limits.max_json_depth, limits.max_json_items)
         exchange = _Exchange(body)
-        await self._app(self._scope(url, body, request_id), exchange.receive, exchange.send)
+        await self._app(_scope(url, body, request_id, tenant), exchange.receive, exchange.send)
         headers = exchange.headers
         asked = headers.get("retry-after", "")
         wait_s = float(asked) if asked.isdecimal() else None
         return Answer(exchange.status, b"".join(exchange.chunks), request_id, wait_s)
-
-    def _scope(self, url: str, body: bytes, request_id: str) -> Scope:
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "method": "POST",
-            "scheme": "http",
-            "path": url,
-            "raw_path": url.encode(),
-            "query_string": b"",
-            "root_path": "",
-            "headers": [
-                (b"host", b"localhost"),
-                (b"content-type", JSON.encode()),
-                (b"content-length", str(len(body)).encode()),
-            ],
-            "client": None,
-            "server": None,
-            "state": {
-                "request_id": request_id,
-                "tenant": self._tenant,
-                "is_operator": False,
-                "priority": PRIORITY,
-            },
-        }
 
     def _failed(self, url: str, error: APIError, request_id: str) -> Answer:
         return Answer(error.status, self._error_bodies.write(url, error), request_id)
@@ -113,3 +95,30 @@ class _Exchange:
             self.status, self.headers = message["status"], Headers(raw=message["headers"])
         else:
             self.chunks.append(message.get("body", b""))
+
+
+def _scope(url: str, body: bytes, request_id: str, tenant: Tenant) -> Scope:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": url,
+        "raw_path": url.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [
+            (b"host", b"localhost"),
+            (b"content-type", JSON.encode()),
+            (b"content-length", str(len(body)).encode()),
+        ],
+        "client": None,
+        "server": None,
+        "state": {
+            "request_id": request_id,
+            "tenant": tenant,
+            "is_operator": False,
+            "priority": PRIORITY,
+        },
+    }

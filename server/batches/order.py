@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 WINDOW_LINES = 8192
-WINDOW_BYTES = 32 << 20
+WINDOW_BYTES = 16 << 20
 _PARTS = {
     "/v1/chat/completions": ("tools", "messages"),
     "/v1/completions": ("prompt",),

@@ -12,15 +12,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from server.batches.answers import Answer, Written, write_answer, write_broken
+from server.batches.disk import on_disk
 from server.batches.lines import BrokenLine, Line, RequestLine
 from server.batches.order import windows
 from server.batches.pacing import Backoff, Decision, decide
 from server.batches.progress import Progress
-
-T = TypeVar("T")
 
 Send = Callable[[str, bytes], Awaitable[Answer]]
 """Sends a body to a path. Raises Unreachable."""
@@ -89,13 +88,13 @@ class Run:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
-            await asyncio.to_thread(self._sink.sync)
+            await on_disk(self._sink.sync)
 
     async def _next(self) -> Line | None:
         """Return the line that comes next; None behind the last one."""
         async with self._reading:
             if not self._window:
-                self._window = deque(await _whole(partial(next, self._windows, [])))
+                self._window = deque(await on_disk(partial(next, self._windows, [])))
             return self._window.popleft() if self._window else None
 
     async def _work(self) -> None:
@@ -104,7 +103,7 @@ class Run:
                 await self._put(line, write_broken(line))
             else:
                 answer = await self._ask(line)
-                await self._put(line, await asyncio.to_thread(write_answer, line, answer))
+                await self._put(line, await on_disk(partial(write_answer, line, answer)))
 
     async def _ask(self, line: RequestLine) -> Answer:
         """Return the line's answer, however often it takes. Raises Stopped."""
@@ -143,21 +142,11 @@ class Run:
 
     async def _put(self, line: Line, written: Written) -> None:
         async with self._writing:
-            await _whole(partial(self._sink.put, line, written))
+            await on_disk(partial(self._sink.put, line, written))
             self.progress.add(self._clock(), is_success=written.is_success, usage=written.usage)
             if self._clock() - self._synced_at > self._sync_s:
                 self._synced_at = self._clock()
-                await _whole(self._sink.sync)
-
-
-async def _whole(call: Callable[[], T]) -> T:
-    """Return what a call on another thread returns; one that is cancelled ends first, so that none is left behind."""
-    calling = asyncio.ensure_future(asyncio.to_thread(call))
-    try:
-        return await asyncio.shield(calling)
-    except asyncio.CancelledError:
-        await asyncio.gather(calling, return_exceptions=True)
-        raise
+                await on_disk(self._sink.sync)
 
 
 def _message(answer: Answer) -> str:

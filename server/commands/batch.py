@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -149,10 +150,11 @@ async def _in_process(config: Config) -> AsyncIterator[Send]:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if config.backend == "mlx":
         set_buffer_limits(config.memory, os.environ)
+    config = replace(config, batches=replace(config.batches, dir=None))  # a server's: it may be running
     models = build_models(config)
     required = [model for model in models if model.is_required]
     app = create_app(config, ModelRegistry(models, load_wait_s=config.residency.load_wait_s))
-    requests = InProcess(app.admission, app.error_bodies, lambda: config.security, Tenant())
+    requests = InProcess(app.admission, app.error_bodies, lambda: config.security, Tenant)
 
     async def send(url: str, body: bytes) -> Answer:
         for model in required:
