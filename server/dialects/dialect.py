@@ -25,7 +25,7 @@ class Dialect:
     takes_unlabelled: bool = False
     """Whether a body below its paths need not be labelled as JSON where no browser sends it."""
     takes_files: tuple[str, ...] = ()
-    """The paths of uploads: what is sent there is no JSON, may be larger than other bodies, and is read by the route."""
+    """The paths of uploads: bodies there are no JSON, may be larger than others, and are read by the route."""
 
 
 def collect_errors(dialects: Iterable[Dialect]) -> ErrorBodies:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import closing
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from sse_starlette.sse import SendTimeoutError
@@ -18,13 +17,17 @@ from server.batches.store import NotFound, Store, Upload, page
 from server.dialects.openai_batches.errors import NoSuchRecord, NotEnabled, told
 from server.dialects.openai_batches.schema import DeletedFile, FileList, FileObject
 from server.dialects.openai_batches.upload import FILE, Form, drain, read_form
-from server.dialects.openai_schema import error_responses
+from server.dialects.openai_schema import Responses, error_responses
 from server.dialects.parts import ServerParts
 from server.dialects.published import PublishedRoute
+from server.disconnect import ClientGone
 from server.errors import APIError, InvalidRequest
 from server.middleware import LINGER_S
 
 UPLOADS = ("/v1/files",)
+_UPLOAD_ERRORS = error_responses(400, 404, 413, 507)
+_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_CONTENT: Responses = {200: {"description": "The content", "content": _BYTES}, **error_responses(404)}
 _PURPOSE = "batch"
 _MOST_EXPIRY_S = 2_592_000
 _LEAST_EXPIRY_S = 3600
@@ -53,11 +56,13 @@ def build_router(parts: ServerParts) -> APIRouter:
     """The routes of one server."""
     router = APIRouter(route_class=PublishedRoute, tags=["OpenAI"])
 
-    @router.post("/v1/files", openapi_extra=_FORM, responses=error_responses(400, 404, 413, 507))
-    async def create_file(request: Request) -> FileObject:
+    @router.post("/v1/files", response_model=FileObject, openapi_extra=_FORM, responses=_UPLOAD_ERRORS)
+    async def create_file(request: Request) -> Any:
         """Upload a file of requests."""
         try:
             return encode_file(await _upload(parts, request))
+        except ClientGone:
+            return Response(status_code=499)
         except APIError:
             await drain(request.receive, LINGER_S)
             raise
@@ -86,9 +91,9 @@ def build_router(parts: ServerParts) -> APIRouter:
         """What is known of a file."""
         return encode_file(_find(store_of(parts), request, file_id))
 
-    @router.get("/v1/files/{file_id}/content", response_class=Response, responses=error_responses(404))
+    @router.get("/v1/files/{file_id}/content", response_class=Response, responses=_CONTENT)
     async def retrieve_content(request: Request, file_id: str) -> Response:
-        """The content of a file."""
+        """The content of a file, as it was uploaded or written."""
         store = store_of(parts)
         file = _find(store, request, file_id)
         return _Content(
@@ -138,11 +143,15 @@ def _find(store: Store, request: Request, id: str) -> StoredFile:
 async def _upload(parts: ServerParts, request: Request) -> StoredFile:
     """Raises APIError; then nothing is kept."""
     store = store_of(parts)
-    with told(), closing(await on_disk(partial(store.begin_upload, request.state.tenant.name))) as upload:
-        timeout_s = parts.config.security.read_timeout_s
-        content_type = request.headers.get("content-type", "")
-        form = await read_form(request.receive, content_type, upload.write, timeout_s=timeout_s)
-        return await on_disk(partial(_finish, upload, form))
+    with told():
+        upload = await on_disk(partial(store.begin_upload, request.state.tenant.name))
+        try:
+            timeout_s = parts.config.security.read_timeout_s
+            content_type = request.headers.get("content-type", "")
+            form = await read_form(request.receive, content_type, upload.write, timeout_s=timeout_s)
+            return await on_disk(partial(_finish, upload, form))
+        finally:
+            await on_disk(upload.close)
 
 
 def _finish(upload: Upload, form: Form) -> StoredFile:
