@@ -140,10 +140,14 @@ class Run:
         while (left_s := self._not_before - self._clock()) > 0:
             await asyncio.sleep(left_s)
 
+    def _keep(self, line: Line, written: Written) -> None:
+        """Keep an answer and count it. On a thread: both are done, though the run be cancelled meanwhile."""
+        self._sink.put(line, written)
+        self.progress.add(self._clock(), is_success=written.is_success, usage=written.usage)
+
     async def _put(self, line: Line, written: Written) -> None:
         async with self._writing:
-            await on_disk(partial(self._sink.put, line, written))
-            self.progress.add(self._clock(), is_success=written.is_success, usage=written.usage)
+            await on_disk(partial(self._keep, line, written))
             if self._clock() - self._synced_at > self._sync_s:
                 self._synced_at = self._clock()
                 await on_disk(self._sink.sync)

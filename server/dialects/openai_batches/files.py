@@ -16,7 +16,7 @@ from server.batches.records import StoredFile
 from server.batches.store import NotFound, Store, Upload, page
 from server.dialects.openai_batches.errors import NoSuchRecord, NotEnabled, told
 from server.dialects.openai_batches.schema import DeletedFile, FileList, FileObject
-from server.dialects.openai_batches.upload import FILE, Form, drain, read_form
+from server.dialects.openai_batches.upload import FILE, Body, Form, read_form
 from server.dialects.openai_schema import Responses, error_responses
 from server.dialects.parts import ServerParts
 from server.dialects.published import PublishedRoute
@@ -59,12 +59,13 @@ def build_router(parts: ServerParts) -> APIRouter:
     @router.post("/v1/files", response_model=FileObject, openapi_extra=_FORM, responses=_UPLOAD_ERRORS)
     async def create_file(request: Request) -> Any:
         """Upload a file of requests."""
+        body = Body(request.receive)
         try:
-            return encode_file(await _upload(parts, request))
+            return encode_file(await _upload(parts, request, body))
         except ClientGone:
             return Response(status_code=499)
         except APIError:
-            await drain(request.receive, LINGER_S)
+            await body.drain(LINGER_S)
             raise
 
     @router.get("/v1/files", responses=error_responses(400, 404))
@@ -140,7 +141,7 @@ def _find(store: Store, request: Request, id: str) -> StoredFile:
         raise NoSuchRecord("file", id, "file_id") from None
 
 
-async def _upload(parts: ServerParts, request: Request) -> StoredFile:
+async def _upload(parts: ServerParts, request: Request, body: Body) -> StoredFile:
     """Raises APIError; then nothing is kept."""
     store = store_of(parts)
     with told():
@@ -148,7 +149,7 @@ async def _upload(parts: ServerParts, request: Request) -> StoredFile:
         try:
             timeout_s = parts.config.security.read_timeout_s
             content_type = request.headers.get("content-type", "")
-            form = await read_form(request.receive, content_type, upload.write, timeout_s=timeout_s)
+            form = await read_form(body.receive, content_type, upload.write, timeout_s=timeout_s)
             return await on_disk(partial(_finish, upload, form))
         finally:
             await on_disk(upload.close)

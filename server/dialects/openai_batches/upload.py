@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.types import Receive
+from starlette.types import Message, Receive
 
 from server.batches.disk import on_disk
 from server.disconnect import ClientGone
@@ -59,14 +60,24 @@ async def read_form(receive: Receive, content_type: str, write: Callable[[bytes]
     return reader.end()
 
 
-async def drain(receive: Receive, within_s: float) -> None:
-    """Read and drop the rest of a body for a moment: a close with unread bytes would take the answer with it."""
-    try:
-        async with asyncio.timeout(within_s):
-            while (message := await receive())["type"] == "http.request" and message.get("more_body"):
-                pass
-    except TimeoutError:
-        return
+class Body:
+    """The body of a request, which knows whether there is more of it."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.has_more = True
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.has_more = message["type"] == "http.request" and bool(message.get("more_body"))
+        return message
+
+    async def drain(self, within_s: float) -> None:
+        """Read and drop the rest for a moment: a close with unread bytes would take the answer with it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while self.has_more:
+                    await self.receive()
 
 
 def clean_name(name: str) -> str:
@@ -109,7 +120,7 @@ class _Reader:
                     "on_end": self._end,
                 },
             )
-        except MultipartParseError as error:
+        except FormParserError as error:
             raise _malformed(error) from None
 
     def feed(self, body: bytes) -> None:
@@ -117,7 +128,7 @@ class _Reader:
         try:
             if body:
                 self._parser.write(body)
-        except MultipartParseError as error:
+        except FormParserError as error:
             raise _malformed(error) from None
 
     def take(self) -> bytes:
@@ -176,5 +187,5 @@ class _Reader:
         self._is_whole = True
 
 
-def _malformed(error: MultipartParseError) -> InvalidRequest:
+def _malformed(error: FormParserError) -> InvalidRequest:
     return InvalidRequest(f"The body is not valid multipart/form-data: {error}.")

@@ -6,13 +6,14 @@ import asyncio
 import io
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.batches import pacing
 from server.batches.answers import Answer, AnswerFile, DiskFull
 from server.batches.lines import read_lines
 from server.batches.progress import Progress
@@ -21,6 +22,14 @@ from server.batches.sinks import AnswerSink
 from tests.server.batches.made import echo, jsonl, request
 
 BUSY = Answer(503, b'{"error": {"message": "busy"}}', retry_after_s=0.0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_wait_is_long() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pacing, "_FIRST_WAIT_S", 0.001)
+        patched.setattr(pacing, "_LEAST_ASKED_S", 0.001)
+        yield
 
 
 async def run_once(
@@ -61,13 +70,13 @@ async def test_every_line_is_answered_and_broken_ones_are_errors(tmp_path: Path)
     assert (progress.num_done, progress.num_failed, progress.tokens.prompt) == (4, 2, 6)
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(st.integers(0, 2**32))
 def test_however_often_it_is_ended_every_line_is_answered_once(
     tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> None:
     chance = random.Random(seed)
-    records = [request(f"id {n}", prompt=chance.choice("ab") * chance.randint(1, 5)) for n in range(30)]
+    records = [request(f"id {n}", prompt=chance.choice("ab") * chance.randint(1, 5)) for n in range(18)]
     content = jsonl(*records, b"broken", records[0])
     folder = tmp_path_factory.mktemp("ended")
 
@@ -96,7 +105,7 @@ def test_however_often_it_is_ended_every_line_is_answered_once(
 
     asyncio.run(all_of_it())
     assert answers(folder / "out") == answers(folder / "whole")
-    assert len(answers(folder / "out")) == 32
+    assert len(answers(folder / "out")) == 20
 
 
 async def test_lines_that_share_a_prefix_are_sent_together(tmp_path: Path) -> None:
