@@ -84,7 +84,7 @@ def build_router(parts: ServerParts) -> APIRouter:
         except NotFound as error:
             raise NoSuchRecord("file", str(error), "after") from None
         data = [encode_file(file) for file in found]
-        ids = [file.id for file in data] or [None]
+        ids: list[Any] = [file.id for file in data] or [None]
         return FileList(data=data, first_id=ids[0], last_id=ids[-1], has_more=has_more)
 
     @router.get("/v1/files/{file_id}", responses=error_responses(404))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
@@ -77,7 +77,7 @@ def build_router(parts: ServerParts) -> APIRouter:
         except NotFound as error:
             raise NoSuchRecord("batch", str(error), "after") from None
         data = [_encode(worker, batch) for batch in found]
-        ids = [batch.id for batch in data] or [None]
+        ids: list[Any] = [batch.id for batch in data] or [None]
         return BatchList(data=data, first_id=ids[0], last_id=ids[-1], has_more=has_more)
 
     @router.get("/v1/batches/{batch_id}", responses=error_responses(404))

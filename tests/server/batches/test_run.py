@@ -8,6 +8,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -141,7 +142,9 @@ async def test_no_more_lines_are_with_the_server_than_were_asked_for(tmp_path: P
 
 
 async def test_a_busy_server_is_waited_for_and_no_answer_of_a_line(tmp_path: Path) -> None:
-    attempts = iter([BUSY, Unreachable("away"), Answer(429, b"{}", retry_after_s=0.0), Answer(500, b"{}")])
+    attempts: Iterator[Any] = iter(
+        [BUSY, Unreachable("away"), Answer(429, b"{}", retry_after_s=0.0), Answer(500, b"{}")]
+    )
 
     async def send(url: str, body: bytes) -> Answer:
         each = next(attempts, None)

@@ -50,7 +50,7 @@ def run(*arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-def answers(out: str) -> dict[str, Any]:
+def answers(out: str) -> dict[str | None, Any]:
     records = [json.loads(line) for line in Path(out).read_bytes().splitlines()]
     assert len(records) == len(LINES)
     return {record["custom_id"]: record for record in records}
