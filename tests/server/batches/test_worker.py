@@ -164,8 +164,8 @@ async def test_a_cancel_in_the_middle_keeps_what_is_answered(tmp_path: Path) -> 
         await until(lambda: some.num_waiting == LIMITS.num_in_flight)
         server.cancel(batch)
         assert batch.status == "cancelling"
-        await server.ended(batch)
-        assert batch.status == "cancelled"
+        found = await server.ended(batch)
+        assert found.status == "cancelled"
         assert [len(records) for records in server.answers(batch)] == [5, 0]
         server.cancel(batch)
         assert not batch.is_open

@@ -156,6 +156,15 @@ def test_a_name_is_no_path_and_no_header(site: Site) -> None:
     site.ann.delete(f"/v1/files/{file['id']}")
 
 
+@pytest.mark.parametrize("origin", ["https://evil.example", "null"])
+def test_a_page_of_another_site_uploads_nothing(site: Site, origin: str) -> None:
+    before = sorted(site.folder.rglob("*"))
+    form = {"files": {"file": ("in.jsonl", LINES)}, "data": {"purpose": "batch"}}
+    answer = site.ann.post("/v1/files", headers={"Origin": origin}, **form)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "origin_not_allowed")
+    assert sorted(site.folder.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
