@@ -114,7 +114,7 @@ class _Pieces(io.RawIOBase):
 
 
 def test_a_line_without_an_end_is_not_read_into_memory() -> None:
-    stream = _Pieces(300 << 20)
+    stream = _Pieces(100 << 20)
     (found,) = read_lines(stream, LineLimits(max_line_bytes=100_000))  # type: ignore[arg-type]
     assert isinstance(found, BrokenLine)
     assert found.code == "line_too_long"
