@@ -117,11 +117,12 @@ class Run:
             except Unreachable as error:
                 decision, why = Decision.WAIT, str(error)
             else:
-                decision, why = decide(answer.status, num_attempts), f"status {answer.status}: {_message(answer)}"
-            if decision is Decision.WRITE and answer is not None:
-                self._backoff.reset()
-                self._answered_at = self._clock()
-                return answer
+                decision = decide(answer.status, num_attempts)
+                if decision is Decision.WRITE:
+                    self._backoff.reset()
+                    self._answered_at = self._clock()
+                    return answer
+                why = f"status {answer.status}: {_message(answer)}"
             if decision is Decision.STOP:
                 raise Stopped(f"the server refuses the requests ({why})")
             num_attempts += decision is Decision.AGAIN

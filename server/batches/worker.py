@@ -159,6 +159,11 @@ class BatchWorker:
             except OSError as error:
                 logger.error("%s: %s", batch.id, error)
                 raise _Ended("failed", "storage_error", "The files of the batch cannot be read or written.") from None
+            except _Ended:
+                raise
+            except Exception:
+                logger.exception("%s: unexpected error", batch.id)
+                raise _Ended("failed", "internal_error", "The server had an error while running the batch.") from None
 
     def _open(self, batch: Batch, opened: contextlib.ExitStack) -> tuple[BinaryIO, AnswerSink]:
         """Open the input and the answers, and count. On a thread. Raises what opening and reading do."""

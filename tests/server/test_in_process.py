@@ -38,7 +38,6 @@ async def test_an_application_sees_a_request_of_the_tenant() -> None:
     scope, message, request_id = seen
     assert answer == Answer(201, b'{"a": 1}', request_id, 7.0)
     assert (scope["method"], scope["path"], scope["state"]["tenant"]) == ("POST", "/v1/completions", TENANT)
-    assert scope["state"]["priority"] == "batch"
     assert scope["state"]["is_operator"] is False
     assert scope["state"]["request_id"] == request_id != current_request_id.get()
     assert message == {"type": "http.request", "body": b'{"prompt": "x"}', "more_body": False}

@@ -225,6 +225,7 @@ async def test_an_input_that_cannot_be_used_fails(tmp_path: Path, content: bytes
         (DiskFull(Path("x")), "disk_full"),
         (StoreFull("no room"), "storage_full"),
         (OSError("broken"), "storage_error"),
+        (RuntimeError("a fault of ours"), "internal_error"),
     ],
 )
 async def test_what_goes_wrong_is_told_and_what_is_answered_is_kept(
