@@ -96,7 +96,7 @@ def kill_command(source: Path, folder: Path, num_kills: int, chance: random.Rand
     expected = (folder / "whole.jsonl").stat().st_size
     for place in sorted(chance.uniform(0, 0.98) for _ in range(num_kills)):
         process = start_command(source, out, _PACE)
-        wait_for(lambda place=place: size_of([out]) >= place * expected, process)  # type: ignore[misc]
+        wait_for(lambda place=place: size_of([out]) >= place * expected, process)
         process.kill()
         process.communicate()
     run_command(source, out, _PACE)
@@ -119,15 +119,15 @@ def kill_server(source: Path, folder: Path, num_kills: int, chance: random.Rando
         )
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as http:
-                wait_for(lambda http=http: is_ready(http), process)  # type: ignore[misc]
+                wait_for(lambda http=http: is_ready(http), process)
                 batch_id = batch_id or create_batch(http, source)
                 if place is not None:
                     wait_for(
-                        lambda place=place: size_of(store.glob("running/*")) >= place * expected,  # type: ignore[misc]
+                        lambda place=place: size_of(store.glob("running/*")) >= place * expected,
                         process,
                     )
                     continue
-                wait_for(lambda http=http, id=batch_id: is_over(http, id), process)  # type: ignore[misc]
+                wait_for(lambda http=http, id=batch_id: is_over(http, id), process)
                 batch = http.get(f"/v1/batches/{batch_id}").json()
                 assert batch["status"] == "completed", batch
         finally:

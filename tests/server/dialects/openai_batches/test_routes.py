@@ -159,8 +159,8 @@ def test_a_name_is_no_path_and_no_header(site: Site) -> None:
 @pytest.mark.parametrize("origin", ["https://evil.example", "null"])
 def test_a_page_of_another_site_uploads_nothing(site: Site, origin: str) -> None:
     before = sorted(site.folder.rglob("*"))
-    form = {"files": {"file": ("in.jsonl", LINES)}, "data": {"purpose": "batch"}}
-    answer = site.ann.post("/v1/files", headers={"Origin": origin}, **form)
+    files, data = {"file": ("in.jsonl", LINES)}, {"purpose": "batch"}
+    answer = site.ann.post("/v1/files", headers={"Origin": origin}, files=files, data=data)
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "origin_not_allowed")
     assert sorted(site.folder.rglob("*")) == before
 
