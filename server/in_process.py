@@ -78,7 +78,7 @@ class InProcess:
 
 
 class _Exchange:
-    """One request, whose client waits for its answer to the end."""
+    """One request of a client that waits for the end of its answer."""
 
     def __init__(self, body: bytes) -> None:
         self._body: bytes | None = body

@@ -7,7 +7,7 @@ from enum import Enum
 from server.batches.answers import Answer
 
 MAX_ATTEMPTS = 3
-"""How often a line is sent whose answer is a fault of the server."""
+"""How often a line is sent that the server fails to answer."""
 _BUSY = frozenset({408, 425, 429, 502, 503, 504, 529})
 _REFUSED = frozenset({401, 403, 407})
 _FIRST_WAIT_S, _MOST_WAIT_S = 0.5, 60.0

@@ -38,7 +38,7 @@ class FileInUse(Exception):
 
 
 class TooManyUploads(Exception):
-    """Others are uploading; later there is a place."""
+    """Too many uploads are in progress; later there is a place."""
 
 
 class FileTooLarge(Exception):

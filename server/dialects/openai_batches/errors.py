@@ -40,14 +40,14 @@ class StillInUse(InvalidRequest):
 
 
 class UploadTooLarge(InvalidRequest):
-    """A file that is larger than one may be."""
+    """The file is larger than `batches.max_file_mb`."""
 
     status = 413
     code = "request_too_large"
 
 
 class NoRoom(APIError):
-    """The files of the server, or of the key, take all that they may."""
+    """The files of the server, or of the key, have reached their limit."""
 
     status = 507
     type = "invalid_request_error"
@@ -65,7 +65,7 @@ class DiskFull(APIError):
 
 
 class UploadsBusy(APIError):
-    """Others are uploading."""
+    """Too many uploads are in progress."""
 
     status = 429
     type = "requests"
@@ -77,8 +77,8 @@ class UploadsBusy(APIError):
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Raise errors of the store as errors of the API; NotFound is the caller's, who knows of what."""
+def as_api_errors() -> Iterator[None]:
+    """Raise errors of the store as errors of the API, except NotFound: the routes know what was not found."""
     try:
         yield
     except StoreFull as error:

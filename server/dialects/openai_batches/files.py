@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from server.batches.disk import on_disk
 from server.batches.records import StoredFile
 from server.batches.store import NotFound, Store, Upload, page
-from server.dialects.openai_batches.errors import NoSuchRecord, NotEnabled, told
+from server.dialects.openai_batches.errors import NoSuchRecord, NotEnabled, as_api_errors
 from server.dialects.openai_batches.schema import DeletedFile, FileList, FileObject
 from server.dialects.openai_batches.upload import FILE, Body, Form, read_form
 from server.dialects.openai_schema import Responses, error_responses
@@ -109,7 +109,7 @@ def build_router(parts: ServerParts) -> APIRouter:
         """Delete a file that no batch needs any more."""
         store = store_of(parts)
         file = _find(store, request, file_id)
-        with told():
+        with as_api_errors():
             await on_disk(partial(store.delete_file, file.owner, file.id))
         return DeletedFile(id=file.id)
 
@@ -144,7 +144,7 @@ def _find(store: Store, request: Request, id: str) -> StoredFile:
 async def _upload(parts: ServerParts, request: Request, body: Body) -> StoredFile:
     """Raises APIError; then nothing is kept."""
     store = store_of(parts)
-    with told():
+    with as_api_errors():
         upload = await on_disk(partial(store.begin_upload, request.state.tenant.name))
         try:
             timeout_s = parts.config.security.read_timeout_s

@@ -16,7 +16,7 @@ from server.batches.store import NotFound, page
 from server.batches.worker import BatchWorker
 from server.dialects.answers import ignored_header
 from server.dialects.openai_batches import files
-from server.dialects.openai_batches.errors import NoSuchRecord, NotEnabled, told
+from server.dialects.openai_batches.errors import NoSuchRecord, NotEnabled, as_api_errors
 from server.dialects.openai_batches.schema import (
     BatchError,
     BatchErrors,
@@ -57,7 +57,7 @@ def build_router(parts: ServerParts) -> APIRouter:
             window_s=_window_s(body.completion_window),
             metadata=body.metadata,
         )
-        with told():
+        with as_api_errors():
             try:
                 batch = await on_disk(create)
             except NotFound:

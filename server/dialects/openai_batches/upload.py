@@ -102,7 +102,7 @@ class _Reader:
         self._form = Form()
         self._content: list[bytes] = []
         self.num_bytes = 0
-        """Of the file, read and not taken."""
+        """Bytes of the file that were read and not taken."""
         self._header, self._value, self._disposition = b"", b"", b""
         self._name, self._text = "", bytearray()
         self._num_parts, self._is_file, self._is_whole = 0, False, False

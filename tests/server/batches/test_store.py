@@ -282,7 +282,7 @@ def test_pages() -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"id": "../x"}, {"id": 7}, {"more": 1}])
-def test_what_is_no_record_is_told(fields: dict[str, Any]) -> None:
+def test_what_is_no_record_is_an_error(fields: dict[str, Any]) -> None:
     whole = StoredFile(
         id=new_file_id(), owner="", filename="", purpose="batch", num_bytes=0, created_at=0.0, expires_at=0.0
     )

@@ -228,7 +228,7 @@ async def test_an_input_that_cannot_be_used_fails(tmp_path: Path, content: bytes
         (RuntimeError("a fault of ours"), "internal_error"),
     ],
 )
-async def test_what_goes_wrong_is_told_and_what_is_answered_is_kept(
+async def test_a_failure_has_its_code_and_what_is_answered_is_kept(
     tmp_path: Path, raised: Exception, code: str
 ) -> None:
     num_asked = 0

@@ -102,7 +102,7 @@ def test_options_that_do_not_go_together(
     assert words in capsys.readouterr().err
 
 
-def test_a_file_that_is_none_is_told_before_a_model_is_loaded(
+def test_a_file_that_is_none_is_refused_before_a_model_is_loaded(
     files: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path(files[1]).write_text("my notes\n")

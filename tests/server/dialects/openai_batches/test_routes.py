@@ -270,7 +270,7 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing(site: Site) -> None:
     wait_until(lambda: not list((site.folder / "partial").iterdir()))
 
 
-def test_a_full_disk_is_told_and_keeps_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_a_507_and_keeps_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Upload, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
