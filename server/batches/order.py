@@ -38,7 +38,7 @@ L = TypeVar("L", bound=Sortable)
 
 
 def prefix_of(url: str, body: Mapping[str, Any]) -> str:
-    """Return a text whose prefixes are those of the prompt, as far as they can be known without the model's template."""
+    """Return a text whose prefixes are those of the prompt, as far as they are known without its template."""
     found = [str(body.get("model")), url]
     for name in _PARTS.get(url, ()):
         value = body.get(name)

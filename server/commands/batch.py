@@ -26,6 +26,8 @@ ParseServe = Callable[[Sequence[str]], Config]
 """The configuration of `pippin serve` with these arguments. Raises ConfigError."""
 
 _POLL_S = 0.05
+_LINE_BYTES = 1 << 16
+"""What a line has beside the body of its request."""
 _URL_IN_FLIGHT = 16
 _MORE_IN_FLIGHT = 4
 """Requests beyond those that decode: their prompts are ready when a place is free."""
@@ -67,7 +69,7 @@ def add_to(app: typer.Typer, parse: ParseServe) -> None:
             config = parse(arguments or [])
             opening = _in_process(config)
             number = in_flight or config.scheduler.max_num_seqs + _MORE_IN_FLIGHT
-            size = config.security.max_body_bytes
+            size = config.security.max_body_bytes + _LINE_BYTES
         else:
             if arguments:
                 raise ConfigError(f"{arguments[0]!r} is for a model in this process; with --url the server has its own")
