@@ -85,7 +85,10 @@ class Upload:
 
 
 class Store:
-    """Files and batches by id. Any thread may call it."""
+    """Files and batches by id. Any thread may call it.
+
+    What only looks something up takes no lock, so that the event loop never waits for a disk.
+    """
 
     def __init__(self, folder: Folder, bounds: Callable[[], Bounds], clock: Callable[[], float] = time.time) -> None:
         """Read what an earlier server has left. Raises OSError."""
@@ -180,8 +183,7 @@ class Store:
 
     def files(self, owner: str) -> list[StoredFile]:
         """Return an owner's files, the newest first."""
-        with self._lock:
-            return _newest_first(file for file in self._files.values() if file.owner == owner)
+        return _newest_first(file for file in list(self._files.values()) if file.owner == owner)
 
     def path_of(self, file_id: str) -> Path:
         """Return the content of a file that is there."""
@@ -233,13 +235,11 @@ class Store:
 
     def batches(self, owner: str) -> list[Batch]:
         """Return an owner's batches, the newest first."""
-        with self._lock:
-            return _newest_first(batch for batch in self._batches.values() if batch.owner == owner)
+        return _newest_first(batch for batch in list(self._batches.values()) if batch.owner == owner)
 
     def open_batches(self) -> list[Batch]:
         """Return the batches of all owners that have not ended, the oldest first."""
-        with self._lock:
-            return _newest_first(batch for batch in self._batches.values() if batch.is_open)[::-1]
+        return _newest_first(batch for batch in list(self._batches.values()) if batch.is_open)[::-1]
 
     def save(self, batch: Batch) -> bool:
         """Write what has become of a batch, and return whether that worked; where it did not, `tidy` tries again."""
@@ -286,11 +286,10 @@ class Store:
     # --- both
 
     def _own(self, kept: dict[str, R], owner: str, id: str) -> R:
-        with self._lock:
-            record = kept.get(id)
-            if record is None or record.owner != owner:
-                raise NotFound(id)
-            return record
+        record = kept.get(id)
+        if record is None or record.owner != owner:
+            raise NotFound(id)
+        return record
 
     def _check_count(self, owner: str, kept: Iterable[Record], what: str, *, more: int = 0) -> None:
         bounds = self.bounds()

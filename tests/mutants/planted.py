@@ -1257,7 +1257,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "server/batches/store.py",
         "tests/server/batches/test_store.py",
-        ("a key reads another's files", "            if record is None or record.owner != owner:", "            if record is None:"),
+        ("a key reads another's files", "        if record is None or record.owner != owner:", "        if record is None:"),
         ("a file is deleted while a batch reads it", "                if batch.is_open and batch.input_id == id:", "                if False:"),
         ("one key fills the folder", "        most = bounds.share_of(owner, bounds.max_files)", "        most = bounds.max_files"),
     ),
