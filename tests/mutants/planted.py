@@ -415,7 +415,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "server/security/connection.py",
         "tests/server/test_error_answers.py",
-        ("an API's clients cannot read why a connection is refused", "_path_of(self.url)", '""'),
+        ("an API's clients cannot read why a connection is refused", "write(_path_of(self.url), error)", 'write("", error)'),
     ),
     *_of(
         "server/security/hosts.py",
