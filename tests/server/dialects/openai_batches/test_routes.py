@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import threading
@@ -13,9 +14,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from sse_starlette.sse import SendTimeoutError
 
 from server.batches.store import Upload
 from server.config import BatchesConfig, Config, SecurityConfig
+from server.dialects.openai_batches import files
 from server.dialects.openai_batches.schema import BatchList, BatchObject, FileList, FileObject
 from server.security import keys
 from tests.server.batches.made import jsonl, request
@@ -379,3 +382,21 @@ def test_a_server_ends_while_a_batch_runs(tmp_path: Path) -> None:
     with serve(mock_engine(itl_s=5.0), config) as live, httpx.Client(base_url=live.url, timeout=DEADLINE_S) as client:
         batch = create(client, upload(client, LINES).json()["id"]).json()["id"]
         wait_until(lambda: client.get(f"/v1/batches/{batch}").json()["status"] == "in_progress")
+
+
+async def test_a_client_that_reads_no_content_is_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 200_000)
+    content = files._Content(tmp_path / "a", media_type="text/plain", filename="a", send_timeout_s=0.01)
+    num_sent = 0
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        nonlocal num_sent
+        num_sent += 1
+        if num_sent == 3:
+            await asyncio.Event().wait()
+
+    with pytest.raises(SendTimeoutError):
+        await content({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send)
