@@ -18,6 +18,7 @@ from mlx_backend.api.interface import SimulateConfig
 from server import __version__, pocket, serve_flags
 from server.commands import (
     acceptance,
+    batch,
     bench,
     cache,
     chat,
@@ -56,6 +57,7 @@ app.command()(acceptance.acceptance)
 app.command("import")(import_model.import_model)
 app.add_typer(cache.app, name="cache")
 app.add_typer(keys.app, name="keys")
+batch.add_to(app, lambda arguments: _parse_serve(arguments))
 install_service.add_to(app, lambda arguments: _parse_serve(arguments))
 doctor.add_to(app, lambda arguments: _parse_serve(arguments))
 

@@ -130,6 +130,24 @@ class ResponsesConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchesConfig:
+    """Files of requests that are answered when there is room: /v1/files and /v1/batches."""
+
+    dir: str | None = option(
+        None, "folder of clients' files and batches, which survive a restart; none: /v1/files and /v1/batches are off"
+    )
+    max_gb: float = option(20.0, "size of all files together, GB; one key may have half of it", gt=0)
+    max_file_mb: float = option(2048.0, "size of one file that is uploaded, MB; a larger one is answered 413", gt=0)
+    max_files: int = option(2000, "files, and batches as well, at most; one key may have half of them", ge=1)
+    max_lines: int = option(200_000, "requests of one batch, at most", ge=1)
+    max_in_flight: int = option(8, "requests of all batches that are computed at once", ge=1)
+    keep_days: float = option(30.0, "files and batches are deleted after so many days", gt=0)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GrammarConfig:
     """Grammars that answers follow: schemas, regular expressions, choices. Each is compiled in its own process."""
 
@@ -206,6 +224,7 @@ class Config:
     stream: StreamConfig = field(default_factory=StreamConfig)
     api: ApiConfig = field(default_factory=ApiConfig)
     responses: ResponsesConfig = field(default_factory=ResponsesConfig)
+    batches: BatchesConfig = field(default_factory=BatchesConfig)
     grammars: GrammarConfig = field(default_factory=GrammarConfig)
     service: ServiceConfig = field(default_factory=ServiceConfig)
     mock: MockConfig = field(default_factory=MockConfig)

@@ -97,7 +97,7 @@ def serve(
     registry = build_registry(engine, is_started=False)
     config = config or Config()
     app = create_app(config, registry, dialects=dialects)
-    protocol = bounded_protocol(config.security, config.security.max_connections, app.error_bodies)
+    protocol = bounded_protocol(config.security, config.security.max_connections, app.error_bodies, app.file_bytes)
     server = uvicorn.Server(
         uvicorn.Config(
             app, port=0, http=protocol, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -31,14 +32,18 @@ _OVERHEAD = 8
 
 
 def bounded_protocol(
-    limits: SecurityConfig, max_connections: int, error_bodies: ErrorBodies
+    limits: SecurityConfig,
+    max_connections: int,
+    error_bodies: ErrorBodies,
+    file_bytes: Mapping[str, int] | None = None,
 ) -> type[BoundedConnection]:
-    """The class whose instances are connections."""
+    """The class whose instances are connections. `file_bytes`: the size that bodies may have at paths of uploads."""
 
     class Connection(BoundedConnection):
         _limits = limits
         _max_connections = max_connections
         _error_bodies = error_bodies
+        _file_bytes = file_bytes or {}
 
     return Connection
 
@@ -49,6 +54,7 @@ class BoundedConnection(HttpToolsProtocol):
     _limits: SecurityConfig
     _max_connections: int
     _error_bodies: ErrorBodies
+    _file_bytes: Mapping[str, int]
 
     @classmethod
     def take_limits(cls, limits: SecurityConfig) -> None:
@@ -61,6 +67,8 @@ class BoundedConnection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._num_head_bytes = 0
         self._num_raw_bytes = 0
+        self._most_file_bytes = 0
+        """Of the body, where it is an upload."""
         self._num_headers = 0
         self._is_in_head = False
         self._is_in_body = False
@@ -106,7 +114,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._refuse(
                 HeadersTooLarge(f"The request's headers are larger than {self._limits.max_header_bytes} bytes.")
             )
-        elif self._num_raw_bytes > _OVERHEAD * self._limits.max_body_bytes:
+        elif self._num_raw_bytes > _OVERHEAD * max(self._limits.max_body_bytes, self._most_file_bytes):
             self.transport.close()
         else:
             self._watch()
@@ -137,6 +145,7 @@ class BoundedConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._num_head_bytes = self._num_headers = 0
         self._is_in_head, self._is_in_body = False, True
+        self._most_file_bytes = self._file_bytes.get(_path_of(self.url), 0) if self._file_bytes else 0
         if self._encodings not in ([], [b"chunked"]):
             self._refusal = EncodingRefused()
             return

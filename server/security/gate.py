@@ -56,9 +56,19 @@ class Gate:
     """Wraps the application. Raises KeysError when it is made with a keys file that cannot be used."""
 
     def __init__(
-        self, app: ASGIApp, config: Config, error_bodies: ErrorBodies, *, takes_unlabelled: Iterable[str] = ()
+        self,
+        app: ASGIApp,
+        config: Config,
+        error_bodies: ErrorBodies,
+        *,
+        takes_unlabelled: Iterable[str] = (),
+        takes_files: Iterable[str] = (),
     ) -> None:
-        """`takes_unlabelled`: paths below which a body need not be labelled as JSON where no browser sends it."""
+        """`takes_unlabelled`: paths below which a body need not be labelled as JSON where no browser sends it.
+
+        `takes_files`: paths of uploads, whose bodies the route reads itself.
+        """
+        self._files = frozenset(takes_files)
         self._app = app
         self._unlabelled = tuple(f"{prefix}/" for prefix in takes_unlabelled)
         self._error_bodies = error_bodies
@@ -135,7 +145,7 @@ class Gate:
             if preflight is not None:
                 await preflight(scope, receive, more.send)
                 return
-            if scope["method"] not in _SAFE:
+            if scope["method"] not in _SAFE and scope["path"] not in self._files:
                 body = await read_body(receive, self._limits.read_timeout_s, place)
                 if body is None:
                     return  # nobody is there to be answered
@@ -185,6 +195,13 @@ class Gate:
             return Tenant("", account, self._limits.share_prefix_cache)
         revocation = self._revocations.setdefault(key.hash, Revocation())
         return Tenant(key.name, account, self._limits.share_prefix_cache, revocation)
+
+    def tenant_named(self, name: str) -> Tenant | None:
+        """Return the tenant that the key of this name has; without keys, everybody's. None where there is none."""
+        key = self.keys.named(name) if self.keys is not None else None
+        if key is None and (name or self.keys is not None):
+            return None
+        return self._tenant(key, self._accounts.of(key))
 
     def _check_headers(self, scope: Scope) -> None:
         found, limits = scope["headers"], self._limits

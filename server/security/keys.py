@@ -206,6 +206,10 @@ class KeyRing:
                 found = key
         return found
 
+    def named(self, name: str) -> Key | None:
+        """Return the key of this name; None where it is not valid any more."""
+        return next((key for key in self._keys if key.name == name), None)
+
     @property
     def is_due(self) -> bool:
         """Whether the file was last looked at RECHECK_S ago."""

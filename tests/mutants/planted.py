@@ -415,7 +415,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *_of(
         "server/security/connection.py",
         "tests/server/test_error_answers.py",
-        ("an API's clients cannot read why a connection is refused", "_path_of(self.url)", '""'),
+        ("an API's clients cannot read why a connection is refused", "write(_path_of(self.url), error)", 'write("", error)'),
     ),
     *_of(
         "server/security/hosts.py",
@@ -1295,5 +1295,54 @@ MUTANTS: tuple[Mutant, ...] = (
         "server/dialects/ollama/names.py",
         "tests/server/test_adapters.py",
         ("a client of Ollama gets the model without its adapter", "registry.name_of(found)", "model.id"),
+    ),
+    # --- batches
+    *_of(
+        "server/batches/answers.py",
+        "tests/server/batches/test_answers.py",
+        ("a line that a kill has cut off stays in the output", "        os.ftruncate(self._file, place)\n", ""),
+        ("a person's notes are cut away as if they were answers", "        if not is_ours or not (is_torn or b\"\\0\" in head):", "        if False:"),
+        ("half an answer is left where the disk is full", "            os.ftruncate(self._file, self.num_bytes)\n", ""),
+        ("answers of another input count as this one's", "        if found and found != int(mark, 16) + 1:", "        if False:"),
+        ("two processes write the same output", "            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "            pass"),
+    ),
+    *_of(
+        "server/batches/lines.py",
+        "tests/server/batches/test_lines.py",
+        ("two answers have the same custom_id", "    if key in seen:", "    if False:"),
+        ("a line of gigabytes is read into memory", "    while raw := stream.readline(most + 2):", "    while raw := stream.readline():"),
+    ),
+    *_of(
+        "server/batches/order.py",
+        "tests/server/batches/test_order.py",
+        ("every prefix is computed again and again", "key=lambda line: (line.prefix, line.number)", "key=lambda line: line.number"),
+    ),
+    *_of(
+        "server/batches/run.py",
+        "tests/server/batches/test_run.py",
+        ("what is answered is asked again after a kill", "windows(line for line in lines if not sink.has(line))", "windows(lines)"),
+    ),
+    *_of(
+        "server/batches/pacing.py",
+        "tests/server/batches/test_pacing.py tests/server/batches/test_run.py",
+        ("a busy server is written down as the answer", "    if status in _BUSY:", "    if False:"),
+    ),
+    *_of(
+        "server/batches/store.py",
+        "tests/server/batches/test_store.py",
+        ("a key reads another's files", "        if record is None or record.owner != owner:", "        if record is None:"),
+        ("a file is deleted while a batch reads it", "                if batch.is_open and batch.input_id == id:", "                if False:"),
+        ("one key fills the folder", "        most = bounds.share_of(owner, bounds.max_files)", "        most = bounds.max_files"),
+    ),
+    *_of(
+        "server/batches/worker.py",
+        "tests/server/batches/test_worker.py",
+        ("a batch that was about to end is computed again", "        if batch.ending is None:", "        if True:"),
+        ("a cancelled batch goes on", "            self._cancels[batch.id].set()\n        try:", "            pass\n        try:"),
+    ),
+    *_of(
+        "server/dialects/openai_batches/upload.py",
+        "tests/server/dialects/openai_batches/test_upload.py",
+        ("an upload that was cut off looks whole", "        if not self._is_whole:", "        if False:"),
     ),
 )  # fmt: skip

@@ -135,6 +135,9 @@ def layers(draw: st.DrawFn) -> dict[str, dict[str, Any]]:
             chosen[source][key] = draw(valid_values(FIELDS[key]))
     if any("kv_cache" in key for values in chosen.values() for key in values):
         chosen["flag"]["kv_cache.bits"] = 8  # the section's other fields say how a quantized cache is held
+    given = {key for values in chosen.values() for key in values}
+    if "residency.keep_alive_s" in given and any(key.startswith("ranks.") for key in given):
+        chosen["flag"]["residency.keep_alive_s"] = None  # a model in parts stays
     return chosen
 
 
