@@ -29,9 +29,7 @@ class Client:
         timeout_s: float = TIMEOUT_S,
         on_text: Callable[[int], None] | None = None,
     ) -> Record:
-        """Send a request and read the whole answer. Failures are in the record. `on_text` receives the number of
-        texts.
-        """
+        """Send a request and read its answer. Failures are in the record. `on_text` receives the number of texts."""
         body = {
             "model": self._model,
             "prompt": prompt,

@@ -58,9 +58,7 @@ class _Tokens:
         self.tokenizer: Any = None
 
     def __call__(self, text: bytes) -> list[int]:
-        """Return tokens of a text, not always those of the model's tokenizer; used only by a grammar that forces
-        text.
-        """
+        """Return tokens of a text, not always the model tokenizer's; used only by a grammar that forces text."""
         if self.tokenizer is None:
             return []
         ids: list[int] = self.tokenizer.greedy_tokenize(text.decode("utf-8", "replace"))

@@ -151,9 +151,7 @@ class Grammar:
         return GrammarState(self._process, self._reasoning)
 
     def release(self) -> None:
-        """Release the grammar at the end of a request; its process may then be ended. Called once, on the event
-        loop.
-        """
+        """Release the grammar at a request's end; its process may then be ended. Called once, on the event loop."""
         if self._process is not None:
             self._process.num_users -= 1
 
