@@ -51,9 +51,7 @@ def build_router(parts: ServerParts) -> APIRouter:
 
 
 def _report(registry: ModelRegistry, lifecycle: Lifecycle) -> dict[str, Any]:
-    """Return the worst of the models' states with its detail, and each model's own; draining replaces ok and
-    loading.
-    """
+    """Return the worst of the models' states, and each model's own; draining replaces ok and loading."""
     models = [_encode(model) for model in registry.list()]
     required = {model.id for model in registry.list() if model.is_required}
     # A model loaded on demand does not count while it loads or cannot be loaded: the server still serves.
