@@ -32,7 +32,7 @@ def write_files(folder: Path, modules: Any, pooling: Any) -> Path:
 
 
 def write_served_embedding_model(folder: Path) -> Path:
-    """Write a checkpoint whose tokenizer ends every text with its end token, pooled there, as in Qwen3-Embedding."""
+    """Write a checkpoint with a tokenizer that appends its end token, pooled there, as in Qwen3-Embedding."""
     write_served_model(folder, model_type="qwen3")
     file = str(folder / "tokenizer.json")
     tokenizer = Tokenizer.from_file(file)

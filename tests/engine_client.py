@@ -32,7 +32,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def running(config: EngineConfig) -> AsyncIterator[Engine]:
-    """Yield a started engine whose model has loaded (or failed to load)."""
+    """Yield a started engine after its model has loaded (or failed to load)."""
     engine = create_engine(config)
     engine.start()
     try:

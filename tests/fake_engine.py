@@ -42,7 +42,7 @@ def spell(text: str, *, index: int = 0, reason: FinishReason | None = "length", 
 
 
 def prompted(num_tokens: int, *, index: int = 0, num_top: int = 0, ends: bool = False) -> PromptEvent:
-    """Return a prompt event whose i-th token has log-probability -i; its alternatives are the tokens 0, 1, ..."""
+    """Return a prompt event: its i-th token has log-probability -i, with the tokens 0, 1, ... as alternatives."""
     logprobs = tuple(
         TokenLogprobs(-float(place), tuple((other, -other / 8) for other in range(num_top)))
         for place in range(1, num_tokens)

@@ -44,7 +44,7 @@ class Simulation:
         self.scheduler = Scheduler(SchedulerConfig(), pace, self.max_rows, self.budget)
 
     def arrive(self, num_prompt: int, max_tokens: int, lengths: list[int], tenant: str = "") -> SequenceGroup:
-        """Queue a request whose continuations end at `lengths`."""
+        """Queue a request with continuations that end at `lengths`."""
         asked = GenerationRequest(
             request_id="x", prompt_ids=(1,) * num_prompt, max_tokens=max_tokens, n=len(lengths), tenant=tenant
         )
@@ -56,7 +56,7 @@ class Simulation:
         return group
 
     def end(self, sequence: TokenSequence) -> None:
-        """End a sequence that finished, or whose client disconnected."""
+        """End a sequence that finished, or after its client disconnected."""
         self.scheduler.end(sequence)
 
     def step(self, check: Callable[[StepPlan], None] = lambda plan: None) -> None:

@@ -12,7 +12,7 @@ Layers = dict[str, tuple[int, int]]
 
 
 def layers_of(model: Any, names: Sequence[str]) -> Layers:
-    """Return the layers of an mlx-lm model whose paths end in one of `names`."""
+    """Return the layers of an mlx-lm model with paths that end in one of `names`."""
     found = {}
     for path, module in model.named_modules():
         if path.rsplit(".", 1)[-1] in names and module.weight.ndim == 2:

@@ -52,7 +52,7 @@ class Host:
         self._poll.register(self._woken, select.POLLIN)
 
     def serve(self) -> None:
-        """Fork on request, kill processes whose socket has closed, report those that ended."""
+        """Fork on request, kill a process when its socket closes, report those that ended."""
         while True:
             for fd, _ in self._poll.poll():
                 if fd == self._control.fileno():

@@ -116,7 +116,7 @@ def _spawn(control: socket.socket) -> int:
 
 
 def _reap(pid: int) -> None:
-    """Wait for the end of a host whose control socket is closed; kill it if that takes long."""
+    """Wait for the end of a host after its control socket is closed; kill it if that takes long."""
     until = time.monotonic() + _END_S
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(pid, os.WNOHANG) == (0, 0):

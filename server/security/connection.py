@@ -35,7 +35,7 @@ _OVERHEAD = 8
 def bounded_protocol(
     limits: SecurityConfig, max_connections: int, error_bodies: ErrorBodies
 ) -> type[BoundedConnection]:
-    """Return the class whose instances are connections."""
+    """Return the class to instantiate for each connection."""
 
     class Connection(BoundedConnection):
         _limits = limits

@@ -58,7 +58,7 @@ class Gate:
     def __init__(
         self, app: ASGIApp, config: Config, error_bodies: ErrorBodies, *, takes_unlabelled: Iterable[str] = ()
     ) -> None:
-        """`takes_unlabelled`: path prefixes whose bodies need not be declared as JSON, unless a browser sends them."""
+        """`takes_unlabelled`: path prefixes for which a body need not be declared as JSON, unless from a browser."""
         self._app = app
         self._unlabelled = tuple(f"{prefix}/" for prefix in takes_unlabelled)
         self._error_bodies = error_bodies

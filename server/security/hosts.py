@@ -62,7 +62,7 @@ class HostRule:
 
 
 class OriginRule:
-    """Origins whose pages may use the server: its own, `security.cors_origins`, and for the API alone local ones.
+    """Origins of pages that may use the server: its own, `security.cors_origins`, and for the API alone local ones.
 
     No site can serve pages from a local origin: they belong to installed programs and extensions, which can also reach
     a server on loopback without a browser. Elsewhere they need keys, too.

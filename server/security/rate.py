@@ -120,7 +120,7 @@ class Accounts:
         self._accounts: dict[str, Account] = {}
 
     def take_limits(self, config: SecurityConfig) -> None:
-        """Apply new limits; an account whose limits change is replaced at its next request."""
+        """Apply new limits; an account with changed limits is replaced at its next request."""
         self._config = config
 
     def of(self, key: Key | None) -> Account:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from server.text.tokenizer import Tokenizer
 
 Ending = Literal["answer", "closed", "continued"]
-"""How a rendered conversation ends: where an answer begins, after its last message, or within its last message."""
+"""End of a rendered conversation: where an answer begins, after its last message, or within its last message."""
 
 _RESERVED = frozenset(
     {

@@ -34,7 +34,7 @@ RESULTS_AS_TEXT = "takes no results of calls: they are messages of the user"
 
 @dataclass(frozen=True, slots=True)
 class CallShape:
-    """How a template accepts a message's calls; `beside`: content allowed beside them, else calls stand alone."""
+    """Accepted form of a message's calls; `beside`: content allowed beside them, else calls stand alone."""
 
     beside: Literal["content", "empty", "none"] = "content"
     as_text: bool = False

@@ -29,7 +29,7 @@ class Detokenizer(Protocol):
 
 
 class ByteDetokenizer:
-    """Detokenizer for tokenizers whose text is the UTF-8 of their tokens' bytes, less `strip` leading spaces."""
+    """Detokenizer for texts that are the UTF-8 of their tokens' bytes, less `strip` leading spaces."""
 
     def __init__(self, bytes_of: Callable[[int], bytes], strip: int = 0) -> None:
         self._bytes_of = bytes_of
@@ -65,7 +65,7 @@ class WindowDetokenizer:
         self._decode = decode
         self._skipped = skipped
         self._ids: list[int] = []
-        self._num_read = 0  # of _ids, those whose text has been returned
+        self._num_read = 0  # of _ids, those with text already returned
         self._read_text = ""
 
     def push(self, token_id: int) -> str:

@@ -24,12 +24,12 @@ _OPTIONS_KEY = "x-guidance"
 _LAX_OPTIONS = frozenset({"lenient", "coerce_one_of"})
 """Schema options that make llguidance skip keywords."""
 _NAMED = frozenset({"properties", "$defs", "definitions", "dependentSchemas"})
-"""Keywords whose keys are names, not keywords."""
+"""Keywords with names as keys, not keywords."""
 _VALUES = frozenset({"const", "enum", "default", "examples"})
 _BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
 _LEAST_TOO_LARGE = 1 << 63
 _NO_NUMBERS = frozenset({"default", "examples"})
-"""Keywords whose numbers constrain nothing."""
+"""Keywords with numbers that constrain nothing."""
 _JSON = json.JSONDecoder(parse_float=WrittenNumber)
 _EMBEDDED = re.compile(r"%json\s*")
 _RESTRICTED = re.compile(r"^[ \t]*(_?[A-Z][_A-Z0-9-]*)[^\n:]*:[^\n]*(?:\n[ \t]*\|[^\n]*)*?[&~]", re.MULTILINE)

@@ -108,7 +108,7 @@ class ChoicePipeline:
         return describe_token(self._tokenizer, event.token_id, event.logprobs)
 
     def _events(self, parts: list[Part], *, is_end: bool) -> list[OutputEvent]:
-        """Return each part with the tokens whose text ends in it; the last one also gets the remaining tokens."""
+        """Return each part with the tokens that end in it; the last one also gets the remaining tokens."""
         events: list[OutputEvent] = []
         for number, part in enumerate(parts, 1):
             self._num_parsed += part.size
@@ -187,13 +187,13 @@ class _TokenLedger:
         self._length += num_characters
 
     def release(self, num_emitted: int) -> tuple[TokenText | None, ...]:
-        """Return the tokens whose text has been emitted completely."""
+        """Return the tokens with completely emitted text."""
         released: list[TokenText | None] = []
         while self._spans and self._spans[0][1] <= num_emitted:
             released += self._spans.popleft()[2]
         return tuple(released)
 
     def release_last(self, num_emitted: int) -> tuple[TokenText | None, ...]:
-        """Return the tokens whose text has been emitted in part, and those that produced none."""
+        """Return the tokens with partly emitted text, and those without any."""
         begun = [token for start, _, tokens in self._spans if start < num_emitted for token in tokens]
         return (*begun, *self._waiting)

@@ -1,4 +1,4 @@
-"""Prompts whose answer continues the last message, and where in that message the answer begins.
+"""Prompts that make the answer continue the last message, and where in that message the answer begins.
 
 The text to be continued never passes through the template, which might trim it or remove its reasoning: the template
 renders a mark in its place, and everything before the mark is the beginning of the prompt. Handles the tags of

@@ -43,7 +43,7 @@ class Tokenizer(Protocol):
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Tokens whose names are not text."""
+        """Tokens with names that are not text."""
 
     @property
     def chat_format(self) -> ChatFormat:
@@ -78,7 +78,7 @@ class Tokenizer(Protocol):
 def load_tokenizer(model_path: Path, *, needs_config: bool = True) -> Tokenizer:
     """Load the tokenizer from a model's folder. Raises ModelLoadError.
 
-    `needs_config`: the folder must hold a complete model, whose `config.json` lists the end tokens.
+    `needs_config`: the folder must hold a complete model, with a `config.json` that lists the end tokens.
     """
     if not model_path.is_dir():
         raise ModelLoadError(f"there is no model folder {model_path}; give the folder of an MLX model")

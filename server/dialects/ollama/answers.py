@@ -25,7 +25,7 @@ from server.sse import StreamingAnswer
 from server.text.events import OutputEvent
 
 CONTEXT_HEADER = "X-Pippin-Context-Limit"
-"""Reports the available context if a request wants more."""
+"""Header with the available context, for a request that requires more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Reasoning as `encrypted_content`: an opaque value that a client stores and sends back.
 
-Nothing is secret here, because the same reasoning is available as plain text; clients know how to keep this form.
+Nothing is secret here, because the same reasoning is available as plain text; clients already support this form.
 """
 
 from __future__ import annotations

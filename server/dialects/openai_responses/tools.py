@@ -1,7 +1,7 @@
 """Conversion of tools to the functions offered to a model, and of calls back to the client's tools.
 
-A custom tool is a function of one text. The tools of a namespace are functions whose names begin with the namespace's.
-Tools that OpenAI runs itself are dropped; the answer reports them.
+A custom tool is a function of one text. The tools of a namespace are functions with names that begin with the
+namespace's. Tools that OpenAI runs itself are dropped; the answer reports them.
 """
 
 from __future__ import annotations

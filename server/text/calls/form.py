@@ -85,7 +85,7 @@ class CallForm:
     own_words: bool = False
     """The template does not describe calls: the prompt must, and a grammar enforces the form."""
     template: tuple[str, ...] = ()
-    """Texts that all occur in a chat template whose model writes calls in this form."""
+    """Texts that all occur in the chat template of a model that uses this form."""
     vocabulary: tuple[str, ...] = ()
     """Tokens that identify the form if the template does not."""
 
@@ -100,7 +100,7 @@ class CallForm:
 
     @property
     def markup(self) -> tuple[str, ...]:
-        """Strings whose special tokens must be visible for calls to be parsed."""
+        """Strings with special tokens that must be visible for calls to be parsed."""
         own = (self.start, self.end, self.head, self.mid, self.tail, self.quote, *self.inside)
         pair = (self.pair.head, self.pair.tail) if self.pair else ()
         others = (string for form in self.also for string in form.markup)

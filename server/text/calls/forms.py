@@ -12,7 +12,7 @@ from server.text.calls.tagged_forms import TAGGED_FORMS
 FORMS: Mapping[str, CallForm] = {form.name: form for form in (*TAGGED_FORMS, *JSON_FORMS)}
 
 GENERIC = replace(FORMS["json_tools"], name="generic", models="any other", own_words=True)
-"""Form for a model whose template does not support calls."""
+"""Form for a model with a template that does not support calls."""
 
 _MOST_GENERAL = ("mistral_list", "granite", "llama_tagged", "json_tools")
 """Their marks also occur in the templates of other forms, which are tried first."""

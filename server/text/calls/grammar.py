@@ -69,7 +69,7 @@ def grammar_of_text(tools: Tools, form: CallForm, spell: Spell) -> GrammarSource
 
 
 def _text_or_calls(rules: Rules, form: CallForm, functions: Sequence[Mapping[str, Any]]) -> GrammarSource:
-    """Return the grammar of a form whose calls have no mark: calls, or a text that contains nothing like one."""
+    """Return the grammar of a form without a mark: calls, or a text that contains nothing like one."""
     calls = _calls(rules, form, functions, only_one=False)
     begin = r"[{\[`]" if form.style == "object" else r"\["
     free = rules.add("FREE", rf"{ANYTHING} & ~/((?s:.*)\n)?[ \t]*{begin}(?s:.*)/")
@@ -160,7 +160,7 @@ def _filled(rules: Rules, template: str, places: Mapping[str, str]) -> str:
 
 def _keywords(rules: Rules, function: Mapping[str, Any]) -> str:
     """Return keyword arguments in the order of the schema, the required ones first. Raises GrammarError."""
-    if function.get("parameters", {}) is None:  # a tool whose schema is not enforced
+    if function.get("parameters", {}) is None:  # the tool's schema is not enforced
         value = rules.add("value", rules.json({}))
         pair = rules.add("pair", f'/[A-Za-z_][A-Za-z0-9_]*/ "=" {value}')
         return f'({pair} (", " {pair})*)?'
@@ -192,7 +192,7 @@ def _pairs(rules: Rules, pair: Pair, function: Mapping[str, Any]) -> str:
     """Return the sequence of arguments in the order of the schema. Raises GrammarError."""
     behind = _filled(rules, pair.between, {})
     flags = {True: json.dumps(pair.text_flag), False: f"({' | '.join(map(json.dumps, pair.other_flags))})"}
-    if function.get("parameters", {}) is None:  # a tool whose schema is not enforced
+    if function.get("parameters", {}) is None:  # the tool's schema is not enforced
         free = {"key": rules.add("KEY", r"/[^\s<>\"'&]+/"), "flag": f"({flags[True]} | {flags[False]})"}
         return f"({_filled(rules, pair.head + pair.frame, free)} {rules.up_to(pair.tail)} {behind})*"
     schema = _parameters(function)
@@ -295,7 +295,7 @@ def _moved(schema: Any, place: str) -> Any:
 
 def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
     """Return the schema of a function's arguments. Raises GrammarError."""
-    if function.get("parameters", {}) is None:  # a tool whose schema is not enforced
+    if function.get("parameters", {}) is None:  # the tool's schema is not enforced
         return {"type": "object"}
     schema = dict(function.get("parameters") or {"type": "object"})
     _check_shape(schema)

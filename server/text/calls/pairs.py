@@ -25,7 +25,7 @@ _PLACES = re.compile(r"\{(key|flag|nl)\}")
 
 
 class Leniency(IntEnum):
-    """How a closing tag is chosen. All but the first are for an answer that ended without one that counts."""
+    """Choice of a closing tag. All but the first are for an answer that ended without one that counts."""
 
     NONE = 0
     UNBALANCED = 1

@@ -62,7 +62,7 @@ class SectionReader:
         """Whether a name or an object has been read: what follows belongs to a call, or to an attempt at one."""
 
     def section(self, at: int) -> Parse[tuple[list[FoundCall], int]]:
-        """Return the calls of the section whose opening begins at `at`, and the section's end."""
+        """Return the calls of the section that opens at `at`, and the section's end."""
         for form in (self._form, *self._form.also):
             try:
                 return (yield from self._section(form, at))

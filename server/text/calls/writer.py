@@ -1,4 +1,4 @@
-"""Calls in a model family's own syntax: for prompts whose template cannot write them, and for descriptions of calls."""
+"""Calls in a model family's own syntax: for prompts, if the template cannot write them, and for descriptions."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _FRAMES = ("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>mess
 
 
 def format_of(wrapper: Any) -> ChatFormat:
-    """Return the answer format of the model whose tokenizer mlx-lm wrapped."""
+    """Return a model's answer format, given mlx-lm's wrapper of its tokenizer."""
     vocabulary = wrapper.get_vocab()
     if vocabulary.keys() >= {*harmony.TAGS}:
         return ChatFormat(is_harmony=True)

@@ -46,7 +46,7 @@ class ReasoningHabit:
 
     Some templates neither open nor mention reasoning, and the model still reasons from its first word to a closing tag.
     Only that tag identifies such an answer. So a model's first answers are held back for `num_held` characters; after
-    two of them without reasoning, or one whose reasoning the model opened itself, none is. Once one such answer has
+    two of them without reasoning, or one with reasoning that the model opened itself, none is. Once one such answer has
     been seen, an answer not marked otherwise begins as reasoning.
     """
 
