@@ -1,7 +1,7 @@
 """Speed of a server over prompt lengths and numbers of concurrent requests; two servers alternate. Prints nothing.
 
-Prompts are random words, so that no cache holds them; the words per token count are measured by requests, because each
-server has its own tokenizer.
+Prompts are random words, so that no cache holds them. The number of words for a token count is measured with requests,
+because each server has its own tokenizer.
 """
 
 from __future__ import annotations

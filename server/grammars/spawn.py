@@ -100,7 +100,7 @@ class HostProcess:
 
 
 def _spawn(control: socket.socket) -> int:
-    """Return the process id of a new host. It has one thread and nothing of the server's: it may fork."""
+    """Return the process id of a new host: one thread, no state of the server's, so that it may fork."""
     found = importlib.util.find_spec("llguidance")
     if found is None or found.origin is None:
         raise HostFailed("llguidance is not installed")

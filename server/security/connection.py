@@ -186,7 +186,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._timer = self.loop.call_later(self._limits.send_timeout_s, self._see_it_off, num_unread)
 
     def _watch(self) -> None:
-        """Time the client while it owes data, all of it included; do not while it awaits a response."""
+        """Limit the time in which the client must send all it owes; do not limit its wait for a response."""
         if self.transport.is_closing():
             self._see_it_off()
         elif self._unanswered:

@@ -15,7 +15,7 @@ GENERIC = replace(FORMS["json_tools"], name="generic", models="any other", own_w
 """Form for a model with a template that does not support calls."""
 
 _MOST_GENERAL = ("mistral_list", "granite", "llama_tagged", "json_tools")
-"""Their marks also occur in the templates of other forms, which are tried first."""
+"""Their marks also occur in the templates of other forms, so the other forms are tried first."""
 
 
 def form_of(template: str, vocabulary: Collection[str], named: str | None = None) -> CallForm | None:

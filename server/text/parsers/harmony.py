@@ -1,8 +1,9 @@
 """Incremental parser of gpt-oss's answers: a sequence of messages with headers.
 
 `<|channel|>analysis<|message|>…<|end|>` is reasoning; `<|start|>assistant<|channel|>final<|message|>…<|return|>` is
-content, as is a commentary without a recipient; `<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>
-{…}` and `<|call|>` form a call, held back until it is complete. Anything unparsable is content, tags included.
+content, as is a commentary without a recipient. A call is `<|channel|>commentary to=functions.NAME
+<|constrain|>json<|message|>{…}` and `<|call|>`, held back until it is complete. Anything unparsable is content, tags
+included.
 """
 
 from __future__ import annotations
