@@ -83,7 +83,7 @@ class ChatFormat:
     think_end: str | None = None
     calls: CallForm | None = None
     tells_tools: Literal["template", "with a system message", "prompt"] = "template"
-    """Where tools are described: in the model's template, in some only beside a system message, or in the prompt."""
+    """Place of the tools' description: the model's template, in some only beside a system message, or the prompt."""
     frames: tuple[str, ...] = ()
     """Tags around content that are not part of it."""
     is_harmony: bool = False
