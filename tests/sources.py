@@ -1,6 +1,6 @@
-"""Where a source is tested that has no test of its own name at its place in `tests/`.
+"""Direct tests of sources that have no test of the same name at their place in `tests/`.
 
-`tests/server/text/test_stop.py` is the test of `server/text/stop.py`; of all others the direct tests are named here.
+`tests/server/text/test_stop.py` is the test of `server/text/stop.py`; the direct tests of all others are listed here.
 """
 
 from __future__ import annotations
@@ -236,4 +236,4 @@ TESTED_IN: dict[str, str] = {
     "server/text/parsers/parts.py": "tests/server/text/parsers/test_chat.py tests/server/text/parsers/test_harmony.py",
     "server/text/rendering.py": "tests/server/text/test_template_traits.py",
 }
-"""Of each source the tests, files or folders, with a space between."""
+"""Tests of each source, files or folders, separated by spaces."""

@@ -768,7 +768,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("an answer goes on behind its end", "        if self._done:\n            return []", ""),
         ("a stop string that has begun is lost at the end", "        kept += _content(self._stop.flush() if is_end else \"\")", "        kept += []"),
         ("a stop string ends an answer before its least length", "            may_end = self._num_output_tokens > self._min_tokens", "            may_end = True"),
-        ("the end token is text", '        if event.finish_reason != "stop":  # an end token says nothing', "        if True:"),
+        ("the end token is text", '        if event.finish_reason != "stop":  # an end token has no text', "        if True:"),
         ("the last character is lost", "            text += self._detokenizer.flush()", "            pass"),
         ("an answer that was cut is completed", 'self._parser.flush(is_cut=reason != "stop")', "self._parser.flush(is_cut=False)"),
     ),

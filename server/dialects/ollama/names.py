@@ -1,4 +1,4 @@
-"""Model names as clients of Ollama write them, to those that are configured. Knows tags; loads nothing."""
+"""Resolution of model names as clients of Ollama write them. Handles tags; loads nothing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _TAG = ":latest"
 
 
 def resolve(registry: ModelRegistry, name: str | None) -> ServedModel:
-    """The model called `name`, with the tag that means none or without it. Raises UnknownModel, InvalidRequest."""
+    """Return the model called `name`, with or without the default tag. Raises UnknownModel, InvalidRequest."""
     return _find(registry, name)[0]
 
 
 def resolve_named(registry: ModelRegistry, name: str | None) -> tuple[ServedModel, str]:
-    """The same, with the name of the model, or of the adapter of it, that `name` means."""
+    """Return the same, with the name of the model or adapter that `name` refers to."""
     model, found = _find(registry, name)
     return model, registry.name_of(found)
 

@@ -1,4 +1,4 @@
-"""The body of `/v1/embeddings`, and its answer. Knows the wire's types and bounds; decides nothing."""
+"""Body of `/v1/embeddings`, and its answer. Defines the wire's types and bounds; decides nothing."""
 
 from __future__ import annotations
 

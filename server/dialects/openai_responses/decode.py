@@ -1,4 +1,4 @@
-"""The body of `/v1/responses` to a job. Decides defaults and what is refused; of answers it knows their form alone."""
+"""Decoding of the body of `/v1/responses` to a job. Decides defaults and refusals; of answers, only their form."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Decoded:
 
 
 def read_input(body: ResponsesRequest) -> list[Item]:
-    """The items that were sent. Raises InvalidRequest."""
+    """Return the items of the request. Raises InvalidRequest."""
     if body.input is None and body.previous_response_id is None:
         raise InvalidRequest("The parameter 'input' is required.", param="input", code="missing_required_parameter")
     if isinstance(body.input, str):
@@ -74,10 +74,10 @@ def decode(
     shows_thoughts: bool = True,
     defaults: RequestDefaults = NO_DEFAULTS,
 ) -> Decoded:
-    """Raises InvalidRequest.
+    """Decode a request. Raises InvalidRequest.
 
-    `before`: the items of the responses that led to this one; `sent`: those of the request. `defaults`: the model's, of
-    which the answer repeats some.
+    `before`: the items of the responses that led to this one; `sent`: those of the request. `defaults`: the model's,
+    some of which the answer repeats.
     """
     ignored = check_extra(body.model_extra or {}, _UNSUPPORTED, _NO_EFFECT) + check_stream_options(body)
     _check_refused(body)
@@ -157,7 +157,7 @@ def _template_kwargs(body: ResponsesRequest) -> Mapping[str, Any]:
     effort = None if body.reasoning is None else body.reasoning.effort
     if effort is not None:
         thinks = effort != "none"
-        # as some templates call it, and others
+        # some templates use one name, some another
         kwargs |= {"reasoning_effort": effort, "enable_thinking": thinks, "thinking": thinks}
     if body.text is not None and body.text.verbosity is not None:
         kwargs["verbosity"] = body.text.verbosity
@@ -203,7 +203,7 @@ def _of_format(text: TextOptions | None) -> GrammarSource | None:
 
 
 def _echo(body: ResponsesRequest, box: Toolbox, stores: bool, temperature: float, top_p: float) -> str:
-    """The fields that a response repeats, as JSON without brackets. Raises InvalidRequest for what cannot be."""
+    """Return the fields that a response repeats, as JSON without brackets. Raises InvalidRequest."""
     text, reasoning = body.text or TextOptions(), body.reasoning
     fields: dict[str, Any] = {
         "background": False,
