@@ -109,7 +109,7 @@ def attend_chunk(queries: mx.array, keys: Expansion, values: Expansion, scale: f
 
 
 def attend_token(queries: mx.array, latent: mx.array, scale: float, scores: mx.array) -> mx.array:
-    """Attend with queries [rows, heads, n, dim] in latent space, a few tokens per row, to latents [rows, 1, tokens, dim].
+    """Attend a few tokens per row: queries [rows, heads, n, dim] in latent space to latents [rows, 1, tokens, dim].
 
     scores: those of the rotary parts, [rows, heads or 1, n, tokens]. The heads of a row are the rows of one product.
     """
