@@ -78,8 +78,7 @@ class BlockFiles:
         self._index.dropped.clear()
 
     def poll(self, arrived: Callable[[Node | None, bytes, BlockRef | None], None]) -> None:
-        """Process the I/O thread's results and give it more to write. `arrived` is called for each block it has read.
-        """
+        """Process the I/O thread's results and give it more to write. `arrived` is called for each block it read."""
         for result in self._disk.results():
             if isinstance(result, Written):
                 self._take_written(result)
