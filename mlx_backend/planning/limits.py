@@ -44,8 +44,7 @@ class Limits:
 
 
 def decide_limits(cache_bytes: int | None, *, limit_bytes: int, weights_bytes: int) -> Limits:
-    """Return the limits. `limit_bytes`: all usable memory; `cache_bytes`: of freed buffers, None for a default share.
-    """
+    """Return the limits. `limit_bytes`: all usable memory; `cache_bytes`: of freed buffers, None for the default."""
     free = max(0, limit_bytes - weights_bytes)
     cache = min(int(_CACHE_SHARE * free), _MOST_CACHE_BYTES) if cache_bytes is None else cache_bytes
     return Limits(memory_bytes=limit_bytes, cache_bytes=cache)
