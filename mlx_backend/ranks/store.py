@@ -32,8 +32,7 @@ class SharedStore:
         )
 
     def _most_bytes(self, span: Span) -> int:
-        """Return the largest size of a span on any rank; 0 if this rank's shares, and so its blocks, are the largest.
-        """
+        """Return the largest size of a span on any rank; 0 if this rank's shares, and thus its blocks, are largest."""
         if (self.bytes_per_token, self.state_bytes) == (self._store.bytes_per_token, self._store.state_bytes):
             return 0
         return (span.stop - span.start) * self.bytes_per_token + (self.state_bytes if span.with_state else 0)
