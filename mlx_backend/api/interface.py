@@ -160,8 +160,7 @@ class PromptEvent:
 
     index: int
     logprobs: tuple[TokenLogprobs, ...] = ()
-    """Log-probabilities of the prompt's tokens from the second on, shared by the n sequences. Empty unless requested.
-    """
+    """Log-probabilities of the prompt's tokens from the second on, shared by the n sequences; empty if unrequested."""
     finish_reason: FinishReason | None = None
     """`length`: max_tokens is 0, and nothing follows."""
     embedding: bytes | None = None

@@ -129,7 +129,7 @@ class SpeculationStats:
     """Decode steps with drafts."""
     drafted: DraftedTokens = DraftedTokens()
     won_s: float = 0.0
-    """Seconds by which these steps were shorter than the same tokens without drafts."""
+    """Seconds by which these steps were shorter than their tokens would have taken without drafts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
