@@ -1,4 +1,4 @@
-"""Errors of the engine, as types.
+"""Exceptions of the engine, as types.
 
 EngineError
 ├── ModelLoadError           the model folder or its files cannot be served

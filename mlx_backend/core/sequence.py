@@ -54,7 +54,7 @@ class SequenceGroup:
     queue_time_s: float | None = None
     """Seconds until its first admission; None while it waits."""
     num_preemptions: int = 0
-    """Times that it, or a sequence it belongs to, had to leave so that others could continue."""
+    """Times that it, or the group it was split from, had to leave so that others could continue."""
     num_lost_tokens: int = 0
     """Tokens at its beginning that were computed or restored before, and lost."""
 
