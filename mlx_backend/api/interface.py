@@ -76,7 +76,7 @@ class SamplingParams:
     allowed_token_ids: tuple[int, ...] = ()
     """Empty: all."""
     bad_words: tuple[tuple[int, ...], ...] = ()
-    """Token sequences whose last token is not drawn if the output ends in the others; none is empty."""
+    """Token sequences; the last token of one is not drawn if the output ends in the others. None is empty."""
     seed: int | None = None
     num_logprobs: int | None = None
     """None: no log-probabilities; k >= 0: the chosen token's and the k most likely ones'."""

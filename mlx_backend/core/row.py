@@ -15,7 +15,7 @@ class Row:
 
     new: NewRow
     num_started_tokens: int
-    """Outputs whose step has been started."""
+    """Outputs with a started step."""
     caches: list[Any] | None = None
     """The KV cache of its prompt, from the time the row is planned until it has joined the batch; None if empty."""
     is_last: bool = True

@@ -134,7 +134,7 @@ class TokenSequence:
     """Its number among the n continuations of its prompt."""
     output_ids: list[int] = field(default_factory=list)
     num_started_tokens: int = 0
-    """Outputs whose step has been started: one more than `output_ids` while a step is in flight."""
+    """Outputs with a started step: one more than `output_ids` while a step is in flight."""
     status: Status = Status.PENDING
     key: int | None = None
     """64 random bits from which all its draws derive, once it has begun to decode."""

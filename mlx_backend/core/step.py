@@ -118,14 +118,14 @@ class StepPlan:
     """One step of the engine: rows that leave, join and decode, then the chunks of prompts, one after the other."""
 
     ended: tuple[SequenceId, ...] = ()
-    """Sequences whose rows leave."""
+    """Sequences with rows that leave."""
     new_rows: tuple[NewRow, ...] = ()
     decodes: tuple[SequenceId, ...] = ()
     """Every row that decodes: new ones, and all others that have not ended."""
     masked: tuple[SequenceId, ...] = ()
-    """Those of `decodes` whose grammar restricts the token that is drawn."""
+    """Rows of `decodes` with a grammar that restricts the drawn token."""
     dropped: tuple[PromptId, ...] = ()
-    """Prompts whose KV cache no sequence continues once the new rows have joined."""
+    """Prompts with a KV cache that no sequence continues once the new rows have joined."""
     chunks: tuple[Chunk, ...] = ()
     spare_bytes: int = 0
     """Bytes that the rows' KV caches may hold beyond what the rows take: places for new rows."""

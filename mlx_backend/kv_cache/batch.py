@@ -157,7 +157,7 @@ class RowBatch:
         return [states.held() for states in self._states]
 
     def restore_states(self, held: list[list[mx.array | None]]) -> None:
-        """Restore the states from before a step, some of whose tokens were refused."""
+        """Restore the states from before a step, after some of its tokens were refused."""
         for states, arrays in zip(self._states, held, strict=True):
             states.restore(arrays)
 
@@ -323,7 +323,7 @@ def _leaves_of(caches: Sequence[Any] | None) -> list[Any] | None:
 
 
 class SingleBatch:
-    """Batch of a model whose KV cache cannot be batched: one row, in single caches, and no drafts."""
+    """Batch of a model with an unbatchable KV cache: one row, in single caches, and no drafts."""
 
     spare_bytes = unused_bytes = 0
     num_groups = 1

@@ -16,8 +16,7 @@ from mlx_backend.kv_cache.plan import Precision
 
 ColumnForm = Literal["quantized", "quantized-in-decode", "array"]
 """Form in which a model gets columns that are held quantized: QuantizedColumns; QuantizedColumns in steps of one token
-and an array in chunks; or an array. Arrays serve models whose own code computes with keys or values before attention
-does."""
+and an array in chunks; or an array. Arrays serve models that compute with keys or values before attention does."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -33,7 +33,7 @@ class _Checks(threading.local):
     form: Form | None = None
     """Form to use instead of the cheapest, half of the heads at a time."""
     num_chunks = 0
-    """Chunks, counted per layer, whose attention was computed here."""
+    """Chunks with attention computed here, counted per layer."""
 
 
 _checks = _Checks()

@@ -29,7 +29,7 @@ _MAX_HEADER_BYTES = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A folder whose files are whole."""
+    """A folder with complete files."""
 
     path: Path
     config: Mapping[str, Any]
@@ -44,7 +44,7 @@ class Checkpoint:
 
 
 def find_model(name: str) -> Path:
-    """Return the folder of a model: a path, or a hub id, whose missing files are downloaded.
+    """Return the folder of a model: a path, or a hub id; missing files are downloaded.
 
     Raises ModelLoadError.
     """

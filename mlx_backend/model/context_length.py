@@ -10,7 +10,7 @@ _SECTIONS = ("text_config", "language_config", "llm_config")
 _YARN = frozenset({"yarn", "deepseek_yarn", "telechat3-yarn"})
 _STRETCHED = frozenset({"linear", "dynamic"})
 _TOLD_WHOLE = ("gemma3", "gemma4")
-"""Families whose length already includes a linear scaling."""
+"""Families with a length that already includes a linear scaling."""
 _MOST_FACTOR = 10_000
 _MOST_TOKENS = 1 << 40
 _WITHOUT_LIMIT = 131_072

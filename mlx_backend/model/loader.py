@@ -108,7 +108,7 @@ def _only(folder: Path, files: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def _of_bare_weights(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return further arguments to mlx-lm for an embedding model whose files hold a model without its head.
+    """Return further arguments to mlx-lm for an embedding model with files of a model without its head.
 
     Their weights then have names relative to it (`layers.0…`, not `model.layers.0…`).
     """

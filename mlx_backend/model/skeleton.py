@@ -198,7 +198,7 @@ def _index_bytes(module: Any, itemsize: int) -> float:
     """Return the bytes of an indexer per token of a chunk and token of the context: its heads' scores, and copies.
 
     In mlx-lm 0.32.2, deepseek_v32 and glm_moe_dsa keep one copy in the model's dtype and sum it head by head (measured:
-    1.05 to 1.3 with 16 heads and more, and a few bytes); deepseek_v41, whose keys are groups of tokens, and minimax_m3,
+    1.05 to 1.3 with 16 heads and more, and a few bytes); deepseek_v41, with groups of tokens as keys, and minimax_m3,
     which widens its mask to every head, score in float32.
     """
     if hasattr(module, "index_topk") and hasattr(module, "n_heads"):

@@ -11,7 +11,7 @@ WANTED_TOKENS = 4096
 
 
 def estimate_footprint(budget: Budget, context: int, memory: MemoryConfig, limit_bytes: int | None) -> Footprint:
-    """Estimate the memory of the model in `budget`, whose own limit is ignored. `context`: most tokens of a request."""
+    """Estimate the memory of the model in `budget`, ignoring its limit. `context`: most tokens of a request."""
     weights = budget.shape.weights_bytes
 
     def share_for(num_tokens: int) -> int:

@@ -95,9 +95,9 @@ class ModelShape:
     attention: AttentionShape | None
     """Attention of the widest layer; None if the model has none."""
     ssm_heads: int = 0
-    """Heads of a state-space layer (Mamba 2), whose chunk is computed as a matrix per head."""
+    """Heads of a state-space layer (Mamba 2), which computes a chunk as a matrix per head."""
     num_full_attention_layers: int = 0
-    """Layers whose attention has no window."""
+    """Layers with attention without a window."""
     index_bytes: float = 0.0
     """Bytes, per token of a chunk and token of the context, that an indexer of sparse attention needs to score one
     against the other, before attention is computed; 0 without an indexer."""

@@ -142,7 +142,7 @@ class BlockFiles:
             self._disk.write(header, buffers)
 
     def _make_room(self, node: Node, num_bytes: int) -> bool:
-        """Remove older files and return whether its file has room; never for a file whose parent is missing."""
+        """Remove older files and return whether its file has room; never for a file without its parent."""
         parent = node.parent
         assert parent is not None, "a root is not written"
         if parent.parent is not None and "disk" not in parent.sizes and parent.id not in self._writing:
@@ -158,7 +158,7 @@ class BlockFiles:
         return self._index.num_bytes("disk") <= most
 
     def _read_folder(self) -> None:
-        """Add the blocks of an earlier run whose parents are there, too."""
+        """Add the blocks of an earlier run that have their parents."""
         placed: list[tuple[float, Node]] = []
         orphans: list[bytes] = []
         index = self._index

@@ -160,7 +160,7 @@ class PrefixCache:
             self.forget(group)
 
     def give_up(self, group: SequenceGroup) -> bool:
-        """Give up a planned chunk whose blocks went before it was restored; return whether the prompt starts again."""
+        """Give up a planned chunk that lost blocks before it was restored; return whether the prompt starts again."""
         return self._give_up(self._cursor(group))
 
     def _give_up(self, cursor: Cursor) -> bool:
@@ -249,7 +249,7 @@ class PrefixCache:
         self._rows = sequences
 
     def lose_rows(self) -> None:
-        """Forget all rows, whose content is lost."""
+        """Forget all rows after their content was lost."""
         self._rows = ()
 
     def _keep_row(self, sequence: TokenSequence) -> None:

@@ -208,7 +208,7 @@ def _check(path: Path) -> Header | Finding | None:
 
 
 def _without_parent(whole: dict[bytes, tuple[Path, Header]], *, is_held: bool) -> Iterator[Finding]:
-    """Yield findings for blocks whose parent is missing or itself useless."""
+    """Yield findings for blocks with a missing or useless parent."""
     for path, header in sorted(whole.values(), key=lambda each: each[1].start):
         if header.start == 0:
             continue

@@ -1,4 +1,4 @@
-"""MockStore: blocks whose only content is their tokens. Restoring one checks that it fits the prompt."""
+"""MockStore: blocks that contain only their tokens. Restoring one checks that it fits the prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad words: token sequences whose last token is not drawn if the output ends in the ones before it.
+"""Bad words: token sequences; the last token of one is not drawn if the output ends in the ones before it.
 
 As in vLLM, they apply to the output alone, token by token. The host receives a token one step late, so the newest
 tokens of a row are kept on the device, and a step is one comparison of all words with them. Only rows with bad words

@@ -36,7 +36,7 @@ def most_few(vocab: int) -> int:
 
 
 def filter_few(logits: mx.array, top_k: mx.array, top_p: mx.array | None, most: int) -> mx.array:
-    """Keep the `top_k` most likely tokens, then of these the fewest whose probability reaches `top_p`.
+    """Keep the `top_k` most likely tokens, then of these the fewest that reach the probability `top_p`.
 
     top_k: int32 [rows, 1]; rows in which it is above `most`, at most MOST_FEW, stay unchanged. top_p: float32 [rows, 1]
     in (0, 1]; None: 1 in every row. Tokens as likely as the last one kept are kept too, and count among those that
@@ -93,7 +93,7 @@ def filter_min_p(logits: mx.array, min_p: mx.array) -> mx.array:
 
 
 def filter_top_n_sigma(logits: mx.array, n: mx.array) -> mx.array:
-    """Keep tokens whose logit is within `n` standard deviations of the largest. n: float32 [rows, 1], 0: all.
+    """Keep tokens with a logit within `n` standard deviations of the largest. n: float32 [rows, 1], 0: all.
 
     The deviation is that of the unfiltered logits. If this filter comes first, the same tokens are kept at any
     temperature. Tang et al. 2024, arXiv 2411.07641.
@@ -107,7 +107,7 @@ def filter_top_n_sigma(logits: mx.array, n: mx.array) -> mx.array:
 
 
 def filter_typical_p(logits: mx.array, typical_p: mx.array) -> mx.array:
-    """Keep the tokens whose surprise is nearest to the entropy, the fewest whose probability reaches `typical_p`.
+    """Keep the tokens with a surprise nearest to the entropy, the fewest that reach the probability `typical_p`.
 
     typical_p: float32 [rows, 1] in (0, 1], 1: all. Tokens as typical as the last one kept are kept too.
     Locally typical sampling: Meister et al. 2022, arXiv 2202.00666.

@@ -14,7 +14,7 @@ GROUP = 64
 """Size of a group of tokens of which `candidates` takes all or none."""
 
 _MASS_BITS = 31
-"""A probability of 1 is 2**31, so that the masses of a row, whose probabilities sum to 1, fit into 32 bits.
+"""A probability of 1 is 2**31, so that the masses of a row, with probabilities that sum to 1, fit into 32 bits.
 Probabilities below 2**-32 have no mass: of 262,144 tokens at most 6e-5 together. Masses of 64 bits would lose nothing,
 but take twice as long."""
 _SHARE_BITS = 24
@@ -23,7 +23,7 @@ _SHARE_MASK = (1 << _SHARE_BITS) - 1
 _FEW_ELEMENTS = 1 << 18
 """Tokens, all rows together, up to which a pass on a GPU takes about as long as its launches."""
 _CACHED_ELEMENTS = 1 << 18
-"""Tokens of rows that are searched together on a CPU, whose caches then hold most of the data of a pass: 8 rows of
+"""Tokens of rows that are searched together on a CPU, so that its caches hold most of the data of a pass: 8 rows of
 128,256 took 206 ms together and 151 by twos. On a GPU every block would add its launches."""
 
 
@@ -66,8 +66,8 @@ def find_threshold(
 ) -> mx.array:
     """Return the largest key, uint32 [rows, 1], such that the tokens from there up weigh at least `target`.
 
-    keys: uint32 [rows, vocab]. weights: uint32 [rows, vocab], whose sums fit into 32 bits; None: every token weighs 1.
-    target: [rows, 1], at least 1 and at most the weight of all from `lowest` up. The result is within `num_bits` of
+    keys: uint32 [rows, vocab]. weights: uint32 [rows, vocab] with sums that fit into 32 bits; None: every token weighs
+    1. target: [rows, 1], at least 1 and at most the weight of all from `lowest` up. The result is within `num_bits` of
     `lowest`. A token is at or above the threshold if, and only if, those strictly above it weigh less than `target`.
 
     Cost: a pass tries 2**bits - 1 thresholds at once, so it takes the same number of launches for any number of bits,
