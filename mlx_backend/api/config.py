@@ -1,6 +1,6 @@
-"""The engine's part of the configuration, a section a class: each field with its default, its help and its bounds.
+"""The engine's part of the configuration, one class per section: each field with its default, help and bounds.
 
-Reads nothing: the server fills them in. No MLX.
+Reads nothing: the server fills the fields in. No MLX.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from mlx_backend.api.options import OptionError, check_options, option
 Parallel = Literal["tensor", "pipeline"]
 
 MOST_DRAFT_TOKENS = 15
-"""With a row's newest token as many as attention takes without expanding a quantized KV cache."""
+"""Most drafts per row: with the newest token, as many as attention takes without expanding a quantized KV cache."""
 LARGEST_PER_BUFFER = 1_000_000
-"""Operations, or MB, of a command buffer: as good as no limit, and well within the integers that MLX reads."""
+"""Most operations, or MB, per command buffer: effectively no limit, and well within the integers that MLX reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +223,7 @@ class SpeculationConfig:
 
     @property
     def max_drafts(self) -> int:
-        """Tokens of a row that a step may verify beside its newest one."""
+        """Most tokens of a row that a step may verify beside its newest one."""
         return 0 if self.kind == "off" else self.max_tokens
 
 
@@ -287,7 +287,7 @@ class DebugConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryShare:
-    """Of several models in one process: what this one may use of what all may use together, bytes."""
+    """One model's share of the memory of a process with several models, and the total, bytes."""
 
     share_bytes: int
     process_bytes: int
@@ -295,7 +295,7 @@ class MemoryShare:
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """A LoRA adapter of the model: what requests call it, and its folder."""
+    """A LoRA adapter of the model: its name in requests, and its folder."""
 
     name: str
     path: str
@@ -303,7 +303,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """What the engine is told: a model folder that exists (or `mock`), and its sections."""
+    """Configuration of the engine: an existing model folder (or `mock`), and the sections."""
 
     model_path: str
     backend: Literal["mlx", "mock"] = "mlx"
@@ -321,8 +321,8 @@ class EngineConfig:
     adapters: tuple[AdapterConfig, ...] = ()
     """Adapters that requests may name beside the model itself."""
     share: MemoryShare | None = None
-    """None: the model has the memory for itself."""
+    """None: all memory is for this model."""
     hosts: RankHosts | None = None
-    """Where several ranks are; None: on this machine."""
+    """Machines of the ranks; None: all ranks are on this machine."""
     ranks_here: int = 1
     """Number of the model's ranks on this machine: they share its memory."""

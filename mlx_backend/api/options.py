@@ -1,6 +1,6 @@
-"""How a configuration field is declared: its default, its help, its bounds, once.
+"""Declaration of a configuration field: its default, its help, its bounds, in one place.
 
-Knows nothing of files, environments or flags: `server.config` reads the metadata written here.
+Independent of files, environments and flags: `server.config` reads the metadata written here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def option(
     choices: Sequence[Any] | None = None,
     short_flag: str | None = None,
 ) -> Any:
-    """A dataclass field with its help text and bounds; `check_options` enforces the bounds.
+    """Return a dataclass field with its help text and bounds; `check_options` enforces the bounds.
 
     `short_flag`: another name of its flag on the command line.
     """
@@ -38,7 +38,7 @@ def option(
 
 
 def check_options(section: Any) -> None:
-    """Raise OptionError where a value of `section` is out of its declared bounds."""
+    """Raise OptionError, naming the field, if a value of `section` is out of its declared bounds."""
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         if value is None:

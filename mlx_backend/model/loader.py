@@ -23,9 +23,9 @@ from mlx_backend.model.weight_files import INDEX, is_main
 logger = logging.getLogger("pippin.load")
 
 _READ_BYTES = 256 << 20
-"""Weights are read in pieces of about this size: large enough to keep a disk busy, small enough for a bar."""
+"""Size of the pieces in which weights are read: large enough to keep a disk busy, small enough for a progress bar."""
 _MIN_PIECES = 32
-"""At least so many pieces: a rank's share of an array is cut from the whole array, held until its piece is read."""
+"""Least number of pieces: a rank's share of an array is cut from the whole array, held until its piece is read."""
 
 
 def read_weights(model: nn.Module, checkpoint: Checkpoint, report: Callable[[LoadProgress], None]) -> None:
@@ -45,12 +45,12 @@ def read_weights(model: nn.Module, checkpoint: Checkpoint, report: Callable[[Loa
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Parameters of the model, those of quantized weights unpacked."""
+    """Return the number of parameters, those of quantized weights unpacked."""
     return int(mlx_lm_utils.get_total_parameters(model))
 
 
 def build_model(checkpoint: Checkpoint) -> nn.Module:
-    """The model, no weight of it read yet. Raises ModelLoadError."""
+    """Build the model without reading its weights. Raises ModelLoadError."""
     model_type = checkpoint.config["model_type"]
     try:
         return _build(checkpoint)
@@ -67,7 +67,7 @@ def build_model(checkpoint: Checkpoint) -> nn.Module:
 
 
 def _build(checkpoint: Checkpoint) -> nn.Module:
-    """Without the parts beside the model, such as one that predicts several tokens, where it has no use for them."""
+    """Build the model, if necessary without separate parts it cannot use, such as one that predicts several tokens."""
     main = tuple(file for file in checkpoint.weight_files if is_main(file.name))
     try:
         return _load(checkpoint, checkpoint.weight_files)
@@ -84,7 +84,7 @@ def _load(checkpoint: Checkpoint, files: tuple[Path, ...]) -> nn.Module:
     changes = _of_bare_weights(checkpoint)
     quantization = checkpoint.config.get("quantization_config")
     if isinstance(quantization, dict) and "bits" in quantization and "quant_method" not in quantization:
-        # by mlx-lm's other name for it; alone it takes it for another library's
+        # another name that mlx-lm accepts; without this, it assumes another library's format
         changes.setdefault("model_config", {}).setdefault("quantization", quantization)
     with _only(checkpoint.path, files) as folder:
         model, _ = mlx_lm_utils.load_model(folder, lazy=True, **changes)
@@ -93,7 +93,7 @@ def _load(checkpoint: Checkpoint, files: tuple[Path, ...]) -> nn.Module:
 
 @contextmanager
 def _only(folder: Path, files: tuple[Path, ...]) -> Iterator[Path]:
-    """A folder in which mlx-lm, which takes all of model*.safetensors, finds these weights and no others."""
+    """Yield a folder with only these weights, since mlx-lm loads all of model*.safetensors."""
     if {*folder.glob("model*.safetensors")} == {*files}:
         yield folder
         return
@@ -108,9 +108,9 @@ def _only(folder: Path, files: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def _of_bare_weights(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What else mlx-lm is to be told of an embedding model whose files hold a model without its head.
+    """Return further arguments to mlx-lm for an embedding model with files of a model without its head.
 
-    Their weights are then named from within it (`layers.0…`, not `model.layers.0…`).
+    Their weights then have names relative to it (`layers.0…`, not `model.layers.0…`).
     """
     if not is_embedding_model(checkpoint.path):
         return {}

@@ -1,4 +1,4 @@
-"""The gain of speculation that is to be expected: the time of a step that verifies guesses, and what comes of it."""
+"""Expected gain of speculation: the time of a step that verifies drafts, and the tokens it yields."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from mlx_backend.planning.memory import ModelShape
 from mlx_backend.planning.planner import decode_speed
 
 NUMBERS = (1, 2, 4, 8)
-"""Guesses of a step that are planned."""
+"""Drafts per step that are planned."""
 CONTEXT = 8192
 SHARES = (0.5, 0.95)
-"""Guesses that come true: of an ordinary text and of an edit of a text that is there."""
+"""Shares of drafts that are accepted: in ordinary text, and in edits of a given text."""
 
 
 _MOST_PER_DRAFT = 0.7
-"""Of a plain step, for each guess: two positions took 1.70 of the time of one on an M2 Pro, with 4-bit weights. MLX's
-quantized products of few rows read the weights for each row."""
+"""Share of a plain step, for each draft: two positions took 1.70 of the time of one on an M2 Pro, with 4-bit weights.
+MLX's quantized products of few rows read the weights for each row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The time of a step that verifies `num_drafts` of each user: `step_ratio` to `most_ratio` of a plain one."""
+    """Time of a step that verifies `num_drafts` per user: `step_ratio` to `most_ratio` of a plain one."""
 
     num_drafts: int
     step_ratio: float
-    """Where every weight that is needed is read once."""
+    """Ratio if every required weight is read once."""
 
     @property
     def most_ratio(self) -> float:
-        """Where products of few rows take as long as on the slowest machine that was measured."""
+        """Ratio if products of few rows take as long as on the slowest machine that was measured."""
         return max(self.step_ratio, 1.0 + _MOST_PER_DRAFT * self.num_drafts)
 
     def gain(self, share: float) -> float:
-        """Return how many times as fast a user's answer comes where each guess comes true with the probability `share`.
+        """Return the factor by which a user's answer is faster if `share` is the probability that a draft is accepted.
 
         A step yields 1 + p + … + p**k tokens (Leviathan et al. 2023, arXiv 2211.17192, equation 1).
         """
@@ -53,7 +53,7 @@ class Verification:
 def plan_verification(
     shape: ModelShape, plans: Sequence[CachePlan], machine: Machine, num_users: int = 1
 ) -> tuple[Verification, ...]:
-    """Return what verifying costs, for each of NUMBERS; nothing where the machine's speed is unknown."""
+    """Return the cost of verification, for each of NUMBERS; nothing if the machine's speed is unknown."""
     context = min(CONTEXT, shape.context_length)
     plain = decode_speed(shape, plans, machine, context, num_users)
     if plain is None:
@@ -67,7 +67,7 @@ def plan_verification(
 
 
 def gain_range(verifications: Sequence[Verification]) -> tuple[float, float]:
-    """Return the gain of the best number of guesses, none among them, from the least to the most favourable case."""
+    """Return the gain of the best number of drafts, which may be none, in the least and the most favourable case."""
     least, most = SHARES
     return (
         max([1.0, *(each.least_gain(least) for each in verifications)]),
