@@ -131,6 +131,8 @@ ENGINE_ERRORS: Mapping[type[engine_errors.EngineError], tuple[int, str, str]] = 
     engine_errors.TooManyPrompts: (400, "invalid_request_error", "too_many_prompts"),
     engine_errors.UnknownToken: (400, "invalid_request_error", "invalid_value"),
     engine_errors.UnknownAdapter: (404, "invalid_request_error", "model_not_found"),
+    engine_errors.AdapterRefused: (400, "invalid_request_error", "adapter_refused"),
+    engine_errors.NoRoomForAdapter: (503, "server_error", "no_room_for_adapter"),
     engine_errors.SequenceFailed: (500, "server_error", "sequence_failed"),
     engine_errors.OutOfMemory: (503, "server_error", "out_of_memory"),
     engine_errors.GrammarFailed: (400, "invalid_request_error", "grammar_failed"),

@@ -91,7 +91,7 @@ class MLXRunner:
         self._max_groups = 1
         self._embedding: EmbeddingInfo | None = None
         self._wired = WiredWeights()
-        self._adapters = Adapters()
+        self.adapters = Adapters()
 
     # ---- loading ----
 
@@ -131,8 +131,7 @@ class MLXRunner:
         self._context = fitting
         if needs_warm_shapes:
             self._warming().run(report, skeleton.shape.weights_bytes)
-        loaded_adapters = self._adapters.load(self._model, adapters)
-        self._adapters.check(self._model, self._make_caches, is_batched=self._is_batched)
+        held = self.adapters.load(self._model, adapters, self._make_caches, is_batched=self._is_batched)
         self._reset()
         if memory is not None:
             wiring = self._wired.wire(len(tree_flatten(self._model.parameters())))
@@ -151,7 +150,7 @@ class MLXRunner:
             dequantized_reason=dequantized_reason,
             whole_heads_reason=self._whole_heads_reason,
             pads_chunks=self._pads_chunks,
-            adapters=loaded_adapters,
+            adapters=held,
             embedding=self._embedding,
             no_embedding_reason=no_embedding_reason,
         )
@@ -243,7 +242,7 @@ class MLXRunner:
         prompt = self._prompts.get(chunk.prompt)
         if prompt is None:
             prompt = self._prompts[chunk.prompt] = _Prompt(self._make_caches())
-        self._adapters.choose([chunk.adapter])
+        self.adapters.choose([chunk.adapter])
         if chunk.restore is not None:
             assert self.blocks is not None, "what is restored was kept before"
             self.blocks.restore(chunk, chunk.restore, prompt.caches)
@@ -307,7 +306,7 @@ class MLXRunner:
         if self._batch.rows != previous:
             self._sampler.set_rows(self._batch.rows, self._vocab_size)
             self._drop(plan.dropped)  # before the forward pass needs the memory
-        self._adapters.choose([row.new.adapter for row in self._batch.rows])
+        self.adapters.choose([row.new.adapter for row in self._batch.rows])
         inputs = newest_tokens(self._batch.rows, previous, self._last_tokens)
         logits = self._model(inputs[:, None], cache=self._batch.caches)[:, -1]
         self._batch.advance()
@@ -392,6 +391,7 @@ class MLXRunner:
         self._wired.unwire()
         for name in ("_model", "_batch", "_sampler", "_last_tokens", "_rows", "_prompts", "_in_flight", "blocks"):
             self.__dict__.pop(name, None)
+        self.adapters = Adapters()
         device.release(self)
         # Without it the thread's streams are torn down while the process exits, which aborts it now and then.
         mx.clear_streams()

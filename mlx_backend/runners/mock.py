@@ -23,7 +23,6 @@ from pathlib import Path
 
 from mlx_backend.api.errors import ModelLoadError, OutOfMemory, SequenceFailed
 from mlx_backend.api.interface import (
-    AdapterInfo,
     EmbeddingInfo,
     EngineConfig,
     Footprint,
@@ -52,6 +51,7 @@ from mlx_backend.planning.admission import Budget
 from mlx_backend.planning.memory import ModelShape
 from mlx_backend.prefix_cache.store_mock import MockStore
 from mlx_backend.runners.base import limited_by
+from mlx_backend.runners.mock_adapters import MockAdapters
 from mlx_backend.runners.mock_vocabulary import vocab_size_of
 
 VOCAB_SIZE = 260
@@ -134,6 +134,7 @@ class MockRunner:
         """The tokens that are computed of each."""
         self._in_flight: deque[tuple[float, StepResult]] = deque()
         """When each step is due, and what it gave."""
+        self.adapters = MockAdapters()
         self.blocks = MockStore(_BYTES_PER_TOKEN, self._tokens_of)
 
     budget: Budget | None = None
@@ -155,7 +156,7 @@ class MockRunner:
             memory=memory,
             kv_caches=(KVCacheReport(kind="mock", num_layers=1, bytes_per_token=_BYTES_PER_TOKEN),),
             embedding=EMBEDDING,
-            adapters=tuple(AdapterInfo(name=each.name, form="mock") for each in self._config.adapters),
+            adapters=self.adapters.load(self._config.adapters),
         )
 
     def _plan_memory(self) -> MemoryReport | None:
@@ -174,6 +175,7 @@ class MockRunner:
         return report
 
     def prefill(self, chunk: Chunk) -> PromptResult:
+        self.adapters.check([chunk.adapter])
         held = self._prompts.setdefault(chunk.prompt, [])
         assert len(held) == chunk.start, "chunks follow one another"
         held += chunk.token_ids
@@ -181,8 +183,7 @@ class MockRunner:
             self.blocks.restore(chunk)
             return PromptResult()
         self._compute(chunk)
-        is_last = chunk.stop == chunk.num_prompt_tokens
-        vector = _vector(tuple(held)) if chunk.embeds and is_last else None
+        vector = _vector(tuple(held)) if chunk.embeds and chunk.stop == chunk.num_prompt_tokens else None
         return PromptResult(_prompt_logprobs(chunk), vector)
 
     def _tokens_of(self, source: PromptId | SequenceId) -> Sequence[int]:
@@ -220,6 +221,7 @@ class MockRunner:
 
     def _start(self, rows: list[MockRow], plan: StepPlan, read_masks: ReadMasks) -> None:
         self._num_steps += 1
+        self.adapters.check(row.new.adapter for row in rows)
         if self._fault is not None and self._fault.strikes(self._num_steps):
             self._fail(self._fault, rows)
         masks: MaskBits = ()

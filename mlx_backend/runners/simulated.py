@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from mlx_backend.api.errors import ModelLoadError
-from mlx_backend.api.interface import AdapterInfo, EngineConfig, LoadProgress, MemoryReport, ModelInfo
+from mlx_backend.api.interface import EngineConfig, LoadProgress, MemoryReport, ModelInfo
 from mlx_backend.core.step import Chunk
 from mlx_backend.kv_cache.allocation import allocated
 from mlx_backend.kv_cache.grouping import divide, most_bytes
@@ -89,7 +89,7 @@ class SimulatedRunner(MockRunner):
             memory=memory,
             kv_caches=report(self._plans, self._config.kv_cache),
             no_embedding_reason="it is simulated",
-            adapters=tuple(AdapterInfo(name=each.name, form="mock") for each in self._config.adapters),
+            adapters=self.adapters.load(self._config.adapters),
         )
 
     @property
