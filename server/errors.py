@@ -4,6 +4,7 @@
     ├── InvalidRequest           400     invalid_request_error   -
     │   ├── UnsupportedParameter 400     invalid_request_error   unsupported_parameter
     │   ├── ModelNotFound        404     invalid_request_error   model_not_found
+    │   │   └── AdapterNotLoaded
     │   └── BodyTooLarge         413     invalid_request_error   request_too_large
     ├── Unavailable              503     server_error            -            with Retry-After
     └── InternalError            500     server_error            internal_error
@@ -72,6 +73,14 @@ class ModelNotFound(InvalidRequest):
     def __init__(self, name: str, served: Sequence[str]) -> None:
         known = ", ".join(served) or "none"
         super().__init__(f"The model '{name}' does not exist here. Served: {known}.", param="model")
+
+
+class AdapterNotLoaded(ModelNotFound):
+    """An adapter of a served model that is not loaded."""
+
+    def __init__(self, name: str) -> None:
+        message = f"The adapter '{name}' is not loaded; POST /admin/models/{name}/load loads it."
+        InvalidRequest.__init__(self, message, param="model")
 
 
 class BodyTooLarge(InvalidRequest):

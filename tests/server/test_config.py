@@ -57,7 +57,7 @@ def test_names_follow_from_the_key() -> None:
 def test_the_top_level_comes_first() -> None:
     top = [f.key for f in fields() if not f.section]
     logs = ["log_level", "log_format", "log_prompts", "log_file"]
-    assert top == ["model", "aliases", "adapters", "backend", "host", "port", *logs]
+    assert top == ["model", "aliases", "adapters", "adapters_folder", "backend", "host", "port", *logs]
     assert [f.key for f in fields()][: len(top)] == top
 
 
