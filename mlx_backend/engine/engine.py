@@ -240,6 +240,7 @@ class DeviceEngine:
 
     def _take_work(self, loop: EngineLoop) -> bool:
         """Empty the inbox, waiting for something to do; False when the engine is to close."""
+        self._adapters.apply(loop)
         with self._changed:
             is_idle = self._is_idle(loop)
         if is_idle:
@@ -259,7 +260,6 @@ class DeviceEngine:
             loop.arrive(group, stream)
         for sequence, how in closed:
             loop.close_sequence(sequence, how)
-        self._adapters.apply(loop)
         return not self._closing
 
     def _is_idle(self, loop: EngineLoop) -> bool:

@@ -33,7 +33,7 @@ class AdapterSet:
         self.default = default
         self._folder = folder
         self._held = dict(self.configured)
-        self._leaving = set[str]()
+        self._leaving = dict[str, asyncio.Task[None]]()
         self._tasks = set[asyncio.Task[None]]()
         self._reading = asyncio.Lock()
 
@@ -86,7 +86,7 @@ class AdapterSet:
                 "This server loads the adapters of its configuration; others need its setting adapters_folder.",
                 param="folder",
             )
-        refused = InvalidRequest("The adapter is in no folder below adapters_folder.", param="folder")
+        refused = InvalidRequest("There is no such folder of an adapter below adapters_folder.", param="folder")
         if len(folder) > _MOST_CHARS:
             raise refused
         try:
@@ -104,7 +104,7 @@ class AdapterSet:
 
         Goes on without the caller. Raises EngineError.
         """
-        await self._run(self._load(residency, model, adapter))
+        await asyncio.shield(self._begin(self._load(residency, model, adapter)))
 
     async def unload(self, residency: Residency, model: ServedModel, name: str) -> None:
         """Have an adapter go when its requests are done. It takes no new ones; goes on without the caller.
@@ -114,7 +114,11 @@ class AdapterSet:
         if name == self.default:
             raise AdapterRefused(f"adapter {name} is what requests for '{model.id}' have; it goes with the model alone")
         if name in self._held:
-            await self._run(self._unload(residency, model, name))
+            work = self._unload(residency, model, self._held.pop(name))
+            task = self._leaving[name] = self._begin(work)
+            task.add_done_callback(lambda _: self._leaving.pop(name))
+        if name in self._leaving:
+            await asyncio.shield(self._leaving[name])
 
     async def _load(self, residency: Residency, model: ServedModel, adapter: AdapterConfig) -> None:
         if self._check_held(adapter):
@@ -139,34 +143,30 @@ class AdapterSet:
             raise AdapterRefused(f"adapter {adapter.name} is loaded from another folder; unload it first")
         return held is not None
 
-    async def _unload(self, residency: Residency, model: ServedModel, name: str) -> None:
-        adapter = self._held.pop(name)
+    async def _unload(self, residency: Residency, model: ServedModel, adapter: AdapterConfig) -> None:
         residency.forget_footprint(model)
         if not residency.is_coming(model):
             return
-        self._leaving.add(name)
         try:
             await residency.load(model)
             lease = await residency.acquire(model)
             try:
-                await asyncio.wrap_future(model.engine.unload_adapter(name))
+                await asyncio.wrap_future(model.engine.unload_adapter(adapter.name))
             finally:
                 lease.release()
         except UnknownAdapter:
             return  # the model was loaded again meanwhile, without it
         except AdapterRefused:
-            self._held[name] = adapter
+            self._held[adapter.name] = adapter
             raise
-        finally:
-            self._leaving.discard(name)
 
-    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._forget)
-        await asyncio.shield(task)
+        return task
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # it was told whoever still waited
+            task.exception()  # those that still wait have it
