@@ -33,6 +33,7 @@ class AdapterSet:
         self.default = default
         self._folder = folder
         self._held = dict(self.configured)
+        self._known = set(self.configured)
         self._leaving = dict[str, asyncio.Task[None]]()
         self._tasks = set[asyncio.Task[None]]()
         self._reading = asyncio.Lock()
@@ -60,8 +61,8 @@ class AdapterSet:
         return name in self._held
 
     def is_known(self, name: str) -> bool:
-        """Whether it is held, or could be by its name alone."""
-        return name in self._held or name in self.configured
+        """Whether it is held, was, or could be by its name alone: requests for it are for nothing else."""
+        return name in self._known
 
     def find(self, name: str, folder: str | None) -> AdapterConfig:
         """The adapter to be loaded as `name`, out of its own folder or, where that is allowed, of another one.
@@ -131,6 +132,7 @@ class AdapterSet:
                     return
                 await asyncio.wrap_future(await asyncio.to_thread(model.engine.load_adapter, adapter))
                 self._held[adapter.name] = adapter
+                self._known.add(adapter.name)
         finally:
             lease.release()
         residency.forget_footprint(model)
