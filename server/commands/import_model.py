@@ -43,6 +43,7 @@ def import_model(
     is_list: bool = typer.Option(False, "--list", help="List what Ollama and LM Studio have here, and end."),
 ) -> None:
     """Make a model of another program into one that is served here. The file it comes from stays as it is."""
+    from server.importing.adapter import check, layers_of
     from server.importing.sources import Stores, find
 
     try:
@@ -52,6 +53,8 @@ def import_model(
         if source is None:
             raise CannotImport("say what to import: a GGUF file, a Modelfile, ollama:NAME or lmstudio:OWNER/MODEL")
         found = find(source, Stores.usual())
+        if found.served is not None and found.adapter is not None:
+            check(found.adapter, layers_of(Path(found.served)))
         model = found.served or _import(found, out, _wishes(tokenizer, requantize, dtype), dry_run)
         for note in found.notes:
             print(note, file=sys.stderr)
@@ -72,10 +75,13 @@ def _wishes(tokenizer: str | None, requantize: int | None, dtype: str | None) ->
 
 def _import(source: Source, out: str | None, wishes: Wishes, is_dry: bool) -> str:
     """The folder, whole. Raises CannotImport."""
+    from server.importing.adapter import check
     from server.importing.from_gguf import GGUFImport
 
     assert source.gguf is not None
     found = GGUFImport(source.gguf, wishes)
+    if source.adapter is not None:
+        check(source.adapter, found.layers)
     for line in found.describe():
         print(line, file=sys.stderr)
     folder = found.folder(Path(out or source.folder).expanduser())

@@ -43,7 +43,7 @@ class GGUFImport:
         self.model = read_model(path)
         metadata = Metadata(self.model.metadata)
         self.architecture = metadata.architecture
-        blueprint = draw(metadata, self.model.tensors)
+        self._blueprint = blueprint = draw(metadata, self.model.tensors)
         self.notes = blueprint.notes
         self.dtype = DType(self._wishes.dtype or usual_dtype(self.model.tensors, blueprint))
         self._converter = Converter(blueprint, self.model.tensors, self.dtype, self._wishes.requantize_bits)
@@ -55,6 +55,12 @@ class GGUFImport:
         if quantization is not None:
             config["quantization"] = quantization
         self.contents = Contents(parts, config, small, self._source(), self._converter.losses)
+
+    @property
+    def layers(self) -> dict[str, tuple[int, int]]:
+        """Numbers that go into each linear layer and come out of it, by path."""
+        linear = (weight for weight in self._blueprint.weights if weight.form == "linear" and len(weight.shape) == 2)
+        return {weight.target: (weight.shape[1], weight.shape[0]) for weight in linear}
 
     @property
     def types(self) -> dict[str, int]:

@@ -143,7 +143,7 @@ def test_more_stops_than_are_looked_for() -> None:
         ("FROM a\nPARAMETER num_ctx 0", "line 2: PARAMETER num_ctx must be a whole number from 1, not '0'"),
         ("FROM a\nPARAMETER colour red", "line 2: there is no parameter 'colour'"),
         ("FROM a\nMESSAGE tool x", "line 2: a MESSAGE is of system, user, assistant, not 'tool'"),
-        ("FROM a\nADAPTER ./lora.gguf", "line 2: ADAPTER is not supported; leave it out, and name the adapter under"),
+        ("FROM a\nADAPTER ./a\nADAPTER ./b", "line 3: a second ADAPTER; one is applied to a model"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(text: str, says: str) -> None:
