@@ -70,8 +70,8 @@ class StoredModel:
         found = self.of_kind("model")
         if self.of_kind("tensor") and not found:
             raise CannotImport(
-                f"ollama's {self.name} is stored as single tensors of Ollama's own engine, which is not supported: they "
-                "have no published layout; pull a tag of it that is a GGUF file, or an MLX model from the hub"
+                f"ollama's {self.name} is stored as single tensors of Ollama's own engine, which is not supported: "
+                "they have no published layout; pull a tag of it that is a GGUF file, or an MLX model from the hub"
             )
         if len(found) != 1:
             raise CannotImport(f"ollama's {self.name} has {len(found)} GGUF files; one is imported")
