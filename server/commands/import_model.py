@@ -36,6 +36,9 @@ def import_model(
     requantize: int | None = typer.Option(
         None, metavar="BITS", help="Quantize types that MLX cannot hold anew, at so many bits: 2, 3, 4, 5, 6 or 8."
     ),
+    q6: int = typer.Option(
+        8, metavar="BITS", help="Of what the file has as Q6_K: 8 bits, with next to no loss, or 6, smaller and worse."
+    ),
     dtype: str | None = typer.Option(
         None, help="Of scales and activations: float16, bfloat16 or float32; else what suits the model."
     ),
@@ -55,7 +58,7 @@ def import_model(
         found = find(source, Stores.usual())
         if found.served is not None and found.adapter is not None:
             check(found.adapter, layers_of(Path(found.served)))
-        model = found.served or _import(found, out, _wishes(tokenizer, requantize, dtype), dry_run)
+        model = found.served or _import(found, out, _wishes(tokenizer, requantize, dtype, q6), dry_run)
         for note in found.notes:
             print(note, file=sys.stderr)
         _show(found, model, name or found.name, write, dry_run)
@@ -63,14 +66,14 @@ def import_model(
         raise ConfigError(str(error)) from None
 
 
-def _wishes(tokenizer: str | None, requantize: int | None, dtype: str | None) -> Wishes:
+def _wishes(tokenizer: str | None, requantize: int | None, dtype: str | None, q6: int) -> Wishes:
     from server.importing.dtypes import NAMES
     from server.importing.from_gguf import Wishes
 
     chosen = next((each for each in NAMES if each == dtype), None)
     if dtype is not None and chosen is None:
         raise CannotImport(f"--dtype is one of {', '.join(NAMES)}, not {dtype!r}")
-    return Wishes(requantize, chosen, None if tokenizer is None else Path(tokenizer).expanduser())
+    return Wishes(requantize, chosen, None if tokenizer is None else Path(tokenizer).expanduser(), q6)
 
 
 def _import(source: Source, out: str | None, wishes: Wishes, is_dry: bool) -> str:

@@ -17,7 +17,7 @@ from server.importing.folder import Contents, Folder, to_json
 from server.importing.gguf_file import Tensor
 from server.importing.gguf_split import read_model
 from server.importing.metadata import Metadata
-from server.importing.parts import Converter
+from server.importing.parts import EIGHT_BITS, Converter
 from server.importing.problems import CannotImport
 from server.importing.requantize import BITS
 from server.importing.tokenizer_folder import read_folder
@@ -33,6 +33,7 @@ class Wishes:
     requantize_bits: int | None = None
     dtype: DTypeName | None = None
     tokenizer_folder: Path | None = None
+    q6_bits: int = EIGHT_BITS
 
 
 class GGUFImport:
@@ -46,7 +47,10 @@ class GGUFImport:
         self._blueprint = blueprint = draw(metadata, self.model.tensors)
         self.notes = blueprint.notes
         self.dtype = DType(self._wishes.dtype or usual_dtype(self.model.tensors, blueprint))
-        self._converter = Converter(blueprint, self.model.tensors, self.dtype, self._wishes.requantize_bits)
+        if self._wishes.q6_bits not in (6, EIGHT_BITS):
+            raise CannotImport(f"--q6 takes 6 or 8 bits, not {self._wishes.q6_bits}")
+        q6_bits = self._wishes.q6_bits
+        self._converter = Converter(blueprint, self.model.tensors, self.dtype, self._wishes.requantize_bits, q6_bits)
         self._check_readable(path, blueprint)
         parts = self._converter.parts()
         small, self.has_template = _small_files(metadata, blueprint.config["vocab_size"], self._wishes)
@@ -105,7 +109,7 @@ class GGUFImport:
             return
 
         def become(bits: int) -> str:
-            parts = Converter(blueprint, self.model.tensors, self.dtype, bits).parts()
+            parts = Converter(blueprint, self.model.tensors, self.dtype, bits, self._wishes.q6_bits).parts()
             return size(sum(part.num_bytes for part in parts))
 
         number, kinds = sum(map(len, found.values())), ", ".join(sorted(found))
@@ -125,6 +129,7 @@ class GGUFImport:
             "types": self.types,
             "dtype": self.dtype.name,
             "requantize_bits": self._wishes.requantize_bits,
+            "q6_bits": self._wishes.q6_bits,
             "notes": self.notes,
         }
 
