@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,9 @@ def import_model(
         found = find(source, Stores.usual())
         if found.served is not None and found.adapter is not None:
             check(found.adapter, layers_of(Path(found.served)))
+        if found.served is not None:
+            for note in _template_notes(found, "has no effect: the model's own chat template is used"):
+                print(note, file=sys.stderr)
         model = found.served or _import(found, out, _wishes(tokenizer, requantize, dtype, q6), dry_run)
         for note in found.notes:
             print(note, file=sys.stderr)
@@ -82,10 +86,10 @@ def _import(source: Source, out: str | None, wishes: Wishes, is_dry: bool) -> st
     from server.importing.from_gguf import GGUFImport
 
     assert source.gguf is not None
-    found = GGUFImport(source.gguf, wishes)
+    found = GGUFImport(source.gguf, replace(wishes, template=source.template and source.template.value))
     if source.adapter is not None:
         check(source.adapter, found.layers)
-    for line in found.describe():
+    for line in (*found.describe(), *_template_notes(source, found.template_note)):
         print(line, file=sys.stderr)
     folder = found.folder(Path(out or source.folder).expanduser())
     if is_dry:
@@ -101,6 +105,14 @@ def _import(source: Source, out: str | None, wishes: Wishes, is_dry: bool) -> st
     for kind, error in found.losses.items():
         print(f"{kind} was quantized anew: its values differ by {100 * error:.2g} % from the file's", file=sys.stderr)
     return str(folder.path.resolve())
+
+
+def _template_notes(source: Source, what: str) -> list[str]:
+    """What becomes of TEMPLATE, with its line where it has one."""
+    if source.template is None:
+        return []
+    line = f"line {source.template.line}: " if source.template.line else ""
+    return [f"{line}TEMPLATE {what}"]
 
 
 def _counting(report: Callable[[LoadProgress], None], done: int, total: int) -> Callable[[int], None]:

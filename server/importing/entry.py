@@ -38,7 +38,6 @@ _OTHERS = frozenset(
     {"repeat_last_n", "num_keep", "tfs_z", "mirostat", "mirostat_eta", "mirostat_tau", "penalize_newline"}
 )
 _REASONS = {
-    "template": "the model's own chat template is used",
     "renderer": "the model's own chat template is used",
     "parser": "answers are taken apart as the model's chat template has them",
     "draft": "no draft model is used",
@@ -55,6 +54,8 @@ class Entry:
     """Of the entry, but for its `model`."""
     adapter: str | None = None
     """What ADAPTER says."""
+    template: Instruction | None = None
+    """What TEMPLATE says; the last one counts."""
     notes: list[str] = field(default_factory=list)
     """What has no effect, and why, with its line."""
 
@@ -75,6 +76,7 @@ class _Builder:
     def __init__(self) -> None:
         self._source: str | None = None
         self._adapter: str | None = None
+        self._template: Instruction | None = None
         self._defaults: dict[str, Any] = {}
         self._context: int | None = None
         self._notes: list[str] = []
@@ -84,6 +86,7 @@ class _Builder:
             "system": self._take_system,
             "message": self._take_message,
             "adapter": self._take_adapter,
+            "template": self._take_template,
             "license": lambda _: None,
         }
 
@@ -101,7 +104,7 @@ class _Builder:
             values["context"] = {"limit": self._context}
         if self._defaults:
             values["defaults"] = read_defaults(self._defaults, "defaults").as_written()
-        return Entry(self._source, values, self._adapter, self._notes)
+        return Entry(self._source, values, self._adapter, self._template, self._notes)
 
     def _note(self, instruction: Instruction, why: str) -> None:
         name = f"{instruction.name.upper()} {instruction.key}".strip()
@@ -126,6 +129,9 @@ class _Builder:
         if self._adapter is not None:
             raise CannotImport(f"line {instruction.line}: a second ADAPTER; one is applied to a model")
         self._adapter = instruction.value
+
+    def _take_template(self, instruction: Instruction) -> None:
+        self._template = instruction
 
     def _take_parameter(self, instruction: Instruction) -> None:
         name = instruction.key

@@ -16,6 +16,7 @@ from server.importing.dtypes import DType, DTypeName
 from server.importing.folder import Contents, Folder, to_json
 from server.importing.gguf_file import Tensor
 from server.importing.gguf_split import read_model
+from server.importing.go_template import to_jinja
 from server.importing.metadata import Metadata
 from server.importing.parts import EIGHT_BITS, Converter
 from server.importing.problems import CannotImport
@@ -34,6 +35,8 @@ class Wishes:
     dtype: DTypeName | None = None
     tokenizer_folder: Path | None = None
     q6_bits: int = EIGHT_BITS
+    template: str | None = None
+    """TEMPLATE of a Modelfile, for a file that has no chat template."""
 
 
 class GGUFImport:
@@ -54,6 +57,7 @@ class GGUFImport:
         self._check_readable(path, blueprint)
         parts = self._converter.parts()
         small, self.has_template = _small_files(metadata, blueprint.config["vocab_size"], self._wishes)
+        self.template_note = self._take_template(small)
         config = {**blueprint.config, "torch_dtype": self.dtype.name, **_token_ids(metadata)}
         quantization = _quantization(self._converter.quantization())
         if quantization is not None:
@@ -95,6 +99,21 @@ class GGUFImport:
         if not self.has_template:
             lines.append("the file has no chat template: chats are refused until there is one, completions are not")
         return lines
+
+    def _take_template(self, small: dict[str, bytes]) -> str:
+        """Take the Modelfile's template where the file has none; what became of it, for people."""
+        if self._wishes.template is None:
+            return ""
+        if self.has_template:
+            return "has no effect: the model's own chat template is used"
+        begins = b"TemplateProcessing" in small.get("tokenizer.json", b"")
+        try:
+            template = to_jinja(self._wishes.template, begins_with_bos=begins)
+        except CannotImport as error:
+            return f"has no effect: {error}, which is not converted; give the model's folder with --tokenizer"
+        small["chat_template.jinja"] = template.encode()
+        self.has_template = True
+        return "is the chat template: the file has none of its own"
 
     def folder(self, path: Path) -> Folder:
         """The folder that the import writes. Raises CannotImport where it is another's."""

@@ -15,7 +15,7 @@ from server.importing.adapter import find as find_adapter
 from server.importing.entry import Entry, build
 from server.importing.gguf_file import is_gguf
 from server.importing.gguf_split import read_model
-from server.importing.modelfile import MAX_BYTES, parse
+from server.importing.modelfile import MAX_BYTES, Instruction, parse
 from server.importing.ollama_store import Blob
 from server.importing.problems import CannotImport
 
@@ -51,6 +51,8 @@ class Source:
     """Of the entry of `models:`, but for its model."""
     adapter: AdapterFiles | None = None
     """What ADAPTER names; `values` name its folder."""
+    template: Instruction | None = None
+    """What TEMPLATE says."""
     notes: tuple[str, ...] = ()
 
 
@@ -106,7 +108,9 @@ def _in_ollama(name: str, stores: Stores) -> Source | None:
         raise CannotImport(f"ollama's {name} has an adapter in a GGUF file; adapters are read from folders alone")
     blob = stored.gguf
     notes = tuple(_without_lines(entry))
-    return Source(short, gguf=blob.path, blob=blob, folder=slug(short), values=entry.values, notes=notes)
+    return Source(
+        short, gguf=blob.path, blob=blob, folder=slug(short), values=entry.values, template=entry.template, notes=notes
+    )
 
 
 def _without_lines(entry: Entry) -> list[str]:
@@ -133,7 +137,8 @@ def _modelfile(path: Path, stores: Stores) -> Source:
         values |= {"adapters": {adapter.name: str(adapter.weights.parent.resolve())}, "adapter": adapter.name}
     is_named = path.name.lower() != "modelfile"
     name = slug(path.stem if is_named else path.resolve().parent.name)
-    return replace(base, name=name, values=values, adapter=adapter, notes=(*base.notes, *entry.notes))
+    changes = {"name": name, "values": values, "adapter": adapter, "template": entry.template or base.template}
+    return replace(base, notes=(*base.notes, *entry.notes), **changes)
 
 
 def _adapter(text: str, modelfile: Path) -> AdapterFiles:

@@ -206,6 +206,37 @@ def test_what_cannot_be_imported_is_said_in_a_line(
     assert found.err.startswith("pippin: ") and found.err.count("\n") == 1 and says in found.err
 
 
+async def test_a_template_serves_a_file_that_has_none(
+    home: Path, gguf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = write_original(home / "original", "llama")
+    bare = write_gguf(
+        home / "bare.gguf", original, "llama", "Q8_0", lambda found, _: found.pop("tokenizer.chat_template")
+    )
+    for number, (template, says) in enumerate(
+        (
+            ("<u>{{ .Prompt }}<a>", "line 2: TEMPLATE is the chat template: the file has none of its own\n"),
+            (
+                "{{ range .Messages }}{{ end }}",
+                "line 2: TEMPLATE has no effect: it says {{ range .Messages }}, which is",
+            ),
+        )
+    ):
+        (home / "Modelfile").write_text(f"FROM {bare}\nTEMPLATE {template}\nPARAMETER seed 1\n")
+        found = Run(capsys, "Modelfile", "--out", f"out{number}", "--name", f"m{number}", "--write", "pippin.yaml")
+        assert found.code == 0 and says in found.err, found.err
+    (home / "Modelfile").write_text(f"FROM {gguf}\nTEMPLATE {{{{ .Prompt }}}}\n")
+    kept = Run(capsys, "Modelfile", "--dry-run")
+    assert "line 2: TEMPLATE has no effect: the model's own chat template is used\n" in kept.err
+    async with served(home / "pippin.yaml") as client:
+        chat = {"model": "m0", "messages": [{"role": "user", "content": "hello"}]}
+        plain = {"model": "m0", "prompt": "<u>hello<a>", "add_special_tokens": False}
+        counted = [(await client.post("/tokenize", json=body)).json()["tokens"] for body in (chat, plain)]
+        assert counted[0] == counted[1]
+        refused = await client.post("/v1/chat/completions", json={**chat, "model": "m1"})
+        assert refused.status_code == 400 and "template" in refused.text
+
+
 def test_an_adapter_for_another_base_is_said_in_a_line(
     home: Path, gguf: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

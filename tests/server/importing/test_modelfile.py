@@ -69,7 +69,8 @@ def test_the_entry() -> None:
             ],
         },
     }
-    assert found.notes == ["line 7: TEMPLATE has no effect: the model's own chat template is used"]
+    assert found.notes == []
+    assert found.template is not None and found.template.line == 7
 
 
 def test_the_seeds_file() -> None:
@@ -81,8 +82,9 @@ def test_the_seeds_file() -> None:
     assert found.values == {"context": {"limit": 2048}, "defaults": {"temperature": 0.6}}
     assert found.notes == [
         "line 2: PARAMETER num_gpu has no effect: the server decides that itself",
-        "line 5: TEMPLATE has no effect: the model's own chat template is used",
     ]
+    assert found.template is not None
+    assert (found.template.line, found.template.value) == (5, "<｜User｜>{{ .Prompt }}<｜Assistant｜>")
 
 
 @pytest.mark.parametrize(

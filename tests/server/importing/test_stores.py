@@ -73,7 +73,8 @@ def test_a_store_is_listed_and_its_models_say_what_a_modelfile_would(tmp_path: P
             "messages": [{"role": "user", "content": "hi"}],
         },
     }
-    assert len(entry.notes) == 2
+    assert len(entry.notes) == 1
+    assert entry.template is not None and entry.template.value == "{{ .Prompt }}"
     assert ollama_store.find(tmp_path, "luigi") is None
     assert list(ollama_store.list_models(tmp_path / "none")) == []
 
