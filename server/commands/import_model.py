@@ -86,7 +86,8 @@ def _import(source: Source, out: str | None, wishes: Wishes, is_dry: bool) -> st
     from server.importing.from_gguf import GGUFImport
 
     assert source.gguf is not None
-    found = GGUFImport(source.gguf, replace(wishes, template=source.template and source.template.value))
+    template = None if source.template is None else source.template.value
+    found = GGUFImport(source.gguf, replace(wishes, template=template))
     if source.adapter is not None:
         check(source.adapter, found.layers)
     for line in (*found.describe(), *_template_notes(source, found.template_note)):

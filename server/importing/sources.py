@@ -137,8 +137,8 @@ def _modelfile(path: Path, stores: Stores) -> Source:
         values |= {"adapters": {adapter.name: str(adapter.weights.parent.resolve())}, "adapter": adapter.name}
     is_named = path.name.lower() != "modelfile"
     name = slug(path.stem if is_named else path.resolve().parent.name)
-    changes = {"name": name, "values": values, "adapter": adapter, "template": entry.template or base.template}
-    return replace(base, notes=(*base.notes, *entry.notes), **changes)
+    notes, template = (*base.notes, *entry.notes), entry.template or base.template
+    return replace(base, name=name, values=values, adapter=adapter, template=template, notes=notes)
 
 
 def _adapter(text: str, modelfile: Path) -> AdapterFiles:

@@ -168,8 +168,8 @@ async def test_adapters_come_and_go_beside_rows_that_decode(models: Models, tmp_
         assert engine.model_info == info
         shutil.rmtree(models.adapters["stabilized"].rename(tmp_path / "gone"))  # what is held is in memory
         await change(engine.unload_adapter("first"))
-        assert await early == [expected[""], expected["first"]]
-        found = await asyncio.gather(ask("stabilized"), ask("peft"), ask(""))
+        assert [*await early] == [expected[""], expected["first"]]
+        found = [*await asyncio.gather(ask("stabilized"), ask("peft"), ask(""))]
         assert found == [expected["stabilized"], expected["peft"], expected[""]]
         for name in ("stabilized", "peft"):
             await change(engine.unload_adapter(name))

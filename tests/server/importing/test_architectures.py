@@ -107,7 +107,7 @@ def test_keys_and_values_in_one_matrix_are_split(tmp_path: Path, originals: Any)
 def test_deepseek_v2_without_scaling_rotates_as_any_model(tmp_path: Path) -> None:
     from mlx_lm.utils import load_model
 
-    changes = {"model_type": "deepseek_v2", "topk_method": "greedy", "n_group": 1, "topk_group": 1}
+    changes: dict[str, Any] = {"model_type": "deepseek_v2", "topk_method": "greedy", "n_group": 1, "topk_group": 1}
     original = write_original(tmp_path / "original", "deepseek2", q_lora_rank=None, **changes)
 
     def change(metadata: dict[str, Any], tensors: dict[str, Raw], kind: str | None = None) -> None:
