@@ -82,7 +82,7 @@ class EngineLoop:
 
         Between two steps, where memory is to be used for something else.
         """
-        self._collected_at = None  # the time to the next collect is not a decode step's alone
+        self._collected_at = None  # no decode step's time is measured over it
         self._change_rows(self.scheduler.row_ids)  # while what they hold is known by what it is known by now
         self._make_room()
         self._prefixes.fit(kept_bytes)

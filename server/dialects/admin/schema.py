@@ -55,6 +55,22 @@ class LoadRequest(BaseModel):
     """Below `adapters_folder`, or the folder of a configured adapter; left out: the folder of its own name."""
 
 
+class LoadAdapterRequest(BaseModel):
+    """`lora_name`: NAME, or MODEL:NAME where several models are served; `lora_path`: as `folder` of an admin's load."""
+
+    lora_name: str
+    lora_path: str
+    base_model_name: str | None = None
+    load_inplace: bool = False
+
+
+class UnloadAdapterRequest(BaseModel):
+    """`lora_name`: NAME, or MODEL:NAME where several models are served."""
+
+    lora_name: str
+    base_model_name: str | None = None
+
+
 class AdminModel(BaseModel):
     """A served model as it is now.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 from starlette.responses import PlainTextResponse
 
+from server.dialects.admin.schema import LoadAdapterRequest, UnloadAdapterRequest
 from server.dialects.openai_schema import error_responses
 from server.dialects.parts import ServerParts
 from server.errors import InvalidRequest, ModelNotFound
@@ -13,22 +13,6 @@ from server.service.registry import ModelRegistry, ServedModel
 
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 _FAILURES = error_responses(400, 404, 503)
-
-
-class LoadAdapterRequest(BaseModel):
-    """`lora_name`: NAME, or MODEL:NAME where several models are served; `lora_path`: as `folder` of an admin's load."""
-
-    lora_name: str
-    lora_path: str
-    base_model_name: str | None = None
-    load_inplace: bool = False
-
-
-class UnloadAdapterRequest(BaseModel):
-    """`lora_name`: NAME, or MODEL:NAME where several models are served."""
-
-    lora_name: str
-    base_model_name: str | None = None
 
 
 def add_routes(router: APIRouter, parts: ServerParts) -> None:
