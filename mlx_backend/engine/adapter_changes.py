@@ -175,8 +175,8 @@ class AdapterChanges:
         least = min(self._loaded.context_limit, WANTED_TOKENS)
         if Budget.of(replace(budget.fields(), limit_bytes=max(then, 0))).largest_alone(1) < least:
             raise NoRoomForAdapter(
-                f"adapter {name} does not fit: of {budget.limit_bytes / 1e9:.2f} GB for requests it would leave "
-                f"{max(then, 0) / 1e9:.2f} GB, which do not hold one of {least} tokens"
+                f"adapter {name} does not fit: of {budget.limit_bytes / 1e6:.1f} MB for requests it would leave "
+                f"{max(then, 0) / 1e6:.1f} MB, which do not hold one of {least} tokens"
             )
         if any(budget.needed([_alone(request)]) > during for request in requests):
             raise NoRoomForAdapter(
