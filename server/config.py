@@ -45,6 +45,8 @@ from server.config_sources import (
     read,
 )
 from server.profiles import settings_file
+from server.request_defaults import KEY as DEFAULTS_KEY
+from server.request_defaults import RequestDefaults, read_defaults
 
 __all__ = ["Config", "ConfigError", "Field", "Resolved", "engine_config", "fields", "resolve", "sections", "value_of"]
 
@@ -202,6 +204,10 @@ class Config:
     adapters: str | None = option(
         None, "LoRA adapters of the model, as NAME=FOLDER with commas; a request names one as MODEL:NAME"
     )
+    adapters_folder: str | None = option(
+        None,
+        "folder of folders of adapters, which an admin may load while the server runs; none: configured ones alone",
+    )
     backend: Backend = option("mlx", "what computes; mock needs no model and no MLX")
     host: str = option("127.0.0.1", "address to listen on")
     port: int = option(8080, "port to listen on; 0: any free one", ge=0)
@@ -231,6 +237,8 @@ class Config:
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
 
+    defaults: RequestDefaults = field(default_factory=RequestDefaults)
+    """What requests for the one model say where they do not say otherwise; of the file alone."""
     models: tuple[ModelEntry, ...] = ()
     """Several models, of the file alone; then there is no `model`."""
 
@@ -244,6 +252,8 @@ class Config:
             raise OptionError("aliases", f"{self.aliases!r} are for a server of one model; put them into models")
         if self.models and self.adapters is not None:
             raise OptionError("adapters", f"{self.adapters!r} are for a server of one model; put them into models")
+        if self.models and self.defaults != RequestDefaults():
+            raise ValueError("defaults are for a server of one model; put them into models")
         if self.models and self.debug.record is not None:
             raise ValueError("debug.record is for a server of one model; leave models or debug.record unset")
         if self.ranks.is_one_model_in_parts and (self.models or self.residency.keep_alive_s is not None):
@@ -282,7 +292,11 @@ def fields() -> tuple[Field, ...]:
 def sections() -> Mapping[str, type]:
     """The sections by name, in the order of declaration."""
     hints = typing.get_type_hints(Config)
-    return {name: hint for name, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
+    return {
+        name: hint
+        for name, hint in hints.items()
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint) and name != DEFAULTS_KEY
+    }
 
 
 def resolve(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, str | None]) -> Resolved:
@@ -299,7 +313,7 @@ def resolve(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, s
     if file is not None:
         file = settings_file(file)
     given: dict[str, Given] = {
-        **(from_file(file, fields(), (MODELS_KEY,)) if file else {}),
+        **(from_file(file, fields(), (MODELS_KEY, DEFAULTS_KEY)) if file else {}),
         **from_environment(environ, fields()),
         **from_flags(flags, fields()),
     }
@@ -309,7 +323,13 @@ def resolve(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, s
     if MODELS_KEY in given:
         models = read_models(given[MODELS_KEY], fields())
         origins[MODELS_KEY] = given[MODELS_KEY].origin
-    return Resolved(_build(values, origins, models), origins, functools.partial(resolve, file, environ, flags))
+    defaults = RequestDefaults()
+    if DEFAULTS_KEY in given and given[DEFAULTS_KEY].value is not None:
+        defaults = read_defaults(given[DEFAULTS_KEY].value, f"{given[DEFAULTS_KEY].origin}: {DEFAULTS_KEY}")
+        origins[DEFAULTS_KEY] = given[DEFAULTS_KEY].origin
+    return Resolved(
+        _build(values, origins, models, defaults), origins, functools.partial(resolve, file, environ, flags)
+    )
 
 
 def with_own(config: Config, entry: ModelEntry) -> Config:
@@ -335,6 +355,8 @@ def value_of(config: Config, key: str) -> Any:
     """The value at a dotted key; of `models`, the entries as a file would have them."""
     if key == MODELS_KEY:
         return {entry.name: as_written(entry) for entry in config.models}
+    if key == DEFAULTS_KEY:
+        return config.defaults.as_written()
     return functools.reduce(getattr, key.split("."), config)
 
 
@@ -371,9 +393,11 @@ def _unfold(hint: Any) -> tuple[type, bool, tuple[Any, ...]]:
     return hint, is_optional, ()
 
 
-def _build(values: Mapping[str, Any], origins: Mapping[str, str], models: tuple[ModelEntry, ...]) -> Config:
+def _build(
+    values: Mapping[str, Any], origins: Mapping[str, str], models: tuple[ModelEntry, ...], defaults: RequestDefaults
+) -> Config:
     built = {name: _build_one(section, name, values, origins) for name, section in sections().items()}
-    config: Config = _build_one(Config, "", values, origins, models=models, **built)
+    config: Config = _build_one(Config, "", values, origins, models=models, defaults=defaults, **built)
     return config
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from typing import Final
 
-from mlx_backend.api.errors import EngineError
+from mlx_backend.api.errors import AdapterRefused, EngineError
 from mlx_backend.api.interface import (
+    AdapterConfig,
     DraftedTokens,
     EngineHealth,
     EngineStats,
@@ -137,6 +139,12 @@ class FakeEngine:
 
     def on_death(self, callback: Callable[[], None]) -> None:
         self.callbacks.append(callback)
+
+    def load_adapter(self, adapter: AdapterConfig) -> Future[ModelInfo]:
+        raise AdapterRefused("a script has no adapters")
+
+    def unload_adapter(self, name: str) -> Future[ModelInfo]:
+        raise AdapterRefused("a script has no adapters")
 
     def close(self, timeout_s: float = 10.0) -> None:
         self.num_closed += 1

@@ -11,7 +11,9 @@ EngineError
 ├── MemoryLimitExceeded      the request alone needs more memory than there is
 ├── UnknownToken             a token id is not in the model's vocabulary
 ├── UnknownAdapter           the model has no adapter of this name
-└── SequenceFailed           one computation failed; names the affected sequences, the others continue
+ ├── AdapterRefused           an adapter cannot be loaded or unloaded
+ ├── NoRoomForAdapter         ... for lack of memory
+ └── SequenceFailed           one computation failed; names the affected sequences, the others continue
     ├── OutOfMemory          ... because the device had no memory for it
     └── GrammarFailed        a sequence cannot follow its grammar any further
         └── GrammarLost      ... because the grammar's process is lost
@@ -102,6 +104,14 @@ class UnknownAdapter(EngineError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"The model has no adapter '{name}'.")
+
+
+class AdapterRefused(EngineError):
+    """An adapter cannot be loaded or unloaded; nothing has changed."""
+
+
+class NoRoomForAdapter(EngineError):
+    """An adapter does not fit into memory beside the model and its requests; nothing has changed."""
 
 
 class SequenceFailed(EngineError):

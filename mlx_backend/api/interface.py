@@ -7,6 +7,7 @@ MLX, no pydantic, no HTTP, no text.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -279,6 +280,19 @@ class Engine(Protocol):
     @property
     def failure(self) -> BaseException | None:
         """Error that ended the device thread: a ModelLoadError while loading, any other later."""
+
+    def load_adapter(self, adapter: AdapterConfig) -> Future[ModelInfo]:
+        """Hold one more adapter. Reads its files, and returns what will be known of the model when it is there.
+
+        Raises, or fails with, AdapterRefused, NoRoomForAdapter, EngineDead; then nothing has changed. Raises
+        EngineNotReady.
+        """
+
+    def unload_adapter(self, name: str) -> Future[ModelInfo]:
+        """Let go of an adapter when its last request has ended. It takes no new ones from now on.
+
+        Raises UnknownAdapter, AdapterRefused, EngineDead, EngineNotReady.
+        """
 
     def on_death(self, callback: Callable[[], None]) -> None:
         """Set `callback`, called from the device thread when that thread dies of an error."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from mlx_backend.api.errors import EngineDead, GrammarFailed, OutOfMemory, SequenceFailed, let_go_of_frames
-from mlx_backend.api.interface import FinishReason, SchedulerConfig, TokenEvent, TokenLogprobs
+from mlx_backend.api.interface import FinishReason, GenerationRequest, SchedulerConfig, TokenEvent, TokenLogprobs
 from mlx_backend.core.sequence import SequenceGroup, Status, TokenSequence, tell_prompt
 from mlx_backend.core.step import Chunk, Draft, MaskBits, Newest, PromptResult, RowTokens, SequenceId, StepPlan
 from mlx_backend.drafting.speculation import Speculation
@@ -77,6 +77,23 @@ class EngineLoop:
     @property
     def waits_for_disk(self) -> bool:
         return self.scheduler.is_blocked
+
+    @property
+    def requests(self) -> list[GenerationRequest]:
+        """Requests with a sequence that has not ended."""
+        streams = {id(stream): stream for stream in self._streams.values()}.values()
+        alive = (each for stream in streams for each in stream.sequences if each.status is not Status.ENDED)
+        return list({id(sequence.request): sequence.request for sequence in alive}.values())
+
+    def make_room(self, kept_bytes: int | None) -> None:
+        """Preempt what fits no longer, and leave `kept_bytes` to the prefix cache (None: no bound).
+
+        Between two steps, where memory is to be used for something else.
+        """
+        self._collected_at = None  # no decode step's time is measured over it
+        self._change_rows(self.scheduler.row_ids)  # while what they hold is known by what it is known by now
+        self._make_room()
+        self._prefixes.fit(kept_bytes)
 
     def arrive(self, group: SequenceGroup, stream: EventStream) -> None:
         """A prompt to be computed, behind all others."""

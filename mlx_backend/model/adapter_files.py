@@ -61,7 +61,7 @@ class AdapterFiles:
     @property
     def rank(self) -> int:
         """The largest of its layers' ranks."""
-        return max(each.rank for each in self.factors.values())
+        return max((each.rank for each in self.factors.values()), default=0)
 
 
 def open_adapter(name: str, folder: Path) -> AdapterFiles:

@@ -23,7 +23,6 @@ from pathlib import Path
 from mlx_backend.api.errors import ModelLoadError, OutOfMemory, SequenceFailed
 from mlx_backend.api.interface import (
     NO_SPECULATION,
-    AdapterInfo,
     EmbeddingInfo,
     EngineConfig,
     Footprint,
@@ -51,6 +50,7 @@ from mlx_backend.planning.admission import Budget
 from mlx_backend.planning.memory import ModelShape
 from mlx_backend.prefix_cache.store_mock import MockStore
 from mlx_backend.runners.base import limited_by
+from mlx_backend.runners.mock_adapters import MockAdapters
 from mlx_backend.runners.mock_text import choose, text_of
 from mlx_backend.runners.mock_vocabulary import vocab_size_of
 
@@ -127,6 +127,7 @@ class MockRunner:
         """The tokens that are computed of each."""
         self._in_flight: deque[tuple[float, StepResult]] = deque()
         """When each step is due, and what it gave."""
+        self.adapters = MockAdapters()
         self.blocks = MockStore(_BYTES_PER_TOKEN, self._tokens_of)
 
     budget: Budget | None = None
@@ -150,7 +151,7 @@ class MockRunner:
             max_drafts=self._config.speculation.max_drafts,
             no_drafts_reason="" if self._config.speculation.max_drafts else NO_SPECULATION,
             embedding=EMBEDDING,
-            adapters=tuple(AdapterInfo(name=each.name, form="mock") for each in self._config.adapters),
+            adapters=self.adapters.load(self._config.adapters),
         )
 
     def _plan_memory(self) -> MemoryReport | None:
@@ -169,6 +170,7 @@ class MockRunner:
         return report
 
     def prefill(self, chunk: Chunk) -> PromptResult:
+        self.adapters.check([chunk.adapter])
         held = self._prompts.setdefault(chunk.prompt, [])
         assert len(held) == chunk.start, "chunks follow one another"
         held += chunk.token_ids
@@ -176,8 +178,7 @@ class MockRunner:
             self.blocks.restore(chunk)
             return PromptResult()
         self._compute(chunk)
-        is_last = chunk.stop == chunk.num_prompt_tokens
-        vector = _vector(tuple(held)) if chunk.embeds and is_last else None
+        vector = _vector(tuple(held)) if chunk.embeds and chunk.stop == chunk.num_prompt_tokens else None
         return PromptResult(_prompt_logprobs(chunk), vector)
 
     def _tokens_of(self, source: PromptId | SequenceId) -> Sequence[int]:
@@ -215,6 +216,7 @@ class MockRunner:
 
     def _start(self, rows: list[MockRow], plan: StepPlan, read_masks: ReadMasks) -> None:
         self._num_steps += 1
+        self.adapters.check(row.new.adapter for row in rows)
         if self._fault is not None and self._fault.strikes(self._num_steps):
             self._fail(self._fault, rows)
         masks: MaskBits = ()

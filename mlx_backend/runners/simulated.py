@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from mlx_backend.api.errors import ModelLoadError
-from mlx_backend.api.interface import NO_SPECULATION, AdapterInfo, EngineConfig, LoadProgress, MemoryReport, ModelInfo
+from mlx_backend.api.interface import NO_SPECULATION, EngineConfig, LoadProgress, MemoryReport, ModelInfo
 from mlx_backend.core.step import Chunk
 from mlx_backend.kv_cache.allocation import allocated
 from mlx_backend.kv_cache.grouping import divide, most_bytes
@@ -94,7 +94,7 @@ class SimulatedRunner(MockRunner):
             max_drafts=self._config.speculation.max_drafts,
             no_drafts_reason="" if self._config.speculation.max_drafts else NO_SPECULATION,
             no_embedding_reason="it is simulated",
-            adapters=tuple(AdapterInfo(name=each.name, form="mock") for each in self._config.adapters),
+            adapters=self.adapters.load(self._config.adapters),
         )
 
     @property

@@ -35,10 +35,11 @@ from server.security.tenant import Revocation, Tenant
 
 PROBES = frozenset({"/health", "/ready", "/version"})
 METRICS = "/metrics"
-ADMIN = "/admin/"
+ADMIN = ("/admin/", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+"""Paths that begin so change what is in memory."""
 PAGE, PAGE_FILES = "/", "/dashboard/"
 """The dashboard as shipped; it requests its data with a key."""
-_OPERATORS = (ADMIN, METRICS, "/status", PAGE_FILES)
+_OPERATORS = (*ADMIN, METRICS, "/status", PAGE_FILES)
 """For operators of the server, not for every page that may use the API."""
 _KEYS_WAIT_S = 1.0
 _key_reader = ThreadPoolExecutor(1, thread_name_prefix="keys")

@@ -17,7 +17,6 @@ from typing import Any
 
 from mlx_backend.api.errors import ContextLengthExceeded
 from mlx_backend.api.interface import Engine, GenerationRequest, ModelInfo, PromptEvent
-from server.adapters import served_name
 from server.errors import InternalError, InvalidRequest, to_api_error
 from server.security.tenant import Tenant
 from server.service.encoding import LONG_TEXT_CHARS, run_in_text_thread
@@ -72,7 +71,7 @@ async def embed(registry: ModelRegistry, job: EmbeddingJob) -> Embeddings:
 
 
 async def _embed(model: ServedModel, adapter: str, job: EmbeddingJob, began: float) -> Embeddings:
-    name = served_name(model.id, adapter)
+    name = model.name_with(adapter)
     tokenizer, info = model.ready()
     _check_model(model, info, job)
     prompts = await _encode(tokenizer, job, info.context_limit)

@@ -23,7 +23,6 @@ from mlx_backend.api.interface import (
     TokenEvent,
     TokenStream,
 )
-from server.adapters import served_name
 from server.errors import InvalidRequest, to_api_error
 from server.security.refusals import KeyRevoked
 from server.service.defaults import with_defaults
@@ -138,7 +137,7 @@ async def _open(
         raise
     num_truncated = sum(each.num_truncated_tokens for each in encoded)
     record = JobRecord(
-        *(job.request_id, served_name(model.id, adapter), sum(map(len, prompts)), started_at, num_truncated),
+        *(job.request_id, model.name_with(adapter), sum(map(len, prompts)), started_at, num_truncated),
         measures=model.measures,
         num_choices=len(prompts) * job.n,
         has_prediction=job.prediction is not None,

@@ -205,6 +205,12 @@ class _NoEngine:
     def on_death(self, callback: Callable[[], None]) -> None:
         """Nothing is alive."""
 
+    def load_adapter(self, adapter: object) -> NoReturn:
+        raise EngineNotReady("the model is not loaded")
+
+    def unload_adapter(self, name: object) -> NoReturn:
+        raise EngineNotReady("the model is not loaded")
+
     def close(self, timeout_s: float = 0.0) -> None:
         """Nothing is open."""
 

@@ -170,6 +170,14 @@ class Residency:
             await asyncio.to_thread(model.close)
         await asyncio.shield(self._spawn(self._unload_in_turn(model)))
 
+    def is_coming(self, model: ServedModel) -> bool:
+        """Whether the model has memory, or a load of it is under way."""
+        return model.is_present or model.id in self._loads
+
+    def forget_footprint(self, model: ServedModel) -> None:
+        """Measure the model anew before it is loaded again: its adapters are others."""
+        self._footprints.pop(model.id, None)
+
     def leave(self, model: ServedModel) -> None:
         """Begin to unload the model if no request holds it, and it is not pinned."""
         if model.is_present and not model.is_pinned and model.num_users == 0:

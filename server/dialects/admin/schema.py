@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 
 class LoadState(BaseModel):
@@ -30,6 +30,45 @@ class AdminRank(BaseModel):
     round_trip_s: float | None
     progress_age_s: float
     is_busy: bool
+
+
+class AdminAdapter(BaseModel):
+    """An adapter that is configured or was loaded; rank and bytes are null while it is not in memory.
+
+    One that is `unloading` takes no new requests, and goes when those that it has are done.
+    """
+
+    name: str
+    state: Literal["loaded", "unloading", "unloaded"]
+    is_default: bool
+    """Whether requests for the model itself have it."""
+    rank: int | None
+    weights_bytes: int | None
+
+
+class LoadRequest(BaseModel):
+    """What may be said when an adapter is loaded."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    folder: str | None = None
+    """Below `adapters_folder`, or the folder of a configured adapter; left out: the folder of its own name."""
+
+
+class LoadAdapterRequest(BaseModel):
+    """`lora_name`: NAME, or MODEL:NAME where several models are served; `lora_path`: as `folder` of an admin's load."""
+
+    lora_name: str
+    lora_path: str
+    base_model_name: str | None = None
+    load_inplace: bool = False
+
+
+class UnloadAdapterRequest(BaseModel):
+    """`lora_name`: NAME, or MODEL:NAME where several models are served."""
+
+    lora_name: str
+    base_model_name: str | None = None
 
 
 class AdminModel(BaseModel):
@@ -58,6 +97,7 @@ class AdminModel(BaseModel):
     num_running: int
     num_waiting: int
     num_output_tokens: int
+    adapters: list[AdminAdapter]
     ranks: list[AdminRank]
 
 

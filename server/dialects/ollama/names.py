@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from server.dialects.ollama.errors import UnknownModel
-from server.errors import ModelNotFound
+from server.errors import AdapterNotLoaded, ModelNotFound
 from server.service.registry import ModelRegistry, ServedModel
 
 _TAG = ":latest"
@@ -26,6 +26,8 @@ def _find(registry: ModelRegistry, name: str | None) -> tuple[ServedModel, str]:
     for each in (name, other) if name else (name,):
         try:
             return registry.resolve(each), each
+        except AdapterNotLoaded:
+            break
         except ModelNotFound:
             continue
     raise UnknownModel(name, [each for model in registry.list() for each in (model.id, *model.adapter_ids)])
