@@ -73,9 +73,9 @@ class Hessians:
 
 def _empty(module: Any) -> _Sum | None:
     """The sum to fill for a module; None for one whose inputs are not what its weight is multiplied by."""
-    if type(module) is nn.Linear:
+    if isinstance(module, nn.Linear):
         return _Sum(1, module.weight.shape[-1])
-    if type(module) in (SwitchLinear, MultiLinear):
+    if isinstance(module, (SwitchLinear, MultiLinear)):
         return _Sum(module.weight.shape[0], module.weight.shape[-1])
     return None
 

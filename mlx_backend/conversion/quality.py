@@ -19,6 +19,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import LoadProgress
+from mlx_backend.conversion.cpu_matmul import use_numpy
 from mlx_backend.conversion.errors import ConversionError
 from mlx_backend.conversion.measured import Quality, Sample, first_tokens
 from mlx_backend.model.checkpoint import open_checkpoint
@@ -138,6 +139,7 @@ def open_model(folder: Path) -> Any:
         raise ConversionError(str(error)) from None
     if mx.default_device().type == mx.DeviceType.cpu:
         model.set_dtype(mx.float32)
+        use_numpy(model)
     return model
 
 
