@@ -2,6 +2,7 @@
 
 python -m bench.convert [--only kills] [--gigabytes 3.2] [--kills 20] [--bits 4] [--keep FOLDER]
 python -m bench.convert --only pocket [--items 25] [--sizes '3.03,mixed_2_6'] [--keep FOLDER]
+python -m bench.convert --only r1
 
 The source is made up: DeepSeek-V3 as it is published, fp8 in blocks of 128 with a scale each, with the pocket model's
 tokenizer. Each conversion is a process of its own; peak memory is its resident set's, as the system counts it.
@@ -25,7 +26,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from bench import convert_pocket
+from bench import convert_pocket, convert_r1
 from server import pocket
 
 _SHARD_BYTES = 256 << 20
@@ -93,7 +94,7 @@ def main() -> None:
     """Make the source, convert it both ways, kill and resume, compare."""
     parser = argparse.ArgumentParser(prog="python -m bench.convert", description=__doc__)
     parser.add_argument(
-        "--only", choices=("pocket", "compare", "kills", "time"), help="one of these, not all but pocket"
+        "--only", choices=("pocket", "r1", "compare", "kills", "time"), help="one of these, not all but pocket"
     )
     parser.add_argument("--items", type=int, default=25, help="pocket: questions of each skill; 0 for none")
     parser.add_argument("--sizes", default=f"{','.join(convert_pocket.THEIRS)},3.03", help="pocket: which sizes")
@@ -109,6 +110,9 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         if options.only == "pocket":
             convert_pocket.run(work, options.items, options.sizes.split(","))
+            return
+        if options.only == "r1":
+            convert_r1.run(work)
             return
         source = work / "source"
         if not source.exists():
