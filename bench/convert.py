@@ -94,7 +94,7 @@ def main() -> None:
     """Make the source, convert it both ways, kill and resume, compare."""
     parser = argparse.ArgumentParser(prog="python -m bench.convert", description=__doc__)
     parser.add_argument(
-        "--only", choices=("pocket", "r1", "compare", "kills", "time"), help="one of these, not all but pocket"
+        "--only", choices=("pocket", "r1", "compare", "kills", "time"), help="one of these; else compare, time, kills"
     )
     parser.add_argument("--items", type=int, default=25, help="pocket: questions of each skill; 0 for none")
     parser.add_argument("--sizes", default=f"{','.join(convert_pocket.THEIRS)},3.03", help="pocket: which sizes")

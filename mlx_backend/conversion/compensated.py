@@ -15,7 +15,7 @@ from mlx_backend.conversion.search import pack, search_groups, searched
 from mlx_backend.conversion.spec import Spec
 
 _DAMPING = 0.01
-"""Of the mean of a Hessian's diagonal, added to it: inputs that calibration hardly saw count a little, too."""
+"""A share of the mean of a Hessian's diagonal, added to it: inputs that calibration hardly saw count a little, too."""
 MOST_BITS = 6
 """With more, rounding changes nothing that would have to be made up for."""
 

@@ -45,7 +45,7 @@ class Computed:
         self._probes, self._batches = probes, batches_of(probes)
         self._others = batches_of(others)
         self._kept: list[dict[int, Any]] = []
-        """Of each batch of probes, each layer's output; empty where a model's layers cannot be passed over."""
+        """Each layer's output, for each batch of probes; empty where a model's layers cannot be passed over."""
         self._latest: tuple[int, list[Any]] = (0, [])
         """So many layers are behind the other batches, and what the last of them gave."""
         self._pass = _Pass()

@@ -27,7 +27,7 @@ def _product(x: mx.array, weight: mx.array) -> mx.array:
     return mx.array(rows @ np.asarray(weight).T).reshape(*x.shape[:-1], -1)
 
 
-class _Linear(nn.Linear):
+class _Linear(nn.Linear):  # type: ignore[misc]
     def __call__(self, x: mx.array) -> mx.array:
         made = _product(x, self.weight)
         return made + self.bias if "bias" in self else made

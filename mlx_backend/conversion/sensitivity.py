@@ -38,7 +38,7 @@ class Sizes:
 
     @property
     def most_bytes(self) -> int:
-        """Of the weights that have a choice."""
+        """The largest choices of all weights that have one."""
         return sum(max(sizes.values()) for sizes in self.formats.values())
 
 
