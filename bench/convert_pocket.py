@@ -153,5 +153,12 @@ def _write(file: Path, split: Any, count: int, seed: int) -> None:
     """Write conversations of every skill, in turn."""
     chance = random.Random(seed)
     items = [corpus.generate(skill, split, chance) for _ in range(count) for skill in corpus.SKILLS]
-    lines = [{"messages": item.messages, **({"tools": item.tools} if item.tools else {})} for item in items]
+    lines = [
+        {
+            "messages": item.messages,
+            **({"tools": item.tools} if item.tools else {}),
+            **({} if item.enable_thinking else {"chat_template_kwargs": {"enable_thinking": False}}),
+        }
+        for item in items
+    ]
     file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ def read_samples(folder: Path, file: str) -> tuple[Sample, ...]:
     """Return a file's samples, by the tokenizer of the model in a folder. Raises ConversionError, ModelLoadError.
 
     A text is cut into sequences. A file that ends in `.jsonl` has a conversation a line, `{"messages": [...]}` with
-    `tools` or without, whose last message the assistant writes; its tokens alone are predicted.
+    `tools` and `chat_template_kwargs` or without, whose last message the assistant writes; its tokens alone are
+    predicted.
     """
     from server.text.tokenizer import load_tokenizer
 
@@ -48,7 +49,8 @@ def _conversations(tokenizer: Tokenizer, file: str, lines: list[str]) -> Iterato
             continue
         try:
             document = json.loads(line)
-            sample = _sample(tokenizer, document["messages"], document.get("tools") or ())
+            options = document.get("chat_template_kwargs") or {}
+            sample = _sample(tokenizer, document["messages"], document.get("tools") or (), options)
         except Exception as error:  # noqa: BLE001 - a chat template raises anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise ConversionError(
@@ -58,11 +60,11 @@ def _conversations(tokenizer: Tokenizer, file: str, lines: list[str]) -> Iterato
             yield sample
 
 
-def _sample(tokenizer: Tokenizer, messages: list[dict[str, Any]], tools: Any) -> Sample:
+def _sample(tokenizer: Tokenizer, messages: list[dict[str, Any]], tools: Any, options: Mapping[str, Any]) -> Sample:
     if messages[-1]["role"] != "assistant":
         raise ValueError("the last message is not the assistant's")
-    prompt = tokenizer.render_chat(messages[:-1], {}, tools)
-    whole = tokenizer.render_chat(messages, {"add_generation_prompt": False}, tools)
+    prompt = tokenizer.render_chat(messages[:-1], options, tools)
+    whole = tokenizer.render_chat(messages, {**options, "add_generation_prompt": False}, tools)
     if not whole.startswith(prompt):  # the template changes what came before
         ids = tokenizer.encode(whole, add_special_tokens=False)
         return Sample(tuple(ids))
