@@ -34,9 +34,10 @@ def few_bits(chosen: Mapping[str, Spec | None]) -> Iterator[str]:
     """Yield that formats which nothing was measured of have fewer bits than weights of their kind usually need."""
     found = [path for path, spec in chosen.items() if has_few_bits(path, spec)]
     if found:
+        some = "1 weight has" if len(found) == 1 else f"{len(found)} weights have"
         yield (
-            f"{len(found)} weights have fewer bits than is usual for their kind, since the size leaves no more ("
-            f"{found[0]}, …): let --calibrate measure what each needs, and --quality what comes of it"
+            f"{some} fewer bits than is usual for their kind, since the size leaves no more ({found[0]}): let "
+            "--calibrate measure what each needs, and --quality what comes of it"
         )
 
 

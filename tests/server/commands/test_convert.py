@@ -111,6 +111,15 @@ def test_two_models_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run_any("compare", pocket.MODEL_ID, pocket.MODEL_ID, "--text", str(text), "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["kl"], told["agreement"]) == (0.0, 1.0) and told["num_tokens"] > 5
+    chats = tmp_path / "chats.jsonl"
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "red"}]
+    chats.write_text(json.dumps({"messages": turns, "chat_template_kwargs": {"enable_thinking": False}}) + "\n\n")
+    assert run_any("compare", pocket.MODEL_ID, pocket.MODEL_ID, "--text", str(chats), "--json") == 0
+    assert 2 <= json.loads(capsys.readouterr().out)["num_tokens"] <= 6  # the answer and its end alone
+    for line, told in (('{"messages": []}', "line 1: no conversation"), ("no json", "line 1: no conversation")):
+        chats.write_text(line)
+        assert run_any("compare", pocket.MODEL_ID, pocket.MODEL_ID, "--text", str(chats)) == 2
+        assert told in capsys.readouterr().err
     text.write_bytes(b"\xff\xfe")
     assert run_any("compare", pocket.MODEL_ID, pocket.MODEL_ID, "--text", str(text)) == 2
     assert "cannot be read as a text (it is not UTF-8)" in capsys.readouterr().err
