@@ -65,8 +65,9 @@ def _compensated(weight: mx.array, spec: Spec, hessians: mx.array) -> tuple[mx.a
     for start in range(0, weight.shape[-1], size):
         block = left[..., :size]
         _, scale, bias = nearest(block.astype(weight.dtype), spec)
-        flat = (each.reshape(-1, each.shape[-1]) for each in (block, scale, bias))
-        _, scale, bias = search_groups(*flat, top, _importance(diagonal[:, start : start + size], block.shape))
+        groups, *given = (each.reshape(-1, each.shape[-1]) for each in (block, scale, bias))
+        importance = _importance(diagonal[:, start : start + size], block.shape)
+        _, scale, bias = search_groups(groups, given[0], given[1], top, importance)
         scale, bias = (each.reshape(*block.shape[:-1], 1) for each in (scale, bias))
         own = factors[:, start : start + size, start:]
         found, errors = _round_columns(block, scale, bias, own, top)

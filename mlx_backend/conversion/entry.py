@@ -92,9 +92,10 @@ class Prepared:
         Raises ConversionError.
         """
         from mlx_backend.conversion.convert import Job, convert
-        from mlx_backend.conversion.quantizing import alone, nearest
+        from mlx_backend.conversion.quantizing import Quantizer, alone, nearest
         from mlx_backend.conversion.search import searched
 
+        quantize: Quantizer
         if self._calibrated is not None:
             quantize, method = self._calibrated.quantize, f"calibration {self._calibrated.digest}"
         else:

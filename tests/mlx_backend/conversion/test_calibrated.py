@@ -59,7 +59,8 @@ def test_hessians_are_those_of_the_inputs_and_of_each_expert(source: Path) -> No
     from mlx_backend.conversion.calibrated import Calibrated
 
     calibrated = Calibrated(source, SAMPLES)
-    model, found = calibrated.computed.model, {}
+    found: dict[str, Any] = {}
+    model = calibrated.computed.model
     layer = model.model.layers[1]
     kind = type(layer.mlp)
 
@@ -85,7 +86,7 @@ def test_hessians_are_those_of_the_inputs_and_of_each_expert(source: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["published", "quantized"])
-def test_losses_are_those_of_one_weight_at_a_time(kind: str, tmp_path: Path) -> None:
+def test_losses_are_those_of_one_weight_at_a_time(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlx_backend.conversion.calibrated import Calibrated
     from mlx_backend.conversion.sensitivity import measured_options, read_sizes
     from mlx_backend.conversion.source import open_source
@@ -109,7 +110,7 @@ def test_losses_are_those_of_one_weight_at_a_time(kind: str, tmp_path: Path) -> 
     def fail(*_: Any) -> Any:
         raise AssertionError("measured again")
 
-    calibrated.quantize = fail  # type: ignore[method-assign]
+    monkeypatch.setattr(calibrated, "quantize", fail)
     assert measured_options(opened, calibrated, sizes, lambda _: None, LossFile(file, {})) == options
 
 
