@@ -70,4 +70,7 @@ def _sample(tokenizer: Tokenizer, messages: list[dict[str, Any]], tools: Any, op
         return Sample(tuple(ids))
     asked = tokenizer.encode(prompt, add_special_tokens=False)
     answer = tokenizer.encode(whole[len(prompt) :], add_special_tokens=False)
+    # what a template writes after the end of an answer, a model never does
+    ends = [place for place, token_id in enumerate(answer, 1) if token_id in tokenizer.eos_ids]
+    answer = answer[: ends[-1]] if ends else answer
     return Sample((*asked, *answer), len(asked))
