@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -35,10 +34,10 @@ from server.config_models import KEY as MODELS_KEY
 from server.config_models import ModelEntry, as_written, read_models
 from server.config_sources import (
     FILE_VARIABLE,
-    KINDS,
     ConfigError,
     Field,
     Given,
+    declared_fields,
     from_environment,
     from_file,
     from_flags,
@@ -246,12 +245,9 @@ class Config:
         check_options(self)
         if self.port > 65535:
             raise OptionError("port", f"must be at most 65535, not {self.port}")
-        if self.models and self.model is not None:
-            raise OptionError("model", f"{self.model!r} and models are both given; put it into models")
-        if self.models and self.aliases is not None:
-            raise OptionError("aliases", f"{self.aliases!r} are for a server of one model; put them into models")
-        if self.models and self.adapters is not None:
-            raise OptionError("adapters", f"{self.adapters!r} are for a server of one model; put them into models")
+        for name in ("model", "aliases", "adapters"):
+            if self.models and getattr(self, name) is not None:
+                raise OptionError(name, f"{getattr(self, name)!r} is for a server of one model; put it into models")
         if self.models and self.defaults != RequestDefaults():
             raise ValueError("defaults are for a server of one model; put them into models")
         if self.models and self.debug.record is not None:
@@ -282,9 +278,9 @@ class Resolved:
 @functools.cache
 def fields() -> tuple[Field, ...]:
     """All declared fields: the top level first, then section by section, in the order of declaration."""
-    found = list(_declared(Config, ""))
+    found = list(declared_fields(Config, "", MODELS_KEY))
     for name, section in sections().items():
-        found += _declared(section, name)
+        found += declared_fields(section, name)
     return tuple(found)
 
 
@@ -292,11 +288,8 @@ def fields() -> tuple[Field, ...]:
 def sections() -> Mapping[str, type]:
     """The sections by name, in the order of declaration."""
     hints = typing.get_type_hints(Config)
-    return {
-        name: hint
-        for name, hint in hints.items()
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint) and name != DEFAULTS_KEY
-    }
+    classes = {name: hint for name, hint in hints.items() if isinstance(hint, type) and name != DEFAULTS_KEY}
+    return {name: hint for name, hint in classes.items() if dataclasses.is_dataclass(hint)}
 
 
 def resolve(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, str | None]) -> Resolved:
@@ -358,39 +351,6 @@ def value_of(config: Config, key: str) -> Any:
     if key == DEFAULTS_KEY:
         return config.defaults.as_written()
     return functools.reduce(getattr, key.split("."), config)
-
-
-def _declared(owner: type, section: str) -> Iterator[Field]:
-    hints = typing.get_type_hints(owner)
-    for declared in dataclasses.fields(owner):
-        hint = hints[declared.name]
-        if dataclasses.is_dataclass(hint) or declared.name == MODELS_KEY:
-            continue
-        base, is_optional, choices = _unfold(hint)
-        yield Field(
-            section=section,
-            name=declared.name,
-            type=base,
-            is_optional=is_optional,
-            choices=choices or declared.metadata.get("choices") or (),
-            default=declared.default,
-            short_flag=declared.metadata.get("short_flag"),
-            help=declared.metadata["help"],
-        )
-
-
-def _unfold(hint: Any) -> tuple[type, bool, tuple[Any, ...]]:
-    """(type, whether None is allowed, the choices of a Literal) of an annotation."""
-    is_optional = False
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        (hint,) = (arg for arg in typing.get_args(hint) if arg is not types.NoneType)
-        is_optional = True
-    if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        return type(choices[0]), is_optional, choices
-    if hint not in KINDS:
-        raise TypeError(f"a configuration field cannot be a {hint!r}")
-    return hint, is_optional, ()
 
 
 def _build(

@@ -47,7 +47,12 @@ REQUEST_FILES = ("server/dialects/*", "server/service/*", "server/grammars/*", "
 REQUEST_DOORS = {"mlx_backend.api.interface", "mlx_backend.api.errors"}
 MLX_FILES = (
     "mlx_backend/acceptance/*.py",
+    "mlx_backend/conversion/calibrated.py",
+    "mlx_backend/conversion/compensated.py",
+    "mlx_backend/conversion/computing.py",
     "mlx_backend/conversion/convert.py",
+    "mlx_backend/conversion/cpu_matmul.py",
+    "mlx_backend/conversion/hessians.py",
     "mlx_backend/conversion/plan.py",
     "mlx_backend/conversion/quality.py",
     "mlx_backend/conversion/quantizing.py",

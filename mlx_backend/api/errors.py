@@ -11,9 +11,9 @@ EngineError
 ├── MemoryLimitExceeded      the request alone needs more memory than there is
 ├── UnknownToken             a token id is not in the model's vocabulary
 ├── UnknownAdapter           the model has no adapter of this name
- ├── AdapterRefused           an adapter cannot be loaded or unloaded
- ├── NoRoomForAdapter         ... for lack of memory
- └── SequenceFailed           one computation failed; names the affected sequences, the others continue
+├── AdapterRefused           an adapter cannot be loaded or unloaded
+├── NoRoomForAdapter         ... for lack of memory
+└── SequenceFailed           one computation failed; names the affected sequences, the others continue
     ├── OutOfMemory          ... because the device had no memory for it
     └── GrammarFailed        a sequence cannot follow its grammar any further
         └── GrammarLost      ... because the grammar's process is lost

@@ -1229,6 +1229,16 @@ MUTANTS: tuple[Mutant, ...] = (
         ("the card praises a model too much", "        kl += (mx.exp(a) * (a - b)).sum().item()", "        kl += (mx.exp(b) * (b - a)).sum().item()"),
     ),
     *_of(
+        "mlx_backend/conversion/compensated.py",
+        "tests/mlx_backend/conversion/test_calibrated.py",
+        ("calibration makes a model worse", "        block = block - error[..., None] * factors[:, None, column, : block.shape[-1]]\n", ""),
+    ),
+    *_of(
+        "mlx_backend/conversion/losses.py",
+        "tests/mlx_backend/conversion/test_calibrated.py",
+        ("the formats of one model are chosen by the losses of another", "            if lines and lines[0] != head:", "            if False:"),
+    ),
+    *_of(
         "mlx_backend/model/adapter_files.py",
         "tests/mlx_backend/model/test_adapter_files.py",
         ("an adapter is far too strong", "(math.sqrt(rank) if is_stabilized else rank)", "rank"),

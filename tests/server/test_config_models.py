@@ -83,8 +83,8 @@ def test_none_is_none(tmp_path: Path, text: str) -> None:
         ("models: {a: {model: x, keep_alive_s: 1, pinned: true}}", "models.a is pinned"),
         ("models: {a: {model: x, aliases: b}}", "models.a.aliases must be a list of names, not 'b'"),
         ("models: {a: {model: x, aliases: [b]}, b: y}", "models: two models are called 'b'"),
-        ("aliases: c\nmodels: {a: x}", "aliases 'c' are for a server of one model; put them into models"),
-        ("models: {a: x}\nmodel: y", "model 'y' and models are both given; put it into models"),
+        ("aliases: c\nmodels: {a: x}", "aliases 'c' is for a server of one model; put it into models"),
+        ("models: {a: x}\nmodel: y", "model 'y' is for a server of one model; put it into models"),
         ("model: y\nmodel_s: {}", "unknown key 'model_s'"),
     ],
 )
