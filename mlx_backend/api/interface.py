@@ -43,6 +43,9 @@ from mlx_backend.api.reports import RanksInfo as RanksInfo
 from mlx_backend.api.reports import RankStats as RankStats
 
 FinishReason = Literal["stop", "length"]
+Priority = Literal["live", "normal", "batch"]
+PRIORITIES: tuple[Priority, ...] = ("live", "normal", "batch")
+"""The classes of requests, the most urgent first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,8 @@ class GenerationRequest:
     """Whether what was computed before is taken, and what is computed now is kept."""
     tenant: str = ""
     """Whose it is: requests of different tenants take turns in the queue."""
+    priority: Priority = "normal"
+    """The class that decides who is admitted, computed and preempted first."""
     cache_salt: str = ""
     """Prompts of different salts share nothing."""
     adapter: str = ""
@@ -171,6 +176,19 @@ class PrefillProgress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClassStats:
+    """Counters of the requests of one class."""
+
+    priority: Priority
+    num_waiting: int = 0
+    num_prefilling: int = 0
+    num_running: int = 0
+    num_pauses: int = 0
+    """Times that a sequence left so that requests of a more urgent class could go on, or begin."""
+    num_output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
     """A snapshot of the engine's counters."""
 
@@ -197,6 +215,8 @@ class EngineStats:
     peak_bytes: int = 0
     """The most it has had allocated."""
     prefix_cache: PrefixCacheStats = field(default_factory=PrefixCacheStats)
+    classes: tuple[ClassStats, ...] = ()
+    """One of each class of requests, in the order of `PRIORITIES`; empty until the model has loaded."""
     ranks: tuple[RankStats, ...] = ()
     """In their order; empty where one process has the whole model."""
 

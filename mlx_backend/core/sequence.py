@@ -48,6 +48,10 @@ class SequenceGroup:
     """How long it waited to be let in for the first time; None while it waits."""
     num_preemptions: int = 0
     """How often it, or what it is a part of, had to leave so that others could go on."""
+    is_aged: bool = False
+    """It was admitted before requests of a more urgent class because it had waited for long."""
+    prompt_s: float = 0.0
+    """Seconds that its chunks have taken."""
     num_lost_tokens: int = 0
     """Tokens at its beginning that were computed or restored before, and lost."""
 

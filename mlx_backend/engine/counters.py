@@ -6,7 +6,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from mlx_backend.api.interface import EngineStats, PrefixCacheStats
+from mlx_backend.api.interface import PRIORITIES, ClassStats, EngineStats, PrefixCacheStats
 from mlx_backend.engine.scheduler import Scheduler
 from mlx_backend.prefix_cache.cache import PrefixCache
 from mlx_backend.prefix_cache.no_cache import NoPrefixCache
@@ -84,4 +84,23 @@ class Counters:
             active_bytes=self.device_bytes[0],
             peak_bytes=self.device_bytes[1],
             prefix_cache=self.prefix_cache,
+            classes=_classes(scheduler) if scheduler else (),
         )
+
+
+def _classes(scheduler: Scheduler) -> tuple[ClassStats, ...]:
+    prompts, ready, running = list(scheduler.prefilling), list(scheduler.ready), list(scheduler.running)
+    computed = [each.request.priority for each in (*prompts, *ready)]
+    decoding = [sequence.request.priority for sequence in running]
+    priorities = scheduler.priorities
+    return tuple(
+        ClassStats(
+            priority=priority,
+            num_waiting=len(scheduler.waiting.of(priority)),
+            num_prefilling=computed.count(priority),
+            num_running=decoding.count(priority),
+            num_pauses=priorities.num_pauses[priority],
+            num_output_tokens=priorities.num_output_tokens[priority],
+        )
+        for priority in PRIORITIES
+    )

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
+
+from mlx_backend.core.sequence import SequenceGroup
+from mlx_backend.core.step import Restore
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,3 +23,13 @@ class PrefixMatch:
     """Of two prompts with the same key one is computed, and the other has it then."""
     starts_again: bool = False
     """What was restored of it so far is of no use: it is computed from its first token on."""
+
+
+class PrefixView(Protocol):
+    """The prefix cache, as far as the scheduler asks it."""
+
+    def match(self, group: SequenceGroup) -> PrefixMatch:
+        """Return what is known of the tokens that follow the computed part of a prompt."""
+
+    def pieces(self, group: SequenceGroup, stop: int) -> Restore | None:
+        """The blocks that restore a prompt from its computed part up to `stop`; None where some have gone."""

@@ -1,0 +1,176 @@
+"""Requests of three classes on a simulated device: the urgent ones hardly notice the others, and none starves."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from statistics import mean
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlx_backend.api.interface import PRIORITIES, Priority
+from mlx_backend.core.step import StepPlan
+from mlx_backend.engine.priorities import DEBT_S, MOST_S, OPEN_S, Account
+from tests.classes_of_requests import Asked, Device, Told
+from tests.mlx_backend.engine.test_preemption import budget_for
+
+BATCH = [Asked(0, "batch", 400, 60)] * 1500
+
+
+def chats(priority: Priority = "normal", num: int = 14, every_s: float = 1.5) -> list[Asked]:
+    return [Asked(2 + every_s * number, priority, 800, 60) for number in range(num)]
+
+
+def check_all_told(told: Sequence[Told]) -> None:
+    for each in told:
+        assert len(each.token_at) == each.asked.num_output
+        assert each.token_at == sorted(each.token_at)
+
+
+def test_many_requests_of_three_classes_all_end_and_the_urgent_ones_do_not_wait() -> None:
+    source = random.Random(1)
+    asked = [
+        Asked(
+            source.uniform(0, 25),
+            source.choices(PRIORITIES, (1, 2, 3))[0],
+            source.randint(2, 20),
+            source.randint(1, 3),
+        )
+        for _ in range(2500)
+    ]
+    device = Device(asked, max_rows=32, row_s=0.0002)
+    device.run()
+    check_all_told(list(device.told.values()))
+    longest = {each: max(told.ttft_s for told in device.of(each)) for each in PRIORITIES}
+    assert len(device.told) == 2500
+    assert longest["live"] < 0.3 and longest["normal"] < 0.6
+    assert longest["live"] < longest["normal"] < longest["batch"] < device.now
+
+
+@pytest.mark.parametrize(("row_s", "least_share"), [(0.0001, 0.5), (0.001, 0.2), (0.004, 0.1)])
+def test_a_batch_costs_a_chat_little_and_gets_what_is_left(row_s: float, least_share: float) -> None:
+    alone = Device(chats(), row_s=row_s)
+    alone.run()
+    beside = Device([*chats(), *BATCH], row_s=row_s)
+    beside.run(until=alone.now)
+    only = Device(BATCH, row_s=row_s)
+    only.run(until=alone.now)
+    assert mean(t.ttft_s for t in beside.of("normal")) < 1.3 * mean(t.ttft_s for t in alone.of("normal"))
+    assert mean(t.itl_s for t in beside.of("normal")) < 1.1 * mean(t.itl_s for t in alone.of("normal"))
+    got, most = (sum(len(t.token_at) for t in each.of("batch")) for each in (beside, only))
+    assert got > least_share * most
+    assert not only.scheduler.priorities.num_pauses["batch"]
+
+
+def test_a_batch_goes_on_beside_chats_that_never_stop() -> None:
+    """Every row that it adds is dear, and there is always a chat: it gets its share all the same."""
+    crowd = [Asked(0.2 * number, "live", 100, 40) for number in range(400)]
+    batch = [Asked(0, "batch", 100, 40)] * 3
+    device = Device([*crowd, *batch], row_s=0.01, max_rows=4, keeps=False)
+    device.run(until=79)
+    assert any(len(told.token_at) == 40 for told in device.of("batch"))
+
+
+def test_a_batch_goes_on_beside_prompts_that_never_stop() -> None:
+    device = Device([*[Asked(0.02 * n, "normal", 200, 1) for n in range(4000)], Asked(0.5, "batch", 50, 20)])
+    device.run(until=100)
+    (told,) = device.of("batch")
+    assert len(told.token_at) == 20
+
+
+def test_a_prompt_does_not_wait_for_rows_of_a_batch_which_stay_as_they_are() -> None:
+    device = Device([*[Asked(0, "batch", 10, 500)] * 4, Asked(1, "normal", 2000, 5)], row_s=0.1)
+    device.run(until=1)
+    scheduler, plans = device.scheduler, list[StepPlan]()
+    rows, original = set(scheduler.row_ids), scheduler.schedule
+
+    def schedule() -> StepPlan:
+        plans.append(original())
+        return plans[-1]
+
+    scheduler.schedule = schedule  # type: ignore[method-assign]
+    device.run(until=1.8)
+    with_prompt = [plan for plan in plans if plan.chunks]
+    assert with_prompt and not any(plan.decodes for plan in with_prompt)
+    assert rows and rows <= set(scheduler.row_ids)
+
+
+@pytest.mark.parametrize(("max_rows", "num_fitting"), [(3, 8), (8, 3)])
+def test_what_needs_room_takes_that_of_a_batch_the_newest_first(max_rows: int, num_fitting: int) -> None:
+    asked = [*[Asked(0, "batch", 100, 400)] * 3, Asked(1, "live", 400, 100)]
+    device = Device(asked, max_rows=max_rows, budget=budget_for(num_fitting, 500))
+    device.run(until=1)
+    before = list(device.scheduler.running)
+    assert len(before) == 3
+    device.run(until=1.02)
+    assert before[0] in device.scheduler.running and before[-1] not in device.scheduler.running
+    device.run(until=1.3)
+    (told,) = device.of("live")
+    assert told.token_at
+    device.run()
+    check_all_told(list(device.told.values()))
+    assert device.scheduler.num_preemptions == 0 < device.scheduler.priorities.num_pauses["batch"]
+
+
+def test_nothing_leaves_where_that_makes_no_room() -> None:
+    crowd = [Asked(0, "normal", 100, 400)] * 2
+    device = Device([*crowd, Asked(0.1, "batch", 100, 50), *[Asked(0.5, "live", 300, 300)] * 2], max_rows=3)
+    device.run(until=0.4)
+    before = device.scheduler.priorities.num_pauses["batch"]
+    device.run(until=1.0)
+    live_running = [s for s in device.scheduler.running if s.request.priority == "live"]
+    assert len(live_running) <= 1 and device.scheduler.priorities.num_pauses["batch"] - before <= 1
+    device.run()
+    check_all_told(list(device.told.values()))
+
+
+asked = st.builds(
+    Asked,
+    at=st.floats(0, 3),
+    priority=st.sampled_from(PRIORITIES),
+    num_prompt=st.integers(1, 300),
+    num_output=st.integers(1, 60),
+)
+
+
+@given(
+    requests=st.lists(asked, min_size=1, max_size=25),
+    row_s=st.sampled_from([0.0001, 0.002, 0.02]),
+    max_rows=st.integers(1, 6),
+    num_fitting=st.none() | st.integers(1, 4),
+    keeps=st.booleans(),
+)
+@settings(deadline=None, max_examples=40)
+def test_everything_ends_once_whatever_comes(
+    requests: list[Asked], row_s: float, max_rows: int, num_fitting: int | None, keeps: bool
+) -> None:
+    budget = None if num_fitting is None else budget_for(num_fitting, 400)
+    device = Device(requests, row_s=row_s, max_rows=max_rows, budget=budget, keeps=keeps)
+
+    def check() -> None:
+        running = device.scheduler.running
+        assert len(running) <= max_rows
+        assert len({sequence.id for sequence in running}) == len(running)
+        assert device.num_steps < 100_000
+
+    device.run(check)
+    assert len(device.told) == len(requests)
+    check_all_told(list(device.told.values()))
+    if all(each.priority == "batch" for each in requests):
+        assert not any(device.scheduler.priorities.num_pauses.values())
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 3)), max_size=60))
+def test_the_account_stays_in_its_bounds_and_opens_and_closes_late(moves: list[tuple[bool, float]]) -> None:
+    account, left = Account(0.1), 0.0
+    for earns, seconds in moves:
+        before = account.is_open, account.is_in_debt
+        (account.earn if earns else account.spend)(seconds)
+        left = min(max(left + (0.1 * seconds if earns else -seconds), -MOST_S), MOST_S)
+        assert account.left_s == pytest.approx(left)
+        if before[0] != account.is_open:
+            assert account.left_s >= OPEN_S if account.is_open else account.left_s <= 0
+        if before[1] != account.is_in_debt:
+            assert account.left_s <= -DEBT_S if account.is_in_debt else account.left_s >= DEBT_S
