@@ -215,8 +215,8 @@ class EngineStats:
     peak_bytes: int = 0
     """The most it has had allocated."""
     prefix_cache: PrefixCacheStats = field(default_factory=PrefixCacheStats)
-    classes: tuple[ClassStats, ...] = ()
-    """One of each class of requests, in the order of `PRIORITIES`; empty until the model has loaded."""
+    classes: tuple[ClassStats, ...] = field(default_factory=lambda: tuple(ClassStats(priority=p) for p in PRIORITIES))
+    """Of each class of requests, in the order of `PRIORITIES`."""
     ranks: tuple[RankStats, ...] = ()
     """In their order; empty where one process has the whole model."""
 

@@ -84,14 +84,14 @@ class Counters:
             active_bytes=self.device_bytes[0],
             peak_bytes=self.device_bytes[1],
             prefix_cache=self.prefix_cache,
-            classes=_classes(scheduler) if scheduler else (),
+            classes=_classes(scheduler) if scheduler else EngineStats().classes,
         )
 
 
 def _classes(scheduler: Scheduler) -> tuple[ClassStats, ...]:
-    prompts, ready, running = list(scheduler.prefilling), list(scheduler.ready), list(scheduler.running)
-    computed = [each.request.priority for each in (*prompts, *ready)]
-    decoding = [sequence.request.priority for sequence in running]
+    computed = [group.request.priority for group in list(scheduler.prefilling)]
+    computed += [sequence.request.priority for sequence in list(scheduler.ready)]
+    decoding = [sequence.request.priority for sequence in list(scheduler.running)]
     priorities = scheduler.priorities
     return tuple(
         ClassStats(

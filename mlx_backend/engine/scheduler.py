@@ -219,17 +219,17 @@ class Scheduler:
             self._rows.pop(sequence.id, None)
             self._wait_again([sequence])
 
-    def overflow(self, held_bytes: int) -> tuple[list[Unit], int | None]:
+    def overflow(self, held_bytes: int) -> tuple[list[Unit], int]:
         """Choose what is to be preempted so that the next steps fit; see `preempt`. Mostly nothing.
 
         `held_bytes`: of the KV caches now. Also returns the bytes in which what leaves can be kept: they are free now,
-        beside its rows, and stay so in the next steps without it. None: no bound.
+        beside its rows, and stay so in the next steps without it.
         """
         groups, urgent = sorted(self._admitted.values(), key=rank_to_leave), self.waiting.first(takes_batch=False)
         leaving = self.priorities.choose_paused(self.running) or choose_displaced(groups, urgent, self._fits)
         self.has_paused = bool(leaving)
         if self._budget is None:
-            return leaving, None
+            return leaving, UNBOUNDED_BYTES
         leaving, staying = choose_leaving(groups, self._budget.admits, leaving)
         if not leaving:
             return [], 0

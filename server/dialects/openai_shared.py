@@ -16,6 +16,7 @@ from server.dialects.openai_refusals import UNSUPPORTED as UNSUPPORTED
 from server.dialects.openai_refusals import check_extra as check_extra
 from server.dialects.openai_schema import JSONText, NotEmpty, ResponseFormat, StructuredOutputs
 from server.dialects.openai_schema import TokenId as TokenId
+from server.dialects.priorities import PriorityField
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.request_defaults import MAX_STOPS as MAX_STOPS
 from server.request_defaults import SAMPLING
@@ -131,6 +132,8 @@ class SamplingFields(WireModel):
         dict[str, Any] | None, PlainValidator(check_object, json_schema_input_type=StructuredOutputs | None)
     ] = None
     user: str | None = None
+    priority: PriorityField | None = None
+    service_tier: str | None = None
 
     @field_validator("logit_bias")
     @classmethod

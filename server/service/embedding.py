@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_backend.api.errors import ContextLengthExceeded
-from mlx_backend.api.interface import Engine, GenerationRequest, ModelInfo, PromptEvent
+from mlx_backend.api.interface import Engine, GenerationRequest, ModelInfo, Priority, PromptEvent
 from server.adapters import served_name
 from server.errors import InternalError, InvalidRequest, to_api_error
 from server.security.tenant import Tenant
@@ -52,6 +52,7 @@ class EmbeddingJob:
     """So many of the first numbers of each vector; None: all."""
     dimensions_param: str
     tenant: Tenant = field(default_factory=Tenant)
+    priority: Priority = "normal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +186,7 @@ async def _compute(
             max_tokens=0,
             embeds=True,
             tenant=job.tenant.name,
+            priority=job.tenant.allow(job.priority),
             adapter=adapter,
         )
         for position, ids in enumerate(prompts)

@@ -111,6 +111,7 @@ async def _open(
             uses_prefix_cache=job.uses_prefix_cache,
             cache_salt=job.tenant.salt(job.cache_salt),
             tenant=job.tenant.name,
+            priority=job.tenant.allow(job.priority),
             adapter=adapter,
             system_border=encoded[position].borders.system,
             cache_breakpoints=encoded[position].borders.positions,
@@ -140,6 +141,7 @@ async def _open(
         num_choices=len(prompts) * job.n,
         tenant=job.tenant,
         rate_grant=rate_grant,
+        priority=job.tenant.allow(job.priority),
     )
     transcript = Transcript(tokenizer, job.prompts, prompts, job.n) if job.keeps_transcript else None
     pairs = list(zip(job.prompts, encoded, strict=True))

@@ -20,6 +20,7 @@ from server.dialects.openai_shared import (
     decode_sampling,
     given_fields,
 )
+from server.dialects.priorities import decode_priority
 from server.errors import InvalidRequest
 from server.service.job import ChatPrompt, GenerationJob
 
@@ -84,6 +85,7 @@ def decode(body: ChatRequest, request_id: str) -> tuple[GenerationJob, list[str]
         bad_words=tuple(body.bad_words or ()),
         cache_salt=body.cache_salt or "",
         uses_prefix_cache=body.prefix_cache is not False,
+        priority=decode_priority(body.priority, body.service_tier),
     )
     return job, ignored
 

@@ -18,6 +18,7 @@ from server.dialects.openai_shared import (
     decode_sampling,
     given_fields,
 )
+from server.dialects.priorities import decode_priority
 from server.errors import InvalidRequest
 from server.service.job import GenerationJob, InfillPrompt, Prompt, TextPrompt, TokenPrompt
 
@@ -54,6 +55,7 @@ def decode(body: CompletionRequest, request_id: str) -> tuple[GenerationJob, lis
         bad_words=tuple(body.bad_words or ()),
         cache_salt=body.cache_salt or "",
         uses_prefix_cache=body.prefix_cache is not False,
+        priority=decode_priority(body.priority, body.service_tier),
         num_prompt_logprobs=body.logprobs if body.echo else None,
         keeps_transcript=bool(body.echo or ranks or body.return_token_ids),
     )

@@ -20,9 +20,9 @@ def prompt(priority: Priority, tenant: str = "") -> SequenceGroup:
     return build_groups([asked])[0]
 
 
-def filled(*classes: Priority) -> ClassQueue:
+def filled(*classes: Priority, num_live: int = 0) -> ClassQueue:
     queue = ClassQueue()
-    for each in classes:
+    for each in (*classes, *(PRIORITIES[:1] * num_live)):
         queue.append(prompt(each))
     return queue
 
@@ -47,13 +47,13 @@ def test_class_batch_waits_where_it_may_not_come() -> None:
 
 
 def test_a_class_that_waits_gets_a_place_after_so_many() -> None:
-    queue = filled("normal", "batch", *["live"] * 40)
+    queue = filled("normal", "batch", num_live=40)
     admitted = [admit(queue) for _ in range(PATIENCE + 2)]
     assert admitted == ["live"] * PATIENCE + ["batch", "normal"]
 
 
 def test_who_aged_is_known_by_those_who_still_wait() -> None:
-    queue = filled("normal", *["live"] * (PATIENCE + 1))
+    queue = filled("normal", num_live=PATIENCE + 1)
     for _ in range(PATIENCE):
         admit(queue)
     group = queue.first()
@@ -75,10 +75,10 @@ def test_who_lost_a_place_goes_before_its_own_class_and_no_other() -> None:
 
 
 def test_a_crowd_of_one_class_takes_no_place_of_a_more_urgent_one() -> None:
-    queue = filled(*["batch"] * 4)
+    queue = filled("batch", "batch", "batch", "batch")
     assert not has_room(queue.seen_by("batch"), [], [prompt("batch")], 4)
     assert has_room(queue.seen_by("normal"), [], [prompt("normal")], 4)
-    queue = filled(*["normal"] * 4)
+    queue = filled("normal", "normal", "normal", "normal")
     assert not has_room(queue.seen_by("batch"), [], [prompt("batch")], 4)
     assert has_room(queue.seen_by("live"), [], [prompt("live")], 4)
 
@@ -92,12 +92,12 @@ def test_nothing_is_lost_and_the_most_urgent_comes_first_but_for_those_that_aged
             group = prompt(event)  # type: ignore[arg-type]
             queue.append(group)
             model[group.request.priority].append(group)
-        elif (group := queue.first()) is not None:
-            queue.admit(group)
-            rank = rank_of(group)
-            assert model[group.request.priority].popleft() is group
-            assert group.is_aged == any(model[each] for each in PRIORITIES[:rank])
-            since[group.request.priority] = 0
+        elif (first := queue.first()) is not None:
+            queue.admit(first)
+            rank = rank_of(first)
+            assert model[first.request.priority].popleft() is first
+            assert first.is_aged == any(model[each] for each in PRIORITIES[:rank])
+            since[first.request.priority] = 0
             for each in PRIORITIES[rank + 1 :]:
                 since[each] = since[each] + 1 if model[each] else 0
             assert max(since.values()) <= PATIENCE + len(PRIORITIES), "a class starves"
