@@ -41,6 +41,7 @@ from mlx_backend.api.reports import PrefixCacheStats as PrefixCacheStats
 from mlx_backend.api.reports import RankInfo as RankInfo
 from mlx_backend.api.reports import RanksInfo as RanksInfo
 from mlx_backend.api.reports import RankStats as RankStats
+from mlx_backend.api.reports import ScoringInfo as ScoringInfo
 
 FinishReason = Literal["stop", "length"]
 Priority = Literal["live", "normal", "batch"]
@@ -79,6 +80,8 @@ class SamplingParams:
     seed: int | None = None
     num_logprobs: int | None = None
     """None: no log-probabilities; k >= 0: the chosen token's and the k most likely ones'."""
+    logprob_ids: tuple[int, ...] = ()
+    """Tokens whose log-probabilities are told beside these, where `num_logprobs` is not None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +141,8 @@ class TokenLogprobs:
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
     """(token id, log-probability), most likely first."""
+    asked: tuple[float, ...] = ()
+    """Of the request's `logprob_ids`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,8 +126,8 @@ class MLXRunner:
         reason = reason or self._wired.plan.single_reason
         self._is_batched = reason is None
         ungrouped_reason = self._check_groups() if self._is_batched else None
-        embedding = vectors.read_embedding(self._model, self._make_caches, checkpoint, skeleton.shape.hidden_size)
-        no_embedding_reason, self._embedding = (embedding, None) if isinstance(embedding, str) else ("", embedding)
+        made = vectors.read_vectors(self._model, self._make_caches, checkpoint, skeleton.shape.hidden_size)
+        self._embedding = made.computed
         self._context = fitting
         if needs_warm_shapes:
             self._warming().run(report, skeleton.shape.weights_bytes)
@@ -152,8 +152,7 @@ class MLXRunner:
             whole_heads_reason=self._whole_heads_reason,
             pads_chunks=self._pads_chunks,
             adapters=loaded_adapters,
-            embedding=self._embedding,
-            no_embedding_reason=no_embedding_reason,
+            **made.report,
         )
 
     def _defer_latents(self, shape: ModelShape) -> bool:

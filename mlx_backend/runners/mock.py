@@ -9,10 +9,8 @@ one's, and the text comes with the request, as it does where a script says it. N
 from __future__ import annotations
 
 import functools
-import math
 import random
 import re
-import struct
 import threading
 import time
 import zlib
@@ -24,7 +22,6 @@ from pathlib import Path
 from mlx_backend.api.errors import ModelLoadError, OutOfMemory, SequenceFailed
 from mlx_backend.api.interface import (
     AdapterInfo,
-    EmbeddingInfo,
     EngineConfig,
     Footprint,
     KVCacheReport,
@@ -52,10 +49,10 @@ from mlx_backend.planning.admission import Budget
 from mlx_backend.planning.memory import ModelShape
 from mlx_backend.prefix_cache.store_mock import MockStore
 from mlx_backend.runners.base import limited_by
+from mlx_backend.runners.mock_measures import EMBEDDING, SCORING, asked_logprobs, vector
 from mlx_backend.runners.mock_vocabulary import vocab_size_of
 
 VOCAB_SIZE = 260
-EMBEDDING = EmbeddingInfo(dim=16, pooling="last", is_normalized=True)
 WORDS = (
     *("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "and", "again"),
     *("naïve", "café", "waiters", "juggle", "你好", "🙂", "emoji"),
@@ -155,6 +152,7 @@ class MockRunner:
             memory=memory,
             kv_caches=(KVCacheReport(kind="mock", num_layers=1, bytes_per_token=_BYTES_PER_TOKEN),),
             embedding=EMBEDDING,
+            scoring=SCORING,
             adapters=tuple(AdapterInfo(name=each.name, form="mock") for each in self._config.adapters),
         )
 
@@ -182,8 +180,8 @@ class MockRunner:
             return PromptResult()
         self._compute(chunk)
         is_last = chunk.stop == chunk.num_prompt_tokens
-        vector = _vector(tuple(held)) if chunk.embeds and is_last else None
-        return PromptResult(_prompt_logprobs(chunk), vector)
+        made = vector(tuple(held)) if chunk.embeds and is_last else None
+        return PromptResult(_prompt_logprobs(chunk), made)
 
     def _tokens_of(self, source: PromptId | SequenceId) -> Sequence[int]:
         """The tokens that are computed of a prompt, or of a row with its prompt."""
@@ -291,6 +289,8 @@ def _sample(row: Row, bits: bytes | None, vocab_size: int) -> RowTokens:
     if bits is not None:
         token_id = _choose(bits, token_id, row, vocab_size)
     logprobs = _logprobs(token_id, row.sampling.num_logprobs)
+    if logprobs is not None and row.sampling.logprob_ids:
+        logprobs = replace(logprobs, asked=asked_logprobs(row))
     return RowTokens(row.id, (token_id,), () if logprobs is None else (logprobs,))
 
 
@@ -331,14 +331,6 @@ def _prompt_logprobs(chunk: Chunk) -> tuple[TokenLogprobs, ...]:
     following = chunk.token_ids[1:] if chunk.next_id is None else (*chunk.token_ids[1:], chunk.next_id)
     noted = (_logprobs(token_id, chunk.num_top_logprobs) for token_id in following)
     return tuple(logprobs for logprobs in noted if logprobs is not None)
-
-
-def _vector(prompt_ids: tuple[int, ...]) -> bytes:
-    """A direction drawn by the prompt alone."""
-    source = random.Random(zlib.crc32(repr(prompt_ids).encode()))
-    drawn = [source.gauss() for _ in range(EMBEDDING.dim)]
-    length = math.hypot(*drawn)
-    return struct.pack(f"<{EMBEDDING.dim}f", *(number / length for number in drawn))
 
 
 def _is_random(new: NewRow) -> bool:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from mlx_backend.api.interface import PRIORITIES, Priority
 
 PRIORITY_HEADER = "X-Pippin-Priority"
-PriorityField = int | Literal["live", "normal", "batch"]
-"""A class, or a number as vLLM and Cohere have it: less than 0 is live, 0 is normal, more is batch."""
+
+
+def check_priority(value: object) -> Priority | int | None:
+    """A class, an integer, or None. Raises ValueError."""
+    if value is None or value in PRIORITIES or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise ValueError("Input should be 'live', 'normal', 'batch' or an integer")
+
 
 _OF_TIER: Mapping[str, Priority] = {"flex": "batch", "priority": "live"}
 _TIERS: Mapping[Priority, str] = {"live": "priority", "normal": "default", "batch": "flex"}
 
 
-def decode_priority(priority: PriorityField | None, service_tier: str | None = None) -> Priority:
+def decode_priority(priority: Priority | int | None, service_tier: str | None = None) -> Priority:
     """Return the class that a request asks for; `priority` counts before `service_tier`."""
     if isinstance(priority, str):
         return priority

@@ -80,6 +80,7 @@ async def _open(
 ) -> OutputStream:
     model = lease.model
     tokenizer, info = model.ready()
+    _check_writes(model, info)
     job = with_defaults(job, model.defaults)
     limit = _prompt_limit(job, info.context_limit) if truncates else None
     find = _border_finding(model, info, job)
@@ -311,6 +312,13 @@ class OutputStream:
             self._num_open -= 1
             self._record.finished.append(Finished(event.index, event.finish_reason, 0))
             events.append(self._record.finished[-1])
+
+
+def _check_writes(model: ServedModel, info: ModelInfo) -> None:
+    """Refuse what a sequence classifier cannot do. Raises InvalidRequest."""
+    if info.scoring is not None and info.scoring.kind == "head":
+        message = f"The model '{model.id}' is a classifier and writes no text: ask it for scores, at /v1/rerank."
+        raise InvalidRequest(message, param="model", code="unsupported_model")
 
 
 def _check_logprobs(job: GenerationJob, requests: Sequence[GenerationRequest], is_whole: bool) -> None:
