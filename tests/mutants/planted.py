@@ -331,7 +331,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a batch is never full", "for each in (*beside, group)) > self._max_rows:", "for each in (*beside, group)) >= self._max_rows:"),
         ("a request that is too large for all others is never let in", "        if beside and sum(", "        if sum("),
         ("a chunk stalls running streams", "self._chunks(stalls=not all(is_batch(sequence.group) for sequence in self.running))", "self._chunks(stalls=False)"),
-        ("memory is promised twice", "self._budget.admits(self._claims((*beside, group)))", "self._budget.admits(self._claims((group,)))"),
+        ("memory is promised twice", "        return [reserve_expected(group, self.lengths) for group in groups]", "        return [reserve_expected(group, self.lengths) for group in list(groups)[:-1]]"),
         ("memory is never given back", "            self._admitted.pop(group.id, None)", "            pass"),
         ("two prompts are planned before one is measured", "                return  # measure one chunk before planning a second", "                token_s = 0.0"),
         ("a prompt that waits for the disk holds up all others", "                continue\n            if match.key is not None:", "                return\n            if match.key is not None:"),

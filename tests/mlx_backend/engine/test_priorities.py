@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_backend.api.interface import PRIORITIES, Priority
+from mlx_backend.api.interface import PRIORITIES, GenerationRequest, Priority
+from mlx_backend.core.sequence import SequenceGroup, build_groups
 from mlx_backend.core.step import StepPlan
-from mlx_backend.engine.priorities import DEBT_S, MOST_S, OPEN_S, Account
+from mlx_backend.engine.priorities import DEBT_S, MOST_S, OPEN_S, Account, Priorities, choose_displaced
 from tests.classes_of_requests import Asked, Device, Told
 from tests.mlx_backend.engine.test_preemption import budget_for
 
@@ -160,6 +161,69 @@ def test_everything_ends_once_whatever_comes(
     check_all_told(list(device.told.values()))
     if all(each.priority == "batch" for each in requests):
         assert not any(device.scheduler.priorities.num_pauses.values())
+
+
+def group(priority: Priority, n: int = 1) -> SequenceGroup:
+    asked = GenerationRequest(request_id="x", prompt_ids=(1, 2), max_tokens=8, n=n, priority=priority)
+    return build_groups([asked])[0]
+
+
+def measured(**seconds: float) -> Priorities:
+    """With steps of `of1`, `of2`, … rows measured."""
+    target = Priorities(0.1, {})
+    for rows, each in seconds.items():
+        target.times.observe(int(rows.removeprefix("of")), each)
+    return target
+
+
+def test_as_many_rows_decode_as_a_step_can_have_for_a_share_more() -> None:
+    target = measured(of1=0.010, of2=0.0104, of3=0.0109, of4=0.0114, of9=0.020)
+    assert [target.num_rows(0, most) for most in (0, 4)] == [0, 4]
+    assert [target.num_rows(1, most) for most in (1, 2, 8)] == [1, 2, 2]
+    assert target.num_rows(1, 8, 3) == 3, "a number that is near is kept"
+    assert target.num_rows(1, 8, 8) == 2
+    assert measured(of4=0.01).num_rows(1, 8) == 0, "nothing is known of steps without them"
+
+
+def test_where_no_row_is_cheap_one_decodes_while_there_is_time_for_it_and_none_in_debt() -> None:
+    target = measured(of1=0.010, of2=0.013)
+    assert target.num_rows(1, 8) == 0
+    target.account.earn(OPEN_S / 0.1)
+    assert (target.num_rows(1, 8), target.num_rows(1, 0)) == (1, 0)
+    target.account.spend(OPEN_S)
+    assert target.num_rows(1, 8) == 0
+    cheap = measured(of1=0.010, of9=0.0101)
+    assert cheap.num_rows(1, 8) == 8
+    cheap.account.spend(DEBT_S)
+    assert cheap.num_rows(1, 8) == 0
+
+
+def test_what_steps_and_chunks_of_a_batch_add_is_paid_for_and_others_earn_it() -> None:
+    target = measured(of1=0.010)
+    (live,), (batch,) = group("live").sequences, group("batch").sequences
+    target.stepped([live], 1, 0.010)
+    assert target.account.left_s == pytest.approx(0.001)
+    target.stepped([live, batch], 2, 0.015)
+    assert target.account.left_s == pytest.approx(0.001 + 0.001 - 0.005)
+    before = target.account.left_s
+    target.stepped([batch], 1, 0.010)
+    target.stepped([live], 2, 0.5)  # one of its rows has ended: of which class is not known
+    assert target.account.left_s == before
+
+
+def test_requests_make_room_the_newest_first_or_none_at_all() -> None:
+    groups = [group("normal"), group("batch"), group("batch", n=2), group("batch")]
+    most = {None: 4, 3: 3, 1: 1}
+
+    def leaving(num_staying: int | None) -> list[int]:
+        units = choose_displaced(groups, group("live"), lambda urgent, beside: len(beside) <= most[num_staying])
+        return [groups.index(unit[0].group) for unit in units]
+
+    assert (leaving(None), leaving(3), leaving(1)) == ([], [3], [3, 2, 1])
+    assert choose_displaced(groups, group("live"), lambda urgent, beside: False) == []
+    assert choose_displaced(groups, None, lambda urgent, beside: False) == []
+    groups[1].is_aged = True
+    assert choose_displaced(groups[:2], group("live"), lambda urgent, beside: len(beside) < 2) == []
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 3)), max_size=60))

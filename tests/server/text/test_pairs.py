@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +48,33 @@ def test_the_document_gives_way_where_the_whole_is_too_long() -> None:
     with pytest.raises(QueryTooLong):
         encoder.encode("abcdefghijk", "", CONTEXT)
     assert len(encoder.encode("abcdefghij", "long", CONTEXT).ids) == NUM_WORDS + 10
+
+
+class Halves(ByteTokenizer):
+    """Two bytes a token, but one where their number is odd: where texts meet, there may be many tokens more."""
+
+    def __init__(self) -> None:
+        self.known: list[bytes] = []
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        found = text.encode()
+        size = 1 + (len(found) % 2 == 0)
+        pieces = [found[place : place + size] for place in range(0, len(found), size)]
+        self.known += pieces
+        return list(range(len(self.known) - len(pieces), len(self.known)))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(self.known[each] for each in ids).decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("query", ["odd", "even"])
+@pytest.mark.parametrize("document", ["a document", "a long document"])
+def test_tokens_that_differ_where_the_parts_meet_are_counted(query: str, document: str) -> None:
+    tokenizer = Halves()
+    alone = len(PairEncoder(tokenizer, INSTRUCTION).encode(query, "", CONTEXT).ids)
+    for room in range(5):
+        encoder = PairEncoder(tokenizer, INSTRUCTION, most=alone + room)
+        assert len(encoder.encode(query, document, CONTEXT).ids) <= alone + room
 
 
 @given(st.text(max_size=60) | st.text(min_size=1, max_size=3).map(lambda part: part * 2000), st.integers(0, 300))
