@@ -19,9 +19,11 @@ from mlx_backend.engine.class_queue import ClassQueue, rank_of
 from mlx_backend.engine.reservations import Unit, alive_of
 from mlx_backend.engine.step_times import StepTimes
 
-MOST_S = 2.0
-"""The account earns no more than this, and owes no more."""
-OPEN_S = 1.0
+MOST_S = 0.5
+"""The account holds no more than this: what is saved may all be spent beside one short answer."""
+MOST_OWED_S = 2.0
+"""The account owes no more than this, whatever was measured."""
+OPEN_S = 0.25
 """Class batch begins to spend when the account has so much: it comes back for long enough to be worth it."""
 DEBT_S = 0.25
 """Cheap rows, too, have to leave where the account owes so much, and come back when it has as much."""
@@ -61,7 +63,7 @@ class Account:
         self._move(-seconds)
 
     def _move(self, seconds: float) -> None:
-        self.left_s = min(max(self.left_s + seconds, -MOST_S), MOST_S)
+        self.left_s = min(max(self.left_s + seconds, -MOST_OWED_S), MOST_S)
         self.is_open = self.left_s >= OPEN_S or (self.is_open and self.left_s > 0)
         self.is_in_debt = self.left_s <= -DEBT_S or (self.is_in_debt and self.left_s < DEBT_S)
 
@@ -73,9 +75,9 @@ class Account:
 class Priorities:
     """Decides by classes; belongs to a scheduler, which asks it."""
 
-    def __init__(self, share: float, admitted: Mapping[PromptId, SequenceGroup]) -> None:
-        """`share`: `scheduler.batch_share`. `admitted`: the scheduler's own, read here."""
-        self._admitted = admitted
+    def __init__(self, share: float, admitted: Mapping[PromptId, SequenceGroup], waiting: ClassQueue) -> None:
+        """`share`: `scheduler.batch_share`. `admitted`, `waiting`: the scheduler's own, read here."""
+        self._admitted, self._waiting = admitted, waiting
         self.times = StepTimes()
         self.account = Account(share)
         self.prompt_s: float | None = None
@@ -102,11 +104,11 @@ class Priorities:
         """Whether all that is admitted is of class batch."""
         return all(map(is_batch, self._admitted.values()))
 
-    def takes_batch(self, waiting: ClassQueue) -> bool:
+    def takes_batch(self) -> bool:
         """Return whether the next request may be one of class batch."""
         groups = self._admitted.values()
         num_others = sum(len(alive_of(group)) for group in groups if not is_batch(group))
-        if not num_others and not waiting.num_urgent:
+        if not num_others and not self._waiting.num_urgent:
             return True
         num_batch = sum(len(alive_of(group)) for group in groups if is_batch(group))
         return num_batch < self.num_rows(max(num_others, 1), num_batch + 1, num_batch) and self.account.left_s > 0
@@ -183,7 +185,7 @@ class Priorities:
         alone_s = self.times.estimate(num_others) if num_others else None
         if alone_s is None:
             return
-        self.account.earn(min(alone_s, seconds))
+        self._earn(min(alone_s, seconds))
         if num_others < len(rows):
             self.account.spend(max(seconds - alone_s, 0.0))
 
@@ -193,10 +195,15 @@ class Priorities:
         if is_batch(group):
             self.account.spend(0.0 if self._is_alone else seconds)
             return
-        self.account.earn(seconds / 2)  # most of what is earned is spent beside decodes, which have to bear it
+        self._earn(seconds / 4)  # most of what is earned is spent beside decodes, which have to bear it
         group.prompt_s += seconds
         if group.num_remaining_tokens <= chunk.num_tokens:
             self.prompt_s = group.prompt_s if self.prompt_s is None else 0.8 * self.prompt_s + 0.2 * group.prompt_s
+
+    def _earn(self, seconds: float) -> None:
+        """Earn for requests of class batch that are there; for those that may come nothing is saved."""
+        if self._waiting.of("batch") or any(map(is_batch, self._admitted.values())):
+            self.account.earn(seconds)
 
     def _pass_alone(self, seconds: float) -> None:
         """Expect the next prompt of the others to be the longer, the longer none has come."""

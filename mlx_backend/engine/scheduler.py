@@ -78,7 +78,7 @@ class Scheduler:
         self.running: list[TokenSequence] = []
         self._admitted: dict[PromptId, SequenceGroup] = {}
         """Prompts that were let in and whose sequences have not all ended."""
-        self.priorities = Priorities(config.batch_share, self._admitted)
+        self.priorities = Priorities(config.batch_share, self._admitted, self.waiting)
         self._rows: dict[SequenceId, TokenSequence] = {}
         """Sequences that the runner has a row for and that have not ended."""
         self._ended: list[SequenceId] = []
@@ -329,7 +329,7 @@ class Scheduler:
         Rows are promised before a prompt is computed, so that none waits prefilled.
         """
         while self.waiting:
-            group = self.waiting.first(takes_batch=not self.has_paused and self.priorities.takes_batch(self.waiting))
+            group = self.waiting.first(takes_batch=not self.has_paused and self.priorities.takes_batch())
             if group is None or not self._fits(group, self._admitted.values()):
                 return
             self.waiting.admit(group)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from mlx_backend.api.interface import PRIORITIES, GenerationRequest, Priority
 from mlx_backend.core.sequence import SequenceGroup, build_groups
 from mlx_backend.core.step import StepPlan
-from mlx_backend.engine.priorities import DEBT_S, MOST_S, OPEN_S, Account, Priorities, choose_displaced
+from mlx_backend.engine.class_queue import ClassQueue
+from mlx_backend.engine.priorities import DEBT_S, MOST_OWED_S, MOST_S, OPEN_S, Account, Priorities, choose_displaced
 from tests.classes_of_requests import Asked, Device, Told
 from tests.mlx_backend.engine.test_preemption import budget_for
 
@@ -170,7 +171,9 @@ def group(priority: Priority, n: int = 1) -> SequenceGroup:
 
 def measured(**seconds: float) -> Priorities:
     """With steps of `of1`, `of2`, … rows measured."""
-    target = Priorities(0.1, {})
+    waiting = ClassQueue()
+    waiting.append(group("batch"))
+    target = Priorities(0.1, {}, waiting)
     for rows, each in seconds.items():
         target.times.observe(int(rows.removeprefix("of")), each)
     return target
@@ -206,6 +209,10 @@ def test_what_steps_and_chunks_of_a_batch_add_is_paid_for_and_others_earn_it() -
     target.stepped([live, batch], 2, 0.015)
     assert target.account.left_s == pytest.approx(0.001 + 0.001 - 0.005)
     before = target.account.left_s
+    nothing_waits = Priorities(0.1, {}, ClassQueue())
+    nothing_waits.times.observe(1, 0.010)
+    nothing_waits.stepped([live], 1, 0.010)
+    assert nothing_waits.account.left_s == 0
     target.stepped([batch], 1, 0.010)
     target.stepped([live], 2, 0.5)  # one of its rows has ended: of which class is not known
     assert target.account.left_s == before
@@ -232,7 +239,7 @@ def test_the_account_stays_in_its_bounds_and_opens_and_closes_late(moves: list[t
     for earns, seconds in moves:
         before = account.is_open, account.is_in_debt
         (account.earn if earns else account.spend)(seconds)
-        left = min(max(left + (0.1 * seconds if earns else -seconds), -MOST_S), MOST_S)
+        left = min(max(left + (0.1 * seconds if earns else -seconds), -MOST_OWED_S), MOST_S)
         assert account.left_s == pytest.approx(left)
         if before[0] != account.is_open:
             assert account.left_s >= OPEN_S if account.is_open else account.left_s <= 0
