@@ -29,7 +29,7 @@ class SchedulerConfig:
     )
     max_chunk_tokens: int = option(2048, "tokens of one prefill chunk, at most", ge=1)
     batch_share: float = option(
-        0.08, "time that requests of class batch may add to what the others take, as a share of it", ge=0.01
+        0.05, "time that requests of class batch may add to what the others take, as a share of it", ge=0.01
     )
 
     def __post_init__(self) -> None:

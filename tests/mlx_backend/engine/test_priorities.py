@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_backend.api.interface import PRIORITIES, GenerationRequest, Priority
+from mlx_backend.api.interface import PRIORITIES, GenerationRequest, Priority, SchedulerConfig
 from mlx_backend.core.sequence import SequenceGroup, build_groups
 from mlx_backend.core.step import StepPlan
 from mlx_backend.engine.class_queue import ClassQueue
@@ -76,8 +76,9 @@ def test_a_batch_goes_on_beside_chats_that_never_stop() -> None:
 
 
 def test_a_batch_goes_on_beside_prompts_that_never_stop() -> None:
-    device = Device([*[Asked(0.02 * n, "normal", 200, 1) for n in range(4000)], Asked(0.5, "batch", 50, 20)])
-    device.run(until=100)
+    prompts = [Asked(0.02 * n, "normal", 200, 1) for n in range(700)]
+    device = Device([*prompts, Asked(0.5, "batch", 50, 20)], config=SchedulerConfig(batch_share=0.4))
+    device.run(until=20)
     (told,) = device.of("batch")
     assert len(told.token_at) == 20
 
