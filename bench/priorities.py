@@ -4,8 +4,8 @@
                                [--model FOLDER] [--simulate MACHINE --as MODEL] [--unclassed]
 
 In each round, in turn: chats alone, one after the other with a pause between; the same with lines of class batch in
-flight all the time; and the lines alone for as long. The order changes from round to round. TTFT and ITL are means over
-the chats of a round, and ratios those of the round's own; tokens of the batch are those that the engine counts.
+flight all the time; and the lines alone for as long. The order changes from round to round. TTFT and ITL (the
+mean of a chat) are medians over the chats of a round; ratios are of one round; tokens are those that the engine counts.
 `--unclassed` sends the lines as `normal`, for comparison. Then 10,000 requests of three classes are scheduled on a
 simulated device, in no time: what each class waited for.
 """
@@ -49,11 +49,11 @@ class Part:
 
     @property
     def ttft_s(self) -> float:
-        return mean(chat.ttft_s or 0.0 for chat in self.chats)
+        return median(chat.ttft_s or 0.0 for chat in self.chats)
 
     @property
     def itl_s(self) -> float:
-        return mean(gap for chat in self.chats for gap in chat.gaps())
+        return median(mean(chat.gaps()) for chat in self.chats)
 
     @property
     def batch_tok_s(self) -> float:
