@@ -34,6 +34,8 @@ KEPT_FACTOR = 1.5
 PROMPT_SHARE = 0.2
 """A chunk of class batch takes no more than this share of what prompts of others take: one may come meanwhile."""
 
+STEP_SHARE = 0.1
+"""A step of class batch alone takes no more than this share of what prompts of others take."""
 FORGETTING = 0.01
 """What is expected of the prompts of others grows by this share of the time without any."""
 _BATCH = PRIORITIES.index("batch")
@@ -90,7 +92,7 @@ class Priorities:
     def num_rows(self, num_others: int, num_batch: int, num_now: int = 0) -> int:
         """Return how many of `num_batch` rows may decode beside `num_others`. `num_now`: as many do already."""
         if not num_others:
-            return num_batch
+            return self._num_alone(num_batch)
         if self.account.is_in_debt:
             return 0
         factor = 1 + self.account.share
@@ -104,13 +106,19 @@ class Priorities:
         """Whether all that is admitted is of class batch."""
         return all(map(is_batch, self._admitted.values()))
 
+    def _num_alone(self, num_batch: int) -> int:
+        """Return how many rows may decode alone: a prompt of others that comes waits for two of their steps."""
+        if self.prompt_s is None:
+            return num_batch
+        return max(min(num_batch, 1), self.times.rows_within(num_batch, STEP_SHARE * self.prompt_s))
+
     def takes_batch(self) -> bool:
         """Return whether the next request may be one of class batch."""
         groups = self._admitted.values()
         num_others = sum(len(alive_of(group)) for group in groups if not is_batch(group))
-        if not num_others and not self._waiting.num_urgent:
-            return True
         num_batch = sum(len(alive_of(group)) for group in groups if is_batch(group))
+        if not num_others and not self._waiting.num_urgent:
+            return not num_batch or num_batch < self._num_alone(num_batch + 1)
         return num_batch < self.num_rows(max(num_others, 1), num_batch + 1, num_batch) and self.account.left_s > 0
 
     def joining(self, ready: Iterable[TokenSequence], running: Sequence[TokenSequence]) -> list[TokenSequence]:
@@ -162,7 +170,7 @@ class Priorities:
     def choose_paused(self, running: Sequence[TokenSequence]) -> list[Unit]:
         """Return the sequences of class batch that leave, the newest first: more than may decode beside the others."""
         batch = [sequence for sequence in running if is_batch(sequence.group)]
-        if not batch:
+        if not batch or len(batch) == len(running):
             return []
         kept = self.num_rows(len(running) - len(batch), len(batch), len(batch))
         oldest = batch[0]

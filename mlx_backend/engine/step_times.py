@@ -32,6 +32,13 @@ class StepTimes:
         part = (num_rows - smaller) / max(larger - smaller, 1)
         return low_s + part * max(self._seconds[larger] - low_s, 0.0)
 
+    def rows_within(self, most: int, seconds: float) -> int:
+        """Return how many rows, `most` at most, a step can have that takes so long; all where nothing was measured."""
+        found = most
+        while found and (self.estimate(found) or 0.0) > seconds:
+            found -= 1
+        return found
+
     def most_rows(self, num_rows: int, most: int, factor: float) -> int:
         """Return how many rows, `most` at most, a step of `num_rows` can have beside them for `factor` of its time."""
         alone_s = self.estimate(num_rows)

@@ -353,6 +353,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a batch starves beside chats", "        return cheap or min(num_batch, int(self.account.is_open))", "        return cheap"),
         ("a batch starves beside prompts", "            has_time = self.account.is_full if found else", "            has_time = False if found else"),
         ("a first token waits for steps of a batch", "        is_waited_for = any(not is_batch(group) for group in prompts)", "        is_waited_for = False"),
+        ("a first token waits for a long step of a batch", "        if self.prompt_s is None:\n            return num_batch", "        if True:\n            return num_batch"),
         ("what a batch adds is never paid for", "            self.account.spend(max(seconds - alone_s, 0.0))", "            pass"),
         ("a batch makes room though that makes none", "            return []\n        leaving.append", "            return leaving\n        leaving.append"),
     ),

@@ -189,6 +189,15 @@ def test_as_many_rows_decode_as_a_step_can_have_for_a_share_more() -> None:
     assert measured(of4=0.01).num_rows(1, 8) == 0, "nothing is known of steps without them"
 
 
+def test_rows_alone_are_as_many_as_a_prompt_that_comes_can_wait_for() -> None:
+    target = measured(of1=0.010, of2=0.012, of4=0.020, of8=0.040)
+    assert target.num_rows(0, 8) == 8, "no prompt of others has come yet"
+    target.prompt_s = 0.2
+    assert [target.num_rows(0, most) for most in (0, 1, 4, 8)] == [0, 1, 4, 4]
+    target.prompt_s = 0.01
+    assert target.num_rows(0, 8) == 1
+
+
 def test_where_no_row_is_cheap_one_decodes_while_there_is_time_for_it_and_none_in_debt() -> None:
     target = measured(of1=0.010, of2=0.013)
     assert target.num_rows(1, 8) == 0
