@@ -15,7 +15,7 @@ from server.config import Config, SecurityConfig
 from server.dialects.priorities import decode_priority, tier_of
 from server.security import keys
 from server.security.tenant import Tenant
-from tests.serving import LiveServer, mock_engine, serve
+from tests.serving import DEADLINE_S, LiveServer, mock_engine, serve
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 CHAT: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 3}
@@ -68,7 +68,8 @@ def post(
     served: tuple[LiveServer, dict[str, str]], path: str, body: dict[str, Any], key: str = "any"
 ) -> httpx.Response:
     server, found = served
-    return httpx.post(f"{server.url}{path}", json=body, headers={"Authorization": f"Bearer {found[key]}"})
+    headers = {"Authorization": f"Bearer {found[key]}"}
+    return httpx.post(f"{server.url}{path}", json=body, headers=headers, timeout=DEADLINE_S)
 
 
 @pytest.mark.parametrize(
@@ -126,12 +127,12 @@ def test_classes_are_counted_and_shown(served: Any) -> None:
     after = _tokens(server, authorized)
     assert after["batch"] - before["batch"] == 6
     assert after["live"] == before["live"]
-    metrics = httpx.get(f"{server.url}/metrics", headers=authorized).text
+    metrics = httpx.get(f"{server.url}/metrics", headers=authorized, timeout=DEADLINE_S).text
     assert f'pippin_class_output_tokens_total{{model="mock",priority="batch"}} {after["batch"]:.1f}' in metrics
     assert 'pippin_class_requests{model="mock",priority="live",state="waiting"} 0.0' in metrics
     assert 'pippin_class_time_to_first_token_seconds_count{model="mock",priority="live"} ' in metrics
 
 
 def _tokens(server: LiveServer, headers: dict[str, str]) -> dict[str, int]:
-    (model,) = httpx.get(f"{server.url}/admin/models", headers=headers).json()["data"]
+    (model,) = httpx.get(f"{server.url}/admin/models", headers=headers, timeout=DEADLINE_S).json()["data"]
     return {each["priority"]: each["num_output_tokens"] for each in model["classes"]}

@@ -16,7 +16,7 @@ from mlx_backend.factory import create_engine
 from server.service.scoring import sigmoid
 from server.text.tokenizer import load_tokenizer
 from tests.rerank_models import write_classifier, write_reranker
-from tests.serving import LiveServer, client_of, mock_engine, serve
+from tests.serving import DEADLINE_S, LiveServer, client_of, mock_engine, serve
 
 DOCUMENTS = ["Paris is the capital of France.", {"text": "Reranking is fun."}, "A fast server."]
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -30,7 +30,7 @@ def server() -> Iterator[LiveServer]:
 
 
 def post(server: LiveServer, body: Any, path: str = "/v1/rerank") -> httpx.Response:
-    return httpx.post(f"{server.url}{path}", json=body)
+    return httpx.post(f"{server.url}{path}", json=body, timeout=DEADLINE_S)
 
 
 @pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])
