@@ -153,7 +153,7 @@ class JobRecord:
             "id": self.request_id,
             "model": self.model_id,
             **self.tenant.fields,
-            "priority": self.priority,
+            **({} if self.priority == "normal" else {"priority": self.priority}),
             "prompt_tokens": self.num_prompt_tokens,
             "truncated_tokens": self.num_truncated_tokens,
             "cached_tokens": num_cached_tokens,
