@@ -9,6 +9,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -28,7 +29,7 @@ logger = logging.getLogger("pippin.batches")
 
 def as_batch(tenant: Tenant) -> Tenant:
     """Return the tenant as batches have it: the one place for the priority of their requests."""
-    return tenant
+    return replace(tenant, priority="batch")
 
 
 class InProcess:

@@ -30,6 +30,9 @@ class SchedulerConfig:
         2.0, "longest prefill chunk while nothing decodes, seconds: an abort waits for it; macOS ends 5 s", gt=0
     )
     max_chunk_tokens: int = option(2048, "tokens of one prefill chunk, at most", ge=1)
+    batch_share: float = option(
+        0.05, "time that requests of class batch may add to what the others take, as a share of it", ge=0.01
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -45,9 +45,13 @@ from mlx_backend.api.reports import PrefixCacheStats as PrefixCacheStats
 from mlx_backend.api.reports import RankInfo as RankInfo
 from mlx_backend.api.reports import RanksInfo as RanksInfo
 from mlx_backend.api.reports import RankStats as RankStats
+from mlx_backend.api.reports import ScoringInfo as ScoringInfo
 from mlx_backend.api.reports import SpeculationStats as SpeculationStats
 
 FinishReason = Literal["stop", "length"]
+Priority = Literal["live", "normal", "batch"]
+PRIORITIES: tuple[Priority, ...] = ("live", "normal", "batch")
+"""The classes of requests, the most urgent first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +85,8 @@ class SamplingParams:
     seed: int | None = None
     num_logprobs: int | None = None
     """None: no log-probabilities; k >= 0: the chosen token's and the k most likely ones'."""
+    logprob_ids: tuple[int, ...] = ()
+    """Tokens whose log-probabilities are told beside these, where `num_logprobs` is not None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +111,8 @@ class GenerationRequest:
     """Whether cached computations are used, and new ones are stored."""
     tenant: str = ""
     """Owner of the request: different tenants take turns in the queue."""
+    priority: Priority = "normal"
+    """The class that decides who is admitted, computed and preempted first."""
     cache_salt: str = ""
     """Prompts of different salts share nothing."""
     adapter: str = ""
@@ -142,6 +150,8 @@ class TokenLogprobs:
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
     """(token id, log-probability), most likely first."""
+    asked: tuple[float, ...] = ()
+    """Of the request's `logprob_ids`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +190,19 @@ class PrefillProgress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClassStats:
+    """Counters of the requests of one class."""
+
+    priority: Priority
+    num_waiting: int = 0
+    num_prefilling: int = 0
+    num_running: int = 0
+    num_pauses: int = 0
+    """Times that a sequence left so that requests of a more urgent class could go on, or begin."""
+    num_output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
     """A snapshot of the engine's counters."""
 
@@ -207,6 +230,8 @@ class EngineStats:
     """Peak of `active_bytes`."""
     prefix_cache: PrefixCacheStats = field(default_factory=PrefixCacheStats)
     speculation: SpeculationStats = field(default_factory=SpeculationStats)
+    classes: tuple[ClassStats, ...] = field(default_factory=lambda: tuple(ClassStats(priority=p) for p in PRIORITIES))
+    """Of each class of requests, in the order of `PRIORITIES`."""
     ranks: tuple[RankStats, ...] = ()
     """In their order; empty if one process has the whole model."""
 

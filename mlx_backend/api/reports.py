@@ -143,6 +143,18 @@ class EmbeddingInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringInfo:
+    """How a model scores a document for a query. `tokens`: by the logits of two; `head`: by a layer of its own."""
+
+    kind: Literal["tokens", "head"]
+    basis: str
+    """What says so."""
+    token_ids: tuple[int, int] | None = None
+    """Of the tokens that mean relevant and not; None: those of `words`."""
+    words: tuple[str, str] = ("yes", "no")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankInfo:
     """Share of a model on one rank; bytes. `limit_bytes` and `free_bytes` are None if nothing bounds them."""
 
@@ -232,6 +244,10 @@ class ModelInfo:
     """None: the model makes no embeddings."""
     no_embedding_reason: str = "it was not made for them"
     """Reason why it makes none."""
+    scoring: ScoringInfo | None = None
+    """None: the model scores no documents."""
+    no_scoring_reason: str = "it was not made for them"
+    """Reason why it scores none."""
     adapters: tuple[AdapterInfo, ...] = ()
     ranks: RanksInfo | None = None
     """None: one process has all of it. Otherwise weights, memory and limits are those of the fullest rank."""

@@ -55,6 +55,10 @@ class SequenceGroup:
     """Seconds until its first admission; None while it waits."""
     num_preemptions: int = 0
     """Times that it, or the group it was split from, had to leave so that others could continue."""
+    is_aged: bool = False
+    """It was admitted before requests of a more urgent class because it had waited for long."""
+    prompt_s: float = 0.0
+    """Seconds that its chunks have taken."""
     num_lost_tokens: int = 0
     """Tokens at its beginning that were computed or restored before, and lost."""
 

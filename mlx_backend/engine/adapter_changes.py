@@ -163,7 +163,7 @@ class AdapterChanges:
             if change.files is not None:
                 self._check_room(change.name, budget, during, self._limit(then), self._requests(loop))
             budget.limit_bytes = during
-        loop.make_room(max(during - budget.needed(loop.scheduler.claims), 0))
+        loop.make_room(max(during - loop.scheduler.planned_bytes, 0))
         with self._lock:
             self._plan(max(now, then))
 

@@ -23,6 +23,7 @@ from mlx_backend.api.errors import (
     QueueFull,
 )
 from mlx_backend.api.interface import (
+    PRIORITIES,
     AdapterConfig,
     EngineConfig,
     EngineHealth,
@@ -36,10 +37,11 @@ from mlx_backend.core.sequence import SequenceGroup, TokenSequence, build_groups
 from mlx_backend.drafting.speculation import Speculation
 from mlx_backend.engine.adapter_changes import AdapterChanges, Change
 from mlx_backend.engine.checks import check_number, check_request
+from mlx_backend.engine.class_queue import ClassQueue, rank_of
 from mlx_backend.engine.counters import Counters
 from mlx_backend.engine.loop import EngineLoop
 from mlx_backend.engine.stream import EventStream
-from mlx_backend.engine.waiting import WaitingQueue, has_room
+from mlx_backend.engine.waiting import has_room
 from mlx_backend.prefix_cache.build import build_prefix_cache
 from mlx_backend.prefix_cache.no_cache import NoPrefixCache
 from mlx_backend.runners.base import Runner
@@ -141,9 +143,11 @@ class DeviceEngine:
         return change.done
 
     def _has_room(self, groups: collections.abc.Sequence[SequenceGroup]) -> bool:
-        """Asked under the lock."""
-        waiting = self._loop.scheduler.waiting if self._loop is not None else WaitingQueue()
-        return has_room(waiting, [group for group, _ in self._inbox], groups, self._config.scheduler.max_waiting)
+        """Return whether requests may wait behind those of their class and of more urgent ones. Under the lock."""
+        priority = groups[0].request.priority
+        waiting = (self._loop.scheduler.waiting if self._loop is not None else ClassQueue()).seen_by(priority)
+        arrived = [group for group, _ in self._inbox if rank_of(group) <= PRIORITIES.index(priority)]
+        return has_room(waiting, arrived, groups, self._config.scheduler.max_waiting)
 
     def stats(self) -> EngineStats:
         loop = self._loop

@@ -171,12 +171,15 @@ class EngineLoop:
         return replace(plan, drafts=drafts) if drafts else plan
 
     def _make_room(self) -> None:
-        """Preempt the newest where the next steps do not fit. What was computed is kept, as far as there is room."""
+        """Preempt what the scheduler chooses. What was computed is kept, as far as there is room."""
         leaving, free_bytes = self.scheduler.overflow(self._counters.kv_bytes)
         if not leaving:
             return
         gone = {sequence.id for unit in leaving for sequence in unit}
-        logger.info("%d sequences are preempted: the next steps of all do not fit", len(gone))
+        if self.scheduler.has_paused:
+            logger.debug("%d sequences of class batch are paused", len(gone))
+        else:
+            logger.info("%d sequences are preempted: the next steps of all do not fit", len(gone))
         self._prefixes.fit(free_bytes)
         self._change_rows(tuple(row for row in self._rows if row not in gone))
         for unit in leaving:
@@ -259,6 +262,9 @@ class EngineLoop:
         took_s = None if self._collected_at is None else now - self._collected_at
         if took_s is not None:
             self._throughput.observe_decode(took_s)
+        if took_s is not None and not drafts:
+            known = self.scheduler.rows(row.id for row in result.rows)
+            self.scheduler.priorities.stepped(known, len(result.rows), took_s)
         self._measure(result.rows, drafts, took_s, is_overlapped=is_overlapped)
         self._collected_at = now
         self._counters.stepped(now, self._config.max_stall_s)
@@ -314,6 +320,7 @@ class EngineLoop:
         beside_s = self._throughput.decode_s if self._in_flight is not None else 0.0
         took_s = max(now - began - beside_s, 0.2 * (now - began))
         self._throughput.observe_chunk(chunk.start, chunk.num_tokens, took_s, is_known=chunk.restore is not None)
+        self.scheduler.priorities.computed(group, chunk, took_s)
         self._take_prompt(group, chunk, result)
         self._succeeded(now)
 
@@ -349,6 +356,7 @@ class EngineLoop:
 
     def _take_token(self, sequence: TokenSequence, token_id: int, logprobs: TokenLogprobs | None) -> None:
         sequence.output_ids.append(token_id)
+        self.scheduler.priorities.num_output_tokens[sequence.request.priority] += 1
         request = sequence.request
         reason: FinishReason | None = None
         if token_id in request.stop_ids:

@@ -18,10 +18,13 @@ from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import LoadProgress
 from mlx_backend.model.checkpoint import Checkpoint
 from mlx_backend.model.pooling import is_embedding_model
+from mlx_backend.model.scoring import is_classifier, num_labels
 from mlx_backend.model.weight_files import INDEX, is_main
 
 logger = logging.getLogger("pippin.load")
 
+SCORE = "score"
+"""What the last layer of a sequence classifier is called, in its files and as an attribute of the model."""
 _READ_BYTES = 256 << 20
 """Size of the pieces in which weights are read: large enough to keep a disk busy, small enough for a progress bar."""
 _MIN_PIECES = 32
@@ -81,7 +84,7 @@ def _build(checkpoint: Checkpoint) -> nn.Module:
 
 
 def _load(checkpoint: Checkpoint, files: tuple[Path, ...]) -> nn.Module:
-    changes = _of_bare_weights(checkpoint)
+    changes = _of_classifier(checkpoint) or _of_bare_weights(checkpoint)
     quantization = checkpoint.config.get("quantization_config")
     if isinstance(quantization, dict) and "bits" in quantization and "quant_method" not in quantization:
         # another name that mlx-lm accepts; without this, it assumes another library's format
@@ -118,6 +121,25 @@ def _of_bare_weights(checkpoint: Checkpoint) -> dict[str, Any]:
     if "embed_tokens.weight" not in names:
         return {}
     return {"get_model_classes": _classes_with_prefix, "model_config": {"tie_word_embeddings": True}}
+
+
+def _of_classifier(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What else mlx-lm is to be told of a sequence classifier: a score is in the place of the head."""
+    if not is_classifier(checkpoint.config):
+        return {}
+    return {"get_model_classes": _classes_with_score, "model_config": {"tie_word_embeddings": True}}
+
+
+def _classes_with_score(config: dict[str, Any]) -> tuple[Any, Any]:
+    model_class, arguments_class = mlx_lm_utils._get_classes(config)
+    labels = num_labels(config)
+
+    class Scored(model_class):  # type: ignore[misc, valid-type]
+        def __init__(self, arguments: Any) -> None:
+            super().__init__(arguments)
+            setattr(self, SCORE, nn.Linear(arguments.hidden_size, labels, bias=False))
+
+    return Scored, arguments_class
 
 
 def _classes_with_prefix(config: dict[str, Any]) -> tuple[Any, Any]:

@@ -116,8 +116,8 @@ class MLXRunner:
         self._is_batched = reason is None
         ungrouped_reason = self._check_groups() if self._is_batched else None
         no_drafts_reason = self._check_drafts(reason or ungrouped_reason)
-        embedding = vectors.read_embedding(self._model, self._make_caches, checkpoint, skeleton.shape.hidden_size)
-        no_embedding_reason, self._embedding = (embedding, None) if isinstance(embedding, str) else ("", embedding)
+        made = vectors.read_vectors(self._model, self._make_caches, checkpoint, skeleton.shape.hidden_size)
+        self._embedding = made.computed
         self._context = fitting
         if needs_warm_shapes:
             self._warming().run(report, skeleton.shape.weights_bytes)
@@ -143,8 +143,7 @@ class MLXRunner:
             max_drafts=self._config.speculation.max_drafts if no_drafts_reason is None else 0,
             no_drafts_reason=no_drafts_reason or "",
             adapters=held,
-            embedding=self._embedding,
-            no_embedding_reason=no_embedding_reason,
+            **made.report,
         )
 
     def _defer_latents(self, shape: ModelShape) -> bool:

@@ -8,13 +8,9 @@ one's, and the text comes with the request, as it does where a script says it. N
 
 from __future__ import annotations
 
-import math
-import random
 import re
-import struct
 import threading
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +19,6 @@ from pathlib import Path
 from mlx_backend.api.errors import ModelLoadError, OutOfMemory, SequenceFailed
 from mlx_backend.api.interface import (
     NO_SPECULATION,
-    EmbeddingInfo,
     EngineConfig,
     Footprint,
     KVCacheReport,
@@ -51,11 +46,11 @@ from mlx_backend.planning.memory import ModelShape
 from mlx_backend.prefix_cache.store_mock import MockStore
 from mlx_backend.runners.base import limited_by
 from mlx_backend.runners.mock_adapters import MockAdapters
+from mlx_backend.runners.mock_measures import EMBEDDING, SCORING, asked_logprobs, vector
 from mlx_backend.runners.mock_text import choose, text_of
 from mlx_backend.runners.mock_vocabulary import vocab_size_of
 
 VOCAB_SIZE = 260
-EMBEDDING = EmbeddingInfo(dim=16, pooling="last", is_normalized=True)
 _LOAD_SLICES = 20
 _WEIGHTS_BYTES = 1 << 20
 _BYTES_PER_TOKEN = 16
@@ -151,6 +146,7 @@ class MockRunner:
             max_drafts=self._config.speculation.max_drafts,
             no_drafts_reason="" if self._config.speculation.max_drafts else NO_SPECULATION,
             embedding=EMBEDDING,
+            scoring=SCORING,
             adapters=self.adapters.load(self._config.adapters),
         )
 
@@ -178,8 +174,9 @@ class MockRunner:
             self.blocks.restore(chunk)
             return PromptResult()
         self._compute(chunk)
-        vector = _vector(tuple(held)) if chunk.embeds and chunk.stop == chunk.num_prompt_tokens else None
-        return PromptResult(_prompt_logprobs(chunk), vector)
+        is_last = chunk.stop == chunk.num_prompt_tokens
+        made = vector(tuple(held)) if chunk.embeds and is_last else None
+        return PromptResult(_prompt_logprobs(chunk), made)
 
     def _tokens_of(self, source: PromptId | SequenceId) -> Sequence[int]:
         """The tokens that are computed of a prompt, or of a row with its prompt."""
@@ -298,6 +295,8 @@ def _sample(row: Row, bits: bytes | None, vocab_size: int) -> RowTokens:
     if bits is not None:
         token_id = choose(bits, token_id, row, vocab_size)
     logprobs = _logprobs(token_id, row.sampling.num_logprobs)
+    if logprobs is not None and row.sampling.logprob_ids:
+        logprobs = replace(logprobs, asked=asked_logprobs(row))
     return RowTokens(row.id, (token_id,), () if logprobs is None else (logprobs,))
 
 
@@ -305,14 +304,6 @@ def _prompt_logprobs(chunk: Chunk) -> tuple[TokenLogprobs, ...]:
     following = chunk.token_ids[1:] if chunk.next_id is None else (*chunk.token_ids[1:], chunk.next_id)
     noted = (_logprobs(token_id, chunk.num_top_logprobs) for token_id in following)
     return tuple(logprobs for logprobs in noted if logprobs is not None)
-
-
-def _vector(prompt_ids: tuple[int, ...]) -> bytes:
-    """A direction drawn by the prompt alone."""
-    source = random.Random(zlib.crc32(repr(prompt_ids).encode()))
-    drawn = [source.gauss() for _ in range(EMBEDDING.dim)]
-    length = math.hypot(*drawn)
-    return struct.pack(f"<{EMBEDDING.dim}f", *(number / length for number in drawn))
 
 
 def _logprobs(token_id: int, num_top: int | None) -> TokenLogprobs | None:

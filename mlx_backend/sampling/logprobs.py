@@ -23,12 +23,24 @@ class StepLogprobs:
     """int [logprob rows, k], most likely first; k is the largest number requested"""
     top: mx.array
     """float32 [logprob rows, k]"""
+    asked: mx.array | None = None
+    """float32 [logprob rows, ids], of each row's `logprob_ids`; None where no row has any."""
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """All arrays to be computed."""
+        return [self.chosen, self.top_ids, self.top, *([] if self.asked is None else [self.asked])]
 
     def read(self, rows: Sequence[Row]) -> dict[int, TokenLogprobs]:
         """Return them by batch row, on the host; waits for the device."""
         chosen, ids, top = self.chosen.tolist(), self.top_ids.tolist(), self.top.tolist()
+        asked = None if self.asked is None else self.asked.tolist()
         return {
-            row: TokenLogprobs(chosen[place], _pairs(ids[place], top[place], rows[row].sampling.num_logprobs))
+            row: TokenLogprobs(
+                chosen[place],
+                _pairs(ids[place], top[place], rows[row].sampling.num_logprobs),
+                () if asked is None else tuple(asked[place][: len(rows[row].sampling.logprob_ids)]),
+            )
             for row, place in self.places.items()
         }
 
@@ -43,8 +55,19 @@ def compute_logprobs(logits: mx.array, tokens: mx.array, rows: Sequence[Row]) ->
         return None
     num_top = max(rows[i].sampling.num_logprobs or 0 for i in asking)
     indices = mx.array(asking, dtype=mx.int32)
-    ranked = rank(logits[indices], tokens[indices], num_top)
-    return StepLogprobs({row: place for place, row in enumerate(asking)}, *ranked)
+    own = logits[indices]
+    ranked = rank(own, tokens[indices], num_top)
+    asked = _asked(own, [rows[i].sampling.logprob_ids for i in asking])
+    return StepLogprobs({row: place for place, row in enumerate(asking)}, *ranked, asked)
+
+
+def _asked(logits: mx.array, ids: Sequence[tuple[int, ...]]) -> mx.array | None:
+    """Return the log-probabilities of some tokens of each row; rows with fewer than others have any in their place."""
+    most = max(map(len, ids))
+    if not most:
+        return None
+    padded = mx.array([(*row, *(0,) * (most - len(row))) for row in ids], dtype=mx.int32)
+    return mx.take_along_axis(logits, padded, axis=-1) - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def rank(logits: mx.array, tokens: mx.array, num_top: int) -> tuple[mx.array, mx.array, mx.array]:

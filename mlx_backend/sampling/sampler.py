@@ -35,7 +35,7 @@ class Drawn:
 
     @property
     def arrays(self) -> list[mx.array]:
-        extra = [] if self.logprobs is None else [self.logprobs.chosen, self.logprobs.top_ids, self.logprobs.top]
+        extra = [] if self.logprobs is None else self.logprobs.arrays
         return [self.tokens, *extra, *self.state]
 
 

@@ -11,7 +11,10 @@ from typing import Any, BinaryIO
 from server.batches.order import prefix_of
 from server.json_text import read_json
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/responses")
+ENDPOINTS = (
+    *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/responses"),
+    *("/v1/rerank", "/v1/score"),
+)
 """What a line may ask for."""
 MAX_NUMBER = 1 << 24
 """Lines of a file, blank ones among them, at most: state is kept by their numbers."""

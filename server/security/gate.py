@@ -48,6 +48,7 @@ _CORS_MAX_AGE_S = "600"
 _CORS_HEADERS = "authorization, content-type, x-api-key, x-request-id"
 _CORS_EXPOSED = (
     "retry-after, x-request-id, x-pippin-ignored-fields, x-pippin-truncated-tokens, x-pippin-max-tokens, "
+    "x-pippin-priority, "
     "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
     "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
@@ -196,7 +197,7 @@ class Gate:
         if key is None:
             return Tenant("", account, self._limits.share_prefix_cache)
         revocation = self._revocations.setdefault(key.hash, Revocation())
-        return Tenant(key.name, account, self._limits.share_prefix_cache, revocation)
+        return Tenant(key.name, account, self._limits.share_prefix_cache, revocation, key.priority)
 
     def tenant_named(self, name: str) -> Tenant | None:
         """Return the tenant that the key of this name has; without keys, everybody's. None where there is none."""

@@ -1,8 +1,8 @@
 """API keys: the file that holds their hashes, and the ring that requests are compared with.
 
-A line is `name:hash` or `name:hash:admin,requests_per_minute=60,tokens_per_minute=100000`. The hash is SHA-256, once: a
-key is 256 random bits, which no dictionary holds, so that a slow hash would cost every request and gain nothing. The
-key itself is printed once, when it is made, and stored nowhere. Independent of HTTP.
+A line is `name:hash` or `name:hash:admin,requests_per_minute=60,tokens_per_minute=100000,priority=batch`. The hash is
+SHA-256, once: a key is 256 random bits, which no dictionary holds, so that a slow hash would cost every request and
+gain nothing. The key itself is printed once, when it is made, and stored nowhere. Independent of HTTP.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from mlx_backend.api.interface import PRIORITIES, Priority
 
 logger = logging.getLogger("pippin.security")
 
@@ -30,6 +33,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _ADMIN = "admin"
 _LIMITS = ("requests_per_minute", "tokens_per_minute")
+_PRIORITY = "priority"
 
 Signature = tuple[int, int, int, int]
 """Changes with a file's text and with its permissions: a file that was unreadable is read once it is readable."""
@@ -49,6 +53,8 @@ class Key:
     """Allows loading and unloading models."""
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    priority: Priority = "live"
+    """The most urgent class that its requests may be of."""
 
 
 def new_key() -> str:
@@ -84,13 +90,15 @@ def parse(path: Path, text: str) -> tuple[Key, ...]:
     return tuple(keys.values())
 
 
-def add(path: Path, name: str, *, is_admin: bool = False, **limits: int | None) -> str:
+def add(path: Path, name: str, *, is_admin: bool = False, **limits: int | str | None) -> str:
     """Add a new key's hash to the file, creating it if necessary; return the key. Raises KeysError."""
     if not _NAME.fullmatch(name):
         raise KeysError("a key's name has 1 to 64 letters, digits, '.', '_' and '-', and begins with a letter or digit")
     text = _read(path)[0] if path.exists() else ""
     if any(key.name == name for key in parse(path, text)):
         raise KeysError(f"keys file {path}: there is a key {name!r} already; revoke it first, or choose another name")
+    if limits.get(_PRIORITY) not in (None, *PRIORITIES):
+        raise KeysError(f"priority must be one of {', '.join(PRIORITIES)}, not {limits[_PRIORITY]!r}")
     key = new_key()
     given = [f"{limit}={value}" for limit, value in limits.items() if value is not None]
     options = ",".join([*([_ADMIN] if is_admin else []), *given])
@@ -115,14 +123,18 @@ def _parse_line(line: str) -> Key:
             "is not name:hash, the hash being SHA-256 in 64 hexadecimal digits; `pippin keys add` writes it"
         )
     told = [option.strip() for option in options.split(",") if option]
-    limits = dict(_parse_limit(option) for option in told if option != _ADMIN)
+    limits = dict(_parse_option(option) for option in told if option != _ADMIN)
     return Key(name=name, hash=hash, is_admin=_ADMIN in told, **limits)
 
 
-def _parse_limit(option: str) -> tuple[str, int]:
+def _parse_option(option: str) -> tuple[str, Any]:
     name, _, value = (part.strip() for part in option.partition("="))
+    if name == _PRIORITY:
+        if value not in PRIORITIES:
+            raise ValueError(f"{name} must be one of {', '.join(PRIORITIES)}, not {value!r}")
+        return name, value
     if name not in _LIMITS:
-        raise ValueError(f"unknown option {name!r}; known are {', '.join((_ADMIN, *_LIMITS))}")
+        raise ValueError(f"unknown option {name!r}; known are {', '.join((_ADMIN, *_LIMITS, _PRIORITY))}")
     if not value.isascii() or not value.isdecimal() or int(value) < 1:
         raise ValueError(f"{name} must be a whole number from 1")
     return name, int(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from mlx_backend.api.interface import PRIORITIES, Priority
 from server.security.rate import Account, RateGrant
 from server.security.refusals import KeyRevoked
 
@@ -43,6 +44,12 @@ class Tenant:
     account: Account = field(default_factory=Account)
     shares_prefixes: bool = False
     revocation: Revocation = field(default_factory=Revocation)
+    priority: Priority = "live"
+    """The most urgent class that its requests may be of."""
+
+    def allow(self, priority: Priority) -> Priority:
+        """Return the class of a request that asks for one."""
+        return max(priority, self.priority, key=PRIORITIES.index)
 
     def reserve(self, num_tokens: int) -> RateGrant:
         """Take tokens before they are computed. Raises RateLimited."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_backend.api.errors import ContextLengthExceeded
-from mlx_backend.api.interface import Engine, GenerationRequest, ModelInfo, PromptEvent
+from mlx_backend.api.interface import Engine, GenerationRequest, ModelInfo, Priority, PromptEvent
 from server.errors import InternalError, InvalidRequest, to_api_error
 from server.security.tenant import Tenant
 from server.service.encoding import LONG_TEXT_CHARS, run_in_text_thread
@@ -51,6 +51,7 @@ class EmbeddingJob:
     """So many of the first numbers of each vector; None: all."""
     dimensions_param: str
     tenant: Tenant = field(default_factory=Tenant)
+    priority: Priority = "normal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,7 @@ async def _compute(
             max_tokens=0,
             embeds=True,
             tenant=job.tenant.name,
+            priority=job.tenant.allow(job.priority),
             adapter=adapter,
         )
         for position, ids in enumerate(prompts)

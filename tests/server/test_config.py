@@ -393,7 +393,7 @@ def read_one(declared: Field, value: object) -> object:
 
 
 def test_a_field_of_another_type_cannot_be_declared() -> None:
-    from server.config import _unfold
+    from server.config_sources import _unfold
 
     assert _unfold(Literal["a", "b"] | None) == (str, True, ("a", "b"))
     with pytest.raises(TypeError, match="cannot be a"):

@@ -96,10 +96,10 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str, says: str)
 
 
 def test_a_model_of_a_flag_beside_models_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^flag --model: model 'y' and models are both given"):
+    with pytest.raises(ConfigError, match=r"^flag --model: model 'y' is for a server of one model"):
         resolved(tmp_path, "models: {a: x}", model="y")
 
 
 def test_the_config_is_checked_when_it_is_built_by_hand() -> None:
-    with pytest.raises(ValueError, match="models are both given"):
+    with pytest.raises(ValueError, match="is for a server of one model"):
         Config(model="a", models=(ModelEntry(name="a", model="a"),))

@@ -35,6 +35,8 @@ STATUSES = {
     "/v1/responses/{id}/cancel": {"200", "400", "404"},
     "/v1/responses/{id}/input_items": {"200", "400", "404"},
     "/v1/embeddings": GENERATION,
+    "/v1/rerank": GENERATION,
+    "/v1/score": GENERATION,
     "/v1/messages": GENERATION,
     "/v1/messages/count_tokens": GENERATION,
     "/api/chat": GENERATION,

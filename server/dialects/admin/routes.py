@@ -8,7 +8,15 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from mlx_backend.api.interface import ModelInfo, RankStats
-from server.dialects.admin.schema import AdminAdapter, AdminModel, AdminModelList, AdminRank, LoadRequest, LoadState
+from server.dialects.admin.schema import (
+    AdminAdapter,
+    AdminClass,
+    AdminModel,
+    AdminModelList,
+    AdminRank,
+    LoadRequest,
+    LoadState,
+)
 from server.dialects.admin.vllm_adapters import add_routes
 from server.dialects.openai_schema import error_responses
 from server.dialects.parts import ServerParts
@@ -86,6 +94,16 @@ def _encode(model: ServedModel) -> AdminModel:
         num_waiting=stats.num_waiting + stats.num_prefilling,
         num_output_tokens=model.measures.num_output_tokens,
         adapters=_encode_adapters(model),
+        classes=[
+            AdminClass(
+                priority=each.priority,
+                num_running=each.num_running,
+                num_waiting=each.num_waiting + each.num_prefilling,
+                num_pauses=each.num_pauses,
+                num_output_tokens=each.num_output_tokens,
+            )
+            for each in stats.classes
+        ],
         ranks=[_encode_rank(each, info) for each in stats.ranks],
     )
 

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from mlx_backend.api.interface import Priority
+
 
 class LoadState(BaseModel):
     """How far the check of the files, and then loading, has come."""
@@ -71,13 +73,24 @@ class UnloadAdapterRequest(BaseModel):
     base_model_name: str | None = None
 
 
+class AdminClass(BaseModel):
+    """The requests of one class: sequences that decode and that do not yet, times that they were paused, tokens."""
+
+    priority: Priority
+    num_running: int
+    num_waiting: int
+    num_pauses: int
+    num_output_tokens: int
+
+
 class AdminModel(BaseModel):
     """A served model as it is now.
 
     `memory_bytes`: what it may use while it is loaded, fixed when it was, null where it has all or is not loaded;
     `weights_bytes`: null until it was loaded once; `kv_bytes`: held by live sequences. `num_users`: requests that keep
     it from being unloaded; of their sequences `num_running` decode and `num_waiting` do not yet. `idle_s`: how long
-    nobody has used it; null while somebody does. `ranks`: empty where one process has the whole model.
+    nobody has used it; null while somebody does. `num_output_tokens` of `classes` are the
+    engine's. `ranks`: empty where one process has the whole model.
     """
 
     id: str
@@ -98,6 +111,7 @@ class AdminModel(BaseModel):
     num_waiting: int
     num_output_tokens: int
     adapters: list[AdminAdapter]
+    classes: list[AdminClass]
     ranks: list[AdminRank]
 
 

@@ -32,7 +32,7 @@ class StatusRequest(BaseModel):
     """One open request. `max_output_tokens` is null where it is bounded by the context alone."""
 
     id: str
-    kind: Literal["generation", "embedding"]
+    kind: Literal["generation", "embedding", "scoring"]
     state: Literal["waiting", "reading", "writing"]
     age_s: float
     num_prompt_tokens: int

@@ -24,6 +24,7 @@ from server.dialects.models.schema import (
     PrefixCache,
     Rank,
     Ranks,
+    ScoringDetails,
     ToolCalls,
 )
 from server.dialects.openai_schema import error_responses
@@ -111,6 +112,8 @@ def _encode_details(model: ServedModel) -> ModelDetails | None:
         adapters=[Adapter(**asdict(adapter)) for adapter in info.adapters],
         embedding=None if info.embedding is None else EmbeddingDetails(**asdict(info.embedding)),
         no_embedding_reason=info.no_embedding_reason if info.embedding is None else None,
+        scoring=None if info.scoring is None else ScoringDetails(kind=info.scoring.kind, basis=info.scoring.basis),
+        no_scoring_reason=info.no_scoring_reason if info.scoring is None else None,
         tool_calls=_encode_calls(format),
         has_reasoning=format.has_reasoning,
         memory=None if info.memory is None else Memory(**asdict(info.memory), free_bytes=info.memory.free_bytes),

@@ -8,6 +8,7 @@ from typing import Any
 from server.dialects.openai_embeddings.schema import EmbeddingRequest
 from server.dialects.openai_prompts import is_one
 from server.dialects.openai_refusals import NO_EFFECT, check_extra
+from server.dialects.priorities import decode_priority
 from server.service.embedding import EmbeddingJob
 from server.service.job import TextPrompt, TokenPrompt
 
@@ -38,5 +39,6 @@ def decode(body: EmbeddingRequest, request_id: str) -> tuple[EmbeddingJob, list[
         params=("input",) if is_one(body.input) else tuple(f"input.{place}" for place in range(len(inputs))),
         dimensions=body.dimensions,
         dimensions_param="dimensions",
+        priority=decode_priority(body.priority),
     )
     return job, ignored

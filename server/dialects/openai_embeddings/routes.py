@@ -14,6 +14,7 @@ from server.dialects.openai_embeddings.encode import encode
 from server.dialects.openai_embeddings.schema import EmbeddingAnswer, EmbeddingRequest
 from server.dialects.openai_schema import GENERATION_ERRORS, Responses
 from server.dialects.parts import ServerParts
+from server.dialects.priorities import priority_header
 from server.dialects.published import PublishedRoute
 from server.disconnect import ClientGone, while_connected
 from server.service.embedding import embed
@@ -31,7 +32,7 @@ def build_router(parts: ServerParts) -> APIRouter:
         """Compute a vector of each input, with an embedding model."""
         job, ignored = decode(body, request.state.request_id)
         job = replace(job, tenant=request.state.tenant)
-        headers = ignored_header(ignored)
+        headers = ignored_header(ignored) | priority_header(body, job.tenant.allow(job.priority))
         try:
             embeddings = await while_connected(request.receive, embed(parts.registry, job))
         except ClientGone:

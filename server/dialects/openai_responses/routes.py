@@ -88,6 +88,7 @@ def build_router(parts: ServerParts) -> APIRouter:
             stores=stores,
             shows_thoughts=parts.config.api.thoughts_field != "none",
             defaults=parts.registry.defaults_of(body.model or ""),
+            allow=request.state.tenant.allow,
         )
         return decoded, sent
 

@@ -94,7 +94,6 @@ class ResponsesRequest(SamplingFields):
     background: bool | None = None
     prompt_cache_key: Text | None = None
     safety_identifier: Text | None = None
-    service_tier: str | None = None
 
 
 class InputTokensDetails(AnswerModel):

@@ -247,6 +247,7 @@ function renderPrefix(model) {
 // --- lists
 
 const DOING = { waiting: "Waiting", reading: "Reading", writing: "Writing" };
+const READING = { embedding: "Embedding", scoring: "Scoring" };
 
 function renderRequests(model) {
   const place = byId("requests");
@@ -288,7 +289,7 @@ function renderRequest(row, request) {
   const read = request.num_computed_tokens > 1 ? request.num_computed_tokens : 0; // the last one is not read, but written from
   const done = isWriting ? request.num_output_tokens : read;
   const all = isWriting ? request.max_output_tokens : request.num_prompt_tokens;
-  say(what, request.kind === "embedding" && request.state === "reading" ? "Embedding" : DOING[request.state]);
+  say(what, request.state === "reading" ? READING[request.kind] ?? DOING.reading : DOING[request.state]);
   say(far, all === null ? `${count(done)} tokens` : request.state === "waiting" ? `${count(all)} tokens` : `${count(done)} / ${count(all)}`);
   say(age, span(request.age_s));
   bar.className = isWriting ? "bar writing" : "bar";

@@ -82,6 +82,8 @@ async def test_list() -> None:
         "dequantized_reason": "its code is in the way",
         "embedding": None,
         "no_embedding_reason": "it was not made for them",
+        "scoring": None,
+        "no_scoring_reason": "it was not made for them",
         "adapters": [],
         "tool_calls": {"form": "generic", "told_by": "prompt"},
         "has_reasoning": False,
