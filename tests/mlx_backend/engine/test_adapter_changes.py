@@ -176,7 +176,7 @@ class World:
         budget = None if limit_bytes is None else mock._budget(limit_bytes)
         self.runner: Any = SimpleNamespace(adapters=self.host, budget=budget)
         self.loop: Any = SimpleNamespace(
-            requests=[], scheduler=SimpleNamespace(claims=[]), make_room=lambda kept: self.rooms.append(kept)
+            requests=[], scheduler=SimpleNamespace(planned_bytes=0), make_room=lambda kept: self.rooms.append(kept)
         )
         self.rooms: list[int | None] = []
         self.changes = AdapterChanges(self.runner, threading.Condition(), deque())
