@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help serve test soak fuzz mutants clients lint check bench kv-quality kv-memory pocket open-webui dashboard clean
+.PHONY: help serve test wheel formula soak fuzz mutants clients lint check bench kv-quality kv-memory pocket open-webui dashboard clean
 
 # A variable counts only where it is written on the command line: a HOST or PORT in the environment is somebody else's.
 given = $(filter command,$(origin $(1)))
@@ -14,6 +14,8 @@ help:
 	@echo "make serve BACKEND=mock               serve made-up text; no model, no MLX needed"
 	@echo "           HOST= PORT= CONFIG=<file> LOG_LEVEL= ARGS='--any-flag value'; see: pippin serve --help"
 	@echo "make test  [ARGS=...]                 the test suite; ARGS goes to pytest"
+	@echo "make wheel [ARGS=...]                 build the wheel, install it elsewhere, and use it there; --borrow is quick"
+	@echo "make formula                          write a Homebrew formula for this source into build/homebrew"
 	@echo "make soak                             the long proofs, minutes; Linux"
 	@echo "make mutants [ARGS=...]               plant faults, one at a time, and see that tests notice; half an hour"
 	@echo "make fuzz  [ARGS=...]                 requests made up from the published schema, in .venv-fuzz"
@@ -36,6 +38,12 @@ serve:
 
 test:
 	@scripts/test $(ARGS)
+
+wheel:
+	@scripts/wheel/run $(ARGS)
+
+formula:
+	@scripts/formula/run $(ARGS)
 
 soak:
 	@scripts/test -m soak -n 0 -s $(ARGS)

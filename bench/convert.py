@@ -1,6 +1,8 @@
 """Conversions at a size: memory, time beside mlx_lm.convert, its tensors, the same bytes after kills at random points.
 
-python -m bench.convert [--gigabytes 3.2] [--kills 20] [--bits 4] [--keep FOLDER]
+python -m bench.convert [--only kills] [--gigabytes 3.2] [--kills 20] [--bits 4] [--keep FOLDER]
+python -m bench.convert --only pocket [--items 25] [--sizes '3.03,mixed_2_6'] [--keep FOLDER]
+python -m bench.convert --only r1
 
 The source is made up: DeepSeek-V3 as it is published, fp8 in blocks of 128 with a scale each, with the pocket model's
 tokenizer. Each conversion is a process of its own; peak memory is its resident set's, as the system counts it.
@@ -24,7 +26,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_backend.conversion.shards import SHARD_BYTES
+from bench import convert_pocket, convert_r1
 from server import pocket
 
 _SHARD_BYTES = 256 << 20
@@ -66,6 +68,15 @@ finally:
     print("USED", used.ru_maxrss, used.ru_utime + used.ru_stime, file=sys.stderr)
 """
 
+_SMALL_FILES = """
+import runpy, sys
+from mlx_backend.conversion import shards
+shards.lay_out.__defaults__ = (int(sys.argv[1]),)
+sys.argv = sys.argv[2:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+_PAIRS = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -82,6 +93,12 @@ class Run:
 def main() -> None:
     """Make the source, convert it both ways, kill and resume, compare."""
     parser = argparse.ArgumentParser(prog="python -m bench.convert", description=__doc__)
+    parser.add_argument(
+        "--only", choices=("pocket", "r1", "compare", "kills", "time"), help="one of these; else compare, time, kills"
+    )
+    parser.add_argument("--items", type=int, default=25, help="pocket: questions of each skill; 0 for none")
+    parser.add_argument("--sizes", default=f"{','.join(convert_pocket.THEIRS)},3.03", help="pocket: which sizes")
+    parser.add_argument("--file-mb", type=int, default=64, help="kills: size of the weight files")
     parser.add_argument("--gigabytes", type=float, default=3.2, help="size of the source")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--bits", default="4")
@@ -91,13 +108,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="pippin-convert-") as name:
         work = options.keep or Path(name)
         work.mkdir(parents=True, exist_ok=True)
+        if options.only == "pocket":
+            convert_pocket.run(work, options.items, options.sizes.split(","))
+            return
+        if options.only == "r1":
+            convert_r1.run(work)
+            return
         source = work / "source"
         if not source.exists():
             _make(source, options.gigabytes)
         size = sum(file.stat().st_size for file in source.glob("*.safetensors"))
         print(f"source: {size / 1e9:.2f} GB")
-        _compare(work, source, options)
-        _kill(work, source, options)
+        if options.only in (None, "compare"):
+            _compare(work, source, options)
+        if options.only in (None, "time"):
+            _time(work, source, options)
+        if options.only in (None, "kills"):
+            _kill(work, source, options)
 
 
 def _compare(work: Path, source: Path, options: Any) -> None:
@@ -118,19 +145,47 @@ def _compare(work: Path, source: Path, options: Any) -> None:
     print(f"pippin convert again: {'nothing to do' if _is_done(source, ours, options) else 'NOT RECOGNIZED'}")
 
 
+def _time(work: Path, source: Path, options: Any) -> None:
+    """Convert both ways in turn, and compare the times."""
+    ratios: list[tuple[float, float]] = []
+    for place in range(_PAIRS):
+        runs = {}
+        for name in ("ours", "theirs") if place % 2 else ("theirs", "ours"):
+            out = work / f"{name}-timed"
+            shutil.rmtree(out, ignore_errors=True)
+            if name == "ours":
+                runs[name] = _run("server", "convert", str(source), "--bits", options.bits, "--out", str(out))
+            else:
+                given = ("--hf-path", str(source), "--mlx-path", str(out), "-q", "--q-bits", options.bits)
+                runs[name] = _run("mlx_lm", "convert", *given)
+            shutil.rmtree(out)
+        ratios.append((runs["ours"].seconds / runs["theirs"].seconds, runs["ours"].cpu_s / runs["theirs"].cpu_s))
+        print(f"pippin: {runs['ours']}; mlx_lm.convert: {runs['theirs']}", flush=True)
+    wall, cpu = (sorted(each)[len(ratios) // 2] for each in zip(*ratios, strict=True))
+    print(f"ours to theirs, the median of {len(ratios)}: {wall:.2f}, of the processor {cpu:.2f}", flush=True)
+
+
 def _kill(work: Path, source: Path, options: Any) -> None:
-    """Convert, killed each time that a random number of bytes more is on the disk."""
-    out, whole = work / "killed", _digests(work / "ours")
-    shutil.rmtree(out, ignore_errors=True)
+    """Convert into several weight files, killed each time that a random number of bytes more is on the disk."""
     chance = random.Random(options.seed)
-    command = [sys.executable, "-m", "server", "convert", str(source), "--bits", options.bits, "--out", str(out)]
-    kills, start, size = 0, time.perf_counter(), sum(file.stat().st_size for file in (work / "ours").glob("model*"))
+    file_bytes = options.file_mb << 20
+    arguments = ("convert", str(source), "--bits", options.bits, "--out")
+    command = [sys.executable, "-c", _SMALL_FILES, str(file_bytes), "server", *arguments]
+    reference, out = work / "whole", work / "killed"
+    for folder in (reference, out):
+        shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([*command, str(reference)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    whole, command = _digests(reference), [*command, str(out)]
+    files = list(reference.glob("model*.safetensors"))
+    kills, start, size = 0, time.perf_counter(), sum(file.stat().st_size for file in files)
     while kills < options.kills:
         whole_bytes = sum(path.stat().st_size for path in out.glob("model*.safetensors"))
-        target, since = whole_bytes + chance.random() * min(size - whole_bytes, 1.1 * SHARD_BYTES), time.time()
+        # on average, as far as lets all kills find something to do
+        reach = min(size - whole_bytes, 2.2 * max(size / options.kills, file_bytes / 2))
+        target, since = whole_bytes + chance.random() * reach, time.time()
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             while process.poll() is None and whole_bytes + _written(out, since) < target:
-                time.sleep(0.02)
+                time.sleep(0.005)
             if process.poll() is None:
                 process.kill()
                 kills += 1
@@ -142,7 +197,8 @@ def _kill(work: Path, source: Path, options: Any) -> None:
     found = _digests(out)
     is_same = found.keys() == whole.keys() and all(found[name] == whole[name] for name in whole if name not in named)
     took = time.perf_counter() - start
-    print(f"killed {kills} times, {took:.0f} s in all: {'the same bytes' if is_same else 'OTHER BYTES'}")
+    words = "the same bytes" if is_same else "OTHER BYTES"
+    print(f"killed {kills} times over {len(files)} weight files, {took:.0f} s in all: {words}")
 
 
 def _written(out: Path, since: float) -> int:

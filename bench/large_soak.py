@@ -1,10 +1,12 @@
 """Answers under constant preemption: thousands of requests within a budget that is always too small.
 
 python -m bench.large_soak [--requests 10000] [--backend mlx,mock] [--most-tokens 1000] [--limit-gb X] [--seed 1]
+                           [--kind llama] [--speculation]
 
 Requests are drawn from a pool, greedy or seeded, with one continuation or several; some leave midway. Every answer is
 compared with that of the same request alone. In the end nothing may be left of rows, prompts and blocks, and as much
-memory be allocated as before.
+memory be allocated as before. With speculation each request predicts its answer, with errors: whatever is verified
+and refused, answers stay the same, and so do those that go on from blocks that such rows have left.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from mlx_backend.api.interface import (
     PrefixCacheConfig,
     SamplingParams,
     SchedulerConfig,
+    SpeculationConfig,
     TokenEvent,
 )
 from mlx_backend.engine.engine import DeviceEngine
@@ -86,17 +89,23 @@ def main() -> None:
     parser.add_argument("--most-tokens", type=int, default=_MOST_TOKENS, help="of an answer")
     parser.add_argument("--limit-gb", type=float, help="memory of the engine, the model's weights included")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kind", default="llama", help="of tiny model")
+    parser.add_argument("--speculation", action="store_true", help="draft as much as there is room for")
     options = parser.parse_args()
     is_good = True
     for backend in options.backend.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            config = config_of(backend, Path(folder), options.limit_gb)
+            config = config_of(backend, Path(folder), options.limit_gb, options.kind)
+            if options.speculation:
+                config = replace(config, speculation=SpeculationConfig(kind="ngram", max_slowdown=100.0))
             report = asyncio.run(soak(config, options.requests, options.seed, most_tokens=options.most_tokens))
         stats = report.stats
         print(
             f"{backend}: {report.num_requests} requests in {report.took_s:.0f} s, {report.num_different} answers differ"
         )
         print(f"  {stats.num_preemptions} preemptions, {stats.num_recomputed_tokens} tokens computed again")
+        if stats.speculation.num_steps:
+            print(f"  {stats.speculation.num_steps} steps with drafts: {stats.speculation.drafted}")
         print(f"  finished {stats.num_finished}, aborted {stats.num_aborted}, failed {stats.num_failed}")
         print(f"  left: {report.leftovers}; device bytes {report.bytes_before} before, {report.bytes_after} after")
         print(f"  RSS {report.rss_warm >> 20} MiB after a tenth, {report.rss_end >> 20} MiB in the end", flush=True)
@@ -105,13 +114,13 @@ def main() -> None:
     sys.exit(0 if is_good else 1)
 
 
-def config_of(backend: str, folder: Path, limit_gb: float | None = None) -> EngineConfig:
+def config_of(backend: str, folder: Path, limit_gb: float | None = None, kind: str = "llama") -> EngineConfig:
     """Return an engine whose budget holds a few requests of the pool at their full length, unless it is given."""
     is_mock = backend == "mock"
     if not is_mock:
         from tests.tiny_models import write_model
 
-        folder = write_model(folder / "llama", "llama")
+        folder = write_model(folder / kind, kind)
     return EngineConfig(
         model_path="mock" if is_mock else str(folder),
         backend="mock" if is_mock else "mlx",
@@ -145,6 +154,14 @@ def build_pool(num_requests: int, seed: int, most_tokens: int = _MOST_TOKENS) ->
     return pool
 
 
+def _predicting(request: GenerationRequest, answer: Sequence[int], seed: int) -> GenerationRequest:
+    """Return a request that predicts its answer, with a share of errors of its own."""
+    source = random.Random(f"{seed} {request.request_id}")
+    share = source.choice((0.0, 0.05, 0.2, 0.5, 1.0))
+    wrong = [(t + 1) % _VOCABULARY if source.random() < share else t for t in answer]
+    return replace(request, prediction_ids=tuple(wrong))
+
+
 def _text(source: random.Random, most_tokens: int) -> tuple[int, ...]:
     length = min(most_tokens, int(source.lognormvariate(5, 1.5)) + 1)
     return tuple(source.randrange(_VOCABULARY) for _ in range(length))
@@ -161,6 +178,8 @@ async def soak(
     )
     async with _running(unbounded) as engine:
         alone = [await _ask(engine, each) for each in pool]
+    if config.speculation.max_drafts:
+        pool = [_predicting(each, answer[0], seed) for each, answer in zip(pool, alone, strict=True)]
     began = time.perf_counter()
     ahead, allocation.SOON_TOKENS = allocation.SOON_TOKENS, _AHEAD
     async with _running(config) as engine:

@@ -25,7 +25,7 @@ def checked(pairs: Iterable[tuple[object, object]]) -> tuple[AdapterConfig, ...]
     """Return the adapters of names and folders. Raises ValueError."""
     found: dict[str, AdapterConfig] = {}
     for name, folder in pairs:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not is_name(name):
             raise ValueError(f"an adapter's name is made of letters, digits, and . _ -, unlike {name!r}")
         if not isinstance(folder, str) or not folder:
             raise ValueError(f"the adapter {name} needs a folder, not {folder!r}")
@@ -33,6 +33,11 @@ def checked(pairs: Iterable[tuple[object, object]]) -> tuple[AdapterConfig, ...]
             raise ValueError(f"two adapters are called {name!r}")
         found[name] = AdapterConfig(name, folder)
     return tuple(found.values())
+
+
+def is_name(name: str) -> bool:
+    """Return whether an adapter may be called so."""
+    return _NAME.fullmatch(name) is not None
 
 
 def served_name(model: str, adapter: str) -> str:

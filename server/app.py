@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 
 from server import __version__, error_answers, sse
+from server.batch_parts import most_upload_bytes, open_batches
+from server.batches.run import Send
 from server.config import Config, CurrentConfig
 from server.dialects import DIALECTS
 from server.dialects.dialect import Dialect, collect_errors
 from server.dialects.parts import ServerParts
 from server.errors import ErrorCounts
+from server.in_process import InProcess
 from server.lifecycle import Admission, Lifecycle
 from server.middleware import RequestEnvelope
 from server.openapi import PublishedAPI
@@ -36,15 +40,22 @@ class Application(PublishedAPI):
             self.router.routes.extend(dialect.build_router(parts).routes)
         error_answers.install(self, self.error_bodies)
         # Outside of the framework's own layers, so that nothing stands between the envelope and the server.
-        admission = Admission(self.build_middleware_stack(), parts.lifecycle, self.error_bodies)
+        self.admission = Admission(self.build_middleware_stack(), parts.lifecycle, self.error_bodies)
         unlabelled = [prefix for dialect in dialects if dialect.takes_unlabelled for prefix in dialect.prefixes]
-        self.gate = Gate(admission, parts.config, self.error_bodies, takes_unlabelled=unlabelled)
+        self.file_bytes = {
+            path: most_upload_bytes(parts.config) for dialect in dialects for path in dialect.takes_files
+        }
+        """The size that bodies may have at paths of uploads."""
+        self.gate = Gate(
+            self.admission, parts.config, self.error_bodies, takes_unlabelled=unlabelled, takes_files=self.file_bytes
+        )
         self.envelope = RequestEnvelope(
             self.gate,
             self.error_bodies,
             max_body_bytes=parts.config.security.max_body_bytes,
             error_counts=parts.error_counts,
             recent_errors=parts.recent_errors,
+            file_bytes=self.file_bytes,
         )
         self.middleware_stack = self.envelope
 
@@ -52,16 +63,25 @@ class Application(PublishedAPI):
     async def _live(self, _: FastAPI) -> AsyncIterator[None]:
         """Start the registry, which loads in the background, and what measures; close them at the end."""
         sse.let_streams_finish()
-        self.parts.registry.start()
-        self.parts.power.start()
-        running = [asyncio.create_task(self.parts.activity.run()), asyncio.create_task(self.gate.watch_keys())]
+        parts = self.parts
+        parts.registry.start()
+        parts.power.start()
+        running = [asyncio.create_task(parts.activity.run()), asyncio.create_task(self.gate.watch_keys())]
+        if parts.batches is not None:
+            running.append(asyncio.create_task(parts.batches.run(self._sender_of)))
         try:
             yield
         finally:
             for task in running:
                 task.cancel()
-            self.parts.power.close()
-            await self.parts.registry.close()
+            await asyncio.wait(running)
+            parts.power.close()
+            await parts.registry.close()
+
+    def _sender_of(self, owner: str) -> Send:
+        """Return how the requests of a batch are sent, those of the key of this name."""
+        tenant = partial(self.gate.tenant_named, owner)
+        return InProcess(self.admission, self.error_bodies, lambda: self.parts.config.security, tenant).send
 
 
 def create_app(
@@ -74,11 +94,14 @@ def create_app(
 ) -> Application:
     """The ASGI application. Its lifespan starts the registry, which loads in the background, and closes it.
 
+    Raises KeysError, and OSError for a folder of batches that cannot be used.
+
     `origins`: where each setting came from, by dotted key, for whoever asks.
     """
+    settings = CurrentConfig(config)
     return Application(
         ServerParts(
-            settings=CurrentConfig(config),
+            settings=settings,
             origins=origins or {},
             registry=registry,
             lifecycle=lifecycle or Lifecycle(),
@@ -86,6 +109,7 @@ def create_app(
             recent_errors=RecentErrors(),
             activity=RecentActivity(registry),
             power=PowerMeter(find_command()),
+            batches=open_batches(settings),
         ),
         dialects,
     )

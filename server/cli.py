@@ -1,25 +1,24 @@
 """The command line: `serve`, `plan`, `config`, `version`, and a command for each module of `server/commands`.
 
-The options of `serve` and `config` come from the declared fields. Everything heavy is imported by the command that
-needs it, so that `pippin --help` answers at once.
+The flags of `serve` and `config` come from the declared fields (`serve_flags`). Everything heavy is imported by the
+command that needs it, so that `pippin --help` answers at once.
 """
 
 from __future__ import annotations
 
 import gc
-import inspect
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from mlx_backend.api.interface import SimulateConfig
-from server import __version__, pocket
+from server import __version__, pocket, serve_flags
 from server.commands import (
+    acceptance,
+    batch,
     bench,
     cache,
     chat,
@@ -35,7 +34,7 @@ from server.commands import (
     pull,
     verify,
 )
-from server.config import Config, ConfigError, Field, Resolved, fields, resolve, sections, value_of
+from server.config import Config, ConfigError, value_of
 
 app = typer.Typer(
     name="pippin",
@@ -54,9 +53,11 @@ app.command()(pull.pull)
 app.command()(convert.convert)
 app.command()(compare.compare)
 app.command()(verify.verify)
+app.command()(acceptance.acceptance)
 app.command("import")(import_model.import_model)
 app.add_typer(cache.app, name="cache")
 app.add_typer(keys.app, name="keys")
+batch.add_to(app, lambda arguments: _parse_serve(arguments))
 install_service.add_to(app, lambda arguments: _parse_serve(arguments))
 doctor.add_to(app, lambda arguments: _parse_serve(arguments))
 
@@ -70,93 +71,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
-# --- options out of fields
-
-_MODEL_HELP = f"Same as --model; without either, {pocket.MODEL_ID!r}, the model that comes with Pippin."
-
-
-def _with_config_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `command(resolved, **own)` the parameters MODEL, --config and one flag per declared field.
-
-    typer reads a command's signature; this writes one. `command`'s own keyword parameters stay.
-    """
-    taken = inspect.signature(command, eval_str=True).parameters.values()
-    own = [p.replace(kind=p.KEYWORD_ONLY) for p in taken if p.name != "resolved"]
-
-    def run(**given: Any) -> None:
-        rest = {p.name: given.pop(p.name) for p in own}
-        command(_resolve(given), **rest)
-
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    run.__signature__ = inspect.Signature([*_config_parameters(), *own])  # type: ignore[attr-defined]
-    return run
-
-
-def _config_parameters() -> Iterator[inspect.Parameter]:
-    model = typer.Argument(None, metavar="MODEL", help=_MODEL_HELP, show_default=False)
-    yield _parameter("positional_model", str | None, model)
-    file = typer.Option(None, "--config", metavar="FILE", help="YAML file of settings.", show_default=False)
-    yield _parameter("file", Path | None, file)
-    for declared in fields():
-        yield _parameter(_parameter_name(declared), str | None, _option(declared))
-
-
-def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def _parameter_name(declared: Field) -> str:
-    return declared.key.replace(".", "__")
-
-
-def _option(declared: Field) -> Any:
-    """Every flag takes text: `server.config` reads it as it reads the other sources, with the same errors."""
-    default = "none" if declared.default is None else str(declared.default)
-    return typer.Option(
-        None,
-        *filter(None, (declared.flag, declared.short_flag)),
-        help=f"{declared.help} (default {default})".replace("[", r"\["),  # no markup
-        metavar="|".join(map(str, declared.choices)) or declared.type.__name__.upper(),
-        rich_help_panel=_panel(declared),
-        show_default=False,
-    )
-
-
-def _panel(declared: Field) -> str | None:
-    section = sections().get(declared.section)
-    return f"{declared.section}: {section.__doc__}" if section else None
-
-
-def _resolve(given: dict[str, Any]) -> Resolved:
-    positional, file = given.pop("positional_model"), given.pop("file")
-    flags: dict[str, str | None] = {f.key: given[_parameter_name(f)] for f in fields()}
-    if positional is not None:
-        if flags["model"] not in (None, positional):
-            raise ConfigError(f"two models: {positional!r} and --model {flags['model']!r}")
-        flags["model"] = positional
-    return resolve(file, os.environ, flags)
-
-
-_UsageError: Any = typer.BadParameter.__base__  # its home differs from one version of typer to the next
-
-
 def _parse_serve(arguments: Sequence[str]) -> Config:
     """The configuration of `pippin serve` with these arguments. Raises ConfigError."""
-    group: Any = typer.main.get_command(app)
-    try:
-        context = group.commands["serve"].make_context("serve", list(arguments))
-    except _UsageError as error:
-        raise ConfigError(error.format_message()) from None
-    return _resolve(dict(context.params)).config
+    return serve_flags.resolve_arguments(arguments).config
 
 
 # --- commands
 
 
-@app.command()
-@_with_config_options
-def serve(resolved: Resolved) -> None:
+_PASSED_ON = {"ignore_unknown_options": True, "help_option_names": []}
+"""Of a command whose flags are `server.serve_flags`': all of them reach it as they were written."""
+_Arguments = typer.Argument(None, metavar="[OPTIONS] [MODEL]", show_default=False)
+
+
+@app.command(context_settings=_PASSED_ON)
+def serve(arguments: list[str] | None = _Arguments) -> None:
     """Serve a model over HTTP until told to stop."""
+    if serve_flags.asks_help(arguments or []):
+        serve_flags.show_help("serve", str(serve.__doc__), {})
+        return
+    resolved = serve_flags.resolve_arguments(arguments or [])
     config = resolved.config
     if config.simulate != SimulateConfig():
         from server import simulation
@@ -173,13 +107,16 @@ def serve(resolved: Resolved) -> None:
     raise typer.Exit(run(config, lambda: resolved.again().config, origins=resolved.origins))
 
 
-@app.command("config")
-@_with_config_options
+@app.command("config", context_settings=_PASSED_ON)
 def show_config(
-    resolved: Resolved,
+    arguments: list[str] | None = _Arguments,
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
 ) -> None:
     """Print the settings as they resolve, and where each came from."""
+    if serve_flags.asks_help(arguments or []):
+        serve_flags.show_help("config", str(show_config.__doc__), {"--json": "Print JSON instead of a table."})
+        return
+    resolved = serve_flags.resolve_arguments(arguments or [])
     rows = {key: (value_of(resolved.config, key), origin) for key, origin in resolved.origins.items()}
     if as_json:
         _print_json(rows)
@@ -220,6 +157,7 @@ def plan(
     from mlx_backend.planning.ranks_plan import Choice
     from server import plan as shown
     from server import plan_ranks
+    from server.commands.plan_question import Question, answer, name_of
 
     if machines:
         shown.show_machines()
@@ -230,12 +168,22 @@ def plan(
     if is_list:
         _list_profiles(machine, as_json)
         return
-    kv = {"bits": kv_bits, "group_size": kv_group_size}
-    weights = (bits, group_size)
-    budget = None if budget_gb is None else round(budget_gb * 1e9)
-    options = {"users": users, "context": context, "budget_bytes": budget}
-    ranks = {"parallel": parallel, "split": split, "link": link}
-    found, name = _planned(model, machine, count, weights, kv, ranks, **options)
+    question = Question(
+        model=model,
+        machine=machine,
+        count=count,
+        bits=bits,
+        group_size=group_size,
+        kv_bits=kv_bits,
+        kv_group_size=kv_group_size,
+        users=users,
+        context=context,
+        budget_bytes=None if budget_gb is None else round(budget_gb * 1e9),
+        parallel=parallel,
+        split=split,
+        link=link,
+    )
+    found, name = answer(question), name_of(model)
     if isinstance(found, Choice):
         shown.print_json(plan_ranks.to_document(found, name)) if as_json else plan_ranks.show(found, name)
         if plot is not None:
@@ -255,75 +203,14 @@ def plan(
     raise typer.Exit(0 if found.fits else 3)
 
 
-def _planned(
-    model: str,
-    machine: str | None,
-    count: int | None,
-    weights: tuple[int | None, int],
-    kv: dict[str, int | None],
-    ranks: dict[str, str | None],
-    **options: Any,
-) -> tuple[Any, str]:
-    """(the plan, or the choice of one over several machines; the model's name). Raises ConfigError."""
-    from mlx_backend.api.errors import ModelLoadError
-    from mlx_backend.api.interface import KVCacheConfig
-    from mlx_backend.factory import read_shape
-    from mlx_backend.planning.planner import build_plan
-    from server.plan import numbers
-    from server.plan_ranks import plan_ranks
-    from server.profiles import find_profile
-    from server.profiles.planning import choose_file, limit_bytes, plan_profile, raised_note
-
-    is_pocket, profile = pocket.is_meant(model), find_profile(model)
-    try:
-        options["users"] = numbers(options["users"])
-    except ValueError:
-        raise ConfigError(f"--users {options['users']!r}: whole numbers from 1, with commas between") from None
-    try:
-        if profile is not None:
-            at = _machine(machine or profile.machine)
-            kv_cache = KVCacheConfig(**{**kv, "bits": kv["bits"] or profile.kv_bits})
-            profile = replace(profile, num_machines=count or profile.num_machines)
-            if profile.num_machines > 1:
-                if options["budget_bytes"] is None:
-                    options |= {"budget_bytes": limit_bytes(profile, at), "note": raised_note(profile, at)}
-                file, num = str(profile.model_file), profile.num_machines
-                return plan_ranks(file, at, kv_cache, num, **ranks, weights=weights, **options), model
-            _refuse(ranks)
-            return plan_profile(profile, at, weights=weights, kv_cache=kv_cache, **options), model
-        at = _machine(machine)
-        shipped = choose_file(model, at, KVCacheConfig(**kv))
-        source = str(shipped or (pocket.folder() if is_pocket else model))
-        if count is not None and count > 1:
-            found: Any = plan_ranks(source, at, KVCacheConfig(**kv), count, **ranks, weights=weights, **options)
-        else:
-            _refuse(ranks)
-            found = build_plan(*read_shape(source, *weights), at, KVCacheConfig(**kv), **options)
-    except (ModelLoadError, ValueError) as error:
-        raise ConfigError(str(error)) from None
-    return found, _name_of(Path(model)) or model
-
-
-def _refuse(ranks: Mapping[str, str | None]) -> None:
-    given = ", ".join(f"--{name}" for name, value in ranks.items() if value is not None)
-    if given:
-        raise ConfigError(f"{given}: for several machines; say how many with --count")
-
-
-def _name_of(path: Path) -> str:
-    """What a model is called: by its folder, or by a file that is not every model's config.json."""
-    if path.is_file() and path.name != "config.json":
-        return path.stem
-    return path.resolve().name if path.is_dir() else path.resolve().parent.name if path.is_file() else ""
-
-
 def _list_profiles(machine: str | None, as_json: bool) -> None:
     from mlx_backend.api.errors import ModelLoadError
     from server import plan as shown
+    from server.commands.plan_question import machine_of
     from server.profiles.planning import ranked
 
     try:
-        standings = ranked(_machine(machine))
+        standings = ranked(machine_of(machine))
     except ModelLoadError as error:
         raise ConfigError(str(error)) from None
     if as_json:
@@ -332,22 +219,10 @@ def _list_profiles(machine: str | None, as_json: bool) -> None:
         shown.show_profiles(standings)
 
 
-def _machine(name: str | None) -> Any:
-    """The machine of this id, or the one at hand. Raises ConfigError."""
-    from mlx_backend.planning.machines import UnknownMachine, find_machine, this_machine
-
-    try:
-        found = find_machine(name) if name is not None else this_machine()
-    except UnknownMachine as error:
-        raise ConfigError(str(error)) from None
-    if found is None:
-        raise ConfigError("this machine's memory cannot be told; name one with --machine (see --machines)")
-    return found
-
-
-@app.command()
-def version() -> None:
-    """Print the versions of Pippin and of what it computes with."""
+def _print_version(is_asked: bool) -> None:
+    """Print the versions and end, where that is asked for."""
+    if not is_asked:
+        return
     import platform
     from importlib import metadata
 
@@ -358,6 +233,22 @@ def version() -> None:
         except metadata.PackageNotFoundError:
             parts.append(f"{name} not installed")
     print(f"pippin {__version__} ({', '.join(parts)}, Python {platform.python_version()})")
+    raise typer.Exit
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of Pippin and of what it computes with."""
+    _print_version(True)
+
+
+@app.callback()
+def _options(
+    _: bool = typer.Option(
+        False, "--version", help="Same as `pippin version`.", is_eager=True, callback=_print_version
+    ),
+) -> None:
+    """Options of `pippin` itself; what they ask for is done before this is called."""
 
 
 def _print_json(rows: Mapping[str, tuple[Any, str]]) -> None:

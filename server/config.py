@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,20 +29,23 @@ from mlx_backend.api.interface import (
     SimulateConfig,
     SpeculationConfig,
 )
-from mlx_backend.api.options import check_options, option
+from mlx_backend.api.options import OptionError, check_options, option
 from server.config_models import KEY as MODELS_KEY
 from server.config_models import ModelEntry, as_written, read_models
 from server.config_sources import (
     FILE_VARIABLE,
-    KINDS,
     ConfigError,
     Field,
     Given,
+    declared_fields,
     from_environment,
     from_file,
     from_flags,
     read,
 )
+from server.profiles import settings_file
+from server.request_defaults import KEY as DEFAULTS_KEY
+from server.request_defaults import RequestDefaults, read_defaults
 
 __all__ = ["Config", "ConfigError", "Field", "Resolved", "engine_config", "fields", "resolve", "sections", "value_of"]
 
@@ -129,6 +131,24 @@ class ResponsesConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchesConfig:
+    """Files of requests that are answered when there is room: /v1/files and /v1/batches."""
+
+    dir: str | None = option(
+        None, "folder of clients' files and batches, which survive a restart; none: /v1/files and /v1/batches are off"
+    )
+    max_gb: float = option(20.0, "size of all files together, GB; one key may have half of it", gt=0)
+    max_file_mb: float = option(2048.0, "size of one file that is uploaded, MB; a larger one is answered 413", gt=0)
+    max_files: int = option(2000, "files, and batches as well, at most; one key may have half of them", ge=1)
+    max_lines: int = option(200_000, "requests of one batch, at most", ge=1)
+    max_in_flight: int = option(8, "requests of all batches that are computed at once", ge=1)
+    keep_days: float = option(30.0, "files and batches are deleted after so many days", gt=0)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GrammarConfig:
     """Grammars that answers follow: schemas, regular expressions, choices. Each is compiled in its own process."""
 
@@ -183,6 +203,10 @@ class Config:
     adapters: str | None = option(
         None, "LoRA adapters of the model, as NAME=FOLDER with commas; a request names one as MODEL:NAME"
     )
+    adapters_folder: str | None = option(
+        None,
+        "folder of folders of adapters, which an admin may load while the server runs; none: configured ones alone",
+    )
     backend: Backend = option("mlx", "what computes; mock needs no model and no MLX")
     host: str = option("127.0.0.1", "address to listen on")
     port: int = option(8080, "port to listen on; 0: any free one", ge=0)
@@ -205,25 +229,27 @@ class Config:
     stream: StreamConfig = field(default_factory=StreamConfig)
     api: ApiConfig = field(default_factory=ApiConfig)
     responses: ResponsesConfig = field(default_factory=ResponsesConfig)
+    batches: BatchesConfig = field(default_factory=BatchesConfig)
     grammars: GrammarConfig = field(default_factory=GrammarConfig)
     service: ServiceConfig = field(default_factory=ServiceConfig)
     mock: MockConfig = field(default_factory=MockConfig)
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
 
+    defaults: RequestDefaults = field(default_factory=RequestDefaults)
+    """What requests for the one model say where they do not say otherwise; of the file alone."""
     models: tuple[ModelEntry, ...] = ()
     """Several models, of the file alone; then there is no `model`."""
 
     def __post_init__(self) -> None:
         check_options(self)
         if self.port > 65535:
-            raise ValueError(f"port must be at most 65535, not {self.port}")
-        if self.models and self.model is not None:
-            raise ValueError(f"model {self.model!r} and models are both given; put it into models")
-        if self.models and self.aliases is not None:
-            raise ValueError(f"aliases {self.aliases!r} are for a server of one model; put them into models")
-        if self.models and self.adapters is not None:
-            raise ValueError(f"adapters {self.adapters!r} are for a server of one model; put them into models")
+            raise OptionError("port", f"must be at most 65535, not {self.port}")
+        for name in ("model", "aliases", "adapters"):
+            if self.models and getattr(self, name) is not None:
+                raise OptionError(name, f"{getattr(self, name)!r} is for a server of one model; put it into models")
+        if self.models and self.defaults != RequestDefaults():
+            raise ValueError("defaults are for a server of one model; put them into models")
         if self.models and self.debug.record is not None:
             raise ValueError("debug.record is for a server of one model; leave models or debug.record unset")
         if self.ranks.is_one_model_in_parts and (self.models or self.residency.keep_alive_s is not None):
@@ -252,9 +278,9 @@ class Resolved:
 @functools.cache
 def fields() -> tuple[Field, ...]:
     """All declared fields: the top level first, then section by section, in the order of declaration."""
-    found = list(_declared(Config, ""))
+    found = list(declared_fields(Config, "", MODELS_KEY))
     for name, section in sections().items():
-        found += _declared(section, name)
+        found += declared_fields(section, name)
     return tuple(found)
 
 
@@ -262,21 +288,25 @@ def fields() -> tuple[Field, ...]:
 def sections() -> Mapping[str, type]:
     """The sections by name, in the order of declaration."""
     hints = typing.get_type_hints(Config)
-    return {name: hint for name, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
+    classes = {name: hint for name, hint in hints.items() if isinstance(hint, type) and name != DEFAULTS_KEY}
+    return {name: hint for name, hint in classes.items() if dataclasses.is_dataclass(hint)}
 
 
 def resolve(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, str | None]) -> Resolved:
     """The configuration of defaults < YAML file < environment < flags.
 
-    `flags` has dotted keys; None is a flag not given. Without `file`, the variable PIPPIN_CONFIG may name one.
+    `flags` has dotted keys; None is a flag not given. Without `file`, the variable PIPPIN_CONFIG may name one. Either
+    may be the name of shipped settings.
     Raises ConfigError.
     """
     if file is None and FILE_VARIABLE in environ:
         if not environ[FILE_VARIABLE]:
             raise ConfigError(f"environment {FILE_VARIABLE}: is empty; name a file or unset it")
         file = Path(environ[FILE_VARIABLE])
+    if file is not None:
+        file = settings_file(file)
     given: dict[str, Given] = {
-        **(from_file(file, fields(), (MODELS_KEY,)) if file else {}),
+        **(from_file(file, fields(), (MODELS_KEY, DEFAULTS_KEY)) if file else {}),
         **from_environment(environ, fields()),
         **from_flags(flags, fields()),
     }
@@ -286,7 +316,13 @@ def resolve(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, s
     if MODELS_KEY in given:
         models = read_models(given[MODELS_KEY], fields())
         origins[MODELS_KEY] = given[MODELS_KEY].origin
-    return Resolved(_build(values, origins, models), origins, functools.partial(resolve, file, environ, flags))
+    defaults = RequestDefaults()
+    if DEFAULTS_KEY in given and given[DEFAULTS_KEY].value is not None:
+        defaults = read_defaults(given[DEFAULTS_KEY].value, f"{given[DEFAULTS_KEY].origin}: {DEFAULTS_KEY}")
+        origins[DEFAULTS_KEY] = given[DEFAULTS_KEY].origin
+    return Resolved(
+        _build(values, origins, models, defaults), origins, functools.partial(resolve, file, environ, flags)
+    )
 
 
 def with_own(config: Config, entry: ModelEntry) -> Config:
@@ -312,57 +348,27 @@ def value_of(config: Config, key: str) -> Any:
     """The value at a dotted key; of `models`, the entries as a file would have them."""
     if key == MODELS_KEY:
         return {entry.name: as_written(entry) for entry in config.models}
+    if key == DEFAULTS_KEY:
+        return config.defaults.as_written()
     return functools.reduce(getattr, key.split("."), config)
 
 
-def _declared(owner: type, section: str) -> Iterator[Field]:
-    hints = typing.get_type_hints(owner)
-    for declared in dataclasses.fields(owner):
-        hint = hints[declared.name]
-        if dataclasses.is_dataclass(hint) or declared.name == MODELS_KEY:
-            continue
-        base, is_optional, choices = _unfold(hint)
-        yield Field(
-            section=section,
-            name=declared.name,
-            type=base,
-            is_optional=is_optional,
-            choices=choices or declared.metadata.get("choices") or (),
-            default=declared.default,
-            short_flag=declared.metadata.get("short_flag"),
-            help=declared.metadata["help"],
-        )
-
-
-def _unfold(hint: Any) -> tuple[type, bool, tuple[Any, ...]]:
-    """(type, whether None is allowed, the choices of a Literal) of an annotation."""
-    is_optional = False
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        (hint,) = (arg for arg in typing.get_args(hint) if arg is not types.NoneType)
-        is_optional = True
-    if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        return type(choices[0]), is_optional, choices
-    if hint not in KINDS:
-        raise TypeError(f"a configuration field cannot be a {hint!r}")
-    return hint, is_optional, ()
-
-
-def _build(values: Mapping[str, Any], origins: Mapping[str, str], models: tuple[ModelEntry, ...]) -> Config:
+def _build(
+    values: Mapping[str, Any], origins: Mapping[str, str], models: tuple[ModelEntry, ...], defaults: RequestDefaults
+) -> Config:
     built = {name: _build_one(section, name, values, origins) for name, section in sections().items()}
-    config: Config = _build_one(Config, "", values, origins, models=models, **built)
+    config: Config = _build_one(Config, "", values, origins, models=models, defaults=defaults, **built)
     return config
 
 
 def _build_one(owner: type, section: str, values: Mapping[str, Any], origins: Mapping[str, str], **more: Any) -> Any:
-    """An instance of `owner`. What its checks find is told with the source of the field that they name."""
+    """An instance of `owner`. Raises ConfigError, which names the source of a field that cannot be so."""
     declared = {f.name: f for f in fields() if f.section == section}
     mine = {name: values[f.key] for name, f in declared.items() if f.key in values}
     try:
         return owner(**mine, **more)
+    except OptionError as error:
+        key = declared[error.field].key
+        raise ConfigError(f"{origins[key]}: {key} {error.problem}") from None
     except ValueError as error:
-        name = str(error).partition(" ")[0]
-        if name not in declared:
-            raise ConfigError(f"{section}: {error}" if section else str(error)) from None
-        key = declared[name].key
-        raise ConfigError(f"{origins[key]}: {key}{str(error)[len(name) :]}") from None
+        raise ConfigError(f"{section}: {error}" if section else str(error)) from None

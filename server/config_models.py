@@ -36,6 +36,8 @@ class ModelEntry:
     """Unloaded when idle for so long; None: as `residency.keep_alive_s` says."""
     aliases: tuple[str, ...] = ()
     adapters: tuple[AdapterConfig, ...] = ()
+    adapter: str = ""
+    """The one that requests for the model itself have; empty: none."""
     defaults: RequestDefaults = field(default_factory=RequestDefaults)
     """What requests say where they do not say otherwise."""
     own: Mapping[str, Any] = field(default_factory=dict)
@@ -61,6 +63,7 @@ def as_written(entry: ModelEntry) -> dict[str, Any]:
         "keep_alive_s": entry.keep_alive_s,
         "aliases": list(entry.aliases),
         "adapters": {adapter.name: adapter.path for adapter in entry.adapters},
+        "adapter": entry.adapter,
         DEFAULTS_KEY: entry.defaults.as_written(),
         **entry.own,
     }
@@ -96,6 +99,8 @@ def _checked(entry: ModelEntry, place: str) -> ModelEntry:
         raise ConfigError(f"{place}.keep_alive_s must be more than 0, not {entry.keep_alive_s!r}")
     if entry.pinned and entry.keep_alive_s is not None:
         raise ConfigError(f"{place} is pinned, so that it is never idle for too long: leave keep_alive_s out")
+    if entry.adapter and all(entry.adapter != adapter.name for adapter in entry.adapters):
+        raise ConfigError(f"{place}.adapter must be the name of one of its adapters, not {entry.adapter!r}")
     return entry
 
 
@@ -137,7 +142,15 @@ def _field(name: str, kind: type, is_optional: bool = False) -> Field:
     return Field(section=KEY, name=name, type=kind, is_optional=is_optional, default=None, help="")
 
 
-_FIELDS = {f.name: f for f in (_field("model", str), _field("pinned", bool), _field("keep_alive_s", float, True))}
+_FIELDS = {
+    f.name: f
+    for f in (
+        _field("model", str),
+        _field("pinned", bool),
+        _field("keep_alive_s", float, True),
+        _field("adapter", str),
+    )
+}
 _READERS: Mapping[str, Callable[[Any, str], Any]] = {
     "aliases": _read_aliases,
     "adapters": _read_adapters,

@@ -6,12 +6,15 @@ Works on any table of fields; knows no particular one.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import math
+import types
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 PREFIX = "PIPPIN_"
 FILE_VARIABLE = "PIPPIN_CONFIG"
@@ -241,3 +244,37 @@ KINDS: Mapping[type, Callable[[Any], Any]] = {
     str: _read_str,
 }
 """The types a field may have, each with what reads it."""
+
+
+def declared_fields(owner: type, section: str, *skipped: str) -> Iterator[Field]:
+    """Yield the settings that a section declares, without sections within it and those that are `skipped`."""
+    hints = typing.get_type_hints(owner)
+    for declared in dataclasses.fields(owner):
+        hint = hints[declared.name]
+        if dataclasses.is_dataclass(hint) or declared.name in skipped:
+            continue
+        base, is_optional, choices = _unfold(hint)
+        yield Field(
+            section=section,
+            name=declared.name,
+            type=base,
+            is_optional=is_optional,
+            choices=choices or declared.metadata.get("choices") or (),
+            default=declared.default,
+            short_flag=declared.metadata.get("short_flag"),
+            help=declared.metadata["help"],
+        )
+
+
+def _unfold(hint: Any) -> tuple[type, bool, tuple[Any, ...]]:
+    """(type, whether None is allowed, the choices of a Literal) of an annotation."""
+    is_optional = False
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        (hint,) = (arg for arg in typing.get_args(hint) if arg is not types.NoneType)
+        is_optional = True
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        return type(choices[0]), is_optional, choices
+    if hint not in KINDS:
+        raise TypeError(f"a configuration field cannot be a {hint!r}")
+    return hint, is_optional, ()

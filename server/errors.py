@@ -4,6 +4,7 @@
     ├── InvalidRequest           400     invalid_request_error   -
     │   ├── UnsupportedParameter 400     invalid_request_error   unsupported_parameter
     │   ├── ModelNotFound        404     invalid_request_error   model_not_found
+    │   │   └── AdapterNotLoaded
     │   └── BodyTooLarge         413     invalid_request_error   request_too_large
     ├── Unavailable              503     server_error            -            with Retry-After
     └── InternalError            500     server_error            internal_error
@@ -74,6 +75,14 @@ class ModelNotFound(InvalidRequest):
         super().__init__(f"The model '{name}' does not exist here. Served: {known}.", param="model")
 
 
+class AdapterNotLoaded(ModelNotFound):
+    """An adapter of a served model that is not loaded."""
+
+    def __init__(self, name: str) -> None:
+        message = f"The adapter '{name}' is not loaded; POST /admin/models/{name}/load loads it."
+        InvalidRequest.__init__(self, message, param="model")
+
+
 class BodyTooLarge(InvalidRequest):
     """The body is over `security.max_body_bytes`."""
 
@@ -131,6 +140,8 @@ ENGINE_ERRORS: Mapping[type[engine_errors.EngineError], tuple[int, str, str]] = 
     engine_errors.TooManyPrompts: (400, "invalid_request_error", "too_many_prompts"),
     engine_errors.UnknownToken: (400, "invalid_request_error", "invalid_value"),
     engine_errors.UnknownAdapter: (404, "invalid_request_error", "model_not_found"),
+    engine_errors.AdapterRefused: (400, "invalid_request_error", "adapter_refused"),
+    engine_errors.NoRoomForAdapter: (503, "server_error", "no_room_for_adapter"),
     engine_errors.SequenceFailed: (500, "server_error", "sequence_failed"),
     engine_errors.OutOfMemory: (503, "server_error", "out_of_memory"),
     engine_errors.GrammarFailed: (400, "invalid_request_error", "grammar_failed"),

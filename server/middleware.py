@@ -10,7 +10,7 @@ import contextlib
 import logging
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from sse_starlette.sse import SendTimeoutError
@@ -39,10 +39,13 @@ class RequestEnvelope:
         max_body_bytes: int,
         error_counts: ErrorCounts | None = None,
         recent_errors: RecentErrors | None = None,
+        file_bytes: Mapping[str, int] | None = None,
     ) -> None:
+        """`file_bytes`: the size that bodies may have at paths of uploads."""
         self._app = app
         self._error_bodies = error_bodies
         self._max_body_bytes = max_body_bytes
+        self._file_bytes = dict(file_bytes or {})
         self._error_counts = ErrorCounts() if error_counts is None else error_counts
         self._recent_errors = recent_errors or RecentErrors()
 
@@ -60,9 +63,10 @@ class RequestEnvelope:
         token = current_request_id.set(request_id)
         write_error = partial(self._error_bodies.write, scope["path"])
         id_header = self._error_bodies.id_header(scope["path"])
-        exchange = _Exchange(receive, send, request_id, self._max_body_bytes, write_error, id_header)
+        limit = self._file_bytes.get(scope["path"], self._max_body_bytes)
+        exchange = _Exchange(receive, send, request_id, limit, write_error, id_header)
         try:
-            if _declared_length(headers) > self._max_body_bytes:
+            if _declared_length(headers) > limit:
                 await exchange.refuse_body()
             else:
                 await exchange.run(self._app, scope)

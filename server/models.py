@@ -18,6 +18,7 @@ from server.adapters import read_written
 from server.config import Config, engine_config, with_own
 from server.config_models import ModelEntry
 from server.rank_hosts import placed
+from server.service.adapters import AdapterSet
 from server.service.mock_script import MockAuthor, read_script
 from server.service.model_instance import Recipe, Report
 from server.service.registry import ServedModel
@@ -44,7 +45,8 @@ def build_model(config: Config) -> ServedModel:
         told = engine_config(config, str(path))
     told = _with_draft(replace(placed(config, told), adapters=_read_adapters(config.adapters)), path)
     _check_adapters(told)
-    recipe = _recipe(config, told, path)
+    adapters = AdapterSet(told.adapters, _adapters_folder(config))
+    recipe = _recipe(config, told, path, adapters)
     keep_s = config.residency.keep_alive_s
     engine = create_engine(told)
     return ServedModel(
@@ -52,10 +54,11 @@ def build_model(config: Config) -> ServedModel:
         engine,
         recipe.load_tokenizer,
         aliases=split_names(config.aliases),
-        adapters=[adapter.name for adapter in told.adapters],
+        adapters=adapters,
         recipe=recipe,
         is_pinned=keep_s is None,
         keep_alive_s=keep_s,
+        defaults=config.defaults,
     )
 
 
@@ -69,16 +72,17 @@ def _build_one(config: Config, entry: ModelEntry) -> ServedModel:
     path = None if own.backend == "mock" else _find(own.model)[1]
     told = _with_draft(engine_config(own, "mock" if path is None else str(path), entry.adapters), path)
     _check_adapters(told)
-    recipe = _recipe(own, told, path)
+    adapters = AdapterSet(told.adapters, _adapters_folder(config), entry.adapter)
+    recipe = _recipe(own, told, path, adapters)
     keep_s = None if entry.pinned else entry.keep_alive_s or config.residency.keep_alive_s
     return ServedModel(
         entry.name,
         None,
         recipe.load_tokenizer,
         aliases=entry.aliases,
-        adapters=[adapter.name for adapter in told.adapters],
+        adapters=adapters,
         recipe=recipe,
-        estimate_footprint=partial(estimate_footprint, told),
+        estimate_footprint=lambda: estimate_footprint(replace(told, adapters=adapters.held)),
         is_required=entry.pinned,
         is_pinned=entry.pinned,
         keep_alive_s=keep_s,
@@ -109,9 +113,13 @@ def _with_draft(told: EngineConfig, path: Path | None) -> EngineConfig:
     return replace(told, speculation=replace(told.speculation, draft_model=str(draft)))
 
 
-def _recipe(config: Config, told: EngineConfig, path: Path | None) -> Recipe:
+def _adapters_folder(config: Config) -> Path | None:
+    return None if config.adapters_folder is None else Path(config.adapters_folder).expanduser()
+
+
+def _recipe(config: Config, told: EngineConfig, path: Path | None, adapters: AdapterSet) -> Recipe:
     def build(share: MemoryShare | None) -> Engine:
-        return create_engine(replace(told, share=share))
+        return create_engine(replace(told, share=share, adapters=adapters.held))
 
     if path is None:
         return _mock_recipe(config, build)

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mlx_backend.planning.drafts import SHARES, Verification, gain_range, plan_verification
 from mlx_backend.planning.machines import Machine, load_machines
 from mlx_backend.planning.memory import Memory
 from mlx_backend.planning.planner import CHAT_TOKENS, MOST_CHATS, Plan, Row, memory_by_context
@@ -31,6 +32,9 @@ def show(plan: Plan, name: str, console: Console | None = None) -> None:
         out.print(_kv_line(plan), markup=False)
     if plan.num_chats:
         out.print(_chats_line(plan), markup=False)
+    verifications = plan_verification(plan.shape, plan.caches, plan.machine)
+    if verifications and plan.fits:
+        out.print(_speculation_line(verifications), markup=False)
     for line in plan.advice:
         out.print(f"-> {line}", markup=False)
     if any(row.decode is not None for row in plan.rows):
@@ -51,6 +55,10 @@ def to_document(plan: Plan, name: str) -> dict[str, Any]:
         "num_chats": plan.num_chats,
         "users": [_row_document(row) for row in plan.rows],
         "kv_choices": [asdict(choice) for choice in plan.kv_choices],
+        "speculation": [
+            {**asdict(each), "most_ratio": each.most_ratio, "gains": {str(share): each.gain(share) for share in SHARES}}
+            for each in plan_verification(plan.shape, plan.caches, plan.machine)
+        ],
         "advice": list(plan.advice),
     }
 
@@ -219,6 +227,16 @@ def _kv_line(plan: Plan) -> str:
         for choice in plan.kv_choices
     ]
     return f"KV cache, and the context that one user gets: {'; '.join(told)}"
+
+
+def _speculation_line(verifications: Sequence[Verification]) -> str:
+    numbers = ", ".join(str(each.num_drafts) for each in verifications)
+    ratios = ", ".join(f"{each.step_ratio:.1f}-{each.most_ratio:.1f}" for each in verifications)
+    low, high = gain_range(verifications)
+    return (
+        f"Speculation: a step that verifies {numbers} guesses takes {ratios} of a plain one; where {SHARES[0]:.0%} to "
+        f"{SHARES[1]:.0%} of them are right, answers come {low:.1f} to {high:.1f} times as fast"
+    )
 
 
 def _chats_line(plan: Plan) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
@@ -17,7 +17,15 @@ from mlx_backend.planning.links import Link, default_link, find_link, has_thunde
 from mlx_backend.planning.machines import Machine
 from mlx_backend.planning.memory import ModelShape
 from mlx_backend.planning.planner import CHAT_TOKENS, MOST_CHATS
-from mlx_backend.planning.ranks import PARALLELS, Parallel, Splits, balanced_split, parse_split, possibilities
+from mlx_backend.planning.ranks import (
+    PARALLELS,
+    Parallel,
+    RankShapes,
+    Splits,
+    balanced_split,
+    parse_split,
+    possibilities,
+)
 from mlx_backend.planning.ranks_plan import Choice, RanksPlan, RanksRow, build_ranks_plan, choose, compare_split
 from server.plan_words import count_of, duration, gigabytes, speed_range
 
@@ -33,11 +41,13 @@ def plan_ranks(
     link: str | None = None,
     weights: tuple[int | None, int] = (None, 64),
     note: str | None = None,
-    **options: Any,
+    users: Sequence[int] = (1, 2, 4, 8),
+    context: int | None = None,
+    budget_bytes: int | None = None,
 ) -> Choice:
     """The plan of a model over `count` such machines: as asked for, or the better way for the link.
 
-    `note`: advice that comes first. `options` are those of build_ranks_plan. Raises ModelLoadError and ValueError.
+    `note`: advice that comes first. The last three are build_ranks_plan's. Raises ModelLoadError and ValueError.
     """
     chosen = _link(machine, link)
     if parallel is not None and parallel not in PARALLELS:
@@ -45,13 +55,17 @@ def plan_ranks(
     counts = None if split is None else parse_split(split)
     opened, whole = _read(model, *weights)
 
+    def build(ranks: RankShapes) -> RanksPlan:
+        return build_ranks_plan(
+            whole, ranks, machine, chosen, kv_cache, users=users, context=context, budget_bytes=budget_bytes
+        )
+
     def planned(how: Parallel) -> RanksPlan:
-        ranks = opened.ranks(how, count, counts)
-        found = build_ranks_plan(whole, ranks, machine, chosen, kv_cache, **options)
+        found = build(opened.ranks(how, count, counts))
         if how == "tensor" or counts is not None or not opened.splits.has_uneven_pipeline:
             return found
         balanced = opened.ranks(how, count, balanced_split(opened.splits.layer_bytes, count))
-        other = compare_split(found, build_ranks_plan(whole, balanced, machine, chosen, kv_cache, **options))
+        other = compare_split(found, build(balanced))
         return found if other is None else replace(found, advice=(other, *found.advice))
 
     choice = _chosen(planned, "pipeline" if parallel is None and split is not None else parallel, opened.splits, count)

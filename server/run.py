@@ -129,7 +129,7 @@ def _build_server(
     if awake is not None:
         lifecycle.watchers.append(awake.watch)
     app = create_app(config, registry, lifecycle, origins=origins)
-    connections = bounded_protocol(config.security, _connection_limit(config), app.error_bodies)
+    connections = bounded_protocol(config.security, _connection_limit(config), app.error_bodies, app.file_bytes)
     server = DrainingServer(
         _uvicorn_config(app, connections),
         lifecycle,

@@ -1,4 +1,4 @@
-"""Grammars compiled for tests that have no event loop, each in a process of its own as in the server."""
+"""Compilation of grammars for tests without an event loop, each in its own process as in the server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_HELD = 16
 
 
 class BlockingCompiler:
-    """A GrammarCompiler whose `compile` waits. Its host lives as long as the test process."""
+    """A GrammarCompiler with a blocking `compile`. Its host lives as long as the test process."""
 
     def __init__(self, tokenizer: Tokenizer, budget: GrammarBudget | None = None) -> None:
         self.compiler = GrammarCompiler(tokenizer, budget)
@@ -24,7 +24,7 @@ class BlockingCompiler:
         atexit.register(self.compiler.close)
 
     def compile(self, source: GrammarSource, thought: Reasoning | None = None, *, for_good: bool = False) -> Grammar:
-        """A grammar that lasts while few others are compiled after it, or `for_good`. Raises GrammarError."""
+        """Compile a grammar that lasts until many others are compiled, or `for_good`. Raises GrammarError."""
         grammar = asyncio.run(self.compiler.compile(source, thought))
         if not for_good:
             self._newest.append(grammar)

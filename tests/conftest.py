@@ -1,4 +1,4 @@
-"""What all tests share: how hypothesis searches, exact products, and that no test leaves a process to the next."""
+"""Setup of all tests: hypothesis profiles, exact products, and a check that no test leaves a process behind."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 from hypothesis.internal.constants_ast import Constants
 
-# No deadline, and no complaint of slow data: how long an example takes says more about the machine than about the code.
-# The same examples every time: a suite that fails by chance is not trusted. `HYPOTHESIS=search` looks for new ones.
+# No deadline and no health check of slow data: an example's duration says more about the machine than about the code.
+# The same examples every time, because random failures erode trust in a suite. `HYPOTHESIS=search` looks for new ones.
 _ANYWHERE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("pippin", _ANYWHERE, derandomize=True, database=None)
 settings.register_profile("search", _ANYWHERE, max_examples=2000)
 settings.load_profile("search" if os.environ.get("HYPOTHESIS") == "search" else "pippin")
-# Hypothesis also tries the constants of modules that are imported by then, which depends on the order of the tests.
+# Hypothesis also tries the constants of modules imported so far, which depends on the order of the tests.
 if os.environ.get("HYPOTHESIS") != "search" and hasattr(providers, "_get_local_constants"):
     providers._get_local_constants = Constants
 
-# Tests compare tokens, and ranks of close probabilities: a GPU that multiplies with 10 bits of mantissa swaps some.
+# Tests compare tokens, and ranks of close probabilities: a GPU that multiplies with 10 mantissa bits swaps some.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 _LINGER_S = 30.0
 
 
 def pytest_configure() -> None:
-    """Let child processes be interrupted: a suite that a shell runs in the background is told to ignore SIGINT."""
+    """Let child processes be interrupted: a suite that a shell runs in the background inherits an ignored SIGINT."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Keep what lasts out of garbage collections: with all tests collected, each full one takes half a second."""
+    """Exempt lasting objects from garbage collection: with all tests collected, each full one takes half a second."""
     gc.collect()
     gc.freeze()
 
@@ -74,13 +74,13 @@ def no_process_is_left() -> Iterator[None]:
 
 
 def _children() -> dict[int, str]:
-    """Child processes of this one, and how they were started; none where there is no /proc.
+    """Return child processes and their command lines; none without /proc.
 
-    Not among them is what lasts as long as this process: the host of `tests.compiling`, and Python's own helper.
+    Excludes those that last as long as this process: the host of `tests.compiling`, and Python's own helper.
     """
     found = {}
-    # A child is listed under the thread that started it, or the first one if that has ended. Of Python's threads only:
-    # MLX keeps one for each of its streams, hundreds of them after some modules, and to ask each takes 20 ms a test.
+    # A child is listed under the thread that started it, or the first one if that has ended. Python's threads only: MLX
+    # keeps one per stream, hundreds after some modules, and reading each takes 20 ms a test.
     for thread in threading.enumerate():
         try:
             pids = Path(f"/proc/self/task/{thread.native_id}/children").read_text().split()

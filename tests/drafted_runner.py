@@ -1,4 +1,4 @@
-"""Drive an MLX runner step by step, with drafts that are right as far as a test says."""
+"""Driver of an MLX runner step by step, with drafts that are correct up to a point chosen by the test."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mlx_backend.core.step import Chunk, Draft, NewRow, StepPlan
 from mlx_backend.runners.mlx import MLXRunner
 
 Drafts = Callable[[int, int], tuple[int, ...]]
-"""A draft for a row that has so many outputs, by its id."""
+"""Returns a draft for a row, by its id and number of outputs."""
 
 
 class Driver:
-    """Prompts by number, each continued by one row; outputs as they come."""
+    """Prompts by number, each continued by one row; outputs as they arrive."""
 
     def __init__(self, runner: MLXRunner, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> None:
         self.runner, self._prompts, self._sampling = runner, [tuple(prompt) for prompt in prompts], sampling
@@ -44,7 +44,7 @@ class Driver:
             self.outputs[number], self.logprobs[number] = [], []
 
     def leave(self, *numbers: int) -> dict[int, list[int]]:
-        """Take rows out with the next step; what they have put out."""
+        """Remove rows with the next step; return their outputs."""
         self._ended += numbers
         return {number: self.outputs.pop(number) for number in numbers}
 
@@ -66,7 +66,7 @@ class Driver:
 
 
 def corrupted(right: Sequence[int], source: random.Random, most: int) -> tuple[int, ...]:
-    """The beginning of what is right, up to `most` tokens; from some place on it may be wrong."""
+    """Return a prefix of the correct tokens, up to `most` of them; possibly wrong from some position on."""
     draft = list(right[: source.randint(0, most)])
     if draft and source.random() < 0.6:
         place = source.randrange(len(draft))

@@ -1,4 +1,4 @@
-"""What makes a tiny checkpoint an embedding model: the files of sentence-transformers, and an end token."""
+"""Files that make a tiny checkpoint an embedding model: those of sentence-transformers, and an end token."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write_files(folder: Path, modules: Any, pooling: Any) -> Path:
 
 
 def write_served_embedding_model(folder: Path) -> Path:
-    """A checkpoint with a tokenizer that ends every text with its end token, pooled there, as Qwen3-Embedding is."""
+    """Write a checkpoint with a tokenizer that appends its end token, pooled there, as in Qwen3-Embedding."""
     write_served_model(folder, model_type="qwen3")
     file = str(folder / "tokenizer.json")
     tokenizer = Tokenizer.from_file(file)

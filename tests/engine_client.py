@@ -1,4 +1,4 @@
-"""Drive an engine from a test: start it, submit, collect, wait for a state with a deadline."""
+"""Helpers that drive an engine from a test: start it, submit, collect, wait for a state with a deadline."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEADLINE_S = 120.0
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for `condition`; fail when it has not come true by a deadline far beyond what it should take."""
+    """Wait for `condition`; fail if it is still false at a deadline far beyond the expected time."""
     end = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < end, "the awaited state did not come"
@@ -32,7 +32,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def running(config: EngineConfig) -> AsyncIterator[Engine]:
-    """A started engine whose model has loaded (or whose loading has failed)."""
+    """Yield a started engine after its model has loaded (or failed to load)."""
     engine = create_engine(config)
     engine.start()
     try:
@@ -54,12 +54,12 @@ def request(prompt: Sequence[int], max_tokens: int = 16, **changes: object) -> G
 
 
 async def read(stream: TokenStream) -> dict[int, list[TokenEvent]]:
-    """All tokens of a stream, by index."""
+    """Return all tokens of a stream, by index."""
     return (await read_all(stream))[1]
 
 
 async def read_all(stream: TokenStream) -> tuple[dict[int, PromptEvent], dict[int, list[TokenEvent]]]:
-    """What a stream says of prompts, and all of its tokens, by index; a prompt must come before its tokens."""
+    """Return the prompt events and all tokens of a stream, by index; a prompt must come before its tokens."""
     prompts: dict[int, PromptEvent] = {}
     events: dict[int, list[TokenEvent]] = {}
     async for arrived in stream:
@@ -73,7 +73,7 @@ async def read_all(stream: TokenStream) -> tuple[dict[int, PromptEvent], dict[in
 
 
 async def tokens(stream: TokenStream) -> list[list[int]]:
-    """Token ids of each sequence, in the order of their indices."""
+    """Return the token ids of each sequence, in the order of their indices."""
     events = await read(stream)
     return [[event.token_id for event in events[index]] for index in sorted(events)]
 

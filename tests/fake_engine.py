@@ -1,16 +1,18 @@
-"""FakeEngine: implements `mlx_backend.api.interface.Engine` from a script, in process, for unit tests.
+"""FakeEngine: a scripted, in-process `mlx_backend.api.interface.Engine` for unit tests.
 
-For what the real engine with the mock runner does, use that. Here the test says what comes, batch by batch.
+To test real engine behavior, use the real engine with the mock runner. Here the test scripts every batch.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from typing import Final
 
-from mlx_backend.api.errors import EngineError
+from mlx_backend.api.errors import AdapterRefused, EngineError
 from mlx_backend.api.interface import (
+    AdapterConfig,
     DraftedTokens,
     EngineHealth,
     EngineStats,
@@ -27,14 +29,14 @@ from mlx_backend.api.interface import (
 from mlx_backend.engine.checks import check_token_ids
 
 HANG: Final = "hang"
-"""In a script: from here on nothing comes, until the stream is closed. An event: nothing until it is set."""
+"""In a script: nothing follows until the stream is closed. An event: nothing until it is set."""
 
 Batch = tuple[TokenEvent, ...]
 Script = Sequence[tuple[StreamEvent, ...] | Exception | str | asyncio.Event]
 
 
 def spell(text: str, *, index: int = 0, reason: FinishReason | None = "length", logprob: float | None = None) -> Batch:
-    """One event per byte of `text`, the last with `reason`."""
+    """Return one event per byte of `text`, the last with `reason`."""
     ids = list(text.encode())
     logprobs = None if logprob is None else TokenLogprobs(logprob, ((ids[0], logprob),))
     last = len(ids) - 1
@@ -42,7 +44,7 @@ def spell(text: str, *, index: int = 0, reason: FinishReason | None = "length", 
 
 
 def prompted(num_tokens: int, *, index: int = 0, num_top: int = 0, ends: bool = False) -> PromptEvent:
-    """A prompt of so many tokens whose i-th has the log-probability -i; beside it the tokens 0, 1, ... are likely."""
+    """Return a prompt event: its i-th token has log-probability -i, with the tokens 0, 1, ... as alternatives."""
     logprobs = tuple(
         TokenLogprobs(-float(place), tuple((other, -other / 8) for other in range(num_top)))
         for place in range(1, num_tokens)
@@ -51,7 +53,7 @@ def prompted(num_tokens: int, *, index: int = 0, num_top: int = 0, ends: bool = 
 
 
 def one_by_one(text: str, **options: object) -> list[Batch]:
-    """The events of `spell`, each a batch of its own."""
+    """Return the events of `spell`, each in its own batch."""
     return [(event,) for event in spell(text, **options)]  # type: ignore[arg-type]
 
 
@@ -117,6 +119,9 @@ class FakeEngine:
     def start(self) -> None:
         self.num_started += 1
 
+    def wait_loaded(self) -> None:
+        """Nothing of it goes on in the background."""
+
     def submit(self, requests: Sequence[GenerationRequest]) -> FakeStream:
         if self.refusal is not None:
             raise self.refusal
@@ -134,6 +139,12 @@ class FakeEngine:
 
     def on_death(self, callback: Callable[[], None]) -> None:
         self.callbacks.append(callback)
+
+    def load_adapter(self, adapter: AdapterConfig) -> Future[ModelInfo]:
+        raise AdapterRefused("a script has no adapters")
+
+    def unload_adapter(self, name: str) -> Future[ModelInfo]:
+        raise AdapterRefused("a script has no adapters")
 
     def close(self, timeout_s: float = 10.0) -> None:
         self.num_closed += 1

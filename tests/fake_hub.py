@@ -1,4 +1,4 @@
-"""A hub of models on loopback: as much of its API as a download uses. Writes down what was asked, and can stall."""
+"""A hub of models on loopback, with the part of its API that a download uses. Records requests, and can stall."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def git_sha1(content: bytes) -> str:
 
 
 class FakeHub:
-    """One repository. Files that end in .safetensors are large ones, known by their SHA-256."""
+    """One repository. Files that end in .safetensors are large files, identified by their SHA-256."""
 
     def __init__(self, name: str, files: Mapping[str, bytes]) -> None:
         self.name, self.files = name, dict(files)
         self.stalls_after: int | None = None
-        """The next download of a large file sends so many bytes, and then nothing."""
+        """The next download of a large file stalls after this many bytes."""
         self.has_stalled = threading.Event()
         self.may_go_on = threading.Event()
         self.requests: list[tuple[str, str, str | None]] = []
@@ -36,7 +36,7 @@ class FakeHub:
         return hashlib.sha256(content).hexdigest() if name.endswith(".safetensors") else git_sha1(content)
 
     def describe(self, path: str) -> bytes | None:
-        """The answer to a question of the API."""
+        """Return the response to an API request."""
         base = f"/api/models/{self.name}"
         if path in (base, f"{base}/revision/main", f"{base}/revision/{COMMIT}"):
             siblings = [self._sibling(name) for name in self.files]
@@ -67,7 +67,7 @@ class _Answers(BaseHTTPRequestHandler):
     server: _Server
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -106,7 +106,7 @@ class _Answers(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         if with_body:
-            with contextlib.suppress(OSError):  # the client is gone
+            with contextlib.suppress(OSError):  # the client has disconnected
                 self._send_content(name, content, start)
 
     def _send_content(self, name: str, content: bytes, start: int) -> None:
@@ -123,7 +123,7 @@ class _Answers(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(hub: FakeHub) -> Iterator[FakeHub]:
-    """The hub, at `hub.url`."""
+    """Serve the hub at `hub.url`."""
     server = _Server(("127.0.0.1", 0), _Answers)
     server.hub = hub
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -1,4 +1,4 @@
-"""Tiny models as GGUF files: a checkpoint in mlx-lm's format, written as llama.cpp's converter names and orders it."""
+"""Tiny models as GGUF files: a checkpoint in mlx-lm's format, with the names and order of llama.cpp's converter."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3moe": ("llama", QWEN3_MOE),
     "deepseek2": ("deepseek_v3", {"rope_scaling": YARN}),
 }
-"""By architecture: which of the tiny models it is, and with what changes."""
+"""By architecture: the tiny model, and its changes."""
 
 _NAMES = {
     "model.embed_tokens": "token_embd",
@@ -82,7 +82,7 @@ _NAMES = {
     "mlp.shared_experts.down_proj": "ffn_down_shexp",
 }
 _FLOAT_NAMES = ("norm", "ffn_gate_inp", "bias")
-"""Tensors with these in their names are not quantized, as llama.cpp has it."""
+"""Tensors with these in their names are not quantized, as in llama.cpp."""
 
 
 def write_original(folder: Path, architecture: str, *, seed: int = 0, **changes: Any) -> Path:
@@ -101,9 +101,9 @@ def write_gguf(
     kind: Callable[[str], str] | str = "F32",
     change: Callable[[dict[str, Any], dict[str, Raw]], None] | None = None,
 ) -> Path:
-    """Write the model of a folder as a GGUF file. `kind`: the type of a tensor that may be quantized, by its name.
+    """Write a folder's model as a GGUF file. `kind`: the type of a tensor that may be quantized, by its name.
 
-    `change` is given metadata and tensors, and changes what it will.
+    `change` may modify the metadata and tensors.
     """
     config = json.loads((original / "config.json").read_text())
     choose = (lambda name: kind) if isinstance(kind, str) else kind
@@ -142,7 +142,7 @@ def _tensors(original: Path, config: Mapping[str, Any], architecture: str) -> It
 
 
 def _llama3_factors(config: Mapping[str, Any], scaling: Mapping[str, Any]) -> Any:
-    """A factor for each frequency, as llama.cpp's converter computes them."""
+    """Return a factor for each frequency, as llama.cpp's converter computes them."""
     size, found = config["head_dim"], []
     context = scaling["original_max_position_embeddings"]
     for place in range(0, size, 2):
@@ -211,7 +211,7 @@ def _of_deepseek(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tokenizer_metadata(original: Path) -> dict[str, Any]:
-    """The tokenizer of a folder as the metadata of a GGUF file have it."""
+    """Return a folder's tokenizer as GGUF metadata."""
     tokenizer = json.loads((original / "tokenizer.json").read_text())
     settings = json.loads((original / "tokenizer_config.json").read_text())
     ids = dict(tokenizer["model"]["vocab"])

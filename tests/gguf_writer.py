@@ -1,4 +1,4 @@
-"""Write GGUF files for tests: metadata by the type of each value, tensors in a few types. Not for anything else."""
+"""Writer of GGUF files for tests only: metadata typed by value, tensors in a few types."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Raw:
 
 
 def encode(values: Any, kind: str) -> Raw:
-    """An array in a type that is simple to write: F32, F16, BF16, Q8_0, Q4_0."""
+    """Encode an array in a type that is simple to write: F32, F16, BF16, Q8_0, Q4_0."""
     values = np.ascontiguousarray(values, np.float32)
     if kind == "F32":
         data = values.tobytes()
@@ -79,13 +79,13 @@ def text(value: str) -> bytes:
 
 
 def tensor_info(name: str, shape: tuple[int, ...], kind: int, offset: int) -> bytes:
-    """One row of the table of tensors."""
+    """Return one row of the table of tensors."""
     dimensions = struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])
     return text(name) + dimensions + struct.pack("<IQ", kind, offset)
 
 
 def value_bytes(value: Any) -> tuple[int, bytes]:
-    """(type, bytes) of a value of metadata."""
+    """Return (type, bytes) of a metadata value."""
     if isinstance(value, bool):
         return 7, struct.pack("<?", value)
     if isinstance(value, int):
@@ -95,7 +95,7 @@ def value_bytes(value: Any) -> tuple[int, bytes]:
     if isinstance(value, str):
         return 8, text(value)
     kinds = {value_bytes(item)[0] for item in value} or {4}
-    if kinds <= {4, 11} and any(item < 0 for item in value):  # a list of numbers, some of them below zero
+    if kinds <= {4, 11} and any(item < 0 for item in value):  # a list of numbers, some of them negative
         return 9, struct.pack("<IQ", 5, len(value)) + struct.pack(f"<{len(value)}i", *value)
     (kind,) = kinds
     return 9, struct.pack("<IQ", kind, len(value)) + b"".join(value_bytes(item)[1] for item in value)

@@ -1,4 +1,4 @@
-"""Rows in groups, where they would all be in one: a tiny model's padding is never worth a group."""
+"""Batches split into groups of rows that would form one: a tiny model's padding is never worth a group."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from mlx_backend.kv_cache.batch import RowBatch, SingleBatch
 from mlx_backend.runners.mlx import MLXRunner
 
 in_groups = pytest.mark.parametrize("grouping", ["one group", "groups"], indirect=True)
-"""Runs a test twice: with the groups that its rows come to, and with as many as there may be."""
+"""Runs a test twice: with the natural number of groups, and with the maximum."""
 
 
 def costly(num_tokens: int) -> int:
-    """Return bytes of a row that make every token of padding matter."""
+    """Return bytes of a row that make every token of padding significant."""
     return num_tokens << 34
 
 
 @pytest.fixture
 def grouping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The number of groups after every change of rows; in the end there were several, where a model can have them."""
+    """Yield the group count after each change of rows; at the end, require several if the model supports them."""
     counts: list[int] = []
     if request.param == "groups":
         settle = RowBatch._settle

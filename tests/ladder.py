@@ -1,4 +1,4 @@
-"""A grammar for tests of the engine: each token is one of two above the one before."""
+"""A grammar for engine tests: each token is one of two above the one before."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ END = 3
 
 @dataclass
 class Ladder:
-    """Implements Grammar: a token is one of two above the one before, and after `length` of them only END may come."""
+    """Implements Grammar: a token is one of two above the one before; after `length` of them only END may follow."""
 
     length: int
     first_free: int = 0
-    """So many tokens may be anything."""
+    """This many initial tokens are unconstrained."""
     tells: bool = False
-    """Whether its states say so beforehand."""
+    """Whether its states report them in advance."""
     num_asked: int = 0
 
     def start(self) -> LadderState:
@@ -63,10 +63,10 @@ class LadderState:
         return tuple(found)
 
     def send(self) -> None:
-        """There is nobody to send it to."""
+        """Do nothing: there is no process."""
 
     def close(self) -> None:
-        """There is nothing to let go of."""
+        """Do nothing: no resource is held."""
 
     def allowed(self) -> bytes | None:
         self.ladder.num_asked += 1

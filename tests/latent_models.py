@@ -1,4 +1,4 @@
-"""A tiny config of each of mlx-lm's models whose attention keeps latents: random weights, for equality."""
+"""Tiny configs of all mlx-lm models that cache latents in attention: random weights, for equality tests."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "bailing_moe_v3": {**_LATENT, **_EXPERTS, **_BAILING, "num_attention_heads": 4, "short_conv_kernel_size": 4},
 }
 GROUPED = tuple(name for name in CONFIGS if name != "mistral4")
-"""The models whose code computes nothing with a chunk's latents itself; mistral4's joins keys and rotary parts."""
+"""Models that do not use a chunk's latents in their own code; mistral4's joins keys and rotary parts."""
 
 
 def build_latent_model(name: str, seed: int = 0, **changes: Any) -> Any:

@@ -1,6 +1,6 @@
-"""A runner in a child process, behind a pipe: what crosses is pickled, so nothing but data can.
+"""A runner in a child process, behind a pipe: everything passed is pickled, so it can only be data.
 
-Every call is a message to the child and its answer. Masks are asked back over the same pipe.
+Every call is a message to the child and its answer. Masks are requested back over the same pipe.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mlx_backend.planning.admission import Budget
 
 
 class PipeRunner:
-    """Implements `runners.base.Runner` by a runner of the same configuration in a child process."""
+    """Implements `runners.base.Runner` with a runner of the same configuration in a child process."""
 
     def __init__(self, config: EngineConfig) -> None:
         self._pipe, theirs = multiprocessing.Pipe()
@@ -77,7 +77,7 @@ class PipeRunner:
         return now, peak
 
     def interrupt(self) -> None:
-        """The child is ended by `close`."""
+        """Do nothing: `close` ends the child."""
 
     def close(self) -> None:
         self._pipe.send(None)
@@ -162,7 +162,7 @@ def _serve(pipe: Connection, config: EngineConfig) -> None:
         try:
             call = calls[name] if name in calls else getattr(runner, name)
             pipe.send(("gives", call(*given)))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the parent's
+        except Exception as error:  # noqa: BLE001 - every exception is passed to the parent
             error.__cause__ = None
             pipe.send(("raises", error))
     runner.close()

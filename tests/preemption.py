@@ -1,4 +1,4 @@
-"""Preemption for tests: a scheduler that is driven without a runner, and an engine that preempts at random."""
+"""Preemption for tests: a scheduler driven without a runner, and an engine that preempts at random."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ TOKENS_PER_STEP = 32
 
 @dataclass
 class Simulation:
-    """What the engine's loop does with a scheduler: rows write their positions, several tokens a step.
+    """Simulates the engine's loop around a scheduler: rows write their positions, several tokens per step.
 
-    `lengths`: the output at which each sequence ends by itself.
+    `lengths`: the output length at which each sequence ends by itself.
     """
 
     budget: Budget
@@ -32,7 +32,7 @@ class Simulation:
     lengths: dict[SequenceId, int] = field(default_factory=dict)
     delivered: dict[SequenceId, list[int]] = field(default_factory=dict)
     rows: dict[SequenceId, int] = field(default_factory=dict)
-    """What a runner holds: each row's place in its output."""
+    """State of a runner: each row's position in its output."""
     in_flight: dict[SequenceId, list[int]] = field(default_factory=dict)
     preempted: dict[SequenceId, int] = field(default_factory=dict)
     num_running: list[int] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Simulation:
         self.scheduler = Scheduler(SchedulerConfig(), pace, self.max_rows, self.budget)
 
     def arrive(self, num_prompt: int, max_tokens: int, lengths: list[int], tenant: str = "") -> SequenceGroup:
-        """Queue a request whose continuations end at `lengths`."""
+        """Queue a request with continuations that end at `lengths`."""
         asked = GenerationRequest(
             request_id="x", prompt_ids=(1,) * num_prompt, max_tokens=max_tokens, n=len(lengths), tenant=tenant
         )
@@ -56,11 +56,11 @@ class Simulation:
         return group
 
     def end(self, sequence: TokenSequence) -> None:
-        """It finished, or its client left."""
+        """End a sequence that finished, or after its client disconnected."""
         self.scheduler.end(sequence)
 
     def step(self, check: Callable[[StepPlan], None] = lambda plan: None) -> None:
-        """Make room, plan, start, read the step before, and compute chunks: in the order of the engine's loop."""
+        """Make room, plan, start, read the previous step, and compute chunks, in the order of the engine's loop."""
         scheduler = self.scheduler
         oldest = next(iter(scheduler._admitted.values()), None)
         held = self.budget.held(self.held_now())
@@ -87,7 +87,7 @@ class Simulation:
                 scheduler.computed(chunk)
 
     def run(self, condition: Callable[[], bool]) -> None:
-        """Make steps until `condition` is true."""
+        """Run steps until `condition` is true."""
         for _ in range(2000):
             if condition():
                 return
@@ -95,7 +95,7 @@ class Simulation:
         raise AssertionError("the awaited state did not come")
 
     def held_now(self) -> list[Reservation]:
-        """What is held in fact: no row is longer than its sequence."""
+        """Return the actual reservations: no row is longer than its sequence."""
         found = []
         for group in self.scheduler._admitted.values():
             alive = alive_of(group)
@@ -135,9 +135,9 @@ class Simulation:
 
 
 def preempt_at_random(monkeypatch: pytest.MonkeyPatch, seed: int, one_in: int = 4) -> list[int]:
-    """Let sequences be preempted in one step of so many, though there is room; returns how many were, as a counter.
+    """Preempt sequences in one of `one_in` steps, although there is room; return their number, as a counter.
 
-    What they have computed is kept, or is not.
+    Their computed prefixes are kept or discarded at random.
     """
     source, counted = random.Random(seed), [0]
 

@@ -1,4 +1,4 @@
-"""A model is checked once in a module, however many engines start: that the checks run is for their own tests."""
+"""Fixture that checks a model once per module, however many engines start; the checks have their own tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHECKS = ("check_batching", "check_columns", "check_groups")
 
 @pytest.fixture(scope="module")
 def probed_once() -> Iterator[None]:
-    """Keep what each check said of a checkpoint and its KV cache."""
+    """Cache each check's result per checkpoint and KV cache."""
     known: dict[tuple[str, ...], str | None] = {}
     loading = threading.local()
     load = MLXRunner.load

@@ -1,4 +1,4 @@
-"""Tiny checkpoints as they are published: fp8 blocks or bfloat16, each expert by itself, under its own name."""
+"""Tiny checkpoints as published: fp8 blocks or bfloat16, each expert a separate tensor under its own name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_safetensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def write_published(folder: Path, name: str, *, fp8: bool = False, num_files: int = 1, **changes: Any) -> Path:
-    """Write `deepseek_v3` or `qwen3_moe` with experts and heads apart; `fp8`: in blocks of 128 with a scale each."""
+    """Write `deepseek_v3` or `qwen3_moe` with separate experts and heads; `fp8`: in blocks of 128 with a scale each."""
     config = {**COMMON, "eos_token_id": 0, **CONFIGS.get(name, QWEN3_MOE), "torch_dtype": "bfloat16", **changes}
     if fp8:
         config["quantization_config"] = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
@@ -88,7 +88,7 @@ def _tensors(config: Mapping[str, Any], *, fp8: bool) -> dict[str, Tensor]:
 
 
 def _apart(path: str, array: Any) -> list[tuple[str, Any]]:
-    """Each expert of a stack under its own name."""
+    """Split a stack into its experts, each under its own name."""
     if ".switch_mlp." not in path:
         return [(path, array)]
     return [(path.replace(".switch_mlp.", f".experts.{place}."), array[place]) for place in range(array.shape[0])]

@@ -1,6 +1,6 @@
-"""Grammars drawn at random, most of them hostile, each with what tells whether an answer is right.
+"""Random grammars, most of them hostile, each with a check of its answers.
 
-Deep, wide, recursive, huge, contradictory; patterns that are costly; and ordinary ones among them.
+Deep, wide, recursive, huge and contradictory grammars, costly patterns, and ordinary ones among them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Drawn:
-    """A grammar as fields of a request. `is_right`: whether an answer that has ended follows it."""
+    """A grammar as fields of a request. `is_right`: whether a finished answer follows it."""
 
     kind: str
     fields: Fields
@@ -30,7 +30,7 @@ class Drawn:
 
 
 def draw(source: random.Random) -> Drawn:
-    """The next of them."""
+    """Return a random grammar."""
     kind = source.choice(list(_KINDS))
     return _KINDS[kind](kind, source)
 
@@ -62,7 +62,7 @@ _FORMATS = ("date", "time", "date-time", "ipv4", "uuid", "email", "hostname")
 
 
 def _keywords(source: random.Random, depth: int) -> dict[str, Any]:
-    """Keywords of all kinds, put together without a thought whether they fit."""
+    """Return random keywords of all kinds, regardless of whether they fit together."""
     schema: dict[str, Any] = {}
     for _ in range(source.randint(0, 4)):
         name = source.choice(list(_VALUES))
@@ -137,7 +137,7 @@ def _chain(kind: str, source: random.Random) -> Drawn:
     link = source.choice(links)
     definitions = {f"d{i}": link({"$ref": f"#/$defs/d{i + 1}"}) for i in range(length)}
     schema = {"$ref": "#/$defs/d0", "$defs": {**definitions, f"d{length}": random_schema(source)}}
-    # the validator is recursive: of the longest only the form is looked at
+    # the validator is recursive: for the longest chains the answer is not validated
     return Drawn(kind, {"guided_json": schema}, lambda text: length > 50 or _is_json_of(schema, text))
 
 
@@ -209,7 +209,7 @@ def _regex(kind: str, source: random.Random) -> Drawn:
 
 
 def _matches(text: str, written: str) -> bool:
-    """Of those that Python may read and not be held up by."""
+    """Return whether the text matches, for patterns that Python can evaluate quickly."""
     known = {"(a{1,1000}){1,1000}": "a+", "(.*a.{14})": r"(?s:.*a.{14})", "(x+x+)+y": "xx+y", "a{99999}": "a{99999}"}
     if text.startswith(r"\p"):
         return written.isalpha() and len(written) <= 90

@@ -1,6 +1,6 @@
-"""Work for an engine over several ranks, and for one process: python -m tests.ranks_scenario FOLDER PARALLEL COUNT.
+"""Requests for an engine over several ranks or in one process: python -m tests.ranks_scenario FOLDER PARALLEL COUNT.
 
-A process belongs to one group until it ends, so every run is a process of its own; it prints what it got as JSON.
+A process belongs to one group until it ends, so every run is a separate process; it prints its results as JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LENGTHS = (1, 2, 5, 17, 40, 90)
 
 
 def config(folder: Path, bits: int | None = None, **changes: Any) -> EngineConfig:
-    """Few places and short chunks: rows wait, join and leave while others decode."""
+    """Return a configuration with few slots and short chunks: rows wait, join and leave while others decode."""
     scheduler = SchedulerConfig(max_num_seqs=4, max_chunk_tokens=32)
     return EngineConfig(
         model_path=str(folder),
@@ -42,7 +42,7 @@ def config(folder: Path, bits: int | None = None, **changes: Any) -> EngineConfi
 
 
 async def drive(engine: Engine) -> dict[str, Any]:
-    """What every kind of request gets: greedy, from what was kept, seeded, several outputs, beside aborted ones."""
+    """Return the results of all kinds of requests: greedy, cached, seeded, several outputs, beside aborted ones."""
     info = engine.model_info
     assert info is not None, engine.failure
     source = random.Random(5)
@@ -68,7 +68,7 @@ async def drive(engine: Engine) -> dict[str, Any]:
 
 
 async def _left(engine: Engine, prompt: list[int], leaves: int) -> list[int]:
-    """The tokens of a stream; only the first ones of one that is given up midway."""
+    """Return the tokens of a stream; only the first ones if it is aborted midway."""
     stream = engine.submit([request(prompt, 10)])
     got: list[int] = []
     async for events in stream:
@@ -80,14 +80,14 @@ async def _left(engine: Engine, prompt: list[int], leaves: int) -> list[int]:
 
 
 async def _cached(engine: Engine, prompt: list[int]) -> bool:
-    """Whether anything is taken from what was kept."""
+    """Return whether any of the prompt is a prefix match."""
     stream = engine.submit([request(prompt, 4)])
     await tokens(stream)
     return stream.num_cached_tokens > 0
 
 
 def alone(folder: Path, **changes: Any) -> dict[str, Any]:
-    """What one process gives, in this one."""
+    """Return the results of one process, run in this one."""
 
     async def run() -> dict[str, Any]:
         async with running(config(folder, **changes)) as engine:
@@ -99,7 +99,7 @@ def alone(folder: Path, **changes: Any) -> dict[str, Any]:
 def over_ranks(
     folder: Path, parallel: str, count: int = 2, bits: int | None = None, split: str = ""
 ) -> tuple[dict[str, Any], str]:
-    """What `count` processes give, and what they have logged."""
+    """Return the results of `count` processes, and their logs."""
     command = [sys.executable, "-m", "tests.ranks_scenario", str(folder), parallel, str(count), str(bits or 0), split]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert done.returncode == 0, done.stderr
@@ -108,7 +108,7 @@ def over_ranks(
 
 
 def main() -> None:
-    """Run the scenario, and print what came of it."""
+    """Run the scenario, and print the results."""
     folder, parallel, count, bits, split = sys.argv[1:]
     ranks = RanksConfig(count=int(count), parallel=parallel, split=split or None)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Rows of a batch as the sampler sees them, and what it draws for them."""
+"""Rows of a batch as the sampler sees them, and the tokens it draws for them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VOCAB = 12
 
 
 def row(params: SamplingParams, prompt: tuple[int, ...] = (1, 2), output: tuple[int, ...] = (), **changes: Any) -> Row:
-    """A row that joins with that much output; `changes` go over what is said of it."""
+    """Return a row that joins with this output; `changes` override its other fields."""
     said: dict[str, Any] = {"id": 0, "prompt": 0, "ordinal": 0, "max_num_tokens": len(prompt) + 99, **changes}
     key = base_key(params.seed, said["ordinal"])
     return Row.of(NewRow(prompt_ids=prompt, output_ids=output, sampling=params, key=key, **said))

@@ -1,4 +1,4 @@
-"""Schemas drawn at random, and whether a value follows one."""
+"""Random schemas, and validation of values against them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NESTED = ("anyOf", "object", "array")
 
 
 def random_schema(source: random.Random, depth: int = 0) -> dict[str, Any]:
-    """Bounded in every part: a model of no great mind writes digits for ever."""
+    """Return a schema bounded in every part: a random model writes digits without end."""
     kind = source.choice((*FLAT, *NESTED) if depth < 3 else FLAT)
     if kind == "enum":
         return {"enum": source.sample(["red", "green", 3, None, True, 'a"b\\c'], 3)}
@@ -31,7 +31,7 @@ def random_schema(source: random.Random, depth: int = 0) -> dict[str, Any]:
 
 
 def follows(value: Any, schema: dict[str, Any]) -> bool:
-    """Whether a value is one of random_schema's."""
+    """Return whether a value follows a schema of random_schema."""
     if "enum" in schema:
         return any(value == each and type(value) is type(each) for each in schema["enum"])
     if "anyOf" in schema:
@@ -41,7 +41,7 @@ def follows(value: Any, schema: dict[str, Any]) -> bool:
 
 
 def _is_within(value: Any, schema: dict[str, Any]) -> bool:
-    """Of the right type, whether what is in it is right."""
+    """Return whether a value of the right type has valid contents."""
     if isinstance(value, dict):
         parts = schema["properties"]
         return set(schema["required"]) <= value.keys() and all(

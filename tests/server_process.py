@@ -1,4 +1,4 @@
-"""`pippin serve` as a process of its own, as a user starts it: for exit codes, signals and memory."""
+"""`pippin serve` as a separate process, as a user starts it: for exit codes, signals and memory."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _SERVING = re.compile(r" serving .* on (http://[\d.:]+):")
 
 
 class ServerProcess:
-    """A started process; `lines` is what it has written to stderr so far."""
+    """A started process; `lines` contains its stderr so far."""
 
     def __init__(self, *arguments: str, memory_bytes: int | None = None, log: Path | None = None) -> None:
-        """`memory_bytes`: of address space, its children's as well; None: no limit. `log`: where it logs to a file."""
+        """`memory_bytes`: limit of address space, for children too; None: no limit. `log`: its log file, if any."""
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, "-m", "server", "serve", *arguments, "--port", "0"]
         if memory_bytes is not None:
@@ -47,7 +47,7 @@ class ServerProcess:
         self._urls.put(None)
 
     def url(self) -> str:
-        """Where it serves, once it does."""
+        """Return the URL, once it serves."""
         if self._log is not None:
             return self._logged_url(self._log)
         url = self._urls.get(timeout=DEADLINE_S)
@@ -63,7 +63,7 @@ class ServerProcess:
         raise AssertionError(self.lines)
 
     def wait(self) -> int:
-        """The exit code, with every line read."""
+        """Return the exit code, after reading every line."""
         code = self.process.wait(DEADLINE_S)
         self._reader.join(DEADLINE_S)
         return code
@@ -73,7 +73,7 @@ class ServerProcess:
         return self.wait()
 
     def rss_bytes(self) -> int:
-        """Resident memory; Linux only."""
+        """Return the resident memory; Linux only."""
         found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
         assert found is not None
         return int(found[1]) * 1024
@@ -83,7 +83,7 @@ class ServerProcess:
 def serving(
     *arguments: str, memory_bytes: int | None = None, log: Path | None = None
 ) -> Iterator[tuple[ServerProcess, httpx.Client]]:
-    """A process that is ready, and a client of it; ended afterwards."""
+    """Yield a ready process and a client of it; end the process afterwards."""
     server = ServerProcess(*arguments, memory_bytes=memory_bytes, log=log)
     try:
         with httpx.Client(base_url=server.url(), timeout=DEADLINE_S) as client:
@@ -94,7 +94,7 @@ def serving(
 
 
 def live_stats(client: httpx.Client) -> dict[str, Any]:
-    """The engine's counters, as /health tells them."""
+    """Return the engine's counters from /health."""
     (model,) = client.get("/health").json()["models"]
     stats: dict[str, Any] = model["stats"]
     return stats

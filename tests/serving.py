@@ -1,4 +1,4 @@
-"""What tests of the HTTP side need: an application over an engine, in process or behind a real uvicorn."""
+"""Fixtures of HTTP tests: an application over an engine, in process or behind a real uvicorn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEADLINE_S = 120.0
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Return when `condition` holds; fail when it does not within DEADLINE_S."""
+    """Return when `condition` holds; fail if it does not within DEADLINE_S."""
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -34,7 +34,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def build_registry(
     engine: Engine, *, id: str = "mock", is_started: bool = True, tokenizer: Callable[[], Tokenizer] = ByteTokenizer
 ) -> ModelRegistry:
-    """One model over `engine`; its tokenizer loaded, unless not started."""
+    """Build a registry with one model over `engine`; its tokenizer is loaded, unless not started."""
     model = ServedModel(id, engine, tokenizer)
     if is_started:
         model.start()
@@ -50,7 +50,7 @@ async def client_of(
     *,
     dialects: Sequence[Dialect] = DIALECTS,
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """A client that talks to an application in process."""
+    """Yield a client of an application in process."""
     registry = build_registry(engine, tokenizer=tokenizer)
     app = create_app(config or Config(), registry, dialects=dialects)
     try:
@@ -61,7 +61,7 @@ async def client_of(
 
 
 def mock_engine(*, stall_s: float = 60.0, **pace: object) -> Engine:
-    """The real engine over the mock runner, not started."""
+    """Return the real engine over the mock runner, not started."""
     mock = MockConfig(**pace)  # type: ignore[arg-type]
     return create_engine(
         EngineConfig(model_path="mock", backend="mock", mock=mock, health=HealthConfig(stall_s=stall_s))
@@ -69,7 +69,7 @@ def mock_engine(*, stall_s: float = 60.0, **pace: object) -> Engine:
 
 
 class LiveServer:
-    """A running server: where it listens, and the engine behind it."""
+    """A running server: its address, and its engine."""
 
     def __init__(self, engine: Engine, port: int) -> None:
         self.engine = engine
@@ -93,11 +93,11 @@ def serve(
     until_ready: bool = True,
     dialects: Sequence[Dialect] = DIALECTS,
 ) -> Iterator[LiveServer]:
-    """A real uvicorn on loopback, in a thread."""
+    """Run a real uvicorn on loopback, in a thread."""
     registry = build_registry(engine, is_started=False)
     config = config or Config()
     app = create_app(config, registry, dialects=dialects)
-    protocol = bounded_protocol(config.security, config.security.max_connections, app.error_bodies)
+    protocol = bounded_protocol(config.security, config.security.max_connections, app.error_bodies, app.file_bytes)
     server = uvicorn.Server(
         uvicorn.Config(
             app, port=0, http=protocol, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1

@@ -1,4 +1,4 @@
-"""Stores of other programs for tests: Ollama's blobs and manifests, LM Studio's folders."""
+"""Model stores of other programs for tests: Ollama's blobs and manifests, LM Studio's folders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def add_to_ollama(root: Path, name: str, gguf: bytes | None, **layers: Any) -> Path:
-    """Add a model (`host/namespace/name/tag`); `layers`: by kind, a text or what becomes JSON. The manifest's path."""
+    """Add a model (`host/namespace/name/tag`) and return its manifest; `layers`: by kind, text or data for JSON."""
     found = [] if gguf is None else [_blob(root, "model", gguf)]
     for kind, content in layers.items():
         text = content if isinstance(content, str) else json.dumps(content)

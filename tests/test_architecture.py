@@ -30,6 +30,7 @@ SERVER_MAY_IMPORT = {
         "model.adapter_files",
         "model.checkpoint",
         "model.draft_files",
+        "planning.drafts",
         "planning.memory",
         "planning.machines",
         "planning.macos",
@@ -46,7 +47,13 @@ SERVER_MAY_IMPORT = {
 REQUEST_FILES = ("server/dialects/*", "server/service/*", "server/grammars/*", "server/text/*", "server/security/*")
 REQUEST_DOORS = {"mlx_backend.api.interface", "mlx_backend.api.errors"}
 MLX_FILES = (
+    "mlx_backend/acceptance/*.py",
+    "mlx_backend/conversion/calibrated.py",
+    "mlx_backend/conversion/compensated.py",
+    "mlx_backend/conversion/computing.py",
     "mlx_backend/conversion/convert.py",
+    "mlx_backend/conversion/cpu_matmul.py",
+    "mlx_backend/conversion/hessians.py",
     "mlx_backend/conversion/plan.py",
     "mlx_backend/conversion/quality.py",
     "mlx_backend/conversion/quantizing.py",
@@ -64,6 +71,8 @@ MLX_FILES = (
     "mlx_backend/prefix_cache/store*.py",
 )
 NO_MLX_FILES = (
+    "mlx_backend/acceptance/checks.py",
+    "mlx_backend/acceptance/streams.py",
     "mlx_backend/kv_cache/allocation.py",
     "mlx_backend/kv_cache/grouping.py",
     "mlx_backend/kv_cache/spec.py",
@@ -83,7 +92,7 @@ FLOORS = (
     ("ranks",),
     ("engine",),
     ("factory",),
-    ("replay", "follow"),
+    ("replay", "follow", "acceptance"),
 )
 """Rooms of `mlx_backend`, lowest first: each imports itself and what is on lower floors."""
 _READERS = ("engine", "prefix_cache", "drafting", "core")

@@ -30,6 +30,8 @@ SCRIPTS = (
     "scripts/open_webui/run",
     "scripts/check",
     "scripts/test",
+    "scripts/formula/run",
+    "scripts/wheel/run",
     ".ci/run",
 )
 NOT_OURS = {
@@ -102,6 +104,13 @@ def test_every_direct_dependency_is_pinned_within_its_bounds() -> None:
         pin = pins()[canonicalize_name(wanted.name)]
         (version,) = (specifier.version for specifier in pin.specifier)
         assert wanted.specifier.contains(version), wanted
+
+
+def test_a_library_whose_internals_are_used_has_an_upper_bound() -> None:
+    (uvicorn,) = [wanted for wanted in direct() if wanted.name == "uvicorn"]
+    (pin,) = (specifier.version for specifier in pins()["uvicorn"].specifier)
+    major, minor = map(int, pin.split(".")[:2])
+    assert not uvicorn.specifier.contains(f"{major}.{minor + 1}.0")
 
 
 def test_everything_that_is_installed_with_us_is_pinned() -> None:
@@ -200,6 +209,22 @@ def test_scripts_run_and_parse(script: str) -> None:
 def test_ci_and_the_image_run_the_suite_and_nothing_of_their_own() -> None:
     assert (ROOT / ".ci/run").read_text(encoding="utf-8").count("make test") == 1
     assert 'CMD ["make", "test"]' in (ROOT / "Dockerfile.cpu-test").read_text(encoding="utf-8")
+
+
+def test_every_file_of_the_packages_is_in_the_wheel() -> None:
+    """By the patterns of `package-data`; what `make wheel` builds has them is looked at there."""
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    paths = [path for package in ("server", "mlx_backend") for path in (ROOT / package).rglob("*") if path.is_file()]
+    files = [path.relative_to(ROOT) for path in paths if path.suffix not in (".py", ".pyc") and path.name[0] != "."]
+    assert len(files) > 30
+    covered = {
+        path.relative_to(ROOT)
+        for package, patterns in data.items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    assert not set(files) - covered
+    assert Path("server/profiles/configs/default.yaml") in covered
 
 
 # --- make

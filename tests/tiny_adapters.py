@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 Layers = dict[str, tuple[int, int]]
-"""Numbers that go into each adapted layer and come out of it, by path."""
+"""Input and output sizes of each adapted layer, by path."""
 
 
 def layers_of(model: Any, names: Sequence[str]) -> Layers:
-    """Return the layers of a model of mlx-lm whose paths end in one of `names`."""
+    """Return the layers of an mlx-lm model with paths that end in one of `names`."""
     found = {}
     for path, module in model.named_modules():
         if path.rsplit(".", 1)[-1] in names and module.weight.ndim == 2:

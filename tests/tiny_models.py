@@ -1,4 +1,4 @@
-"""Tiny random-weight checkpoints, one per cache kind, in mlx-lm's format. For shapes and equality, not for meaning."""
+"""Tiny random-weight checkpoints in mlx-lm's format, one per cache kind, for tests of shapes and equality."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def write_served_model(folder: Path, name: str = "llama", **changes: Any) -> Path:
-    """Write a checkpoint with a tokenizer, as `pippin serve` takes it."""
+    """Write a checkpoint with a tokenizer, ready for `pippin serve`."""
     write_tiny_tokenizer(folder)
     vocab_size = 1 + json.loads((folder / "tokenizer.json").read_text())["added_tokens"][-1]["id"]
     return write_model(folder, name, vocab_size=vocab_size, **changes)
@@ -136,7 +136,7 @@ def _divides(layer: Any, group_size: int) -> bool:
 
 
 def write_model(folder: Path, name: str, seed: int = 0, **changes: Any) -> Path:
-    """Write the named checkpoint (no tokenizer) into `folder`; `changes` go over its config."""
+    """Write the named checkpoint (no tokenizer) into `folder`; `changes` override its config."""
     import mlx.core as mx
     from mlx.utils import tree_flatten, tree_map
 

@@ -1,4 +1,4 @@
-"""Tiny tokenizers, written into a folder as a checkpoint carries them: one for each way of spelling bytes."""
+"""Tiny tokenizers, written into a folder as in a checkpoint: one for each spelling of bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HARMONY_TEMPLATE = (
     "<|channel|>final{% endif %}<|message|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )
-"""As gpt-oss has them."""
+"""As in gpt-oss."""
 
 DEEPSEEK_TOKENS = (
     "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>",
@@ -40,7 +40,7 @@ DEEPSEEK_TEMPLATE = (
     "{% else %}{{ '<｜Assistant｜>' + m.content + '<｜end｜>' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<｜Assistant｜>{% endif %}"
 )
-"""As R1 has them: calls are written beside no content, their arguments a text; what can be called is not."""
+"""As in R1: calls are written without content, their arguments as text; the offered tools are not written."""
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}"
@@ -66,12 +66,12 @@ def write_tiny_tokenizer(folder: Path, kind: str = "byte_level", chat_template: 
 
 
 def write_harmony_tokenizer(folder: Path) -> Path:
-    """As `write_tiny_tokenizer`, with gpt-oss's special tokens and a template that writes them."""
+    """Do as `write_tiny_tokenizer`, with gpt-oss's special tokens and a template that writes them."""
     return _write_with(folder, HARMONY_TOKENS, HARMONY_TEMPLATE)
 
 
 def write_deepseek_tokenizer(folder: Path) -> Path:
-    """As `write_tiny_tokenizer`, with DeepSeek's tokens of calls, and R1's way to write them."""
+    """Do as `write_tiny_tokenizer`, with DeepSeek's call tokens, and R1's way of writing them."""
     return _write_with(folder, DEEPSEEK_TOKENS, DEEPSEEK_TEMPLATE)
 
 

@@ -1,1 +1,1 @@
-"""The doors of the engine: what the server may import. No MLX."""
+"""The engine's interface: the modules that the server may import. No MLX."""

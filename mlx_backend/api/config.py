@@ -1,6 +1,6 @@
-"""The engine's part of the configuration, a section a class: each field with its default, its help and its bounds.
+"""The engine's part of the configuration, one class per section: each field with its default, help and bounds.
 
-Reads nothing: the server fills them in. No MLX.
+Reads nothing: the server fills the fields in. No MLX.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mlx_backend.api.hosts import RankHosts
-from mlx_backend.api.options import check_options, option
+from mlx_backend.api.options import OptionError, check_options, option
 
 Parallel = Literal["tensor", "pipeline"]
 
 MOST_DRAFT_TOKENS = 15
-"""With a row's newest token as many as attention takes without expanding a quantized KV cache."""
+"""Most drafts per row: with the newest token, as many as attention takes without expanding a quantized KV cache."""
 LARGEST_PER_BUFFER = 1_000_000
-"""Operations, or MB, of a command buffer: as good as no limit, and well within the integers that MLX reads."""
+"""Most operations, or MB, per command buffer: effectively no limit, and well within the integers that MLX reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,9 @@ class SchedulerConfig:
         2.0, "longest prefill chunk while nothing decodes, seconds: an abort waits for it; macOS ends 5 s", gt=0
     )
     max_chunk_tokens: int = option(2048, "tokens of one prefill chunk, at most", ge=1)
+    batch_share: float = option(
+        0.05, "time that requests of class batch may add to what the others take, as a share of it", ge=0.01
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -71,7 +74,7 @@ class KVCacheConfig:
         check_options(self)
         for name in ("group_size", "start"):
             if getattr(self, name) is not None and not self.is_quantized:
-                raise ValueError(f"{name} says how a quantized cache is held; set bits too, or leave it unset")
+                raise OptionError(name, "says how a quantized cache is held; set bits too, or leave it unset")
 
     @property
     def is_quantized(self) -> bool:
@@ -117,7 +120,7 @@ class MemoryConfig:
         for name in ("max_ops_per_buffer", "max_mb_per_buffer"):
             value = getattr(self, name)
             if value is not None and value > LARGEST_PER_BUFFER:
-                raise ValueError(f"{name} must be at most {LARGEST_PER_BUFFER}, not {value!r}")
+                raise OptionError(name, f"must be at most {LARGEST_PER_BUFFER}, not {value!r}")
 
     @property
     def limit_bytes(self) -> int | None:
@@ -165,7 +168,7 @@ class RanksConfig:
     def __post_init__(self) -> None:
         check_options(self)
         if self.port > 65534:
-            raise ValueError(f"port must be at most 65534, not {self.port}")
+            raise OptionError("port", f"must be at most 65534, not {self.port}")
 
     @property
     def is_one_model_in_parts(self) -> bool:
@@ -232,7 +235,7 @@ class SpeculationConfig:
 
     @property
     def max_drafts(self) -> int:
-        """Tokens of a row that a step may verify beside its newest one."""
+        """Most tokens of a row that a step may verify beside its newest one."""
         return 0 if self.kind == "off" else self.max_tokens
 
 
@@ -299,7 +302,7 @@ class DebugConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryShare:
-    """Of several models in one process: what this one may use of what all may use together, bytes."""
+    """One model's share of the memory of a process with several models, and the total, bytes."""
 
     share_bytes: int
     process_bytes: int
@@ -307,7 +310,7 @@ class MemoryShare:
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """A LoRA adapter of the model: what requests call it, and its folder."""
+    """A LoRA adapter of the model: its name in requests, and its folder."""
 
     name: str
     path: str
@@ -315,7 +318,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """What the engine is told: a model folder that exists (or `mock`), and its sections."""
+    """Configuration of the engine: an existing model folder (or `mock`), and the sections."""
 
     model_path: str
     backend: Literal["mlx", "mock"] = "mlx"
@@ -333,8 +336,8 @@ class EngineConfig:
     adapters: tuple[AdapterConfig, ...] = ()
     """Adapters that requests may name beside the model itself."""
     share: MemoryShare | None = None
-    """None: the model has the memory for itself."""
+    """None: all memory is for this model."""
     hosts: RankHosts | None = None
-    """Where several ranks are; None: on this machine."""
+    """Machines of the ranks; None: all ranks are on this machine."""
     ranks_here: int = 1
     """Number of the model's ranks on this machine: they share its memory."""

@@ -1,20 +1,22 @@
-"""What can go wrong in the engine, as types.
+"""Exceptions of the engine, as types.
 
 EngineError
 ├── ModelLoadError           the model folder or its files cannot be served
 ├── EngineNotReady           the model is still loading
-├── EngineDead               the device thread has ended; nothing will be answered any more
-│   └── EngineClosed         ... because it was told to
+├── EngineDead               the device thread has ended; no more requests are answered
+│   └── EngineClosed         ... because the engine was closed
 ├── QueueFull                as many requests wait as `scheduler.max_waiting` allows
 ├── TooManyPrompts           one submission has more prompts than that
 ├── ContextLengthExceeded    prompt + max_tokens is more than the context limit
 ├── MemoryLimitExceeded      the request alone needs more memory than there is
 ├── UnknownToken             a token id is not in the model's vocabulary
 ├── UnknownAdapter           the model has no adapter of this name
-└── SequenceFailed           one computation failed; names whom it concerns, the others go on
+├── AdapterRefused           an adapter cannot be loaded or unloaded
+├── NoRoomForAdapter         ... for lack of memory
+└── SequenceFailed           one computation failed; names the affected sequences, the others continue
     ├── OutOfMemory          ... because the device had no memory for it
     └── GrammarFailed        a sequence cannot follow its grammar any further
-        └── GrammarLost      ... because whatever follows the grammar has gone
+        └── GrammarLost      ... because the grammar's process is lost
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class EngineError(Exception):
 
 
 class ModelLoadError(EngineError):
-    """The model cannot be loaded; the message says what is wrong and what to do, in one line."""
+    """The model cannot be loaded; the message gives the fault and the remedy, in one line."""
 
 
 class EngineNotReady(EngineError):
@@ -44,13 +46,13 @@ class EngineClosed(EngineDead):
 
 
 class QueueFull(EngineError):
-    """Too many requests wait already."""
+    """Too many requests are waiting already."""
 
     def __init__(self, num_waiting: int, retry_after_s: int = 5) -> None:
         super().__init__(f"{num_waiting} requests are waiting already; try again later")
         self.num_waiting = num_waiting
         self.retry_after_s = retry_after_s
-        """When some of them should have got their places."""
+        """Time after which some of them should have started."""
 
 
 class TooManyPrompts(EngineError):
@@ -61,7 +63,7 @@ class TooManyPrompts(EngineError):
 
 
 class ContextLengthExceeded(EngineError):
-    """Prompt and output together do not fit into the context limit. `is_least`: nobody counted to the prompt's end."""
+    """Prompt and output exceed the context limit. `is_least`: the prompt was not counted to its end."""
 
     def __init__(self, num_prompt_tokens: int, max_tokens: int, limit: int, *, is_least: bool = False) -> None:
         self.num_prompt_tokens = num_prompt_tokens
@@ -77,7 +79,7 @@ class ContextLengthExceeded(EngineError):
 
 
 class MemoryLimitExceeded(EngineError):
-    """The request could not be computed even alone: `largest` tokens, prompt and output, could."""
+    """The request could not be computed even alone; `largest` tokens, prompt and output, could."""
 
     def __init__(self, num_tokens: int, num_rows: int, needed_bytes: int, limit_bytes: int, largest: int) -> None:
         self.largest = largest
@@ -90,7 +92,7 @@ class MemoryLimitExceeded(EngineError):
 
 
 class UnknownToken(EngineError):
-    """A token id, of a prompt or (`is_bias`) of a logit bias, is not in the model's vocabulary."""
+    """A token id of a prompt, or (`is_bias`) of a logit bias, is not in the model's vocabulary."""
 
     def __init__(self, token_id: int, vocab_size: int, *, is_bias: bool = False) -> None:
         super().__init__(f"There is no token {token_id}: this model's token ids go from 0 to {vocab_size - 1}.")
@@ -104,10 +106,18 @@ class UnknownAdapter(EngineError):
         super().__init__(f"The model has no adapter '{name}'.")
 
 
-class SequenceFailed(EngineError):
-    """A computation failed for the work it was given; the device and everybody else's work are sound.
+class AdapterRefused(EngineError):
+    """An adapter cannot be loaded or unloaded; nothing has changed."""
 
-    `ids`: the sequences that are lost. Empty: all that the computation was for.
+
+class NoRoomForAdapter(EngineError):
+    """An adapter does not fit into memory beside the model and its requests; nothing has changed."""
+
+
+class SequenceFailed(EngineError):
+    """A computation failed on its input; the device and all other work are unaffected.
+
+    `ids`: the sequences that are lost. Empty: all sequences of the computation.
     """
 
     def __init__(self, message: str, ids: Iterable[int] = ()) -> None:
@@ -120,15 +130,15 @@ class OutOfMemory(SequenceFailed):
 
 
 class GrammarFailed(SequenceFailed):
-    """The sequence's grammar is too complex to be followed any further, or has come to a dead end."""
+    """The sequence's grammar is too complex to be followed any further, or has reached a dead end."""
 
 
 class GrammarLost(GrammarFailed):
-    """What follows the grammar has gone, through no fault of the grammar."""
+    """The grammar's process is lost, through no fault of the grammar."""
 
 
 def let_go_of_frames(error: BaseException) -> None:
-    """Whoever keeps the error, a client's stream say, would keep the failed computation's arrays with it."""
+    """Clear an error's frames: a client's stream that keeps the error would keep the computation's arrays with it."""
     traceback.clear_frames(error.__traceback__)
     if error.__cause__ is not None:
         traceback.clear_frames(error.__cause__.__traceback__)

@@ -1,4 +1,4 @@
-"""Grammars as the engine sees them: which tokens a sequence may write next. They are compiled elsewhere."""
+"""Grammars as the engine sees them: the tokens that a sequence may have next. They are compiled elsewhere."""
 
 from __future__ import annotations
 
@@ -7,46 +7,46 @@ from typing import Protocol
 
 
 class GrammarState(Protocol):
-    """Where one sequence stands in its grammar. Used by the device thread."""
+    """Position of one sequence in its grammar. Used by the device thread."""
 
     def accept(self, token_id: int) -> None:
-        """The sequence has one token more."""
+        """Append a token to the sequence."""
 
     def ask(self, draft_ids: Sequence[int] = ()) -> None:
-        """Want what `allowed` returns. Of several sequences, all ask first; then it is computed for all together.
+        """Request the result of `allowed`. All sequences ask first; then it is computed for all together.
 
-        `draft_ids`: tokens that may come next, for `allowed_behind`; none unless it `takes_drafts`.
+        `draft_ids`: tokens that may come next, for `allowed_behind`; empty unless it `takes_drafts`.
         """
 
     def send(self) -> None:
-        """Begin to compute what was asked for by now, of this sequence and of others with the same grammar."""
+        """Start computing all pending requests, of this sequence and of others with the same grammar."""
 
     def allowed(self) -> bytes | None:
-        """A bit for each token, in little-endian words of 32: whether it may come next. None: all may.
+        """Return one bit per token, in little-endian words of 32: whether it may come next. None: all may.
 
         Raises GrammarFailed.
         """
 
     def allowed_behind(self) -> tuple[bytes, ...]:
-        """What may come behind each token of the draft that was asked with, up to the first that is not allowed.
+        """Return the tokens allowed after each token of the draft, up to the first that is not allowed.
 
-        Asked for after `allowed`. The sequence has none of these tokens yet.
+        Called after `allowed`. The sequence has none of these tokens yet.
         """
 
     @property
     def takes_drafts(self) -> bool:
-        """Whether it can say what may come behind tokens that may come next."""
+        """Whether it can compute the tokens allowed after a draft."""
 
     def close(self) -> None:
-        """The sequence has ended."""
+        """Release the state of an ended sequence."""
 
     @property
     def num_free_tokens(self) -> int:
-        """So many tokens more can come, whichever they are, before `allowed` may be anything but None."""
+        """Number of further tokens, of any kind, before `allowed` may return anything but None."""
 
 
 class Grammar(Protocol):
-    """What a sequence must follow, compiled."""
+    """A compiled grammar that sequences must follow."""
 
     def start(self) -> GrammarState:
-        """The state of a sequence without a token."""
+        """Return the state of a sequence without tokens."""

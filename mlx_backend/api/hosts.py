@@ -1,4 +1,4 @@
-"""The machines of a model's ranks, as the engine needs them: read from a hostfile by the server. No logic."""
+"""The machines of a model's ranks, in the engine's terms: read from a hostfile by the server. No logic."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ class RankHost:
 
     name: str
     ips: tuple[str, ...]
-    """IP addresses that its process may join from."""
+    """IP addresses from which its process may join."""
     address: str
     """host:port of its collectives."""
     further: tuple[str, ...] = ()
-    """host:port of further connections of MLX's ring, over other cables; as many for each rank."""
+    """host:port of further connections of MLX's ring, over other cables; the same number for each rank."""
     rdma: tuple[str | None, ...] = ()
-    """By rank of the peer: the RDMA device that leads there. Empty: TCP."""
+    """RDMA device that leads to each peer, by rank. Empty: TCP."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

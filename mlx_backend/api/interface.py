@@ -1,12 +1,13 @@
 """Every type that crosses between the server and the engine: configuration, request, events, state.
 
-Plain frozen dataclasses; the configuration's are declared in `config.py`, what is known of a model in `reports.py`.
-No MLX, no pydantic, nothing of HTTP or text.
+Plain frozen dataclasses; those of the configuration are in `config.py`, those that describe a model in `reports.py`. No
+MLX, no pydantic, no HTTP, no text.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -46,14 +47,18 @@ from mlx_backend.api.reports import PrefixCacheStats as PrefixCacheStats
 from mlx_backend.api.reports import RankInfo as RankInfo
 from mlx_backend.api.reports import RanksInfo as RanksInfo
 from mlx_backend.api.reports import RankStats as RankStats
+from mlx_backend.api.reports import ScoringInfo as ScoringInfo
 from mlx_backend.api.reports import SpeculationStats as SpeculationStats
 
 FinishReason = Literal["stop", "length"]
+Priority = Literal["live", "normal", "batch"]
+PRIORITIES: tuple[Priority, ...] = ("live", "normal", "batch")
+"""The classes of requests, the most urgent first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How the next token is chosen. Neutral values switch a filter off; `temperature` 0 is greedy."""
+    """Parameters of sampling. Neutral values switch a filter off; `temperature` 0 is greedy."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -67,26 +72,28 @@ class SamplingParams:
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1
     xtc_kept_ids: tuple[int, ...] = ()
-    """Tokens that XTC never takes away, beside the request's stop ids."""
+    """Tokens that XTC never removes, beside the request's stop ids."""
     dry_multiplier: float = 0.0
     dry_base: float = 1.75
     dry_allowed_length: int = 2
     dry_range: int = 1024
-    """Newest tokens of prompt and output among which repetitions are looked for; at least 2."""
+    """Newest tokens of prompt and output that are searched for repetitions; at least 2."""
     dry_breaker_ids: tuple[int, ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
     allowed_token_ids: tuple[int, ...] = ()
     """Empty: all."""
     bad_words: tuple[tuple[int, ...], ...] = ()
-    """Sequences of tokens of which the last is not drawn where the output ends in those before it; none is empty."""
+    """Token sequences; the last token of one is not drawn if the output ends in the others. None is empty."""
     seed: int | None = None
     num_logprobs: int | None = None
     """None: no log-probabilities; k >= 0: the chosen token's and the k most likely ones'."""
+    logprob_ids: tuple[int, ...] = ()
+    """Tokens whose log-probabilities are told beside these, where `num_logprobs` is not None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One prompt and the n continuations wanted of it."""
+    """One prompt and its n continuations."""
 
     request_id: str
     prompt_ids: tuple[int, ...]
@@ -97,43 +104,45 @@ class GenerationRequest:
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end a sequence with `stop`; empty to ignore the end-of-sequence token."""
     min_tokens: int = 0
-    """Outputs before which none of stop_ids is drawn."""
+    """Number of outputs before which no stop id is drawn."""
     num_prompt_logprobs: int | None = None
-    """None: none of the prompt; k >= 0: those of its tokens from the second on, and the k most likely ones' there."""
+    """None: none of the prompt; k >= 0: those of its tokens from the second on, and of the k most likely ones there."""
     grammar: Grammar | None = None
-    """What every continuation follows; its end is a stop token."""
+    """Grammar that every continuation follows; its end is a stop token."""
     uses_prefix_cache: bool = True
-    """Whether what was computed before is taken, and what is computed now is kept."""
+    """Whether cached computations are used, and new ones are stored."""
     tenant: str = ""
-    """Whose it is: requests of different tenants take turns in the queue."""
+    """Owner of the request: different tenants take turns in the queue."""
+    priority: Priority = "normal"
+    """The class that decides who is admitted, computed and preempted first."""
     cache_salt: str = ""
     """Prompts of different salts share nothing."""
     adapter: str = ""
-    """The adapter of the model that computes it; empty: none. Prompts of different adapters share nothing."""
+    """Adapter of the model that computes it; empty: none. Prompts of different adapters share nothing."""
     system_border: int = 0
-    """Tokens at the beginning that other conversations will have, too: the system prompt."""
+    """Tokens at the beginning that other conversations share: the system prompt."""
     cache_breakpoints: tuple[int, ...] = ()
-    """Positions at which another prompt may go on differently, ascending: a snapshot is of most use there."""
+    """Positions at which another prompt may continue differently, ascending: snapshots are most useful there."""
     mock: MockText | None = None
     """For the mock backend."""
     prediction_ids: tuple[int, ...] = ()
-    """What its client expects it to write: guesses are taken from there first. No token depends on it."""
+    """Output that the client expects, the first source of drafts. No token depends on it."""
     speculates: bool = True
-    """Whether its tokens may be guessed and verified several at a time."""
+    """Whether its tokens may be drafted and verified several at a time."""
     embeds: bool = False
-    """The prompt's vector is told, and nothing is generated: `max_tokens` is 0. For a model that makes embeddings."""
+    """Whether to return the prompt's vector and generate nothing: `max_tokens` is 0. Requires an embedding model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MockText:
-    """Output of the mock backend in place of its own words; no other backend looks at it."""
+    """Output of the mock backend in place of its own words; other backends ignore it."""
 
     outputs: tuple[tuple[int, ...], ...]
-    """Token ids of each continuation, its end token not among them."""
+    """Token ids of each continuation, without its end token."""
     closing_ids: frozenset[int] = frozenset()
-    """Tokens that bring the end of an answer in JSON closer, where a grammar does not allow what was to be written."""
+    """Tokens that bring an answer in JSON closer to its end, if a grammar bars the intended ones."""
     filling_ids: frozenset[int] = frozenset()
-    """Tokens with which such an answer could go on and on."""
+    """Tokens with which such an answer could continue endlessly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +152,8 @@ class TokenLogprobs:
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
     """(token id, log-probability), most likely first."""
+    asked: tuple[float, ...] = ()
+    """Of the request's `logprob_ids`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,15 +169,15 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True)
 class PromptEvent:
-    """A sequence's prompt is computed. Before its tokens, where `num_prompt_logprobs` or no token is asked for."""
+    """A sequence's prompt is computed. Precedes its tokens, if `num_prompt_logprobs` is set or max_tokens is 0."""
 
     index: int
     logprobs: tuple[TokenLogprobs, ...] = ()
-    """Of the prompt's tokens from the second on; shared by the n sequences. Empty where nobody asked."""
+    """Log-probabilities of the prompt's tokens from the second on, shared by the n sequences; empty if unrequested."""
     finish_reason: FinishReason | None = None
     """`length`: max_tokens is 0, and nothing follows."""
     embedding: bytes | None = None
-    """The prompt's vector as little-endian float32, where it was asked for."""
+    """The prompt's vector as little-endian float32, if requested."""
 
 
 StreamEvent = TokenEvent | PromptEvent
@@ -174,10 +185,23 @@ StreamEvent = TokenEvent | PromptEvent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillProgress:
-    """Prompt tokens computed so far, of all, over the requests of one stream."""
+    """Prompt tokens computed so far, and their total, over the requests of one stream."""
 
     num_computed_tokens: int
     num_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassStats:
+    """Counters of the requests of one class."""
+
+    priority: Priority
+    num_waiting: int = 0
+    num_prefilling: int = 0
+    num_running: int = 0
+    num_pauses: int = 0
+    """Times that a sequence left so that requests of a more urgent class could go on, or begin."""
+    num_output_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,25 +215,27 @@ class EngineStats:
     num_stalls: int = 0
     """Pauses of running sequences that were longer than `scheduler.max_stall_s`."""
     stall_s: float = 0.0
-    """The longest pause that is promised now: `scheduler.max_stall_s`, or more where decode steps are slow."""
+    """The longest pause promised now: `scheduler.max_stall_s`, or more if decode steps are slow."""
     num_finished: int = 0
     num_aborted: int = 0
     num_failed: int = 0
     num_preemptions: int = 0
-    """Times that a sequence left so that older ones could go on; what of it is not kept is computed again."""
+    """Times that a sequence left so that older ones could continue; what is not cached of it is computed again."""
     num_recomputed_tokens: int = 0
     kv_bytes: int = 0
     """Bytes held by the KV caches of live sequences."""
     planned_bytes: int = 0
-    """Bytes that live sequences are expected to come to, the limit at most: what admission counts with."""
+    """Bytes that live sequences are expected to reach, the limit at most: the basis of admission."""
     active_bytes: int = 0
-    """Bytes that the device has allocated now, weights among them."""
+    """Bytes that the device has allocated now, including weights."""
     peak_bytes: int = 0
-    """The most it has had allocated."""
+    """Peak of `active_bytes`."""
     prefix_cache: PrefixCacheStats = field(default_factory=PrefixCacheStats)
     speculation: SpeculationStats = field(default_factory=SpeculationStats)
+    classes: tuple[ClassStats, ...] = field(default_factory=lambda: tuple(ClassStats(priority=p) for p in PRIORITIES))
+    """Of each class of requests, in the order of `PRIORITIES`."""
     ranks: tuple[RankStats, ...] = ()
-    """In their order; empty where one process has the whole model."""
+    """In their order; empty if one process has the whole model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,7 +260,7 @@ class TokenStream(Protocol):
         """Give up one sequence; no event of it follows."""
 
     def finish(self, index: int) -> None:
-        """The reader has all it wants of a sequence, which counts as finished; no event of it follows."""
+        """Finish one sequence on behalf of its reader; no event of it follows."""
 
     async def aclose(self) -> None:
         """Give up every sequence that has not finished. Idempotent."""
@@ -244,19 +270,19 @@ class TokenStream(Protocol):
 
     @property
     def num_cached_tokens(self) -> int:
-        """Prompt tokens that were not computed because they were known, over all requests."""
+        """Prompt tokens taken from the prefix cache, over all requests."""
 
     @property
     def drafted(self) -> DraftedTokens:
-        """What was guessed and verified, over all requests."""
+        """Drafted and verified tokens, over all requests."""
 
     @property
     def queue_time_s(self) -> float | None:
-        """How long the first request waited until the scheduler let it in; None while it waits."""
+        """Seconds until the scheduler admitted the first request; None while it waits."""
 
 
 class Engine(Protocol):
-    """What the server talks to. Any thread may call it, unless said otherwise."""
+    """The server's interface to the engine. Any thread may call it, unless stated otherwise."""
 
     def start(self) -> None:
         """Start the device thread, which loads the model. Returns at once."""
@@ -266,6 +292,9 @@ class Engine(Protocol):
 
         Raises EngineNotReady, EngineDead, QueueFull, ContextLengthExceeded.
         """
+
+    def wait_loaded(self) -> None:
+        """Return when loading has ended: the model is loaded, has failed, or the engine is closed. Blocks."""
 
     @property
     def model_info(self) -> ModelInfo | None:
@@ -277,10 +306,23 @@ class Engine(Protocol):
 
     @property
     def failure(self) -> BaseException | None:
-        """What the device thread died of: a ModelLoadError while loading, anything else later."""
+        """Error that ended the device thread: a ModelLoadError while loading, any other later."""
+
+    def load_adapter(self, adapter: AdapterConfig) -> Future[ModelInfo]:
+        """Hold one more adapter. Reads its files, and returns what will be known of the model when it is there.
+
+        Raises, or fails with, AdapterRefused, NoRoomForAdapter, EngineDead; then nothing has changed. Raises
+        EngineNotReady.
+        """
+
+    def unload_adapter(self, name: str) -> Future[ModelInfo]:
+        """Let go of an adapter when its last request has ended. It takes no new ones from now on.
+
+        Raises UnknownAdapter, AdapterRefused, EngineDead, EngineNotReady.
+        """
 
     def on_death(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called, from the device thread, when that thread dies of an error."""
+        """Set `callback`, called from the device thread when that thread dies of an error."""
 
     def close(self, timeout_s: float = 10.0) -> None:
         """End the device thread; waiting streams fail with EngineDead. Idempotent."""

@@ -1,6 +1,6 @@
-"""How a configuration field is declared: its default, its help, its bounds, once.
+"""Declaration of a configuration field: its default, its help, its bounds, in one place.
 
-Knows nothing of files, environments or flags: `server.config` reads the metadata written here.
+Independent of files, environments and flags: `server.config` reads the metadata written here.
 """
 
 from __future__ import annotations
@@ -8,6 +8,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
+
+
+class OptionError(ValueError):
+    """A value that a section cannot have: `field` names its field, `problem` says the rest."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field} {problem}")
+        self.field = field
+        self.problem = problem
 
 
 def option(
@@ -19,7 +28,7 @@ def option(
     choices: Sequence[Any] | None = None,
     short_flag: str | None = None,
 ) -> Any:
-    """A dataclass field with its help text and bounds; `check_options` enforces the bounds.
+    """Return a dataclass field with its help text and bounds; `check_options` enforces the bounds.
 
     `short_flag`: another name of its flag on the command line.
     """
@@ -29,7 +38,7 @@ def option(
 
 
 def check_options(section: Any) -> None:
-    """Raise ValueError, naming the field, where a value of `section` is out of its declared bounds."""
+    """Raise OptionError, naming the field, if a value of `section` is out of its declared bounds."""
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         if value is None:
@@ -37,8 +46,8 @@ def check_options(section: Any) -> None:
         bounds = field.metadata
         if bounds.get("choices") and value not in bounds["choices"]:
             allowed = ", ".join(map(str, bounds["choices"]))
-            raise ValueError(f"{field.name} must be one of {allowed}, not {value!r}")
+            raise OptionError(field.name, f"must be one of {allowed}, not {value!r}")
         if bounds.get("ge") is not None and value < bounds["ge"]:
-            raise ValueError(f"{field.name} must be at least {bounds['ge']}, not {value!r}")
+            raise OptionError(field.name, f"must be at least {bounds['ge']}, not {value!r}")
         if bounds.get("gt") is not None and value <= bounds["gt"]:
-            raise ValueError(f"{field.name} must be more than {bounds['gt']}, not {value!r}")
+            raise OptionError(field.name, f"must be more than {bounds['gt']}, not {value!r}")

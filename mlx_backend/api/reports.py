@@ -1,4 +1,4 @@
-"""Reports of a model: its memory, KV caches, prefix cache and embeddings; and how far its loading is."""
+"""Reports of a model: its memory, KV caches, prefix cache and embeddings; and the progress of loading."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ NO_SPECULATION = "speculation.kind is off"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVCachePart:
-    """Keys or values (of latent attention: the latent or the rotary part) as they were asked for and are held.
+    """Keys or values (of latent attention: the latent or the rotary part) as requested and as held.
 
-    Bits are None for the model's own precision; `note` says why `bits` is not what was requested.
+    Bits are None for the model's own precision; `note` gives the reason if `bits` differs from the request.
     """
 
     name: str
@@ -26,67 +26,67 @@ class KVCachePart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVCacheReport:
-    """The KV caches of the layers that are alike: how they are held, and bytes per token of one layer."""
+    """The KV caches of equal layers: their form, and bytes per token of one layer."""
 
     kind: str
     num_layers: int
     window: int | None = None
-    """Tokens that a sliding-window layer holds at most."""
+    """Most tokens that a sliding-window layer holds."""
     parts: tuple[KVCachePart, ...] = ()
     start: int = 0
     """First tokens of a sequence that are held in full precision."""
     bytes_per_token: int = 0
     full_bytes_per_token: int = 0
-    """What it would be in the model's own precision."""
+    """Bytes per token in the model's own precision."""
     state_bytes: int = 0
-    """Of recurrent state: per sequence, however long."""
+    """Bytes of recurrent state per sequence, of any length."""
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryReport:
-    """How the memory is divided; bytes. `limit_basis` says where the limit is from."""
+    """Division of the memory, in bytes. `limit_basis` is the origin of the limit."""
 
     limit_bytes: int
     limit_basis: str
     weights_bytes: int
     reserve_bytes: int
     cache_bytes: int = 0
-    """Freed buffers that the device keeps for reuse, at most; within the limit."""
+    """Most freed buffers that the device keeps for reuse; within the limit."""
     wired_bytes: int = 0
-    """What is kept from being paged out; 0 for nothing."""
+    """Memory that is not paged out; 0 for none."""
     wired_reason: str = ""
-    """Why it is wired, or is not, where the device could."""
+    """Reason why it is, or is not, wired, if the device can wire memory."""
     raise_command: str | None = None
-    """What a person can run to let the device have more; None where nothing would."""
+    """Command that lets the device have more memory; None if there is none."""
 
     @property
     def free_bytes(self) -> int:
-        """For KV caches and computing."""
+        """Bytes for KV caches and computing."""
         return self.limit_bytes - self.weights_bytes - self.reserve_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixCacheReport:
-    """What becomes of what was computed. `reason`: why nothing is kept, where nothing is."""
+    """Settings of the prefix cache. `reason`: why there is none, if so."""
 
     reason: str | None = None
     kinds: tuple[tuple[str, str], ...] = ()
-    """(a kind of KV cache, how it is kept)."""
+    """(kind of KV cache, how it is kept)."""
     needs_snapshots: bool = False
-    """Some of it cannot be cut: a prompt goes on from a snapshot only."""
+    """Whether some of it cannot be cut, so that a prompt continues only from a snapshot."""
     chunk_tokens: int = 0
     ram_bytes: int = 0
     folder: str | None = None
     max_bytes: int = 0
-    """Of the folder."""
+    """Most bytes of the folder."""
     num_disk_blocks: int = 0
-    """Found in the folder at start."""
+    """Blocks found in the folder at start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixCacheStats:
-    """A snapshot of the prefix cache: what each tier holds, and the prompt tokens that were taken from it."""
+    """A snapshot of the prefix cache: the content of each tier, and the prompt tokens taken from it."""
 
     ram_bytes: int = 0
     disk_bytes: int = 0
@@ -95,21 +95,21 @@ class PrefixCacheStats:
     num_ram_tokens: int = 0
     num_disk_tokens: int = 0
     num_computed_tokens: int = 0
-    """Prompt tokens that had to be computed; the last of a prompt is the first decode's, and not among them."""
+    """Prompt tokens that had to be computed; not counting a prompt's last, which belongs to the first decode step."""
     num_evicted: int = 0
-    """Blocks that went from memory because there was no room."""
+    """Blocks evicted from memory for lack of room."""
     num_disk_evicted: int = 0
-    """... and from the folder."""
+    """Blocks evicted from the folder for lack of room."""
 
 
 @dataclass(frozen=True, slots=True)
 class DraftedTokens:
-    """Tokens that were guessed and verified, and those of them that the output has taken."""
+    """Tokens that were drafted and verified, and those of them that were accepted."""
 
     num_drafted: int = 0
     num_accepted: int = 0
     num_predicted: int = 0
-    """Of the drafted ones, those that the client predicted."""
+    """Drafted tokens that the client predicted."""
     num_predicted_accepted: int = 0
 
     def __add__(self, other: DraftedTokens) -> DraftedTokens:
@@ -123,13 +123,13 @@ class DraftedTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculationStats:
-    """A snapshot of what was guessed and verified."""
+    """A snapshot of speculation."""
 
     num_steps: int = 0
     """Decode steps with drafts."""
     drafted: DraftedTokens = DraftedTokens()
     won_s: float = 0.0
-    """Seconds that the tokens of these steps would have taken beyond what they took, without drafts."""
+    """Seconds by which these steps were shorter than their tokens would have taken without drafts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +139,19 @@ class EmbeddingInfo:
     dim: int
     pooling: Literal["last", "first", "mean"]
     is_normalized: bool
-    """Whether every vector has the length 1."""
+    """Whether every vector has length 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringInfo:
+    """How a model scores a document for a query. `tokens`: by the logits of two; `head`: by a layer of its own."""
+
+    kind: Literal["tokens", "head"]
+    basis: str
+    """What says so."""
+    token_ids: tuple[int, int] | None = None
+    """Of the tokens that mean relevant and not; None: those of `words`."""
+    words: tuple[str, str] = ("yes", "no")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +169,7 @@ class DraftModelInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankInfo:
-    """Share of a model that one rank holds; bytes. Limit and what is free are None where nothing bounds them."""
+    """Share of a model on one rank; bytes. `limit_bytes` and `free_bytes` are None if nothing bounds them."""
 
     rank: int
     num_layers: int
@@ -166,12 +178,12 @@ class RankInfo:
     kv_bytes_per_token: int
     limit_bytes: int | None
     free_bytes: int | None
-    """For KV caches and computing."""
+    """Bytes for KV caches and computing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RanksInfo:
-    """A model that several ranks share: how, and over what. In the order of the ranks."""
+    """The split of a model over several ranks, and their link. In the order of the ranks."""
 
     parallel: Literal["tensor", "pipeline"]
     link: str
@@ -184,16 +196,16 @@ class RankStats:
 
     rank: int
     kv_bytes: int
-    """Bytes of the caches of live sequences, without what the prefix cache keeps."""
+    """Bytes of the caches of live sequences, without the prefix cache."""
     active_bytes: int
-    """Bytes that its device has allocated now, weights among them."""
+    """Bytes that its device has allocated now, including weights."""
     peak_bytes: int
     round_trip_s: float | None
     """Seconds for the last answered message to the rank; None for rank 0, and before the first."""
     progress_age_s: float
-    """Since it last completed a call; it grows while there is nothing to do."""
+    """Seconds since it last completed a call; grows while it is idle."""
     is_busy: bool
-    """Whether it has calls that it has not completed."""
+    """Whether it has uncompleted calls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,13 +219,13 @@ class AdapterInfo:
     """The format of its files."""
     rank: int = 0
     num_layers: int = 0
-    """Linear layers that it adds to."""
+    """Number of linear layers that it changes."""
     weights_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What is known of a loaded model. `pads_chunks`: a prompt's last chunk is padded up to one of a few sizes."""
+    """Properties of a loaded model. `pads_chunks`: a prompt's last chunk is padded up to one of a few sizes."""
 
     context_limit: int
     """The effective limit, tokens: the smallest of the model's own, the configured one and what fits into memory."""
@@ -222,52 +234,56 @@ class ModelInfo:
     num_parameters: int = 0
     weights_bytes: int = 0
     load_s: float = 0.0
-    """What loading took, seconds."""
+    """Seconds that loading took."""
     is_batched: bool = True
     pads_chunks: bool = False
     unbatched_reason: str | None = None
-    """Why sequences are served one at a time, where they are."""
+    """Reason why sequences are served one at a time; None if they are not."""
     ungrouped_reason: str | None = None
-    """Why every row of a batch is padded to the longest; None where rows lie in groups by length."""
+    """Reason why every row of a batch is padded to the longest; None if rows lie in groups by length."""
     kv_caches: tuple[KVCacheReport, ...] = ()
     memory: MemoryReport | None = None
-    """None where nothing bounds it."""
+    """None if nothing bounds it."""
     dequantized_reason: str | None = None
-    """Why attention gets a dequantized copy of every layer's keys and values in every step, where it does."""
+    """Reason why attention gets a dequantized copy of every layer's keys and values in every step; None if not."""
     whole_heads_reason: str | None = None
-    """Why a chunk's attention over latents is computed for all heads at once, where it is."""
+    """Reason why a chunk's attention over latents is computed for all heads at once; None if it is not."""
     prefix_cache: PrefixCacheReport = PrefixCacheReport(reason="not known yet")
     max_drafts: int = 0
-    """Tokens of a request that a step may verify beside its newest one; 0: no speculation."""
+    """Most tokens of a request that a step may verify beside its newest one; 0: no speculation."""
     no_drafts_reason: str = NO_SPECULATION
-    """Why not, where it is 0."""
+    """Reason why it is 0."""
     draft_model: DraftModelInfo | None = None
     """None: none drafts. Its weights are among `weights_bytes`, as those of adapters are."""
     embedding: EmbeddingInfo | None = None
     """None: the model makes no embeddings."""
     no_embedding_reason: str = "it was not made for them"
-    """Why not, where it makes none."""
+    """Reason why it makes none."""
+    scoring: ScoringInfo | None = None
+    """None: the model scores no documents."""
+    no_scoring_reason: str = "it was not made for them"
+    """Reason why it scores none."""
     adapters: tuple[AdapterInfo, ...] = ()
     ranks: RanksInfo | None = None
-    """None: one process has all of it. Else the weights, the memory and the limits are those of the fullest rank."""
+    """None: one process has all of it. Otherwise weights, memory and limits are those of the fullest rank."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """What a model would take, told before it is loaded; bytes."""
+    """Memory of a model, estimated before it is loaded; bytes."""
 
     weights_bytes: int
     least_bytes: int
-    """Weights, reserve, and what one token's computation needs: with less it cannot be loaded."""
+    """Weights, reserve, and the computation of one token: with less it cannot be loaded."""
     wanted_bytes: int
     """The same with room for a request of `WANTED_TOKENS`."""
     limit_bytes: int | None
-    """What all models of the process may use together; None where nothing bounds it."""
+    """Limit for all models of the process together; None if nothing bounds it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadProgress:
-    """Bytes of weights read so far, of all that will be read; then, of the shapes to warm up, how many are."""
+    """Bytes of weights read so far, and their total; then the shapes warmed up so far, and their number."""
 
     done_bytes: int = 0
     total_bytes: int = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from mlx_backend.conversion.journal import (
     remove_parts,
 )
 from mlx_backend.conversion.plan import Item, Plan
-from mlx_backend.conversion.quantizing import Quantizer, nearest, write_item
+from mlx_backend.conversion.quantizing import Quantizer, alone, nearest, write_item
 from mlx_backend.conversion.shards import PartFile, Shard, write_file
 from mlx_backend.conversion.source import DTYPES, Source
 from mlx_backend.model.checkpoint import INDEX
@@ -54,9 +54,9 @@ class Job:
     """The source as a person names it: a hub id, or its folder's name."""
     recipe: str
     """How the formats were chosen, in words."""
-    quantize: Quantizer = nearest
+    quantize: Quantizer = field(default_factory=lambda: alone(nearest))
     method: str = "range"
-    """How scales are chosen: `range` or `search`."""
+    """How codes and scales are chosen, in words that tell one from another."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import KVCacheConfig, LoadProgress
-from mlx_backend.conversion import budget, journal, recipes
+from mlx_backend.conversion import budget, journal, notes, recipes
 from mlx_backend.conversion.allocation import allocate
 from mlx_backend.conversion.errors import ConversionError as ConversionError
+from mlx_backend.conversion.losses import LossFile
 from mlx_backend.conversion.measured import Quality as Quality
+from mlx_backend.conversion.measured import Sample as Sample
+from mlx_backend.conversion.measured import cut as cut
 from mlx_backend.conversion.recipe_writing import to_document
 from mlx_backend.conversion.remote import Fetch, RemoteFiles
 from mlx_backend.conversion.remote import make_hollow as make_hollow
 from mlx_backend.conversion.spec import Spec, read_spec
 from mlx_backend.kv_cache.plan import CacheShape, plan_caches
+from mlx_backend.model.fingerprint import fingerprints
 from mlx_backend.planning.machines import this_machine
 from mlx_backend.planning.memory import ModelShape
 
 if TYPE_CHECKING:
+    from mlx_backend.conversion.calibrated import Calibrated
     from mlx_backend.conversion.convert import Converted
     from mlx_backend.conversion.plan import Plan, Sizes
     from mlx_backend.conversion.source import Source
 
-Scales = Literal["range", "search"]
+Scales = Literal["range", "search", "calibration"]
 Report = Callable[[LoadProgress], None]
 _TRIES = 8
 
@@ -42,10 +47,13 @@ class Choice:
     fit_bytes: int | None = None
     """Bytes for the weights."""
     scales: Scales | None = None
-    """None: by range where all weights are stored alike, as mlx-lm does it, else by search."""
+    """None: by calibration where there are samples; by range where all weights are stored alike, as mlx-lm does it;
+    else by search."""
     dtype: str | None = None
-    calibration: tuple[int, ...] = ()
-    """Tokens of a text: what a format loses is measured on them. Without any, on samples of the weights."""
+    calibration: tuple[Sample, ...] = ()
+    """What a format loses is measured on these, and codes are chosen by the inputs that weights have on them."""
+    losses: Path | None = None
+    """A file to keep measured losses in, for other sizes."""
 
 
 @dataclass(slots=True)
@@ -57,6 +65,7 @@ class Prepared:
     scales: Scales
     plan: Plan
     _source: Source
+    _calibrated: Calibrated | None = None
 
     @property
     def sizes(self) -> Mapping[str, Sizes]:
@@ -83,11 +92,15 @@ class Prepared:
         Raises ConversionError.
         """
         from mlx_backend.conversion.convert import Job, convert
-        from mlx_backend.conversion.quantizing import nearest
+        from mlx_backend.conversion.quantizing import Quantizer, alone, nearest
         from mlx_backend.conversion.search import searched
 
-        quantize = searched if self.scales == "search" else nearest
-        return convert(Job(self._source, self.plan, out, self.origin, self.recipe, quantize, self.scales), report)
+        quantize: Quantizer
+        if self._calibrated is not None:
+            quantize, method = self._calibrated.quantize, f"calibration {self._calibrated.digest}"
+        else:
+            quantize, method = alone(searched if self.scales == "search" else nearest), self.scales
+        return convert(Job(self._source, self.plan, out, self.origin, self.recipe, quantize, method), report)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +120,7 @@ def prepare(
     Raises ConversionError.
     """
     source_of = _opener(folder, choice.dtype, remote)
+    calibrated = _calibrate(folder, choice)
     if choice.recipe is not None:
         recipe = recipes.find_recipe(choice.recipe)
         source = source_of()
@@ -114,32 +128,53 @@ def prepare(
         name = f"the recipe {recipe.name}"
     elif choice.fit_bytes is not None:
         source, default = source_of(), None
-        chooser = _fitting(source, source_of, choice, report)
+        chooser = _fitting(source, source_of, choice, calibrated, report)
         measured = _basis(source, choice)
         name = f"formats that fit {choice.fit_bytes:,} bytes, by {measured}"
     else:
         default = read_spec(choice.bits, choice.group_size, choice.mode)
         source, chooser = source_of(), recipes.plain(default)
         name = "weights as they are" if default is None else str(default)
-    scales = choice.scales or ("range" if choice.recipe is None and choice.fit_bytes is None else "search")
-    return Prepared(origin, name, scales, _build_plan(source, chooser, default), source)
+    is_plain = choice.recipe is None and choice.fit_bytes is None
+    plan = _build_plan(source, chooser, default)
+    plan = replace(plan, notes=(*plan.notes, *_notes(source, plan, choice, default)))
+    scales = "calibration" if calibrated else choice.scales or ("range" if is_plain else "search")
+    return Prepared(origin, name, scales, plan, source, calibrated)
 
 
-def compare(source: Path, other: Path, ids: Sequence[int], report: Report) -> Quality:
-    """Compare the model in `other` with that in `source` on a text's tokens. Raises ConversionError."""
+def _notes(source: Source, plan: Plan, choice: Choice, default: Spec | None) -> Iterator[str]:
+    """Yield what is to be known of the formats that were chosen."""
+    modules = source.modules
+    if default is not None:
+        whole = (module.candidate for module in modules.values() if module.spec is None)
+        yield from notes.kept_by_plain(whole, default)
+    if choice.fit_bytes is not None and not choice.calibration:
+        yield from notes.few_bits({item.path: item.spec for item in plan.items if item.is_quantized_anew})
+
+
+def _calibrate(folder: Path, choice: Choice) -> Calibrated | None:
+    if not choice.calibration or folder.is_file():
+        return None
+    from mlx_backend.conversion.calibrated import Calibrated
+
+    return Calibrated(folder, choice.calibration)
+
+
+def compare(source: Path, other: Path, samples: Sequence[Sample], report: Report) -> Quality:
+    """Compare the model in `other` with that in `source` on samples. Raises ConversionError."""
     try:
         from mlx_backend.conversion import quality
     except ImportError as error:
         raise ConversionError(f"a comparison needs mlx and mlx-lm ({error}); install them") from None
     machine = this_machine()
-    return quality.compare(source, other, ids, machine.memory_bytes if machine else 1 << 33, report)
+    return quality.compare(source, other, samples, machine.memory_bytes if machine else 1 << 33, report)
 
 
-def add_quality(source: Path, out: Path, ids: Sequence[int], text: str, report: Report) -> Quality:
+def add_quality(source: Path, out: Path, samples: Sequence[Sample], text: str, report: Report) -> Quality:
     """Compare a converted folder with its source, and write the outcome into its card. Raises ConversionError."""
     from mlx_backend.conversion import folder
 
-    quality = compare(source, out, ids, report)
+    quality = compare(source, out, samples, report)
     try:
         folder.add_quality(out, {**quality.to_document(), "text": text})
     except (OSError, ValueError, KeyError) as error:
@@ -221,7 +256,13 @@ def _is_elsewhere(source: Source) -> bool:
     return source.checkpoint is None or source.remote is not None
 
 
-def _fitting(source: Source, source_of: Callable[[], Source], choice: Choice, report: Report) -> recipes.Chooser:
+def _fitting(
+    source: Source,
+    source_of: Callable[[], Source],
+    choice: Choice,
+    calibrated: Calibrated | None,
+    report: Report,
+) -> recipes.Chooser:
     """Choose the formats with the least loss that fit. Raises ConversionError."""
     from mlx_backend.conversion.sensitivity import measured_options, read_sizes, sampled_options, typical_options
 
@@ -236,8 +277,9 @@ def _fitting(source: Source, source_of: Callable[[], Source], choice: Choice, re
         raise ConversionError(f"{given} is below the smallest sensible size of this model, {least}")
     if _is_elsewhere(source):
         options = typical_options(source, sizes)
-    elif choice.calibration:
-        options = measured_options(source.folder, choice.calibration, sizes, report)
+    elif calibrated is not None:
+        identity = {"files": fingerprints(source.files), "calibration": calibrated.digest}
+        options = measured_options(source, calibrated, sizes, report, LossFile(choice.losses, identity))
     else:
         options = sampled_options(source_of(), sizes, report)
 

@@ -1,9 +1,58 @@
-"""The figures of a comparison of two models. No MLX."""
+"""What a model is measured on, and the figures of a comparison of two models. No MLX."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+SEQUENCE_TOKENS = 512
+"""A plain text is cut into sequences of so many tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A sequence of tokens, and from which place on its tokens are predicted: 1 for all that can be, more after a
+    prompt."""
+
+    ids: tuple[int, ...]
+    first: int = 1
+
+    @property
+    def num_predicted(self) -> int:
+        return max(0, len(self.ids) - self.first)
+
+
+def cut(ids: Sequence[int], length: int = SEQUENCE_TOKENS) -> tuple[Sample, ...]:
+    """Return a text's tokens as samples of `length`, or as one where there are fewer; the rest is left out."""
+    length = min(length, len(ids))
+    if length < 2:
+        return ()
+    return tuple(Sample(tuple(ids[at : at + length])) for at in range(0, len(ids) - length + 1, length))
+
+
+def first_tokens(samples: Iterable[Sample], most: int) -> tuple[Sample, ...]:
+    """Return the samples, in order, that have `most` tokens together; at least one, cut off where it is longer."""
+    found: list[Sample] = []
+    left = most
+    for sample in samples:
+        if len(sample.ids) > left:
+            if not found and Sample(sample.ids[:left], sample.first).num_predicted:
+                found.append(Sample(sample.ids[:left], sample.first))
+            break
+        if sample.num_predicted:
+            found.append(sample)
+            left -= len(sample.ids)
+    return tuple(found)
+
+
+def spread(samples: Sequence[Sample], most: int) -> tuple[Sample, ...]:
+    """Return samples from all over, evenly, that have no more than about `most` tokens together."""
+    total = sum(len(sample.ids) for sample in samples)
+    if total <= most:
+        return first_tokens(samples, most)
+    step = max(1, round(total / most))
+    return first_tokens(samples[::step], most)
 
 
 @dataclass(frozen=True, slots=True)

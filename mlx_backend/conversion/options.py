@@ -7,8 +7,8 @@ counted as their sum. A layer's routed experts count as one weight, since a toke
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from math import prod
+from collections.abc import Iterable, Mapping, Sequence
+from math import log, prod
 
 from mlx_backend.conversion.kinds import kind_of
 from mlx_backend.conversion.recipes import Candidate, raised
@@ -16,9 +16,18 @@ from mlx_backend.conversion.spec import Spec
 
 SPECS = (Spec(2, 128), Spec(2), Spec(3), Spec(4), Spec(5), Spec(6), Spec(8))
 """Formats that allocation chooses from, and the weight as it is."""
+MEASURED_SPECS = (
+    *(Spec(bits, group_size) for bits in (2, 3, 4) for group_size in (128, 64, 32)),
+    Spec(5),
+    Spec(6),
+    Spec(8),
+)
+"""Formats that allocation chooses from where losses are measured: smaller groups are a finer choice then."""
 _LEAST_BITS = {"routed experts": 2, "shared experts": 3, "MLP": 3}
 _OTHERS_LEAST_BITS = 4
-"""The least for other weights, where sensitivities were not measured: below, errors do not merely add up."""
+"""The usual least of other weights, where sensitivities are not measured: below, errors do not merely add up."""
+_FEW_BITS_COST = 1e6
+"""Fewer bits than usual are counted as so many times their loss: they come where nothing else fits."""
 
 
 def allowed(candidate: Candidate, *, is_measured: bool, most: Spec | None = None) -> tuple[Spec | None, ...]:
@@ -26,12 +35,21 @@ def allowed(candidate: Candidate, *, is_measured: bool, most: Spec | None = None
 
     `most`: the format that it has in the source; more bits than that are of no use.
     """
-    least = 2 if is_measured else _LEAST_BITS.get(kind_of(candidate.path), _OTHERS_LEAST_BITS)
-    raised_specs = (raised(spec, candidate) for spec in SPECS if spec.bits >= least)
+    raised_specs = (raised(spec, candidate) for spec in (MEASURED_SPECS if is_measured else SPECS))
     found = dict.fromkeys(spec for spec in raised_specs if spec is not None)
     if most is None:
         return (*found, None)
     return (*(spec for spec in found if spec.bits_per_weight < most.bits_per_weight), most)
+
+
+def has_few_bits(path: str, spec: Spec | None) -> bool:
+    """Return whether a weight of this kind has more bits than that, unless it was measured that it needs none."""
+    return spec is not None and spec.bits < _LEAST_BITS.get(kind_of(path), _OTHERS_LEAST_BITS)
+
+
+def unmeasured(path: str, spec: Spec | None, loss: float) -> float:
+    """Return the loss to count for a weight's relative squared error, where it was not measured what that does."""
+    return loss * _FEW_BITS_COST if has_few_bits(path, spec) else loss
 
 
 def bytes_of(shape: tuple[int, ...], dtype: str, itemsize: int, spec: Spec | None) -> int:
@@ -50,3 +68,38 @@ _GAUSSIAN = {2: 0.104, 3: 0.0277, 4: 0.0069, 5: 0.0017, 6: 0.00044, 8: 0.000027}
 """By bits, in groups of 64, with searched scales: measured on half a million numbers."""
 _GROUPS = {16: 0.6, 32: 0.8, 64: 1.0, 128: 1.1}
 """Groups of other sizes; the last as at 2 bits, the only ones that are chosen in groups of 128."""
+
+
+# --- losses that are measured
+
+
+def probes_of(specs: Sequence[Spec]) -> tuple[Spec, ...]:
+    """Return the formats whose losses are measured: the one with the fewest bits in groups of 64, and one of 4."""
+    ordered = sorted(specs, key=lambda spec: (spec.bits, abs(spec.group_size - 64)))
+    fours = sorted(specs, key=lambda spec: (abs(spec.bits - 4), abs(spec.group_size - 64)))
+    return tuple(dict.fromkeys((*ordered[:1], *fours[:1])))
+
+
+def interpolated(errors: Mapping[Spec, float], kls: Mapping[Spec, float]) -> dict[Spec, float]:
+    """Return the loss of every format: a power of the error of the layer's outputs, through what was measured.
+
+    A small change of a layer's outputs changes predictions in proportion to its square, so the power is about 1.
+    """
+    if not kls:
+        return {}
+    (worst, high), (best, low) = max(kls.items(), key=_by_loss), min(kls.items(), key=_by_loss)
+    power = 1.0
+    if errors[worst] > errors[best] > 0 and low > 0:
+        power = min(_POWERS[1], max(_POWERS[0], log(high / low) / log(errors[worst] / errors[best])))
+    found = {}
+    for spec, error in errors.items():
+        near, loss = min(kls.items(), key=lambda each: abs(each[0].bits - spec.bits))
+        found[spec] = kls[spec] if spec in kls else loss * (error / errors[near]) ** power if errors[near] > 0 else 0.0
+    return found
+
+
+def _by_loss(each: tuple[Spec, float]) -> float:
+    return each[1]
+
+
+_POWERS = (0.5, 2.0)

@@ -7,7 +7,9 @@ freed then.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +19,66 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import LoadProgress
+from mlx_backend.conversion.cpu_matmul import use_numpy
 from mlx_backend.conversion.errors import ConversionError
-from mlx_backend.conversion.measured import Quality
+from mlx_backend.conversion.measured import Quality, Sample, first_tokens
 from mlx_backend.model.checkpoint import open_checkpoint
 from mlx_backend.model.loader import build_model
 
-SEQUENCE_TOKENS = 512
 MOST_TOKENS = 8192
-"""So many tokens are compared at most: logits of all are held."""
+"""So many tokens are compared at most: the logits of all that are predicted are held."""
 
 
-def sequences_of(ids: Sequence[int], length: int = SEQUENCE_TOKENS) -> mx.array:
-    """Cut a text's tokens into sequences [n, length]; what does not fill one is left out. Raises ConversionError."""
-    ids = ids[:MOST_TOKENS]
-    length = min(length, len(ids))
-    if length < 2:
-        raise ConversionError("the text has no two tokens; give a longer one")
-    number = len(ids) // length
-    return mx.array(ids[: number * length]).reshape(number, length)
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples that are computed together: their tokens [n, length], and their places among all samples."""
+
+    tokens: mx.array
+    places: tuple[int, ...]
+
+
+def batches_of(samples: Sequence[Sample], *, is_one: bool = False) -> list[Batch]:
+    """Group samples of one length, so that nothing is computed that is in none.
+
+    `is_one`: all in one batch, as long as the longest. What fills the others up comes after their tokens, so that it
+    changes no prediction.
+    """
+    groups: dict[int, list[int]] = defaultdict(list)
+    longest = max(len(sample.ids) for sample in samples)
+    for place, sample in enumerate(samples):
+        groups[longest if is_one else len(sample.ids)].append(place)
+    return [
+        Batch(mx.array([_filled(samples[place].ids, length) for place in places]), tuple(places))
+        for length, places in sorted(groups.items())
+    ]
+
+
+def _filled(ids: tuple[int, ...], length: int) -> list[int]:
+    return [*ids, *ids[-1:] * (length - len(ids))]
 
 
 def compare(
-    source: Path, other: Path, ids: Sequence[int], free_bytes: int, report: Callable[[LoadProgress], None]
+    source: Path, other: Path, samples: Sequence[Sample], free_bytes: int, report: Callable[[LoadProgress], None]
 ) -> Quality:
     """Compare the model in `other` with that in `source`. `free_bytes`: of memory. Raises ConversionError."""
-    tokens = sequences_of(ids)
-    expected = logits_of(source, tokens, free_bytes, report)
-    found = logits_of(other, tokens, free_bytes, report)
-    if expected.shape != found.shape:
+    samples = first_tokens(samples, MOST_TOKENS)
+    if not samples:
+        raise ConversionError("the text has no two tokens; give a longer one")
+    expected = logits_of(source, samples, free_bytes, report)
+    found = logits_of(other, samples, free_bytes, report)
+    if expected[0].shape != found[0].shape:
         raise ConversionError(
-            f"{source} has {expected.shape[-1]} tokens and {other} has {found.shape[-1]}; nothing to compare"
+            f"{source} has {expected[0].shape[-1]} tokens and {other} has {found[0].shape[-1]}; nothing to compare"
         )
-    return measure(expected, found, tokens)
+    return measure(expected, found, samples)
 
 
-def measure(expected: mx.array, found: mx.array, tokens: mx.array) -> Quality:
-    """Compare logits [n, length, vocabulary] of the same tokens; the last of each sequence predicts nothing known."""
+def measure(expected: Sequence[mx.array], found: Sequence[mx.array], samples: Sequence[Sample]) -> Quality:
+    """Compare logits of the tokens that are predicted of each sample [number, vocabulary]."""
     kl, agree, own, theirs, number = 0.0, 0, 0.0, 0.0, 0
-    for place in range(tokens.shape[0]):
-        a, b = (log_probabilities(each[place, :-1]) for each in (expected, found))
-        nexts = tokens[place, 1:, None]
+    for sample, *logits in zip(samples, expected, found, strict=True):
+        a, b = map(log_probabilities, logits)
+        nexts = mx.array(sample.ids[sample.first :])[:, None]
         kl += (mx.exp(a) * (a - b)).sum().item()
         agree += (a.argmax(-1) == b.argmax(-1)).sum().item()
         theirs -= mx.take_along_axis(a, nexts, -1).sum().item()
@@ -65,10 +87,10 @@ def measure(expected: mx.array, found: mx.array, tokens: mx.array) -> Quality:
     return Quality(number, kl / number, agree / number, math.exp(own / number), math.exp(theirs / number))
 
 
-def mean_kl(expected: mx.array, found: mx.array) -> float:
-    """The mean KL divergence of logits from log-probabilities that are expected, both [n, length, vocabulary]."""
-    rows = [(mx.exp(a) * (a - log_probabilities(b))).sum().item() for a, b in zip(expected, found, strict=True)]
-    return float(sum(rows) / (expected.shape[0] * expected.shape[1]))
+def mean_kl(expected: Sequence[mx.array], found: Sequence[mx.array]) -> float:
+    """The mean KL divergence of logits from log-probabilities that are expected, both [number, vocabulary] each."""
+    sums = [(mx.exp(a) * (a - log_probabilities(b))).sum() for a, b in zip(expected, found, strict=True)]
+    return float(mx.stack(sums).sum().item() / sum(a.shape[0] for a in expected))
 
 
 def log_probabilities(logits: mx.array) -> mx.array:
@@ -76,20 +98,34 @@ def log_probabilities(logits: mx.array) -> mx.array:
     return wide - mx.logsumexp(wide, axis=-1, keepdims=True)
 
 
-def logits_of(folder: Path, tokens: mx.array, free_bytes: int, report: Callable[[LoadProgress], None]) -> mx.array:
-    """The logits of a model for sequences of tokens. Raises ConversionError."""
+def logits_of(
+    folder: Path, samples: Sequence[Sample], free_bytes: int, report: Callable[[LoadProgress], None]
+) -> list[mx.array]:
+    """The logits of a model for the tokens that are predicted of each sample. Raises ConversionError."""
     model = open_model(folder)
     weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
-    _watch(model, weights, report, is_freed=weights > free_bytes // 2)
+    is_freed = weights > free_bytes // 2
+    batches = batches_of(samples, is_one=is_freed)
+    _watch(model, weights * len(batches), report, is_freed=is_freed)
     try:
-        logits = model(tokens)
-        mx.eval(logits)
+        found = [each for batch in batches for each in predicted(model(batch.tokens), batch, samples)]
     except (RuntimeError, ValueError, TypeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ConversionError(f"{folder} cannot be computed ({reason})") from None
     del model
     mx.clear_cache()
-    return logits
+    places = [place for batch in batches for place in batch.places]
+    return [logits for _, logits in sorted(zip(places, found, strict=True), key=lambda each: each[0])]
+
+
+def predicted(logits: mx.array, batch: Batch, samples: Sequence[Sample]) -> list[mx.array]:
+    """Return, computed, the logits of a batch's samples where they predict a token of theirs that counts."""
+    kept = []
+    for row, place in enumerate(batch.places):
+        sample = samples[place]
+        kept.append(mx.contiguous(logits[row, sample.first - 1 : len(sample.ids) - 1]))
+    mx.eval(kept)
+    return kept
 
 
 def open_model(folder: Path) -> Any:
@@ -103,6 +139,7 @@ def open_model(folder: Path) -> Any:
         raise ConversionError(str(error)) from None
     if mx.default_device().type == mx.DeviceType.cpu:
         model.set_dtype(mx.float32)
+        use_numpy(model)
     return model
 
 

@@ -15,8 +15,8 @@ from mlx_backend.conversion.shards import PartFile
 from mlx_backend.conversion.source import Source
 from mlx_backend.conversion.spec import Spec
 
-Quantizer = Callable[[mx.array, Spec], Sequence[mx.array]]
-"""Gives weight, scales and, in affine mode, biases."""
+Quantizer = Callable[[mx.array, Spec, str, int], Sequence[mx.array]]
+"""Gives weight, scales and, in affine mode, biases of a weight, or of a part of one: its path, and which part it is."""
 
 _PIECE_WEIGHTS = 1 << 26
 _BITS = {
@@ -33,6 +33,11 @@ def nearest(weight: mx.array, spec: Spec) -> Sequence[mx.array]:
     """Quantize as mlx-lm does: each group's range from its least to its greatest number."""
     made: Sequence[mx.array] = mx.quantize(weight, spec.group_size, spec.bits, mode=spec.mode)
     return made
+
+
+def alone(quantize: Callable[[mx.array, Spec], Sequence[mx.array]]) -> Quantizer:
+    """Return a quantizer that looks at nothing but the weight."""
+    return lambda weight, spec, path, place: quantize(weight, spec)
 
 
 @dataclass(slots=True)
@@ -64,7 +69,7 @@ def write_item(source: Source, item: Item, file: PartFile, quantize: Quantizer) 
         weights[place] = None  # freed once it is written
         _check(weight, item.path, is_quantized=True)
         assert item.spec is not None
-        made = quantize(weight, item.spec)
+        made = quantize(weight, item.spec, item.path, place)
         mx.eval(made)
         _measure(weight, made, item.spec, measured)
         del weight

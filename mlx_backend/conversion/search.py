@@ -45,25 +45,34 @@ def _searched_rows(rows: mx.array, spec: Spec) -> tuple[mx.array, mx.array, mx.a
     """Return packed codes, scales and biases of rows [n, width]."""
     _, scales, biases = nearest(rows, spec)
     flat = (scales.reshape(-1, 1), biases.reshape(-1, 1))
-    codes, *new = _search(rows.reshape(-1, spec.group_size), *flat, 2**spec.bits - 1)
-    return _pack(codes.reshape(rows.shape), spec.bits), new[0].reshape(scales.shape), new[1].reshape(biases.shape)
+    codes, *new = search_groups(rows.reshape(-1, spec.group_size), *flat, 2**spec.bits - 1)
+    return pack(codes.reshape(rows.shape), spec.bits), new[0].reshape(scales.shape), new[1].reshape(biases.shape)
 
 
-def _search(groups: mx.array, scale: mx.array, bias: mx.array, most: int) -> tuple[mx.array, mx.array, mx.array]:
-    """Return codes, scales and biases of groups [n, group size]; `scale`, `bias`: those by range."""
+def search_groups(
+    groups: mx.array, scale: mx.array, bias: mx.array, most: int, importance: mx.array | None = None
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Return codes, scales and biases of groups [n, group size]; `scale`, `bias`: those by range.
+
+    `importance`: what the squared error of each number counts, of the groups' shape; its mean in a group is 1.
+    """
     top = mx.array(float(most))
     x = groups.astype(mx.float32)
-    mean, low, high = x.mean(-1, keepdims=True), x.min(-1, keepdims=True), x.max(-1, keepdims=True)
-    error = _errors(x, *_wide(scale, bias), top).sum(-1, keepdims=True)
+    low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
+
+    def summed(each: mx.array) -> mx.array:
+        return (each if importance is None else each * importance).sum(-1, keepdims=True)
+
+    mean = summed(x) / x.shape[-1]
+    error = summed(_errors(x, *_wide(scale, bias), top))
     for shrink in _SHRINKS:
         a, b = _shrunk(low, high, top, mx.array(shrink))
         for _ in range(_STEPS):
             codes = _codes(x, a, b, top)
             products, squares = _products(codes, x)
-            total = codes.sum(-1, keepdims=True)
-            a, b = _fitted(a, mean, total, products.sum(-1, keepdims=True), squares.sum(-1, keepdims=True), x.shape[-1])
+            a, b = _fitted(a, mean, summed(codes), summed(products), summed(squares), x.shape[-1])
         a, b = a.astype(scale.dtype), b.astype(scale.dtype)
-        new = _errors(x, *_wide(a, b), top).sum(-1, keepdims=True)
+        new = summed(_errors(x, *_wide(a, b), top))
         scale, bias, error = _better(new, error, a, scale, b, bias)
     return _codes(x, *_wide(scale, bias), top).astype(mx.uint8), scale, bias
 
@@ -111,7 +120,7 @@ def _wide(scale: mx.array, bias: mx.array) -> tuple[mx.array, mx.array]:
     return mx.where(wide == 0, 1e-12, wide), bias.astype(mx.float32)
 
 
-def _pack(codes: mx.array, bits: int) -> mx.array:
+def pack(codes: mx.array, bits: int) -> mx.array:
     """Return codes [..., n] as MLX packs them: bit after bit, the lowest first, into words of 32."""
     whole = codes.astype(mx.uint32)
     per_block = 32  # codes that fill `bits` words exactly

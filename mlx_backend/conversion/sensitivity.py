@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_backend.api.interface import LoadProgress
 from mlx_backend.conversion.allocation import Option
-from mlx_backend.conversion.errors import ConversionError
-from mlx_backend.conversion.options import allowed, bytes_of, gaussian_losses
-from mlx_backend.conversion.quality import log_probabilities, mean_kl, open_model, sequences_of
+from mlx_backend.conversion.calibrated import Calibrated
+from mlx_backend.conversion.compensated import output_error
+from mlx_backend.conversion.losses import LossFile
+from mlx_backend.conversion.options import allowed, bytes_of, gaussian_losses, interpolated, probes_of, unmeasured
 from mlx_backend.conversion.quantizing import unpacker
 from mlx_backend.conversion.search import searched
 from mlx_backend.conversion.source import DTYPES, Module, Source
 from mlx_backend.conversion.spec import Spec
 
 _SAMPLE_WEIGHTS = 1 << 16
-_CALIBRATION_TOKENS = 2048
 _SAMPLE_PARTS = 2
-"""Of a stack, such as a layer's experts."""
+"""So many parts of a stack, such as a layer's experts, are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +38,12 @@ class Sizes:
 
     @property
     def most_bytes(self) -> int:
-        """Of the weights that have a choice."""
+        """The largest choices of all weights that have one."""
         return sum(max(sizes.values()) for sizes in self.formats.values())
 
 
 def read_sizes(source: Source, *, is_measured: bool = False) -> Sizes:
-    """Return the bytes of all formats; nothing is read. `is_measured`: losses will be, so that fewer bits may do."""
+    """Return the bytes of all formats; nothing is read. `is_measured`: losses will be, so that there are more."""
     formats = {}
     fixed = sum(each.num_weights * each.dtype.size for each in source.weights.values())
     for module in source.modules.values():
@@ -68,60 +67,74 @@ def sampled_options(
     options, done = {}, 0
     for path, formats in sizes.formats.items():
         losses = _losses(source, source.modules[path], tuple(formats))
-        options[path] = tuple(Option(spec, num_bytes, losses[spec]) for spec, num_bytes in formats.items())
+        options[path] = tuple(
+            Option(spec, num_bytes, unmeasured(path, spec, losses[spec])) for spec, num_bytes in formats.items()
+        )
         done += max(formats.values())
         report(LoadProgress(done_bytes=done, total_bytes=sizes.most_bytes))
     return options
 
 
 def measured_options(
-    folder: Path, ids: Sequence[int], sizes: Sizes, report: Callable[[LoadProgress], None]
+    source: Source, calibrated: Calibrated, sizes: Sizes, report: Callable[[LoadProgress], None], file: LossFile
 ) -> dict[str, tuple[Option, ...]]:
     """Measure what each format of each weight loses by computing the model with that weight alone in it.
 
-    The loss is the KL divergence of the next token on the first of the text's tokens. Raises ConversionError.
+    The loss is the KL divergence of the next token. It is measured with few bits and with some more; for the other
+    formats it follows from the error of the layer's outputs. Raises ConversionError.
     """
-    tokens = sequences_of(ids[:_CALIBRATION_TOKENS])
-    try:
-        model = open_model(folder)
-        mx.eval(model.parameters())
-        expected = log_probabilities(model(tokens))
-        mx.eval(expected)
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ConversionError(f"the model cannot be computed here ({reason}); leave --calibrate out") from None
-    modules, options = dict(model.named_modules()), {}
-    done = 0
+    options, done = {}, 0
     for path, formats in sizes.formats.items():
-        found = []
-        for spec, num_bytes in formats.items():
-            with _stored(modules[path], spec) as is_changed:
-                loss = max(0.0, mean_kl(expected, model(tokens))) if is_changed else 0.0
-            found.append(Option(spec, num_bytes, loss))
-        options[path] = tuple(found)
+        changing = [spec for spec in formats if spec not in (None, source.modules[path].spec)]
+        losses = file.get(path)
+        if losses is None or not {str(spec) for spec in changing} <= losses.keys():
+            measured = _measured_losses(source, calibrated, path, changing)
+            file.add(path, losses := {str(spec): loss for spec, loss in measured.items()})
+        options[path] = tuple(
+            Option(spec, size, losses[str(spec)] if spec in changing else 0.0) for spec, size in formats.items()
+        )
         done += max(formats.values())
         report(LoadProgress(done_bytes=done, total_bytes=sizes.most_bytes))
         mx.clear_cache()
     return options
 
 
+def _measured_losses(source: Source, calibrated: Calibrated, path: str, specs: Sequence[Spec]) -> dict[Spec, float]:
+    module = calibrated.computed.modules[path]
+    weight = _unpacked(module)
+    if (dtype := source.weights[f"{path}.weight"].dtype) in DTYPES and mx.issubdtype(dtype, mx.floating):
+        weight = weight.astype(dtype)
+    probes, errors, kls = probes_of(specs), {}, {}
+    for spec in specs:
+        made = calibrated.quantize(weight, spec, path, 0)
+        errors[spec] = output_error(weight, made, spec, calibrated.hessians.of(path))
+        if spec in probes:
+            with _stored(module, spec, made):
+                kls[spec] = calibrated.computed.kl(path)
+    return interpolated(errors, kls)
+
+
+def _unpacked(module: Any) -> mx.array:
+    if "scales" not in module:
+        return module.weight
+    arrays = [module[name] for name in ("weight", "scales", "biases") if module.get(name) is not None]
+    return mx.dequantize(*arrays, group_size=module.group_size, bits=module.bits, mode=module.mode)
+
+
 @contextmanager
-def _stored(module: Any, spec: Spec | None) -> Iterator[bool]:
-    """Have a module's weight stored in a format meanwhile; gives whether that changes it."""
+def _stored(module: Any, spec: Spec, made: Sequence[mx.array]) -> Iterator[None]:
+    """Have a module's weight be what it was quantized to meanwhile."""
     before = {name: module[name] for name in ("weight", "scales", "biases") if name in module}
     if "scales" not in before:
-        if spec is not None:
-            made = searched(before["weight"], spec)
-            arguments = {"group_size": spec.group_size, "bits": spec.bits, "mode": spec.mode}
-            module.weight = mx.dequantize(*made, **arguments, dtype=before["weight"].dtype)
-        yield spec is not None
+        arguments = {"group_size": spec.group_size, "bits": spec.bits, "mode": spec.mode}
+        module.weight = mx.dequantize(*made, **arguments, dtype=before["weight"].dtype)
+        yield
         module.weight = before["weight"]
         return
-    kept = Spec(module.bits, module.group_size, module.mode)
-    if spec not in (None, kept):
-        weight = mx.dequantize(*before.values(), group_size=kept.group_size, bits=kept.bits, mode=kept.mode)
-        _set(module, dict(zip(("weight", "scales", "biases"), searched(weight, spec), strict=False)), spec)
-    yield spec not in (None, kept)
+    kept, dtype = Spec(module.bits, module.group_size, module.mode), before["scales"].dtype
+    cast = [each.astype(dtype) if mx.issubdtype(each.dtype, mx.floating) else each for each in made]
+    _set(module, dict(zip(("weight", "scales", "biases"), cast, strict=False)), spec)
+    yield
     _set(module, before, kept)
 
 
@@ -138,7 +151,8 @@ def typical_options(source: Source, sizes: Sizes) -> dict[str, tuple[Option, ...
         losses = gaussian_losses(formats)
         kept = source.modules[path].spec
         options[path] = tuple(
-            Option(spec, size, 0.0 if spec == kept else losses[spec]) for spec, size in formats.items()
+            Option(spec, size, 0.0 if spec == kept else unmeasured(path, spec, losses[spec]))
+            for spec, size in formats.items()
         )
     return options
 

@@ -1,1 +1,1 @@
-"""The nouns that the engine, the prefix cache and the runners share. No MLX, no threads."""
+"""Data types that the engine, the prefix cache and the runners share. No MLX, no threads."""

@@ -1,6 +1,6 @@
-"""Conversion of what crosses a runner's door to JSON and back: for records of runs, and for the ranks of a model.
+"""Conversion of a runner's arguments and results to JSON and back, for records of runs and for the ranks of a model.
 
-Each type goes by its name, with the fields that are not as they are by default.
+A dataclass is identified by its name, with the fields that differ from their defaults.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TYPES: dict[str, type] = {
 
 
 def encode(value: Any) -> Any:
-    """Return a value as JSON can say it."""
+    """Return a value as JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
             each.name: encode(getattr(value, each.name))
@@ -44,7 +44,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """Return what `encode` was given. Raises KeyError or TypeError for what it did not write."""
+    """Return the value that `encode` received. Raises KeyError or TypeError for other input."""
     if isinstance(value, list):
         return tuple(value) if _is_of_integers(value) else tuple(map(decode, value))
     if not isinstance(value, dict):
@@ -58,5 +58,5 @@ def decode(value: Any) -> Any:
 
 
 def _is_of_integers(values: Sequence[Any]) -> bool:
-    """Whether there is nothing but integers, as in a prompt's tokens: told without a call for each of them."""
+    """Return whether all are integers, as a prompt's tokens, without a call for each of them."""
     return set(map(type, values)) <= {int}

@@ -1,4 +1,4 @@
-"""Membership: which rank a process is, of which group, and how the group shares a model."""
+"""Membership: a process's rank, its group, and the group's way of sharing a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Membership:
     num_here: int = 1
     """Ranks on this one's machine, which share its memory."""
     further: tuple[tuple[str, ...], ...] = ()
-    """By rank: addresses of MLX's ring beside that of `addresses`, over other cables; as many for each rank."""
+    """By rank: further addresses of MLX's ring, over other cables; the same number for each rank."""
 
     @property
     def count(self) -> int:

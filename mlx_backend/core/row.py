@@ -11,15 +11,15 @@ from mlx_backend.core.step import NewRow, SequenceId
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """A sequence that decodes, as its runner knows it."""
+    """A runner's state of a decoding sequence."""
 
     new: NewRow
     num_started_tokens: int
-    """Outputs whose step has been started."""
+    """Outputs with a started step."""
     caches: list[Any] | None = None
-    """The KV cache of its prompt, from when the row is planned until it has joined the batch; None where empty."""
+    """The KV cache of its prompt, from the time the row is planned until it has joined the batch; None if empty."""
     is_last: bool = True
-    """No other row will continue the same caches."""
+    """Whether no other row will continue the same caches."""
 
     @classmethod
     def of(cls, new: NewRow, caches: list[Any] | None = None, *, is_last: bool = True) -> Row:
@@ -39,7 +39,7 @@ class Row:
 
     @property
     def output_ids(self) -> tuple[int, ...]:
-        """Outputs that the row joined with."""
+        """Outputs with which the row joined."""
         return self.new.output_ids
 
     @property
@@ -48,7 +48,7 @@ class Row:
 
     @property
     def num_computed_tokens(self) -> int:
-        """Tokens in the KV cache once every step that was started is done."""
+        """Tokens in the KV cache once every started step is done."""
         return len(self.new.prompt_ids) - 1 + self.num_started_tokens
 
     @property

@@ -34,37 +34,41 @@ class Status(enum.Enum):
 class SequenceGroup:
     """One prompt, computed once for the n sequences that continue it.
 
-    All tokens but the last are prefilled. The last is every sequence's first decode input, so that
-    sampling has one place: the batched decode step. Where the prompt's vector is wanted, all are. Of a
-    sequence that lost its row, its prompt and the outputs it has had, computed again.
+    All tokens but the last are prefilled. The last is every sequence's first decode input, so that sampling has one
+    place: the batched decode step. For an embedding, all tokens are prefilled. For a sequence that lost its row, the
+    prompt includes the outputs it has had, which are computed again.
     """
 
     request: GenerationRequest
     id: PromptId
     output_ids: tuple[int, ...] = ()
-    """What of the output is computed with the prompt: nothing, but for a sequence that lost its row."""
+    """Outputs that are computed with the prompt: empty, except for a sequence that lost its row."""
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     sequences: list[TokenSequence] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
-    """Of the prompt's tokens from the second on, as far as they are computed; empty where nobody asked."""
+    """Log-probabilities of the prompt's tokens from the second on, as far as computed; empty if not requested."""
     embedding: bytes | None = None
-    """The prompt's vector, once it is computed where it was asked for."""
+    """The prompt's vector, once computed, if requested."""
     queued_at: float = field(default_factory=time.monotonic)
     queue_time_s: float | None = None
-    """How long it waited to be let in for the first time; None while it waits."""
+    """Seconds until its first admission; None while it waits."""
     num_preemptions: int = 0
-    """How often it, or what it is a part of, had to leave so that others could go on."""
+    """Times that it, or the group it was split from, had to leave so that others could continue."""
+    is_aged: bool = False
+    """It was admitted before requests of a more urgent class because it had waited for long."""
+    prompt_s: float = 0.0
+    """Seconds that its chunks have taken."""
     num_lost_tokens: int = 0
     """Tokens at its beginning that were computed or restored before, and lost."""
 
     def admit(self) -> None:
-        """The scheduler has let it in."""
+        """Record the admission by the scheduler."""
         if self.queue_time_s is None:
             self.queue_time_s = time.monotonic() - self.queued_at
 
     def lose(self) -> None:
-        """Nothing is left of what was computed of it, and it waits again."""
+        """Reset the computed part after it was lost; the group waits again."""
         self.num_lost_tokens = max(self.num_lost_tokens, self.num_computed_tokens)
         self.num_computed_tokens = 0
         self.logprobs = []
@@ -83,7 +87,7 @@ class SequenceGroup:
 
     @property
     def max_num_tokens(self) -> int:
-        """Prompt and output, at most."""
+        """Most tokens of prompt and output."""
         return self.num_prompt_tokens + self.request.max_tokens
 
     @property
@@ -92,13 +96,13 @@ class SequenceGroup:
         return self.num_tokens - num_decoded - self.num_computed_tokens
 
     def token_ids(self, start: int, stop: int) -> tuple[int, ...]:
-        """Those that are computed, from place `start` on and before `stop`."""
+        """Return the tokens to compute, from position `start` on and before `stop`."""
         if stop <= self.num_prompt_tokens:
             return self.request.prompt_ids[start:stop]
         return (self.request.prompt_ids + self.output_ids)[start:stop]
 
     def chunk(self, start: int, stop: int, restore: Restore | None = None) -> Chunk:
-        """The prompt's tokens [start, stop), for a runner."""
+        """Return the prompt's tokens [start, stop), for a runner."""
         following = self.token_ids(stop, stop + 1)
         return Chunk(
             prompt=self.id,
@@ -114,7 +118,7 @@ class SequenceGroup:
 
     @property
     def num_top_logprobs(self) -> int | None:
-        """How many likely tokens are to be noted beside each of the prompt's; None: nothing is, or all is told."""
+        """Number of likely tokens to rank beside each of the prompt's; None: none, or all have been reported."""
         return None if all(s.knows_prompt for s in self.sequences) else self.request.num_prompt_logprobs
 
     @property
@@ -131,21 +135,21 @@ class TokenSequence:
     id: SequenceId
     index: int
     ordinal: int
-    """Which of the n continuations of its prompt it is."""
+    """Its number among the n continuations of its prompt."""
     output_ids: list[int] = field(default_factory=list)
     num_started_tokens: int = 0
-    """Outputs whose step has been started: one more than `output_ids` while a step is in flight."""
+    """Outputs with a started step: one more than `output_ids` while a step is in flight."""
     status: Status = Status.PENDING
     key: int | None = None
-    """64 random bits that all its draws come from, once it has begun to decode."""
+    """64 random bits from which all its draws derive, once it has begun to decode."""
     has_row: bool = False
-    """The runner has a row for it."""
+    """Whether the runner has a row for it."""
     grammar_state: GrammarState | None = None
     num_accepted: int = 0
-    """Outputs that `grammar_state` has been told of."""
+    """Outputs that `grammar_state` has accepted."""
     drafted: DraftedTokens = field(default_factory=DraftedTokens)
     knows_prompt: bool = False
-    """Its prompt has been computed, and whoever asked has been told of it."""
+    """Whether its prompt has been computed, and its PromptEvent, if requested, was sent."""
 
     @property
     def request(self) -> GenerationRequest:
@@ -153,7 +157,7 @@ class TokenSequence:
 
     @property
     def num_computed_tokens(self) -> int:
-        """Tokens in the KV cache once every step that was started is done."""
+        """Tokens in the KV cache once every started step is done."""
         return self.group.num_prompt_tokens - 1 + self.num_started_tokens
 
     @property
@@ -161,7 +165,7 @@ class TokenSequence:
         return self.group.max_num_tokens
 
     def close_grammar(self) -> None:
-        """Let go of its place in its grammar: it has ended, or begins again."""
+        """Release its state in its grammar when it ends or starts again."""
         if self.grammar_state is not None:
             self.grammar_state.close()
             self.grammar_state = None
@@ -171,7 +175,7 @@ class TokenSequence:
         return self.status is Status.RUNNING and self.num_started_tokens < self.request.max_tokens
 
     def row(self, key: int) -> NewRow:
-        """All that a runner needs to know of it, as it begins to decode."""
+        """Return the description of the sequence that a runner needs when it begins to decode."""
         request = self.request
         return NewRow(
             id=self.id,
@@ -193,12 +197,12 @@ _ids = itertools.count(1)
 
 
 def next_id() -> int:
-    """An id that no prompt and no sequence of this process has had. Safe in any thread."""
+    """Return an id that no prompt and no sequence of this process has had. Safe in any thread."""
     return next(_ids)
 
 
 def build_groups(requests: Iterable[GenerationRequest]) -> tuple[SequenceGroup, ...]:
-    """A group for each, with its n sequences; these are numbered through."""
+    """Return a group for each request, with its n sequences, which are numbered throughout."""
     groups = []
     index = 0
     for request in requests:
@@ -211,7 +215,7 @@ def build_groups(requests: Iterable[GenerationRequest]) -> tuple[SequenceGroup, 
 
 
 def tell_prompt(group: SequenceGroup) -> Iterator[tuple[TokenSequence, PromptEvent]]:
-    """What is to be said of a prompt once it is computed, to each sequence once; nothing where nobody asked."""
+    """Yield a computed prompt's event for each sequence, once; nothing if it was not requested."""
     if group.num_remaining_tokens > 0:
         return
     request, logprobs = group.request, tuple(group.logprobs)

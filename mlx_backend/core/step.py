@@ -1,7 +1,7 @@
-"""The data that crosses the door between the engine and a runner: frozen, keyed by ids.
+"""The data that crosses between the engine and a runner: frozen, keyed by ids.
 
 A plan can be written down, sent to another process or replayed: it depends on no clock, no chance and no live object.
-A prompt and a sequence have ids of their own, which no other has while the engine lives.
+The ids of prompts and sequences are unique while the engine lives.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """Blocks that take the place of computing a chunk. `with_state`: the last one's state completes the prompt's."""
+    """Blocks restored instead of computing a chunk. `with_state`: the last one's state completes the prompt's."""
 
     pieces: tuple[Piece, ...]
     with_state: bool
@@ -65,7 +65,7 @@ class Chunk:
     num_top_logprobs: int | None = None
     """Likely tokens to rank beside each of the prompt's; None: no log-probabilities."""
     embeds: bool = False
-    """The prompt's vector is wanted; it comes with the prompt's last chunk."""
+    """Whether to return the prompt's vector, with its last chunk."""
     restore: Restore | None = None
     adapter: str = ""
     """The adapter that it is computed with; empty: none."""
@@ -81,7 +81,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewRow:
-    """A sequence that begins to decode: everything that a runner needs to know of it, until it ends.
+    """A sequence that begins to decode: everything that a runner needs until it ends.
 
     It continues the KV cache of `prompt`, which holds all of its tokens but the last.
     """
@@ -92,12 +92,12 @@ class NewRow:
     """Its place among the n continuations of its prompt."""
     prompt_ids: tuple[int, ...]
     output_ids: tuple[int, ...] = ()
-    """Outputs that it has already: of a sequence that is computed again."""
+    """Outputs that it already has, if it is computed again."""
     max_num_tokens: int
-    """Prompt and output, at most."""
+    """Most tokens of prompt and output."""
     sampling: SamplingParams
     key: int
-    """64 random bits that all its draws come from."""
+    """64 random bits from which all its draws derive."""
     stop_ids: frozenset[int] = frozenset()
     min_tokens: int = 0
     mock: MockText | None = None
@@ -107,7 +107,7 @@ class NewRow:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Tokens that may follow a row's newest one: they are computed beside it, and kept as far as they are drawn."""
+    """Tokens that may follow a row's newest one, verified in the same step and kept as far as they are drawn."""
 
     id: SequenceId
     token_ids: tuple[int, ...]
@@ -136,19 +136,19 @@ class StepPlan:
     """One step of the engine: rows that leave, join and decode, then the chunks of prompts, one after the other."""
 
     ended: tuple[SequenceId, ...] = ()
-    """Sequences whose rows leave."""
+    """Sequences with rows that leave."""
     new_rows: tuple[NewRow, ...] = ()
     decodes: tuple[SequenceId, ...] = ()
     """Every row that decodes: new ones, and all others that have not ended."""
     masked: tuple[SequenceId, ...] = ()
-    """Those of `decodes` whose grammar restricts the token that is drawn."""
+    """Rows of `decodes` with a grammar that restricts the drawn token."""
     dropped: tuple[PromptId, ...] = ()
-    """Prompts whose KV cache no sequence continues once the new rows have joined."""
+    """Prompts with a KV cache that no sequence continues once the new rows have joined."""
     chunks: tuple[Chunk, ...] = ()
     spare_bytes: int = 0
-    """Bytes that the rows' KV caches may hold beyond what the rows take: places for those that will come."""
+    """Bytes that the rows' KV caches may hold beyond what the rows take: places for new rows."""
     drafts: tuple[Draft, ...] = ()
-    """Of some of `decodes`, each with one token at least. A step with drafts follows on one that was collected."""
+    """Drafts for some of `decodes`, each with at least one token. The step before one with drafts must be collected."""
 
     @property
     def changes(self) -> bool:
@@ -167,25 +167,25 @@ class RowTokens:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The tokens that a step's rows got."""
+    """The tokens of a step's rows."""
 
     rows: tuple[RowTokens, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PromptResult:
-    """A chunk's yield beside its KV cache: log-probabilities of the tokens after each of its own, and a vector."""
+    """A chunk's result beside its KV cache: log-probabilities of the tokens after each of its own, and a vector."""
 
     logprobs: tuple[TokenLogprobs, ...] = ()
     embedding: bytes | None = None
-    """float32 little-endian, with the prompt's last chunk where it was asked for."""
+    """Little-endian float32, with the prompt's last chunk, if requested."""
 
 
 Newest = tuple[tuple[SequenceId, int | None], ...]
-"""Rows and the token that the step before drew for each; None where there was no such step."""
+"""Rows and the token that the previous step drew for each; None if there was no such step."""
 MaskBits = tuple[tuple[SequenceId, int, bytes], ...]
-"""Rows, which of their tokens in the step, and a bit for each token of the vocabulary that may be drawn there.
+"""Rows, the number of the token in the step, and one bit for each token of the vocabulary that may be drawn there.
 
-The bits are in little-endian words of 32. A token of a row that is not named may be any.
+The bits are in little-endian words of 32. A token of a row that is not listed is unrestricted.
 """
 ReadMasks = Callable[[Newest], MaskBits]

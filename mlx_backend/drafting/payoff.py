@@ -13,8 +13,10 @@ fades, so that they are tried again.
 
 from __future__ import annotations
 
+import bisect
 import heapq
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlx_backend.drafting.draft_costs import DraftCosts
@@ -65,9 +67,9 @@ class Account:
     decoded_s: float = 0.0
     """Seconds of all its steps."""
 
-    def covers(self, loss_s: float, plain_s: float, max_slowdown: float) -> bool:
-        """Whether the row can lose so much in one step."""
-        return self.balance_s + max_slowdown * self.decoded_s + _GRANT_STEPS * plain_s >= loss_s
+    def allowance_s(self, plain_s: float, max_slowdown: float) -> float:
+        """Return the seconds that the row can lose in one step."""
+        return self.balance_s + max_slowdown * self.decoded_s + _GRANT_STEPS * plain_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,20 +136,10 @@ class Payoff:
 
     def drafted_s(self, num_rows: int, num_tokens: int) -> float:
         """Seconds of a step with drafts: never less for more tokens."""
-        plain_s = self.plain_s(num_rows)
-        sizes = {num_rows: plain_s} | self._drafted_s.get(num_rows, {})
-        below = max((size for size in sizes if size <= num_tokens), default=num_rows)
-        above = min((size for size in sizes if size >= num_tokens), default=None)
-        least_s = max(seconds for size, seconds in sizes.items() if size <= num_tokens)
-        if above is None:
-            slope_s = _SLOPE * plain_s / num_rows
-            if below > num_rows:
-                slope_s = max(slope_s / 4, (sizes[below] - plain_s) / (below - num_rows))
-            return least_s + slope_s * (num_tokens - below)
-        if above == below:
-            return least_s
-        part = (num_tokens - below) / (above - below)
-        return max(least_s, sizes[below] + part * (sizes[above] - sizes[below]))
+        return self._step_times(num_rows)(num_tokens)
+
+    def _step_times(self, num_rows: int) -> StepTimes:
+        return StepTimes(num_rows, self.plain_s(num_rows), self._drafted_s.get(num_rows, {}))
 
     def share(self, account: Account, confidence: int) -> float:
         """The share of a row's drafts that should be accepted."""
@@ -163,27 +155,31 @@ class Payoff:
         """
         num_rows = len(rows)
         plain_s = self.plain_s(num_rows)
-        chosen = best = [0] * num_rows
-        if not plain_s:
+        most = most_step_tokens(num_rows, self._max_drafts) // max(num_rows, 1) - 1
+        chosen, best = [0] * num_rows, [0] * num_rows
+        if not plain_s or most < 1 or not any(row.num_tokens for row in rows):
             return best
-        shares = [self.share(row.account, row.confidence) for row in rows]
-        most = most_step_tokens(num_rows, self._max_drafts) // num_rows - 1
+        step_times = self._step_times(num_rows)
+        most_s = plain_s + min(row.account.allowance_s(plain_s, self._max_slowdown) for row in rows)
+        shares = [self.share(row.account, row.confidence) if row.num_tokens else 0.0 for row in rows]
         powers = [1 if row.is_promised else 1 + num_unknown for row in rows]
-        worth = [(-(shares[i] ** powers[i]), i, 1) for i, row in enumerate(rows) if row.num_tokens and most > 0]
+        worth = [(-(shares[i] ** powers[i]), i) for i, row in enumerate(rows) if row.num_tokens]
         num_asking, num_steps = 0, 0
         heapq.heapify(worth)
         expected, num_tokens, best_rate = float(num_rows), num_rows, _LEAST_GAIN * num_rows / plain_s
         while worth:
-            gain, row, place = heapq.heappop(worth)
-            chosen = [*chosen[:row], place, *chosen[row + 1 :]]
+            gain, row = heapq.heappop(worth)
+            chosen[row] += 1
             expected, num_tokens = expected - gain, num_tokens + 1
             if rows[row].is_promised:
-                num_asking, num_steps = num_asking + (place == 1), max(num_steps, place)
-            step_s = self.drafted_s(num_rows, num_tokens) + self.costs.steps_s(num_asking, num_steps, plain_s)
-            if expected / step_s > best_rate and self._covers(rows, step_s, plain_s):
-                best, best_rate = chosen, expected / step_s
-            if place < min(rows[row].num_tokens, most):
-                heapq.heappush(worth, (gain * shares[row], row, place + 1))
+                num_asking, num_steps = num_asking + (chosen[row] == 1), max(num_steps, chosen[row])
+            step_s = step_times(num_tokens) + self.costs.steps_s(num_asking, num_steps, plain_s)
+            if step_s > most_s:
+                break
+            if expected / step_s > best_rate:
+                best, best_rate = list(chosen), expected / step_s
+            if chosen[row] < min(rows[row].num_tokens, most):
+                heapq.heappush(worth, (gain * shares[row], row))
         return best
 
     def invests(self, account: Account, cost_s: float, num_left: int, num_rows: int) -> bool:
@@ -195,19 +191,37 @@ class Payoff:
     def _speedup(self, account: Account, num_rows: int) -> float:
         """How much faster rows should be that all draft as this one, at their best."""
         plain_s, share = self.plain_s(num_rows), self.share(account, PROMISED)
-        best, expected, gain = 1.0, 1.0, share
+        if not plain_s:
+            return 1.0
+        step_times, best, expected, gain = self._step_times(num_rows), 1.0, 1.0, share
         for place in range(1, most_step_tokens(num_rows, self._max_drafts) // num_rows):
             expected, gain = expected + gain, gain * share
-            took_s = self.drafted_s(num_rows, num_rows * (1 + place)) + self.costs.steps_s(num_rows, place, plain_s)
-            best = max(best, expected * plain_s / took_s) if took_s else best
+            took_s = step_times(num_rows * (1 + place)) + self.costs.steps_s(num_rows, place, plain_s)
+            best = max(best, expected * plain_s / took_s)
         return best
 
-    def _covers(self, rows: Sequence[Candidate], step_s: float, plain_s: float) -> bool:
-        return all(row.account.covers(step_s - plain_s, plain_s, self._max_slowdown) for row in rows)
+
+class StepTimes:
+    """Seconds of a step by its tokens, through what was measured: never less for more tokens."""
+
+    def __init__(self, num_rows: int, plain_s: float, measured: Mapping[int, float]) -> None:
+        sizes = sorted(({num_rows: plain_s} | dict(measured)).items())
+        self._sizes = [size for size, _ in sizes]
+        self._seconds = list(itertools.accumulate((seconds for _, seconds in sizes), max))
+        self._slope_s = _SLOPE * plain_s / num_rows
+        if len(sizes) > 1:
+            self._slope_s = max(self._slope_s / 4, (self._seconds[-1] - plain_s) / (self._sizes[-1] - num_rows))
+
+    def __call__(self, num_tokens: int) -> float:
+        above = bisect.bisect_left(self._sizes, num_tokens)
+        if above == len(self._sizes):
+            return self._seconds[-1] + self._slope_s * (num_tokens - self._sizes[-1])
+        if self._sizes[above] == num_tokens or above == 0:
+            return self._seconds[above]
+        below = above - 1
+        part = (num_tokens - self._sizes[below]) / (self._sizes[above] - self._sizes[below])
+        return self._seconds[below] + part * (self._seconds[above] - self._seconds[below])
 
 
 def _moved(known: float | None, measured: float) -> float:
     return measured if known is None else known + _WEIGHT * (measured - known)
-
-
-Choose = Callable[[Sequence[Candidate]], list[int]]

@@ -55,6 +55,8 @@ class Speculation:
         """Seconds that the draft model took for the step that is being started."""
         self._decoded_s = 0.0
         """Seconds of all steps."""
+        self._num_overlapped = 0
+        """Steps in a row that were started before the one before them was read."""
         self._since_plain = 0
         self.stats = SpeculationStats()
 
@@ -152,6 +154,21 @@ class Speculation:
         self._draft_rows = DraftRows(0)
 
     # ---- what became of them ----
+
+    def measure(
+        self, rows: Sequence[RowTokens], drafts: Sequence[Draft], seconds: float | None, *, is_overlapped: bool
+    ) -> None:
+        """Note what a step took: a plain one where the steps before and after it overlap, too.
+
+        `is_overlapped`: the one after it was started before it was read.
+        """
+        self._num_overlapped = self._num_overlapped + 1 if is_overlapped and seconds is not None else 0
+        if seconds is not None:
+            self.decoded(rows, seconds)
+        if not is_overlapped:
+            self.observe(rows, drafts, seconds)
+        elif seconds is not None and self._num_overlapped > 1:
+            self.observe_plain(len(rows), seconds)
 
     def observe_plain(self, num_rows: int, seconds: float) -> None:
         """A step without drafts took `seconds`, beside what is done between steps."""

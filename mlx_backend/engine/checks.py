@@ -46,6 +46,6 @@ def _check_memory(request: GenerationRequest, budget: Budget) -> None:
 def check_token_ids(request: GenerationRequest, vocab_size: int) -> None:
     """A device reads or writes out of bounds for an id it has no row for."""
     bias = [token_id for token_id, _ in request.sampling.logit_bias]
-    for ids, is_bias in ((request.prompt_ids, False), (bias, True)):
+    for ids, is_bias in ((request.prompt_ids, False), (request.sampling.logprob_ids, False), (bias, True)):
         if ids and (min(ids) < 0 or max(ids) >= vocab_size):
             raise UnknownToken(next(i for i in ids if not 0 <= i < vocab_size), vocab_size, is_bias=is_bias)

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from mlx_backend.api.interface import EngineStats, PrefixCacheStats, SpeculationStats
+from mlx_backend.api.interface import PRIORITIES, ClassStats, EngineStats, PrefixCacheStats, SpeculationStats
 from mlx_backend.engine.scheduler import Scheduler
 from mlx_backend.prefix_cache.cache import PrefixCache
 from mlx_backend.prefix_cache.no_cache import NoPrefixCache
@@ -86,4 +86,23 @@ class Counters:
             peak_bytes=self.device_bytes[1],
             prefix_cache=self.prefix_cache,
             speculation=self.speculation,
+            classes=_classes(scheduler) if scheduler else EngineStats().classes,
         )
+
+
+def _classes(scheduler: Scheduler) -> tuple[ClassStats, ...]:
+    computed = [group.request.priority for group in list(scheduler.prefilling)]
+    computed += [sequence.request.priority for sequence in list(scheduler.ready)]
+    decoding = [sequence.request.priority for sequence in list(scheduler.running)]
+    priorities = scheduler.priorities
+    return tuple(
+        ClassStats(
+            priority=priority,
+            num_waiting=len(scheduler.waiting.of(priority)),
+            num_prefilling=computed.count(priority),
+            num_running=decoding.count(priority),
+            num_pauses=priorities.num_pauses[priority],
+            num_output_tokens=priorities.num_output_tokens[priority],
+        )
+        for priority in PRIORITIES
+    )

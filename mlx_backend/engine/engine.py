@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import replace
 
 from mlx_backend.api.errors import (
@@ -22,6 +23,8 @@ from mlx_backend.api.errors import (
     QueueFull,
 )
 from mlx_backend.api.interface import (
+    PRIORITIES,
+    AdapterConfig,
     EngineConfig,
     EngineHealth,
     EngineStats,
@@ -32,11 +35,13 @@ from mlx_backend.api.interface import (
 )
 from mlx_backend.core.sequence import SequenceGroup, TokenSequence, build_groups
 from mlx_backend.drafting.speculation import Speculation
+from mlx_backend.engine.adapter_changes import AdapterChanges, Change
 from mlx_backend.engine.checks import check_number, check_request
+from mlx_backend.engine.class_queue import ClassQueue, rank_of
 from mlx_backend.engine.counters import Counters
 from mlx_backend.engine.loop import EngineLoop
 from mlx_backend.engine.stream import EventStream
-from mlx_backend.engine.waiting import WaitingQueue, has_room
+from mlx_backend.engine.waiting import has_room
 from mlx_backend.prefix_cache.build import build_prefix_cache
 from mlx_backend.prefix_cache.no_cache import NoPrefixCache
 from mlx_backend.runners.base import Runner
@@ -62,6 +67,7 @@ class DeviceEngine:
         self._runner = runner
         self._changed = threading.Condition()
         self._inbox: deque[tuple[SequenceGroup, EventStream]] = deque()
+        self._adapters = AdapterChanges(runner, self._changed, self._inbox)
         self._closed: deque[tuple[TokenSequence, str]] = deque()
         """Sequences that nobody reads any more: finished by their readers, or aborted."""
         self._closing = False
@@ -69,8 +75,8 @@ class DeviceEngine:
         self._failure: BaseException | None = None
         self._callbacks: list[Callable[[], None]] = []
         self._read_ranks: Callable[[], tuple[RankStats, ...]] | None = None
-        self._info: ModelInfo | None = None
         self._load = LoadProgress()
+        self._load_ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._busy = False
         self._counters = Counters()
@@ -82,9 +88,12 @@ class DeviceEngine:
     def start(self) -> None:
         self._thread.start()
 
+    def wait_loaded(self) -> None:
+        self._load_ended.wait()
+
     @property
     def model_info(self) -> ModelInfo | None:
-        return self._info
+        return self._adapters.info
 
     @property
     def failure(self) -> BaseException | None:
@@ -94,7 +103,7 @@ class DeviceEngine:
         self._callbacks.append(callback)
 
     def submit(self, requests: collections.abc.Sequence[GenerationRequest]) -> EventStream:
-        info = self._info
+        info = self.model_info
         if self._failure is not None or self._closing:
             raise self._dead()
         if info is None:
@@ -107,6 +116,9 @@ class DeviceEngine:
         with self._changed:
             if self._failure is not None or self._closing:
                 raise self._dead()
+            if info is not self.model_info:  # an adapter has come or gone meanwhile
+                for request in requests:
+                    check_request(request, self.model_info or info, self._runner.budget)
             if not self._has_room(groups):
                 num_waiting = self.stats().num_waiting
                 raise QueueFull(num_waiting, self._counters.retry_after_s(num_waiting, time.monotonic()))
@@ -114,10 +126,28 @@ class DeviceEngine:
             self._changed.notify()
         return stream
 
+    def load_adapter(self, adapter: AdapterConfig) -> Future[ModelInfo]:
+        return self._change_adapters(self._adapters.open(adapter))
+
+    def unload_adapter(self, name: str) -> Future[ModelInfo]:
+        return self._change_adapters(Change(name, None))
+
+    def _change_adapters(self, change: Change) -> Future[ModelInfo]:
+        with self._changed:
+            if self._failure is not None or self._closing:
+                raise self._dead()
+            if self.model_info is None:
+                raise EngineNotReady("the model is still loading")
+            self._adapters.add(change)
+            self._changed.notify()
+        return change.done
+
     def _has_room(self, groups: collections.abc.Sequence[SequenceGroup]) -> bool:
-        """Asked under the lock."""
-        waiting = self._loop.scheduler.waiting if self._loop is not None else WaitingQueue()
-        return has_room(waiting, [group for group, _ in self._inbox], groups, self._config.scheduler.max_waiting)
+        """Return whether requests may wait behind those of their class and of more urgent ones. Under the lock."""
+        priority = groups[0].request.priority
+        waiting = (self._loop.scheduler.waiting if self._loop is not None else ClassQueue()).seen_by(priority)
+        arrived = [group for group, _ in self._inbox if rank_of(group) <= PRIORITIES.index(priority)]
+        return has_room(waiting, arrived, groups, self._config.scheduler.max_waiting)
 
     def stats(self) -> EngineStats:
         loop = self._loop
@@ -131,7 +161,7 @@ class DeviceEngine:
     def health(self) -> EngineHealth:
         if self._failure is not None:
             return EngineHealth(status="dead", detail=str(self._failure) or type(self._failure).__name__)
-        if self._info is None:
+        if self.model_info is None:
             return EngineHealth(status="loading", detail=_told(self._load), load=self._load)
         waited_s = time.monotonic() - self._counters.progress_at
         if self._busy and waited_s > self._config.health.stall_s:
@@ -174,7 +204,8 @@ class DeviceEngine:
         try:
             began = time.monotonic()
             info = self._runner.load(self._report_load)
-            loop, self._info = self._prepare(replace(info, load_s=time.monotonic() - began))
+            loop = self._prepare(replace(info, load_s=time.monotonic() - began))
+            self._load_ended.set()
             while self._take_work(loop):
                 loop.step()
         except _ClosedWhileLoading:
@@ -185,7 +216,7 @@ class DeviceEngine:
             self._fail_everything()
             self._runner.close()
 
-    def _prepare(self, info: ModelInfo) -> tuple[EngineLoop, ModelInfo]:
+    def _prepare(self, info: ModelInfo) -> EngineLoop:
         """What depends on the loaded model."""
         budget = self._runner.budget
         free_bytes = None if budget is None else budget.limit_bytes
@@ -194,7 +225,7 @@ class DeviceEngine:
             self._runner.blocks,
             free_bytes,
             self._wake,
-            {adapter.name: adapter.digest for adapter in info.adapters},
+            self._adapters.digests,
         )
         max_rows = self._config.scheduler.max_num_seqs if info.is_batched else 1
         self._loop = loop = EngineLoop(
@@ -208,7 +239,8 @@ class DeviceEngine:
                 self._config.speculation, info.max_drafts, info.draft_model.context_limit if info.draft_model else 0
             ),
         )
-        return loop, replace(info, prefix_cache=report)
+        self._adapters.begin(replace(info, prefix_cache=report))
+        return loop
 
     def _wake(self) -> None:
         with self._changed:
@@ -221,6 +253,7 @@ class DeviceEngine:
 
     def _take_work(self, loop: EngineLoop) -> bool:
         """Empty the inbox, waiting for something to do; False when the engine is to close."""
+        self._adapters.apply(loop)
         with self._changed:
             is_idle = self._is_idle(loop)
         if is_idle:
@@ -244,7 +277,8 @@ class DeviceEngine:
 
     def _is_idle(self, loop: EngineLoop) -> bool:
         """Whether there is nothing to do and nothing has come. Asked under the lock."""
-        return not (self._inbox or self._closed or self._closing or loop.has_work)
+        has_news = self._inbox or self._closed or self._closing or self._adapters.has_news
+        return not (has_news or loop.has_work)
 
     def _die(self, error: BaseException) -> None:
         with self._changed:
@@ -262,6 +296,8 @@ class DeviceEngine:
             self._closing = self._has_ended = True
             arrived = [stream for _, stream in self._inbox]
             self._inbox.clear()
+            self._adapters.end(self._dead())
+        self._load_ended.set()
         if self._loop is not None:
             self._loop.end(self._dead(), arrived)
         if self._failure is not None:

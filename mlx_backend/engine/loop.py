@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from mlx_backend.api.errors import EngineDead, GrammarFailed, OutOfMemory, SequenceFailed, let_go_of_frames
-from mlx_backend.api.interface import FinishReason, SchedulerConfig, TokenEvent, TokenLogprobs
+from mlx_backend.api.interface import FinishReason, GenerationRequest, SchedulerConfig, TokenEvent, TokenLogprobs
 from mlx_backend.core.sequence import SequenceGroup, Status, TokenSequence, tell_prompt
 from mlx_backend.core.step import Chunk, Draft, MaskBits, Newest, PromptResult, RowTokens, SequenceId, StepPlan
 from mlx_backend.drafting.speculation import Speculation
@@ -62,8 +62,6 @@ class EngineLoop:
         self._draft_source = DraftSource(runner, speculation, config.max_stall_s)
         self._drafts: dict[SequenceId, tuple[int, ...]] = {}
         """Of the step that is being started."""
-        self._num_overlapped = 0
-        """Decode steps in a row that were started before the one before them was read."""
         self._outbox = Outbox()
         self._streams: dict[SequenceId, EventStream] = {}
         """The stream of every sequence that has not ended."""
@@ -79,6 +77,23 @@ class EngineLoop:
     @property
     def waits_for_disk(self) -> bool:
         return self.scheduler.is_blocked
+
+    @property
+    def requests(self) -> list[GenerationRequest]:
+        """Requests with a sequence that has not ended."""
+        streams = {id(stream): stream for stream in self._streams.values()}.values()
+        alive = (each for stream in streams for each in stream.sequences if each.status is not Status.ENDED)
+        return list({id(sequence.request): sequence.request for sequence in alive}.values())
+
+    def make_room(self, kept_bytes: int | None) -> None:
+        """Preempt what fits no longer, and leave `kept_bytes` to the prefix cache (None: no bound).
+
+        Between two steps, where memory is to be used for something else.
+        """
+        self._collected_at = None  # no decode step's time is measured over it
+        self._change_rows(self.scheduler.row_ids)  # while what they hold is known by what it is known by now
+        self._make_room()
+        self._prefixes.fit(kept_bytes)
 
     def arrive(self, group: SequenceGroup, stream: EventStream) -> None:
         """A prompt to be computed, behind all others."""
@@ -171,12 +186,15 @@ class EngineLoop:
         return replace(plan, drafts=drafts) if drafts else plan
 
     def _make_room(self) -> None:
-        """Preempt the newest where the next steps do not fit. What was computed is kept, as far as there is room."""
+        """Preempt what the scheduler chooses. What was computed is kept, as far as there is room."""
         leaving, free_bytes = self.scheduler.overflow(self._counters.kv_bytes)
         if not leaving:
             return
         gone = {sequence.id for unit in leaving for sequence in unit}
-        logger.info("%d sequences are preempted: the next steps of all do not fit", len(gone))
+        if self.scheduler.has_paused:
+            logger.debug("%d sequences of class batch are paused", len(gone))
+        else:
+            logger.info("%d sequences are preempted: the next steps of all do not fit", len(gone))
         self._prefixes.fit(free_bytes)
         self._change_rows(tuple(row for row in self._rows if row not in gone))
         for unit in leaving:
@@ -259,7 +277,10 @@ class EngineLoop:
         took_s = None if self._collected_at is None else now - self._collected_at
         if took_s is not None:
             self._throughput.observe_decode(took_s)
-        self._measure(result.rows, drafts, took_s, is_overlapped=is_overlapped)
+        if took_s is not None and not drafts:
+            known = self.scheduler.rows(row.id for row in result.rows)
+            self.scheduler.priorities.stepped(known, len(result.rows), took_s)
+        self._speculation.measure(result.rows, drafts, took_s, is_overlapped=is_overlapped)
         self._collected_at = now
         self._counters.stepped(now, self._config.max_stall_s)
         self._failures_in_a_row = 0
@@ -268,18 +289,6 @@ class EngineLoop:
         for row in result.rows:
             self._take_tokens(row, lengths.get(row.id, 0))
         return True
-
-    def _measure(
-        self, rows: Sequence[RowTokens], drafts: Sequence[Draft], took_s: float | None, *, is_overlapped: bool
-    ) -> None:
-        """Note what a step took: a plain one where the steps before and after it overlap, too."""
-        self._num_overlapped = self._num_overlapped + 1 if is_overlapped and took_s is not None else 0
-        if took_s is not None:
-            self._speculation.decoded(rows, took_s)
-        if not is_overlapped:
-            self._speculation.observe(rows, drafts, took_s)
-        elif took_s is not None and self._num_overlapped > 1:
-            self._speculation.observe_plain(len(rows), took_s)
 
     def _recover(self, error: OutOfMemory) -> None:
         """Fail the request that holds most, and compute the others again: their clients notice a pause."""
@@ -313,6 +322,7 @@ class EngineLoop:
         now = time.monotonic()
         took_s = max(now - began - self._beside_s, 0.2 * (now - began))
         self._throughput.observe_chunk(chunk.start, chunk.num_tokens, took_s, is_known=chunk.restore is not None)
+        self.scheduler.priorities.computed(group, chunk, took_s)
         self._take_prompt(group, chunk, result)
         self._succeeded(now)
 
@@ -348,6 +358,7 @@ class EngineLoop:
 
     def _take_token(self, sequence: TokenSequence, token_id: int, logprobs: TokenLogprobs | None) -> None:
         sequence.output_ids.append(token_id)
+        self.scheduler.priorities.num_output_tokens[sequence.request.priority] += 1
         request = sequence.request
         reason: FinishReason | None = None
         if token_id in request.stop_ids:

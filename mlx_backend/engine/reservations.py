@@ -41,15 +41,18 @@ def alive_of(group: SequenceGroup) -> list[TokenSequence]:
 
 
 def choose_leaving(
-    groups: Sequence[SequenceGroup], fits: Callable[[list[Reservation]], bool]
+    groups: Sequence[SequenceGroup], fits: Callable[[list[Reservation]], bool], leaving: Iterable[Unit] = ()
 ) -> tuple[list[Unit], list[Reservation]]:
     """Return what leaves so that the next steps of the others fit, the newest first, and what the others reserve.
 
-    `groups`: from the oldest to the newest. The oldest stays as it is: alone it always fits.
+    `groups`: from the oldest to the newest. The oldest stays as it is: alone it always fits. `leaving`: what leaves in
+    any case.
     """
-    staying = [(group, alive_of(group)) for group in groups]
-    claims = [reserve_soon(group) for group in groups]
-    leaving: list[Unit] = []
+    leaving = list(leaving)
+    gone = {sequence for unit in leaving for sequence in unit}
+    alive_now = ((group, [each for each in alive_of(group) if each not in gone]) for group in groups)
+    staying = [(group, alive) for group, alive in alive_now if alive]
+    claims = [reserve_soon(group, alive) for group, alive in staying]
     while len(claims) > 1 and not fits(claims):
         group, alive = staying.pop()
         claims.pop()

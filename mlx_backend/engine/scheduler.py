@@ -13,25 +13,26 @@ The rules:
 - a chunk is no longer than what fits into memory at its place in the prompt;
 - tenants take turns at being let in;
 - prompts take turns: the oldest goes first in one step, the one with the least left in the next. The
-  oldest gets every other turn whatever arrives, and a short prompt does not wait for a long one.
+  oldest gets every other turn whatever arrives, and a short prompt does not wait for a long one;
+- of different classes, the most urgent goes first (`priorities.py`), and class batch makes room for the others.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Collection, Iterable, Iterator
 
 from mlx_backend.api.interface import SchedulerConfig
 from mlx_backend.core.sequence import SequenceGroup, Status, TokenSequence, next_id
-from mlx_backend.core.step import Chunk, NewRow, PromptId, Restore, SequenceId, StepPlan
+from mlx_backend.core.step import Chunk, NewRow, PromptId, SequenceId, StepPlan
+from mlx_backend.engine.class_queue import ClassQueue
 from mlx_backend.engine.expected_length import ExpectedLength
 from mlx_backend.engine.grammar_masks import needs_mask
+from mlx_backend.engine.priorities import Priorities, choose_displaced, is_batch, rank_to_leave
 from mlx_backend.engine.reservations import Unit, alive_of, choose_leaving, reserve_expected, reserve_soon
 from mlx_backend.engine.throughput import ThroughputEstimate
-from mlx_backend.engine.waiting import WaitingQueue
 from mlx_backend.planning.admission import Budget, Reservation
-from mlx_backend.prefix_cache.prefix_match import PrefixMatch
+from mlx_backend.prefix_cache.prefix_match import PrefixMatch, PrefixView
 from mlx_backend.sampling.keys import base_key
 
 _STALL_SHARE = 0.6
@@ -41,16 +42,6 @@ _LEFTOVER_SHARE = 0.15
 _SPARE_SHARE = 4
 """One part in so many of the free memory may be places of rows that left."""
 UNBOUNDED_BYTES = 1 << 62
-
-
-class PrefixView(Protocol):
-    """The prefix cache, as far as the scheduler asks it."""
-
-    def match(self, group: SequenceGroup) -> PrefixMatch:
-        """Return what is known of the tokens that follow the computed part of a prompt."""
-
-    def pieces(self, group: SequenceGroup, stop: int) -> Restore | None:
-        """The blocks that restore a prompt from its computed part up to `stop`; None where some have gone."""
 
 
 class Scheduler:
@@ -70,8 +61,8 @@ class Scheduler:
         self._budget = budget
         self._prefixes = prefixes
         self._num_steps = 0
-        self._is_full = False
-        """Sequences have been preempted since the last plan: nothing is let in with the next one."""
+        self._is_full = self.has_paused = False
+        """Sequences have left since the last plan: nothing is let in with the next one, or nothing of class batch."""
         self.lengths = ExpectedLength()
         self.num_preemptions = 0
         """Sequences that were preempted."""
@@ -81,12 +72,13 @@ class Scheduler:
         """Bytes that the last plan leaves for the prefix cache; None: no bound."""
         self.is_blocked = False
         """All that is to be done waits for the disk."""
-        self.waiting = WaitingQueue()
+        self.waiting = ClassQueue()
         self.prefilling: list[SequenceGroup] = []
         self.ready: deque[TokenSequence] = deque()
         self.running: list[TokenSequence] = []
         self._admitted: dict[PromptId, SequenceGroup] = {}
         """Prompts that were let in and whose sequences have not all ended."""
+        self.priorities = Priorities(config.batch_share, self._admitted, self.waiting)
         self._rows: dict[SequenceId, TokenSequence] = {}
         """Sequences that the runner has a row for and that have not ended."""
         self._ended: list[SequenceId] = []
@@ -94,10 +86,9 @@ class Scheduler:
         self._dropped: list[PromptId] = []
         """Prompts whose KV cache is of no use any more, since the last plan."""
 
-    @property
-    def claims(self) -> list[Reservation]:
-        """What every admitted request is expected to come to."""
-        return [reserve_expected(group, self.lengths) for group in self._admitted.values()]
+    def _claims(self, groups: Iterable[SequenceGroup]) -> list[Reservation]:
+        """What requests are expected to come to."""
+        return [reserve_expected(group, self.lengths) for group in groups]
 
     @property
     def _soon(self) -> list[Reservation]:
@@ -107,7 +98,9 @@ class Scheduler:
     @property
     def planned_bytes(self) -> int:
         """Bytes that admitted requests are expected to come to, the limit at most; 0 without a budget."""
-        return min(self._budget.needed(self.claims), self._budget.limit_bytes) if self._budget is not None else 0
+        if self._budget is None:
+            return 0
+        return min(self._budget.needed(self._claims(self._admitted.values())), self._budget.limit_bytes)
 
     @property
     def stall_s(self) -> float:
@@ -146,11 +139,12 @@ class Scheduler:
         self._join()
         if not self._is_full:  # what leaves with this plan may come back with the next one, not with the same
             self._admit()
-        self._is_full = False
+        self._is_full = self.has_paused = False
         self._num_steps += 1
-        chunks = tuple(self._chunks(stalls=bool(self.running)))
+        chunks = tuple(self._chunks(stalls=not all(is_batch(sequence.group) for sequence in self.running)))
         self.is_blocked = bool(self.prefilling) and not (chunks or self.running or self.ready)
-        decodes = [sequence for sequence in self.running if sequence.can_decode]
+        prompts = [self._admitted[chunk.prompt] for chunk in chunks]
+        decodes = self.priorities.decoding(self.running, prompts, leaves=bool(self._ended))
         new_rows = tuple(self._new_row(sequence) for sequence in decodes if not sequence.has_row)
         self._dropped += [row.prompt for row in new_rows if not self._admitted[row.prompt].is_wanted]
         ended, dropped = self._take_leaving()
@@ -231,9 +225,12 @@ class Scheduler:
         `held_bytes`: of the KV caches now. Also returns the bytes in which what leaves can be kept: they are free now,
         beside its rows, and stay so in the next steps without it.
         """
+        groups, urgent = sorted(self._admitted.values(), key=rank_to_leave), self.waiting.first(takes_batch=False)
+        leaving = self.priorities.choose_paused(self.running) or choose_displaced(groups, urgent, self._fits)
+        self.has_paused = bool(leaving)
         if self._budget is None:
-            return [], 0
-        leaving, staying = choose_leaving(list(self._admitted.values()), self._budget.admits)
+            return leaving, UNBOUNDED_BYTES
+        leaving, staying = choose_leaving(groups, self._budget.admits, leaving)
         if not leaving:
             return [], 0
         soon = self._soon
@@ -244,12 +241,16 @@ class Scheduler:
     def preempt(self, leaving: Iterable[Unit]) -> None:
         """Take out what `overflow` chose: it goes back to the front of the queue, as prompts of all their tokens."""
         for unit in leaving:
-            self._is_full = True
-            self.num_preemptions += len(unit)
+            self._is_full = not self.has_paused
             for sequence in unit:
                 if self._rows.pop(sequence.id, None) is not None:
                     self._ended.append(sequence.id)
-            self._wait_again(unit).num_preemptions += 1
+            group = self._wait_again(unit)
+            if self.has_paused:
+                self.priorities.num_pauses[group.request.priority] += len(unit)
+            else:
+                self.num_preemptions += len(unit)
+                group.num_preemptions += 1
 
     def _wait_again(self, unit: Unit) -> SequenceGroup:
         """Put sequences of one request before all that wait; nothing is left of what was computed of them."""
@@ -314,34 +315,37 @@ class Scheduler:
             self.prefilling.remove(group)
 
     def _join(self) -> None:
-        while self.ready and len(self.running) < self._max_rows:
-            sequence = self.ready.popleft()
+        if not self.ready or len(self.running) >= self._max_rows:
+            return
+        joining = self.priorities.joining(self.ready, self.running)
+        for sequence in joining[: self._max_rows - len(self.running)]:
+            self.ready.remove(sequence)
             sequence.status = Status.RUNNING
             self.running.append(sequence)
 
     def _admit(self) -> None:
-        """Tenants take turns; within one, first come, first served.
+        """The most urgent first; within a class tenants take turns, and within one, first come, first served.
 
         Rows are promised before a prompt is computed, so that none waits prefilled.
         """
-        promised = len(self.running) + len(self.ready) + sum(len(p.sequences) for p in self.prefilling)
         while self.waiting:
-            group = self.waiting.first
-            num_rows = len(group.sequences)
-            if promised and (promised + num_rows > self._max_rows or not self._has_room(group)):
+            group = self.waiting.first(takes_batch=not self.has_paused and self.priorities.takes_batch())
+            if group is None or not self._fits(group, self._admitted.values()):
                 return
-            self.waiting.popleft()
+            self.waiting.admit(group)
             self._admitted[group.id] = group
             group.admit()
-            promised += num_rows
             if group.num_remaining_tokens == 0:
                 self._complete(group)
                 self._join()
             else:
                 self.prefilling.append(group)
 
-    def _has_room(self, group: SequenceGroup) -> bool:
-        return self._budget is None or self._budget.admits([*self.claims, reserve_expected(group, self.lengths)])
+    def _fits(self, group: SequenceGroup, beside: Collection[SequenceGroup]) -> bool:
+        """Return whether a request has rows and memory beside others; alone it always has."""
+        if beside and sum(len(alive_of(each)) for each in (*beside, group)) > self._max_rows:
+            return False
+        return not beside or self._budget is None or self._budget.admits(self._claims((*beside, group)))
 
     def _complete(self, group: SequenceGroup) -> None:
         if group in self.prefilling:
@@ -353,7 +357,9 @@ class Scheduler:
         stall_s = max(self._config.max_stall_s * _STALL_SHARE - throughput.decode_s, throughput.least_chunk_s)
         budget_s = left_s = stall_s if stalls else max(self._config.max_chunk_s, throughput.least_chunk_s)
         planned: set[bytes] = set()
-        for group in self._order():
+        for group in self.priorities.order(self.prefilling, self._num_steps):
+            if is_batch(group):
+                budget_s = left_s = min(left_s, self.priorities.chunk_s(stall_s, throughput.least_chunk_s))
             if left_s < budget_s * _LEFTOVER_SHARE:
                 return
             match = PrefixMatch() if self._prefixes is None else self._prefixes.match(group)
@@ -391,9 +397,3 @@ class Scheduler:
             fitting = self._budget.step_for(self._soon, start + fitting, fitting)
         stop = start + min(fitting, group.num_remaining_tokens)
         return group.chunk(start, min(stop, match.stop_at or stop))
-
-    def _order(self) -> list[SequenceGroup]:
-        if self._num_steps % 2 or len(self.prefilling) < 2:
-            return list(self.prefilling)
-        shortest = min(self.prefilling, key=lambda group: group.num_remaining_tokens)
-        return [shortest, *(group for group in self.prefilling if group is not shortest)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 from mlx_backend.core.sequence import SequenceGroup
 
@@ -75,7 +76,16 @@ class WaitingQueue:
             del self._of[group.request.tenant]
 
 
-def has_room(waiting: WaitingQueue, arrived: Iterable[SequenceGroup], new: Iterable[SequenceGroup], most: int) -> bool:
+class Counted(Protocol):
+    """Requests that wait, counted."""
+
+    def __len__(self) -> int: ...
+
+    def count(self, tenant: str) -> int:
+        """Return how many of a tenant's requests wait."""
+
+
+def has_room(waiting: Counted, arrived: Iterable[SequenceGroup], new: Iterable[SequenceGroup], most: int) -> bool:
     """Whether `new`, of one tenant, may wait beside those who do and have `arrived`; no more than `most` may.
 
     A tenant with a name leaves as many places free as it takes: alone it gets half of them, of three each gets a

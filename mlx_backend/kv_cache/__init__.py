@@ -1,1 +1,1 @@
-"""KV caches of a batch of rows: one kind a file, looked up in `spec`."""
+"""KV caches of a batch of rows: one kind per file, looked up in `spec`."""

@@ -1,7 +1,7 @@
 """Attention over quantized columns: a few tokens per row without dequantizing, chunks through the fused kernel.
 
 mlx-lm's models call the `scaled_dot_product_attention` of `mlx_lm.models.base`, which takes arrays, or one cache's
-worth of its own quantized tuples without sinks. `install` puts `attend` in its place; the models stay as they are.
+quantized tuples in mlx-lm's own format without sinks. `install` replaces it with `attend`; the models stay unchanged.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from mlx_backend.kv_cache.codec import Part, QuantizedColumns
 from mlx_backend.kv_cache.groups import GroupedColumns, GroupedMask
 
 _MAX_SHADOW_BYTES = 64 << 20
-"""Bytes that a chunk's attention may take at once, of dequantized keys and values and, where no fused kernel spares it,
-of scores. Beyond it, some heads at a time."""
+"""Bytes that a chunk's attention may take at once for dequantized keys and values and, without a fused kernel, for
+scores. Beyond it, attention runs over some heads at a time."""
 _NAME = "scaled_dot_product_attention"
 _attend_arrays = base.scaled_dot_product_attention
 
 
 def install() -> None:
-    """Make every model of mlx-lm that is imported, and that will be, call `attend`. With arrays nothing changes."""
+    """Make every model of mlx-lm, imported now or later, call `attend`. Calls with arrays are unaffected."""
     for name, module in sys.modules.copy().items():  # a copy: other threads import meanwhile
         if name.startswith("mlx_lm.models.") and getattr(module, _NAME, None) is _attend_arrays:
             setattr(module, _NAME, attend)
@@ -41,10 +41,11 @@ def attend(
     mask: mx.array | str | GroupedMask | None,
     sinks: mx.array | None = None,
 ) -> mx.array:
-    """queries: [rows, heads, n, dim]; keys and values: [rows, kv heads, tokens, dim]; gives [rows, heads, n, dim].
+    """Compute attention, [rows, heads, n, dim], of queries with the same shape.
 
-    mask: bool or additive, broadcastable to [rows, heads, n, tokens], or "causal"; sinks: [heads]. Latents may come
-    deferred (latent_attention). Of rows in groups, keys, values and mask are each group's.
+    keys and values: [rows, kv heads, tokens, dim]. mask: bool or additive, broadcastable to [rows, heads, n, tokens],
+    or "causal". sinks: [heads]. Latents may come deferred (latent_attention). For rows in groups, keys, values and mask
+    hold one part per group.
     """
     if isinstance(keys, GroupedColumns):
         return _attend_groups(queries, keys, values, scale, mask, sinks)
@@ -61,7 +62,7 @@ def attend(
 def _attend_groups(
     queries: mx.array, keys: GroupedColumns, values: Any, scale: float, mask: Any, sinks: mx.array | None
 ) -> mx.array:
-    """Each group's rows over its own columns; raises TypeError where a model made a mask or values of its own."""
+    """Attend with each group's rows to its own columns; raise TypeError if a model made its own mask or values."""
     if not isinstance(values, GroupedColumns) or not isinstance(mask, GroupedMask | None):
         raise TypeError("rows in groups need the values, and the mask, that their cache made")
     masks = (None,) * len(keys.parts) if mask is None else mask.parts
@@ -75,7 +76,7 @@ def _attend_groups(
 def _attend_rows(
     queries: mx.array, keys: Any, values: Any, scale: float, mask: Any, sinks: mx.array | None
 ) -> mx.array:
-    """A group's rows: a token of each, or the few of a step with drafts."""
+    """Attend with one group's rows: one token each, or the few of a step with drafts."""
     if isinstance(keys, QuantizedColumns) or isinstance(values, QuantizedColumns):
         return _attend_few(queries, keys, values, scale, mask, sinks)
     return attend(queries, keys, values, None, scale, mask, sinks)
@@ -84,12 +85,12 @@ def _attend_rows(
 def _attend_few(
     queries: mx.array, keys: Part, values: Part, scale: float, mask: mx.array | None, sinks: mx.array | None
 ) -> mx.array:
-    """A few tokens per row, straight from the quantized columns: they are read once and never written out."""
+    """Attend with a few tokens per row to the quantized columns, which are read once and never written out."""
     rows, heads, num_tokens, dim = queries.shape
     kv_heads = keys.shape[1]
     grouped = (rows, kv_heads, heads // kv_heads, num_tokens)
     flat = (rows, kv_heads, heads // kv_heads * num_tokens)
-    # Products of float32 are much the fastest on a CPU, whatever the cache holds; elsewhere the model's own.
+    # Products of float32 are by far the fastest on a CPU, whatever the cache holds; elsewhere use the model's dtype.
     dtype = mx.float32 if _is_on_cpu() else queries.dtype
     scores = _transposed_product(keys, (queries * scale).astype(dtype).reshape(*flat, dim)).reshape(*grouped, -1)
     if mask is not None:
@@ -104,7 +105,7 @@ def _is_on_cpu() -> bool:
 
 
 def _grouped(mask: mx.array, grouped: tuple[int, int, int, int]) -> mx.array:
-    """[…, heads or 1, n, tokens] to what broadcasts over [rows, kv heads, heads per kv head, n, tokens]."""
+    """Reshape […, heads or 1, n, tokens] to broadcast over [rows, kv heads, heads per kv head, n, tokens]."""
     if mask.ndim == 4 and mask.shape[1] > 1:
         return mask.reshape(mask.shape[0], *grouped[1:3], *mask.shape[2:])
     return mask[:, :, None] if mask.ndim == 4 else mask
@@ -117,7 +118,7 @@ def _masked(scores: mx.array, mask: mx.array) -> mx.array:
 
 
 def _softmax(scores: mx.array, sinks: mx.array | None) -> mx.array:
-    """Softmax over the last axis; a sink takes its share of the weight and gives nothing."""
+    """Compute softmax over the last axis; a sink takes its share of the weight and contributes nothing."""
     if sinks is None:
         return mx.softmax(scores, axis=-1, precise=True)
     top = mx.maximum(scores.max(axis=-1, keepdims=True), sinks)
@@ -138,7 +139,7 @@ def _product(part: Part, x: mx.array) -> mx.array:
 def _attend_chunk(
     queries: mx.array, keys: Part, values: Part, scale: float, mask: mx.array | str | None, sinks: mx.array | None
 ) -> mx.array:
-    """Many tokens per row: a dequantized copy is read by all of them, and the fused kernel keeps no score matrix."""
+    """Attend with many tokens per row, which all read one dequantized copy; the fused kernel keeps no score matrix."""
     heads, kv_heads = queries.shape[1], keys.shape[1]
     shadow = sum(math.prod(part.shape) for part in (keys, values)) * queries.itemsize
     if _is_on_cpu():
@@ -162,9 +163,9 @@ def _attend_chunk(
 
 
 def _after(part: Part, outs: list[mx.array]) -> Part:
-    """The same part, whose copy is made after `outs`: else all heads' copies would be made before any is used.
+    """Return the same part, dequantized only after `outs`: otherwise all heads' copies would be made before any use.
 
-    Nothing is copied and nothing is waited for; the order stands in the graph.
+    Nothing is copied and nothing is waited for: the graph holds the order.
     """
     if not outs or not isinstance(part, QuantizedColumns):
         return part

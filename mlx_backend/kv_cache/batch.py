@@ -1,6 +1,6 @@
 """RowBatch: the KV caches of all layers for the sequences that decode together.
 
-`set_rows` says who decodes next; the batch works out who leaves, who joins, and which rows lie in which group.
+`set_rows` sets the rows of the next step; the batch works out which rows leave, which join, and their groups.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from mlx_backend.kv_cache.spec import CacheKind, can_group, kinds_of, leaves
 
 _ONE_EACH: Mapping[Row, int] = MappingProxyType({})
 _UNUSED_STEPS = 256
-"""A place that no row came to take for so many steps is given up: as seldom as columns are added."""
+"""Steps after which an unused place is given up: as seldom as columns are added."""
 
 
 class MemberList:
-    """A layer with several caches, as a model finds them in mlx-lm's CacheList."""
+    """A layer with several caches, as mlx-lm's CacheList presents it to a model."""
 
     def __init__(self, members: Sequence[Any]) -> None:
         self.caches = tuple(members)
@@ -35,9 +35,9 @@ class MemberList:
 
 
 class RowBatch:
-    """Rows of any kind in the table. `caches` goes to the model, a member per layer.
+    """Rows of any kind in the table. `caches` goes to the model, one member per layer.
 
-    Where a row has left, its place stays for the next one while `spare_bytes` allow that.
+    The place of a row that left is kept for the next one while `spare_bytes` allow it.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class RowBatch:
     ) -> None:
         """`template`: the empty caches of one sequence of this model, mlx-lm's or ours.
 
-        `row_bytes`: bytes of a row of so many tokens, by which rows are grouped; None: no groups. `kinds`: of the
-        caches, those of a layer with several in order; None: by their classes. `max_drafts`: of a row, in a step.
+        `row_bytes`: bytes of a row by its number of tokens, used to group rows; None: no groups. `kinds`: kinds of the
+        caches, those of a layer with several in order; None: by their classes. `max_drafts`: drafts per row and step.
         """
         self._max_drafts = max_drafts
         self._counts: Mapping[Row, int] = {}
-        """Tokens that the step gives rows, where not one."""
+        """Tokens that the step gives each row, where it is not one."""
         self._kinds = list(kinds or kinds_by_class(template))
         self._groups = RowGroups()
         self._leaves: list[GroupedRows | States] = []
@@ -65,10 +65,10 @@ class RowBatch:
         self._row_bytes: RowBytes = row_bytes or (lambda num_tokens: 0)
         self._max_groups = max_groups if row_bytes is not None and can_group(self._kinds) else 1
         self.spare_bytes = 0
-        """Bytes that may be held beyond what the rows take."""
+        """Bytes that may be held beyond those that the rows take."""
         self._unused_steps = 0
         self._written: list[mx.array] = []
-        """Arrays that a row was moved in, and that may not be computed yet."""
+        """Arrays into which a row was moved, and which may not be computed yet."""
 
     def _build(self, cache: Any) -> Any:
         if hasattr(cache, "caches"):
@@ -83,7 +83,7 @@ class RowBatch:
 
     @property
     def rows(self) -> list[Row]:
-        """The rows in the order of the batch: that of their groups."""
+        """The rows in the order of the batch, which is that of their groups."""
         return self._groups.rows
 
     @property
@@ -96,11 +96,11 @@ class RowBatch:
 
     @property
     def unused_bytes(self) -> int:
-        """Bytes that are held beyond what the rows take."""
+        """Bytes held beyond those that the rows take."""
         return self._unused({})
 
     def _unused(self, coming: Mapping[int, Sequence[int]]) -> int:
-        """Return the bytes that are held beyond what the rows, and those that are `coming`, take."""
+        """Return the bytes held beyond those that the rows, and the `coming` ones, take."""
         unused = 0
         for number, group in self._groups.by_number.items():
             num_rows, num_tokens = self._sizes(group, coming.get(number, ()))
@@ -108,7 +108,7 @@ class RowBatch:
         return unused
 
     def leaves_of(self, row: Row) -> Iterator[tuple[Any, int]]:
-        """Yield, for every cache of every layer in order, what holds the row and the row's place in it."""
+        """Yield, for every cache of every layer in order, the object that holds the row, and the row's place in it."""
         group = next(group for group in self._groups.all if row in group.rows)
         within = group.rows.index(row)
         for leaf in self._leaves:
@@ -120,9 +120,9 @@ class RowBatch:
     # ---- between steps ----
 
     def set_rows(self, rows: Sequence[Row], counts: Mapping[Row, int] = _ONE_EACH) -> None:
-        """Make `rows` the given ones, in an order of the batch's own choosing. New ones give up their `caches`.
+        """Replace `rows` by the given ones, in an order that the batch chooses. New rows give up their `caches`.
 
-        `counts`: tokens that the next step gives rows, where not one.
+        `counts`: tokens that the next step gives each row, where it is not one.
         """
         self._counts = counts
         before = self.rows
@@ -138,7 +138,7 @@ class RowBatch:
         self._expect()
 
     def _expect(self) -> None:
-        """Have the caches take as many tokens of each row as the step gives it."""
+        """Make the caches expect as many tokens per row as the step gives it."""
         if self._counts:
             most = max(self._counts.values()) if self.is_wide else None
             for group in self._groups.all:
@@ -157,7 +157,7 @@ class RowBatch:
         return [states.held() for states in self._states]
 
     def restore_states(self, held: list[list[mx.array | None]]) -> None:
-        """Go back to the states before a step, some of whose tokens are refused."""
+        """Restore the states from before a step, after some of its tokens were refused."""
         for states, arrays in zip(self._states, held, strict=True):
             states.restore(arrays)
 
@@ -165,12 +165,12 @@ class RowBatch:
         return self._counts.get(row, 1)
 
     def _drop(self, group: Group, wanted: set[Row]) -> None:
-        """Drop rows with as few moves as there can be: the last one goes first where it leaves, too."""
+        """Drop rows with as few moves as possible: the last row goes first if it leaves as well."""
         while leaving := [row for row in group.rows if row not in wanted]:
             self._leave(group, leaving[-1] if leaving[-1] is group.rows[-1] else leaving[0])
 
     def prepare(self, counts: Mapping[Row, int] = _ONE_EACH) -> None:
-        """Make room for the next step's tokens. Rows may change their order. `counts` as for `set_rows`."""
+        """Make room for the next step's tokens. Rows may change their order. `counts`: as in `set_rows`."""
         self._counts = counts
         self._unused_steps += 1
         if all(self._longest(group) <= group.num_columns for group in self._groups.all):
@@ -185,16 +185,17 @@ class RowBatch:
         self._expect()
 
     def advance(self, taken: Mapping[Row, int] = _ONE_EACH) -> None:
-        """Count a step's tokens: one of every row, or as many as `taken` says.
+        """Count a step's tokens: one per row, or as many as `taken` gives.
 
-        Called when its forward pass has been built or, where it verifies drafts, when their number is known.
+        Called once the step's forward pass is built or, if it verifies drafts, once the number of accepted ones is
+        known.
         """
         for group in self._groups.all:
             group.lengths.advance([taken[row] for row in group.rows] if taken else None)
         self._groups.changed()
 
     def _longest(self, group: Group, coming: Sequence[int] = ()) -> int:
-        """Return the tokens of the longest row once the step's are written, of rows in the group and `coming` ones."""
+        """Return the tokens of the longest row, in the group or `coming`, once the step's are written."""
         if not self._counts:
             return max(group.lengths.longest + 1, *coming, 1)
         held = zip(group.rows, group.lengths.values, strict=True)
@@ -214,7 +215,7 @@ class RowBatch:
                 leaf.arrange(order, [None if single is None else single[number] for single in joining.values()])
 
     def _settle(self, joining: dict[Row, list[Any] | None]) -> None:
-        """Put every row where it should lie: those that join, and those that the others do better without."""
+        """Put every row into its group: rows that join, and rows that the others are better off without."""
         rows = [*self.rows, *joining]
         if not rows:
             return
@@ -227,13 +228,13 @@ class RowBatch:
             self._move(row, self._groups.by_number[held[row]], target[row])
         self._written = []
         joins = {n: {row: joining[row] for row in joining if target[row] == n} for n in dict.fromkeys(numbers)}
-        # Before the others join, and with room for them: else a row that takes another's place copies the group twice.
+        # Done before the others join, with room for them: a row that takes another's place would copy the group twice.
         self._fit(self.spare_bytes, {n: [self._after(row) for row in joins[n]] for n in joins})
         for number, singles in joins.items():
             self._join(number, singles)
 
     def _join(self, number: int, joining: dict[Row, list[Any] | None]) -> None:
-        """Make room in a group for its next tokens, and for `joining` rows, which join."""
+        """Make room in a group for its next tokens and for the `joining` rows, and add these."""
         group = self._group(number)
         self._reserve(group, *self._sizes(group, [self._after(row) for row in joining]))
         for row, single in joining.items():
@@ -244,7 +245,7 @@ class RowBatch:
             row.caches = None
 
     def _move(self, row: Row, source: Group, number: int) -> None:
-        """Move a row to another group: copied, taken out, put in."""
+        """Move a row to another group: copy it, take it out, put it in."""
         place, length = source.rows.index(row), row.num_computed_tokens
         taken = [leaf.member(source).take(place, length) for leaf in self._columns]
         mx.eval([moved.arrays for moved in taken if moved is not None])
@@ -263,7 +264,7 @@ class RowBatch:
         group.lengths.join(row.num_computed_tokens)
 
     def _leave(self, group: Group, row: Row) -> None:
-        """Drop a row; the last one of its group takes its place."""
+        """Drop a row; the last row of its group takes its place."""
         place, last = group.rows.index(row), len(group.rows) - 1
         if place != last:
             mx.eval(self._written)  # else the row that was moved before would be held twice beside this one
@@ -292,7 +293,7 @@ class RowBatch:
             mx.eval(moved)  # else the old arrays of the next group would be held beside these
 
     def _fit(self, spare_bytes: int, coming: Mapping[int, Sequence[int]]) -> None:
-        """Hold no more than `spare_bytes` beyond what the rows take; `coming`: as in `_sizes`, for each group."""
+        """Hold no more than `spare_bytes` beyond what the rows take; `coming`: as in `_sizes`, per group."""
         if spare_bytes and self._unused(coming) <= spare_bytes:
             return
         for number, group in self._groups.by_number.items():
@@ -305,15 +306,15 @@ class RowBatch:
         self._unused_steps = 0
 
     def _sizes(self, group: Group, coming: Sequence[int]) -> tuple[int, int]:
-        """Return the group's rows once others have joined, and the tokens of the longest with those of the step.
+        """Return the number of the group's rows after others have joined, and the tokens of the longest after the step.
 
-        `coming`: tokens of each row that joins, with those of the step.
+        `coming`: tokens of each joining row after the step.
         """
         return len(group.rows) + len(coming), self._longest(group, coming)
 
 
 def kinds_by_class(caches: Sequence[Any]) -> list[CacheKind]:
-    """The kinds of single caches, the general one where a class is of several."""
+    """Return the kinds of single caches; the general kind where several share a class."""
     return [kinds_of(leaf)[-1] for cache in caches for leaf in leaves(cache)]
 
 
@@ -322,7 +323,7 @@ def _leaves_of(caches: Sequence[Any] | None) -> list[Any] | None:
 
 
 class SingleBatch:
-    """The batch of a model whose KV cache cannot be batched: one row, in single caches, and no drafts."""
+    """Batch of a model with an unbatchable KV cache: one row, in single caches, and no drafts."""
 
     spare_bytes = unused_bytes = 0
     num_groups = 1
@@ -344,13 +345,13 @@ class SingleBatch:
         self.rows = [row]
 
     def prepare(self, counts: Mapping[Row, int] = _ONE_EACH) -> None:
-        """Single caches make room themselves."""
+        """Do nothing: single caches make room themselves."""
 
     def advance(self, taken: Mapping[Row, int] = _ONE_EACH) -> None:
-        """Single caches count for themselves."""
+        """Do nothing: single caches count for themselves."""
 
     def leaves_of(self, row: Row) -> Iterator[tuple[Any, int | None]]:
-        """Yield every cache of every layer in order; it is the row's alone."""
+        """Yield every cache of every layer in order; each belongs to the row alone."""
         for cache in self.caches:
             for leaf in leaves(cache):
                 yield leaf, None

@@ -1,6 +1,6 @@
-"""From a model's own caches to the ones that are used: their shapes, quantized single caches, rows, and forks.
+"""Conversion of a model's own caches to those used here: shapes, quantized single caches, rows, and forks.
 
-Each is asked of the handler of the cache's kind; a layer with several caches is taken apart here.
+The handler of the cache's kind does the work; a layer with several caches is taken apart here.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from mlx_backend.kv_cache.rows import Positions, RowLengths, Rows, States
 
 
 def read_shapes(caches: Sequence[Any], config: Mapping[str, Any]) -> tuple[CacheShape, ...]:
-    """The shape of every cache, a layer's members in order, from caches that a forward pass was built with.
+    """Return the shape of every cache, a layer's members in order, from caches that a forward pass was built with.
 
-    Nothing is computed: the arrays have their shapes before. `config` is the model's, which tells latent attention.
+    Nothing is computed: arrays have their shapes before that. `config` is the model's; it identifies latent attention.
     """
     return tuple(_read_shape(leaf, config) for cache in caches for leaf in spec.leaves(cache))
 
@@ -35,7 +35,7 @@ def _read_shape(cache: Any, config: Mapping[str, Any]) -> CacheShape:
 
 
 def _read_unknown(cache: Any) -> CacheShape:
-    """The shape of a cache of no kind in the table, which is held and therefore counted; its kind is its class."""
+    """Return the shape of a cache of no kind in the table, which is held and so counts; its kind is its class."""
     name = type(cache).__name__
     keys, values = getattr(cache, "keys", None), getattr(cache, "values", None)
     if not all(isinstance(part, mx.array) and part.ndim == 4 for part in (keys, values)):
@@ -44,7 +44,7 @@ def _read_unknown(cache: Any) -> CacheShape:
 
 
 def quantized(caches: Sequence[Any], plans: Sequence[CachePlan], is_dequantized: bool = False) -> list[Any]:
-    """Empty caches of one sequence: those of `caches`, with ours in the place of what the plans quantize.
+    """Return empty caches of one sequence: those of `caches`, with ours wherever a plan quantizes.
 
     `is_dequantized`: models get arrays, never quantized columns.
     """
@@ -68,18 +68,18 @@ def _codec(precision: Precision | None, form: ColumnForm) -> Codec:
 
 
 def build_rows(cache: Any, lengths: RowLengths) -> Rows:
-    """Rows of the kind of `cache`, an empty cache of one sequence."""
+    """Build rows of the kind of `cache`, an empty cache of one sequence."""
     return spec.kinds_of(cache)[-1].handler.build_rows(cache, lengths)
 
 
 def build_states(cache: Any, positions: Positions) -> States:
-    """States of the kind of `cache`, an empty cache of one sequence."""
+    """Build states of the kind of `cache`, an empty cache of one sequence."""
     return spec.kinds_of(cache)[-1].handler.build_states(cache, positions)
 
 
 def fork(cache: Any) -> Any:
-    """A second cache with the same content. The arrays are shared until one of the two writes to them."""
-    if hasattr(cache, "fork"):  # ours; mlx-lm's have a state to make another of
+    """Return a second cache with the same content. Both share the arrays until one of them is written to."""
+    if hasattr(cache, "fork"):  # ours; mlx-lm's have a state from which to build another
         return cache.fork()
     if isinstance(cache, mlx_lm_cache.CacheList):
         return mlx_lm_cache.CacheList(*map(fork, cache.caches))

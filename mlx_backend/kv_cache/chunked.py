@@ -1,4 +1,4 @@
-"""Attention in chunks of positions (Llama 4), in mlx-lm's ChunkedKVCache: counted, neither batched nor quantized."""
+"""Attention in chunks of positions (Llama 4), in mlx-lm's ChunkedKVCache: counted; neither batched nor quantized."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mlx_backend.kv_cache.plan import CacheShape
 
 
 class ChunkedHandler(CacheHandler):
-    """Reads shapes."""
+    """Handler of ChunkedKVCache, which reads shapes only."""
 
     def read_shape(self, kind: str, cache: Any, config: Mapping[str, Any]) -> CacheShape:
         if cache.keys is None:
             return CacheShape(kind)
-        window = cache.chunk_size + cache.step  # a step more is allocated as it moves on
+        window = cache.chunk_size + cache.step  # one more step is allocated as it moves on
         return CacheShape(kind, part_shape(cache.keys), part_shape(cache.values), window=window)
 
 

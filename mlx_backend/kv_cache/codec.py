@@ -1,7 +1,7 @@
-"""Forms in which one part of a KV cache (keys, or values) is held: as it is, or quantized.
+"""Forms in which one part of a KV cache (keys, or values) is held: unchanged, or quantized.
 
-Arrays are [rows, heads, tokens, …]. A part is one of them, or three: packed integers, scales and biases. What moves
-columns and rows about treats them alike.
+Arrays are [rows, heads, tokens, …]. A part is one array, or three: packed integers, scales and biases. Code that moves
+columns and rows treats both alike.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ import mlx.core as mx
 from mlx_backend.kv_cache.plan import Precision
 
 ColumnForm = Literal["quantized", "quantized-in-decode", "array"]
-"""The form in which a model gets columns that are held quantized: QuantizedColumns, the same in steps of one token
-and an array in chunks, or an array.
-
-An array where the model's own code computes with keys or values before attention does."""
+"""Form in which a model gets columns that are held quantized: QuantizedColumns; QuantizedColumns in steps of one token
+and an array in chunks; or an array. Arrays serve models that compute with keys or values before attention does."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantizedColumns:
-    """Keys or values of some rows, quantized: what a cache hands to attention in place of an array.
+    """Quantized keys or values of some rows, which a cache passes to attention in place of an array.
 
     `head`: the first columns, in full precision, or None.
     """
@@ -34,7 +32,7 @@ class QuantizedColumns:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """[rows, heads, tokens, dim] of what it stands for."""
+        """Shape of the array that it replaces, [rows, heads, tokens, dim]."""
         rows, heads, tokens, groups = self.arrays[1].shape
         in_head = 0 if self.head is None else self.head.shape[2]
         return rows, heads, in_head + tokens, groups * self.precision.group_size
@@ -44,20 +42,20 @@ class QuantizedColumns:
         return self.arrays[1].dtype
 
     def dequantize(self, heads: slice = slice(None)) -> mx.array:
-        """All columns, or those of some heads, as an array."""
+        """Return all columns, or those of some heads, as an array."""
         packed, scales, biases = (array[:, heads] for array in self.arrays)
         full = mx.dequantize(packed, scales, biases, self.precision.group_size, self.precision.bits)
         return full if self.head is None else mx.concatenate([self.head[:, heads], full], axis=2)
 
     def transposed_product(self, x: mx.array) -> mx.array:
-        """x: [rows, heads, n, dim]; `x @ columns.T`: [rows, heads, n, tokens], in x's dtype."""
+        """Return `x @ columns.T`, [rows, heads, n, tokens] in x's dtype, for x [rows, heads, n, dim]."""
         product = self._product(x, transpose=True)
         if self.head is None:
             return product
         return mx.concatenate([x @ self.head.astype(x.dtype).swapaxes(-1, -2), product], axis=-1)
 
     def product(self, x: mx.array) -> mx.array:
-        """x: [rows, heads, n, tokens]; `x @ columns`: [rows, heads, n, dim], in x's dtype."""
+        """Return `x @ columns`, [rows, heads, n, dim] in x's dtype, for x [rows, heads, n, tokens]."""
         if self.head is None:
             return self._product(x, transpose=False)
         width = self.head.shape[2]
@@ -80,7 +78,7 @@ Part: TypeAlias = mx.array | QuantizedColumns
 
 
 class Codec(Protocol):
-    """From keys or values as the model computes them to the arrays that are kept, and back."""
+    """Conversion of keys or values from the form that the model computes to the arrays that are kept, and back."""
 
     @property
     def num_arrays(self) -> int: ...
@@ -88,11 +86,11 @@ class Codec(Protocol):
     def encode(self, part: mx.array) -> list[mx.array]: ...
 
     def fetch(self, arrays: Sequence[mx.array], num_new: int) -> Part:
-        """The columns that a model attends to, as it gets them in a pass over `num_new` tokens per row."""
+        """Return the columns that a model attends to, in the form it gets in a pass over `num_new` tokens per row."""
 
 
 class FullCodec:
-    """Keeps a part as it is."""
+    """Codec that keeps a part unchanged."""
 
     num_arrays = 1
 
@@ -104,7 +102,7 @@ class FullCodec:
 
 
 class QuantizedCodec:
-    """MLX's affine quantization along the last axis, token by token: what a token becomes depends on no other."""
+    """MLX's affine quantization along the last axis, token by token: a token's result depends on no other token."""
 
     num_arrays = 3
 
@@ -125,7 +123,7 @@ FULL: Codec = FullCodec()
 
 
 def with_head(head: mx.array, rest: Part) -> Part:
-    """Columns in full precision and then others."""
+    """Return columns in full precision followed by others."""
     if isinstance(rest, QuantizedColumns):
         return QuantizedColumns(rest.arrays, rest.precision, head)
     return mx.concatenate([head, rest], axis=2)

@@ -1,12 +1,12 @@
 """The division of a batch's rows into groups of similar length. Pure; no MLX.
 
-A group's rows share an array per layer, as wide as its longest row; the rows of all groups grow by a token a step, so
-their padding stays what it was when they joined. A group more saves bytes and costs each layer a few launches: there
-are few groups, and they are changed only where that saves much.
+A group's rows share one array per layer, as wide as its longest row. The rows of all groups grow by one token per step,
+so their padding stays what it was when they joined. Another group saves bytes and costs each layer a few launches, so
+there are few groups, and they change only if that saves much.
 
-Bounds: let `least` be the fewest bytes that `max_groups` groups can hold the rows in. A batch never holds more than
-`_allowed(least)`, or than one group would. Both grow with every row's length, so what is true of the lengths that rows
-may come to is true of their lengths on the way there.
+Bounds: let `least` be the fewest bytes in which `max_groups` groups can hold the rows. A batch never holds more than
+`_allowed(least)`, or than one group would. Both grow with every row's length, so a bound for the lengths that rows may
+reach also holds on the way there.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from collections.abc import Callable, Sequence
 
 MAX_GROUPS = 8
 _SLACK_BYTES = 256 << 20
-"""Padding that is not worth a group: an M3 Ultra reads it in a third of a millisecond, and a group's launches in a
+"""Padding that does not justify a group: an M3 Ultra reads it in a third of a millisecond, and a group's launches in a
 model of 36 layers take about one."""
 _SLACK_SHARE = 16
-"""Nor is padding of one part in so many of the whole. A plan exceeds what is held by no more: with 32 rows by 2.5 % on
-average and 5.1 % at most, for about one group more than an eighth would take (7 instead of 6)."""
+"""Share of the whole (one in this many) that does not justify a group either. A plan exceeds what is held by no more:
+with 32 rows by 2.5 % on average and 5.1 % at most, for about one group more than an eighth would take (7 instead of 6).
+"""
 
 RowBytes = Callable[[int], int]
-"""Bytes of a row that is allocated for so many tokens, all layers together; never less for more tokens."""
+"""Bytes of a row allocated for this many tokens, all layers together; never less for more tokens."""
 
 
 def size_of(groups: Sequence[Sequence[int]], row_bytes: RowBytes) -> int:
@@ -32,7 +33,7 @@ def size_of(groups: Sequence[Sequence[int]], row_bytes: RowBytes) -> int:
 
 
 def most_bytes(lengths: Sequence[int], row_bytes: RowBytes, max_groups: int = MAX_GROUPS) -> int:
-    """Return the most bytes that rows of these lengths, or of shorter ones, are held in."""
+    """Return the most bytes that hold rows of these lengths, or of shorter ones."""
     if not lengths:
         return 0
     together, apart = _together(lengths, row_bytes), sum(map(row_bytes, lengths))
@@ -42,7 +43,7 @@ def most_bytes(lengths: Sequence[int], row_bytes: RowBytes, max_groups: int = MA
 
 
 def divide(lengths: Sequence[int], row_bytes: RowBytes, max_groups: int = MAX_GROUPS) -> list[int]:
-    """Return the group of each row: the fewest groups that hold little more than the least. The first is shortest."""
+    """Return the group of each row: the fewest groups that hold little more than the least, the shortest rows first."""
     if not lengths:
         return []
     if max_groups == 1 or _together(lengths, row_bytes) <= _tight(sum(map(row_bytes, lengths))):
@@ -56,10 +57,10 @@ def divide(lengths: Sequence[int], row_bytes: RowBytes, max_groups: int = MAX_GR
 def regroup(
     lengths: Sequence[int], held: Sequence[int | None], row_bytes: RowBytes, max_groups: int = MAX_GROUPS
 ) -> list[int]:
-    """Return the group of each row, where most rows are in one already; numbers of groups stay what they are.
+    """Return the group of each row, where most rows have one already; groups keep their numbers.
 
-    `held`: the group that a row is in; None for one that joins. Rows that are in a group stay there unless the batch
-    would hold too much, or fewer groups would do.
+    `held`: the current group of each row; None for a row that joins. Rows stay in their group unless the batch would
+    hold too much, or fewer groups would do.
     """
     present = sorted({number for number in held if number is not None})
     wanted = divide(lengths, row_bytes, max_groups)
@@ -82,14 +83,14 @@ def _allowed(least: int) -> int:
 
 
 def _tight(least: int) -> int:
-    """Return what a new division holds at most: less than what is allowed, so that it is not changed again soon."""
+    """Return the most that a new division holds: less than is allowed, so that it does not change again soon."""
     return least + max(_SLACK_BYTES, least // _SLACK_SHARE) // 2
 
 
 def _cuts(lengths: Sequence[int], row_bytes: RowBytes, max_groups: int) -> list[tuple[int, list[int]]]:
     """Return (bytes, bytes of the longest row of each group) for the best division into one group, two, and so on.
 
-    Of all divisions one into neighbours by length is the best: a shortest path over the sorted sizes of rows.
+    A division into neighbours by length is the best of all: a shortest path over the sorted sizes of rows.
     """
     counts = Counter(map(row_bytes, lengths))
     sizes = sorted(counts)
@@ -112,7 +113,7 @@ def _cuts(lengths: Sequence[int], row_bytes: RowBytes, max_groups: int) -> list[
 
 
 def _placed(lengths: Sequence[int], held: Sequence[int | None], row_bytes: RowBytes, max_groups: int) -> list[int]:
-    """Return the group of each row: who joins goes where it adds least, the longest first; the others stay."""
+    """Return the group of each row: joining rows go where they add least, the longest first; the others stay."""
     groups: dict[int, list[int]] = {}
     for length, number in zip(lengths, held, strict=True):
         if number is not None:
@@ -133,7 +134,7 @@ def _unused(numbers: dict[int, list[int]]) -> int:
 
 
 def _renamed(wanted: Sequence[int], held: Sequence[int | None]) -> list[int]:
-    """Give new groups the numbers of those that most of their rows are in, so that few rows are moved."""
+    """Number new groups like the old ones that most of their rows are in, so that few rows move."""
     shared = Counter((new, old) for new, old in zip(wanted, held, strict=True) if old is not None)
     names: dict[int, int] = {}
     for (new, old), _ in shared.most_common():

@@ -1,8 +1,8 @@
-"""Rows in groups: a layer's cache holds the rows of each group in arrays of their own.
+"""Rows in groups: a layer's cache holds the rows of each group in separate arrays.
 
-Linear layers run over all rows at once; only attention is computed group by group, by the function that
-`attention.install` puts in the place of mlx-lm's. The order of the batch is that of the groups, so a group's hidden
-states are a slice. A batch of one group hands the model what that group's rows would, with not one operation more.
+Linear layers run over all rows at once; only attention runs group by group, in the function with which
+`attention.install` replaces mlx-lm's. The batch is in the order of its groups, so a group's hidden states are a slice.
+A batch of one group passes the model exactly what that group's rows would, without an extra operation.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ class Group:
     first: int = 0
     num_places: int = 0
     num_columns: int = 0
-    """Rows, and columns of each, that its arrays have."""
+    """Rows, and columns of each, for which its arrays have room."""
 
     def capacity_bytes(self, row_bytes: RowBytes) -> int:
-        """Return the bytes that its arrays take."""
+        """Return the bytes of its arrays."""
         return self.num_places * row_bytes(self.num_columns)
 
     first_token: int = 0
 
     @property
     def num_tokens(self) -> int:
-        """Rows of the model's arrays that are this group's: of its rows or, where each is one, of their tokens."""
+        """Rows of the model's arrays that belong to this group: one per row, or per token if each token is a row."""
         return len(self.rows) if self._unfolded is None else sum(self._unfolded)
 
     @property
     def _unfolded(self) -> list[int] | None:
-        """Tokens of each row, where they come to the model as rows of their own."""
+        """Tokens of each row, if they come to the model as separate rows."""
         return None if self.lengths.is_wide else self.lengths.counts
 
     def flatten(self, array: mx.array) -> mx.array:
-        """Return keys or values [rows, heads, tokens, dim] as [tokens of all rows, heads, 1, dim], padding left out."""
+        """Return keys or values [rows, heads, tokens, dim] as [tokens of all rows, heads, 1, dim], without padding."""
         counts = self.lengths.counts
         if counts is None or not self.lengths.is_wide:
             return array
@@ -62,7 +62,7 @@ class Group:
     def fold(self, tokens: mx.array) -> mx.array:
         """Return queries [tokens, heads, 1, dim] as [rows, heads, most tokens of a row, dim].
 
-        Behind a row's last token stands that one again.
+        Rows are padded with copies of their last token.
         """
         counts = self._unfolded
         if counts is None:
@@ -76,7 +76,7 @@ class Group:
         return folded.reshape(len(counts), most, heads, dim).swapaxes(1, 2)
 
     def unfold(self, rows: mx.array) -> mx.array:
-        """Return what was folded as [tokens, heads, 1, dim]."""
+        """Return folded rows as [tokens, heads, 1, dim]."""
         counts = self._unfolded
         if counts is None:
             return rows
@@ -105,7 +105,7 @@ class RowGroups:
 
     @property
     def offset(self) -> int | mx.array:
-        """Position of the step's tokens in batch order: an int where all agree, else int32 [tokens]."""
+        """Position of the step's tokens in batch order: an int if all are equal, else int32 [tokens]."""
         if self.is_drafted:
             if self._offset is None:
                 positions = [position for group in self.all for position in group.lengths.positions]
@@ -120,11 +120,11 @@ class RowGroups:
 
     @property
     def is_drafted(self) -> bool:
-        """Whether rows have several tokens in this step, and each of them is a row to the model."""
+        """Whether rows have several tokens in this step, each of which is a row to the model."""
         return any(group.lengths.counts is not None and not group.lengths.is_wide for group in self.by_number.values())
 
     def changed(self) -> None:
-        """Rows have come, gone, moved or grown: forget what was derived of them."""
+        """Forget derived values after rows have come, gone, moved or grown."""
         self._offset = None
         first = first_token = 0
         for group in self.all:
@@ -135,10 +135,10 @@ class RowGroups:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupedColumns:
-    """Keys, or values, of several groups. No array: a model that computes with them itself fails at once."""
+    """Keys, or values, of several groups. Not an array: a model that computes with them itself fails at once."""
 
     parts: tuple[Any, ...]
-    """As a model gets those of a batch: an array, or what attention takes in its place."""
+    """The part of each group, as the model gets it from a batch: an array, or the form that attention takes instead."""
     groups: tuple[Group, ...]
 
 
@@ -147,8 +147,8 @@ class GroupedMask:
     """The mask of each group, as its rows make it."""
 
     parts: tuple[mx.array | None, ...]
-    """Bool [rows, 1, n, tokens], or what is added to the scores of latents, [rows, heads, n, tokens]; n: the most
-    tokens that the step gives a row."""
+    """Bool [rows, 1, n, tokens], or an addend to the scores of latents, [rows, heads, n, tokens]; n: the most tokens
+    that the step gives a row."""
 
 
 class GroupedRows:
@@ -157,14 +157,14 @@ class GroupedRows:
     def __init__(
         self, template: Any, groups: RowGroups, build: Callable[[Any, RowLengths], Rows], *, hides_masks: bool = False
     ) -> None:
-        """`build`: makes the rows of a group, given the template and the group's lengths.
+        """`build`: makes the rows of a group from the template and the group's lengths.
 
-        `hides_masks`: the model computes with the mask, and attention adds those of groups itself, from `group_masks`.
+        `hides_masks`: the model computes with the mask, so attention adds those of groups itself, from `group_masks`.
         """
         self._template, self._groups, self._build, self._hides_masks = template, groups, build, hides_masks
         self.members: dict[Group, Rows] = {}
 
-    # ---- what the model calls, in a decode step ----
+    # ---- called by the model, in a decode step ----
 
     @property
     def offset(self) -> int | mx.array:
@@ -177,7 +177,7 @@ class GroupedRows:
         return None if self._hides_masks or all(mask is None for mask in masks) else GroupedMask(masks)
 
     def group_masks(self) -> tuple[mx.array | None, ...]:
-        """The mask of each group for the step's tokens."""
+        """Return the mask of each group for the step's tokens."""
         return tuple(self.members[group].make_mask(1) for group in self._groups.all)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
@@ -197,23 +197,23 @@ class GroupedRows:
 
     @property
     def keys(self) -> mx.array:
-        """Stand in for what a pipeline of mlx-lm makes depend on the states that it has sent."""
+        """Stand-in for the array that an mlx-lm pipeline makes depend on the states that it has sent."""
         return mx.zeros(())
 
     @keys.setter
     def keys(self, value: mx.array) -> None:
-        """Do nothing: a step's logits depend on what was sent, too, and they are always computed."""
+        """Do nothing: a step's logits depend on the sent states, too, and are always computed."""
 
-    # ---- what the batch calls, between steps ----
+    # ---- called by the batch, between steps ----
 
     def member(self, group: Group) -> Rows:
-        """Return the group's rows; of a new group, ones without rows."""
+        """Return the group's rows, built empty for a new group."""
         if group not in self.members:
             self.members[group] = self._build(self._template, group.lengths)
         return self.members[group]
 
     def close(self, group: Group) -> None:
-        """Drop a group that has no rows any more."""
+        """Drop a group without rows."""
         self.members.pop(group, None)
 
     @property

@@ -1,5 +1,7 @@
-"""The latent of multi-head latent attention (DeepSeek), which mlx-lm keeps in a KVCache: as keys the compressed keys
-and values of all heads, as values the rotary part of the keys."""
+"""The latent of multi-head latent attention (DeepSeek), held in mlx-lm's KVCache.
+
+Its keys are the compressed keys and values of all heads; its values are the rotary part of the keys.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,10 @@ from mlx_backend.kv_cache.plan import CacheShape
 
 
 class LatentHandler(PlainHandler):
-    """Handler of latents: held like plain keys and values, and told apart by the model's config."""
+    """Handler of latents, which are held like plain keys and values and identified by the model's config."""
 
     column_forms: tuple[ColumnForm, ColumnForm] = ("quantized-in-decode", "array")
-    """Latent attention expands a chunk's latents itself, and multiplies the rotary part itself."""
+    """Latent attention itself expands a chunk's latents and multiplies the rotary part."""
 
     def read_shape(self, kind: str, cache: Any, config: Mapping[str, Any]) -> CacheShape | None:
         if cache.keys is None or cache.keys.shape[1] != 1:

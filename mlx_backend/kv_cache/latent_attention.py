@@ -1,11 +1,12 @@
 """Attention over latents (DeepSeek's multi-head latent attention), some heads at a time or as rows of one product.
 
-For a chunk mlx-lm's models expand the latents of the whole context to keys and values of every head, and multiply the
-rotary parts of all heads, before they call attention: [heads, chunk, context] scores, whatever attention does. For one
-token per row they broadcast the one latent over the heads, and MLX reads it once for each where there are several rows.
+For a chunk, mlx-lm's models expand the latents of the whole context to keys and values of every head, and multiply the
+rotary parts of all heads, before they call attention. This makes [heads, chunk, context] scores, whatever attention
+does. For one token per row they broadcast the one latent over the heads, and with several rows MLX reads it once per
+head.
 
-`defer` changes neither the models' code nor their weights. A layer's cache hands out stand-ins for the latents and
-their rotary part, which note what is to be multiplied with them; attention is called with these notes, and multiplies.
+`defer` changes neither the models' code nor their weights. A layer's cache returns stand-ins for the latents and their
+rotary part, which record what to multiply with them; attention receives these records, and multiplies.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ from mlx_backend.kv_cache.latent_groups import Form, HeadGroups, LatentShape, di
 
 
 class _Checks(threading.local):
-    """What checks need to know; of each thread, since another may compute with another model."""
+    """Settings and counts for checks; per thread, since another thread may compute with another model."""
 
     form: Form | None = None
-    """Taken instead of the cheapest, half of the heads at a time."""
+    """Form to use instead of the cheapest, half of the heads at a time."""
     num_chunks = 0
-    """Layers' chunks whose attention came here."""
+    """Chunks with attention computed here, counted per layer."""
 
 
 _checks = _Checks()
 
 
 class Latents:
-    """What a layer's cache holds: latents [rows, 1, tokens, dim] and the keys' rotary part, likewise."""
+    """Content of a layer's cache: latents [rows, 1, tokens, dim] and the keys' rotary part, likewise."""
 
     def __init__(self, latent: mx.array, rope: mx.array) -> None:
         self.latent, self.rope = latent, rope
@@ -49,19 +50,19 @@ class Latents:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Expansion:
-    """Keys or values of every head, as `module` would make them of the latents."""
+    """Keys or values of every head, as `module` would expand them from the latents."""
 
     module: Any
     latents: Latents
     transpose: bool
 
     def of(self, heads: slice) -> mx.array:
-        """Those of some heads: [rows, heads, tokens, dim]."""
+        """Expand those of some heads: [rows, heads, tokens, dim]."""
         made: mx.array = self.part(heads)(self.latents.latent, transpose=self.transpose)
         return made
 
     def part(self, heads: slice) -> Any:
-        """The module of some heads. Its weights are slices, which share memory with the whole."""
+        """Return the module of some heads. Its weights are slices, which share memory with the whole."""
         part = copy.copy(self.module)
         for name, value in self.module.items():
             if isinstance(value, mx.array):
@@ -71,7 +72,7 @@ class Expansion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shared:
-    """Latents that are keys and values in one for a token per row: [rows, 1, tokens, dim]."""
+    """Latents that serve as both keys and values for one token per row: [rows, 1, tokens, dim]."""
 
     latent: mx.array
 
@@ -80,7 +81,7 @@ Deferred: TypeAlias = Expansion | Shared
 
 
 def attend(queries: mx.array, keys: Deferred, values: Any, scale: float, mask: Any) -> mx.array:
-    """Compute what `attention.attend` is called for, where keys and values are deferred."""
+    """Compute `attention.attend` for deferred keys and values."""
     if isinstance(keys, Expansion) and isinstance(values, Expansion):
         return attend_chunk(queries, keys, values, scale, mask)
     if isinstance(keys, Shared) and values is keys:
@@ -89,9 +90,9 @@ def attend(queries: mx.array, keys: Deferred, values: Any, scale: float, mask: A
 
 
 def attend_chunk(queries: mx.array, keys: Expansion, values: Expansion, scale: float, mask: mx.array) -> mx.array:
-    """queries: [rows, heads, n, dim] without their rotary part; gives [rows, heads, n, value dim].
+    """Attend with queries [rows, heads, n, dim] without their rotary part; return [rows, heads, n, value dim].
 
-    mask: additive, [rows or 1, 1, n, tokens], or a single 0 where the model adds none.
+    mask: additive, [rows or 1, 1, n, tokens], or a single 0 if the model adds none.
     """
     _checks.num_chunks += 1
     num_heads = queries.shape[1]
@@ -103,14 +104,14 @@ def attend_chunk(queries: mx.array, keys: Expansion, values: Expansion, scale: f
     for start in range(0, num_heads, groups.num_heads):
         outs.append(attend(queries, keys, values, scale, added, shared, slice(start, start + groups.num_heads)))
         if groups.num_heads < num_heads:
-            mx.eval(outs[-1])  # else the next heads' scores are made while these are still there
+            mx.eval(outs[-1])  # else the next heads' scores are made while these still exist
     return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=1)
 
 
 def attend_token(queries: mx.array, latent: mx.array, scale: float, scores: mx.array) -> mx.array:
-    """A few tokens per row: [rows, heads, n, dim] queries in the latent space against [rows, 1, tokens, dim] latents.
+    """Attend a few tokens per row: queries [rows, heads, n, dim] in latent space to latents [rows, 1, tokens, dim].
 
-    scores: of the rotary parts, [rows, heads or 1, n, tokens]. The heads of a row are the rows of one product.
+    scores: those of the rotary parts, [rows, heads or 1, n, tokens]. The heads of a row are the rows of one product.
     """
     rows, heads, num_tokens, dim = queries.shape
     folded = (queries * scale).reshape(rows, 1, heads * num_tokens, dim)
@@ -147,7 +148,7 @@ def _attend_fused(
     rope: mx.array,
     heads: slice,
 ) -> mx.array:
-    """The rotary scores are the mask of MLX's kernel, which keeps no others."""
+    """Attend with MLX's kernel, which takes the rotary scores as its mask and keeps no others."""
     scores = _scores(_rotary(keys)[:, heads], rope, mask)
     out: mx.array = mx.fast.scaled_dot_product_attention(
         queries[:, heads], keys.of(heads), values.of(heads), scale=scale, mask=scores
@@ -164,7 +165,7 @@ def _attend_expanded(
     rope: mx.array,
     heads: slice,
 ) -> mx.array:
-    """Keys with their rotary part behind them: scores are one product, and there is one copy of them."""
+    """Append the rotary part to the keys: the scores are one product, and exist once."""
     expanded = keys.of(heads)
     whole = mx.concatenate([expanded, mx.broadcast_to(rope, (*expanded.shape[:3], rope.shape[3]))], axis=-1)
     asked = mx.concatenate([queries[:, heads] * scale, _rotary(keys)[:, heads]], axis=-1)
@@ -181,7 +182,7 @@ def _attend_absorbed(
     shared: mx.array,
     heads: slice,
 ) -> mx.array:
-    """Queries in the latent space: nothing is expanded, and the heads are rows of one product."""
+    """Take queries into the latent space: nothing is expanded, and the heads are rows of one product."""
     in_latent = keys.part(heads)(queries[:, heads] * scale)
     asked = mx.concatenate([in_latent, _rotary(keys)[:, heads]], axis=-1)
     rows, num_heads, num_tokens, dim = asked.shape
@@ -211,11 +212,11 @@ def _scores(queries: mx.array, keys: mx.array, mask: mx.array | None) -> mx.arra
     return queries @ product if mask is None else mx.addmm(mask, queries, product)
 
 
-# ---- stand-ins. Python asks a right operand's `__rmatmul__` first only where its class derives from the left's ----
+# ---- stand-ins. Python calls a right operand's `__rmatmul__` first only if its class derives from the left's ----
 
 
 class _StandIn(mx.array):  # type: ignore[misc]
-    """Holds no numbers, so that any other use than the intended one fails, or gives an array without any."""
+    """Array without numbers, so that any use but the intended one fails or gives an empty array."""
 
     def __init__(self, latents: Latents) -> None:
         super().__init__([])
@@ -234,7 +235,7 @@ class _RopeStandIn(_StandIn):
         return self
 
     def __rmatmul__(self, queries: mx.array) -> mx.array:
-        """Give a single 0, which the model masks: what comes of it is a mask to add, the same for all heads."""
+        """Return a single 0, which the model masks: the result is a mask to add, the same for all heads."""
         self.latents.queries = queries
         return mx.zeros((1, 1, 1, 1), dtype=queries.dtype)
 
@@ -256,7 +257,7 @@ class _SharedRope(mx.array):  # type: ignore[misc]
 
 
 class _GroupedRope(mx.array):  # type: ignore[misc]
-    """The same of rows in groups: what comes of the product are the masked scores of each group."""
+    """The rotary part of rows in groups: the product gives the masked scores of each group."""
 
     def __init__(self, rope: GroupedColumns, masks: tuple[mx.array | None, ...]) -> None:
         super().__init__([])
@@ -275,10 +276,10 @@ class _GroupedRope(mx.array):  # type: ignore[misc]
 
 
 class _View:
-    """A layer's cache as its attention sees it while that is deferred."""
+    """A layer's cache as its attention sees it while deferred."""
 
     def __init__(self, cache: Any, defers_chunks: bool, is_indexed: bool = False) -> None:
-        """is_indexed: a step's columns are chosen by an index, which takes them out of the arrays."""
+        """is_indexed: an index chooses a step's columns and takes them out of the arrays."""
         vars(self).update(_cache=cache, _defers_chunks=defers_chunks, _is_indexed=is_indexed)
 
     def update_and_fetch(self, latent: mx.array, rope: mx.array) -> tuple[Any, Any]:
@@ -297,7 +298,7 @@ class _View:
         return held, held_rope
 
     def __getitem__(self, index: int) -> Any:
-        """Of a layer with several caches the first holds the latents, and the others what an index is made of."""
+        """In a layer with several caches, the first holds the latents, and the others the input of an index."""
         member = self._cache[index]
         return _View(member, self._defers_chunks, is_indexed=True) if index == 0 else member
 
@@ -308,16 +309,16 @@ class _View:
         setattr(self._cache, name, value)
 
 
-# ---- which modules it is done to ----
+# ---- the modules that are deferred ----
 
 
 def latent_modules(model: Any) -> list[Any]:
-    """The attention modules over latents of a model of mlx-lm."""
+    """Return the attention modules over latents of an mlx-lm model."""
     return [module for module in model.modules() if "embed_q" in module and "unembed_out" in module]
 
 
 def defer(model: Any, chunks: bool = True) -> None:
-    """Let a model's attention over latents come here, that of chunks where `chunks`.
+    """Compute a model's attention over latents here, that of chunks only if `chunks`.
 
     Its modules change their class, and nothing else.
     """
@@ -338,9 +339,9 @@ def restore(model: Any) -> None:
 
 
 def takes_groups(model: Any) -> bool:
-    """Whether the code of a model with latents computes nothing with them itself, so that chunks can be deferred.
+    """Return whether a latent model's code leaves all computation to attention, so that chunks can be deferred.
 
-    Nothing is evaluated, and nothing stays deferred. `attention.install` comes first.
+    Nothing is evaluated, and nothing stays deferred. Call `attention.install` first.
     """
     modules = latent_modules(model)
     before = _checks.num_chunks
@@ -356,7 +357,7 @@ def takes_groups(model: Any) -> bool:
 
 @contextmanager
 def forced(form: Form) -> Iterator[None]:
-    """Every chunk of this thread in this form, half of the heads at a time."""
+    """Compute every chunk of this thread in this form, half of the heads at a time."""
     _checks.form = form
     try:
         yield
@@ -366,7 +367,7 @@ def forced(form: Form) -> Iterator[None]:
 
 @cache
 def _deferring(own: Any, chunks: bool) -> Any:
-    """The class of an attention module that sees its cache through a `_View`."""
+    """Return a subclass of an attention module that sees its cache through a `_View`."""
     place = list(inspect.signature(own.__call__).parameters).index("cache") - 1
 
     def call(self: Any, *given: Any, **named: Any) -> Any:
@@ -381,7 +382,7 @@ def _deferring(own: Any, chunks: bool) -> Any:
 
 @cache
 def _expanding(own: Any) -> Any:
-    """The class of a product per head that only notes that latents are to be expanded by it."""
+    """Return a subclass of a product per head that only records that it is to expand latents."""
 
     def call(self: Any, x: Any, transpose: bool = True) -> Any:
         if isinstance(x, _LatentStandIn):

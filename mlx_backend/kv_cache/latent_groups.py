@@ -1,4 +1,4 @@
-"""How a chunk's attention over latents is computed: in which form, and how many heads at a time. Pure; no MLX.
+"""Form of a chunk's attention over latents, and the number of heads computed at a time. Pure; no MLX.
 
 The same figures bound what attention builds and what planning counts for it.
 """
@@ -11,10 +11,10 @@ from typing import Literal
 FUSED_HEAD_DIMS = frozenset({64, 72, 80, 96, 128})
 """Head sizes for which Metal's attention keeps no score matrix (mlx 0.32, scaled_dot_product_attention.cpp)."""
 MOST_GROUP_BYTES = 1 << 30
-"""Of what is built for some heads at once, unless one head takes more. Large enough that a group keeps a GPU busy for
-about 20 ms, beside which waiting for it does not count."""
+"""Most bytes built for some heads at once, unless one head takes more. Large enough to keep a GPU busy for about 20 ms
+per group, beside which waiting for it does not count."""
 _LEAST_FUSED_TOKENS = 9
-"""Chunks of fewer tokens go to another kernel, with other head sizes."""
+"""Chunks of fewer tokens run in another kernel, which supports other head sizes."""
 
 Form = Literal["fused", "expanded", "absorbed"]
 FORMS: tuple[Form, ...] = ("fused", "expanded", "absorbed")
@@ -36,7 +36,7 @@ class LatentShape:
     def most_absorbed_tokens(self) -> int:
         """Tokens up to which a chunk takes fewer multiplications with queries in the latent space.
 
-        Expanding the context costs the same for any chunk, and a product in the latent space more for every token.
+        Expanding the context costs the same for any chunk; a product in the latent space costs more for every token.
         """
         expanding = self.latent_dim * (self.key_dim + self.value_dim)
         wider = 2 * self.latent_dim - self.key_dim - self.value_dim
@@ -49,7 +49,7 @@ class LatentShape:
 
 @dataclass(frozen=True, slots=True)
 class HeadGroups:
-    """The form, the heads at a time, and the bytes at the peak of one group."""
+    """The form, the heads at a time, and the peak bytes of one group."""
 
     form: Form
     num_heads: int
@@ -71,27 +71,27 @@ def divide(
 
 
 def cheapest_form(shape: LatentShape, num_tokens: int, *, has_fused: bool) -> Form:
-    """The form with the fewest multiplications, and of those the one that keeps the fewest scores."""
+    """Return the form with the fewest multiplications, and of those the one that keeps the fewest scores."""
     if num_tokens <= shape.most_absorbed_tokens:
         return "absorbed"
     return "fused" if has_fused and shape.is_fused and num_tokens >= _LEAST_FUSED_TOKENS else "expanded"
 
 
 def chunk_bytes(shape: LatentShape, num_tokens: int, context: int, itemsize: int, *, has_fused: bool) -> int:
-    """Most bytes that attention builds at once for chunks of up to `num_tokens`: a prompt's last one is shorter."""
+    """Return the most bytes built at once for chunks of up to `num_tokens`: a prompt's last one is shorter."""
     shorter = min(num_tokens, shape.most_absorbed_tokens)
     groups = [divide(shape, each, context, itemsize, has_fused=has_fused) for each in {shorter, num_tokens}]
-    masks = num_tokens * context * (1 + itemsize)  # the model's, of bools, and what it adds to scores
+    masks = num_tokens * context * (1 + itemsize)  # the model's bool mask, and the addend to the scores
     return masks + max(group.num_bytes for group in groups)
 
 
 def _shared_numbers(shape: LatentShape, form: Form, context: int) -> int:
-    """Numbers that are there once for all heads of a group."""
+    """Return the numbers that exist once for all heads of a group."""
     return context * (shape.latent_dim + shape.rope_dim) if form == "absorbed" else 0
 
 
 def _head_numbers(shape: LatentShape, form: Form, num_tokens: int, context: int) -> int:
-    """Numbers of one head: its scores, and what they are made of."""
+    """Return the numbers of one head: its scores, and their operands."""
     scores = num_tokens * context
     if form == "absorbed":
         return scores + num_tokens * (3 * shape.latent_dim + shape.rope_dim)

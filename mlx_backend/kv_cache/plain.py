@@ -1,6 +1,6 @@
-"""Keys and values of full attention, which mlx-lm keeps in a KVCache: a column per token, kept for good.
+"""Keys and values of full attention, in mlx-lm's KVCache: one column per token, kept for the whole sequence.
 
-PlainRows holds them alike; StartRows holds the first columns in full precision and the others quantized.
+PlainRows holds all columns alike; StartRows holds the first in full precision and the others quantized.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mlx_backend.kv_cache.rows import Lengths, MovedRow, RowLengths, Rows, resiz
 class PlainRows:
     """The arrays of keys and values, [rows, heads, tokens, …] each, over-allocated in both rows and tokens.
 
-    `width`: columns are a ring of so many (see RingRows); None here. `limit`: columns there can ever be.
+    `width`: size of the ring of columns (see RingRows); None here. `limit`: the most columns there can ever be.
     """
 
     width: int | None = None
@@ -33,11 +33,11 @@ class PlainRows:
         self._num_rows = 0
         self._reserved = (0, 0)
         self._copies: list[mx.array] = []
-        """Of the last row, while another leaves."""
+        """Copies of the last row, while another leaves."""
         self.arrays: list[mx.array] = []
         """Arrays of the keys' codec, then those of the values'; none before the first token."""
 
-    # ---- what the model calls, in a decode step ----
+    # ---- called by the model, in a decode step ----
 
     @property
     def offset(self) -> int | mx.array:
@@ -80,11 +80,11 @@ class PlainRows:
 
     def _scatter(self, new: list[mx.array], places: mx.array) -> None:
         for number, (array, part) in enumerate(zip(self.arrays, new, strict=True)):
-            flat = array.reshape(-1, array.shape[3])  # a view: an index per axis would cost ten operations more
+            flat = array.reshape(-1, array.shape[3])  # a view: one index per axis would cost ten more operations
             flat[places] = part.reshape(-1, part.shape[3])
             self.arrays[number] = flat.reshape(array.shape)
 
-    # ---- what the runner calls, between steps ----
+    # ---- called by the runner, between steps ----
 
     def reserve(self, num_rows: int, num_tokens: int) -> list[mx.array]:
         self._reserved = (num_rows, self._columns(num_tokens))
@@ -143,13 +143,13 @@ class PlainRows:
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays)
 
-    # ---- where a ring differs ----
+    # ---- overridden by rings ----
 
     def _columns(self, num_tokens: int) -> int:
         return num_tokens
 
     def _adopt(self, single: Any) -> bool:
-        """Take over the arrays of the first row as they are, where that is no copy. True when done."""
+        """Take over the arrays of the first row, if that needs no copy. Return True when done."""
         self.arrays = list(single.arrays) if isinstance(single, QuantizedKV) else [single.keys, single.values]
         return True
 
@@ -159,13 +159,13 @@ class PlainRows:
         return [single.keys[..., :length, :], single.values[..., :length, :]]
 
     def _spans(self, length: int, num_kept: int) -> list[tuple[int, int, int]]:
-        """(start, stop) of the content and the column it goes to."""
+        """Return (start, stop) in the content and the column it goes to, for each span."""
         return [(0, num_kept, 0)]
 
     # ---- memory ----
 
     def _allocate(self, like: list[mx.array], num_rows: int, num_tokens: int) -> None:
-        """Hold at least so many rows and columns; heads, dims and dtypes are those of `like`."""
+        """Hold at least this many rows and columns; heads, dims and dtypes are those of `like`."""
         num_rows, num_tokens = max(num_rows, self._reserved[0]), max(num_tokens, self._reserved[1])
         if not self.arrays:
             shapes = ((num_rows, a.shape[1], self._allocated(num_tokens), a.shape[3]) for a in like)
@@ -191,16 +191,16 @@ def _copied_row(array: mx.array, row: int, spans: list[tuple[int, int, int]]) ->
 
 
 def check_decode(num_tokens: int) -> None:
-    """Raise ValueError for anything but one token per row."""
+    """Raise ValueError unless there is one token per row."""
     if num_tokens != 1:
         raise ValueError(f"a batch of rows takes one token per row and step, not {num_tokens}")
 
 
 class StartRows:
-    """Two PlainRows side by side: tokens at positions below `start` in `head`, and the others, quantized, in `rest`.
+    """Two PlainRows side by side: tokens at positions below `start` in `head`; the others, quantized, in `rest`.
 
-    Every token is written to both, so that rows of any lengths take the same steps: to the one where it does not
-    belong, it goes into a column that nothing attends to. `head` has one column more for that.
+    Every token is written to both, so that rows of any length take the same steps. In the part where it does not
+    belong, it goes to a column that nothing attends to; `head` has one extra column for that.
     """
 
     def __init__(self, lengths: RowLengths, start: int, keys: Codec, values: Codec) -> None:
@@ -218,7 +218,7 @@ class StartRows:
         return self._lengths.mask(None, window_size)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Part, Part]:
-        """Do as PlainRows does; a column of what is returned is a position."""
+        """Write the step's tokens as PlainRows does; a column of the result is a position."""
         head = [array[:, :, : self._start] for array in self.head.append(keys, values)]
         if self._lengths.longest_after <= self._start:
             return head[0], head[1]
@@ -261,7 +261,7 @@ def _parted(moved: MovedRow | None) -> tuple[MovedRow | None, MovedRow | None]:
 
 
 class PlainHandler(CacheHandler):
-    """Handles mlx-lm's KVCache and, of quantized ones, QuantizedKV and StartKV, with the rows of them."""
+    """Handler of mlx-lm's KVCache, of its quantized forms QuantizedKV and StartKV, and of their rows."""
 
     def read_shape(self, kind: str, cache: Any, config: Mapping[str, Any]) -> CacheShape | None:
         if cache.keys is None:

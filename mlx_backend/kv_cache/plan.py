@@ -1,6 +1,6 @@
-"""Plans for a model's KV caches under a configuration: which part is held in how many bits, and at what size.
+"""Plans for a model's KV caches under a configuration: the bits and the size of every part.
 
-Pure decisions. Knows shapes and bits; no MLX, no model.
+Pure decisions on shapes and bits; no MLX, no model.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from mlx_backend.kv_cache.grouping import MAX_GROUPS
 from mlx_backend.kv_cache.spec import CacheKind
 
 GROUP_SIZES = (32, 64, 128)
-"""Sizes that MLX's quantize takes."""
+"""Group sizes that MLX's quantize takes."""
 _MOST_SIZES = 8192
-"""Lengths of which the bytes of a row are remembered."""
+"""Number of lengths for which the bytes of a row are remembered."""
 _SCALES_PER_GROUP = 2
 """A scale and a bias, each in the cache's own precision."""
 
@@ -42,7 +42,7 @@ class PartShape:
     itemsize: int
 
     def num_bytes(self, precision: Precision | None) -> int:
-        """Bytes per token, in full precision (None) or quantized."""
+        """Return the bytes per token, in full precision (None) or quantized."""
         if precision is None:
             return self.num_heads * self.dim * self.itemsize
         packed = self.dim * precision.bits // 8
@@ -51,22 +51,21 @@ class PartShape:
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """One layer's cache (one of them, where it has several), as it was measured.
+    """Measured shape of one layer's cache (of one of them, if it has several).
 
-    `kind`: its name in `spec.KINDS`, or the class name of a cache that is of no kind there, which cannot be
-    quantized. A latent cache holds the compressed keys and values as `keys` and the rotary part of the keys as
-    `values`.
+    `kind`: its name in `spec.KINDS`, or the class name of a cache of no kind there, which cannot be quantized. A latent
+    cache holds the compressed keys and values as `keys` and the rotary part of the keys as `values`.
     """
 
     kind: str
     keys: PartShape | None = None
     values: PartShape | None = None
     window: int | None = None
-    """Tokens that are kept of all; those of the last chunk are held beside them until the next step."""
+    """Number of last tokens that are kept; those of the last chunk are held beside them until the next step."""
     state_bytes: int = 0
-    """Per sequence, however long: of a recurrent cache, or of one of another kind."""
+    """Bytes per sequence, of any length: of a recurrent cache, or of one of another kind."""
     token_bytes: int = 0
-    """Bytes that each token adds where there are neither keys nor values."""
+    """Bytes that each token adds if there are neither keys nor values."""
 
     @property
     def is_known(self) -> bool:
@@ -74,7 +73,7 @@ class CacheShape:
 
     @property
     def traits(self) -> CacheKind:
-        """The row of its kind."""
+        """The row of its kind in the table."""
         return spec.kind_named(self.kind)
 
 
@@ -88,7 +87,7 @@ class CachePlan:
     start: int = 0
     """Tokens at the beginning of a sequence that stay in full precision."""
     max_drafts: int = 0
-    """Columns that a row has beside a sliding window, for drafts that may be refused."""
+    """Columns of a row beyond a sliding window, for drafts that may be refused."""
 
     @property
     def is_quantized(self) -> bool:
@@ -107,10 +106,10 @@ def max_groups(plans: Iterable[CachePlan]) -> int:
 
 
 def counted(plans: Iterable[CachePlan]) -> list[tuple[CachePlan, int]]:
-    """Return every plan once, with the number of caches that it is of, in order of first appearance.
+    """Return every plan once, with the number of its caches, in order of first appearance.
 
-    Plans that are equal are counted as one where they are one object, as those of `plan_caches` are: to compare 60
-    layers takes longer than what is computed of each.
+    Equal plans are counted as one only if they are one object, as those of `plan_caches` are: comparing 60 layers takes
+    longer than the computations on each.
     """
     plans = tuple(plans)
     by_id = {id(plan): plan for plan in plans}
@@ -118,7 +117,7 @@ def counted(plans: Iterable[CachePlan]) -> list[tuple[CachePlan, int]]:
 
 
 class RowSizes:
-    """Bytes of a row of a batch, all layers together, by the tokens that it is allocated for: as its arrays are."""
+    """Bytes of a row of a batch, all layers together, by its number of tokens; rounded as its arrays are."""
 
     def __init__(self, plans: Iterable[CachePlan]) -> None:
         self._counts = Counter(plans)
@@ -130,12 +129,12 @@ class RowSizes:
             size = sum(count * row_bytes(plan, num_tokens) for plan, count in self._counts.items())
             if len(self._known) >= _MOST_SIZES:
                 self._known = {}
-            self._known[num_tokens] = size  # threads that submit ask, too: written once
+            self._known[num_tokens] = size  # threads that submit requests call this, too: written once
         return size
 
 
 def row_bytes(plan: CachePlan, num_tokens: int) -> int:
-    """Return the bytes of one cache's row of a batch that is allocated for so many tokens."""
+    """Return the bytes of one cache's row of a batch, allocated for this many tokens."""
     shape = plan.shape
     if not plan.bytes_per_token:
         return shape.state_bytes
@@ -149,9 +148,9 @@ def row_bytes(plan: CachePlan, num_tokens: int) -> int:
 
 
 def plan_caches(shapes: Sequence[CacheShape], config: KVCacheConfig, max_drafts: int = 0) -> tuple[CachePlan, ...]:
-    """A plan for each cache; those that are equal are one object. `max_drafts`: of a row, in a decode step.
+    """Return a plan for each cache; equal plans are one object. `max_drafts`: drafts per row in a decode step.
 
-    Raises ModelLoadError where the configuration cannot be done, naming what can.
+    Raises ModelLoadError if the configuration is not possible, naming what is.
     """
     if not config.is_quantized:
         return _shared(CachePlan(shape, max_drafts=_beside(shape, max_drafts)) for shape in shapes)
@@ -178,7 +177,7 @@ def _shared(plans: Iterable[CachePlan]) -> tuple[CachePlan, ...]:
 
 
 def report(plans: Sequence[CachePlan], config: KVCacheConfig) -> tuple[KVCacheReport, ...]:
-    """Report what the plans say, one entry for all caches that are alike, in order of first appearance."""
+    """Report the plans, one entry for all equal caches, in order of first appearance."""
     return tuple(_reported(plan, count, config) for plan, count in Counter(plans).items())
 
 
@@ -224,7 +223,7 @@ def _refuse_split_latent(shapes: Iterable[CacheShape], config: KVCacheConfig) ->
 
 
 def _main_dims(shapes: Iterable[CacheShape], config: KVCacheConfig) -> set[int]:
-    """Numbers per head that groups must divide: of every part but the small rotary one of a latent cache."""
+    """Return the head sizes that groups must divide: of every part but the small rotary one of a latent cache."""
     dims: set[int] = set()
     for shape in shapes:
         if shape.keys is not None and config.effective_key_bits is not None:

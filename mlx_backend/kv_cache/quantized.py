@@ -1,4 +1,4 @@
-"""Quantized KV caches of one sequence, in place of mlx-lm's KVCache, while its prompt is computed.
+"""Quantized KV caches of one sequence, replacing mlx-lm's KVCache during prefill.
 
 QuantizedKV holds every column alike; StartKV holds its first columns in full precision.
 """
@@ -15,7 +15,7 @@ from mlx_backend.kv_cache.codec import FULL, Codec, Part, with_head
 
 
 class QuantizedKV:
-    """Keys and values [1, heads, tokens, …], each in the arrays of its codec. `limit`: columns there can ever be."""
+    """Keys and values [1, heads, tokens, …], each in the arrays of its codec. `limit`: the most columns possible."""
 
     def __init__(self, keys: Codec, values: Codec, limit: int | None = None) -> None:
         self.codecs = (keys, values)
@@ -23,7 +23,7 @@ class QuantizedKV:
         self.offset = 0
         self.arrays: list[mx.array] = []
 
-    # ---- what the model calls ----
+    # ---- called by the model ----
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Part, Part]:
         """Append columns [1, heads, new, dim]; return those that the new ones attend to."""
@@ -37,7 +37,7 @@ class QuantizedKV:
         return columns
 
     def fetch(self, columns: list[mx.array], num_new: int) -> tuple[Part, Part]:
-        """(keys, values) as a model gets them in a pass over `num_new` tokens."""
+        """Return (keys, values) as a model gets them in a pass over `num_new` tokens."""
         num_keys = self.codecs[0].num_arrays
         return self.codecs[0].fetch(columns[:num_keys], num_new), self.codecs[1].fetch(columns[num_keys:], num_new)
 
@@ -64,17 +64,17 @@ class QuantizedKV:
 
     @property
     def keys(self) -> mx.array:
-        """An array of what the runner evaluates: a pipeline of mlx-lm makes it depend on the states it has sent."""
+        """One of the evaluated arrays: an mlx-lm pipeline makes it depend on the states that it has sent."""
         return self.arrays[0]
 
     @keys.setter
     def keys(self, value: mx.array) -> None:
         self.arrays[0] = value
 
-    # ---- what the runner calls ----
+    # ---- called by the runner ----
 
     def content(self, length: int) -> list[mx.array]:
-        """The arrays of the columns of `length` tokens, in the order of their positions."""
+        """Return the arrays of the columns of `length` tokens, in the order of their positions."""
         return [array[:, :, :length] for array in self.arrays]
 
     @property
@@ -89,7 +89,7 @@ class QuantizedKV:
         return sum(array.nbytes for array in self.arrays)
 
     def fork(self) -> QuantizedKV:
-        """A second cache with the same content; the arrays are shared until one of the two writes to them."""
+        """Return a second cache with the same content; both share the arrays until one of them is written to."""
         other = self._empty()
         other.offset, other.arrays = self.offset, [mx.array(array) for array in self.arrays]
         return other
@@ -112,7 +112,7 @@ class StartKV:
         return self.head.offset + self.rest.offset
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Part, Part]:
-        """Do as QuantizedKV does."""
+        """Append columns as QuantizedKV does."""
         num_new = keys.shape[2]
         in_head = min(self.start - self.head.offset, num_new)
         if in_head:
@@ -130,7 +130,7 @@ class StartKV:
 
     @property
     def keys(self) -> mx.array:
-        """Do as QuantizedKV does."""
+        """One of the evaluated arrays, as in QuantizedKV."""
         return self.head.keys
 
     @keys.setter

@@ -1,6 +1,6 @@
 """The state of recurrent layers (state-space, linear attention, short convolutions), in mlx-lm's ArraysCache.
 
-Of constant size per row and small: one array for all rows of a batch, whatever their groups, gathered as rows change.
+It is small and of constant size per row: one array for all rows of a batch, across groups, gathered as rows change.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class StateRows:
         self._state: list[mx.array | None] = [None] * size
         self._num_rows = 0
         self.lengths: mx.array | None = None
-        """Read by mlx-lm's models: tokens of each row in this step, int32 [rows]; None: all of them are."""
+        """Tokens of each row in this step, int32 [rows], read by mlx-lm's models; None: all of them."""
 
     def __getitem__(self, index: int) -> mx.array | None:
         return self._state[index]
@@ -39,11 +39,11 @@ class StateRows:
         return self._positions.offset
 
     def make_mask(self, num_tokens: int) -> mx.array | None:
-        """Bool [rows, num_tokens]; None where no row has padding."""
+        """Return bool [rows, num_tokens]; None if no row has padding."""
         return None if self.lengths is None else mx.arange(num_tokens) < self.lengths[:, None]
 
     def advance(self, num_tokens: int) -> None:
-        """The models' own counting of tokens, which the batch does."""
+        """Do nothing: models call it to count tokens, which the batch does."""
 
     def expect(self, counts: Sequence[int] | None) -> None:
         is_padded = counts is not None and min(counts) < max(counts)
@@ -76,7 +76,8 @@ class StateRows:
 def _gathered(
     old: mx.array | None, num_old: int, joining: list[mx.array | None], order: Sequence[int]
 ) -> mx.array | None:
-    """Return rows `old` and then `joining`, by place in `order`; one without a state is zero, as models start it."""
+    """Return rows `old`, then `joining`, by place in `order`; a row without a state is zero, as in a model's first
+    step."""
     like = next((array for array in (old, *joining) if array is not None), None)
     if like is None or not order:
         return None
@@ -89,7 +90,7 @@ def _gathered(
 
 
 class StateHandler(CacheHandler):
-    """Handles mlx-lm's ArraysCache, and StateRows. A state stands for all tokens before it: no cut."""
+    """Handler of mlx-lm's ArraysCache, and of StateRows. A state stands for all tokens before it, so it is not cut."""
 
     def read_shape(self, kind: str, cache: Any, config: Mapping[str, Any]) -> CacheShape:
         return CacheShape(kind, state_bytes=sum(array.nbytes for array in _held(cache)))

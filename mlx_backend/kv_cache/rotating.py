@@ -1,4 +1,4 @@
-"""Keys and values of sliding-window attention, which mlx-lm keeps in a RotatingKVCache: those of the last tokens.
+"""Keys and values of the last tokens, for sliding-window attention, in mlx-lm's RotatingKVCache.
 
 QuantizedWindow holds them quantized, for one sequence; RingRows holds the rows of either in a ring.
 """
@@ -56,8 +56,8 @@ class QuantizedWindow(QuantizedKV):
 class RingRows(PlainRows):
     """PlainRows of at most `width` columns: the token at position p is in column p % width.
 
-    Attention does not care for the order of its columns: rotary positions are in the keys already. `width` is the
-    window, and a column more for every draft of a step: one that is refused has overwritten nothing that is needed.
+    Attention does not depend on the order of its columns: the keys already contain rotary positions. `width` is the
+    window plus one column for every draft of a step, so a refused draft has overwritten nothing that is needed.
     """
 
     width: int
@@ -80,7 +80,7 @@ class RingRows(PlainRows):
         return _content(single, length)
 
     def unrolled(self, row: int | None, length: int) -> list[mx.array]:
-        """The arrays of a row that holds `length` tokens, in the order of their positions."""
+        """Return the arrays of a row that holds `length` tokens, in the order of their positions."""
         spans = self._spans(length, min(length, self._window))
         held = [of_row(array, row) for array in self.arrays]
         return [mx.concatenate([array[:, :, at : at + b - a] for a, b, at in spans], axis=2) for array in held]
@@ -93,16 +93,16 @@ class RingRows(PlainRows):
 
 
 def _content(single: Any, length: int) -> list[mx.array]:
-    """The arrays of a single cache that holds `length` tokens: its window, in the order of positions."""
+    """Return the arrays of a single cache that holds `length` tokens: its window, in the order of positions."""
     if isinstance(single, QuantizedWindow):
         return single.content(length)
     kept = min(length, single.max_size)
-    # `_temporal_order` is RotatingKVCache's own undoing of its rotation
+    # `_temporal_order` is RotatingKVCache's method to undo its rotation
     return [single._temporal_order(part)[..., -kept:, :] for part in (single.keys, single.values)]
 
 
 class WindowHandler(CacheHandler):
-    """Handles mlx-lm's RotatingKVCache and QuantizedWindow, and the rows of them. Tokens that left are lost: no cut."""
+    """Handler of mlx-lm's RotatingKVCache, QuantizedWindow, and their rows. Not cut: tokens that left are lost."""
 
     def read_shape(self, kind: str, cache: Any, config: Mapping[str, Any]) -> CacheShape:
         if cache.keys is None:

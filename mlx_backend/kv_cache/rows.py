@@ -1,10 +1,10 @@
-"""Lengths: how many tokens each row of the batch holds; shared by the caches of all layers.
+"""Lengths: the number of tokens in each row of the batch; shared by the caches of all layers.
 
-Rows are right-padded: row r holds its tokens in columns [0, length r), so that a row can join, grow and
-leave without moving another row's columns. Lengths are known to the host; nothing here asks the device.
+Rows are right-padded: row r holds its tokens in columns [0, length r), so that a row can join, grow and leave without
+moving another row's columns. The host holds the lengths; nothing here reads from the device.
 
-A step gives each row one token, or, where drafts are verified, a number of its own (`counts`). The columns of drafts
-that are refused lie past the row's length: nothing attends to them, and the next tokens overwrite them.
+A step gives each row one token or, if it verifies drafts, a separate number per row (`counts`). The columns of refused
+drafts lie past the row's length: nothing attends to them, and the next tokens overwrite them.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from mlx_backend.kv_cache.allocation import EAGER_BYTES
 
 
 class Lengths:
-    """Tokens held by each row before the current step, and what follows from them: offsets and masks."""
+    """Tokens held by each row before the current step, and the offsets and masks derived from them."""
 
     values: list[int]
     counts: list[int] | None = None
     """Tokens that the step gives each row; None: one."""
     most_tokens: int = 1
-    """Of any row, which masks are made for."""
+    """Most tokens of any row, for which masks are made."""
 
     def __init__(self) -> None:
         self._cached: dict[Any, Any] = {}
@@ -53,7 +53,7 @@ class Lengths:
 
     @property
     def offset(self) -> int | mx.array:
-        """Position of the step's token: an int where all rows agree, else int32 [rows]."""
+        """Position of the step's token: an int if all rows have the same, else int32 [rows]."""
         return self.values[0] if self.is_uniform else self.array
 
     @property
@@ -64,15 +64,15 @@ class Lengths:
 
     @property
     def array(self) -> mx.array:
-        """int32 [rows]."""
+        """The lengths as int32 [rows]."""
         if "array" not in self._cached:
             self._cached["array"] = mx.array(self.values, dtype=mx.int32)
         return self._cached["array"]
 
     def flat_columns(self, width: int | None, num_heads: int, num_columns: int) -> mx.array:
-        """Where each row's new token goes in an array [rows, heads, columns, …], taken as one of vectors.
+        """Return the place of each row's new token in an array [rows, heads, columns, …], taken as an array of vectors.
 
-        uint32 [rows x heads]. `width`: of the ring, None for plain columns. Built once a step, for all layers alike.
+        uint32 [rows x heads]. `width`: of the ring, None for plain columns. Built once per step, for all layers alike.
         """
         key = ("flat", width, num_heads, num_columns)
         if key not in self._cached:
@@ -84,9 +84,9 @@ class Lengths:
     def drafted_columns(
         self, width: int | None, num_heads: int, num_columns: int
     ) -> tuple[mx.array | None, mx.array | None]:
-        """Return where the tokens of a step with `counts` go: (those that are written, where as in `flat_columns`).
+        """Return the tokens written in a step with `counts`, and their places as in `flat_columns`.
 
-        The first, uint32: of the step's tokens, row by row; None: all are. The second is None where none is.
+        The first, uint32, indexes the step's tokens, row by row; None: all. The second is None if none is written.
         """
         key = ("drafted", width, num_heads, num_columns)
         if key not in self._cached:
@@ -108,15 +108,15 @@ class Lengths:
         return None if len(taken) == len(places) else mx.array(taken, dtype=mx.uint32), flat.reshape(-1)
 
     def _token_columns(self) -> list[int | None]:
-        """Column of each token of the step, row by row; None for one that is held elsewhere."""
+        """Return the column of each token of the step, row by row; None for a token that is held elsewhere."""
         return list(self.positions)
 
     def mask(self, width: int | None, window: int | None) -> mx.array | None:
-        """Mask of the columns that a row's new token attends to: bool [rows, 1, 1, columns]; None: all of them.
+        """Return the mask of the columns that a row's new token attends to, bool [rows, 1, 1, columns]; None: all.
 
-        In a step with `counts`: of each row's new tokens, [rows, 1, most_tokens, columns], never None; behind a row's
-        last token that one again. `width`: of the ring, None for plain columns. `window`: attend to so many
-        positions at most, the token's own included; None: no bound.
+        In a step with `counts`, the mask is that of each row's new tokens, [rows, 1, most_tokens, columns], never None;
+        rows are padded with their last token. `width`: of the ring, None for plain columns. `window`: most positions to
+        attend to, the token's own included; None: no bound.
         """
         if self.counts is not None:
             key = ("drafted mask", width, window)
@@ -171,11 +171,11 @@ class RowLengths(Lengths):
         self.values = []
         self.max_drafts = max_drafts
         self.is_wide = False
-        """A step's tokens come to the model by row, [rows, most tokens of a row], and not as rows of their own."""
+        """Whether a step's tokens come to the model by row, [rows, most tokens of a row], and not as separate rows."""
         self._segments: list[SegmentLengths] = []
 
     def segment(self, first: int, end: int | None) -> SegmentLengths:
-        """The number of each row's tokens at positions in [first, end)."""
+        """Return the lengths of the rows within positions [first, end)."""
         segment = SegmentLengths(self, first, end)
         self._segments.append(segment)
         return segment
@@ -184,21 +184,21 @@ class RowLengths(Lengths):
         self._change([*self.values, length])
 
     def leave(self, row: int) -> None:
-        """The last row takes the place of the one that leaves."""
+        """Remove a row; the last row takes its place."""
         self.values[row] = self.values[-1]
         self._change(self.values[:-1])
 
     def expect(self, counts: list[int], wide_tokens: int | None) -> None:
         """Set the tokens that the next step gives each row.
 
-        `wide_tokens`: columns of tokens in the model's arrays, where they come by row; None: each is a row.
+        `wide_tokens`: columns of tokens in the model's arrays, if they come by row; None: each token is a row.
         """
         self.counts, self.is_wide = counts, wide_tokens is not None
         self.most_tokens = max(counts) if wide_tokens is None else wide_tokens
         self._change(self.values)
 
     def advance(self, taken: Sequence[int] | None = None) -> None:
-        """The step is done: every row holds so many tokens more; one where `taken` is None."""
+        """End the step: add the `taken` tokens to every row; one if None."""
         self.counts = None
         more = [1] * len(self.values) if taken is None else taken
         self._change([length + num for length, num in zip(self.values, more, strict=True)])
@@ -211,7 +211,7 @@ class RowLengths(Lengths):
 
 
 class SegmentLengths(Lengths):
-    """Lengths within a segment of positions; they follow those of the whole rows."""
+    """Lengths within a segment of positions, derived from those of the whole rows."""
 
     def __init__(self, whole: Lengths, first: int, end: int | None) -> None:
         super().__init__()
@@ -219,13 +219,13 @@ class SegmentLengths(Lengths):
         self.follow()
 
     def follow(self) -> None:
-        """The whole rows' lengths have changed."""
+        """Update the lengths after those of the whole rows have changed."""
         self.values = [self.of(length) for length in self._whole.values]
         self.counts, self.most_tokens = self._whole.counts, self._whole.most_tokens
         self._cached.clear()
 
     def of(self, length: int) -> int:
-        """The number of tokens, of `length`, that lie in the segment."""
+        """Return how many of `length` tokens lie in the segment."""
         return max(0, min(length, self._end or length) - self._first)
 
     @property
@@ -239,13 +239,13 @@ class SegmentLengths(Lengths):
 
 @dataclass(frozen=True, slots=True)
 class MovedRow:
-    """A row that was copied out of one group, on its way to another: its columns in the order of their positions."""
+    """Row copied out of one group, on its way to another: its columns in the order of their positions."""
 
     arrays: list[mx.array]
 
 
 class Positions(Protocol):
-    """What gives the position of the step's token: `Lengths`, or the groups of a batch."""
+    """Source of the position of the step's token: `Lengths`, or the groups of a batch."""
 
     @property
     def offset(self) -> int | mx.array: ...
@@ -261,53 +261,53 @@ class States(Protocol):
         """Return the states of all rows, for `restore`: arrays that a step replaces, and does not change."""
 
     def restore(self, held: list[mx.array | None]) -> None:
-        """Go back to states that `held` returned, of the same rows in the same order."""
+        """Restore states that `held` returned, of the same rows in the same order."""
 
     def arrange(self, order: Sequence[int], joining: Sequence[Any]) -> None:
-        """Hold other rows: those of now and then the `joining` single caches (None: no token), by place in `order`."""
+        """Hold other rows: the current ones, then the `joining` single caches (None: no token), by place in `order`."""
 
     @property
     def nbytes(self) -> int: ...
 
 
 class Rows(Protocol):
-    """The cache of one layer for the rows of a group: what the batch calls, beside what the model calls."""
+    """The cache of one layer for the rows of a group: the methods that the batch and the model call."""
 
     def make_mask(self, num_tokens: int, return_array: bool = False, window_size: int | None = None) -> Any: ...
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]: ...
 
     def reserve(self, num_rows: int, num_tokens: int) -> list[mx.array]:
-        """Make room, in one move, for so many rows of so many tokens each. Return arrays that are yet to be moved."""
+        """Make room, in one move, for this many rows of this many tokens each. Return the arrays still to be moved."""
 
     def join(self, single: Any, length: int) -> None:
         """Append a row: the content of an mlx-lm cache that holds `length` tokens (None: no token), or a MovedRow."""
 
     def take(self, row: int, length: int) -> MovedRow | None:
-        """Copy a row of `length` tokens, for `join` in another group. None where nothing is held."""
+        """Copy a row of `length` tokens, for `join` in another group. Return None if nothing is held."""
 
     def copy_last(self) -> list[mx.array]:
-        """Copies of the last row's arrays, for `leave` to put in another's place; empty where it needs none.
+        """Copy the last row's arrays, for `leave` to put in another's place; return an empty list if it needs none.
 
-        A row that is moved within one graph would copy the whole array: what reads it still holds the buffer when it
-        is to be written. So the copies are evaluated first, those of all layers together.
+        Moving a row within one graph would copy the whole array: its reader still holds the buffer when it is to be
+        written. So the copies are evaluated first, those of all layers together.
         """
 
     def leave(self, row: int) -> list[mx.array]:
-        """Drop a row; the last row takes its place. Return arrays that are yet to be written.
+        """Drop a row; the last row takes its place. Return the arrays still to be written.
 
-        `copy_last` comes before, unless it is the last row that leaves.
+        Call `copy_last` first, unless the last row is the one that leaves.
         """
 
     def fit(self, num_rows: int, num_tokens: int) -> None:
-        """Hold no more than so many rows of at most so many tokens take."""
+        """Hold no more than this many rows of at most this many tokens take."""
 
     @property
     def nbytes(self) -> int: ...
 
 
 def resize(arrays: Sequence[mx.array], num_rows: int, num_tokens: int, keep_rows: int) -> list[mx.array]:
-    """Copies of [rows, heads, tokens, …] arrays in another capacity, the first `keep_rows` rows kept."""
+    """Copy [rows, heads, tokens, …] arrays to another capacity, keeping the first `keep_rows` rows."""
     moved = []
     for array in arrays:
         _, heads, tokens, dim = array.shape

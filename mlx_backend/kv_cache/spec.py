@@ -1,7 +1,7 @@
-"""The table of KV-cache kinds: a row says what is true of a kind's caches, and names the module that handles them.
+"""The table of KV-cache kinds: a row states the properties of a kind's caches, and names the module that handles them.
 
-No MLX here: caches are told apart by the name of their class, and a kind's module is imported when it is first needed.
-To add a kind, write its module, with a `HANDLER` (see `handler.CacheHandler`), and add a row.
+No MLX here: the class name identifies a cache, and a kind's module is imported when it is first needed. To add a kind,
+write its module, with a `HANDLER` (see `handler.CacheHandler`), and add a row.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheKind:
-    """One kind: its public name, the classes of its single caches, and what planning and storing need to know."""
+    """One kind: its public name, the classes of its single caches, and the properties for planning and storing."""
 
     name: str
     cache_classes: tuple[str, ...] = ()
-    """mlx-lm's, or the model's own, and those that hold the same quantized."""
+    """Classes of mlx-lm or of the model, and those that hold the same quantized."""
     module: str = ""
     is_batched: bool = False
-    """Whether rows of it decode together; else a model that has one is served one sequence at a time."""
+    """Whether rows of it decode together; otherwise its models are served one sequence at a time."""
     is_grouped: bool = False
-    """Whether rows of it may lie in groups: models hand its keys, its values and its mask to attention as they are."""
+    """Whether rows of it may lie in groups: models pass its keys, values and mask to attention unchanged."""
     is_cut: bool = False
-    """Whether the prefix cache stores it by the token, to be cut anywhere; else as snapshots."""
+    """Whether the prefix cache stores it by the token, so that it can be cut anywhere; otherwise as snapshots."""
     is_quantizable: bool = False
     is_state: bool = False
-    """Holds no keys and values but a state of constant size, which stays as it is where others are quantized."""
+    """Whether it holds a state of constant size, not keys and values; the state stays unquantized."""
     is_latent: bool = False
-    """Keys and values are one latent, of one precision, that attention expands; the second part is the keys' rotary."""
+    """Whether keys and values are one latent of one precision, expanded by attention; values: the keys' rotary part."""
     has_position_mask: bool = False
     """Whether a chunk's mask is made of matrices of positions, [chunk, context]."""
     part_names: tuple[str, str] = ("keys", "values")
@@ -90,26 +90,26 @@ KINDS: dict[str, CacheKind] = {
         ),
     )
 }
-"""By name. Of kinds that share a class the special one comes first, and the general one last."""
+"""Kinds by name. Of kinds that share a class, the general one comes last."""
 
 
 def can_group(kinds: Iterable[CacheKind]) -> bool:
-    """Whether rows of caches of these kinds can lie in groups."""
+    """Return whether rows of caches of these kinds can lie in groups."""
     return all(kind.is_grouped or kind.is_state for kind in kinds)
 
 
 def kind_named(name: str) -> CacheKind:
-    """The row of a kind; one without any abilities for a kind that is not in the table, named by a cache's class."""
+    """Return the row of a kind; for a kind not in the table, named by a cache's class, one without any abilities."""
     return KINDS.get(name) or CacheKind(name=name)
 
 
 def kinds_of(cache: Any) -> list[CacheKind]:
-    """The kinds that a single cache may be of, the general one last. A CacheList is of none: its members are."""
+    """Return the kinds that a single cache may be of, the general one last. A CacheList has none: its members do."""
     return [kind for kind in KINDS.values() if type(cache).__name__ in kind.cache_classes]
 
 
 def leaves(cache: Any) -> Iterator[Any]:
-    """The caches of one layer: itself, or the members of a CacheList."""
+    """Yield the caches of one layer: itself, or the members of a CacheList."""
     if type(cache).__name__ == "CacheList":
         for member in cache.caches:
             yield from leaves(member)
@@ -118,7 +118,7 @@ def leaves(cache: Any) -> Iterator[Any]:
 
 
 def unbatched_reason(caches: Iterable[Any]) -> str | None:
-    """The reason why these caches (a layer each) cannot be batched; None where they can."""
+    """Return the reason why these caches (one per layer) cannot be batched; None if they can."""
     for cache in caches:
         for leaf in leaves(cache):
             kinds = kinds_of(leaf)

@@ -1,1 +1,1 @@
-"""Model folders: what they hold, and how a model is built and read from them."""
+"""Model folders: their content, and building and reading a model from them."""

@@ -1,9 +1,9 @@
-"""The folder of a LoRA adapter, by mlx-lm or by PEFT, checked before anything heavy is imported. No MLX.
+"""The folder of a LoRA adapter, from mlx-lm or PEFT, checked before anything heavy is imported. No MLX.
 
-mlx-lm: `adapters.safetensors` with `PATH.lora_a` [in, rank] and `PATH.lora_b` [rank, out], times `scale`.
-PEFT: `adapter_model.safetensors` with `base_model.model.PATH.lora_A.weight` [rank, in] and `lora_B` [out, rank], times
-alpha / rank, or alpha / sqrt(rank) with rank-stabilized scaling (PEFT's `LoraConfig`). Every problem is a
-ModelLoadError of one line.
+mlx-lm: `adapters.safetensors` with `PATH.lora_a` [in, rank] and `PATH.lora_b` [rank, out], times `scale`. PEFT:
+`adapter_model.safetensors` with `base_model.model.PATH.lora_A.weight` [rank, in] and `lora_B` [out, rank], times alpha
+/ rank, or alpha / sqrt(rank) with rank-stabilized scaling (PEFT's `LoraConfig`). Every problem is a ModelLoadError of
+one line.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FILES: Mapping[Literal["mlx-lm", "peft"], str] = {
 _MLX = re.compile(r"(.+)\.lora_(a|b)")
 _PEFT = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
 Scale = Callable[[str, int], float]
-"""The scale of a layer, by its path and its rank."""
+"""Returns the scale of a layer from its path and its rank."""
 _MOST_CONFIG_BYTES = 1 << 20
 _MOST_RANK = 1024
 _FUSE = "; fuse it into the weights instead (mlx_lm.fuse)"
@@ -36,7 +36,7 @@ _FUSE = "; fuse it into the weights instead (mlx_lm.fuse)"
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """What an adapter adds to one linear layer: scale * (x a) b, with a [in, rank] and b [rank, out]."""
+    """An adapter's addition to one linear layer: scale * (x a) b, with a [in, rank] and b [rank, out]."""
 
     a: str
     b: str
@@ -49,19 +49,19 @@ class Factors:
 
 @dataclass(frozen=True, slots=True)
 class AdapterFiles:
-    """An adapter whose files are whole. `factors`: by the path of the layer in the model."""
+    """A complete adapter. `factors`: by the path of the layer in the model."""
 
     name: str
     weights: Path
     form: Literal["mlx-lm", "peft"]
     factors: Mapping[str, Factors]
     digest: str
-    """Of configuration and weights, hexadecimal: what the prefix cache knows the adapter by."""
+    """Hexadecimal digest of configuration and weights, which identifies the adapter in the prefix cache."""
 
     @property
     def rank(self) -> int:
         """The largest of its layers' ranks."""
-        return max(each.rank for each in self.factors.values())
+        return max((each.rank for each in self.factors.values()), default=0)
 
 
 def open_adapter(name: str, folder: Path) -> AdapterFiles:
@@ -93,7 +93,7 @@ def open_adapter(name: str, folder: Path) -> AdapterFiles:
 
 
 def stacked_bytes(adapters: Sequence[AdapterFiles]) -> int:
-    """Bytes of the factors of all adapters, and of the base model's zeros, as they are held: float32, ranks padded."""
+    """Return the bytes of all adapters' factors and the base model's zeros, as held: float32, ranks padded."""
     total = 0
     for path in {path for adapter in adapters for path in adapter.factors}:
         own = [adapter.factors[path] for adapter in adapters if path in adapter.factors]

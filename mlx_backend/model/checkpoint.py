@@ -1,6 +1,6 @@
-"""A model folder, checked before anything heavy is imported: what is there, whole, and how long a context it has.
+"""A model folder, checked before anything heavy is imported: its files, whether they are whole, its context length.
 
-No MLX. Every problem is a ModelLoadError of one line that says what is wrong and what to do.
+No MLX. Every problem is a ModelLoadError of one line with the fault and the remedy.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _MAX_HEADER_BYTES = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A folder whose files are whole."""
+    """A folder with complete files."""
 
     path: Path
     config: Mapping[str, Any]
     weight_files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
-    """Faults of the files that do not matter, in words."""
+    """Harmless faults of the files, in words."""
 
     @property
     def context_length(self) -> int:
@@ -44,7 +44,7 @@ class Checkpoint:
 
 
 def find_model(name: str) -> Path:
-    """The folder of a model: a path, or a hub id, whose files are downloaded if they are not here yet.
+    """Return the folder of a model: a path, or a hub id; missing files are downloaded.
 
     Raises ModelLoadError.
     """
@@ -69,7 +69,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_config(file: Path) -> Mapping[str, Any]:
-    """A model's config.json. Raises ModelLoadError."""
+    """Return a model's config.json. Raises ModelLoadError."""
     if not file.is_file():
         raise ModelLoadError(f"{file.parent} has no config.json; is it a model folder?")
     try:
@@ -93,7 +93,7 @@ def _choose_weights(path: Path) -> WeightFiles:
 
 
 def read_header(file: Path) -> dict[str, Mapping[str, Any]]:
-    """The tensors of a safetensors file by name, each with its `dtype` and `shape`. Raises ModelLoadError.
+    """Return the tensors of a safetensors file by name, each with its `dtype` and `shape`. Raises ModelLoadError.
 
     8 bytes little-endian length, a JSON header of that length, then the tensors' bytes, none of which may be missing.
     """
@@ -116,9 +116,9 @@ def read_header(file: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def belonging(names: Collection[str], index: str | None) -> list[str]:
-    """The files of a repository that are fetched: the weights that `weight_files` takes, and what is small beside them.
+    """Return the files to fetch from a repository: the weights that `weight_files` chooses, and the small files.
 
-    `index`: the index's text, if there is one. Raises ModelLoadError where no weights are whole.
+    `index`: the index's text, if there is one. Raises ModelLoadError if no weights are complete.
     """
     try:
         weights = choose([name for name in names if name.endswith(".safetensors")], index).names
@@ -128,7 +128,7 @@ def belonging(names: Collection[str], index: str | None) -> list[str]:
 
 
 def is_needed(folder: Path, name: str) -> bool:
-    """Whether a file belongs to the model in a folder, be it there or not."""
+    """Return whether a file belongs to the model in a folder, present or not."""
     if not name.endswith(".safetensors"):
         return is_small(name)
     try:
@@ -139,7 +139,7 @@ def is_needed(folder: Path, name: str) -> bool:
 
 
 def is_small(name: str) -> bool:
-    """Whether it is a file that a model has beside its weights."""
+    """Return whether it is one of a model's files beside its weights."""
     return any(fnmatchcase(name, pattern) for pattern in SMALL_FILES)
 
 
@@ -152,7 +152,7 @@ def _download(name: str) -> Path:
         try:
             names = HfApi().list_repo_files(name, revision=folder.name)
         except (OfflineModeIsEnabled, HfHubHTTPError, OSError):
-            return folder  # what is here was fetched before
+            return folder  # the local files were fetched before
         index = folder / INDEX
         wanted = belonging(names, index.read_text(encoding="utf-8") if index.is_file() else None)
         return Path(snapshot_download(name, revision=folder.name, allow_patterns=[escape(each) for each in wanted]))

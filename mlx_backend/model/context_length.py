@@ -10,18 +10,18 @@ _SECTIONS = ("text_config", "language_config", "llm_config")
 _YARN = frozenset({"yarn", "deepseek_yarn", "telechat3-yarn"})
 _STRETCHED = frozenset({"linear", "dynamic"})
 _TOLD_WHOLE = ("gemma3", "gemma4")
-"""Families that are told by the length after a linear scaling."""
+"""Families with a length that already includes a linear scaling."""
 _MOST_FACTOR = 10_000
 _MOST_TOKENS = 1 << 40
 _WITHOUT_LIMIT = 131_072
-"""For models that name no context length (recurrent ones have none)."""
+"""For models without a context length (recurrent ones have none)."""
 
 
 def context_length(config: Mapping[str, Any]) -> int:
-    """The context length that a config.json tells, tokens, with what a scaling of its rotary embedding adds.
+    """Return the context length of a config.json, in tokens, extended by the scaling of its rotary embedding.
 
-    Some kinds are told by the length before it: `yarn` by its `original_max_position_embeddings`, `linear` and
-    `dynamic` by that or by the length itself. With others (`llama3`, `longrope`) the length is already the whole.
+    Some kinds give the length before scaling: `yarn` as its `original_max_position_embeddings`, `linear` and `dynamic`
+    as that or as the length itself. For others (`llama3`, `longrope`) the length is already the final one.
     """
     for section in (config, *(config.get(name) for name in _SECTIONS)):
         if not isinstance(section, Mapping):
@@ -54,7 +54,7 @@ def _scaled(length: int, scaling: Mapping[str, Any], section: Mapping[str, Any])
 
 
 def _whole(value: object) -> int | None:
-    """A length, which some write with a point."""
+    """Return a length as an int, if valid; some configs write a float."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= _MOST_TOKENS:
         return None
     return int(value)

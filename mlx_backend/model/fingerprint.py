@@ -1,7 +1,7 @@
-"""Fingerprints of a model's files, to find out within a second whether two machines have the same model. No MLX.
+"""Fingerprints of a model's files, to compare the models of two machines within a second. No MLX.
 
-Of a weight file: its size, its header, and samples of its data. A file that was cut, converted otherwise or fetched of
-another revision differs; damage to single bytes is `pippin verify`'s to find.
+The fingerprint of a weight file covers its size, its header, and samples of its data. A file that was cut, converted
+otherwise or fetched from another revision differs; `pippin verify` finds damage to single bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def fingerprints(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def difference(own: Mapping[str, str], expected: Mapping[str, str]) -> str | None:
-    """Return the first file, by name, that differs from what is expected, in words; None where all are alike."""
+    """Return the first file, by name, that differs from the expected ones, in words; None if all are equal."""
     for name in sorted(own.keys() | expected.keys()):
         if name not in own:
             return f"{name} is missing"

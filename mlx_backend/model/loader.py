@@ -18,14 +18,17 @@ from mlx_backend.api.errors import ModelLoadError
 from mlx_backend.api.interface import LoadProgress
 from mlx_backend.model.checkpoint import Checkpoint
 from mlx_backend.model.pooling import is_embedding_model
+from mlx_backend.model.scoring import is_classifier, num_labels
 from mlx_backend.model.weight_files import INDEX, is_main
 
 logger = logging.getLogger("pippin.load")
 
+SCORE = "score"
+"""What the last layer of a sequence classifier is called, in its files and as an attribute of the model."""
 _READ_BYTES = 256 << 20
-"""Weights are read in pieces of about this size: large enough to keep a disk busy, small enough for a bar."""
+"""Size of the pieces in which weights are read: large enough to keep a disk busy, small enough for a progress bar."""
 _MIN_PIECES = 32
-"""At least so many pieces: a rank's share of an array is cut from the whole array, held until its piece is read."""
+"""Least number of pieces: a rank's share of an array is cut from the whole array, held until its piece is read."""
 
 
 def read_weights(model: nn.Module, checkpoint: Checkpoint, report: Callable[[LoadProgress], None]) -> None:
@@ -45,12 +48,12 @@ def read_weights(model: nn.Module, checkpoint: Checkpoint, report: Callable[[Loa
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Parameters of the model, those of quantized weights unpacked."""
+    """Return the number of parameters, those of quantized weights unpacked."""
     return int(mlx_lm_utils.get_total_parameters(model))
 
 
 def build_model(checkpoint: Checkpoint) -> nn.Module:
-    """The model, no weight of it read yet. Raises ModelLoadError."""
+    """Build the model without reading its weights. Raises ModelLoadError."""
     model_type = checkpoint.config["model_type"]
     try:
         return _build(checkpoint)
@@ -67,7 +70,7 @@ def build_model(checkpoint: Checkpoint) -> nn.Module:
 
 
 def _build(checkpoint: Checkpoint) -> nn.Module:
-    """Without the parts beside the model, such as one that predicts several tokens, where it has no use for them."""
+    """Build the model, if necessary without separate parts it cannot use, such as one that predicts several tokens."""
     main = tuple(file for file in checkpoint.weight_files if is_main(file.name))
     try:
         return _load(checkpoint, checkpoint.weight_files)
@@ -81,10 +84,10 @@ def _build(checkpoint: Checkpoint) -> nn.Module:
 
 
 def _load(checkpoint: Checkpoint, files: tuple[Path, ...]) -> nn.Module:
-    changes = _of_bare_weights(checkpoint)
+    changes = _of_classifier(checkpoint) or _of_bare_weights(checkpoint)
     quantization = checkpoint.config.get("quantization_config")
     if isinstance(quantization, dict) and "bits" in quantization and "quant_method" not in quantization:
-        # by mlx-lm's other name for it; alone it takes it for another library's
+        # another name that mlx-lm accepts; without this, it assumes another library's format
         changes.setdefault("model_config", {}).setdefault("quantization", quantization)
     with _only(checkpoint.path, files) as folder:
         model, _ = mlx_lm_utils.load_model(folder, lazy=True, **changes)
@@ -93,7 +96,7 @@ def _load(checkpoint: Checkpoint, files: tuple[Path, ...]) -> nn.Module:
 
 @contextmanager
 def _only(folder: Path, files: tuple[Path, ...]) -> Iterator[Path]:
-    """A folder in which mlx-lm, which takes all of model*.safetensors, finds these weights and no others."""
+    """Yield a folder with only these weights, since mlx-lm loads all of model*.safetensors."""
     if {*folder.glob("model*.safetensors")} == {*files}:
         yield folder
         return
@@ -108,9 +111,9 @@ def _only(folder: Path, files: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def _of_bare_weights(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What else mlx-lm is to be told of an embedding model whose files hold a model without its head.
+    """Return further arguments to mlx-lm for an embedding model with files of a model without its head.
 
-    Their weights are then named from within it (`layers.0…`, not `model.layers.0…`).
+    Their weights then have names relative to it (`layers.0…`, not `model.layers.0…`).
     """
     if not is_embedding_model(checkpoint.path):
         return {}
@@ -118,6 +121,25 @@ def _of_bare_weights(checkpoint: Checkpoint) -> dict[str, Any]:
     if "embed_tokens.weight" not in names:
         return {}
     return {"get_model_classes": _classes_with_prefix, "model_config": {"tie_word_embeddings": True}}
+
+
+def _of_classifier(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What else mlx-lm is to be told of a sequence classifier: a score is in the place of the head."""
+    if not is_classifier(checkpoint.config):
+        return {}
+    return {"get_model_classes": _classes_with_score, "model_config": {"tie_word_embeddings": True}}
+
+
+def _classes_with_score(config: dict[str, Any]) -> tuple[Any, Any]:
+    model_class, arguments_class = mlx_lm_utils._get_classes(config)
+    labels = num_labels(config)
+
+    class Scored(model_class):  # type: ignore[misc, valid-type]
+        def __init__(self, arguments: Any) -> None:
+            super().__init__(arguments)
+            setattr(self, SCORE, nn.Linear(arguments.hidden_size, labels, bias=False))
+
+    return Scored, arguments_class
 
 
 def _classes_with_prefix(config: dict[str, Any]) -> tuple[Any, Any]:

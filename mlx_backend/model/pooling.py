@@ -1,7 +1,7 @@
-"""What a model folder says of embeddings: sentence-transformers' modules.json, and how a prompt's vector is pooled.
+"""Embedding settings of a model folder: sentence-transformers' modules.json, and the pooling of a prompt's vector.
 
-No MLX. A folder that says nothing of them, or asks for what is not computed here, serves completions alone: that is
-a reason in words, and no error.
+No MLX. A folder without them, or with unsupported ones, serves completions alone: that is a reason in words, not an
+error.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ _PLACES: Mapping[str, Place] = {
     "mean": "mean",
     "mean_tokens": "mean",
 }
-"""By the names of sentence-transformers, the older ones without their `pooling_mode_`."""
+"""By the names in sentence-transformers, the older ones without their `pooling_mode_`."""
 _FLAG = "pooling_mode_"
 
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """Which hidden states become the vector; whether that is then brought to the length 1."""
+    """The hidden states that become the vector; whether it is then normalized to length 1."""
 
     place: Place
     is_normalized: bool
 
 
 def is_embedding_model(path: Path) -> bool:
-    """Whether sentence-transformers wrote the folder."""
+    """Return whether sentence-transformers wrote the folder."""
     return (path / "modules.json").is_file()
 
 
 def read_pooling(checkpoint: Checkpoint) -> Pooling | str:
-    """How the model of a folder makes vectors, or why it makes none."""
+    """Return the pooling of a model, or the reason why it makes no vectors."""
     path = checkpoint.path
     if not is_embedding_model(path):
         return "its folder has no modules.json, with which embedding models say how a vector is made"
@@ -64,7 +64,7 @@ def _read(folder: Path, name: str = "modules.json") -> Any:
 
 
 def _asked(config: Mapping[str, Any]) -> list[str]:
-    """The modes that are on: older files have a flag for each, newer ones a name or a list of them."""
+    """Return the enabled modes: older files have a flag for each, newer ones a name or a list of them."""
     named = config.get("pooling_mode", [])
     flags = [key.removeprefix(_FLAG) for key, value in config.items() if key.startswith(_FLAG) and value is True]
     return flags or ([named] if isinstance(named, str) else [str(name) for name in named])

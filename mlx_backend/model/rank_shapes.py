@@ -1,8 +1,8 @@
-"""What every rank of a split model holds, read from mlx-lm's own code for splitting it. Nothing is computed.
+"""The share of every rank of a split model, read from mlx-lm's own code for splitting it. Nothing is computed.
 
 The model is built as `skeleton` builds it, and split by its own `shard` or `pipeline` with a stand-in for the group.
-Collectives are replaced by functions that return arrays of the same shapes and count what they would have sent.
-Not for a process that has begun to compute with other ranks: the replacements are the process's.
+Collectives are replaced by functions that return arrays of the same shapes and record the messages they would have
+sent. Not for a process that has begun to compute with other ranks: the replacements apply to the whole process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LAYER = re.compile(r"^.*?layers\.\d+\.")
 
 @dataclass(frozen=True, slots=True)
 class StandIn:
-    """A group of which only the size and the rank are asked."""
+    """Stand-in for a group that has only a size and a rank."""
 
     own_rank: int
     num_ranks: int
@@ -46,7 +46,7 @@ class StandIn:
 
 
 def read_splits(build: Build) -> Splits:
-    """How mlx-lm can split the model, and what must be divided. Raises ModelLoadError."""
+    """Return how mlx-lm can split the model, and the numbers to divide. Raises ModelLoadError."""
     model, config = build()
     pipeline = _pipeline_of(model)
     layers = [tree_flatten(layer.parameters()) for layer in model.layers]
@@ -64,7 +64,7 @@ def read_splits(build: Build) -> Splits:
 def read_ranks(
     build: Build, splits: Splits, parallel: Parallel, size: int, split: tuple[int, ...] | None = None
 ) -> RankShapes:
-    """What each of `size` ranks holds and exchanges. Raises ModelLoadError where it cannot be split so."""
+    """Return the share and messages of each of `size` ranks. Raises ModelLoadError if this split is not possible."""
     check(splits, parallel, size, split)
     if parallel == "tensor":
         found, messages = _read_rank(build, parallel, StandIn(0, size), None)
@@ -109,23 +109,24 @@ def _with_own_heads(found: Skeleton, size: int) -> Skeleton:
 
 
 def _pipeline_of(model: Any) -> Callable[..., None] | None:
-    """As mlx-lm's own loader finds it."""
+    """Return the pipeline method where mlx-lm's own loader finds it."""
     found: Callable[..., None] | None = getattr(getattr(model, "model", None), "pipeline", None)
     return found
 
 
-# --- what must be divided
+# --- numbers to divide
 
 
 def _divisibles(model: nn.Module) -> tuple[Divisible, ...]:
-    """Numbers that `shard` divides: axes of weights, and counts such as heads, each kind once.
+    """Return the numbers that `shard` divides: axes of weights, and counts such as heads, each kind once.
 
-    It is called for two ranks, with nothing split; what it halves and what it would have split are noted.
+    `shard` is called for two ranks, without splitting anything; halved counts and the axes of skipped splits are
+    recorded.
     """
     names = {id(array): name for name, array in tree_flatten(model.parameters())}
     before = {name: dict(_counts(module)) for name, module in model.named_modules()}
     found: list[Divisible] = []
-    # what was noted before an error says why, or reading the ranks does
+    # the numbers recorded before an error explain it, or reading the ranks does
     with _noting(names, found), _collectives(_PROBE_SIZE, []), suppress(*_ERRORS):
         model.shard(StandIn(0, _PROBE_SIZE))
     for name, module in model.named_modules():
@@ -150,7 +151,7 @@ def _name_of_count(attribute: str) -> str:
 
 @contextmanager
 def _noting(names: dict[int, str], found: list[Divisible]) -> Iterator[None]:
-    """Instead of splitting weights, note the length of what would be split."""
+    """Record the length of the axes that would be split instead of splitting weights."""
     original = mlx_sharding._shard
 
     def note(parameters: Any, predicate: Any, group: Any = None) -> Any:
@@ -177,7 +178,7 @@ def _noting(names: dict[int, str], found: list[Divisible]) -> Iterator[None]:
 
 
 def _lengths(length: int, segments: Any) -> list[int]:
-    """Lengths of what an axis is cut into before each piece is divided: so many equal ones, or cut at these places."""
+    """Return the lengths of the pieces of an axis before each is divided: equal ones, or cut at these places."""
     if isinstance(segments, int):
         return [length // segments]
     places = [place if isinstance(place, int) else int(place * length) for place in segments]
@@ -185,17 +186,17 @@ def _lengths(length: int, segments: Any) -> list[int]:
 
 
 def _what(name: str, *, is_groups: bool) -> str:
-    """`quantization groups of mlp.down_proj`: without the numbers of layers, so that each kind is noted once."""
+    """Return `quantization groups of mlp.down_proj`, without layer numbers, so that each kind is recorded once."""
     module = _LAYER.sub("", name).rpartition(".")[0]
     return f"{'quantization groups' if is_groups else 'rows or columns'} of {module or name}"
 
 
-# --- stand-ins for what is sent
+# --- stand-ins for collectives
 
 
 @contextmanager
 def _collectives(size: int, sent: list[Message]) -> Iterator[None]:
-    """Replace MLX's collectives by functions that keep shapes and note what they would send."""
+    """Replace MLX's collectives by functions that keep shapes and record the messages they would send."""
 
     def all_sum(x: Any, group: Any = None, stream: Any = None) -> Any:
         sent.append(Message("all_sum", x.nbytes))
@@ -213,7 +214,7 @@ def _collectives(size: int, sent: list[Message]) -> Iterator[None]:
         return x
 
     def evaluate(*arrays: Any) -> None:
-        """Nothing: some models evaluate what they split."""
+        """Do nothing: some models evaluate what they split."""
 
     collectives = {"all_sum": all_sum, "all_gather": all_gather, "send": send, "recv_like": recv_like}
     replaced: dict[str, tuple[Any, Any]] = {name: (mx.distributed, each) for name, each in collectives.items()}

@@ -1,4 +1,4 @@
-"""A rank's share of a model: the group it computes with, and the model's layers, or parts of each, that it holds.
+"""A rank's share of a model: its group, and the layers, or parts of each, that it holds.
 
 mlx-lm's models split themselves, by `shard` (every layer over all ranks) or `pipeline` (every rank some layers). Here
 that happens before a weight is read, so a rank's memory never holds more than its share and one piece of a file.
@@ -19,10 +19,10 @@ from mlx_backend.core.membership import Membership
 from mlx_backend.model.deadline import deadline
 
 JOIN_S = 45
-"""Ranks that do not find each other for so long end: MLX's own wait holds the GIL, and has no end on rank 0."""
+"""Time after which ranks that do not find each other end: MLX's own wait holds the GIL, and is endless on rank 0."""
 _ADVICE = "end what else uses the ports of the hostfile, allow them in the firewalls, and start all ranks again"
 _joined: list[Membership] = []
-"""The group that this process belongs to: there can be one, until it ends."""
+"""The group of this process; there can be only one until it ends."""
 
 
 def join(membership: Membership) -> mx.distributed.Group:
@@ -54,9 +54,9 @@ def _late(membership: Membership) -> str:
 
 
 def describe(membership: Membership, file: str) -> tuple[str, list[Any], dict[str, str]]:
-    """Return MLX's backend for a group, the content of the file that it reads, and the variables that it reads.
+    """Return MLX's backend for a group, and the content of the file and the variables that it reads.
 
-    jaccl, MLX's RDMA over Thunderbolt 5, was not run: there is none in MLX for Linux.
+    jaccl, MLX's RDMA over Thunderbolt 5, was not run: MLX for Linux does not include it.
     """
     rank = {"MLX_RANK": str(membership.rank)}
     if membership.rdma:
@@ -67,9 +67,9 @@ def describe(membership: Membership, file: str) -> tuple[str, list[Any], dict[st
 
 
 def split(model: Any, config: Mapping[str, Any], group: mx.distributed.Group, membership: Membership) -> None:
-    """Leave in a model that was not read yet what this rank holds. Raises ModelLoadError where mlx-lm cannot split it.
+    """Reduce an unread model to this rank's share. Raises ModelLoadError if mlx-lm cannot split it.
 
-    `planning.ranks.check` refuses before what mlx-lm would split to nonsense.
+    `planning.ranks.check` comes before and refuses splits for which mlx-lm would produce nonsense.
     """
     try:
         if membership.parallel == "tensor":
@@ -85,7 +85,7 @@ def split(model: Any, config: Mapping[str, Any], group: mx.distributed.Group, me
 
 
 def local_config(config: Mapping[str, Any], membership: Membership) -> dict[str, Any]:
-    """Return a config of the share that this rank holds, for those that read a shape from both config and model."""
+    """Return the config of this rank's share, for code that reads a shape from both config and model."""
     if membership.parallel != "tensor":
         return dict(config)
     local = dict(config)

@@ -1,6 +1,6 @@
 """A model's shape, read from the model itself: built lazily by mlx-lm, from a folder or from a config alone.
 
-Nothing is evaluated, so a model of any size takes a second and some hundred MB. Exact to the byte where the weights'
+Nothing is evaluated, so a model of any size takes a second and some hundred MB. Exact to the byte if the weights'
 headers are there; from a config alone, as exact as its quantization section.
 """
 
@@ -30,13 +30,13 @@ from mlx_backend.planning.memory import AttentionShape, ModelShape
 _CHOSEN_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "top_k_experts")
 _EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
 _GROWTH_TOKENS = 2048
-"""Longer than the windows of the models that have caches of their own, so that a window counts once."""
+"""Longer than the windows of models with their own kinds of cache, so that a window counts once."""
 _EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
 
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
-    """A model without its weights' values: what memory depends on, and the shape of every KV cache."""
+    """A model without the values of its weights: the shape that memory depends on, and that of every KV cache."""
 
     shape: ModelShape
     caches: tuple[CacheShape, ...]
@@ -44,21 +44,21 @@ class Skeleton:
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """Affine quantization of all that can be quantized, `bits` per number in groups of `group_size`."""
+    """Affine quantization of all quantizable weights, `bits` per number in groups of `group_size`."""
 
     bits: int
     group_size: int
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> Skeleton:
-    """Read a model folder: the files' headers say what every weight takes. Raises ModelLoadError."""
+    """Read a model folder, with the sizes of weights from the files' headers. Raises ModelLoadError."""
     return read_model(build_model(checkpoint), checkpoint.config)
 
 
 def from_config(config: Mapping[str, Any], quantization: Quantization | None = None) -> Skeleton:
-    """Read a config.json alone, in bfloat16 or as its `quantization` section says, or quantized as told.
+    """Read a config.json alone, with the given quantization, that of its `quantization` section, or bfloat16.
 
-    Raises ModelLoadError for an architecture that mlx-lm does not know.
+    Raises ModelLoadError for an architecture that mlx-lm does not support.
     """
     return read_model(build_from_config(config, quantization), config)
 
@@ -85,7 +85,7 @@ def build_from_config(config: Mapping[str, Any], quantization: Quantization | No
 
 
 def _quantize(model: nn.Module, section: Mapping[str, Any]) -> None:
-    """Quantize as mlx-lm's loader does: every weight that can be, but for what the section names."""
+    """Quantize as mlx-lm's loader does: every possible weight, except as the section specifies."""
 
     def how(path: str, module: nn.Module) -> Any:
         if path in section:
@@ -97,7 +97,7 @@ def _quantize(model: nn.Module, section: Mapping[str, Any]) -> None:
 
 
 def read_model(model: Any, config: Mapping[str, Any]) -> Skeleton:
-    """Read a model that was built, whether its weights are in memory or not."""
+    """Read a built model, whether its weights are in memory or not."""
     caches = make_prompt_cache(model)
     logits = model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)
     text = {**config, **(config.get("text_config") or {})}
@@ -129,14 +129,14 @@ def read_model(model: Any, config: Mapping[str, Any]) -> Skeleton:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A module with weights of its own: what of it a token uses, and how many numbers per token it gives out."""
+    """A module with its own weights: the part of it that a token uses, and the numbers per token of its output."""
 
     num_parameters: float
     active_parameters: float
     active_bytes: float
     width: int
     routed_share: float
-    """The share of routed experts that a token chooses; 0 for anything else."""
+    """The share of routed experts that a token chooses; 0 for other modules."""
 
 
 def _parts(model: Any, config: Mapping[str, Any]) -> Iterator[_Part]:
@@ -162,7 +162,7 @@ def _parts(model: Any, config: Mapping[str, Any]) -> Iterator[_Part]:
 
 
 def _with_growth(shapes: tuple[CacheShape, ...], model: Any, caches: list[Any]) -> tuple[CacheShape, ...]:
-    """The same shapes; those without keys and values with what a token adds to them, from two more forward passes."""
+    """Return the shapes, adding a token's bytes to those without keys and values, from two more forward passes."""
     if all(shape.is_known or shape.keys is not None for shape in shapes):
         return shapes
     held = [_forward(model, caches, num_tokens) for num_tokens in (_GROWTH_TOKENS - 1, _GROWTH_TOKENS)]
@@ -176,7 +176,7 @@ def _with_growth(shapes: tuple[CacheShape, ...], model: Any, caches: list[Any]) 
 
 
 def _forward(model: Any, caches: list[Any], num_tokens: int) -> list[int]:
-    """The bytes of every cache after so many tokens more, which are not computed."""
+    """Return the bytes of every cache after this many more tokens, which are not computed."""
     model(mx.zeros((1, num_tokens), dtype=mx.int32), cache=caches)
     return [int(leaf.nbytes) for cache in caches for leaf in leaves(cache)]
 
@@ -186,7 +186,7 @@ def _has_sinks(model: Any) -> bool:
 
 
 def _ssm_heads(model: Any) -> int:
-    """Heads of the widest layer that computes a chunk as mlx-lm's `ssm_attn` does; 0 where none does."""
+    """Return the heads of the widest layer that computes a chunk as mlx-lm's `ssm_attn` does; 0 if there is none."""
     return max((module["A_log"].size for module in model.modules() if _is_ssm(module)), default=0)
 
 
@@ -195,10 +195,10 @@ def _is_ssm(module: Any) -> bool:
 
 
 def _index_bytes(module: Any, itemsize: int) -> float:
-    """Bytes that an indexer needs for a token of a chunk and one of the context: its heads' scores, and copies.
+    """Return the bytes of an indexer per token of a chunk and token of the context: its heads' scores, and copies.
 
-    Of mlx-lm 0.32.2: deepseek_v32 and glm_moe_dsa keep one copy in the model's dtype and sum it head by head (measured:
-    1.05 to 1.3 with 16 heads and more, and a few bytes); deepseek_v41, whose keys are groups of tokens, and minimax_m3,
+    In mlx-lm 0.32.2, deepseek_v32 and glm_moe_dsa keep one copy in the model's dtype and sum it head by head (measured:
+    1.05 to 1.3 with 16 heads and more, and a few bytes); deepseek_v41, with groups of tokens as keys, and minimax_m3,
     which widens its mask to every head, score in float32.
     """
     if hasattr(module, "index_topk") and hasattr(module, "n_heads"):

@@ -1,7 +1,7 @@
-"""Choose the weight files of a model, in a folder or a repository. Looks at names alone; no MLX.
+"""Choose the weight files of a model, in a folder or a repository, by their names alone. No MLX.
 
 An index names them, but indices go stale, shards of another conversion stay behind, and files for other programs lie
-beside. What is whole is taken, and nothing else: all that the index names; else the file `model.safetensors`; else all
+beside them. Only complete sets are chosen: all files that the index names; else the file `model.safetensors`; else all
 shards of a set.
 """
 
@@ -23,21 +23,21 @@ _MOST_SHARDS = 100_000
 
 
 class IncompleteWeights(Exception):
-    """No set of files is whole; the message says what is missing."""
+    """No set of files is complete; the message names the missing ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
-    """The names of a model's weight files, and what was not as it should be, in words."""
+    """The names of a model's weight files, and notes on their faults, in words."""
 
     names: tuple[str, ...]
     notes: tuple[str, ...] = ()
     is_indexed: bool = False
-    """The index names them."""
+    """Whether the names come from the index."""
 
 
 def read_index(text: str) -> frozenset[str]:
-    """The files that an index names. Raises ValueError where it names none, or one that is not beside it."""
+    """Return the files that an index names. Raises ValueError if there are none, or one is not beside it."""
     try:
         named = frozenset(json.loads(text)["weight_map"].values())
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -51,7 +51,7 @@ def read_index(text: str) -> frozenset[str]:
 
 
 def choose(present: Collection[str], index: str | None) -> WeightFiles:
-    """The weight files of a model among the names that are `present`; `index`: the index's text, if there is one.
+    """Return the weight files of a model among the names `present`; `index`: the index's text, if there is one.
 
     Raises IncompleteWeights.
     """
@@ -69,7 +69,7 @@ def choose(present: Collection[str], index: str | None) -> WeightFiles:
     if missing:
         notes.append(f"{INDEX} names {_listed(missing)}, not found here")
     found = _whole(present)
-    if found and not found <= named:  # what the index knows as a part is no whole
+    if found and not found <= named:  # a part according to the index is not a whole
         return _chosen(found, present, notes)
     if missing:
         raise IncompleteWeights(f"lacks {min(missing)} ({len(missing)} of {len(named)} files)")
@@ -77,14 +77,14 @@ def choose(present: Collection[str], index: str | None) -> WeightFiles:
 
 
 def find_weights(folder: Path) -> WeightFiles:
-    """The weight files of the model in a folder. Raises IncompleteWeights; OSError or UnicodeError for the index."""
+    """Return a model folder's weight files. Raises IncompleteWeights; OSError or UnicodeError for the index."""
     index = folder / INDEX
     present = [file.name for file in folder.glob("*.safetensors") if file.is_file()]
     return choose(present, index.read_text(encoding="utf-8") if index.is_file() else None)
 
 
 def is_main(name: str) -> bool:
-    """Whether a file is one of a whole, and not a part beside it that a model may do without."""
+    """Return whether a file belongs to the main set, and is not an optional part beside it."""
     return fnmatchcase(name, _ANY)
 
 
@@ -99,7 +99,7 @@ def _chosen(
 
 
 def _whole(present: Collection[str]) -> frozenset[str]:
-    """The one file, or a set of shards of which none is missing, or files that say nothing of a set. Raises."""
+    """Return the one file, a complete set of shards, or files outside any set. Raises IncompleteWeights."""
     if ONE_FILE in present:
         return frozenset({ONE_FILE})
     sets = _shards(present)
@@ -112,7 +112,7 @@ def _whole(present: Collection[str]) -> frozenset[str]:
 
 
 def _shards(present: Collection[str]) -> dict[tuple[str, str], set[str]]:
-    """The names of each set's shards, by what they begin with and how many there should be, as it is written."""
+    """Return the names of each set's shards, by (beginning, total number as written)."""
     sets: dict[tuple[str, str], set[str]] = defaultdict(set)
     for name in sorted(present):
         found = _SHARD.fullmatch(name)

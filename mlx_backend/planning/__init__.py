@@ -1,1 +1,1 @@
-"""What fits into memory and how fast it should be: arithmetic. No MLX."""
+"""Arithmetic of memory and speed: what fits, and how fast it should be. No MLX."""

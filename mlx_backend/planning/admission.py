@@ -1,8 +1,8 @@
-"""Admission by bytes: what requests take together, by what is reserved for each. Pure; no MLX, no clock.
+"""Admission by bytes: the memory that requests take together, from the reservation of each. Pure; no MLX, no clock.
 
-A reservation counts so many rows of so many tokens, as rows of a batch in groups by length; its prompt's own cache
-until it joins; and one prefill chunk of the smallest step, the largest there is. The caller says how many tokens: the
-worst case (all of max_tokens), the expected length, or what the next steps need.
+A reservation counts its rows with their tokens, as rows of a batch in groups by length; its prompt's own cache until it
+joins; and a prefill chunk of the smallest step, of which only the largest counts. The caller chooses the number of
+tokens: the worst case (all of max_tokens), the expected length, or the need of the next steps.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from mlx_backend.planning.chunk_sizes import most_padding, round_down
 from mlx_backend.planning.memory import PREFILL_STEPS, ModelShape, decode_bytes, kv_bytes, prefill_bytes
 
 SMALLEST_STEP = PREFILL_STEPS[-1]
-"""A prefill chunk is never made smaller than this to fit: below it a long prompt would take for ever."""
+"""Lower bound of a prefill chunk that is shrunk to fit: with smaller ones, a long prompt would take forever."""
 
 _MOST_KNOWN = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What is reserved for one request. `is_prefilled`: its prompt's own cache is gone."""
+    """Reservation of one request. `is_prefilled`: its prompt's own cache is gone."""
 
     num_rows: int
     num_prompt_tokens: int
@@ -34,7 +34,7 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetFields:
-    """All that a budget is made of: with them another process has the same one."""
+    """All inputs of a budget, from which another process can build the same one."""
 
     shape: ModelShape
     plans: tuple[CachePlan, ...]
@@ -47,7 +47,7 @@ class BudgetFields:
 
 
 class Budget:
-    """`limit_bytes` are for KV caches and the transients of computing; weights and reserve are taken off already."""
+    """Memory budget. `limit_bytes` are for KV caches and transient memory, without weights and reserve."""
 
     def __init__(
         self,
@@ -60,24 +60,24 @@ class Budget:
         pads_chunks: bool = False,
         max_drafts: int = 0,
     ) -> None:
-        """`max_chunk`: tokens of a prefill chunk, at most. `has_fused`: the device has fused attention kernels.
+        """`max_chunk`: most tokens of a prefill chunk. `has_fused`: the device has fused attention kernels.
 
-        `pads_chunks`: a prompt's last chunk is computed with more tokens, whose columns its caches have room for.
-        `max_drafts`: tokens of a row that a decode step may verify beside its newest one.
+        `pads_chunks`: a prompt's last chunk is computed with more tokens, and its caches have room for their columns.
+        `max_drafts`: tokens per row that a decode step may verify beside its newest one.
         """
         self.shape, self.plans, self.limit_bytes = shape, tuple(plans), limit_bytes
         self._max_chunk, self._has_fused = max_chunk, has_fused
         self.max_groups = max_groups(plans)
-        """Groups of rows in the batch, by length; a model's self-check may make it 1."""
+        """Groups of rows in the batch, by length; a model's self-check may set it to 1."""
         self.row_bytes = RowSizes(plans)
         self._max_drafts = max_drafts
         self._padding = most_padding(max_chunk) if pads_chunks else 0
         self._known: dict[tuple[Reservation, ...], tuple[int, int]] = {}
-        """What is held and needed for claims: asked in every turn, and seldom different."""
+        """Held and needed bytes by claims: read in every turn, and rarely different."""
 
     @classmethod
     def of(cls, fields: BudgetFields) -> Budget:
-        """Return the budget that has these `fields`."""
+        """Return the budget with these `fields`."""
         found = cls(
             fields.shape,
             fields.plans,
@@ -91,7 +91,7 @@ class Budget:
         return found
 
     def fields(self) -> BudgetFields:
-        """Return all that this one is made of."""
+        """Return all inputs of this budget."""
         return BudgetFields(
             shape=self.shape,
             plans=self.plans,
@@ -104,21 +104,21 @@ class Budget:
         )
 
     def needed(self, claims: Iterable[Reservation]) -> int:
-        """Most bytes that these requests come to together, whatever order they are computed in."""
+        """Return the most bytes that these requests take together, in any order of computation."""
         return self._bytes_of(tuple(claims))[1]
 
     def held(self, claims: Iterable[Reservation]) -> int:
-        """Most bytes of their KV caches: the batch, and prompts that are still computed or wait for a row."""
+        """Return the most bytes of their KV caches: the batch, and prompts that are computed or wait for a row."""
         return self._bytes_of(tuple(claims))[0]
 
     def needed_soon(self, claims: Iterable[Reservation], chunks: Iterable[tuple[int, int]]) -> int:
-        """The same as `needed` in a turn with these chunks: (tokens, position at which it ends) of each."""
+        """Return `needed` for a turn with these chunks: (tokens, position of its end) of each."""
         largest = max((self._chunk(num_tokens, end) for num_tokens, end in chunks), default=0)
         held, needed = self._bytes_of(tuple(claims))
         return max(needed, held + largest)
 
     def _bytes_of(self, claims: tuple[Reservation, ...]) -> tuple[int, int]:
-        found = self._known.get(claims)  # read once and written once: submitting threads ask, too
+        found = self._known.get(claims)  # read once and written once: threads that submit requests call this, too
         if found is None:
             held = self._held(claims)
             found = (held, held + self._transient(claims, SMALLEST_STEP))
@@ -134,15 +134,15 @@ class Budget:
         return self.batch_bytes([claim.num_tokens for claim in claims for _ in range(claim.num_rows)]) + alone
 
     def batch_bytes(self, lengths: Sequence[int]) -> int:
-        """Most bytes of the KV caches of rows that have, or come to, so many tokens."""
+        """Return the most bytes of the KV caches of rows with, or growing to, these numbers of tokens."""
         return most_bytes(lengths, self.row_bytes, self.max_groups)
 
     def admits(self, claims: Iterable[Reservation]) -> bool:
-        """Whether all of these may run together."""
+        """Return whether all of these may run together."""
         return self.needed(claims) <= self.limit_bytes
 
     def step_for(self, claims: Sequence[Reservation], context: int, largest: int) -> int:
-        """The most tokens, of `largest`, of a chunk that ends at `context`, so that it fits beside what is held."""
+        """Return the most tokens, up to `largest`, of a chunk ending at `context` that fits beside the held memory."""
         room = self.limit_bytes - self.held(claims)
         step = largest
         while step > SMALLEST_STEP and self._chunk(step, context) > room:
@@ -150,7 +150,7 @@ class Budget:
         return step
 
     def largest_alone(self, num_rows: int) -> int:
-        """The most tokens (prompt and output) that one request of so many rows can have; 0 where none."""
+        """Return the most tokens (prompt and output) of one request with this many rows; 0 if none fit."""
         low, high = 0, self.shape.context_length
         while low < high:
             middle = (low + high + 1) // 2

@@ -1,7 +1,7 @@
-"""How much work MLX puts into one command buffer: two environment variables, read once, when Metal is first used.
+"""Limits on the work in one MLX command buffer: two environment variables, read once, when Metal is first used.
 
-Whatever the environment has already wins over the settings. Without either, MLX chooses by the chip. On a CPU there
-are no command buffers, and the variables have no effect. Pure; no MLX.
+Values already in the environment take precedence over the settings. Without either, MLX chooses by the chip. On a CPU
+there are no command buffers, and the variables have no effect. Pure; no MLX.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from mlx_backend.api.errors import ModelLoadError
 
 @dataclass(frozen=True, slots=True)
 class BufferLimit:
-    """One variable with its value, and where that is from."""
+    """One variable with its value, and the origin of that value."""
 
     variable: str
     value: int
     origin: str
     is_new: bool
-    """It is to be put into the environment."""
+    """Whether it must be added to the environment."""
 
     def __str__(self) -> str:
         return f"{self.variable}={self.value} ({self.origin})"
 
 
 def decide_buffer_limits(config: MemoryConfig, environ: Mapping[str, str]) -> tuple[BufferLimit, ...]:
-    """What MLX will read; nothing for a variable that stays unset. Raises ModelLoadError."""
+    """Return the limits that MLX will read, without variables that stay unset. Raises ModelLoadError."""
     settings = (
         ("MLX_MAX_OPS_PER_BUFFER", "memory.max_ops_per_buffer", config.max_ops_per_buffer),
         ("MLX_MAX_MB_PER_BUFFER", "memory.max_mb_per_buffer", config.max_mb_per_buffer),
@@ -44,7 +44,7 @@ def decide_buffer_limits(config: MemoryConfig, environ: Mapping[str, str]) -> tu
 
 
 def _read(variable: str, text: str) -> int:
-    """MLX reads 0 from what is no number, and would then end a command buffer after every operation."""
+    """Read a value. MLX would read 0 from other text, and then end a command buffer after every operation."""
     value = int(text) if re.fullmatch("[0-9]{1,7}", text) else 0
     if not 1 <= value <= LARGEST_PER_BUFFER:
         raise ModelLoadError(

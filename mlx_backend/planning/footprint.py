@@ -1,4 +1,4 @@
-"""What a model would take of the memory, told before it is loaded: for a server that serves several. Pure; no MLX."""
+"""Memory of a model, estimated before it is loaded, for a server of several models. Pure; no MLX."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from mlx_backend.planning.admission import Budget, Reservation
 from mlx_backend.planning.memory import MOST_RESERVE_BYTES
 
 WANTED_TOKENS = 4096
-"""Others are unloaded until a request of so many tokens, prompt and output, has room beside the weights."""
+"""Other models are unloaded until a request of this many tokens, prompt and output, fits beside the weights."""
 
 
 def estimate_footprint(budget: Budget, context: int, memory: MemoryConfig, limit_bytes: int | None) -> Footprint:
-    """`budget`: knows the model; its own limit does not count. `context`: tokens that a request can have at most."""
+    """Estimate the memory of the model in `budget`, ignoring its limit. `context`: most tokens of a request."""
     weights = budget.shape.weights_bytes
 
     def share_for(num_tokens: int) -> int:
@@ -27,7 +27,7 @@ def estimate_footprint(budget: Budget, context: int, memory: MemoryConfig, limit
 
 
 def _with_reserve(used_bytes: int, reserve_bytes: int | None) -> int:
-    """The smallest share that leaves `used_bytes` when its reserve is taken off."""
+    """Return the smallest share that leaves `used_bytes` after its reserve is subtracted."""
     if reserve_bytes is not None:
         return used_bytes + reserve_bytes
     return min(-(-used_bytes * 10 // 9) + 1, used_bytes + MOST_RESERVE_BYTES)

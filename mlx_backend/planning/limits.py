@@ -1,6 +1,6 @@
-"""The limits that MLX gets before a model is loaded: of memory, of its cache of freed buffers. Pure; no MLX.
+"""Limits set in MLX before a model is loaded: on memory, and on its cache of freed buffers. Pure; no MLX.
 
-Whether weights are wired is `wiring`'s decision, and it takes effect when they are loaded.
+`wiring` decides whether weights are wired, which takes effect when they are loaded.
 """
 
 from __future__ import annotations
@@ -14,49 +14,49 @@ from mlx_backend.planning.wiring import Wiring
 
 _CACHE_SHARE = 0.25
 _MOST_CACHE_BYTES = 4 * 10**9
-"""Freed buffers kept for reuse: so much of what is there for KV caches and computing, and no more than this."""
+"""Freed buffers kept for reuse: this share of the memory for KV caches and computing, and at most this many bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFacts:
-    """What a device says of itself; 0 where it does not say."""
+    """Properties that a device reports; 0 if it does not."""
 
     name: str = ""
     memory_bytes: int = 0
     recommended_bytes: int = 0
-    """What macOS lets the GPU use, `iogpu.wired_limit_mb` counted in; 0 where there is no such GPU."""
+    """Memory that macOS lets the GPU use, including `iogpu.wired_limit_mb`; 0 without such a GPU."""
     wired_limit_mb: int = 0
-    """`iogpu.wired_limit_mb`, MiB, where somebody has set it."""
+    """`iogpu.wired_limit_mb`, MiB, if it is set."""
 
     @property
     def limit_basis(self) -> str:
-        """Where `recommended_bytes` is from, in words."""
+        """Origin of `recommended_bytes`, in words."""
         raised = f", iogpu.wired_limit_mb={self.wired_limit_mb}" if self.wired_limit_mb else ""
         return f"the GPU's limit, of macOS{raised}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bytes."""
+    """Limits in bytes."""
 
     memory_bytes: int
     cache_bytes: int
 
 
 def decide_limits(cache_bytes: int | None, *, limit_bytes: int, weights_bytes: int) -> Limits:
-    """`limit_bytes`: all that may be used; `cache_bytes`: of freed buffers, None for a share of what is free."""
+    """Return the limits. `limit_bytes`: all usable memory; `cache_bytes`: of freed buffers, None for the default."""
     free = max(0, limit_bytes - weights_bytes)
     cache = min(int(_CACHE_SHARE * free), _MOST_CACHE_BYTES) if cache_bytes is None else cache_bytes
     return Limits(memory_bytes=limit_bytes, cache_bytes=cache)
 
 
 def for_process(limits: Limits, process_bytes: int) -> Limits:
-    """The limits of one of several models: MLX has one limit for all of them."""
+    """Return the limits of a process with several models: MLX has one limit for all of them."""
     return replace(limits, memory_bytes=process_bytes)
 
 
 def raise_command(facts: DeviceFacts, weights_bytes: int) -> str | None:
-    """What a person can run to let the GPU use more; None where there is no more, or the weights still do not fit."""
+    """Return a command that lets the GPU use more memory; None if it cannot, or the weights still do not fit."""
     highest = highest_gpu_limit(facts.memory_bytes)
     if not facts.recommended_bytes or highest <= max(facts.recommended_bytes, weights_bytes):
         return None
@@ -73,7 +73,7 @@ def report_memory(
     basis: str,
     weights_bytes: int,
 ) -> MemoryReport:
-    """How a limit of so many bytes is divided; `basis` says where it is from."""
+    """Report how a limit of this many bytes is divided; `basis` is its origin."""
     return MemoryReport(
         limit_bytes=limit_bytes,
         limit_basis=basis,

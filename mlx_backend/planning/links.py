@@ -1,7 +1,7 @@
-"""What an exchange between ranks costs, by the link between the machines: a table and a formula. Pure; no MLX.
+"""The cost of an exchange between ranks, by the link between the machines: a table and a formula. Pure; no MLX.
 
-Only Thunderbolt 5 with RDMA has published speeds of whole models to be held against (tests do). The other rows are
-round trips and rates from reports, or assumed; each says which. None of it was measured by Pippin on Macs.
+Only Thunderbolt 5 with RDMA has published speeds of whole models for comparison (see the tests). The other rows are
+round trips and rates from reports, or assumed; each states which. Pippin measured none of it on Macs.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Link:
     id: LinkId
     name: str
     backend: Literal["jaccl", "ring"]
-    """MLX's, over this link."""
+    """MLX's backend for this link."""
     latency_s: Span
-    """Of a small collective of two ranks, waiting for the slower one among it."""
+    """Latency of a small collective of two ranks, including the wait for the slower one."""
     bandwidth: Span
     """Bytes per second that a rank sends."""
     basis: str
@@ -80,7 +80,7 @@ LINKS: tuple[Link, ...] = (
 
 
 def find_link(link_id: str) -> Link:
-    """The row with this id. Raises ValueError."""
+    """Return the row with this id. Raises ValueError."""
     for link in LINKS:
         if link.id == link_id.strip().lower():
             return link
@@ -88,7 +88,7 @@ def find_link(link_id: str) -> Link:
 
 
 def has_thunderbolt_5(machine: Machine) -> bool | None:
-    """Whether such a Mac has it; None for other computers."""
+    """Return whether such a Mac has it; None for other computers."""
     if machine.generation is None:
         return None
     is_larger = machine.chip.endswith(("Pro", "Max", "Ultra"))
@@ -96,13 +96,13 @@ def has_thunderbolt_5(machine: Machine) -> bool | None:
 
 
 def default_link(machine: Machine) -> Link:
-    """The fastest that such machines have without a card: Thunderbolt, and Ethernet where that is not known."""
+    """Return the fastest link of such machines without a card: Thunderbolt, or Ethernet if that is unknown."""
     has_5 = has_thunderbolt_5(machine)
     return find_link("10gbe" if has_5 is None else "tb5" if has_5 else "tb4")
 
 
 def exchange_s(messages: Sequence[Message], size: int, link: Link, num_tokens: int = 1) -> Span:
-    """Seconds that a forward pass of so many tokens spends on its messages, which are those of one token.
+    """Return the seconds of a forward pass of `num_tokens` spent on `messages`, which are those of one token.
 
     A collective over TCP goes around the ring; over RDMA every rank reaches every other at once.
     """
@@ -118,14 +118,14 @@ def exchange_s(messages: Sequence[Message], size: int, link: Link, num_tokens: i
 
 
 def sent_bytes(message: Message, size: int) -> float:
-    """Bytes that one rank sends for a message: a sum goes around twice in parts, what is gathered once in whole."""
+    """Return the bytes that one rank sends for a message: a sum circulates twice in parts, a gather once in whole."""
     if message.kind == "all_sum":
         return 2 * (size - 1) / size * message.num_bytes
     return message.num_bytes * (size - 1 if message.kind == "all_gather" else 1)
 
 
 def slowed(estimate: Estimate | None, added_s: Span) -> Estimate | None:
-    """A speed in steps per second when every step takes `added_s` longer; its range is as wide as both together."""
+    """Return a speed in steps per second with steps that take `added_s` longer; its range covers both ranges."""
     if estimate is None:
         return None
     return Estimate(

@@ -1,7 +1,7 @@
-"""Macs: what each has of memory, bandwidth and GPU cores, and which of them this computer is. No MLX.
+"""Macs: memory, bandwidth and GPU cores of each, and identification of this computer. No MLX.
 
-The rows are data (`data/machines.json`), each with where its numbers are from. The limit macOS sets for the
-GPU is in most rows an estimate: a running server reads the real one and never this.
+The rows are data (`data/machines.json`), each with the source of its numbers. The limit that macOS sets for the GPU is
+an estimate in most rows; a running server reads the real one and never this.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ _ESTIMATED = "estimated: 75 % of memory above 32 GB, 2/3 up to that; macOS repor
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One configuration of a Mac, or what is known of another computer: 0 and "" are for unknown."""
+    """One configuration of a Mac, or the known properties of another computer: 0 and "" mean unknown."""
 
     id: str
     name: str
     chip: str
     gpu_cores: int
     bandwidth: int
-    """Bytes per second between memory and GPU, at most."""
+    """Most bytes per second between memory and GPU."""
     memory_bytes: int
     gpu_limit_bytes: int
-    """What the GPU may use by default."""
+    """Memory that the GPU may use by default."""
     gpu_limit_basis: str
     """Starts with `measured` or `estimated` for a Mac."""
     source: str
 
     @property
     def generation(self) -> int | None:
-        """3 for every M3; None where the chip is not one of these."""
+        """3 for every M3; None for other chips."""
         found = re.fullmatch(r"M(\d+)(?: (?:Pro|Max|Ultra))?", self.chip)
         return int(found[1]) if found else None
 
 
 class UnknownMachine(LookupError):
-    """There is no row with this id; `nearest` are the ids most like it, best first."""
+    """There is no row with this id; `nearest` are the most similar ids, best first."""
 
     def __init__(self, machine_id: str, nearest: Sequence[str]) -> None:
         self.nearest = tuple(nearest)
@@ -56,12 +56,12 @@ class UnknownMachine(LookupError):
 
 @cache
 def load_machines() -> tuple[Machine, ...]:
-    """Every row of the data file, oldest chip first."""
+    """Return every row of the data file, oldest chip first."""
     return tuple(Machine(**row) for row in json.loads(_ROWS.read_text(encoding="utf-8"))["machines"])
 
 
 def find_machine(machine_id: str) -> Machine:
-    """The row with this id, in any case. Raises UnknownMachine."""
+    """Return the row with this id, in any case. Raises UnknownMachine."""
     wanted = machine_id.strip().lower()
     by_id = {machine.id: machine for machine in load_machines()}
     if wanted not in by_id:
@@ -70,14 +70,14 @@ def find_machine(machine_id: str) -> Machine:
 
 
 def estimated_gpu_limit(memory_bytes: int) -> int:
-    """A rule of thumb for the GPU's default limit, in bytes. Measured limits were up to 84 % of memory."""
+    """Estimate the GPU's default limit, in bytes, by a rule of thumb. Measured limits were up to 84 % of memory."""
     return memory_bytes * 3 // 4 if memory_bytes > 32 * _GIB else memory_bytes * 2 // 3
 
 
 def highest_gpu_limit(memory_bytes: int) -> int:
-    """What the GPU's limit should be raised to at most: nine tenths, and 8 GiB must be left to macOS.
+    """Return the highest advisable GPU limit: nine tenths, with at least 8 GiB left to macOS.
 
-    448 of 512 GB and 170 of 192 GB are in use; 16 GB machines pushed past 85 % have panicked.
+    448 of 512 GB and 170 of 192 GB are in use; 16 GB machines beyond 85 % have panicked.
     """
     return max(0, min(memory_bytes * 9 // 10, memory_bytes - 8 * _GIB))
 
@@ -97,7 +97,7 @@ def this_machine(
     sysctl: Callable[[], str] = _read_sysctl,
     meminfo: Callable[[], str] = _read_meminfo,
 ) -> Machine | None:
-    """The computer this runs on, or None where nothing can be told.
+    """Return this computer, or None if it cannot be identified.
 
     `sysctl` returns two lines, the brand and the bytes of memory; `meminfo` the text of /proc/meminfo.
     """
@@ -113,7 +113,7 @@ def this_machine(
 
 
 def available_bytes(meminfo: Callable[[], str] = _read_meminfo) -> int | None:
-    """Memory that programs can still have on Linux, as the kernel estimates it; None where it does not say."""
+    """Return the memory still available on Linux, as the kernel estimates it; None if it does not report it."""
     try:
         found = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo(), re.MULTILINE)
     except OSError:
@@ -152,7 +152,7 @@ def _total_memory(meminfo: str) -> int:
 
 
 def _other(name: str, memory_bytes: int) -> Machine:
-    """A computer without a row: its memory is known, its speed is not."""
+    """Return a computer without a row: its memory is known, its speed is not."""
     return Machine(
         id="this",
         name=f"{name}, {memory_bytes // _GIB} GB",

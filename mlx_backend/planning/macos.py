@@ -1,4 +1,4 @@
-"""What macOS says of itself: its version, what is wired, and whether the GPU driver has panicked. Never raises; no MLX.
+"""Facts about macOS: its version, wired memory, and panics of the GPU driver. Never raises; no MLX.
 
 Written from sw_vers(1), vm_stat(1) and from panic reports that users have published; not run on a Mac.
 """
@@ -20,9 +20,9 @@ _SIGNATURE = re.compile(rb"IOGPU\w*\.cpp")
 """As in `"completeMemory() prepare count underflow" @IOGPUMemory.cpp:550`. "IOGPU" alone proves nothing: reports list
 the loaded extensions, and the driver is one of them."""
 _CALENDAR = re.compile(rb"Calendar\s*:\s*0x([0-9a-fA-F]{1,16})")
-"""The moment of the panic; the report is written after the restart."""
+"""Time of the panic; the report is written after the restart."""
 _MOST_BYTES = 1 << 20
-"""Of a report; what matters is at its front."""
+"""Bytes read of a report; the relevant part is at its start."""
 _MOST_FILES = 200
 
 Run = Callable[[Sequence[str]], str]
@@ -33,14 +33,14 @@ def _run(command: Sequence[str]) -> str:
 
 
 def macos_version(run: Run = _run) -> tuple[Version, str]:
-    """((26, 5, 2), "25F84"); ((), "") where it is not known."""
+    """Return ((26, 5, 2), "25F84"), for example; ((), "") if unknown."""
     text = _ask(run, ["/usr/bin/sw_vers"])
     fields = dict(re.findall(r"^(\w+):\s*(\S+)", text, re.MULTILINE))
     return parse_version(fields.get("ProductVersion", "")), fields.get("BuildVersion", "")
 
 
 def wired_bytes(run: Run = _run) -> int:
-    """What the whole machine has wired; 0 where it is not known."""
+    """Return the wired bytes of the whole machine; 0 if unknown."""
     text = _ask(run, ["/usr/bin/vm_stat"])
     page, pages = re.search(r"page size of (\d+) bytes", text), re.search(r"Pages wired down:\s+(\d+)", text)
     return int(page[1]) * int(pages[1]) if page and pages else 0
@@ -54,7 +54,7 @@ def _ask(run: Run, command: Sequence[str]) -> str:
 
 
 def find_panics(folder: Path = PANIC_FOLDER) -> list[Panic]:
-    """Panics of the GPU driver, oldest first. What cannot be read is left out."""
+    """Return panics of the GPU driver, oldest first, without unreadable reports."""
     found = []
     with contextlib.suppress(OSError):
         files = [path for path in folder.iterdir() if path.name.endswith(".panic")]

@@ -1,6 +1,6 @@
-"""The one model of memory: what weights, KV caches and a prefill take, and what therefore fits. Pure; no MLX.
+"""The one model of memory: the size of weights, KV caches and a prefill, and what fits. Pure; no MLX.
 
-Sizes are bytes. `pippin plan` reads it before there is a machine; loading and admission read it while serving.
+Sizes are bytes. `pippin plan` uses it without a machine; loading and admission use it while serving.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mlx_backend.kv_cache.latent_groups import FUSED_HEAD_DIMS, LatentShape, chu
 from mlx_backend.kv_cache.plan import CachePlan, counted, row_bytes
 
 MOST_RESERVE_BYTES = 3 * 10**9
-"""For the process itself, spare buffers and what no formula foresees: no more than this is kept back unasked."""
+"""Most bytes reserved by default for the process itself, spare buffers and whatever no formula foresees."""
 PREFILL_STEPS = (2048, 1024, 512, 256, 128, 64)
 """Tokens of a prefill chunk that a plan chooses from, the fastest first."""
 _SCORE_COPIES = 2.15
@@ -21,12 +21,12 @@ _SCORE_COPIES = 2.15
 DeepSeek-V3-class model at 4k, 8k and 16k tokens (mlx-lm#839), which it meets within 0.15 GB."""
 _CPU_SCORE_COPIES = {False: 1.1, True: 2.05}
 _CPU_SINK_COPIES = 3.1
-"""The same where attention has sinks: scores, scores with their sink, and their softmax."""
+"""The same for attention with sinks: scores, scores with their sink, and their softmax."""
 _CPU_ACTIVATIONS = {False: 4.5, True: 3.0}
-"""On a CPU, by whether attention is latent, fitted to `python -m bench.memory_model`: how often scores, and a layer's
-activations, are alive at once. Results are allocated ahead of what computes them."""
+"""On a CPU, by whether attention is latent, fitted to `python -m bench.memory_model`: copies of scores, and of a
+layer's activations, alive at once. Results are allocated ahead of their computation."""
 _POSITION_COPIES = 2
-"""Int32 matrices [step, context] of which mlx-lm's llama4 makes the mask of attention in chunks."""
+"""Int32 matrices [step, context] from which mlx-lm's llama4 makes the mask of attention in chunks."""
 _SSM_STEP = 256
 """Tokens of a chunk that a state-space layer computes at a time (mlx-lm's ssm_attn)."""
 _SSM_COPIES = 7
@@ -35,7 +35,7 @@ _SSM_COPIES = 7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionShape:
-    """One layer's attention: `num_heads` queries, of `key_dim` numbers against keys, `value_dim` out.
+    """One layer's attention: `num_heads` queries, keys of `key_dim` numbers, values of `value_dim`.
 
     `is_latent`: a chunk expands latents to keys and values of every head, and keeps its scores, unless `is_grouped`.
     """
@@ -46,12 +46,12 @@ class AttentionShape:
     rope_dim: int = 0
     """Numbers of a latent key beside `key_dim`, the same for all heads."""
     latent_dim: int = 0
-    """Numbers of the latent that keys and values of all heads are made of."""
+    """Numbers of the latent from which keys and values of all heads are made."""
     is_latent: bool = False
     is_grouped: bool = False
-    """A chunk's attention over latents is computed some heads at a time (kv_cache.latent_attention)."""
+    """Whether a chunk's attention over latents is computed some heads at a time (kv_cache.latent_attention)."""
     has_sinks: bool = False
-    """Scores get a column more, of a learned number per head."""
+    """Whether scores get one more column, a learned number per head."""
 
     @property
     def is_fused(self) -> bool:
@@ -71,19 +71,19 @@ class AttentionShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """A model as far as memory and speed depend on it."""
+    """The properties of a model that memory and speed depend on."""
 
     model_type: str
     num_parameters: int
     weights_bytes: int
     active_parameters: int
-    """Parameters that a token is computed with: of the experts those that are chosen, of embeddings one row."""
+    """Parameters used to compute a token: of the experts the chosen ones, of embeddings one row."""
     active_bytes: int
     """Bytes of weights that a decode step of one sequence reads."""
     routed_active_bytes: int = 0
     """Bytes of routed experts among active_bytes."""
     routed_share: float = 0.0
-    """Experts that a token chooses, of all; 0 where there are none."""
+    """Share of the experts that a token chooses; 0 without experts."""
     num_layers: int
     hidden_size: int
     widest: int
@@ -93,14 +93,14 @@ class ModelShape:
     itemsize: int
     """Bytes of an activation."""
     attention: AttentionShape | None
-    """The widest layer's; None where there is none."""
+    """Attention of the widest layer; None if the model has none."""
     ssm_heads: int = 0
-    """Heads of a state-space layer (Mamba 2), whose chunk is computed as a matrix per head."""
+    """Heads of a state-space layer (Mamba 2), which computes a chunk as a matrix per head."""
     num_full_attention_layers: int = 0
-    """Layers whose attention has no window."""
+    """Layers with attention without a window."""
     index_bytes: float = 0.0
-    """Bytes, for a token of a chunk and a token of the context, that an indexer of sparse attention needs to score one
-    against the other, before attention is computed; 0 where there is none."""
+    """Bytes, per token of a chunk and token of the context, that an indexer of sparse attention needs to score one
+    against the other, before attention is computed; 0 without an indexer."""
 
     @property
     def is_moe(self) -> bool:
@@ -117,12 +117,12 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Where the bytes go when `num_users` sequences of `context` tokens are held and one of them is prefilled."""
+    """Division of the memory when `num_users` sequences of `context` tokens are held and one of them is prefilled."""
 
     weights_bytes: int
     kv_bytes: int
     transient_bytes: int
-    """The more of what a prefill chunk of `prefill_step` tokens at the end of the context, and a decode step, need."""
+    """Memory of a prefill chunk of `prefill_step` tokens at the end of the context, or of a decode step, if larger."""
     reserve_bytes: int
     context: int
     num_users: int
@@ -134,17 +134,17 @@ class Memory:
 
 
 def default_reserve(limit_bytes: int) -> int:
-    """Bytes that are kept back of a limit where no setting says how much."""
+    """Return the bytes of a limit that are reserved by default."""
     return min(MOST_RESERVE_BYTES, limit_bytes // 10)
 
 
 def batch_bytes(plans: Iterable[CachePlan], num_rows: int, longest: int) -> int:
-    """All layers' KV caches of a group of a batch: `num_rows` rows, each padded to `longest` tokens."""
+    """Return the bytes of a group's KV caches, all layers: `num_rows` rows, each padded to `longest` tokens."""
     return num_rows * sum(count * row_bytes(plan, longest) for plan, count in counted(plans))
 
 
 def kv_bytes(plans: Iterable[CachePlan], num_tokens: int, num_rows: int = 1, chunk: int = 0) -> int:
-    """All layers' KV caches of `num_rows` sequences of `num_tokens` tokens, each in caches of its own.
+    """Return the bytes of the KV caches, all layers, of `num_rows` sequences of `num_tokens` tokens in separate caches.
 
     `chunk`: tokens of the last prefill chunk, which a sliding window holds beside its own until the next step.
     """
@@ -163,13 +163,12 @@ def _row_bytes(plan: CachePlan, num_tokens: int, chunk: int) -> int:
 def prefill_bytes(
     shape: ModelShape, plans: Sequence[CachePlan], step: int, context: int, *, has_fused: bool = True
 ) -> int:
-    """Peak of what a chunk of `step` tokens, the last of `context`, needs besides weights and caches.
+    """Return the peak memory of a chunk of `step` tokens, the last of `context`, beside weights and caches.
 
-    Latent attention: scores [heads, step, context], and keys and values of every head, expanded. Attention without
-    a fused kernel (none has one where not `has_fused`): scores. Sparse attention: its indexer's scores, where they
-    are more, and its mask. Attention in chunks: positions, to make its mask of.
-    State-space layers: their matrices. Quantized caches: a layer's keys and values, dequantized. And the activations
-    of a layer.
+    Latent attention: scores [heads, step, context], and keys and values of every head, expanded. Attention without a
+    fused kernel (always so if not `has_fused`): scores. Sparse attention: its indexer's scores, if they are more, and
+    its mask. Attention in chunks: positions, from which its mask is made. State-space layers: their matrices. Quantized
+    caches: a layer's keys and values, dequantized. And the activations of a layer.
     """
     step = min(step, context)
     activations = step * shape.itemsize * (2 * shape.hidden_size + shape.widest)
@@ -187,7 +186,7 @@ def prefill_bytes(
 
 
 def _attention_bytes(shape: ModelShape, step: int, context: int, has_fused: bool) -> int:
-    """What one layer's attention builds of scores, and of keys and values that are expanded."""
+    """Return the bytes of one layer's attention: scores, and expanded keys and values."""
     attention, needed = shape.attention, 0
     if attention is None:
         return 0
@@ -208,7 +207,7 @@ def _score_copies(attention: AttentionShape, has_fused: bool) -> float:
 
 
 def _shadow_bytes(plan: CachePlan, context: int) -> int:
-    """A layer's dequantized copy, and its caches' old arrays while they are moved to larger ones."""
+    """Return the bytes of a layer's dequantized copy, and of its caches' old arrays while they are moved."""
     tokens = context if plan.shape.window is None else min(context, plan.shape.window)
     copy = CachePlan(plan.shape).bytes_per_token * tokens if plan.is_quantized else 0
     return copy + plan.bytes_per_token * tokens
@@ -222,10 +221,10 @@ def decode_bytes(
     held_bytes: int | None = None,
     max_drafts: int = 0,
 ) -> int:
-    """Peak of what a decode step of `num_rows` sequences needs besides weights and caches.
+    """Return the peak memory of a decode step of `num_rows` sequences beside weights and caches.
 
     Scores, logits, and the new arrays of caches that are moved because rows come or go. `held_bytes`: of the rows'
-    caches, where they lie in groups; None: all are padded to `context`. `max_drafts`: tokens of a row that a step may
+    caches, if they lie in groups; None: all are padded to `context`. `max_drafts`: tokens per row that a step may
     verify beside its newest one.
     """
     sizes = [(num_rows * row_bytes(plan, context), count) for plan, count in counted(plans)]
@@ -249,7 +248,7 @@ def memory_of(
     prefill_step: int,
     reserve_bytes: int,
 ) -> Memory:
-    """The memory for holding `num_users` sequences of `context` tokens and prefilling the last chunk of one."""
+    """Return the memory for `num_users` sequences of `context` tokens while the last chunk of one is prefilled."""
     return Memory(
         weights_bytes=shape.weights_bytes,
         kv_bytes=kv_bytes(plans, context, num_users),
@@ -273,7 +272,7 @@ def memory_at(
     reserve_bytes: int,
     prefill_steps: Sequence[int] = PREFILL_STEPS,
 ) -> Memory:
-    """The same memory, with the largest of `prefill_steps` that fits, or else with the smallest."""
+    """Return that memory with the largest of `prefill_steps` that fits, or else with the smallest."""
     for step in sorted(prefill_steps, reverse=True):
         memory = memory_of(
             shape,
@@ -297,7 +296,7 @@ def largest_context(
     reserve_bytes: int,
     prefill_steps: Sequence[int] = PREFILL_STEPS,
 ) -> Memory | None:
-    """The most tokens that every one of `num_users` can have, of the model's own; None where not one chunk fits.
+    """Return the memory at the largest context, up to the model's own, for each of `num_users`; None if nothing fits.
 
     The prefill step is the largest with which that context fits: a smaller step never makes the context shorter.
     """
@@ -315,7 +314,7 @@ def largest_context(
 
     smallest = (min(prefill_steps),)
     low, high = 0, shape.context_length
-    while low < high:  # what it takes is monotone in the context
+    while low < high:  # the memory is monotone in the context
         middle = (low + high + 1) // 2
         fits = at(middle, smallest).total_bytes <= budget_bytes
         low, high = (middle, high) if fits else (low, middle - 1)

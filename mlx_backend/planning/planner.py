@@ -1,4 +1,4 @@
-"""A plan: does this model fit this machine, with how much context for how many users, how fast, and what would help.
+"""A plan: whether a model fits a machine, its context by number of users, its speed, and advice.
 
 Pure: shapes, a machine and arithmetic in, facts and sentences out. No MLX, no printing.
 """
@@ -20,14 +20,14 @@ from mlx_backend.planning.wiring import WiredPolicy, Wiring, WiringFacts, decide
 CHAT_TOKENS = 2048
 """Prompt and answer of an ordinary chat."""
 MOST_CHATS = 128
-"""As many chats are tried, no more."""
+"""Most chats that are tried."""
 _TRIED_BITS = (8, 6, 5, 4, 3)
 _GROUP_SIZE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What so many users can have together; `memory` is None where it does not fit."""
+    """Context and speed for this many users together; `memory` is None if it does not fit."""
 
     num_users: int
     memory: Memory | None
@@ -38,7 +38,7 @@ class Row:
 
     @property
     def ttft_s(self) -> float | None:
-        """Until the first token of a prompt that fills the context."""
+        """Seconds until the first token of a prompt that fills the context."""
         if self.memory is None or self.prefill is None:
             return None
         return self.memory.context / self.prefill.value
@@ -46,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class KVChoice:
-    """The largest context of one user with the KV cache in so many bits; None: in full precision."""
+    """The largest context of one user with a KV cache in this many bits; None: in full precision."""
 
     bits: int | None
     bytes_per_token: int
@@ -55,7 +55,7 @@ class KVChoice:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The answer for one model on one machine."""
+    """The plan of one model on one machine."""
 
     shape: ModelShape
     machine: Machine
@@ -67,7 +67,7 @@ class Plan:
     kv_choices: tuple[KVChoice, ...]
     advice: tuple[str, ...]
     num_chats: int = 0
-    """Chats of `CHAT_TOKENS` that fit at once, `MOST_CHATS` at most: what admission lets in by expected length."""
+    """Chats of `CHAT_TOKENS` that fit at once, `MOST_CHATS` at most: as many as admission by expected length admits."""
 
     @property
     def fits(self) -> bool:
@@ -85,7 +85,7 @@ def build_plan(
     budget_bytes: int | None = None,
     reserve_bytes: int = MOST_RESERVE_BYTES,
 ) -> Plan:
-    """`context`: no more than that for a user; `budget_bytes`: for the model, else the GPU's limit.
+    """Return the plan. `context`: most tokens per user; `budget_bytes`: for the model, by default the GPU's limit.
 
     Raises ModelLoadError for a KV cache that this model cannot have.
     """
@@ -108,7 +108,7 @@ def build_plan(
 
 
 def memory_by_context(plan: Plan, contexts: Sequence[int], num_users: int = 1) -> list[Memory]:
-    """Where the bytes go at each of `contexts`, with the largest prefill step that fits, or the smallest."""
+    """Return the memory at each of `contexts`, with the largest prefill step that fits, or the smallest."""
     return [
         memory_at(
             plan.shape,
@@ -130,10 +130,12 @@ def decode_speed(
     num_users: int = 1,
     *,
     head_share: float = 1.0,
+    num_drafts: int = 0,
 ) -> Estimate | None:
-    """Tokens per second of each of `num_users` that have `context` tokens; None where it cannot be told.
+    """Return steps per second, one token for each of `num_users` with `context` tokens; None if unknown.
 
-    `head_share`: of the model's heads, where this is one rank of several. Heads multiply a latent that every rank has.
+    `num_drafts`: tokens of all users that a step verifies beside those. `head_share`: share of the model's heads on one
+    rank of several. Heads multiply a latent that every rank has.
     """
     is_latent = shape.attention is not None and shape.attention.is_latent
     return decode_estimate(
@@ -147,11 +149,12 @@ def decode_speed(
         query_read_bytes=shape.itemsize * shape.attention_width * context,
         routed_bytes=shape.routed_active_bytes,
         routed_share=shape.routed_share,
+        num_drafts=num_drafts,
     )
 
 
 def prefill_speed(shape: ModelShape, machine: Machine, num_tokens: int) -> Estimate | None:
-    """Tokens per second over a whole prompt of so many; None where it cannot be told."""
+    """Return tokens per second over a whole prompt; None if unknown."""
     return prefill_estimate(
         shape.active_parameters,
         num_tokens,
@@ -162,7 +165,7 @@ def prefill_speed(shape: ModelShape, machine: Machine, num_tokens: int) -> Estim
 
 
 def weights_read_s(shape: ModelShape, machine: Machine, num_tokens: int) -> float:
-    """Seconds to read the weights that so many tokens are computed with: no chunk takes less. 0: it cannot be told."""
+    """Return the seconds to read the weights for this many tokens, the least time of a chunk; 0 if unknown."""
     estimate = decode_estimate(
         shape.active_bytes,
         0.0,
@@ -196,11 +199,11 @@ def _row(
 
 
 def chats_that_fit(shape: ModelShape, plans: Sequence[CachePlan], free_bytes: int) -> int:
-    """Chats of CHAT_TOKENS that fit at once into what weights and reserve leave, MOST_CHATS at most."""
+    """Return the chats of CHAT_TOKENS that fit at once beside weights and reserve, MOST_CHATS at most."""
     budget, num_tokens = Budget(shape, plans, free_bytes), min(CHAT_TOKENS, shape.context_length)
     chat = Reservation(1, num_tokens, num_tokens, is_prefilled=True)
     low, high = 0, MOST_CHATS
-    while low < high:  # what they take is monotone in their number
+    while low < high:  # their memory is monotone in their number
         middle = (low + high + 1) // 2
         fits = budget.admits([chat] * middle)
         low, high = (middle, high) if fits else (low, middle - 1)
@@ -220,7 +223,7 @@ def _kv_choices(shape: ModelShape, caches: Sequence[CacheShape], budget: int, re
 
 
 def _planned(caches: Sequence[CacheShape], bits: int | None) -> tuple[CachePlan, ...] | None:
-    """None where this model's KV cache cannot be quantized in any group size."""
+    """Return the plans, or None if this model's KV cache cannot be quantized in any group size."""
     for group_size in (64, 32, 128):
         config = KVCacheConfig() if bits is None else KVCacheConfig(bits=bits, group_size=group_size)
         try:
@@ -238,7 +241,7 @@ def _advice(
     reserve: int,
     rows: Sequence[Row],
 ) -> list[str]:
-    """What to change, most worth first; nothing where the whole context fits every number of users."""
+    """Return possible changes, the most useful first; none if the whole context fits for every number of users."""
     short = next((row for row in rows if row.memory is None or row.memory.context < shape.context_length), None)
     if short is None:
         return []
@@ -259,7 +262,7 @@ def _advice(
 def plan_wiring(
     machine: Machine, weights_bytes: int, policy: WiredPolicy = "auto", limit_bytes: int | None = None
 ) -> Wiring:
-    """What a server alone on such a machine would do, with versions that wire and no panic before."""
+    """Return the decision of a server alone on such a machine, with versions that wire and without an earlier panic."""
     limit = machine.gpu_limit_bytes if limit_bytes is None else limit_bytes
     facts = WiringFacts(
         policy=policy,
@@ -274,7 +277,7 @@ def plan_wiring(
 
 
 def _wiring(shape: ModelShape, machine: Machine, rows: Sequence[Row], budget: int) -> list[str]:
-    """What becomes of the weights with `memory.wired: auto`."""
+    """Return the advice on the weights with `memory.wired: auto`."""
     wiring = plan_wiring(machine, shape.weights_bytes, limit_bytes=budget)
     if not wiring.wired_bytes or rows[0].memory is None:
         return []

@@ -1,4 +1,4 @@
-"""How one model is split over several ranks: what can be, what each rank holds, and what ranks exchange. Pure; no MLX.
+"""Splits of one model over several ranks: the possible ones, each rank's part, and the messages. Pure; no MLX.
 
 Tensor: every rank has a part of every layer. Pipeline: every rank has some of the layers, rank 0 the last ones.
 `model.rank_shapes` reads the numbers from mlx-lm's own code.
@@ -17,7 +17,7 @@ from mlx_backend.planning.memory import ModelShape
 Parallel = Literal["tensor", "pipeline"]
 PARALLELS: tuple[Parallel, ...] = ("tensor", "pipeline")
 MOST_RANKS = 16
-"""Larger groups are not offered; the ring's latency grows with every rank."""
+"""Largest group that is offered; the ring's latency grows with every rank."""
 _MOST_NAMED = 3
 
 
@@ -31,12 +31,12 @@ class Divisible:
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """How mlx-lm can split a model."""
+    """The ways in which mlx-lm can split a model."""
 
     model_type: str
     num_layers: int
     divisibles: tuple[Divisible, ...] | None
-    """What must be divided under tensor parallelism; None where mlx-lm has no code for it."""
+    """Numbers to divide under tensor parallelism; None if mlx-lm has no code for it."""
     has_pipeline: bool
     has_uneven_pipeline: bool
     layer_bytes: tuple[int, ...] = ()
@@ -44,7 +44,7 @@ class Splits:
 
     @property
     def tensor_sizes(self) -> tuple[int, ...]:
-        """Numbers of ranks, up to MOST_RANKS, that divide everything; empty where there is none."""
+        """Numbers of ranks, up to MOST_RANKS, that divide everything; may be empty."""
         if self.divisibles is None:
             return ()
         sizes = range(2, MOST_RANKS + 1)
@@ -52,7 +52,7 @@ class Splits:
 
     @property
     def largest_pipeline(self) -> int:
-        """The most ranks of a pipeline; 1 where there is none."""
+        """The most ranks of a pipeline; 1 if there is none."""
         return min(self.num_layers, MOST_RANKS) if self.has_pipeline else 1
 
 
@@ -62,12 +62,12 @@ class Message:
 
     kind: Literal["all_sum", "all_gather", "send"]
     num_bytes: int
-    """Of one rank's array."""
+    """Bytes of one rank's array."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankShape:
-    """What one rank holds."""
+    """The part of the model on one rank."""
 
     rank: int
     num_layers: int
@@ -77,7 +77,7 @@ class RankShape:
 
 @dataclass(frozen=True, slots=True)
 class RankShapes:
-    """A model, split. `messages`: of one token's forward pass, all that one rank takes part in."""
+    """A split model. `messages`: all that one rank takes part in during a token's forward pass."""
 
     parallel: Parallel
     split: tuple[int, ...]
@@ -91,15 +91,15 @@ class RankShapes:
 
 
 def even_split(num_layers: int, size: int) -> tuple[int, ...]:
-    """Layers of each rank as mlx-lm splits them where nothing else is asked for: low ranks get those left over."""
+    """Return the layers of each rank in mlx-lm's default split: low ranks get the remainder."""
     base, extra = divmod(num_layers, size)
     return tuple(base + (rank < extra) for rank in range(size))
 
 
 def balanced_split(layer_bytes: Sequence[int], size: int) -> tuple[int, ...]:
-    """Layers of each rank so that the largest share of bytes is as small as it can be; rank 0 has the last layers."""
+    """Return the layers of each rank that minimize the largest share of bytes; rank 0 has the last layers."""
     low, high = max(layer_bytes), sum(layer_bytes)
-    while low < high:  # more bytes to a rank never need more ranks
+    while low < high:  # more bytes per rank never need more ranks
         middle = (low + high) // 2
         low, high = (low, middle) if len(_filled(layer_bytes, middle)) <= size else (middle + 1, high)
     counts = _filled(layer_bytes, low)
@@ -110,7 +110,7 @@ def balanced_split(layer_bytes: Sequence[int], size: int) -> tuple[int, ...]:
 
 
 def _filled(layer_bytes: Sequence[int], most: int) -> list[int]:
-    """Layers of each rank, from the last on, when ranks are filled up to `most` bytes one after the other."""
+    """Return the layers of each rank, from the last on, when ranks are filled in turn up to `most` bytes."""
     counts, held = [0], 0
     for size in reversed(layer_bytes):
         if held + size > most and counts[-1]:
@@ -143,7 +143,7 @@ def read_split(text: str | None) -> tuple[int, ...] | None:
 
 
 def check(splits: Splits, parallel: Parallel, size: int, split: Sequence[int] | None = None) -> None:
-    """Refuse what cannot be split so, and say what can be. Raises ModelLoadError."""
+    """Raise ModelLoadError if the model cannot be split so; the message names the possible splits."""
     if not 2 <= size <= MOST_RANKS:
         raise ModelLoadError(f"{size} ranks: a model is split over 2 to {MOST_RANKS}")
     if parallel == "tensor":
@@ -153,7 +153,7 @@ def check(splits: Splits, parallel: Parallel, size: int, split: Sequence[int] | 
 
 
 def possibilities(splits: Splits) -> str:
-    """All that is possible, in words."""
+    """Return all possible splits, in words."""
     found = []
     if splits.tensor_sizes:
         found.append(f"tensor over {_either(splits.tensor_sizes)} ranks")

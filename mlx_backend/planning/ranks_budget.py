@@ -1,4 +1,4 @@
-"""Admission over several ranks: what fits every one of them. Pure; no MLX."""
+"""Admission over several ranks: what fits on every one of them. Pure; no MLX."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from mlx_backend.planning.admission import Budget, Reservation
 
 
 class RanksBudget(Budget):
-    """Budgets of all ranks as one. It admits what every rank admits, and nothing else; of equal ranks it is any one.
+    """Budgets of all ranks as one. It admits exactly what every rank admits; for equal ranks it equals any of them.
 
-    Ranks may have room for different numbers of bytes, and requests take different numbers of bytes there. What counts
-    is the rank with the least room left: the limit is the smallest of all, and `held` and `needed` leave as much of it
-    as is left on that rank.
+    Ranks may have room for different numbers of bytes, and requests take different numbers of bytes there. The rank
+    with the least room left decides: the limit is the smallest of all, and `held` and `needed` leave as much of it as
+    is left on that rank.
     """
 
     def __init__(self, budgets: Sequence[Budget]) -> None:
-        """At least one. They must not be changed afterwards, but by `max_groups` of this one."""
+        """Take at least one budget. They must not change afterwards, except through `max_groups` of this one."""
         first = max(budgets, key=lambda budget: sum(plan.bytes_per_token for plan in budget.plans))
         self._budgets = tuple(budgets)
         limit = min(budget.limit_bytes for budget in budgets)
@@ -49,5 +49,5 @@ class RanksBudget(Budget):
         return self._fullest([held for held, _ in both]), self._fullest([needed for _, needed in both])
 
     def _fullest(self, sizes: Sequence[int]) -> int:
-        """Return what leaves as much of the smallest limit as is left on the rank with the least room."""
+        """Return the size that leaves as much of the smallest limit as is left on the rank with the least room."""
         return max(size - more for size, more in zip(sizes, self._more, strict=True))

@@ -1,4 +1,4 @@
-"""The plan of one model over several equal machines: what every rank holds, what fits all of them, and how fast.
+"""The plan of one model over several equal machines: each rank's part, what fits on all of them, and the speed.
 
 Pure: shapes, a machine, a link and arithmetic in, facts and sentences out. No MLX, no printing.
 """
@@ -27,12 +27,12 @@ from mlx_backend.planning.speed import Estimate
 COMPARED_TOKENS = 4096
 """Context at which tensor and pipeline are compared."""
 _IDS = Message("all_sum", 4)
-"""Rank 0 samples; the others take the tokens from it with every step."""
+"""Rank 0 samples; the others receive the tokens from it in every step."""
 
 
 @dataclass(frozen=True, slots=True)
 class RanksRow:
-    """What so many users can have together; `memories` of each rank, empty where it does not fit one of them."""
+    """Context and speed for this many users together; `memories` by rank, empty if it does not fit on one of them."""
 
     num_users: int
     memories: tuple[Memory, ...] = ()
@@ -47,7 +47,7 @@ class RanksRow:
 
     @property
     def ttft_s(self) -> float | None:
-        """Until the first token of a prompt that fills the context."""
+        """Seconds until the first token of a prompt that fills the context."""
         if self.context is None or self.prefill is None:
             return None
         return self.context / self.prefill.value
@@ -55,25 +55,25 @@ class RanksRow:
 
 @dataclass(frozen=True, slots=True)
 class RanksPlan:
-    """The answer for one model, split in one way over equal machines."""
+    """The plan of one model, split in one way over equal machines."""
 
     whole: ModelShape
     ranks: RankShapes
     machine: Machine
     link: Link
     budget_bytes: int
-    """On each machine."""
+    """Budget on each machine."""
     reserve_bytes: int
     kv_cache: KVCacheConfig
     caches: tuple[tuple[CachePlan, ...], ...]
-    """By rank."""
+    """Plans by rank."""
     rows: tuple[RanksRow, ...]
     num_chats: int
     messages: tuple[Message, ...]
-    """Of a decode step of one user."""
+    """Messages of a decode step of one user."""
     messages_s: Span
     compared: Estimate | None
-    """Tokens per second of one user at COMPARED_TOKENS; None where that does not fit or cannot be told."""
+    """Tokens per second of one user at COMPARED_TOKENS; None if that does not fit or is unknown."""
     advice: tuple[str, ...]
 
     @property
@@ -88,7 +88,7 @@ class RanksPlan:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The plan to take, and why; `other` is the one that was left."""
+    """The chosen plan and the reason; `other` is the rejected one."""
 
     plan: RanksPlan
     reason: str
@@ -107,7 +107,7 @@ def build_ranks_plan(
     budget_bytes: int | None = None,
     reserve_bytes: int = MOST_RESERVE_BYTES,
 ) -> RanksPlan:
-    """`whole`: the model unsplit. Options as those of `build_plan`, for each machine.
+    """`whole`: the model unsplit. Options as in `build_plan`, for each machine.
 
     Raises ModelLoadError for a KV cache that this model cannot have.
     """
@@ -136,7 +136,7 @@ def build_ranks_plan(
 
 
 def choose(tensor: RanksPlan | str, pipeline: RanksPlan | str) -> Choice:
-    """The better of the two for their link. A text in place of a plan says why there is none; at least one is there."""
+    """Return the better of the two for their link. A text is the reason for a missing plan; at least one must exist."""
     if isinstance(tensor, str) or isinstance(pipeline, str):
         plan, refusal = (pipeline, tensor) if isinstance(tensor, str) else (tensor, pipeline)
         assert isinstance(plan, RanksPlan)
@@ -168,7 +168,7 @@ def choose(tensor: RanksPlan | str, pipeline: RanksPlan | str) -> Choice:
 
 
 def compare_split(plan: RanksPlan, other: RanksPlan) -> str | None:
-    """What another split of the same pipeline would give one user more; None where it would not."""
+    """Return the gain of another split of the same pipeline for one user; None if there is none."""
     context = max((row.context or 0 for row in plan.rows), default=0)
     more = max((row.context or 0 for row in other.rows), default=0)
     if more <= context:
@@ -179,7 +179,7 @@ def compare_split(plan: RanksPlan, other: RanksPlan) -> str | None:
 
 
 class _Group:
-    """All ranks together: a context fits where it fits every one of them."""
+    """All ranks together: a context must fit on every one of them."""
 
     def __init__(
         self,
@@ -206,7 +206,7 @@ class _Group:
         return RanksRow(num_users, memories, self.decode(context, num_users), self.prefill(context, step))
 
     def memories(self, num_users: int, budget: int) -> tuple[Memory, ...]:
-        """Of each rank, with the largest context and prefill step that fit all; empty where none does."""
+        """Return the memory of each rank, with the largest context and prefill step for all; empty if none fit."""
         pairs = tuple(zip(self.shapes, self.plans, strict=True))
         alone = [
             largest_context(shape, plans, budget_bytes=budget, num_users=num_users, reserve_bytes=self.reserve_bytes)
@@ -217,7 +217,7 @@ class _Group:
             return ()
         context = min(memory.context for memory in fitting)
         steps: tuple[int, ...] = PREFILL_STEPS
-        for _ in range(2):  # then with the step of the rank that has least room
+        for _ in range(2):  # then with the step of the rank with the least room
             at = tuple(
                 memory_at(
                     shape,
@@ -234,7 +234,7 @@ class _Group:
         return at
 
     def decode(self, context: int, num_users: int) -> Estimate | None:
-        """A pipeline's ranks compute one after the other; of tensors all compute a part at once."""
+        """Estimate decoding: a pipeline's ranks compute in turn; with tensor parallelism all compute a part at once."""
         if self.ranks.parallel == "pipeline":
             alone = decode_speed(self.whole, self.whole_plans, self.machine, context, num_users)
         else:
@@ -250,7 +250,7 @@ class _Group:
         return slowed(prefill_speed(shape, self.machine, context), per_token)
 
     def num_chats(self, budget: int) -> int:
-        """As many as every rank admits."""
+        """Return the number of chats that every rank admits."""
         free = [budget - shape.weights_bytes - self.reserve_bytes for shape in self.shapes]
         return min(map(chats_that_fit, self.shapes, self.plans, free))
 

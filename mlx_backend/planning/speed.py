@@ -1,17 +1,16 @@
-"""How fast a model decodes and prefills on a Mac: two formulas, fitted to published measurements. No MLX.
+"""Speed of decoding and prefill on a Mac: two formulas, fitted to published measurements. No MLX.
 
     decode    step_s = layers x overhead + (weights read / W + KV read / K + KV of every query head / Q) / bandwidth
     prefill   tok/s  = GPU cores x F / (2 x active parameters + 2 x attention width x (context / 2) / A)
 
-`overhead` is what a layer costs however little it reads (kernels that wait for one another); W and K the
-shares of the bandwidth that reading weights and KV reach; Q the same where every query head reads the KV that it
-shares with others, most of it out of caches; F the FLOP/s a GPU core reaches in a prefill, A
-the share of that in attention. The constants below were fitted to the rows of `data/anchors.json`, which
-have their sources; `residuals()` compares them with every row. An estimate's margin is what those rows
-leave unexplained.
+`overhead` is the cost of a layer that does not depend on the bytes it reads (kernels that wait for one another); W and
+K are the shares of the bandwidth that reading weights and KV reach; Q is the same if every query head reads the KV that
+it shares with others, most of it out of caches; F is the FLOP/s a GPU core reaches in a prefill, and A the share of
+that in attention. The constants below were fitted to the rows of `data/anchors.json`, which give their sources;
+`residuals()` compares them with every row. An estimate's margin is the error that remains on those rows.
 
-What it does not know: thermal limits, paging, a prompt too short to fill the GPU (under about 500 tokens),
-several machines. No row measures a batch, a vision model, or an M1, M5 or M6.
+Not covered: thermal limits, paging, a prompt too short to fill the GPU (under about 500 tokens), several machines. No
+row measures a batch, a vision model, or an M1, M5 or M6.
 """
 
 from __future__ import annotations
@@ -30,18 +29,19 @@ _ROWS = Path(__file__).parent / "data" / "anchors.json"
 
 _LAYER_OVERHEAD_S = {1: 80e-6, 2: 80e-6, 3: 60e-6, 4: 43e-6}
 _ULTRA_OVERHEAD_S = {1: 175e-6, 2: 175e-6, 3: 80e-6, 4: 80e-6}
-"""Of a layer, by generation of the chip, of one die and of two; later chips are taken for the newest fitted. M1's are
-M2's, M3's of one die is between its neighbours', and the fourth Ultra's the third's: none of these was measured."""
+"""Overhead of a layer, by generation of the chip, of one die and of two; later chips are taken for the newest fitted.
+M1's are M2's, M3's of one die is between its neighbours', and the fourth Ultra's the third's: none of these was
+measured."""
 _DENSE_SHARE, _MOE_SHARE = 0.90, 0.615
-"""Of the bandwidth, while reading weights; experts are gathered, which reads less evenly."""
+"""Share of the bandwidth while reading weights; experts are gathered, which reads less evenly."""
 _KV_SHARE, _QUERY_SHARE, _LATENT_KV_SHARE = 0.6, 4.45, 0.107
-"""Of the bandwidth, while reading KV, and KV as often as there are query heads. All heads share one latent and multiply
-its numbers about twice each: 128 heads, as measured, are bound by FLOP/s and not by bytes (those of `_DENSE_FLOPS` and
+"""Share of the bandwidth while reading KV, and KV once per query head. All heads share one latent and multiply its
+numbers about twice each: 128 heads, as measured, are bound by FLOP/s and not by bytes (those of `_DENSE_FLOPS` and
 `_ATTENTION_SHARE`, within 3 %). So heads as rows of one product read less and multiply as often. MLX makes such a
-product of a single row by itself (Matmul::eval_gpu); that several rows take no longer each is by `latent_attention`."""
+product of a single row by itself (Matmul::eval_gpu); `latent_attention` makes several rows take no longer each."""
 
 _DENSE_FLOPS = {1: 275e9, 2: 300e9, 3: 305e9, 4: 352e9}
-"""Per second and GPU core. M1 and M2 are M3's by clock, unmeasured."""
+"""FLOP/s per GPU core. M1 and M2 are M3's by clock, unmeasured."""
 _MOE_FLOPS = {1: 75e9, 2: 80e9, 3: 228e9, 4: 300e9}
 """Likewise; M1 is M2's by clock, unmeasured."""
 _ATTENTION_SHARE = 0.85
@@ -49,7 +49,7 @@ _ATTENTION_SHARE = 0.85
 _NEWEST_FITTED = 4
 _LEAST_MARGIN, _UNMEASURED_MARGIN = 0.10, 0.25
 _MATRIX_UNITS = 4.0
-"""M5 and later have matrix units in the GPU: up to so many times M4's prefill, by Apple. No row measures it."""
+"""M5 and later have matrix units in the GPU: up to this multiple of M4's prefill, by Apple. No row measures it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class ModelFigures:
-    """What the formulas need to know of a model, and what the figures rest on."""
+    """Inputs of the formulas for a model, and the basis of the figures."""
 
     id: str
     name: str
@@ -80,7 +80,7 @@ class ModelFigures:
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """One published measurement; None for what it does not say."""
+    """One published measurement; None for values it does not give."""
 
     id: str
     model: ModelFigures
@@ -108,13 +108,13 @@ class Residual:
 
     @property
     def error(self) -> float:
-        """0.1 where the prediction is 10 % too fast."""
+        """0.1 if the prediction is 10 % too fast."""
         return self.predicted / self.measured - 1.0
 
 
 @cache
 def load_anchors() -> tuple[Anchor, ...]:
-    """Every row of the data file, with its model and machine."""
+    """Return every row of the data file, with its model and machine."""
     data = json.loads(_ROWS.read_text(encoding="utf-8"))
     models = {row["id"]: ModelFigures(**row) for row in data["models"]}
     return tuple(
@@ -135,21 +135,23 @@ def decode_estimate(
     query_read_bytes: float = 0.0,
     routed_bytes: float | None = None,
     routed_share: float = 0.0,
+    num_drafts: int = 0,
 ) -> Estimate | None:
-    """Tokens per second of each of `num_sequences` decoding together; None where the machine's speed is unknown.
+    """Return steps per second, one token for each of `num_sequences`; None if the machine's speed is unknown.
 
-    `active_bytes` are the weights one token reads, the embedding's table not among them; `kv_read_bytes` the KV
-    of one sequence; `is_latent` says that it is a latent all heads share, and else `query_read_bytes` is that KV once
-    for every query head. Sequences of a mixture of experts read
-    different experts: `routed_bytes` are the part of `active_bytes` in routed experts (unsaid: all of it), and
-    `routed_share` the experts per token out of all (unsaid: no two sequences ever share one).
+    `active_bytes` are the weights one token reads, without the embedding table; `kv_read_bytes` the KV of one sequence.
+    With `is_latent` it is a latent that all heads share; otherwise `query_read_bytes` is that KV once for every query
+    head. Sequences of a mixture of experts read different experts: `routed_bytes` are the part of `active_bytes` in
+    routed experts (default: all of it), and `routed_share` the experts per token out of all (default: no two sequences
+    ever share one). `num_drafts`, of all sequences, are verified in the same step: they read their own experts, and the
+    KV of their sequence with it.
     """
     if num_sequences < 1:
         raise ValueError(f"num_sequences is {num_sequences}; at least one sequence decodes")
     if not machine.bandwidth or machine.generation is None:
         return None
     routed = (active_bytes if routed_bytes is None else routed_bytes) if is_moe else 0.0
-    weights = active_bytes - routed + routed * _distinct(num_sequences, routed_share)
+    weights = active_bytes - routed + routed * _distinct(num_sequences + num_drafts, routed_share)
     kv_s = num_sequences * _kv_s(kv_read_bytes, query_read_bytes, machine, is_latent)
     value = 1.0 / (_weights_s(weights, machine, num_layers, is_moe) + kv_s)
     return _with_margin(value, "decode", is_moe, machine.generation, is_measured=num_sequences == 1)
@@ -158,10 +160,10 @@ def decode_estimate(
 def prefill_estimate(
     active_parameters: float, context_tokens: int, machine: Machine, *, is_moe: bool, attention_width: int
 ) -> Estimate | None:
-    """Tokens per second over a whole prompt of `context_tokens`; None where the machine's speed is unknown.
+    """Return tokens per second over a whole prompt of `context_tokens`; None if the machine's speed is unknown.
 
-    `active_parameters` are those one token multiplies with, the output head among them. `attention_width` is the
-    sum over the layers with full attention of heads x (key dimension + value dimension).
+    `active_parameters` are those one token multiplies with, including the output head. `attention_width` is the sum
+    over the layers with full attention of heads x (key dimension + value dimension).
     """
     if not machine.gpu_cores or machine.generation is None:
         return None
@@ -174,7 +176,7 @@ def prefill_estimate(
 
 @cache
 def residuals() -> tuple[Residual, ...]:
-    """Prediction and measurement for every anchor, decode before prefill."""
+    """Return prediction and measurement for every anchor, decode before prefill."""
     rows: list[Residual] = []
     for anchor in load_anchors():
         if anchor.decode_tokens_per_s is not None:
@@ -186,7 +188,7 @@ def residuals() -> tuple[Residual, ...]:
 
 
 def _distinct(num_sequences: int, share: float) -> float:
-    """Experts that so many tokens choose together, relative to one token's, when each chooses a share at random."""
+    """Return the experts that this many tokens choose together, relative to one token's, each at random."""
     if share <= 0.0:
         return float(num_sequences)
     return float((1.0 - (1.0 - min(share, 1.0)) ** num_sequences) / min(share, 1.0))
@@ -218,8 +220,11 @@ def _fitted(generation: int | None) -> int:
 
 
 def _with_margin(value: float, quantity: Quantity, is_moe: bool, generation: int, *, is_measured: bool) -> Estimate:
-    """The range in which the anchors of this kind and generation lie; of this kind at all, and wider, where
-    fewer than two do or `is_measured` is false."""
+    """Return the range of the anchors of this kind and generation.
+
+    With fewer than two of them, or if `is_measured` is false, it is the range of this kind in all generations, and
+    wider.
+    """
     kind = [row for row in residuals() if row.quantity == quantity and row.is_moe == is_moe]
     near = [row for row in kind if row.generation == generation]
     is_near = is_measured and len(near) >= 2

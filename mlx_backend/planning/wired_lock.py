@@ -1,8 +1,8 @@
-"""One process of a machine wires memory: a lock file that says which, and since when any has. No MLX.
+"""A lock file that lets one process of a machine wire memory, with its name and the time of the first. No MLX.
 
-The lock is the kernel's (flock) and ends with its process, however that ends. A process that the file names although
-the lock is free has ended without unwiring; its pid may belong to another process by now and is not looked at. The file
-is per user: servers of several users do not see each other.
+The lock is the kernel's (flock) and ends with its process in any case. A process named in the file while the lock is
+free has ended without unwiring; its pid may belong to another process by now and is not checked. The file is per user:
+servers of several users do not see each other.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from mlx_backend.planning.wiring import Holder
 
 _TRIES = 3
 _AGAIN_S = 0.05
-"""A process that only looks holds the lock for a moment."""
+"""A process that only reads holds the lock for a moment."""
 _MOST_BYTES = 10_000
 _MOST_NAME = 200
 _END_OF_TIME = 1e11
-"""The year 5138: what no clock says and no calendar prints."""
+"""The year 5138: beyond any clock, and beyond what calendars print."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What the file says. Each may be None: there is no such file, or it cannot be understood."""
+    """Content of the file. Fields are None if the file is missing or invalid."""
 
     holder: Holder | None = None
-    """Who wired last and has not unwired."""
+    """Process that wired last and has not unwired."""
     first_at: float | None = None
-    """When memory was first wired here."""
+    """Time when memory was first wired here."""
 
 
 class WiredElsewhere(Exception):
-    """Another process holds the lock; `holder` is None where the file does not name it."""
+    """Another process holds the lock; `holder` is None if the file does not name it."""
 
     def __init__(self, holder: Holder | None) -> None:
         super().__init__("another process has wired memory" if holder is None else f"{holder} has wired memory")
@@ -46,20 +46,20 @@ class WiredElsewhere(Exception):
 
 
 def lock_file() -> Path:
-    """Where it is: in the user's state directory."""
+    """Return its path, in the user's state directory."""
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     return Path(state).expanduser() / "pippin" / "wired.lock"
 
 
 class WiredLock:
-    """Held from before weights are wired until they are unwired."""
+    """Lock held from before weights are wired until they are unwired."""
 
     def __init__(self, handle: int, record: Record) -> None:
         self._handle, self._record = handle, record
 
     @classmethod
     def acquire(cls, model: str, *, path: Path | None = None, forgets_panics: bool = False) -> WiredLock:
-        """Raises WiredElsewhere and OSError. `forgets_panics`: what happened before counts no more."""
+        """Acquire the lock. Raises WiredElsewhere and OSError. `forgets_panics`: earlier panics no longer count."""
         path = path or lock_file()
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -76,7 +76,7 @@ class WiredLock:
         return cls(handle, record)
 
     def release(self) -> None:
-        """Say that all is unwired, and let go. Once."""
+        """Record that all is unwired, and release the lock. Call it once."""
         with contextlib.suppress(OSError):
             _write(self._handle, Record(None, self._record.first_at))
         with contextlib.suppress(OSError):
@@ -85,7 +85,7 @@ class WiredLock:
 
 
 def look(path: Path | None = None) -> tuple[Record, bool]:
-    """(what the file says, whether the lock is held). Changes nothing, never raises."""
+    """Return (the content of the file, whether the lock is held). Changes nothing, never raises."""
     try:
         handle = os.open(path or lock_file(), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

@@ -1,23 +1,23 @@
 """The policy of wired memory: whether a process wires its model's weights, and why. Pure; no MLX.
 
-macOS pages out what is not wired, and a large model then crawls: 0.6 instead of 64 tokens per second on an M3 Ultra
-(ollama#17367), 0.73 instead of 31.5 on an M4 Max (vmlx-swift#418). But a bug of the GPU driver (IOGPUFamily, macOS 15
-to 26.5.2, no fix known) makes the machine panic when buffers enter and leave a residency set while the GPU works: 3
-of 3 runs within two minutes, against none of 10 with nothing wired (mlx#3186). One request is enough
+macOS pages out memory that is not wired, and a large model then crawls: 0.6 instead of 64 tokens per second on an M3
+Ultra (ollama#17367), 0.73 instead of 31.5 on an M4 Max (vmlx-swift#418). But a bug of the GPU driver (IOGPUFamily,
+macOS 15 to 26.5.2, no fix known) makes the machine panic when buffers enter and leave a residency set while the GPU
+works: 3 of 3 runs within two minutes, against none of 10 with nothing wired (mlx#3186). One request is enough
 (omlx#978, omlx#1265, mlx-lm#1666), so computing one sequence at a time does not help; keeping KV caches out of the sets
 should.
 
-How MLX fills the sets is read from its sources, mlx/backend/metal/allocator.cpp and resident.cpp at commit 846d176
-(0.32.2 and later); of 0.32.4 only from resident.h in its wheel for macOS:
+The rules by which MLX fills the sets come from its sources, mlx/backend/metal/allocator.cpp and resident.cpp at commit
+846d176 (0.32.2 and later); for 0.32.4 only from resident.h in its wheel for macOS:
 
-- `insert` is called for every new buffer, also while nothing is wired. A buffer with which the total would pass the
-  limit is noted and stays outside; it is not tried again before the limit changes.
-- `set_wired_limit` calls `resize`. A higher limit adds noted buffers that fit, in the order of a hash table, those in
-  MLX's cache of freed buffers included; a lower one takes buffers out until the rest fits.
+- `insert` is called for every new buffer, also while nothing is wired. A buffer that would take the total past the
+  limit is recorded and stays outside; it is not tried again before the limit changes.
+- `set_wired_limit` calls `resize`. A higher limit adds recorded buffers that fit, in the order of a hash table,
+  including those in MLX's cache of freed buffers; a lower one takes buffers out until the rest fits.
 - `erase` is called when a buffer goes back to the system, as after `clear_cache`. The next `insert` may take its room.
 
-So the limit is set once, when only what stays is alive, and no room may be left below it: a KV buffer that fits there
-would go in and out with every request. What counts is the sum of `allocatedSize()`, which Python cannot read;
+So the limit is set once, when only permanent buffers are alive, and no room may be left below it: a KV buffer that fits
+there would go in and out with every request. The relevant sum is that of `allocatedSize()`, which Python cannot read;
 `wired_limit` is no less than that sum, and buffers of `filler_sizes` take up the difference. Not run on a Mac.
 """
 
@@ -33,24 +33,24 @@ WiredPolicy = Literal["auto", "never", "always"]
 Version = tuple[int, ...]
 
 _LEAST_BYTES = 4 * 10**9
-"""`auto` wires no smaller weights: they stay in memory by being used."""
+"""Least weights that `auto` wires: smaller ones stay in memory by being used."""
 _LEAST_FREE_BYTES = 8 * 10**9
 _FREE_SHARE = 0.35
 _SMALL_BYTES = 64 * 2**30
 """Beside wired weights 8 GB must stay free, and 35 % of the first 64 GiB of memory: wired pages cannot be reclaimed,
 and 16 GB machines froze without that (vmlx-swift#421)."""
 _WIRED_BY_MACOS_BYTES = 8 * 10**9
-"""So much may be wired by others: macOS itself. More counts as taken."""
+"""Bytes that macOS itself may have wired. More counts as taken."""
 _FIRST_MACOS = 15
-"""Residency sets are in macOS from 15 on."""
+"""First macOS with residency sets."""
 _PAGES_BY_ITSELF = 5
-"""M5: wired or not made no difference (macOS 26)."""
+"""M5: wiring made no difference (macOS 26)."""
 _MONOLITHIC = (27, (0, 32, 1))
-"""macOS 27 with an older MLX than this: all is in one residency set, which is wired over and over; 0.46 instead of
-13.2 tokens per second (mlx#4211)."""
+"""macOS 27 with an older MLX than this: everything is in one residency set, which is wired over and over; 0.46 instead
+of 13.2 tokens per second (mlx#4211)."""
 _REFRESH = (26, (0, 32, 4))
 _HEAP_BYTES = 1 << 20
-"""MLX's heap of buffers below 256 bytes, an allocation of its own in the sets (allocator.h)."""
+"""MLX's heap of buffers below 256 bytes, a separate allocation in the sets (allocator.h)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,43 +78,43 @@ class Holder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WiringFacts:
-    """All that decides. 0, "" and () are for what is not known."""
+    """All inputs of the decision. 0, "" and () mean unknown."""
 
     policy: WiredPolicy
     weights_bytes: int
     device: str = ""
-    """As Metal calls it: "Apple M3 Ultra"."""
+    """Metal's name: "Apple M3 Ultra"."""
     memory_bytes: int = 0
     recommended_bytes: int = 0
-    """What macOS lets the GPU use; 0 where there is no such GPU."""
+    """Memory that macOS lets the GPU use; 0 without such a GPU."""
     macos: Version = ()
     mlx: Version = ()
     wired_now_bytes: int = 0
-    """What the whole machine has wired before anything is loaded."""
+    """Wired bytes of the whole machine before anything is loaded."""
     has_several_models: bool = False
     panics: Sequence[Panic] = ()
     first_wired_at: float | None = None
-    """When a server of this user first wired memory; None where none has."""
+    """Time when a server of this user first wired memory; None if none has."""
     left_by: Holder | None = None
-    """The last process that wired, where it ended without unwiring."""
+    """The last process that wired, if it ended without unwiring."""
     holder: Holder | None = None
     """Another process that holds the lock."""
     lock_error: str = ""
-    """Why the lock could not be had, in words."""
+    """Reason why the lock could not be acquired, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:
-    """What to do. `wired_bytes` is 0 for nothing; `reason` is empty where nothing can be wired."""
+    """The decision. `wired_bytes` is 0 for nothing; `reason` is empty if nothing can be wired."""
 
     wired_bytes: int = 0
     reason: str = ""
     single_reason: str | None = None
-    """Why one sequence is computed at a time because of it."""
+    """Reason to compute one sequence at a time because of it."""
 
 
 def decide_wiring(facts: WiringFacts) -> Wiring:
-    """Wire the weights, unless one of these says otherwise; the first that does counts."""
+    """Wire the weights, unless one of these reasons applies; the first one counts."""
     if not facts.recommended_bytes:
         return Wiring()
     if facts.policy == "never":
@@ -151,7 +151,7 @@ def _impossible(facts: WiringFacts) -> str:
 
 
 def _pointless(facts: WiringFacts) -> str:
-    """Why `auto` does without."""
+    """Return the reason why `auto` does not wire."""
     text = f"memory.wired is auto, and the weights take {_gb(facts.weights_bytes)}"
     if facts.weights_bytes < _LEAST_BYTES:
         return f"{text}: under {_gb(_LEAST_BYTES)} nothing is gained"
@@ -182,30 +182,30 @@ def _dangerous(facts: WiringFacts) -> str:
 
 
 def newest_own_panic(panics: Sequence[Panic], first_wired_at: float | None) -> Panic | None:
-    """The last panic since memory was first wired here. What came before is no fault of it."""
+    """Return the last panic since memory was first wired here. Wiring did not cause earlier ones."""
     own = [panic for panic in panics if first_wired_at is not None and panic.at >= first_wired_at]
     return max(own, key=lambda panic: panic.at, default=None)
 
 
 def free_beside(memory_bytes: int) -> int:
-    """What must stay free beside wired weights."""
+    """Return the bytes that must stay free beside wired weights."""
     return max(_LEAST_FREE_BYTES, int(_FREE_SHARE * min(memory_bytes, _SMALL_BYTES)))
 
 
 def chip_generation(device: str) -> int | None:
-    """3 for "Apple M3 Ultra"; None for another name."""
+    """Return 3 for "Apple M3 Ultra"; None for another name."""
     found = re.fullmatch(r"(?:Apple )?M(\d+)\b.*", device)
     return int(found[1]) if found else None
 
 
 def parse_version(text: str) -> Version:
-    """`26.5.2` or `0.32.4.dev1` as numbers, as many as there are at the front."""
+    """Return `26.5.2` or `0.32.4.dev1` as numbers, as many as there are at the front."""
     found = re.match(r"\d+(?:\.\d+)*", text.strip())
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
 def residency_environment(macos: Version, mlx: Version) -> dict[str, str]:
-    """What MLX must find in the environment before it is imported.
+    """Return the variables that MLX must find in the environment before it is imported.
 
     macOS 26 unwires a set that was not used for about a second (llama.cpp#17766). From 0.32.4 on, MLX requests its sets
     again at this interval; by default it does not. The name is that in the wheel for macOS.
@@ -219,19 +219,19 @@ def residency_environment(macos: Version, mlx: Version) -> dict[str, str]:
 
 
 def slack_bytes(num_arrays: int, page_bytes: int) -> int:
-    """How much more Metal may have allocated than MLX counts as active: a page for each array, and MLX's heap."""
+    """Return the most bytes that Metal may allocate beyond MLX's active ones: a page per array, and MLX's heap."""
     return _HEAP_BYTES + num_arrays * page_bytes
 
 
 def wired_limit(active_bytes: int, num_arrays: int, page_bytes: int, recommended_bytes: int) -> int:
-    """The limit in which all that is active fits: MLX raises ValueError beyond what macOS recommends."""
+    """Return the limit in which all active memory fits: MLX raises ValueError beyond what macOS recommends."""
     return min(active_bytes + slack_bytes(num_arrays, page_bytes), recommended_bytes)
 
 
 def filler_sizes(slack: int, page_bytes: int) -> list[int]:
-    """Buffers that fill any room of up to `slack` bytes to less than a page, allocated in this order.
+    """Return sizes of buffers that, allocated in this order, fill any room of up to `slack` bytes to less than a page.
 
-    Each goes in where it fits and stays outside where it does not: halves of halves, as a number is written in bits.
+    Each goes in if it fits and otherwise stays outside: halves of halves, like the bits of a number.
     """
     size = page_bytes
     while 2 * size <= slack:

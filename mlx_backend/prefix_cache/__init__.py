@@ -1,1 +1,1 @@
-"""The prefix cache: what was computed of prompts and answers, kept by content, found again, in memory and on an SSD."""
+"""The prefix cache: KV caches of prompts and answers, found again by content, in memory and on an SSD."""

@@ -1,4 +1,4 @@
-"""BlockFiles: the tree and the folder kept alike. Owned by the device thread; the I/O is the DiskTier's."""
+"""BlockFiles: keeps the tree and the folder in step. Owned by the device thread; the DiskTier does the I/O."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from mlx_backend.prefix_cache.index import Node, PrefixIndex
 logger = logging.getLogger("pippin.prefix_cache")
 
 _MOST_BYTES = 64 << 20
-"""Of blocks that wait for the disk at once; they stay in memory meanwhile, whatever else becomes of them."""
+"""Bytes of blocks that wait for the disk at once; they stay in memory meanwhile, even if evicted there."""
 _SLACK = 64
-"""Blocks that may wait beside those in memory, before who has left it is looked for."""
+"""Blocks that may wait beyond those in memory, before the ones that left memory are removed."""
 
 
 class BlockFiles:
-    """`max_bytes`: of all models in the folder together."""
+    """Files of the blocks in the tree. `max_bytes`: of all models in the folder together."""
 
     def __init__(self, disk: DiskTier, index: PrefixIndex, store: BlockStore, max_bytes: int) -> None:
-        """Reads the folder. Raises OSError where it cannot be had."""
+        """Read the folder. Raises OSError if it cannot be used."""
         self._disk, self._index, self._store = disk, index, store
         self._unwritten: deque[Node] = deque()
         self._writing: dict[bytes, int] = {}
         """Bytes of the files that the I/O thread is to write, and their sum."""
         self._num_writing_bytes = 0
         self._outdated: set[bytes] = set()
-        """Of those, the ones that are to be written again: since then they say more."""
+        """Those of them to be written again, because their content has grown since."""
         self._max_bytes = max_bytes
         self.num_evicted = 0
-        """Blocks that went because the folder was full."""
+        """Blocks removed because the folder was full."""
         self._read_folder()
         self._shed()
         self._max_bytes -= disk.make_room_beside(index.num_bytes("disk"), max_bytes)
@@ -48,7 +48,7 @@ class BlockFiles:
         return self._disk.has_results or (bool(self._unwritten) and not self._writing)
 
     def add(self, node: Node) -> None:
-        """A block is to be written, when its turn comes and if it is still in memory then."""
+        """Schedule a block for writing; it is skipped if it has left memory by then."""
         if node.id in self._writing:
             self._outdated.add(node.id)
         else:
@@ -60,13 +60,13 @@ class BlockFiles:
             self._unwritten = deque(dict.fromkeys(each for each in self._unwritten if each.payload is not None))
 
     def rewrite(self, node: Node) -> None:
-        """What its file says is no longer all of it."""
+        """Remove the file of a block, which is no longer complete."""
         if "disk" in node.sizes:
             self._index.leave(node, "disk")
             self._disk.remove([node.id])
 
     def used(self, nodes: Collection[Node]) -> None:
-        """Note it for another day; and what could not be written when it was new gets another try."""
+        """Record the use of blocks on disk, and schedule those again that could not be written when they were new."""
         self._disk.used([node.id for node in nodes if "disk" in node.sizes])
         for node in nodes:
             if node.payload is not None and "disk" not in node.sizes and node.id not in self._writing:
@@ -78,7 +78,7 @@ class BlockFiles:
         self._index.dropped.clear()
 
     def poll(self, arrived: Callable[[Node | None, bytes, BlockRef | None], None]) -> None:
-        """Take what the I/O thread has done, and give it more to write. `arrived` is told of each block it has read."""
+        """Process the I/O thread's results and give it more to write. `arrived` is called for each block it read."""
         for result in self._disk.results():
             if isinstance(result, Written):
                 self._take_written(result)
@@ -87,7 +87,7 @@ class BlockFiles:
         self._write_more(max(1, min(_MOST_BYTES, self._max_bytes // 2)))
 
     def close(self) -> None:
-        """Write what waits to be written."""
+        """Write all waiting blocks."""
         self._write_more(sys.maxsize)
         self._disk.close()
 
@@ -120,7 +120,7 @@ class BlockFiles:
         return None
 
     def _write_more(self, most_bytes: int) -> None:
-        self.forget()  # first: what comes again is to be there in the end
+        self.forget()  # first, so that a block that comes again is on disk in the end
         while self._unwritten and self._num_writing_bytes < most_bytes:
             node = self._unwritten.popleft()
             if node.payload is not None and "disk" not in node.sizes and node.id not in self._writing:
@@ -142,7 +142,7 @@ class BlockFiles:
             self._disk.write(header, buffers)
 
     def _make_room(self, node: Node, num_bytes: int) -> bool:
-        """Whether there is a place for its file, once older ones are gone; never for what would be an orphan in it."""
+        """Remove older files and return whether its file has room; never for a file without its parent."""
         parent = node.parent
         assert parent is not None, "a root is not written"
         if parent.parent is not None and "disk" not in parent.sizes and parent.id not in self._writing:
@@ -152,13 +152,13 @@ class BlockFiles:
             return False
         while parent is not None and "disk" not in parent.sizes:
             parent = parent.parent
-        self._index.touch(node)  # so that nothing goes which it follows
+        self._index.touch(node)  # so that no block that it follows is removed
         self.num_evicted += self._index.shed("disk", most, parent)
         self.forget()
         return self._index.num_bytes("disk") <= most
 
     def _read_folder(self) -> None:
-        """Blocks of an earlier run: those whose beginnings are there, too."""
+        """Add the blocks of an earlier run that have their parents."""
         placed: list[tuple[float, Node]] = []
         orphans: list[bytes] = []
         index = self._index

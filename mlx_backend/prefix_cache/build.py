@@ -1,4 +1,4 @@
-"""From the configuration to a prefix cache, or to the reason why there is none. No MLX, no arrays."""
+"""Build a prefix cache from the configuration, or give the reason why there is none. No MLX, no arrays."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from mlx_backend.prefix_cache.identity import fingerprint, weights_digest
 logger = logging.getLogger("pippin.prefix_cache")
 
 _SHARE = 2
-"""Of what weights leave, one part in so many may be kept where nobody says how much; live requests come first."""
+"""One part in this many of the memory beside weights is used by default; live requests come first."""
 _UNBOUNDED_BYTES = 1_000_000_000
-"""What is kept where nothing bounds memory."""
+"""Size if nothing bounds memory."""
 
 
 def build_prefix_cache(
@@ -32,9 +32,10 @@ def build_prefix_cache(
     wake: Callable[[], None],
     adapters: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[PrefixCache | None, PrefixCacheReport]:
-    """`free_bytes`: what weights and reserve leave of the memory, None for no bound. `wake`: see DiskTier.
+    """Return a prefix cache (None if it is off) and its report.
 
-    `adapters`: their digests by name.
+    `free_bytes`: memory left by weights and reserve, None for no bound. `wake`: see DiskTier. `adapters`: their digests
+    by name.
     """
     wanted = config.prefix_cache
     if not wanted.enabled:
@@ -69,7 +70,7 @@ def build_prefix_cache(
 
 
 def _facts(config: EngineConfig) -> dict[str, Any]:
-    """Everything that the values of a KV cache depend on, beside the tokens."""
+    """Return everything that the values of a KV cache depend on, except the tokens."""
     folder = Path(config.model_path)
     facts: dict[str, Any] = {
         "format": VERSION,

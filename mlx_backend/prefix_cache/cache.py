@@ -1,7 +1,7 @@
-"""PrefixCache: what becomes of what was computed, and what is taken instead of computing. Owned by the device thread.
+"""PrefixCache: keeps computed blocks, and finds those that need not be computed. Owned by the device thread.
 
-It is told of every chunk that was computed and of every row that leaves, and says of a prompt at any place what is
-known of what follows. Nothing here decides who computes; nothing here knows arrays.
+It is notified of every computed chunk and of every row that leaves, and returns, for any position of a prompt, the
+blocks that match from there. It neither schedules computation nor handles arrays.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from mlx_backend.prefix_cache.prefix_match import PrefixMatch
 logger = logging.getLogger("pippin.prefix_cache")
 
 _LEAST_GAIN = 8
-"""Tokens: for fewer it is quicker to compute them with those that follow."""
+"""Tokens; fewer are quicker to compute with those that follow."""
 
 
 class PrefixCache:
-    """`fingerprint`: of all that values depend on. `disk` None: memory alone. `adapters`: digests by name."""
+    """`fingerprint`: digest of all that values depend on. `disk` None: memory alone. `adapters`: digests by name."""
 
     def __init__(
         self,
@@ -54,10 +54,10 @@ class PrefixCache:
         """The cursors of prompts that are being computed."""
         self._rows: tuple[TokenSequence, ...] = ()
 
-    # ---- looking ----
+    # ---- matching ----
 
     def match(self, group: SequenceGroup) -> PrefixMatch:
-        """What is known of what follows the computed part of a prompt."""
+        """Return the match of a prompt from its computed part on."""
         if not is_used(group):
             return PrefixMatch()
         cursor, position, limit = self._cursor(group), group.num_computed_tokens, group.num_tokens - 1
@@ -90,7 +90,7 @@ class PrefixCache:
     def _computing(
         self, cursor: Cursor, group: SequenceGroup, position: int, limit: int, *, starts_again: bool = False
     ) -> PrefixMatch:
-        """Who computes the same as somebody before it in a step waits for that one: so the key says what it is."""
+        """Return the match of a prompt to compute. In a step, one of several prompts with the same key is computed."""
         self._loading.leave(group)
         stop = self._next_border(group, position, limit) if not self._store.cuts else limit
         end = min(stop, (position // cursor.chain.size + 1) * cursor.chain.size) if self._store.cuts else stop
@@ -118,10 +118,10 @@ class PrefixCache:
     def _payload(self, node: Node) -> BlockRef | None:
         return self._loading.payloads.get(node) if node.payload is None else node.payload
 
-    # ---- taking ----
+    # ---- restoring ----
 
     def pieces(self, group: SequenceGroup, stop: int) -> Restore | None:
-        """The blocks that restore a prompt from its computed part up to `stop`; None where some have gone."""
+        """Return the blocks that restore a prompt from its computed part up to `stop`; None if some have gone."""
         cursor, start = self._cursor(group), group.num_computed_tokens
         match = self._match(cursor, start, group.num_tokens - 1)
         nodes = tuple(node for node in match.nodes if node.start < stop)
@@ -136,14 +136,14 @@ class PrefixCache:
         return Restore(pieces, with_state=not self._store.cuts and stop == match.end)
 
     def has_all(self, group: SequenceGroup, chunk: Chunk) -> bool:
-        """Whether the blocks of a planned chunk are still there. Where not, what they began is given up."""
+        """Return whether the blocks of a planned chunk are still there. If not, its restoration is given up."""
         cursor = self._cursor(group)
         planned = [self._payload(node) for node in cursor.planned]
         wanted = [] if chunk.restore is None else [piece.block for piece in chunk.restore.pieces]
         return [payload and payload.id for payload in planned] == wanted
 
     def restored(self, group: SequenceGroup, chunk: Chunk) -> None:
-        """A chunk was restored, and counted."""
+        """Update the cache after a chunk was restored, and counted."""
         cursor = self._cursor(group)
         nodes, match, cursor.planned = cursor.planned, cursor.planned_of or Match(), ()
         is_whole = self._store.cuts or chunk.stop == match.end
@@ -160,18 +160,18 @@ class PrefixCache:
             self.forget(group)
 
     def give_up(self, group: SequenceGroup) -> bool:
-        """A planned chunk's blocks went before it was restored; whether the prompt starts again."""
+        """Give up a planned chunk that lost blocks before it was restored; return whether the prompt starts again."""
         return self._give_up(self._cursor(group))
 
     def _give_up(self, cursor: Cursor) -> bool:
-        """What was to be restored is no longer there: compute. Half of a snapshot's prompt is of no use."""
+        """Give up restoring missing blocks and compute instead. Half of a snapshot's prompt is useless."""
         is_half = cursor.target is not None
         if is_half:
             _start_again(cursor)
         return is_half
 
     def refuse(self, group: SequenceGroup, error: SequenceFailed) -> None:
-        """What was to be restored is of no use, from a block on: it goes, but for want of memory alone."""
+        """Drop an unusable block and those after it, unless memory alone was short; the prompt starts again."""
         logger.warning("what is kept of a prompt cannot be used, so it is computed: %s", error)
         let_go_of_frames(error)
         cursor = self._cursor(group)
@@ -181,17 +181,17 @@ class PrefixCache:
         _start_again(cursor)
 
     def forget(self, group: SequenceGroup) -> None:
-        """Nothing more of a prompt will be computed."""
+        """Forget a prompt that needs no more computation."""
         self._cursors.pop(group.id, None)
 
     def _mark(self, nodes: collections.abc.Iterable[Node], system_border: int) -> None:
-        """Which of these belong to a system prompt, though whoever kept them did not say so."""
+        """Mark the blocks that belong to a system prompt, although the request that stored them did not mark them."""
         for node in nodes:
             if node.end <= system_border and self._index.get(node.id) is node:
                 self._index.mark_system(node)
 
     def _take_loaded(self, nodes: collections.abc.Sequence[Node]) -> None:
-        """These are used up: what was read from the disk stays in memory, if there is room."""
+        """Keep used blocks that were read from the disk in memory, if there is room."""
         for node in nodes:
             payload = self._loading.payloads.pop(node, None)
             if payload is None:
@@ -207,17 +207,17 @@ class PrefixCache:
             if self._files is not None:
                 self._files.used(nodes)
 
-    # ---- keeping ----
+    # ---- storing ----
 
     def computed(self, group: SequenceGroup, chunk: Chunk) -> None:
-        """A chunk was computed, and counted."""
+        """Store a chunk after it was computed, and counted."""
         self._num_computed += group.num_new_tokens(chunk)
         self.keep(group)
         if group.num_remaining_tokens == 0:
             self.forget(group)
 
     def keep(self, group: SequenceGroup, *, is_last: bool = False) -> None:
-        """Keep what is computed. `is_last`: nothing more of the prompt will be, so the last short block is kept."""
+        """Store the computed part. `is_last`: no more of the prompt is computed, so the last short block is stored."""
         if not is_kept(group) or not group.num_computed_tokens:
             return
         cursor, end = self._cursor(group), group.num_computed_tokens
@@ -228,20 +228,20 @@ class PrefixCache:
         self._keep(group.id, group, cursor, end, has_end=is_last or (is_border and not self._store.cuts))
 
     def keep_given_up(self, sequence: TokenSequence) -> None:
-        """A sequence ends. If its prompt is not wanted any more before it is computed, what there is of it is kept."""
+        """Store the computed part of a sequence that ends, if its prompt is no longer needed before it is computed."""
         group = sequence.group
         others = (other for other in group.sequences if other is not sequence)
         if sequence.status is Status.PENDING and all(other.status is Status.ENDED for other in others):
             self.leave(group)
 
     def leave(self, group: SequenceGroup) -> None:
-        """A prompt leaves before it is computed. What there is of it is kept; nothing more is read for it."""
+        """Store the computed part of a prompt that leaves; nothing more is read for it."""
         self.keep(group, is_last=True)
         self.forget(group)
         self._loading.drop(group)
 
     def change_rows(self, sequences: tuple[TokenSequence, ...]) -> None:
-        """The batch is to have these rows. What the others hold is kept before they leave."""
+        """Set the rows of the next batch. The content of the others is stored before they leave."""
         staying = set(sequences)
         for sequence in self._rows:
             if sequence not in staying:
@@ -249,11 +249,11 @@ class PrefixCache:
         self._rows = sequences
 
     def lose_rows(self) -> None:
-        """Nothing of the rows is left."""
+        """Forget all rows after their content was lost."""
         self._rows = ()
 
     def _keep_row(self, sequence: TokenSequence) -> None:
-        """What a sequence has said is kept, too."""
+        """Store a sequence, its output included."""
         group = sequence.group
         if not is_kept(group):
             return
@@ -265,7 +265,7 @@ class PrefixCache:
     def _keep(
         self, source: PromptId | SequenceId, group: SequenceGroup, cursor: Cursor, end: int, *, has_end: bool
     ) -> None:
-        """Add what is not there yet of the blocks before `end`; where `has_end`, also the short one that ends there."""
+        """Add the missing blocks before `end`; with `has_end`, also the short one that ends there."""
         chain = cursor.chain
         first, last = cursor.kept // chain.size, end // chain.size
         known: list[Node] = []
@@ -286,7 +286,7 @@ class PrefixCache:
             self._add(source, chain, spans, group.request.system_border)
 
     def _is_known(self, chain: Chain, span: Span) -> bool:
-        """Whether the first of what is to be added says nothing new, or follows what is gone."""
+        """Return whether the first block to add is already covered, or follows a block that is gone."""
         parent = self._index.get(chain.before(span.start // chain.size))
         if parent is None:
             return span.start > 0
@@ -324,7 +324,7 @@ class PrefixCache:
             parent = node if node.end % chain.size == 0 else parent
 
     def _num_fitting(self, spans: collections.abc.Sequence[Span], parent: Node) -> int:
-        """How many of these, the first ones first, there is room for, once that was made."""
+        """Make room, and return how many of the spans, from the first on, fit."""
         sizes = [self._size(span) for span in spans]
         while sizes and (sum(sizes) > self._ram_bytes or not self._ram_bytes):
             sizes.pop()
@@ -345,21 +345,21 @@ class PrefixCache:
     def _has_room(self, num_bytes: int) -> bool:
         return self._index.num_bytes("ram") + num_bytes <= self._ram_bytes
 
-    # ---- between ----
+    # ---- between steps ----
 
     def fit(self, free_bytes: int | None) -> None:
-        """Hold no more than what live requests leave. None: no bound but the configured one."""
+        """Hold no more than live requests leave free. None: no bound but the configured one."""
         self._ram_bytes = self._configured_bytes if free_bytes is None else min(self._configured_bytes, free_bytes)
         if self._index.num_bytes("ram") > self._ram_bytes:
             self._make_room(0, None)
 
     @property
     def has_news(self) -> bool:
-        """Whether the I/O thread has done something since `poll`."""
+        """Whether the I/O thread has results since `poll`."""
         return self._files is not None and self._files.has_news
 
     def poll(self) -> None:
-        """Take what the I/O thread has done, and give it more to do."""
+        """Process the I/O thread's results, and give it more to do."""
         if self._files is not None:
             self._files.poll(self._loading.arrived)
             self._loading.drop_unwanted()
@@ -378,14 +378,14 @@ class PrefixCache:
         )
 
     def clear(self) -> None:
-        """Memory ran out: let go of all of it. The rows are lost."""
+        """Release everything after memory ran out. The rows are lost."""
         self.lose_rows()
         self._index.shed("ram", 0)
         if self._files is not None:
             self._files.forget()
 
     def close(self) -> None:
-        """Write what waits to be written."""
+        """Write all waiting blocks."""
         if self._files is not None:
             self._files.close()
 

@@ -1,4 +1,4 @@
-"""Cursor: what the prefix cache remembers of one prompt; and which prompts it is for. No MLX."""
+"""Cursor: the prefix cache's state for one prompt; and predicates of the prompts that use the cache. No MLX."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from mlx_backend.prefix_cache.index import Match, Node
 
 @dataclass(slots=True)
 class Cursor:
-    """What is remembered of one prompt."""
+    """State of one prompt."""
 
     chain: Chain
     kept: int = 0
-    """All blocks before this position are in the tree, or were when they were computed."""
+    """Position before which all blocks are in the tree, or were when they were computed."""
     target: Match | None = None
-    """With snapshots: what is being restored, which is of use only as a whole."""
+    """With snapshots: the match being restored, which is useful only as a whole."""
     gave_up: bool = False
     restored: int = 0
-    """Position that restoring has come to."""
+    """Position that restoring has reached."""
     planned: tuple[Node, ...] = ()
-    """Blocks that a chunk of the current plan is restored from."""
+    """Blocks from which a chunk of the current plan is restored."""
     planned_of: Match | None = None
-    """What they are a part of."""
+    """The match that contains them."""
 
 
 def is_used(group: SequenceGroup) -> bool:
-    """Whether a prompt may be restored: not where its own logits are asked for."""
+    """Return whether a prompt may be restored: not if its own logits are requested."""
     return is_kept(group) and group.num_top_logprobs is None
 
 
 def is_kept(group: SequenceGroup) -> bool:
-    """Not where its vector is asked for: that is of all tokens' hidden states, and nobody continues its text."""
+    """Return whether a prompt is stored: not for embeddings, which need all hidden states and are never continued."""
     return group.request.uses_prefix_cache and not group.request.embeds

@@ -1,10 +1,10 @@
-"""The SSD tier's folder and the thread that reads and writes it. What goes wrong here is a miss and a line in the log.
+"""The SSD tier's folder and the thread that reads and writes it. A failure here is a miss and a line in the log.
 
     <dir>/lock                  held by the process that writes
-    <dir>/<model>/about.json    what the blocks in this folder are of
+    <dir>/<model>/about.json    describes the blocks in this folder
     <dir>/<model>/<id>.kv       a block (files.py)
 
-Owned by the I/O thread: every file. The device thread asks, and reads what has been done with `results`.
+The I/O thread owns every file. The device thread submits jobs, and reads their results with `results`.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from mlx_backend.prefix_cache.files import (
 logger = logging.getLogger("pippin.prefix_cache")
 
 _ID = re.compile(r"[0-9a-f]{32}")
-"""What folders of models and files of blocks are named; whatever else there is belongs to somebody else."""
+"""Names of model folders and block files; anything else is foreign."""
 _PAUSE_S = 30.0
-"""After a write that failed, no other is tried for so long: a full disk does not get better at once."""
+"""Pause after a failed write: a full disk does not recover at once."""
 _CLOSE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A block is on disk, or (None) could not be put there."""
+    """A block was written, or (None) could not be."""
 
     id: bytes
     num_bytes: int | None
@@ -53,7 +53,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A block's header and bytes; None for one that was damaged or could not be read."""
+    """A block's header and bytes; None if it was damaged or could not be read."""
 
     id: bytes
     block: tuple[Header, memoryview] | None
@@ -75,9 +75,9 @@ class DiskTier:
     # ---- the device thread ----
 
     def open(self) -> list[tuple[Header, int, float]]:
-        """Every whole block in the folder: its header, its file's size and when it was used; then the thread starts.
+        """Return every whole block in the folder: its header, its file's size and time of last use; start the thread.
 
-        What is damaged, foreign or half-written is removed. Raises OSError where the folder cannot be had.
+        Removes damaged, foreign or half-written blocks. Raises OSError if the folder cannot be used.
         """
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = locked(self._root)
@@ -89,7 +89,7 @@ class DiskTier:
         return found
 
     def make_room_beside(self, own_bytes: int, max_bytes: int) -> int:
-        """Remove the oldest blocks of other models until all fits; bytes of those that stay."""
+        """Remove the oldest blocks of other models until all fits; return the bytes of those that stay."""
         others = [each for each in _stats(self._ours("*", SUFFIX)) if each[0].parent != self._folder]
         staying = sum(size for _, size, _ in others)
         for path, size, _ in sorted(others, key=lambda each: each[2]):
@@ -112,7 +112,7 @@ class DiskTier:
             self._jobs.put(lambda: _remove_all(paths))
 
     def used(self, block_ids: Iterable[bytes]) -> None:
-        """Note on disk, too, that these were used, for the order of another day."""
+        """Record the use of blocks on disk, for the eviction order of later runs."""
         paths = [self._path(block_id) for block_id in block_ids]
         if paths:
             self._jobs.put(lambda: _mark_used(paths))
@@ -122,13 +122,13 @@ class DiskTier:
         return not self._results.empty()
 
     def results(self) -> Iterator[Written | Read]:
-        """What has been done since the last time."""
+        """Yield the results since the last call."""
         with contextlib.suppress(queue.Empty):
             while True:
                 yield self._results.get_nowait()
 
     def close(self) -> None:
-        """Write what waits, for a moment, and give the folder back."""
+        """Write waiting blocks, for a limited time, and release the folder."""
         self._jobs.put(None)
         if self._thread.is_alive():
             self._thread.join(_CLOSE_S)
@@ -171,7 +171,7 @@ class DiskTier:
         return self._folder / (block_id.hex() + SUFFIX)
 
     def _ours(self, model: str, suffix: str) -> Iterator[Path]:
-        """The files that are named like ours, in folders that are."""
+        """Yield the files with our names, in folders with our names."""
         for path in self._root.glob(f"{model}/*{suffix}"):
             if _ID.fullmatch(path.parent.name) and _ID.fullmatch(path.stem):
                 yield path
@@ -192,7 +192,7 @@ def _stats(paths: Iterable[Path]) -> Iterator[tuple[Path, int, float]]:
     for path in paths:
         with contextlib.suppress(OSError):
             found = path.stat()
-            if stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+            if stat.S_ISREG(found.st_mode):  # opening a pipe would block forever
                 yield path, found.st_size, found.st_mtime
 
 
@@ -201,7 +201,7 @@ class FolderInUse(OSError):
 
 
 def locked(folder: Path) -> int:
-    """The folder's open lock file; closing it gives the folder back. Raises FolderInUse and OSError."""
+    """Return the folder's open lock file; closing it releases the folder. Raises FolderInUse and OSError."""
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

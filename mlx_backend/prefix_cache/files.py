@@ -1,8 +1,8 @@
-"""A block as a file: one header, the arrays' bytes, and a checksum for each of the two. Written whole or not at all.
+"""A block as a file: a header, the arrays' bytes, and a checksum of each. Written atomically.
 
     magic, version · length of the header · header (JSON) · its digest · bytes · their digest
 
-No MLX: arrays are bytes here, and what they mean is in the header.
+No MLX: arrays are bytes here, and the header gives their meaning.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DamagedBlock(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says of its block. `arrays`: whatever its store needs to read the bytes."""
+    """Header of a block's file. `arrays`: whatever its store needs to read the bytes."""
 
     id: bytes
     parent: bytes
@@ -43,11 +43,11 @@ class Header:
     is_system: bool
     arrays: Any
     num_bytes: int
-    """Of all arrays."""
+    """Bytes of all arrays."""
 
 
 def file_bytes(header: Header) -> int:
-    """What a block's file takes."""
+    """Return the size of a block's file."""
     return len(_encoded(header)) + header.num_bytes + 2 * _DIGEST_BYTES
 
 
@@ -67,7 +67,7 @@ def _encoded(header: Header) -> bytes:
 
 
 def write_block(path: Path, header: Header, buffers: Sequence[memoryview]) -> int:
-    """Write a file that only its owner reads, and give it its name when it is whole; its size. Raises OSError."""
+    """Write a file that only its owner can read, renamed once it is whole; return its size. Raises OSError."""
     start = _encoded(header)
     unfinished = path.with_suffix(UNFINISHED)
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
@@ -88,7 +88,7 @@ def write_block(path: Path, header: Header, buffers: Sequence[memoryview]) -> in
 
 
 def read_header(path: Path) -> Header:
-    """Without the arrays, but with a look at the file's size. Raises DamagedBlock and OSError."""
+    """Read the header without the arrays, checking the file's size. Raises DamagedBlock and OSError."""
     with path.open("rb") as file:
         header, before = _read_header(file)
         expected = before + header.num_bytes + _DIGEST_BYTES
@@ -98,7 +98,7 @@ def read_header(path: Path) -> Header:
 
 
 def read_block(path: Path) -> tuple[Header, memoryview]:
-    """The arrays' bytes, checked. Raises DamagedBlock and OSError."""
+    """Read the header and the arrays' bytes, and check them. Raises DamagedBlock and OSError."""
     with path.open("rb") as file:
         header, _ = _read_header(file)
         content = file.read(header.num_bytes + _DIGEST_BYTES + 1)
@@ -126,7 +126,7 @@ def _read_header(file: IO[bytes]) -> tuple[Header, int]:
 
 
 def _parsed(fields: Mapping[str, Any]) -> Header:
-    """Raises ValueError, KeyError, TypeError or AttributeError where these are not a block's fields."""
+    """Return the header. Raises ValueError, KeyError, TypeError or AttributeError if these are not a block's fields."""
     numbers = [fields["start"], fields["num_bytes"], *fields["token_ids"]]
     if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
         raise ValueError("not a number")

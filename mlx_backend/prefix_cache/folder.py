@@ -1,7 +1,7 @@
-"""The SSD tier's folder as a person looks at it: what is there, of which models, whether it is whole; and clearing it.
+"""Inspection of the SSD tier's folder: its models, its blocks and whether they are whole; and clearing it.
 
-Pure functions of a folder, for whoever is not the server that writes it. disk.py says what is where. What is not named
-like a model's folder or a block's file is foreign: it is neither read nor removed. No MLX, no arrays.
+Pure functions of a folder, for processes other than the server that writes it. disk.py describes the layout. Files and
+folders with other names are foreign: they are neither read nor removed. No MLX, no arrays.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _ID = re.compile(r"[0-9a-f]{32}")
 ABOUT = "about.json"
 _MOST_ABOUT_BYTES = 1 << 20
 _UNREADABLE = (DamagedBlock, ValueError, KeyError, TypeError, OverflowError, MemoryError)
-"""What a file that is no block makes of being read."""
+"""Errors raised by reading a file that is no block."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """The blocks of one model, held in one way."""
+    """The blocks of one model with one configuration."""
 
     path: Path
     about: dict[str, Any] = field(default_factory=dict)
-    """What they are of; empty where the file that says so cannot be read."""
+    """Description of the blocks; empty if its file cannot be read."""
     num_blocks: int = 0
     num_tokens: int = 0
     num_bytes: int = 0
-    """Of the files."""
+    """Bytes of the files."""
     used_at: float | None = None
     """Seconds since the epoch; None: there is no block."""
     num_unreadable: int = 0
@@ -55,7 +55,7 @@ class ModelFolder:
 
     @property
     def kv_bits(self) -> tuple[int | None, int | None] | None:
-        """Bits of keys and of values, None of them for full precision; None: not known."""
+        """Bits of keys and of values, None of them for full precision; None: unknown."""
         kept = self.about.get("kv_cache")
         if not isinstance(kept, dict):
             return None
@@ -65,17 +65,17 @@ class ModelFolder:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A file that is of no use, and why."""
+    """A useless file, and the reason."""
 
     path: Path
     reason: str
     is_removable: bool = True
-    """Not what could not be read: it may be whole."""
+    """False for a file that could not be read: it may be whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cleared:
-    """What `clear` has removed. `num_foreign`: what else is in the folders, and stays."""
+    """Result of `clear`. `num_foreign`: other files in the folders, which stay."""
 
     num_blocks: int
     num_bytes: int
@@ -93,14 +93,14 @@ def held(root: Path) -> Iterator[None]:
 
 
 def models(root: Path) -> list[ModelFolder]:
-    """What is kept, the model used last first. Raises OSError where the folder cannot be read."""
+    """Return the stored models, the last used first. Raises OSError if the folder cannot be read."""
     return sorted((_describe(path) for path in _model_paths(root)), key=lambda each: -(each.used_at or 0.0))
 
 
 def clear(folders: Iterable[ModelFolder], *, is_held: bool) -> Cleared:
-    """Remove all blocks. Where a server may be at work (not `is_held`), the folders themselves stay for it.
+    """Remove all blocks. If a server may be running (not `is_held`), the folders themselves stay for it.
 
-    Raises OSError for what cannot be removed.
+    Raises OSError for files that cannot be removed.
     """
     num_blocks = num_bytes = num_foreign = 0
     for folder in folders:
@@ -111,16 +111,16 @@ def clear(folders: Iterable[ModelFolder], *, is_held: bool) -> Cleared:
         if is_held:
             (folder.path / ABOUT).unlink(missing_ok=True)
             num_foreign += sum(1 for _ in folder.path.iterdir())
-            with contextlib.suppress(OSError):  # not empty: the foreign files are somebody's
+            with contextlib.suppress(OSError):  # not empty: the foreign files stay
                 folder.path.rmdir()
     return Cleared(num_blocks, num_bytes, num_foreign)
 
 
 def verify(folder: ModelFolder, *, is_held: bool, progress: Callable[[int], None] = lambda _: None) -> list[Finding]:
-    """Read every block, check both of its digests and its id, and that what it follows is there, too.
+    """Read every block, check both of its digests and its id, and that its parent is there, too.
 
-    `progress` is told of each file's bytes. Where a server may be at work (not `is_held`), what has gone meanwhile and
-    what is half-written is no finding. Raises OSError where the folder cannot be read.
+    `progress` is called with each file's bytes. If a server may be running (not `is_held`), files that have gone
+    meanwhile or are half-written are no findings. Raises OSError if the folder cannot be read.
     """
     findings: list[Finding] = []
     whole: dict[bytes, tuple[Path, Header]] = {}
@@ -137,7 +137,7 @@ def verify(folder: ModelFolder, *, is_held: bool, progress: Callable[[int], None
 
 
 def remove(findings: Iterable[Finding]) -> int:
-    """Remove the files that are of no use; how many that were. Raises OSError."""
+    """Remove useless files; return how many. Raises OSError."""
     paths = [finding.path for finding in findings if finding.is_removable]
     for path in paths:
         path.unlink(missing_ok=True)
@@ -164,7 +164,7 @@ def _describe(path: Path) -> ModelFolder:
 
 
 def _read_about(path: Path) -> dict[str, Any]:
-    """Nothing depends on it, so whatever is wrong with it is no error."""
+    """Return the description; empty on any error, since nothing depends on it."""
     about = path / ABOUT
     try:
         if not about.is_file() or about.stat().st_size > _MOST_ABOUT_BYTES:
@@ -176,22 +176,22 @@ def _read_about(path: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path, *suffixes: str) -> list[tuple[Path, int, float]]:
-    """(path, size, when it was used) of the files that are named like blocks. Raises OSError."""
+    """Return (path, size, time of last use) of the files that are named like blocks. Raises OSError."""
     found = []
     for path in sorted(folder.iterdir()):
         if path.suffix not in suffixes or not _ID.fullmatch(path.stem):
             continue
         with contextlib.suppress(FileNotFoundError):
             status = path.lstat()
-            if stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            if stat.S_ISREG(status.st_mode):  # opening a pipe would block forever
                 found.append((path, status.st_size, status.st_mtime))
     return found
 
 
 def _check(path: Path) -> Header | Finding | None:
-    """The header of a whole block; what is wrong with it; None: it has gone."""
+    """Return the header of a whole block, the finding for a damaged one, or None if it has gone."""
     try:
-        read_header(path)  # looks at the size before all of it is read
+        read_header(path)  # checks the size before everything is read
         header, data = read_block(path)
         data.release()
         if header.id.hex() != path.stem:
@@ -208,7 +208,7 @@ def _check(path: Path) -> Header | Finding | None:
 
 
 def _without_parent(whole: dict[bytes, tuple[Path, Header]], *, is_held: bool) -> Iterator[Finding]:
-    """Blocks that follow one that is not there, or is of no use itself."""
+    """Yield findings for blocks with a missing or useless parent."""
     for path, header in sorted(whole.values(), key=lambda each: each[1].start):
         if header.start == 0:
             continue

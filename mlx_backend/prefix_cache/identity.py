@@ -1,7 +1,7 @@
-"""What a piece of KV cache is known by: chained hashes over blocks of tokens.
+"""Identity of a piece of KV cache: chained hashes over blocks of tokens.
 
-A block's id stands for its tokens, for all tokens before it and for everything else that its values depend on, so
-two conversations with the same beginning have the same ids, and a model that differs in anything has others. No MLX.
+A block's id covers its tokens, all tokens before it and everything else that its values depend on. Two conversations
+with the same beginning therefore have the same ids, and any difference in the model gives others. No MLX.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from mlx_backend.model.weight_files import IncompleteWeights, find_weights
 
 _ID_BYTES = 16
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
-"""Of every file of weights so much is read: two trainings of one shape differ in nearly every number."""
+"""Samples read of every file of weights: two trainings of one shape differ in nearly every number."""
 
 
 def fingerprint(facts: Mapping[str, Any]) -> bytes:
-    """Of everything that changes the values, as JSON can say it."""
+    """Return the digest of everything that changes the values, given as JSON values."""
     return _digest(json.dumps(facts, sort_keys=True, default=str).encode())
 
 
 def root_id(of_model: bytes, salt: str, adapter: str = "") -> bytes:
-    """Where the chains begin; different for each salt, so that tenants share nothing, and for each adapter."""
+    """Return the id from which chains start; it differs per salt, so that tenants share nothing, and per adapter."""
     if adapter:
         of_model = _digest(of_model + adapter.encode())
     return _digest(of_model + salt.encode("utf-8", "surrogatepass"))
 
 
 def chain_id(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    """Of the tokens that follow `parent`."""
+    """Return the id of the tokens that follow `parent`."""
     return _digest(parent + array("I", token_ids).tobytes())
 
 
 def weights_digest(folder: Path) -> str:
-    """Of the configuration and of samples of the weights: quick, and another for other weights of the same shapes."""
+    """Return a quick digest of the configuration and of samples of the weights; it differs for other weights."""
     digest = hashlib.blake2b(digest_size=_ID_BYTES)
     for name in ("config.json", "model.safetensors.index.json"):
         if (folder / name).is_file():
             digest.update((folder / name).read_bytes())
     try:
         paths = [folder / name for name in find_weights(folder).names]
-    except (IncompleteWeights, OSError, UnicodeError):  # of a mock, say
+    except (IncompleteWeights, OSError, UnicodeError):  # of a mock, for example
         paths = []
     for path in paths:
         size = path.stat().st_size
@@ -66,7 +66,7 @@ class Chain:
 
     @cached_property
     def ids(self) -> tuple[bytes, ...]:
-        """Of the full blocks, the first one first."""
+        """Ids of the full blocks, in order."""
         ids: list[bytes] = []
         last = self.root
         for start in range(0, len(self.token_ids) - self.size + 1, self.size):
@@ -75,11 +75,11 @@ class Chain:
         return tuple(ids)
 
     def before(self, block: int) -> bytes:
-        """What block number `block` follows."""
+        """Return the id that block number `block` follows."""
         return self.ids[block - 1] if block else self.root
 
     def end_id(self, position: int) -> bytes:
-        """Of the block that ends at `position`: a full one, or a shorter one."""
+        """Return the id of the block that ends at `position`: a full one, or a shorter one."""
         block, rest = divmod(position, self.size)
         parent = self.before(block)
         return chain_id(parent, self.token_ids[position - rest : position]) if rest else parent

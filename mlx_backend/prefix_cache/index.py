@@ -1,8 +1,8 @@
-"""The tree of blocks that are kept: which follow which, in what tier, and which goes first. No MLX, no files.
+"""The tree of stored blocks: their order, their tiers, and their eviction. No MLX, no files.
 
-A node is a block: its tokens and, for each tier, bytes. A node in neither tier is no longer in the tree, nor is
-what follows it. In each tier the least recently used leaf goes first, system prompts last. A block is used with all
-before it: only the last one is marked. A block stays as long as one that follows it, and then takes over its mark.
+A node is a block: its tokens and, for each tier, bytes. A node in neither tier leaves the tree, with all that follow
+it. In each tier the least recently used leaf is evicted first, system prompts last. Using a block uses all before it:
+only the last one is marked. A block stays as long as one that follows it, and then takes over its mark.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from mlx_backend.prefix_cache.identity import Chain, chain_id
 Tier = Literal["ram", "disk"]
 
 _LAST_ID = b"\xff" * 32
-"""After every block's id."""
+"""Sorts after every block's id."""
 
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A block. `payload` is what the RAM tier holds of it."""
+    """A block. `payload`: its content in the RAM tier."""
 
     id: bytes
     parent: Node | None
@@ -32,18 +32,18 @@ class Node:
     start: int = 0
     """Position of its first token."""
     has_state: bool = False
-    """It ends with a snapshot of what cannot be cut."""
+    """Whether it ends with a snapshot of caches that cannot be cut."""
     is_system: bool = False
     payload: BlockRef | None = None
     sizes: dict[Tier, int] = field(default_factory=dict)
     """Bytes in each tier that has it."""
     children: dict[bytes, Node] = field(default_factory=dict)
     ordered: list[tuple[tuple[int, ...], bytes]] = field(default_factory=list)
-    """The children's tokens and ids, in the order of tokens: what has most in common stands side by side."""
+    """The children's tokens and ids, sorted by tokens, so that those with most in common are neighbours."""
     num_followers: dict[Tier, int] = field(default_factory=dict)
-    """How many children each tier has."""
+    """Number of children in each tier."""
     used_at: int = 0
-    """When it was used last, or what has followed it and has gone since, on the index's own clock."""
+    """Time of last use, of it or of evicted blocks that followed it, on the index's own clock."""
 
     @property
     def end(self) -> int:
@@ -52,14 +52,14 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Blocks in their order and the position up to which they are of use: perhaps not the whole of the last."""
+    """Blocks in their order and the position up to which they match, which may be within the last one."""
 
     nodes: tuple[Node, ...] = ()
     end: int = 0
 
 
 class _Shelf:
-    """One tier: its bytes, and its leaves from the one that goes first. Outdated entries of a heap are passed over."""
+    """One tier: its bytes, and heaps of its leaves by eviction order, in which outdated entries are skipped."""
 
     _SLACK = 64
 
@@ -67,10 +67,10 @@ class _Shelf:
         self._tier = tier
         self.num_bytes = self.num_blocks = self._num_pushed = 0
         self._heaps: dict[bool, list[tuple[int, int, Node]]] = {False: [], True: []}
-        """(when it was used, a number that tells entries apart, a leaf), of others and of system prompts."""
+        """(time of last use, a number that distinguishes entries, a leaf); False: others, True: system prompts."""
 
     def push(self, node: Node) -> None:
-        """Note a block that is a leaf, or has been used as one."""
+        """Record a block that is a leaf, or has been used as one."""
         if self._tier not in node.sizes or node.num_followers.get(self._tier):
             return
         heap = self._heaps[node.is_system]
@@ -96,7 +96,7 @@ class _Shelf:
 
 
 class PrefixIndex:
-    """`cuts`: blocks may be used in part. Else a match ends where a snapshot is. `free` lets go of a payload."""
+    """`cuts`: blocks may be used in part. Otherwise a match ends at a snapshot. `free` releases a payload."""
 
     def __init__(self, *, cuts: bool = True, free: Callable[[BlockId], None] = lambda block: None) -> None:
         self._cuts, self._free = cuts, free
@@ -105,7 +105,7 @@ class PrefixIndex:
         self._shelves: dict[Tier, _Shelf] = {"ram": _Shelf("ram"), "disk": _Shelf("disk")}
         self._clock = 0
         self.dropped: list[Node] = []
-        """Blocks that are no longer on disk, for whoever has their files."""
+        """Blocks that are no longer on disk, for the owner of their files."""
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -114,7 +114,7 @@ class PrefixIndex:
         return iter(self._nodes.values())
 
     def get(self, block_id: bytes) -> Node | None:
-        """A block, or the root of a chain."""
+        """Return a block, or the root of a chain."""
         return self._nodes.get(block_id) or self._roots.get(block_id)
 
     def num_bytes(self, tier: Tier) -> int:
@@ -126,9 +126,9 @@ class PrefixIndex:
     # ---- finding ----
 
     def match(self, chain: Chain, position: int, limit: int) -> Match:
-        """The blocks of `chain` from the one that holds `position` on, that lead further than it, at most to `limit`.
+        """Return the blocks of `chain`, from that of `position` on, which match beyond `position`, at most to `limit`.
 
-        All before them must be known already. Blocks on disk count.
+        All before them must be in the tree already. Blocks on disk count.
         """
         block = position // chain.size
         path: list[Node] = []
@@ -149,7 +149,7 @@ class PrefixIndex:
         return best if best.end > position else Match()
 
     def _snapshot(self, parent: Node, path: Sequence[Node], chain: Chain, limit: int) -> Match | None:
-        """The furthest snapshot in a short block after `parent`."""
+        """Return the match with the furthest snapshot in a short block after `parent`."""
         rest = tuple(chain.token_ids[parent.end : min(parent.end + chain.size, limit)])
         for child in self._beginnings(parent, rest):
             if child.has_state and len(child.token_ids) < chain.size:
@@ -157,7 +157,7 @@ class PrefixIndex:
         return None
 
     def _beginnings(self, parent: Node, token_ids: tuple[int, ...]) -> Iterator[Node]:
-        """The blocks after `parent` with which these tokens begin, the longest first."""
+        """Yield the blocks after `parent` with which these tokens begin, the longest first."""
         place = bisect_left(parent.ordered, (token_ids, _LAST_ID))
         while place and token_ids:
             place -= 1
@@ -165,16 +165,16 @@ class PrefixIndex:
             common = _num_common(held, token_ids)
             if common == len(held):
                 yield parent.children[block_id]
-            else:  # shorter beginnings stand before whatever has less in common
+            else:  # shorter beginnings stand before blocks with less in common
                 token_ids = token_ids[:common]
                 place = bisect_left(parent.ordered, (token_ids, _LAST_ID))
 
     def _longest(self, parent: Node, path: Sequence[Node], chain: Chain, limit: int) -> Match:
-        """The path, and of the block after `parent` that has most of what follows so much."""
+        """Return the path, extended by the matching part of the block after `parent` that matches most."""
         rest = tuple(chain.token_ids[parent.end : min(parent.end + chain.size, limit)])
         place = bisect_left(parent.ordered, (rest, b""))
         common, child = 0, None
-        for held, block_id in parent.ordered[max(place - 1, 0) : place + 1]:  # what has most in common is beside it
+        for held, block_id in parent.ordered[max(place - 1, 0) : place + 1]:  # the best match is next to it
             if (number := _num_common(held, rest)) > common:
                 common, child = number, parent.children[block_id]
         return Match(tuple(path) if child is None else (*path, child), parent.end + common)
@@ -182,11 +182,11 @@ class PrefixIndex:
     # ---- adding ----
 
     def root(self, root: bytes) -> Node:
-        """Where chains of this id begin; it holds nothing."""
+        """Return the root from which chains of this id start; it holds nothing."""
         return self._roots.setdefault(root, Node(root, None, ()))
 
     def add(self, parent: Node, token_ids: Sequence[int], *, has_state: bool = False, is_system: bool = False) -> Node:
-        """A block that follows `parent`, in no tier yet: `place` it at once. One that is there is returned as it is."""
+        """Return the block that follows `parent`, added in no tier (`place` it at once) unless it exists."""
         block_id = chain_id(parent.id, token_ids)
         node = self._nodes.get(block_id)
         if is_system:
@@ -200,7 +200,7 @@ class PrefixIndex:
         return node
 
     def place(self, node: Node, tier: Tier, num_bytes: int, payload: BlockRef | None = None) -> None:
-        """Have a block in a tier, as the one that was used last."""
+        """Put a block into a tier, as the one used last."""
         self._leave(node, tier)
         shelf = self._shelves[tier]
         node.sizes[tier] = num_bytes
@@ -215,28 +215,28 @@ class PrefixIndex:
             self._drop_shorter(node)
 
     def _drop_shorter(self, node: Node) -> None:
-        """What a block says that begins like a longer one, the longer one says, too."""
+        """Drop shorter blocks that a longer one begins with, and so covers."""
         assert node.parent is not None
         for sibling in list(self._beginnings(node.parent, node.token_ids)):
             if sibling is not node and not sibling.children and node.sizes.keys() >= sibling.sizes.keys():
                 self.drop(sibling)
 
     def covers(self, parent: Node, token_ids: Sequence[int]) -> bool:
-        """Whether a block after `parent` begins with these tokens, so that one of them alone says nothing new."""
+        """Return whether a block after `parent` begins with these tokens, so that a block of them adds nothing."""
         wanted = tuple(token_ids)
         place = bisect_left(parent.ordered, (wanted, b""))
         following = parent.ordered[place : place + 1]
         return self._cuts and any(held[: len(wanted)] == wanted for held, _ in following)
 
     def touch(self, node: Node) -> None:
-        """It is used, and all before it."""
+        """Mark a block, and so all before it, as used."""
         self._clock += 1
         node.used_at = self._clock
         for tier in node.sizes:
             self._shelves[tier].push(node)
 
     def mark_system(self, node: Node) -> None:
-        """It belongs to a system prompt, as all before it do."""
+        """Mark a block, and all before it, as part of a system prompt."""
         used: Node | None = node
         while used is not None and used.parent is not None and not used.is_system:
             used.is_system = True
@@ -246,12 +246,12 @@ class PrefixIndex:
         if used is not node:
             self.touch(node)
 
-    # ---- going ----
+    # ---- evicting ----
 
     def shed(self, tier: Tier, most_bytes: int, keeping: Node | None = None) -> int:
-        """Drop the oldest leaves of a tier until it holds no more; how many that were.
+        """Drop the oldest leaves of a tier until it holds no more than `most_bytes`; return their number.
 
-        Where `keeping`, the block used last, would be next, it ends: nothing is dropped for what follows it.
+        Stops at `keeping`, the block used last: nothing is dropped for a block that follows it.
         """
         shelf = self._shelves[tier]
         num_shed = 0
@@ -269,7 +269,7 @@ class PrefixIndex:
         return num_shed
 
     def leave(self, node: Node, tier: Tier) -> None:
-        """It is no longer in this tier."""
+        """Take a block out of this tier."""
         self._leave(node, tier)
         if not node.sizes:
             self.drop(node)

@@ -1,4 +1,4 @@
-"""What is being read from the disk, for one prompt at a time. Owned by the device thread."""
+"""Loading: reads from the disk, for one prompt at a time. Owned by the device thread."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mlx_backend.prefix_cache.disk import DiskTier
 from mlx_backend.prefix_cache.index import Node
 
 _MOST_BYTES = 64 << 20
-"""That are read ahead of being restored: they are in no tier meanwhile."""
+"""Bytes read ahead of being restored: they are in no tier meanwhile."""
 _PATIENCE_S = 10.0
-"""A disk that gives no block for so long is not waited for."""
+"""Time without a block after which the disk is not waited for."""
 
 
 class Loading:
-    """One prompt's blocks on their way; `payloads` are those that have come. `free` lets go of one."""
+    """One prompt's blocks being read; `payloads` are those that have arrived. `free` releases one."""
 
     def __init__(self, disk: DiskTier | None, free: Callable[[BlockId], None]) -> None:
         self._disk, self._free = disk, free
@@ -28,7 +28,7 @@ class Loading:
         self.payloads: dict[Node, BlockRef] = {}
 
     def want(self, group: SequenceGroup, nodes: Sequence[Node]) -> bool:
-        """Have these read, as many as may be at once; False where it is better to compute."""
+        """Start reading these, as many as allowed at once; return False if computing is better."""
         if self._wanted and time.monotonic() - self._heard_at > _PATIENCE_S:
             self._given_up |= self._wanted
             self._let_go()
@@ -50,7 +50,7 @@ class Loading:
         return True
 
     def arrived(self, node: Node | None, block_id: bytes, payload: BlockRef | None) -> None:
-        """A block was read; None: it could not be."""
+        """Take a block that was read; None: it could not be."""
         self._heard_at = time.monotonic()
         self._given_up.discard(block_id)
         is_wanted = block_id in self._wanted
@@ -61,17 +61,17 @@ class Loading:
             self._free(payload.id)
 
     def leave(self, group: SequenceGroup) -> None:
-        """This prompt goes on by being computed: what has come for it is in the way of others."""
+        """Release the blocks of a prompt that continues by computing: they block others."""
         if self._prefill is group and not self._wanted:
             self._let_go()
 
     def drop(self, group: SequenceGroup) -> None:
-        """This prompt has left: what is still to come for it is let go of, too."""
+        """Release the blocks of a prompt that has left, those still to arrive included."""
         if self._prefill is group:
             self._let_go()
 
     def drop_unwanted(self) -> None:
-        """Let go of what was read for a prompt that needs no more of it."""
+        """Release blocks read for a prompt that needs no more of them."""
         if self._prefill is None or self._wanted:
             return
         if not self._prefill.is_wanted or self._prefill.num_remaining_tokens == 0 or not self.payloads:

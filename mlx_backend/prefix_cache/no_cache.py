@@ -1,4 +1,4 @@
-"""NoPrefixCache: stands in for a PrefixCache where nothing is kept."""
+"""NoPrefixCache: replaces a PrefixCache if nothing is cached."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlx_backend.prefix_cache.prefix_match import PrefixMatch
 
 
 class NoPrefixCache:
-    """Keeps nothing and knows nothing; counts what was computed."""
+    """Prefix cache without content, which only counts computed tokens."""
 
     has_news = False
 

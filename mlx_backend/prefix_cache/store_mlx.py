@@ -1,8 +1,8 @@
 """MLXStore: blocks out of the KV caches of mlx-lm and of ours, and back into new ones.
 
-What can be cut anywhere lies in array groups: the same array of all layers that are held alike, for one segment of
-positions, stacked into one, [layers, heads, tokens, …]. What cannot (windows, recurrent state) is a snapshot, layer by
-layer. Which arrays those are is up to the handler of the cache's kind.
+Caches that can be cut anywhere are held in array groups: the same array of all layers with the same plan, for one
+segment of positions, stacked into one, [layers, heads, tokens, …]. Caches that cannot (windows, recurrent state) are
+held as snapshots, layer by layer. The handler of the cache's kind selects the arrays.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mlx_backend.kv_cache.plan import CachePlan
 CUT = "by the token"
 SNAPSHOT = "as snapshots"
 _RUN = 32
-"""Blocks that are stacked at once; so many are held twice for a moment."""
+"""Blocks that are stacked at once; that many are held twice for a moment."""
 _GROUPS = "lanes"
 """Their name in the header of a block's file."""
 
@@ -65,21 +65,21 @@ class ArrayGroup:
     end: int | None
 
     def within(self, start: int, stop: int) -> tuple[int, int]:
-        """[start, stop) as columns of the group; empty where they have nothing in common."""
+        """Return [start, stop) as columns of the group; empty if they do not overlap."""
         last = stop if self.end is None else min(stop, self.end)
         return max(start, self.first) - self.first, last - self.first
 
 
 def how_kept(plans: Sequence[CachePlan]) -> tuple[tuple[str, str], ...]:
-    """(kind, how it is kept) for each kind of cache that a model has, in order."""
+    """Return (kind, how it is kept) for each kind of cache that a model has, in order."""
     kinds = dict.fromkeys(plan.shape.traits for plan in plans)
     return tuple((kind.name, CUT if kind.is_cut else SNAPSHOT) for kind in kinds)
 
 
 class MLXStore:
-    """Implements `core.blocks.BlockStore` for a model whose caches, a layer's members in order, are as `plans` say.
+    """`core.blocks.BlockStore` of a model with caches, a layer's members in order, planned as in `plans`.
 
-    `caches_of`: a prompt's single caches, None where it has none. `batch`: the rows that decode.
+    `caches_of`: a prompt's single caches, None if it has none. `batch`: the rows that decode.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class MLXStore:
     # ---- taking ----
 
     def take(self, source: PromptId | SequenceId, spans: Sequence[Span]) -> tuple[BlockRef, ...]:
-        """Copy spans. A prompt's blocks are computed when this returns; a row's are on their way."""
+        """Copy spans. A prompt's blocks are computed when this returns; a row's are still being computed."""
         leaves, is_row = self._source(source)
         runs = [spans[first : first + _RUN] for first in range(0, len(spans), _RUN)]
         taken = [columns for run in runs for columns in self._taken(leaves, run)]
@@ -123,12 +123,12 @@ class MLXStore:
         del self._blocks[block]
 
     def _source(self, source: PromptId | SequenceId) -> tuple[list[tuple[Any, int | None]], bool]:
-        """The caches that hold a prompt or a row, each with the row's place in it; and whether it is a row."""
+        """Return the caches of a prompt or a row, each with the row's place in it; and whether it is a row."""
         caches = self._caches_of(source)
         if caches is not None:
             return [(leaf, None) for leaf in _leaves(caches)], False
         batch = self._batch()
-        row = batch.rows[[row.id for row in batch.rows].index(source)]  # ValueError is a bug: kept before they leave
+        row = batch.rows[[row.id for row in batch.rows].index(source)]  # ValueError is a bug: stored before they leave
         return list(batch.leaves_of(row)), isinstance(batch, RowBatch)
 
     def _taken(self, leaves: list[tuple[Any, int | None]], run: Sequence[Span]) -> list[Columns]:
@@ -147,7 +147,7 @@ class MLXStore:
     def _stack(
         self, group: ArrayGroup, leaves: list[tuple[Any, int | None]], run: Sequence[Span]
     ) -> list[mx.array | None]:
-        """Each span's columns in a group."""
+        """Return each span's columns in a group."""
         first, last = group.within(run[0].start, run[-1].stop)
         if last <= first:
             return [None] * len(run)
@@ -162,10 +162,10 @@ class MLXStore:
         within = [group.within(span.start, span.stop) for span in run]
         return [_copied(stacked[:, :, a - first : b - first]) if b > a else None for a, b in within]
 
-    # ---- putting back ----
+    # ---- restoring ----
 
     def restore(self, chunk: Chunk, restore: Restore, caches: list[Any]) -> None:
-        """Append a chunk's blocks to a prompt's caches. Raises what MLX raises, and KeyError for a block that went."""
+        """Append a chunk's blocks to a prompt's caches. Raises MLX's errors, and KeyError for a block that is gone."""
         leaves = _leaves(caches)
         pieces = [_Held(self._blocks[p.block], p.block_start, p.start, p.stop) for p in restore.pieces]
         for number in range(len(self._groups)):
@@ -248,7 +248,7 @@ def _columns_of(piece: _Held, number: int) -> mx.array:
 
 
 def _leaves(caches: Iterable[Any]) -> list[Any]:
-    """The caches of all layers, or the rows of all: of a layer with several, each."""
+    """Return the caches of all layers, or the rows of all: of a layer with several, each."""
     found: list[Any] = []
     for cache in caches:
         members = getattr(cache, "caches", None)
@@ -261,7 +261,7 @@ def _stacked(parts: list[mx.array]) -> mx.array:
 
 
 def _copied(array: mx.array) -> mx.array:
-    """A copy for sure: a slice keeps the whole array alive, and what has a second owner is not written in place."""
+    """Always copy: a slice keeps the whole array alive, and an array with a second owner is not written in place."""
     return mx.take(array, mx.arange(array.shape[0]), axis=0)
 
 

@@ -1,4 +1,4 @@
-"""MockStore: blocks whose only content is their tokens. Restoring one checks that it fits the prompt."""
+"""MockStore: blocks that contain only their tokens. Restoring one checks that it fits the prompt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlx_backend.core.step import BlockId, BlockRef, Chunk, PromptId, SequenceId
 
 
 class MockStore:
-    """Implements `core.blocks.BlockStore` for the mock runner. `tokens_of`: the tokens of a prompt or a row."""
+    """`core.blocks.BlockStore` of the mock runner. `tokens_of`: the tokens of a prompt or a row."""
 
     kinds: tuple[tuple[str, str], ...] = (("mock", "by the token"),)
     cuts = True

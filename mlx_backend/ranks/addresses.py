@@ -1,4 +1,4 @@
-"""Addresses host:port of ranks: written, read, bound, and tried out before MLX uses them. No MLX."""
+"""Addresses host:port of ranks: parsed, bound, and tested before MLX uses them. No MLX."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlx_backend.core.membership import Membership
 
 LOOPBACK = "127.0.0.1"
 REACH_S = 5.0
-"""A rank that does not answer for so long at the address of its collectives cannot be reached."""
+"""Time without an answer after which a rank's collectives address counts as unreachable."""
 
 
 def parse(address: str) -> tuple[str, int]:
@@ -24,7 +24,7 @@ def parse(address: str) -> tuple[str, int]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens. Raises OSError, which says where and why."""
+    """Return a listening socket. Raises OSError with the address and the reason."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
@@ -33,16 +33,16 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def free_addresses(count: int) -> tuple[str, ...]:
-    """Return so many addresses of this machine at which nothing listens now."""
+    """Return this many addresses of this machine at which nothing listens now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server((LOOPBACK, 0))) for _ in range(count)]
         return tuple(f"{LOOPBACK}:{each.getsockname()[1]}" for each in sockets)
 
 
 class Tryout:
-    """Tries the addresses of the group's collectives: MLX waits without end, and without a word, for one that fails.
+    """Tests the addresses of the group's collectives: MLX waits forever, without a message, for one that fails.
 
-    All ranks `open`, then all `reach`, then all `close`, then MLX connects: it must not reach a socket of these.
+    All ranks `open`, then all `reach`, then all `close`, then MLX connects: it must not reach one of these sockets.
     """
 
     def __init__(self, membership: Membership) -> None:
@@ -50,7 +50,7 @@ class Tryout:
         self._sockets: list[socket.socket] = []
 
     def open(self) -> None:
-        """Listen where MLX will. Raises ModelLoadError."""
+        """Listen on MLX's addresses. Raises ModelLoadError."""
         own = self._membership
         if own.rdma and own.rank > 0:
             return  # only the coordinator, rank 0, listens
@@ -80,7 +80,7 @@ class Tryout:
                 ) from error
 
     def close(self) -> None:
-        """Make way for MLX."""
+        """Free the addresses for MLX."""
         for each in self._sockets:
             each.close()
         self._sockets.clear()

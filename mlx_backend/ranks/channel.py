@@ -1,11 +1,11 @@
-"""Authenticated frames between two ranks over one TCP connection. No MLX; knows nothing of what is sent.
+"""Authenticated frames between two ranks over one TCP connection. No MLX; independent of the content.
 
-Greeting: the accepting side sends MAGIC and a nonce; the connecting side answers with MAGIC, a nonce of its own and a
-tag over both; the accepting side proves the key with a tag in turn. Nothing else is read of a peer before its tag has
-been compared, and these bytes are of a fixed number and due within a deadline.
+Greeting: the accepting side sends MAGIC and a nonce; the connecting side answers with MAGIC, its own nonce and a tag
+over both; the accepting side then proves the key with a tag in turn. Nothing else is read from a peer before its tag
+has been compared; the greeting has a fixed number of bytes, due within a deadline.
 
 Frame: the length of the payload (4 bytes), the payload, and the HMAC-SHA256 of the frame's number, the length and the
-payload. Each direction of each connection has a key of its own, derived from the shared key and both nonces, so a frame
+payload. Each direction of each connection has a separate key, derived from the shared key and both nonces, so a frame
 that is changed, repeated, left out, sent back, or taken from another connection is refused. Frames are not encrypted.
 """
 
@@ -25,17 +25,17 @@ KEY_BYTES = 32
 MAX_FRAME_BYTES = 64 << 20
 """More than the largest message: a prompt of a million tokens takes 8 MB."""
 GREETING_S = 5.0
-"""A greeting that takes longer is given up: whatever connects may hold the accepting side for so long, at most."""
+"""Timeout of a greeting: a connection occupies the accepting side for this long at most."""
 _NONCE_BYTES = 32
 _TAG_BYTES = 32
 _HEAD = struct.Struct("!I")
 _NUMBER = struct.Struct("!Q")
 _READ_BYTES = 1 << 20
-"""Memory is taken as bytes come, not as a length announces them."""
+"""Memory is allocated as bytes arrive, not by the announced length."""
 
 
 class ChannelError(Exception):
-    """The connection is of no further use. Says why."""
+    """The connection is unusable; the message gives the reason."""
 
 
 class ChannelClosed(ChannelError):
@@ -43,7 +43,7 @@ class ChannelClosed(ChannelError):
 
 
 class NotAuthenticated(ChannelError):
-    """The peer does not have the key, or is something else altogether."""
+    """The peer does not have the key, or speaks another protocol."""
 
 
 class Channel:
@@ -54,7 +54,7 @@ class Channel:
         self._num_sent = self._num_received = 0
         self._lock = threading.Lock()
         self.heard_at = time.monotonic()
-        """When the last whole frame came."""
+        """Time when the last whole frame arrived."""
 
     def send(self, payload: bytes) -> None:
         """Send one frame. Raises ChannelError."""
@@ -70,7 +70,7 @@ class Channel:
                 raise ChannelClosed(f"the connection is lost: {error}") from error
 
     def receive(self, within_s: float | None = None) -> bytes:
-        """Wait for one frame. Raises ChannelError; then nothing more can be received."""
+        """Wait for one frame. Raises ChannelError, after which nothing more can be received."""
         deadline = None if within_s is None else time.monotonic() + within_s
         payload = self._receive(deadline)
         if deadline is not None:
@@ -90,19 +90,19 @@ class Channel:
         return payload
 
     def close(self) -> None:
-        """End the connection; a thread that receives gets ChannelClosed."""
+        """End the connection; a receiving thread gets ChannelClosed."""
         with contextlib.suppress(OSError):  # the peer was faster
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
 
 def accept(sock: socket.socket, key: bytes, within_s: float = GREETING_S) -> Channel:
-    """Greet whatever has connected. Raises ChannelError; the socket is closed then."""
+    """Greet a connection that was accepted. Raises ChannelError after closing the socket."""
     return _greet(sock, within_s, lambda deadline: _greet_as_accepting(sock, key, deadline))
 
 
 def connect(sock: socket.socket, key: bytes, within_s: float = GREETING_S) -> Channel:
-    """Greet the side that has accepted. Raises ChannelError; the socket is closed then."""
+    """Greet the accepting side. Raises ChannelError after closing the socket."""
     return _greet(sock, within_s, lambda deadline: _greet_as_connecting(sock, key, deadline))
 
 
@@ -158,7 +158,7 @@ def _send_by(sock: socket.socket, data: bytes, deadline: float) -> None:
 
 
 def _read(sock: socket.socket, num_bytes: int, deadline: float | None = None) -> bytes:
-    """Return so many bytes, none more. Raises ChannelClosed where they do not come."""
+    """Return exactly this many bytes. Raises ChannelClosed if they do not arrive."""
     parts: list[bytes] = []
     missing = num_bytes
     while missing:

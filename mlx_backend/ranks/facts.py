@@ -1,7 +1,7 @@
-"""Facts: what a rank found while it loaded its share, as JSON can say it; and what they come to for the group. No MLX.
+"""Facts that a rank finds while it loads its share, as JSON values, and their combination for the group. No MLX.
 
-Every rank must find alike what its calls depend on. What fits is each rank's own: rank 0 gets the whole budget of every
-other one, not a number, and admits by all of them.
+All ranks must agree on the facts that their calls depend on. What fits may differ: rank 0 gets the whole budget of
+every other rank, not a number, and admits by all of them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from mlx_backend.planning.admission import Budget, BudgetFields
 from mlx_backend.ranks.addresses import LOOPBACK
 
 _COMPARED = ("is_batched", "vocab_size", "embedding", "dequantized_reason", "ungrouped_reason", "pads_chunks")
-"""Facts that every rank finds out for itself and that must agree."""
+"""Facts that every rank determines by itself and that must agree."""
 
 
 def facts(info: ModelInfo, budget: Budget | None, store: BlockStore | None) -> dict[str, Any]:
-    """Return what a rank says of its loaded share."""
+    """Return the facts of a rank's loaded share."""
     return {
         "compared": {name: repr(getattr(info, name)) for name in _COMPARED},
         "context": info.context_limit,
@@ -36,7 +36,7 @@ def facts(info: ModelInfo, budget: Budget | None, store: BlockStore | None) -> d
 
 
 def differences(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Return what another rank found unlike this one, a text each."""
+    """Return the differences between another rank's facts and these, a text each."""
     ours, theirs = own["compared"], other["compared"]
     return [f"{name}: {ours[name]} and {theirs.get(name)}" for name in ours if theirs.get(name) != ours[name]]
 
@@ -49,7 +49,7 @@ def read_budget(fields: Mapping[str, Any]) -> Budget:
 
 
 def shared_info(info: ModelInfo, ranks: Sequence[Mapping[str, Any]], membership: Membership) -> ModelInfo:
-    """Return what is known of the model that all ranks hold together, from what rank 0 knows of its share."""
+    """Return the info of the model on all ranks, from rank 0's info of its share."""
     context = min(each["context"] for each in ranks)
     memory = fullest_memory(ranks)
     found = dataclasses.replace(
@@ -63,13 +63,13 @@ def shared_info(info: ModelInfo, ranks: Sequence[Mapping[str, Any]], membership:
 
 
 def fullest_memory(ranks: Sequence[Mapping[str, Any]]) -> MemoryReport | None:
-    """Return how the rank with the least room for requests divides its memory; None where nothing bounds it."""
+    """Return the memory division of the rank with the least room for requests; None if nothing bounds it."""
     reports = [read_fields(MemoryReport, each["memory"]) for each in ranks if each["memory"] is not None]
     return min(reports, key=lambda report: report.free_bytes, default=None)
 
 
 def group_info(ranks: Sequence[Mapping[str, Any]], membership: Membership) -> RanksInfo:
-    """Return what is known of a group from the facts of its ranks, in their order."""
+    """Return the info of a group from the facts of its ranks, in their order."""
     found = []
     for rank, each in enumerate(ranks):
         memory = None if each["memory"] is None else read_fields(MemoryReport, each["memory"])
@@ -87,7 +87,7 @@ def group_info(ranks: Sequence[Mapping[str, Any]], membership: Membership) -> Ra
 
 
 def describe_link(membership: Membership) -> str:
-    """Return what carries the collectives of a group."""
+    """Return the transport of a group's collectives, in words."""
     if membership.rdma:
         return "RDMA (MLX's jaccl)"
     is_local = all(address.rpartition(":")[0] == LOOPBACK for address in membership.addresses)

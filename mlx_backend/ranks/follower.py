@@ -1,7 +1,7 @@
 """Ranks other than 0: join, and make the calls of rank 0's runner until rank 0 ends the group.
 
-However it ends, the process ends: EOF on the channel and a failure are noticed by threads, and a computation that
-waits for another rank cannot be called back.
+In every case the process ends: threads notice EOF on the channel and failures, and a computation that waits for another
+rank cannot be interrupted.
 """
 
 from __future__ import annotations
@@ -33,24 +33,23 @@ from mlx_backend.ranks.seats import Refused
 from mlx_backend.runners.base import Runner
 
 FAILED = 70
-"""Exit code where this rank's own computation, or loading, failed."""
+"""Exit code if this rank's own computation, or loading, failed."""
 LEADER_LOST = 75
-"""Exit code where rank 0 is lost, or cannot be reached: it may be started again."""
+"""Exit code if rank 0 is lost, or cannot be reached; this rank may be started again."""
 REFUSED = 77
-"""Exit code where rank 0 refuses this process, or this process the model: another key, version, place, or other files.
-"""
+"""Exit code if rank 0 refuses this process, or this process the model: another key, version, place, or other files."""
 
 logger = logging.getLogger("pippin.ranks")
 
 Build = Callable[[EngineConfig, Membership], Runner]
 Find = Callable[[str], Path]
-"""Returns the folder of the model that rank 0 calls so. Raises ModelLoadError."""
+"""Returns the folder of the model with rank 0's name. Raises ModelLoadError."""
 
 
 class Follower:
-    """One rank, over a channel that has been greeted. `build` makes its runner. `end`: ends the process.
+    """One rank, over a channel after its greeting. `build` makes its runner. `end`: ends the process.
 
-    `rank`: the one to become; None: the one that rank 0 gives to this host.
+    `rank`: the one to become; None: the one that rank 0 assigns to this host.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class Follower:
         self._is_leaving = False
 
     def run(self) -> int:
-        """Serve until told to leave; the exit code."""
+        """Serve until rank 0 ends the group; return the exit code."""
         self._channel.send(messages.write({"say": "hello", "rank": self._rank, "versions": messages.versions()}))
         for target in (self._read, self._watch):
             threading.Thread(target=target, name="rank 0", daemon=True).start()
@@ -88,7 +87,7 @@ class Follower:
             return FAILED
 
     def leave(self, why: str) -> None:
-        """End the process, and the group with it: this machine asks for it. Called on any thread."""
+        """End the process, and the group with it, on request of this machine. Called on any thread."""
         if not self._is_leaving:
             self._give_up(why, "leaves")
             logger.info("%s ends: %s", self._name, why)
@@ -113,12 +112,12 @@ class Follower:
         return 0
 
     def _count(self, runner: Runner, number: int) -> None:
-        """Say what is held after the same calls as on rank 0."""
+        """Report the held memory after the same calls as on rank 0."""
         held = Held(runner.kv_bytes(), *runner.device_bytes())
         self._say({"say": "counted", "number": number, "held": held._asdict()})
 
     def _prepare(self, begin: dict[str, Any]) -> Runner:
-        """Build the runner, and find out whether the ranks reach each other."""
+        """Build the runner, and check that the ranks reach each other."""
         membership = messages.read_membership(begin["membership"])
         self._rank = membership.rank
         logger.info("joined as rank %d of %d", membership.rank, membership.count)
@@ -165,7 +164,7 @@ class Follower:
             self._leave("is lost")
 
     def _give_up(self, why: str, kind: str = "failed") -> None:
-        """Say why this rank ends. What rank 0 does then, it ends the connection, is no loss any more."""
+        """Report why this rank ends. Rank 0 then ends the connection, which no longer counts as a loss."""
         self._is_leaving = True
         with contextlib.suppress(ChannelError):
             self._channel.send(messages.write({"say": kind, "why": why}))
@@ -206,11 +205,11 @@ class Follower:
 
 
 def _make(runner: Runner, message: dict[str, Any]) -> None:
-    """Make one call of rank 0's."""
+    """Make one of rank 0's calls."""
     name = message.pop("call")
     if name == "start":
         runner.start(message["plan"], lambda newest: ())
-        if message["collects"]:  # the step before: rank 0 does the same next
+        if message["collects"]:  # of the previous step: rank 0 does the same next
             runner.collect()
     elif name == "take":
         assert runner.blocks is not None, "rank 0 has found the caches alike"

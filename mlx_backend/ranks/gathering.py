@@ -1,7 +1,7 @@
 """Gathering: rank 0's side of a start, from listening until every other rank has joined. No MLX.
 
-There is one way in for ranks on this machine, which rank 0 starts itself, and for those of a hostfile: they connect,
-prove the key, say their versions, and are told their rank or why they are refused.
+Ranks on this machine, which rank 0 starts itself, and those of a hostfile join in the same way: they connect, prove the
+key, send their versions, and receive their rank or the reason of a refusal.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mlx_backend.ranks.seats import Seat, Seats, plain
 logger = logging.getLogger("pippin.ranks")
 
 Joined = Callable[[int, Channel, bytes], None]
-"""Called with the rank, its channel, and the message that tells it what it is to do."""
+"""Called with the rank, its channel, and the message with its instructions."""
 
 
 class Gathering:
@@ -39,7 +39,7 @@ class Gathering:
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self.processes = LocalRanks(config.ranks.count if config.hosts is None else 1)
-        """Those that this process starts."""
+        """Ranks that this process starts."""
 
     def gather(self, joined: Joined, check: Callable[[], None]) -> Membership:
         """Wait until every other rank has joined; return the membership of rank 0.
@@ -79,7 +79,7 @@ class Gathering:
         return memberships[0]
 
     def _model(self) -> dict[str, str]:
-        """Return the fingerprints of the model's files; none of the mock's. Raises ModelLoadError."""
+        """Return the fingerprints of the model's files; none for the mock. Raises ModelLoadError."""
         if self._config.backend == "mock":
             return {}
         try:
@@ -108,7 +108,7 @@ class Gathering:
 
 
 def memberships_of(config: EngineConfig) -> tuple[Membership, ...]:
-    """Return what every rank is told of its place. Raises ModelLoadError."""
+    """Return the membership of every rank. Raises ModelLoadError."""
     split, parallel, hosts = read_split(config.ranks.split), config.ranks.parallel, config.hosts
     if hosts is None:
         addresses = free_addresses(config.ranks.count)

@@ -1,4 +1,4 @@
-"""The key that all ranks of a group share: read from a file, or from standard input, and never from an argument."""
+"""The key that all ranks of a group share: read from a file or from standard input, never from an argument."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST_BYTES = 4096
 
 
 class KeyFileError(ValueError):
-    """One line: what is wrong with the key or its file, and what to do."""
+    """One line: the fault of the key or its file, and the remedy."""
 
 
 def read_key(given: str) -> bytes:
@@ -42,7 +42,7 @@ def read_key(given: str) -> bytes:
 
 
 def derive(text: str) -> bytes:
-    """Return the key that a text stands for. Raises KeyFileError where the text is too short to be a secret."""
+    """Return the key derived from a text. Raises KeyFileError if the text is too short to be a secret."""
     if len(text) < LEAST_CHARACTERS:
         raise KeyFileError(f"a key of at least {LEAST_CHARACTERS} characters is needed")
     return hashlib.sha256(b"pippin ranks\0" + text.encode()).digest()

@@ -1,6 +1,6 @@
-"""Listener: where rank 0 waits for the others. Every connection is greeted on a thread of its own.
+"""Listener: rank 0's socket, on which it waits for the others. Every connection is greeted on a separate thread.
 
-Until a connection has proved the key, the greeting's fixed number of bytes is read of it, and no more; then one hello.
+Until a connection has proved the key, only the greeting's fixed number of bytes is read from it; then one hello.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from mlx_backend.ranks.channel import GREETING_S, Channel, ChannelError, accept
 from mlx_backend.ranks.seats import Refused, Seats, plain
 
 _MOST_PENDING = 64
-"""Connections that are greeted at once; the oldest makes way: one that has the key takes milliseconds."""
+"""Connections that are greeted at once. Beyond it, the oldest is dropped: one with the key takes milliseconds."""
 _LEAVE_S = 2.0
 _REPEAT_S = 10.0
-"""The same host's failed greetings are logged this often, at most."""
+"""Least interval between logged failures of the same host."""
 _MOST_HOSTS = 256
 _POLL_S = 0.1
 
@@ -32,10 +32,10 @@ logger = logging.getLogger("pippin.ranks")
 
 
 class Listener:
-    """Hands out authenticated processes that were given a rank, one after the other."""
+    """Returns authenticated processes that were assigned a rank, one after the other."""
 
     def __init__(self, host: str, port: int, key: bytes, seats: Seats) -> None:
-        """Raises OSError where it cannot listen."""
+        """Raises OSError if it cannot listen."""
         self._socket = listen(host, port)
         self._socket.settimeout(_POLL_S)
         self._key, self._seats, self._lock = key, seats, threading.Lock()
@@ -56,7 +56,7 @@ class Listener:
         return port
 
     def next(self) -> tuple[int, Channel] | None:
-        """Return a process that has joined, None where none has for a moment."""
+        """Return a process that has joined, or None if none joins within a moment."""
         with contextlib.suppress(TimeoutError, OSError):
             sock, address = self._socket.accept()
             threading.Thread(target=self._greet, args=(sock, plain(address[0])), name="greeting", daemon=True).start()
@@ -95,7 +95,7 @@ class Listener:
                 oldest.shutdown(socket.SHUT_RDWR)
 
     def _note(self, ip: str, line: str) -> None:
-        """Log what came of a connection without the key, which anything may open, as often as it likes."""
+        """Log a connection without the key, rate-limited, since any host may open any number of them."""
         now = time.monotonic()
         with self._lock:
             if now - self._logged.get(ip, -_REPEAT_S) < _REPEAT_S:
@@ -108,7 +108,7 @@ class Listener:
 
 
 def _refuse(channel: Channel, why: str) -> None:
-    """Say why, and wait until the other side has read it: a socket that is closed with bytes unread drops its own."""
+    """Send the reason, and wait until the other side has read it: closing a socket with unread bytes drops its own."""
     with contextlib.suppress(ChannelError):
         channel.send(messages.write({"call": "refused", "why": why}))
         deadline = time.monotonic() + _LEAVE_S

@@ -1,4 +1,4 @@
-"""The other ranks of a group on this machine: processes that rank 0 starts, and ends."""
+"""The other ranks of a group on this machine: processes that rank 0 starts and ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LocalRanks:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, leader: str, secret: str) -> None:
-        """Have all of them join at `leader`, host:port, by the key that `secret` stands for."""
+        """Start all of them, to join at `leader`, host:port, with the key derived from `secret`."""
         for rank in range(1, self._count):
             self._start(rank, leader, secret)
 
@@ -29,20 +29,20 @@ class LocalRanks:
         command = [sys.executable, "-m", FOLLOWER, leader, "--key", "@-", "--rank", str(rank)]
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
-        )  # a session of its own: Ctrl-C is for rank 0, which ends the others when it has drained
+        )  # a separate session: Ctrl-C is for rank 0, which ends the others after draining
         self._processes[rank] = process
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin:  # one that has ended is noticed by `check_running`
+        with contextlib.suppress(BrokenPipeError), process.stdin:  # `check_running` notices one that has ended
             process.stdin.write(secret.encode() + b"\n")
 
     def check_running(self, joined: Container[int]) -> None:
-        """Raise ModelLoadError where a process has ended before it has joined."""
+        """Raise ModelLoadError if a process has ended before joining."""
         for rank, process in self._processes.items():
             if rank not in joined and process.poll() is not None:
                 raise ModelLoadError(f"ranks: the process of rank {rank} ended with {process.returncode} as it started")
 
     def join(self, within_s: float) -> bool:
-        """Whether all have ended, now or in so many seconds."""
+        """Return whether all have ended, now or within this many seconds."""
         deadline = time.monotonic() + within_s
         for process in self._processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -50,7 +50,7 @@ class LocalRanks:
         return all(process.returncode is not None for process in self._processes.values())
 
     def end(self, within_s: float) -> None:
-        """End those that do not end by themselves in so many seconds; a stopped process does not."""
+        """End those that do not end by themselves within this many seconds, as a stopped process does not."""
         if self.join(within_s):
             return
         for process in self._processes.values():

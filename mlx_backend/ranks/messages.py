@@ -1,6 +1,6 @@
-"""Messages between ranks: JSON objects in frames. `call` names what rank 0 asks for, `say` what others answer.
+"""Messages between ranks: JSON objects in frames. `call` names a request of rank 0, `say` an answer of another rank.
 
-A call of the runner's door has its arguments as records of runs have them (core/as_json.py). No MLX, no pickle.
+A call of the runner has its arguments in the form of recorded runs (core/as_json.py). No MLX, no pickle.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def write(message: Mapping[str, Any]) -> bytes:
 
 
 def read(payload: bytes) -> dict[str, Any]:
-    """Return a message. Raises ValueError where it is none."""
+    """Return a message. Raises ValueError if it is invalid."""
     try:
         message = decode(json.loads(payload))
     except (KeyError, TypeError, RecursionError) as error:
@@ -36,7 +36,7 @@ def read(payload: bytes) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return what must be alike on all ranks."""
+    """Return the versions that must be equal on all ranks."""
     found = {}
     for name in ("pippin", "mlx", "mlx-lm"):
         try:
@@ -47,7 +47,7 @@ def versions() -> dict[str, str]:
 
 
 def mirrored(plan: StepPlan) -> StepPlan:
-    """Return what other ranks need of a plan: rank 0 alone draws, masks and ends sequences, and chunks come by name."""
+    """Return the part of a plan for other ranks: only rank 0 draws, masks and ends sequences; chunks come by name."""
     rows = tuple(
         dataclasses.replace(row, sampling=SamplingParams(), key=0, stop_ids=frozenset(), min_tokens=0, mock=None)
         for row in plan.new_rows
@@ -56,7 +56,7 @@ def mirrored(plan: StepPlan) -> StepPlan:
 
 
 def config_fields(config: EngineConfig) -> dict[str, Any]:
-    """Return a configuration as plain values, without what is rank 0's alone."""
+    """Return a configuration as plain values, without the fields that only rank 0 uses."""
     sent = dataclasses.replace(config, hosts=None, ranks=dataclasses.replace(config.ranks, hostfile=None, key=None))
     return dataclasses.asdict(sent)
 

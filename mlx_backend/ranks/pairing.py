@@ -1,7 +1,7 @@
-"""Pairing: which messages a decode step takes. Pure.
+"""Pairing: the messages of a decode step. Pure.
 
-While rows decode without a break, rank 0 starts a step and collects the one before, again and again. The collect goes
-with the message of the start then: a step takes one message. The other ranks make the same calls in the same order.
+While rows decode without a break, rank 0 alternately starts a step and collects the previous one. Then the collect is
+sent with the start, so that a step takes one message. The other ranks make the same calls in the same order.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from mlx_backend.core.step import StepPlan
 
 
 class Pairing:
-    """What of rank 0's calls has been said to the others."""
+    """The calls of rank 0 that were sent to the others."""
 
     def __init__(self) -> None:
         self._num_in_flight = 0
         self._num_said = 0
-        """Collects that were said with a start, and that rank 0 has not made yet."""
+        """Collects that were sent with a start, and that rank 0 has not made yet."""
 
     def start(self, plan: StepPlan) -> bool:
-        """Return whether the collect of the step before goes with this start."""
+        """Return whether the collect of the previous step is sent with this start."""
         if not plan.decodes:
             return False
         goes_along = self._num_in_flight > self._num_said
@@ -27,7 +27,7 @@ class Pairing:
         return goes_along
 
     def collect(self) -> bool:
-        """Return whether this collect needs a message of its own."""
+        """Return whether this collect needs a separate message."""
         self._num_in_flight -= 1
         if self._num_said == 0:
             return True

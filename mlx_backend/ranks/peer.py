@@ -1,4 +1,4 @@
-"""Peer: one other rank as seen from rank 0. Its messages are read by a thread, which also notices when it is lost."""
+"""Peer: one other rank as seen from rank 0. A thread reads its messages and notices when it is lost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlx_backend.ranks.patience import BEAT_S, Patience
 
 
 class Peer:
-    """`lose` is called once, on a thread of the peer's, with the reason why it is lost; `counted` with each count."""
+    """`lose` is called once, on one of the peer's threads, with the reason of its loss; `counted` with each count."""
 
     def __init__(
         self,
@@ -30,9 +30,9 @@ class Peer:
         """The newest message of each kind."""
         self.num_sent = 0
         self.round_trip_s: float | None = None
-        """Seconds that the last answered message took, there and back."""
+        """Round trip in seconds of the last answered message."""
         self.gone = threading.Event()
-        """Set once nothing more comes of it."""
+        """Set once no more messages will come."""
         self._num_done = 0
         self._progress_at = time.monotonic()
         self._channel, self._lose, self._patience, self._counted = channel, lose, patience, counted
@@ -42,7 +42,7 @@ class Peer:
 
     @property
     def is_busy(self) -> bool:
-        """Whether it has calls that it has not completed."""
+        """Whether it has uncompleted calls."""
         return self._num_done < self.num_sent
 
     @property
@@ -51,7 +51,7 @@ class Peer:
         return time.monotonic() - self._progress_at
 
     def stats(self, held: Held) -> RankStats:
-        """Return a snapshot of a rank that holds so much."""
+        """Return a snapshot of a rank that holds this much."""
         return RankStats(
             rank=self.rank,
             kv_bytes=held.kv,
@@ -63,7 +63,7 @@ class Peer:
         )
 
     def send(self, payload: bytes, *, counts: bool = False) -> None:
-        """Send a message; `counts`: a call that is to be completed. Raises ChannelError."""
+        """Send a message; `counts`: it is a call to be completed. Raises ChannelError."""
         if counts:
             if not self.is_busy:
                 self._progress_at = time.monotonic()
@@ -104,7 +104,7 @@ class Peer:
             try:
                 self._channel.send(messages.write({"call": "beat", "at": time.monotonic()}))
             except ChannelError:
-                return  # the reading thread says so
+                return  # the reading thread reports it
             silent_s = time.monotonic() - self._channel.heard_at
             why = self._patience.loss(silent_s=silent_s, stalled_s=self.progress_age_s, is_busy=self.is_busy)
             if why is not None:

@@ -1,8 +1,8 @@
-"""RanksRunner: rank 0's runner. Every call that it gets is made of the other ranks, too, and of its own runner.
+"""RanksRunner: rank 0's runner, which repeats every call on the other ranks and on its own runner.
 
 The others get a call before the own runner does: a forward pass waits for all ranks. Only `take` and `free`, which
-concern each rank's own memory, come after. A call that fails ends the group: the others wait inside the same
-computation by then, and MLX has no way to call them back.
+concern each rank's own memory, come after. A call that fails ends the group: by then the others wait inside the same
+computation, and MLX cannot interrupt them.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from mlx_backend.ranks.store import SharedStore
 from mlx_backend.runners.base import Runner
 
 _END_S = 3.0
-"""Other ranks have so long to end by themselves: what is wired is unwired then."""
+"""Time for other ranks to end by themselves, so that they unwire their memory."""
 _POLL_S = 0.05
 Result = TypeVar("Result")
 
 
 class RanksRunner:
-    """Implements `runners.base.Runner` by one runner in this process and one in each other rank.
+    """`runners.base.Runner` over one runner in this process and one on each other rank.
 
-    `build`: makes the own runner, given which rank it is of which group. `check`: raises ModelLoadError where the model
-    cannot be split, before another process is started.
+    `build`: makes the own runner from its membership. `check`: raises ModelLoadError if the model cannot be split,
+    before another process is started.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class RanksRunner:
         self._blocks: SharedStore | None = None
         self._budget: Budget | None = None
         self._kv_share = Fraction(1)
-        """Bytes of KV caches on the rank that holds most of them, as a share of this one's."""
+        """Bytes of KV caches on the rank with the most, as a multiple of this one's."""
         self._pairing, self._holdings = Pairing(), Holdings()
         self._is_computing = False
         self._progress_at = time.monotonic()
@@ -70,13 +70,13 @@ class RanksRunner:
         self._membership: Membership | None = None
         self._lost: str | None = None
         self._may_hang = False
-        """Set once MLX connects: before, whatever waits for a rank notices by itself that it is lost."""
+        """Set once MLX connects: before that, anything that waits for a rank notices its loss by itself."""
         self._lock = threading.Lock()
         self._on_loss: Callable[[EngineDead], None] = lambda error: None
         self._load = LoadProgress()
 
     def on_loss(self, callback: Callable[[EngineDead], None]) -> None:
-        """Have `callback` called, on another thread, when a rank is lost. The device thread may hang then."""
+        """Set `callback`, called on another thread when a rank is lost. The device thread may hang then."""
         self._on_loss = callback
 
     @property
@@ -100,7 +100,7 @@ class RanksRunner:
             self._send_all({"call": "refused", "why": str(error)})
             raise
         self._may_hang = True
-        self._check(report)  # a rank that was lost meanwhile has told nothing else
+        self._check(report)  # a rank that was lost meanwhile has reported nothing else
         self._send_all({"call": "load"})  # all ranks connect now: none waits long for another in MLX's own code
         info = self._own.load(lambda progress: self._report(report, progress))
         return self._agree(info, [said["facts"] for said in self._await("loaded", report)])
@@ -130,20 +130,20 @@ class RanksRunner:
         report(progress)
 
     def _check(self, report: Callable[[LoadProgress], None]) -> None:
-        """Give up loading where a rank is lost or the engine closes: `report` raises then."""
+        """Give up loading if a rank is lost or the engine closes, in which case `report` raises."""
         if self._lost is not None:
             raise ModelLoadError(f"ranks: {self._lost}")
         report(self._load)
 
     def _await(self, kind: str, report: Callable[[LoadProgress], None]) -> list[dict[str, Any]]:
-        """Return what every other rank says of this kind, once all have."""
+        """Return every other rank's message of this kind, once all have arrived."""
         while not all(kind in peer.said for peer in self._peers):
             self._check(report)
             time.sleep(_POLL_S)
         return [peer.said[kind] for peer in self._peers]
 
     def _agree(self, info: ModelInfo, others: list[dict[str, Any]]) -> ModelInfo:
-        """Return what holds for all ranks. Raises ModelLoadError where they found different things."""
+        """Return the facts of all ranks. Raises ModelLoadError if they differ."""
         runner = self._runner
         own = facts.facts(info, runner.budget, runner.blocks)
         for peer, other in zip(self._peers, others, strict=True):
@@ -160,7 +160,7 @@ class RanksRunner:
         assert self._membership is not None, "known since the ranks have joined"
         return facts.shared_info(info, every, self._membership)
 
-    # ---- the door ----
+    # ---- the runner's calls ----
 
     def start(self, plan: StepPlan, read_masks: ReadMasks) -> None:
         self._mirror("start", plan=messages.mirrored(plan), collects=self._pairing.start(plan))
@@ -185,7 +185,7 @@ class RanksRunner:
         self._runner.idle()
 
     def kv_bytes(self) -> int:
-        """Bytes of KV caches on the rank that holds most of them: what counts beside the budget."""
+        """Return the bytes of KV caches on the rank with the most, which counts beside the budget."""
         own = self._runner.kv_bytes()
         self._count(own)
         return math.ceil(own * self._kv_share)
@@ -194,7 +194,7 @@ class RanksRunner:
         return self._runner.device_bytes()
 
     def rank_stats(self) -> tuple[RankStats, ...]:
-        """Return a snapshot of every rank. Any thread."""
+        """Return a snapshot of every rank. Called on any thread."""
         with self._lock:
             held = self._holdings.newest()
         own = RankStats(
@@ -209,14 +209,14 @@ class RanksRunner:
         return (own, *(peer.stats(each) for peer, each in zip(self._peers, held[1:], strict=False)))
 
     def interrupt(self) -> None:
-        """Cut short what only waits; where a rank is lost, end the others, which `close` may never come to do."""
+        """Interrupt waiting; if a rank is lost, end the others, since `close` may never be reached."""
         if self._lost is not None:
             self._others.end(_END_S)
         elif self._own is not None:
             self._own.interrupt()
 
     def close(self) -> None:
-        """Have the other ranks leave, and let go of the model."""
+        """Make the other ranks leave, and release the model."""
         for peer in self._peers:
             peer.closing()
         if self._lost is None:
@@ -227,7 +227,7 @@ class RanksRunner:
         self._others.end(_END_S if self._lost is None else 0.0)
         deadline = time.monotonic() + _END_S
         for peer in self._peers:
-            if self._lost is None:  # a connection that is closed with bytes unread would take "close" back
+            if self._lost is None:  # closing a connection with unread bytes would take "close" back
                 peer.gone.wait(max(0.0, deadline - time.monotonic()))
             peer.close()
 
@@ -246,13 +246,13 @@ class RanksRunner:
         return found
 
     def _count(self, kv: int) -> None:
-        """Have every rank count what it holds, now and then."""
+        """Have every rank count its bytes, periodically."""
         now = time.monotonic()
         if not self._holdings.is_due(kv, now):
             return
         with self._lock:
             number = self._holdings.begin(Held(kv, *self._runner.device_bytes()), now)
-        with contextlib.suppress(EngineDead):  # also called of an engine that is dead already; other calls say so
+        with contextlib.suppress(EngineDead):  # also called on a dead engine; other calls report that
             self._mirror("count", number=number)
 
     def _counted(self, rank: int, number: int, held: Held) -> None:
@@ -262,7 +262,7 @@ class RanksRunner:
     # ---- the others ----
 
     def _mirror(self, name: str, **given: Any) -> None:
-        """Make a call of every other rank. Raises EngineDead."""
+        """Make a call on every other rank. Raises EngineDead."""
         if self._lost is not None:
             raise EngineDead(self._lost)
         if name != "count":

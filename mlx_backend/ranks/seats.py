@@ -1,4 +1,4 @@
-"""Seats: which rank a process becomes that has proved the key, or why it is refused. Pure; no sockets, no MLX."""
+"""Seats: the rank of a process that has proved the key, or the reason of its refusal. Pure; no sockets, no MLX."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 class Refused(Exception):
-    """A process may not join. One line: why, and what to do."""
+    """A process may not join. One line: the reason, and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """The place of one rank. `ips`: where its process may join from."""
+    """The place of one rank. `ips`: addresses from which its process may join."""
 
     rank: int
     name: str
@@ -30,7 +30,7 @@ class Seats:
 
     @property
     def free(self) -> tuple[Seat, ...]:
-        """Seats that nothing has taken yet, by rank."""
+        """Free seats, by rank."""
         return tuple(seat for rank, seat in sorted(self._seats.items()) if rank not in self._taken)
 
     @property
@@ -38,7 +38,7 @@ class Seats:
         return frozenset(self._taken)
 
     def take(self, hello: Mapping[str, Any], ip: str) -> int:
-        """Return the rank of a process that says `hello` from this address. Raises Refused."""
+        """Return the rank of a process that sends `hello` from this address. Raises Refused."""
         wrong = version_difference(self._versions, hello.get("versions"))
         if wrong is not None:
             raise Refused(wrong)
@@ -63,7 +63,7 @@ class Seats:
 
 
 def version_difference(own: Mapping[str, str], theirs: object) -> str | None:
-    """Return what another process has in another version, in words; None where all are alike."""
+    """Return the version differences of another process, in words; None if there are none."""
     if not isinstance(theirs, Mapping):
         return "it does not say its versions; install the same Pippin on every machine"
     differing = [name for name in own if theirs.get(name) != own[name]]
@@ -75,7 +75,7 @@ def version_difference(own: Mapping[str, str], theirs: object) -> str | None:
 
 
 def plain(ip: str) -> str:
-    """Return one text for all ways to write an IP address; an IPv4 address inside IPv6 as IPv4."""
+    """Return one text for all spellings of an IP address; an IPv4 address inside IPv6 as IPv4."""
     try:
         address = ipaddress.ip_address(ip.partition("%")[0])
     except ValueError:

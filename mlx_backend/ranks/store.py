@@ -1,4 +1,4 @@
-"""SharedStore: the blocks of the prefix cache on all ranks. Each keeps its own arrays, under the same ids. No MLX."""
+"""SharedStore: the blocks of the prefix cache on all ranks. Each rank keeps its arrays under the same ids. No MLX."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mlx_backend.core.step import BlockId, BlockRef, PromptId, SequenceId, Span
 
 
 class SharedStore:
-    """Implements `core.blocks.BlockStore` for all ranks; a block has the size that it has where it is largest.
+    """`core.blocks.BlockStore` for all ranks; a block's size is its largest on any rank.
 
-    `others`: `token` and `state`, the bytes of a token and of a snapshot, on every other rank. `mirror` makes a call of
-    these.
+    `others`: `token` and `state`, the bytes of a token and of a snapshot, on every other rank. `mirror` makes a call on
+    them.
     """
 
     def __init__(self, store: BlockStore, others: Sequence[Mapping[str, int]], mirror: Callable[..., None]) -> None:
@@ -25,21 +25,21 @@ class SharedStore:
         self.state_bytes = max([store.state_bytes, *(other["state"] for other in others)])
 
     def take(self, source: PromptId | SequenceId, spans: Sequence[Span]) -> tuple[BlockRef, ...]:
-        refs = self._store.take(source, spans)  # where there is no memory, no other rank takes anything
+        refs = self._store.take(source, spans)  # if it fails for want of memory, no other rank takes anything
         self._mirror("take", source=source, spans=tuple(spans), ids=tuple(ref.id for ref in refs))
         return tuple(
             BlockRef(ref.id, max(ref.nbytes, self._most_bytes(span))) for ref, span in zip(refs, spans, strict=True)
         )
 
     def _most_bytes(self, span: Span) -> int:
-        """Return what a span takes where it takes most. A rank with the largest shares has every block's size."""
+        """Return the largest size of a span on any rank; 0 if this rank's shares, and thus its blocks, are largest."""
         if (self.bytes_per_token, self.state_bytes) == (self._store.bytes_per_token, self._store.state_bytes):
             return 0
         return (span.stop - span.start) * self.bytes_per_token + (self.state_bytes if span.with_state else 0)
 
     def free(self, block: BlockId) -> None:
         self._store.free(block)
-        with contextlib.suppress(EngineDead):  # also called of an engine that is dead already; other calls say so
+        with contextlib.suppress(EngineDead):  # also called on a dead engine; other calls report that
             self._mirror("free", block=block)
 
     def dump(self, block: BlockId) -> tuple[Any, list[memoryview]]:

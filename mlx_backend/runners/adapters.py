@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_backend.api.errors import ModelLoadError
-from mlx_backend.api.interface import AdapterInfo, EngineConfig
+from mlx_backend.api.interface import AdapterConfig, AdapterInfo, EngineConfig
 from mlx_backend.model.adapter_files import AdapterFiles, Factors, open_adapter, stacked_bytes
 from mlx_backend.model.skeleton import Skeleton
 
@@ -68,6 +68,7 @@ class AdaptedQuantizedLinear(nn.QuantizedLinear):  # type: ignore[misc]
 
 
 _ADAPTED = {nn.Linear: AdaptedLinear, nn.QuantizedLinear: AdaptedQuantizedLinear}
+_PLAIN = {adapted: plain for plain, adapted in _ADAPTED.items()}
 
 
 def open_adapters(config: EngineConfig) -> tuple[AdapterFiles, ...]:
@@ -84,45 +85,90 @@ def with_adapters(skeleton: Skeleton, adapters: Sequence[AdapterFiles]) -> Skele
 
 
 class Adapters:
-    """The adapters of one model. Without any, nothing of the model changes."""
+    """The adapters of one model; implements `adapter_host.AdapterHost`. Without any, nothing of the model changes."""
+
+    files: tuple[AdapterFiles, ...] = ()
 
     def __init__(self) -> None:
         self._choice = _Choice()
         self._places: dict[str, int] = {BASE: 0}
         self._chosen: tuple[str, ...] = ()
+        self._stacks: dict[str, _Stack] = {}
+        """By the path of the layer."""
 
-    def load(self, model: nn.Module, files: Sequence[AdapterFiles]) -> tuple[AdapterInfo, ...]:
+    def load(
+        self,
+        model: nn.Module,
+        files: Sequence[AdapterFiles],
+        make_caches: Callable[[], list[Any]],
+        *,
+        is_batched: bool,
+    ) -> tuple[AdapterInfo, ...]:
         """Put all adapters beside the model's layers. Raises ModelLoadError where one is not for this model."""
-        layers = dict(model.named_modules())
-        read = {adapter.name: _Tensors(adapter, layers) for adapter in files}
-        self._places |= {adapter.name: place for place, adapter in enumerate(files, 1)}
-        for path in sorted({path for adapter in files for path in adapter.factors}):
-            stack = _Stack(*_stacked([read[adapter.name].factors(path) for adapter in files]), self._choice)
-            layer = layers[path]
-            mx.eval(stack.a, stack.b)
-            layer.__class__ = _ADAPTED[type(layer)]
-            object.__setattr__(layer, "stack", stack)  # not one of the model's parameters
-        return tuple(
-            AdapterInfo(
-                name=adapter.name,
-                digest=adapter.digest,
-                form=adapter.form,
-                rank=adapter.rank,
-                num_layers=len(adapter.factors),
-                weights_bytes=stacked_bytes([adapter]) // 2,
-            )
-            for adapter in files
-        )
+        self._model, self._make_caches, self._is_batched = model, make_caches, is_batched
+        return self.change(files)
 
-    def check(self, model: nn.Module, make_caches: Callable[[], list[Any]], *, is_batched: bool) -> None:
-        """Compute once with every adapter. Raises ModelLoadError where the model's code keeps rows apart no longer."""
-        names = list(self._places)
-        if len(names) == 1:
-            return
+    def open(self, adapter: AdapterConfig) -> AdapterFiles:
+        return open_adapter(adapter.name, Path(adapter.path).expanduser())
+
+    def change(self, files: Sequence[AdapterFiles]) -> tuple[AdapterInfo, ...]:
+        before, stacks = self.files, self._stacks
+        new = [adapter for adapter in files if adapter not in before]
+        if files:
+            self._hold(files, self._stack(files, new))
+            try:
+                self._check([adapter.name for adapter in new])
+            except ModelLoadError:
+                self._hold(before, stacks)
+                raise
+        else:
+            self._hold((), {})
+        return tuple(_describe(adapter) for adapter in files)
+
+    def _stack(self, files: Sequence[AdapterFiles], new: Sequence[AdapterFiles]) -> dict[str, _Stack]:
+        """Build the factors of every layer; those that are held stay as they are until all are there."""
+        layers = dict(self._model.named_modules())
         try:
-            for batch in [[name] for name in names] + ([[*names]] if is_batched else []):
+            read = {adapter.name: _Tensors(adapter, layers) for adapter in new}
+            stacks = {}
+            for path in sorted({path for adapter in files for path in adapter.factors}):
+                known = [self._factors(adapter, path, read.get(adapter.name)) for adapter in files]
+                stacks[path] = stack = _Stack(*_stacked(known), self._choice)
+                mx.eval(stack.a, stack.b)
+        except (RuntimeError, ValueError, KeyError, TypeError, MemoryError, OSError) as error:
+            names = ", ".join(adapter.name for adapter in new or files)
+            raise ModelLoadError(f"adapter {names} cannot be loaded ({error})") from error
+        return stacks
+
+    def _factors(self, adapter: AdapterFiles, path: str, read: _Tensors | None) -> tuple[mx.array, mx.array] | None:
+        """Return an adapter's factors of one layer, out of its file or, where it is held already, out of memory."""
+        if read is not None or path not in adapter.factors:
+            return None if read is None else read.factors(path)
+        place, rank, held = self._places[adapter.name], adapter.factors[path].rank, self._stacks[path]
+        return held.a[place, :, :rank], held.b[place, :rank]
+
+    def _hold(self, files: Sequence[AdapterFiles], stacks: dict[str, _Stack]) -> None:
+        layers = dict(self._model.named_modules()) if stacks or self._stacks else {}
+        for path in self._stacks.keys() - stacks.keys():
+            layers[path].__class__ = _PLAIN[type(layers[path])]
+            object.__delattr__(layers[path], "stack")
+        for path, stack in stacks.items():
+            layers[path].__class__ = _ADAPTED.get(type(layers[path]), type(layers[path]))
+            object.__setattr__(layers[path], "stack", stack)  # not one of the model's parameters
+        self.files, self._stacks = tuple(files), stacks
+        self._places = {BASE: 0, **{adapter.name: place for place, adapter in enumerate(files, 1)}}
+        self._chosen = ()
+        self._choice.slot = self._choice.slots = None
+
+    def _check(self, names: Sequence[str]) -> None:
+        """Compute once with each. Raises ModelLoadError where the model's code keeps rows apart no longer."""
+        if not names:
+            return
+        batches = [[name] for name in names] + ([[BASE, *names]] if self._is_batched else [])
+        try:
+            for batch in batches:
                 self.choose(batch)
-                mx.eval(model(mx.zeros((len(batch), 1), dtype=mx.uint32), cache=make_caches()))
+                mx.eval(self._model(mx.zeros((len(batch), 1), dtype=mx.uint32), cache=self._make_caches()))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ModelLoadError(
                 f"adapters cannot be served beside one another with this model ({error}); fuse one into its weights"
@@ -141,6 +187,17 @@ class Adapters:
         places = [self._places[name] for name in wanted]
         self._choice.slot = places[0] or None
         self._choice.slots = mx.array(places, dtype=mx.uint32) if len(places) > 1 else None
+
+
+def _describe(adapter: AdapterFiles) -> AdapterInfo:
+    return AdapterInfo(
+        name=adapter.name,
+        digest=adapter.digest,
+        form=adapter.form,
+        rank=adapter.rank,
+        num_layers=len(adapter.factors),
+        weights_bytes=stacked_bytes([adapter]) // 2,
+    )
 
 
 class _Tensors:
@@ -164,6 +221,8 @@ class _Tensors:
         if self._adapter.form == "peft":
             a, b = a.T, b.T
         b = found.scale * b
+        if a.shape != (found.num_in, found.rank) or b.shape != (found.rank, found.num_out):
+            raise ModelLoadError(f"adapter {self._adapter.name}: its file was changed while it was read; load it again")
         if not mx.all(mx.isfinite(a)).item() or not mx.all(mx.isfinite(b)).item():
             raise ModelLoadError(f"adapter {self._adapter.name}: the factors of {path} are not all finite numbers")
         return a, b
@@ -172,7 +231,7 @@ class _Tensors:
 def _check(name: str, path: str, factors: Factors, layer: Any) -> None:
     if layer is None:
         raise ModelLoadError(f"adapter {name} is for another model: this one has no layer {path}")
-    if type(layer) not in _ADAPTED:
+    if type(layer) not in _ADAPTED and type(layer) not in _PLAIN:
         kind = type(layer).__name__
         raise ModelLoadError(f"adapter {name}: {path} is a {kind}; only linear layers are served: fuse it instead")
     num_out, num_in = layer.weight.shape

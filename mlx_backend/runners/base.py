@@ -22,11 +22,20 @@ def limited_by(config: ContextConfig, limit: int, fitting: int) -> Literal["mode
     return "model" if config.limit is None else "configuration"
 
 
+_OUT_OF_MEMORY = (
+    "Insufficient Memory",  # Metal, of a command buffer
+    "[metal::malloc]",  # Metal: a buffer larger than any may be, or one more than there may be
+    "Unable to allocate",  # MLX's allocators
+    "out of memory",  # CUDA
+)
+"""Texts by which MLX's errors say so (backend/{metal,cuda,no_gpu}/allocator.cpp, metal/device.cpp): all are
+RuntimeErrors. Others name memory, too, such as "illegal memory access", and are faults of another kind."""
+
+
 def failed(what: str, error: BaseException) -> SequenceFailed:
     """Return the error of a failed computation for the sequences that it was for."""
     text = str(error).strip() or type(error).__name__
-    is_memory = isinstance(error, MemoryError) or "memory" in text.lower() or "[malloc" in text
-    if is_memory:
+    if isinstance(error, MemoryError) or any(each in text for each in _OUT_OF_MEMORY):
         return OutOfMemory(f"the device ran out of memory in a {what}: {text}")
     return SequenceFailed(f"a {what} failed: {text}")
 

@@ -7,7 +7,7 @@ the device without waiting; reading its tokens, a step later, is the only wait.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -84,7 +84,7 @@ class MLXRunner:
         self._max_groups = 1
         self._embedding: EmbeddingInfo | None = None
         self._wired = WiredWeights()
-        self._adapters = Adapters()
+        self.adapters = Adapters()
         self._planned_draft: PlannedDraft | None = None
         self._draft_model: DraftModel | None = None
 
@@ -127,13 +127,12 @@ class MLXRunner:
         if draft is not None:
             report_draft = summed(report, total - of_draft, total)
             self._draft_model = draft.load(report_draft, self._vocab_size, no_drafts_reason)
-        embedding = vectors.read_embedding(self._model, self._make_caches, checkpoint, skeleton.shape.hidden_size)
-        no_embedding_reason, self._embedding = (embedding, None) if isinstance(embedding, str) else ("", embedding)
+        made = vectors.read_vectors(self._model, self._make_caches, checkpoint, skeleton.shape.hidden_size)
+        self._embedding = made.computed
         self._context = fitting
         if needs_warm_shapes:
             self._warming().run(report, skeleton.shape.weights_bytes)
-        loaded_adapters = self._adapters.load(self._model, adapters)
-        self._adapters.check(self._model, self._make_caches, is_batched=self._is_batched)
+        held = self.adapters.load(self._model, adapters, self._make_caches, is_batched=self._is_batched)
         self._reset()
         if memory is not None:
             wiring = self._wired.wire(len(tree_flatten(self._model.parameters())))
@@ -155,9 +154,8 @@ class MLXRunner:
             max_drafts=self._config.speculation.max_drafts if no_drafts_reason is None else 0,
             no_drafts_reason=no_drafts_reason or "",
             draft_model=None if draft is None else draft.info(),
-            adapters=loaded_adapters,
-            embedding=self._embedding,
-            no_embedding_reason=no_embedding_reason,
+            adapters=held,
+            **made.report,
         )
 
     def _defer_latents(self, shape: ModelShape) -> bool:
@@ -255,7 +253,7 @@ class MLXRunner:
         prompt = self._prompts.get(chunk.prompt)
         if prompt is None:
             prompt = self._prompts[chunk.prompt] = _Prompt(self._make_caches())
-        self._adapters.choose([chunk.adapter])
+        self.adapters.choose([chunk.adapter])
         if chunk.restore is not None:
             assert self.blocks is not None, "what is restored was kept before"
             self.blocks.restore(chunk, chunk.restore, prompt.caches)
@@ -337,10 +335,12 @@ class MLXRunner:
     def _reset(self) -> None:
         if self._draft_model is not None:
             self._draft_model.reset()
-        self._decoding = Decoding(
-            self._model, self._make_batch(), self._make_sampler, self._vocab_size, self._adapters.choose
-        )
+        self._decoding = Decoding(self._model, self._make_batch(), self._make_sampler, self._vocab_size, self._choose)
         self._rows = {}
+
+    def _choose(self, adapters: Sequence[str]) -> None:
+        """Take the adapter of each row of the next pass; they may be others than when the batch was made."""
+        self.adapters.choose(adapters)
 
     @property
     def _batch(self) -> RowBatch | SingleBatch:
@@ -381,6 +381,7 @@ class MLXRunner:
         self._wired.unwire()
         for name in ("_model", "_decoding", "_rows", "_prompts", "blocks", "_draft_model", "_planned_draft"):
             self.__dict__.pop(name, None)
+        self.adapters = Adapters()
         device.release(self)
         # Without it the thread's streams are torn down while the process exits, which aborts it now and then.
         mx.clear_streams()

@@ -8,13 +8,10 @@ one's, and the text comes with the request, as it does where a script says it. N
 
 from __future__ import annotations
 
-import math
 import random
 import re
-import struct
 import threading
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,9 +20,7 @@ from pathlib import Path
 from mlx_backend.api.errors import ModelLoadError, OutOfMemory, SequenceFailed
 from mlx_backend.api.interface import (
     NO_SPECULATION,
-    AdapterInfo,
     DraftModelInfo,
-    EmbeddingInfo,
     EngineConfig,
     Footprint,
     KVCacheReport,
@@ -54,11 +49,12 @@ from mlx_backend.planning.admission import Budget
 from mlx_backend.planning.memory import ModelShape
 from mlx_backend.prefix_cache.store_mock import MockStore
 from mlx_backend.runners.base import limited_by
+from mlx_backend.runners.mock_adapters import MockAdapters
+from mlx_backend.runners.mock_measures import EMBEDDING, SCORING, asked_logprobs, vector
 from mlx_backend.runners.mock_text import choose, own_token
 from mlx_backend.runners.mock_vocabulary import vocab_size_of
 
 VOCAB_SIZE = 260
-EMBEDDING = EmbeddingInfo(dim=16, pooling="last", is_normalized=True)
 _LOAD_SLICES = 20
 _WEIGHTS_BYTES = 1 << 20
 _BYTES_PER_TOKEN = 16
@@ -130,6 +126,7 @@ class MockRunner:
         """The tokens that are computed of each."""
         self._in_flight: deque[tuple[float, StepResult]] = deque()
         """When each step is due, and what it gave."""
+        self.adapters = MockAdapters()
         self.blocks = MockStore(_BYTES_PER_TOKEN, self._tokens_of)
 
     budget: Budget | None = None
@@ -155,7 +152,8 @@ class MockRunner:
             no_drafts_reason="" if self._config.speculation.max_drafts else NO_SPECULATION,
             draft_model=None if name is None else DraftModelInfo(name=name, context_limit=self._pace.context),
             embedding=EMBEDDING,
-            adapters=tuple(AdapterInfo(name=each.name, form="mock") for each in self._config.adapters),
+            scoring=SCORING,
+            adapters=self.adapters.load(self._config.adapters),
         )
 
     def _plan_memory(self) -> MemoryReport | None:
@@ -174,6 +172,7 @@ class MockRunner:
         return report
 
     def prefill(self, chunk: Chunk) -> PromptResult:
+        self.adapters.check([chunk.adapter])
         held = self._prompts.setdefault(chunk.prompt, [])
         assert len(held) == chunk.start, "chunks follow one another"
         held += chunk.token_ids
@@ -182,8 +181,8 @@ class MockRunner:
             return PromptResult()
         self._compute(chunk)
         is_last = chunk.stop == chunk.num_prompt_tokens
-        vector = _vector(tuple(held)) if chunk.embeds and is_last else None
-        return PromptResult(_prompt_logprobs(chunk), vector)
+        made = vector(tuple(held)) if chunk.embeds and is_last else None
+        return PromptResult(_prompt_logprobs(chunk), made)
 
     def _tokens_of(self, source: PromptId | SequenceId) -> Sequence[int]:
         """The tokens that are computed of a prompt, or of a row with its prompt."""
@@ -197,8 +196,8 @@ class MockRunner:
         share = chunk.num_tokens / max(chunk.num_prompt_tokens - 1, 1)
         self._wait(self._pace.ttft_s * share)
 
-    def _step_s(self, rows: Sequence[MockRow]) -> float:
-        """What a decode step of these rows takes, seconds."""
+    def _step_s(self, rows: Sequence[MockRow], num_drafts: int = 0) -> float:
+        """What a decode step of these rows takes, seconds; `num_drafts`: tokens of all that it verifies beside."""
         return self._pace.itl_s
 
     def _now(self) -> float:
@@ -220,6 +219,7 @@ class MockRunner:
 
     def _start(self, rows: list[MockRow], plan: StepPlan, read_masks: ReadMasks) -> None:
         self._num_steps += 1
+        self.adapters.check(row.new.adapter for row in rows)
         if self._fault is not None and self._fault.strikes(self._num_steps):
             self._fail(self._fault, rows)
         masks: MaskBits = ()
@@ -230,7 +230,7 @@ class MockRunner:
         drafts = {draft.id: draft.token_ids for draft in plan.drafts}
         sampled = tuple(self._write(row, drafts.get(row.id, ()), bits) for row in rows)
         # one step after the other, as a device computes them, though the next is handed over early
-        self._free_at = max(self._free_at, self._now()) + self._step_s(rows)
+        self._free_at = max(self._free_at, self._now()) + self._step_s(rows, sum(map(len, drafts.values())))
         self._in_flight.append((self._free_at, StepResult(sampled)))
 
     def _write(self, row: MockRow, draft: tuple[int, ...], bits: Mapping[tuple[SequenceId, int], bytes]) -> RowTokens:
@@ -311,6 +311,8 @@ def _sample(row: Row, bits: bytes | None, vocab_size: int) -> RowTokens:
     if bits is not None:
         token_id = choose(bits, token_id, row, vocab_size)
     logprobs = _logprobs(token_id, row.sampling.num_logprobs)
+    if logprobs is not None and row.sampling.logprob_ids:
+        logprobs = replace(logprobs, asked=asked_logprobs(row))
     return RowTokens(row.id, (token_id,), () if logprobs is None else (logprobs,))
 
 
@@ -318,14 +320,6 @@ def _prompt_logprobs(chunk: Chunk) -> tuple[TokenLogprobs, ...]:
     following = chunk.token_ids[1:] if chunk.next_id is None else (*chunk.token_ids[1:], chunk.next_id)
     noted = (_logprobs(token_id, chunk.num_top_logprobs) for token_id in following)
     return tuple(logprobs for logprobs in noted if logprobs is not None)
-
-
-def _vector(prompt_ids: tuple[int, ...]) -> bytes:
-    """A direction drawn by the prompt alone."""
-    source = random.Random(zlib.crc32(repr(prompt_ids).encode()))
-    drawn = [source.gauss() for _ in range(EMBEDDING.dim)]
-    length = math.hypot(*drawn)
-    return struct.pack(f"<{EMBEDDING.dim}f", *(number / length for number in drawn))
 
 
 def _logprobs(token_id: int, num_top: int | None) -> TokenLogprobs | None:

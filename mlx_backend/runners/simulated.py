@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from mlx_backend.api.errors import ModelLoadError
-from mlx_backend.api.interface import AdapterInfo, EngineConfig, LoadProgress, MemoryReport, ModelInfo
+from mlx_backend.api.interface import NO_SPECULATION, EngineConfig, LoadProgress, MemoryReport, ModelInfo
 from mlx_backend.core.step import Chunk
 from mlx_backend.kv_cache.allocation import allocated
 from mlx_backend.kv_cache.grouping import divide, most_bytes
@@ -42,16 +42,19 @@ class PlannedSpeed:
         computing_s = self._prompt_s(start + num_tokens) - self._prompt_s(start)
         return max(computing_s, weights_read_s(self._shape, self._machine, num_tokens) / self._speed)
 
-    def step_s(self, num_rows: int, longest: int) -> float:
-        """Of a decode step of so many rows; attention reads each as if it were as long as the longest."""
-        return self._decode_s(num_rows, allocated(max(longest, 1)))
+    def step_s(self, num_rows: int, longest: int, num_drafts: int = 0) -> float:
+        """Of a decode step of so many rows; attention reads each as if it were as long as the longest.
+
+        `num_drafts`: tokens of all rows that it verifies beside their newest.
+        """
+        return self._decode_s(num_rows, allocated(max(longest, 1)), num_drafts)
 
     def _prompt_s(self, num_tokens: int) -> float:
         estimate = prefill_speed(self._shape, self._machine, num_tokens)
         return num_tokens / estimate.value / self._speed if estimate else 0.0
 
-    def _estimate_decode_s(self, num_rows: int, context: int) -> float:
-        estimate = decode_speed(self._shape, self._plans, self._machine, context, num_rows)
+    def _estimate_decode_s(self, num_rows: int, context: int, num_drafts: int) -> float:
+        estimate = decode_speed(self._shape, self._plans, self._machine, context, num_rows, num_drafts=num_drafts)
         return 1.0 / estimate.value / self._speed if estimate else 0.0
 
 
@@ -63,7 +66,7 @@ class SimulatedRunner(MockRunner):
         super().__init__(config)
         self._shape = shape
         self._machine = _find(config.simulate.machine or "")
-        self._plans = plan_caches(caches, config.kv_cache)
+        self._plans = plan_caches(caches, config.kv_cache, config.speculation.max_drafts)
         self._row_bytes = RowSizes(self._plans)
         self._peak_bytes = 0
         self.pace = PlannedSpeed(shape, self._plans, self._machine, config.simulate.speed)
@@ -88,8 +91,10 @@ class SimulatedRunner(MockRunner):
             weights_bytes=total,
             memory=memory,
             kv_caches=report(self._plans, self._config.kv_cache),
+            max_drafts=self._config.speculation.max_drafts,
+            no_drafts_reason="" if self._config.speculation.max_drafts else NO_SPECULATION,
             no_embedding_reason="it is simulated",
-            adapters=tuple(AdapterInfo(name=each.name, form="mock") for each in self._config.adapters),
+            adapters=self.adapters.load(self._config.adapters),
         )
 
     @property
@@ -122,18 +127,19 @@ class SimulatedRunner(MockRunner):
 
     def _build_budget(self, memory: MemoryReport) -> Budget:
         max_chunk = self._config.scheduler.max_chunk_tokens
-        return Budget(self._shape, self._plans, memory.free_bytes, max_chunk=max_chunk)
+        drafts = self._config.speculation.max_drafts
+        return Budget(self._shape, self._plans, memory.free_bytes, max_chunk=max_chunk, max_drafts=drafts)
 
     def _compute(self, chunk: Chunk) -> None:
         self._free_at = max(self._free_at, self._now()) + self.pace.chunk_s(chunk.start, chunk.num_tokens)
         self._wait(max(self._free_at - self._now(), 0.0))
 
-    def _step_s(self, rows: Sequence[MockRow]) -> float:
+    def _step_s(self, rows: Sequence[MockRow], num_drafts: int = 0) -> float:
         lengths = [row.num_computed_tokens for row in rows]
         groups = divide(lengths, self._row_bytes, max_groups(self._plans))
         longest = {number: max(n for n, g in zip(lengths, groups, strict=True) if g == number) for number in groups}
         padded = sum(longest[number] for number in groups)
-        return self.pace.step_s(len(rows), -(-padded // len(rows)))
+        return self.pace.step_s(len(rows), -(-padded // len(rows)), num_drafts)
 
     def kv_bytes(self) -> int:
         lengths = [row.num_computed_tokens + 1 for row in self._rows.values()]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -14,7 +15,9 @@ import mlx.core as mx
 from mlx_backend.api.interface import EmbeddingInfo
 from mlx_backend.core.step import Chunk
 from mlx_backend.model.checkpoint import Checkpoint
+from mlx_backend.model.loader import SCORE
 from mlx_backend.model.pooling import read_pooling
+from mlx_backend.model.scoring import is_classifier, read_scoring
 
 _LEAST_LENGTH = 1e-12
 """A shorter vector stays as short; torch's normalize has the same bound."""
@@ -43,12 +46,41 @@ def read_embedding(
     return reason or EmbeddingInfo(dim=dim, pooling=pooling.place, is_normalized=pooling.is_normalized)
 
 
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """What is made of prompts beside text. `computed`: how `compute` makes it; None: nothing is."""
+
+    computed: EmbeddingInfo | None
+    report: dict[str, Any]
+    """Fields of the model's ModelInfo."""
+
+
+def read_vectors(model: Any, make_caches: Callable[[], list[Any]], checkpoint: Checkpoint, dim: int) -> Vectors:
+    """Return what the model makes: embeddings, scores, or neither, and why."""
+    embedding = read_embedding(model, make_caches, checkpoint, dim)
+    scoring = read_scoring(checkpoint)
+    if not isinstance(scoring, str) and scoring.kind == "head":
+        reason = check_hidden(model, make_caches, dim)
+        scoring = scoring if reason is None else reason
+    if is_classifier(checkpoint.config):
+        embedding = "it is a classifier"
+    computed = None if isinstance(embedding, str) else embedding
+    if not isinstance(scoring, str) and scoring.kind == "head":
+        computed = EmbeddingInfo(dim=1, pooling="last", is_normalized=False)
+    report: dict[str, Any] = {}
+    for name, found in (("embedding", embedding), ("scoring", scoring)):
+        report |= {f"no_{name}_reason": found} if isinstance(found, str) else {name: found, f"no_{name}_reason": ""}
+    return Vectors(computed, report)
+
+
 def compute(model: Any, chunk: Chunk, caches: list[Any], pooled: mx.array | None, info: EmbeddingInfo) -> Computed:
     """A chunk into its caches and into what is `pooled`; with the prompt's last chunk comes its vector."""
     hidden = model.model(mx.array(chunk.token_ids)[None], cache=caches)[0]
     is_last = chunk.stop == chunk.num_prompt_tokens
     if is_last or info.pooling != "last":  # what is not pooled is not computed: the last layer's larger part
         pooled = _pool(pooled, hidden, info)
+    if is_last and hasattr(model, SCORE):
+        pooled = getattr(model, SCORE)(hidden[-1:])[0].astype(mx.float32)
     mx.eval([cache.state for cache in caches], pooled)  # as a chunk that is not pooled
     vector = None if pooled is None or not is_last else _finish(pooled, chunk.num_prompt_tokens, info)
     return pooled, vector

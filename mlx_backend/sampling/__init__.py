@@ -1,1 +1,1 @@
-"""From logits to tokens, for a batch of rows that each have their own parameters."""
+"""Sampling: from logits to tokens, for a batch of rows with separate parameters."""

@@ -1,4 +1,4 @@
-"""States of a sampler's parts for rows that go on from others: with drafts behind them, or with those that are kept."""
+"""States of a sampler's parts for rows that continue others: with drafts after them, or with the accepted ones."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ StateOut = TypeVar("StateOut", covariant=True)
 
 
 class Part(Protocol[StateOut]):
-    """A part of a sampler that keeps a state of each row that asked for it."""
+    """A part of a sampler that keeps a state for each row that needs one."""
 
     def knows(self, row: Row) -> bool:
-        """Whether it has the row's state."""
+        """Return whether it holds the row's state."""
 
     def state_after(self, row: Row, token_ids: Sequence[int]) -> StateOut:
-        """Return the state of a row that puts out these tokens next."""
+        """Return the state of a row after these further output tokens."""
 
 
 Sources = Mapping[Row, tuple[Row, tuple[int, ...]]]
-"""Of a row: the one that it goes on from, and the tokens behind it."""
+"""For each row: the row that it continues, and the tokens after that one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Continued(Generic[State]):
-    """The states of `sources`, out of a part that knows the rows they go on from."""
+    """States of `sources`, taken from a part that holds the rows they continue."""
 
     part: Part[State]
     sources: Sources

@@ -1,7 +1,7 @@
 """Filters: pure functions of logits [rows, vocab] and one parameter per row [rows, 1].
 
-A filtered token's logit becomes -inf. Neutral parameters leave a row as it is, so that rows with and
-without a filter share one call.
+A filtered token's logit becomes -inf. Neutral parameters leave a row unchanged, so that rows with and without a filter
+share one call.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from mlx_backend.sampling.selection import (
 )
 
 MOST_FEW = 256
-"""Largest top_k of `filter_few`, whatever the vocabulary."""
+"""Largest top_k of `filter_few`, for any vocabulary."""
 
 _NEVER = -float("inf")
 _INFINITY = 0x7F800000
 """The bits of a float32 infinity."""
 _FEW_SCALE = 1 << 23
-"""What the likeliest token weighs in `filter_few`: MOST_FEW of them fit into 31 bits."""
+"""Weight of the likeliest token in `filter_few`: MOST_FEW of them fit into 31 bits."""
 
 
 def most_few(vocab: int) -> int:
-    """Up to this top_k sorting the candidates costs less than finding a threshold among all tokens."""
+    """Return the top_k up to which sorting the candidates costs less than finding a threshold among all tokens."""
     return min(MOST_FEW, max(32, vocab // (2 * GROUP)))
 
 
 def filter_few(logits: mx.array, top_k: mx.array, top_p: mx.array | None, most: int) -> mx.array:
-    """Keep the `top_k` most likely tokens, then of these the fewest whose probability reaches `top_p`.
+    """Keep the `top_k` most likely tokens, then of these the fewest that reach the probability `top_p`.
 
-    top_k: int32 [rows, 1]; rows in which it is above `most`, at most MOST_FEW, stay as they are. top_p: float32
-    [rows, 1] in (0, 1]; None: 1 in every row. Tokens as likely as the last one kept are kept too, and count among those
-    that top_k left. Only the `most` largest are sorted, and summed as integers, so that `most`, which depends on the
-    other rows, changes nothing. Nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751.
+    top_k: int32 [rows, 1]; rows in which it is above `most`, at most MOST_FEW, stay unchanged. top_p: float32 [rows, 1]
+    in (0, 1]; None: 1 in every row. Tokens as likely as the last one kept are kept too, and count among those that
+    top_k left. Only the `most` largest are sorted, and summed as integers, so that `most`, which depends on the other
+    rows, does not affect the result. Nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751.
     """
     few, _ = candidates(logits, most)
     ranked = mx.sort(few, axis=-1)[:, : -most - 1 : -1]
@@ -62,7 +62,7 @@ def filter_few(logits: mx.array, top_k: mx.array, top_p: mx.array | None, most: 
 
 
 def filter_top_k(logits: mx.array, top_k: mx.array) -> mx.array:
-    """Keep the `top_k` most likely tokens, and those as likely as the last of them. top_k: int32 [rows, 1], to vocab.
+    """Keep the `top_k` most likely tokens, and those as likely as the last of them. top_k: int32 [rows, 1] up to vocab.
 
     For a `top_k` of any size; up to MOST_FEW, `filter_few` is faster.
     """
@@ -93,10 +93,10 @@ def filter_min_p(logits: mx.array, min_p: mx.array) -> mx.array:
 
 
 def filter_top_n_sigma(logits: mx.array, n: mx.array) -> mx.array:
-    """Keep tokens whose logit is within `n` standard deviations of the largest. n: float32 [rows, 1], 0: all.
+    """Keep tokens with a logit within `n` standard deviations of the largest. n: float32 [rows, 1], 0: all.
 
-    The deviation is of the logits not yet filtered. Whatever the temperature, the same tokens are kept, so long as
-    this comes first. Tang et al. 2024, arXiv 2411.07641.
+    The deviation is that of the unfiltered logits. If this filter comes first, the same tokens are kept at any
+    temperature. Tang et al. 2024, arXiv 2411.07641.
     """
     is_left = logits > _NEVER
     num_left = mx.sum(is_left, axis=-1, keepdims=True)
@@ -107,7 +107,7 @@ def filter_top_n_sigma(logits: mx.array, n: mx.array) -> mx.array:
 
 
 def filter_typical_p(logits: mx.array, typical_p: mx.array) -> mx.array:
-    """Keep the tokens whose surprise is nearest to the entropy, the fewest whose probability reaches `typical_p`.
+    """Keep the tokens with a surprise nearest to the entropy, the fewest that reach the probability `typical_p`.
 
     typical_p: float32 [rows, 1] in (0, 1], 1: all. Tokens as typical as the last one kept are kept too.
     Locally typical sampling: Meister et al. 2022, arXiv 2202.00666.
@@ -127,11 +127,11 @@ def filter_typical_p(logits: mx.array, typical_p: mx.array) -> mx.array:
 def filter_xtc(
     logits: mx.array, threshold: mx.array, is_active: mx.array, kept: tuple[mx.array, mx.array] | None
 ) -> mx.array:
-    """Of the tokens as likely as `threshold`, take away all but the least likely, in the rows where `is_active`.
+    """Remove all but the least likely of the tokens as likely as `threshold`, in the rows with `is_active`.
 
-    threshold: float32 [rows, 1]; above 0.5 it takes nothing. is_active: bool [rows, 1]. kept: rows and token ids,
-    int [k] each, that are not taken. Exclude Top Choices, by p-e-w, as in llama.cpp: the threshold is met by
-    reaching it. Tokens as likely as the least likely stay with it.
+    threshold: float32 [rows, 1]; above 0.5 it removes nothing. is_active: bool [rows, 1]. kept: rows and token ids, int
+    [k] each, that are not removed. Exclude Top Choices, by p-e-w, as in llama.cpp: a probability equal to the threshold
+    reaches it. Tokens as likely as the least likely stay with it.
     """
     is_likely = (mx.softmax(logits, axis=-1, precise=True) >= threshold) & (logits > _NEVER)
     least = mx.min(mx.where(is_likely, logits, -_NEVER), axis=-1, keepdims=True)
@@ -142,10 +142,10 @@ def filter_xtc(
 
 
 def draw(logits: mx.array, keys: mx.array) -> mx.array:
-    """One token per row, in proportion to exp(logits). keys: uint32 [rows, 2], one per row and step.
+    """Draw one token per row, in proportion to exp(logits). keys: uint32 [rows, 2], one per row and step.
 
-    Adding Gumbel noise and taking the largest samples the softmax. A row's noise depends on its key alone,
-    so the same seed draws the same token whatever else is in the batch.
+    Adding Gumbel noise and taking the largest samples the softmax. A row's noise depends on its key alone, so the same
+    seed draws the same token in any batch.
     """
     vocab = logits.shape[-1]
     noise = mx.vmap(lambda key: mx.random.gumbel(shape=(vocab,), key=key))(keys)

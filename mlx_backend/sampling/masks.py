@@ -1,4 +1,4 @@
-"""Tokens that a row may not draw: what its grammar or its request does not allow, and what would end it too early."""
+"""Tokens that a row may not draw: barred by its grammar or its request, or ending it too early."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NEVER = -float("inf")
 
 
 class TokenMasks:
-    """Masks for some rows of a batch. Built anew when the rows change."""
+    """Masks for some rows of a batch, rebuilt when the rows change."""
 
     def __init__(self, rows: Sequence[Row], vocab_size: int) -> None:
         self._rows = list(rows)
@@ -20,7 +20,7 @@ class TokenMasks:
         self._ends = row_tokens([row.stop_ids if row.is_short else () for row in rows], vocab_size)
 
     def apply(self, logits: mx.array) -> mx.array:
-        """-inf for what may not be drawn. logits: float32 [batch rows, vocab]."""
+        """Set barred tokens to -inf. logits: float32 [batch rows, vocab]."""
         if self._allowed is not None:
             batch_rows, allowed = self._allowed
             logits = mx.array(logits)
@@ -29,15 +29,15 @@ class TokenMasks:
             batch_rows, ids = self._ends
             bars = mx.array([_NEVER if row.is_short else 0.0 for row in self._rows])
             barred = logits.at[batch_rows, ids].add(bars[batch_rows])
-            # where a grammar, say, leaves nothing but the end, the row ends
+            # if nothing but the end is left, by a grammar, for example, the row ends
             logits = mx.where(mx.max(barred, axis=-1, keepdims=True) > _NEVER, barred, logits)
         return logits
 
 
 def mask_logits(logits: mx.array, masks: Sequence[tuple[int, bytes]]) -> mx.array:
-    """logits: float32 [rows, vocab]; what a row may not draw becomes -inf. Tokens past the bits may not be drawn.
+    """Set tokens that a row may not draw to -inf, those past its bits included. logits: float32 [rows, vocab].
 
-    `masks`: (place of a row, a bit for each token), as `grammar.read_masks` gives them.
+    `masks`: (place of a row, one bit per token), as `grammar.read_masks` returns them.
     """
     if not masks:
         return logits
@@ -54,7 +54,7 @@ def mask_logits(logits: mx.array, masks: Sequence[tuple[int, bytes]]) -> mx.arra
 
 
 def row_tokens(ids_of_rows: Sequence[Collection[int]], vocab_size: int) -> tuple[mx.array, mx.array] | None:
-    """All (row, token id) as two int32 arrays; None for none. A tokenizer may know ids that the model does not."""
+    """Return all (row, token id) as two int32 arrays; None for none. Skips the tokenizer's ids that the model lacks."""
     pairs = [(row, token) for row, ids in enumerate(ids_of_rows) for token in sorted(ids) if token < vocab_size]
     if not pairs:
         return None
@@ -62,7 +62,7 @@ def row_tokens(ids_of_rows: Sequence[Collection[int]], vocab_size: int) -> tuple
 
 
 def _allowed(rows: Sequence[Row], vocab_size: int) -> tuple[mx.array, mx.array] | None:
-    """(the rows that allow only some tokens: int32 [k], what each allows: bool [k, vocab])."""
+    """Return (the rows that allow only some tokens: int32 [k], the tokens each allows: bool [k, vocab])."""
     asking = [i for i, row in enumerate(rows) if row.sampling.allowed_token_ids]
     if not asking:
         return None

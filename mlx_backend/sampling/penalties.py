@@ -1,7 +1,7 @@
 """Penalties for tokens that occurred: counts per row, kept on the device as tokens are sampled.
 
-Presence and frequency count the output, as OpenAI defines them; repetition counts prompt and output
-(Keskar et al. 2019, arXiv 1909.05858). Only rows that asked are held.
+Presence and frequency penalties count the output, as OpenAI defines them; repetition counts prompt and output (Keskar
+et al. 2019, arXiv 1909.05858). Only rows with penalties are held.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def has_penalty(params: SamplingParams) -> bool:
 
 
 class Penalties:
-    """Counts [penalized rows, vocab] for some rows of a batch. Built anew when the rows change."""
+    """Counts [penalized rows, vocab] for some rows of a batch, rebuilt when the rows change."""
 
     def __init__(
         self, rows: Sequence[Row], vocab_size: int, previous: Penalties | Continued[PenaltyState] | None
     ) -> None:
-        """Rows that `previous` knows keep their counts, which include tokens the host has not read yet."""
+        """Rows that `previous` holds keep their counts, which include tokens the host has not read yet."""
         self._places = {row: place for place, row in enumerate(row for row in rows if has_penalty(row.sampling))}
         self._batch_rows = mx.array([i for i, row in enumerate(rows) if row in self._places], dtype=mx.int32)
         params = [row.sampling for row in self._places]
@@ -45,19 +45,19 @@ class Penalties:
         return row in self._places
 
     def state_of(self, row: Row) -> PenaltyState:
-        """(times each token was put out: float32 [vocab], whether it is in the prompt: bool [vocab])."""
+        """Return (output occurrences of each token: float32 [vocab], whether the prompt has it: bool [vocab])."""
         place = self._places[row]
         return self._num_output[place], self._in_prompt[place]
 
     def state_after(self, row: Row, token_ids: Sequence[int]) -> PenaltyState:
-        """The state of a row that puts out these tokens next."""
+        """Return the state of a row after these further output tokens."""
         num_output, in_prompt = self.state_of(row)
         if token_ids:
             num_output = num_output.at[mx.array(token_ids)].add(1.0)
         return num_output, in_prompt
 
     def apply(self, logits: mx.array) -> mx.array:
-        """logits: float32 [batch rows, vocab]."""
+        """Penalize logits, float32 [batch rows, vocab], in place."""
         chosen = logits[self._batch_rows]
         was_output = self._num_output > 0
         seen = was_output | self._in_prompt
@@ -68,13 +68,13 @@ class Penalties:
         return logits
 
     def count(self, tokens: mx.array) -> None:
-        """Take the step's tokens, int [batch rows], into the counts."""
+        """Count the step's tokens, int [batch rows]."""
         places = mx.arange(len(self._places))
         self._num_output = self._num_output.at[places, tokens[self._batch_rows]].add(1.0)
 
     @property
     def state(self) -> mx.array:
-        """To be evaluated with the step, so that steps do not pile up in the graph."""
+        """Array to evaluate with the step, so that steps do not pile up in the graph."""
         return self._num_output
 
 

@@ -1,4 +1,4 @@
-"""The random choice of a step: temperature, the filters that some row asks for, and the draw."""
+"""The random choice of a step: temperature, the filters that any row uses, and the draw."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mlx_backend.sampling.masks import row_tokens
 
 
 class RandomDraw:
-    """Parameters of the rows as device arrays. Built anew when the rows change."""
+    """Parameters of the rows as device arrays, rebuilt when the rows change."""
 
     def __init__(self, rows: Sequence[Row], vocab_size: int) -> None:
         self._rows = list(rows)
@@ -38,7 +38,7 @@ class RandomDraw:
         self._xtc_kept = row_tokens(kept, vocab_size)
 
     def draw(self, logits: mx.array, greedy: mx.array) -> mx.array:
-        """A token for each row, int [rows]: of `greedy` where the temperature is 0. logits: float32 [rows, vocab]."""
+        """Return a token per row, int [rows], from `greedy` if its temperature is 0. logits: float32 [rows, vocab]."""
         logits = logits / self._temperature
         for each in self._filters:
             logits = each(logits)
@@ -50,7 +50,7 @@ class RandomDraw:
 
 
 def _filters(params: Sequence[SamplingParams], vocab_size: int) -> list[Callable[[mx.array], mx.array]]:
-    """Those that a row with a temperature asks for, in their order."""
+    """Return the filters that rows with a temperature use, in order."""
     asking = [p for p in params if p.temperature > 0]
     filters: list[Callable[[mx.array], mx.array]] = []
     if any(p.top_n_sigma > 0 for p in asking):
@@ -64,7 +64,7 @@ def _filters(params: Sequence[SamplingParams], vocab_size: int) -> list[Callable
 
 
 def _top_filters(params: Sequence[SamplingParams], vocab_size: int) -> list[Callable[[mx.array], mx.array]]:
-    """Top-k and top-p. Which filters change a row depends on its own parameters: it draws the same in any company."""
+    """Return top-k and top-p filters. A row's own parameters choose its filter: it draws the same in any batch."""
     asking = [p if p.temperature > 0 else SamplingParams() for p in params]
     top_k = [p.top_k if 0 < p.top_k < vocab_size else vocab_size for p in asking]
     largest_few = min(most_few(vocab_size), vocab_size - 1)
@@ -91,7 +91,7 @@ def _has_xtc(row: Row) -> bool:
 
 
 def _chance(row: Row) -> float:
-    """Whether XTC acts is drawn anew for each token."""
+    """Return the number that decides whether XTC applies, drawn anew for each token."""
     return step_chance(row.new.key, row.num_started_tokens)
 
 

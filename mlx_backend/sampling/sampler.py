@@ -1,9 +1,10 @@
-"""BatchSampler: one token per row, each row by its own parameters, in a fixed number of device operations.
+"""BatchSampler: one token per row, each row with separate parameters, in a fixed number of device operations.
 
 Order: logit bias; tokens that may not be drawn (not allowed, ending before the least length, or ending a bad word);
 repetition, presence and frequency penalties; DRY. These change greedy rows, too. Then, for rows with a temperature:
 temperature, top-n-sigma, top-k, top-p, min-p, typical-p, XTC and the draw; each filter sees the probabilities that the
-one before left. What no row of the batch asks for is not computed, and a filter leaves a row that did not ask as it is.
+previous one left. Steps that no row of the batch uses are skipped, and a filter leaves rows that do not use it
+unchanged.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from mlx_backend.sampling.random_draw import RandomDraw
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What one step chose: tokens int [rows], and log-probabilities where somebody asked."""
+    """Result of one step: tokens int [rows], and log-probabilities if a row requests them."""
 
     tokens: mx.array
     logprobs: StepLogprobs | None
@@ -34,7 +35,7 @@ class Drawn:
 
     @property
     def arrays(self) -> list[mx.array]:
-        extra = [] if self.logprobs is None else [self.logprobs.chosen, self.logprobs.top_ids, self.logprobs.top]
+        extra = [] if self.logprobs is None else self.logprobs.arrays
         return [self.tokens, *extra, *self.state]
 
 
@@ -48,11 +49,11 @@ class BatchSampler:
         self._bad_words: BadWords | None = None
 
     def set_rows(self, rows: Sequence[Row], vocab_size: int) -> None:
-        """The rows of the next steps, in batch order."""
+        """Set the rows of the next steps, in batch order."""
         self._set_rows(rows, vocab_size, self._penalties, self._dry, self._bad_words)
 
     def go_on_from(self, other: BatchSampler, sources: Sources, vocab_size: int) -> None:
-        """Take rows, in batch order, each with the state that a row of `other` has after further tokens."""
+        """Set rows, in batch order, each with the state that a row of `other` has after further tokens."""
         penalties, dry, bad_words = other._penalties, other._dry, other._bad_words
         self._set_rows(
             list(sources),
@@ -64,7 +65,7 @@ class BatchSampler:
 
     @property
     def has_state(self) -> bool:
-        """Whether what is drawn depends on the tokens that were drawn before."""
+        """Whether the result depends on the tokens that were drawn before."""
         return self._penalties is not None or self._dry is not None or self._bad_words is not None
 
     def _set_rows(
@@ -91,7 +92,7 @@ class BatchSampler:
         self._random = RandomDraw(self._rows, vocab_size) if any(p.temperature > 0 for p in params) else None
 
     def draw(self, logits: mx.array, grammar: Sequence[tuple[int, bytes]] = ()) -> Drawn:
-        """Choose a token for each row. logits: [rows, vocab], any float; `grammar`: (place of a row, bits)."""
+        """Draw a token for each row. logits: [rows, vocab], any float; `grammar`: (place of a row, bits)."""
         raw = logits.astype(mx.float32)
         logits = raw
         if self._bias:

@@ -1,8 +1,8 @@
-"""Samplers of a group of ranks: rank 0 draws, and the others take its tokens, on the device.
+"""Samplers of a group of ranks: rank 0 draws, and the others receive its tokens, on the device.
 
-The tokens are shared by a collective that is part of the step's graph, so the next step can be built and started
-before the host has read them. On the other ranks it depends on the logits, so that all ranks reach it in the same
-order: after the collectives of the forward pass.
+The tokens are shared by a collective in the step's graph, so the next step can be built and started before the host has
+read them. On the other ranks it depends on the logits, so that all ranks reach it in the same order: after the
+collectives of the forward pass.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mlx_backend.sampling.sampler import BatchSampler, Drawn
 
 
 class LeadingSampler(BatchSampler):
-    """Rank 0's: draws, and sends what was drawn."""
+    """Sampler of rank 0: draws, and sends the tokens."""
 
     def __init__(self, group: mx.distributed.Group) -> None:
         super().__init__()
@@ -30,17 +30,17 @@ class LeadingSampler(BatchSampler):
 
 
 class FollowingSampler(BatchSampler):
-    """Another rank's: knows no parameters, and adds nothing to rank 0's tokens."""
+    """Sampler of another rank: has no parameters, and adds nothing to rank 0's tokens."""
 
     def __init__(self, group: mx.distributed.Group) -> None:
         super().__init__()
         self._group = group
 
     def set_rows(self, rows: Sequence[Row], vocab_size: int) -> None:
-        """Nothing of the rows is needed."""
+        """Do nothing: the rows are not needed."""
 
     def go_on_from(self, other: BatchSampler, sources: Sources, vocab_size: int) -> None:
-        """Nothing of the rows is needed."""
+        """Do nothing: the rows are not needed."""
 
     def draw(self, logits: mx.array, grammar: Sequence[tuple[int, bytes]] = ()) -> Drawn:
         nothing = mx.zeros((logits.shape[0],), dtype=mx.int32)

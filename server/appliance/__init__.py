@@ -1,1 +1,1 @@
-"""What makes a server an appliance: it is started by the system, and the system stays awake for it."""
+"""Integration with the operating system: the system starts the server, and stays awake for it."""

@@ -1,4 +1,4 @@
-"""A machine that does not fall asleep while requests run: macOS's `caffeinate`, started and ended as a child.
+"""Prevention of sleep while requests run: macOS's `caffeinate`, started and ended as a child.
 
 The child also ends by itself when this process does, however that ends (`-w`). Written from caffeinate's manual; not
 run on a Mac.
@@ -20,11 +20,11 @@ logger = logging.getLogger("pippin.awake")
 
 CAFFEINATE = Path("/usr/bin/caffeinate")
 GRACE_S = 10.0
-"""How long after the last request it ends: a conversation does not start and end one for each of its turns."""
+"""Delay between the last request and its end, so that a conversation does not restart it on each turn."""
 
 
 class Child(Protocol):
-    """What is used of a `subprocess.Popen`."""
+    """The part of `subprocess.Popen` in use."""
 
     def poll(self) -> int | None: ...
 
@@ -34,15 +34,15 @@ class Child(Protocol):
 
 
 def start_caffeinate(command: Path = CAFFEINATE) -> Child:
-    """`-i`: no idle sleep; `-w`: until this process ends. Raises OSError."""
-    # close_fds=False has Python use posix_spawn: to fork a process that holds hundreds of gigabytes would take a while.
-    # No file of ours is inherited all the same.
+    """Start it. `-i`: no idle sleep; `-w`: until this process ends. Raises OSError."""
+    # close_fds=False makes Python use posix_spawn: forking a process that holds hundreds of gigabytes would take long.
+    # No file of this process is inherited regardless.
     arguments = [str(command), "-i", "-w", str(os.getpid())]
     return subprocess.Popen(arguments, close_fds=False)
 
 
 def find_awake(policy: str, *, platform: str = sys.platform, command: Path = CAFFEINATE) -> Awake | None:
-    """None where nothing is to be kept awake, or can be."""
+    """Return the keeper; None if the machine need not, or cannot, be kept awake."""
     if policy == "never" or platform != "darwin":
         return None
     if not command.is_file():
@@ -61,7 +61,7 @@ class Awake:
         self._ending: asyncio.TimerHandle | None = None
 
     def watch(self, is_busy: bool) -> None:
-        """Work has begun, or there is none left."""
+        """Hold a child when work begins; schedule its end when none is left."""
         if self._ending is not None:
             self._ending.cancel()
             self._ending = None
@@ -71,7 +71,7 @@ class Awake:
             self._hold()
 
     def close(self) -> None:
-        """Let the machine sleep. Idempotent."""
+        """Allow the machine to sleep. Idempotent."""
         if self._ending is not None:
             self._ending.cancel()
             self._ending = None

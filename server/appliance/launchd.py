@@ -37,7 +37,7 @@ def log_folder(home: Path) -> Path:
 
 
 def write(service: Service, log_file: Path) -> ServiceFile:
-    """The property list, and how it is loaded. `log_file`: what the server was told to log to."""
+    """Return the property list and how to load it. `log_file`: the server's configured log file."""
     domain = "system" if service.is_system else f"gui/{service.uid}"
     path = path_of(service.home, is_system=service.is_system, is_rank=service.is_rank)
     label = RANK_LABEL if service.is_rank else LABEL
@@ -64,7 +64,7 @@ def _server_hints(service: Service, log_file: Path, hang_up: str) -> tuple[str, 
 
 
 def property_list(service: Service) -> dict[str, Any]:
-    """Its keys. Interactive: launchd slows no reading, writing or computing down."""
+    """Return its keys. Interactive: launchd does not throttle its I/O or CPU use."""
     errors = str(log_folder(service.home) / ("rank.log" if service.is_rank else "stderr.log"))
     files = {"NumberOfFiles": NUM_OPEN_FILES}
     keys: dict[str, Any] = {
@@ -87,8 +87,8 @@ def property_list(service: Service) -> dict[str, Any]:
 
 
 def rotation(service: Service, log_file: Path) -> str:
-    """A line of newsyslog: beyond 10 MiB a new file, five old ones, compressed; nobody need be told (N).
+    """Return a line of newsyslog: a new file beyond 10 MiB, five old ones, compressed; no process is signalled (N).
 
-    The server notices that its file was moved away, and goes on in a new one.
+    The server detects that its file was moved, and continues in a new one.
     """
     return f"{log_file} {service.user}:staff 600 {_NUM_OLD_LOGS} {_LOG_KIB} * JN"

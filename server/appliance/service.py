@@ -1,6 +1,6 @@
-"""What a service is, whatever starts it: the command, where it runs, what it may write. And the files that say so.
+"""Description of a service, whatever starts it: the command, where it runs, what it may write; and the service files.
 
-`launchd` and `systemd` write them; nothing here is either's.
+`launchd` and `systemd` write them; nothing here is specific to either.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NUM_OPEN_FILES = 10_240
-"""A connection is one; macOS takes no more."""
+"""Each connection uses one; macOS allows no more."""
 RESTART_S = 10
-"""Between an end with an error and the next start: a model is not loaded over and over."""
+"""Delay between a failure and the next start, so that a model is not loaded over and over."""
 _MARGIN_S = 10
 _CARRIED = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "XDG_CACHE_HOME", "XDG_STATE_HOME")
-"""XDG_STATE_HOME: the lock of wired memory is there, and must be the same file for every server of a user."""
+"""XDG_STATE_HOME holds the lock of wired memory, which must be the same file for all of a user's servers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,20 +24,22 @@ class Service:
     """One server that the system starts. All paths are absolute."""
 
     arguments: tuple[str, ...]
-    """The command and what follows it."""
+    """The command and its arguments."""
     folder: Path
-    """Where it is started: paths of the configuration may be relative to it."""
+    """Working directory: paths of the configuration may be relative to it."""
     home: Path
     user: str
     uid: int
     is_system: bool
-    """Of the machine and started with it, as `user`; else of the user, and started with the session."""
+    """True: belongs to the machine, starts with it and runs as `user`. False: belongs to the user, starts with the
+    session.
+    """
     environment: Mapping[str, str]
     drain_s: float
     written: tuple[Path, ...] = ()
     """Folders that it writes to."""
     is_rank: bool = False
-    """It holds a part of a model that another machine serves. Whatever ends it, it joins again."""
+    """It holds a part of a model that another machine serves, and rejoins however it ends."""
 
     def __post_init__(self) -> None:
         told = (*self.arguments, str(self.folder), *map(str, self.written), *self.environment.values())
@@ -46,9 +48,9 @@ class Service:
 
     @property
     def stop_within_s(self) -> int:
-        """What the system must grant it before it kills: longer than the server grants itself.
+        """Time the system must grant before killing it: longer than the server's own limit.
 
-        A process that is killed does not unwire its memory, which macOS may then hold until the machine restarts.
+        A killed process does not unwire its memory, which macOS may then hold until the machine restarts.
         """
         from server.lifecycle import CLOSE_S  # late: `pippin --help` needs no HTTP
 
@@ -57,7 +59,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class ServiceFile:
-    """A file to be written, the folders it needs, and the commands that a person says then."""
+    """A file to write, the folders it needs, and the commands for the user to run afterwards."""
 
     path: Path
     text: str
@@ -68,5 +70,5 @@ class ServiceFile:
 
 
 def carried(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables of this shell that the server would miss. Nothing secret is among them."""
+    """Return the variables of this shell that the server needs. None of them is secret."""
     return {name: value for name, value in sorted(environ.items()) if name.startswith("PIPPIN_") or name in _CARRIED}

@@ -1,4 +1,4 @@
-"""A unit of systemd: a user's, or with `is_system` the machine's."""
+"""A systemd unit: a user's, or with `is_system` the machine's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def path_of(home: Path, *, is_system: bool, is_rank: bool = False) -> Path:
 
 
 def write(service: Service) -> ServiceFile:
-    """The unit, and how it is started."""
+    """Return the unit and how to start it."""
     systemctl = ("sudo", "systemctl") if service.is_system else ("systemctl", "--user")
     name = RANK_NAME if service.is_rank else NAME
     reload = f"new settings without a restart: {' '.join(systemctl)} reload {name}"
@@ -43,9 +43,9 @@ def write(service: Service) -> ServiceFile:
 
 
 def unit(service: Service) -> str:
-    """The unit's text. Exit code 2 is a configuration that cannot be used: to start again would not help.
+    """Return the unit's text. Exit code 2 means an unusable configuration: restarting would not help.
 
-    A rank is started again however often it ends: rank 0 may be away for long.
+    A rank is restarted however often it ends: rank 0 may be away for long.
     """
     lines = [
         MARK,
@@ -90,7 +90,7 @@ def _escaped(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """One word of a unit's line."""
+    """Return one word of a unit's line, quoted if necessary."""
     if _PLAIN.fullmatch(text):
         return text
     return '"' + _escaped(text).replace("\\", "\\\\").replace('"', '\\"') + '"'

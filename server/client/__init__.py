@@ -1,1 +1,1 @@
-"""What speaks to a server over HTTP, this one or another: for `pippin chat` and `pippin bench`, and for `bench/`."""
+"""HTTP clients of a server, this one or another: for `pippin chat` and `pippin bench`, and for `bench/`."""

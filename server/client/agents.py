@@ -1,6 +1,6 @@
-"""Other people's agents: the command line, the variables and the files with which each uses one server.
+"""Third-party agents: the command line, variables and files that point each at one server.
 
-Knows what they read; starts nothing and writes nothing.
+Describes what they read; starts nothing and writes nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 KEY_VARIABLE = "PIPPIN_API_KEY"
 NO_KEY = "none"
-"""Clients want a key; a server without keys reads none."""
+"""Clients require a key; a server without keys ignores it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """How an agent is started. `files`: by their names in its folder; `unset`: variables that would be in the way."""
+    """Launch of an agent. `files`: by their names in its folder; `unset`: variables that would interfere."""
 
     arguments: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """A row of the table: the command, what installs it, the context that it needs, and how it is started."""
+    """A row of the table: the command, how to install it, the context it needs, and how to start it."""
 
     command: str
     install: str
@@ -55,7 +55,7 @@ def _codex(target: Target, folder: Path) -> Launch:
     window = {} if target.context is None else {"model_context_window": target.context}
     provider = {"name": "Pippin", "base_url": f"{target.url}/v1", "wire_api": "responses", "env_key": KEY_VARIABLE}
     settings = {"model": target.model, "model_provider": "pippin", **window}
-    # a string or a number of JSON is one of TOML
+    # JSON strings and numbers are valid TOML
     lines = [*_toml(settings), "", "[model_providers.pippin]", *_toml(provider)]
     return Launch(
         variables={"CODEX_HOME": str(folder), KEY_VARIABLE: target.sent_key},
@@ -136,11 +136,11 @@ AGENTS: Mapping[str, Agent] = {
 
 
 def choose_model(models: Sequence[Mapping[str, Any]], wanted: str | None) -> Mapping[str, Any]:
-    """The model of `/v1/models` that is wanted; else the first that is loaded, or the first. Raises ValueError."""
+    """Return the wanted model of `/v1/models`; else the first that is loaded, or the first. Raises ValueError."""
     if not models:
         raise ValueError("the server serves no model")
     if wanted is not None:
         found = [model for model in models if model["id"] == wanted]
-        # another name of a model, which the list does not have, is the server's to know
+        # the server resolves other names of a model, which the list lacks
         return found[0] if found else {"id": wanted}
     return next((model for model in models if model.get("state") == "loaded"), models[0])

@@ -1,7 +1,7 @@
-"""How fast a server is over prompt lengths and numbers of requests at once; two servers in turn. Shows nothing.
+"""Speed of a server over prompt lengths and numbers of concurrent requests; two servers alternate. Prints nothing.
 
-Prompts are random words, so that nothing is known of them beforehand; how many words make so many tokens is found by
-asking, since a server's tokenizer is its own.
+Prompts are random words, so that no cache holds them. The number of words for a token count is measured with requests,
+because each server has its own tokenizer.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ three small set put end does another well large must big even such because turn 
 """
 WORDS = _TEXT.split()
 _LETTERS = 8
-"""Of a prompt's first word: 26 ** 8 of them."""
+"""Letters of a prompt's first word: 26 ** 8 combinations."""
 
 
 class BenchError(Exception):
-    """A server cannot be measured; one line."""
+    """A server cannot be measured; a one-line message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What is measured: every prompt length with every number of requests at once, `num_rounds` times."""
+    """Measurements to take: every prompt length with every number of concurrent requests, `num_rounds` times."""
 
     prompt_tokens: Sequence[int]
     concurrency: Sequence[int]
@@ -53,7 +53,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server, and which of its models; None: the first."""
+    """A server, and one of its models; None: the first."""
 
     url: str
     model: str | None = None
@@ -62,7 +62,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One server at one prompt length and number at once: a batch of records a round."""
+    """One server at one prompt length and concurrency: a batch of records per round."""
 
     prompt_tokens: int
     concurrency: int
@@ -83,17 +83,17 @@ class Cell:
 
     @property
     def decode_tok_s(self) -> float | None:
-        """Of one answer, median over the requests."""
+        """Speed of one answer, median over the requests."""
         return middle(record.decode_tok_s for record in self._answered)
 
     @property
     def total_tok_s(self) -> float | None:
-        """Of all answers together, waiting for the first tokens counted in; median over the rounds."""
+        """Speed of all answers together, including the wait for the first tokens; median over the rounds."""
         return middle(total_tok_s(batch) for batch in self.batches)
 
     @property
     def actual_prompt_tokens(self) -> float | None:
-        """As the server counts them."""
+        """Prompt tokens by the server's count."""
         return middle(record.num_prompt_tokens for record in self._answered)
 
     @property
@@ -103,7 +103,7 @@ class Cell:
 
 @dataclass(slots=True)
 class Subject:
-    """A server under measurement, and what was found."""
+    """A server under measurement, and its results."""
 
     url: str
     model: str
@@ -111,7 +111,7 @@ class Subject:
     version: str | None = None
     tokens_per_word: float = 1.0
     more_tokens: float = 0.0
-    """That a prompt has beside those of its words."""
+    """Tokens of a prompt in addition to those of its words."""
     cells: list[Cell] = field(default_factory=list)
 
     def num_words(self, num_tokens: int) -> int:
@@ -121,9 +121,9 @@ class Subject:
 async def measure(
     targets: Sequence[Target], grid: Grid, say: Callable[[str], None], *, seed: int | None = None
 ) -> list[Subject]:
-    """Every cell of every target; in each round one after the other, and in each second round backwards.
+    """Measure every cell of every target; the targets take turns within a round, in reverse order every second round.
 
-    Raises BenchError where one cannot be measured at all.
+    Raises BenchError if a target cannot be measured at all.
     """
     source = random.Random(seed)
     async with AsyncExitStack() as stack:
@@ -177,7 +177,7 @@ async def _open(http: httpx2.AsyncClient, target: Target, source: random.Random)
 
 
 async def _version(http: httpx2.AsyncClient) -> str | None:
-    """What calls itself what, where the server says so."""
+    """Return the server's name and version, if it reports them."""
     try:
         said: Any = (await http.get("/version")).json()
         return f"{said.get('name', '')} {said.get('version', '')}".strip() or None
@@ -186,10 +186,10 @@ async def _version(http: httpx2.AsyncClient) -> str | None:
 
 
 async def _calibrate(subject: Subject, source: random.Random) -> None:
-    """Find out what a word is in tokens, and whether answers can be held to a length; it warms up, too."""
+    """Measure the tokens per word and whether answers can be forced to a length; also a warm-up."""
     few = await subject.client.complete(_prompt(source, 1), 2)
     if few.error == "HTTP 400" and subject.client.extra:
-        subject.client.extra.clear()  # another's API: answers end where they will
+        subject.client.extra.clear()  # another server's API: answers may end early
         few = await subject.client.complete(_prompt(source, 1), 2)
     more = await subject.client.complete(_prompt(source, len(WORDS) + 1), 2)  # each of them, so that the mean is exact
     error = few.error or more.error
@@ -201,9 +201,9 @@ async def _calibrate(subject: Subject, source: random.Random) -> None:
 
 
 def _prompt(source: random.Random, num_words: int) -> str:
-    """Every word as often as any other, as far as that goes: the more even, the nearer to the length that is wanted.
+    """Return a prompt with all words about equally often: the more even, the closer to the intended length.
 
-    Before them stands one that no other prompt has: two prompts that begin alike would find one another in a cache.
+    It begins with a unique word: two prompts with a common start would match in a prefix cache.
     """
     words = ["".join(source.choices(string.ascii_lowercase, k=_LETTERS))]
     while len(words) < num_words:

@@ -1,4 +1,4 @@
-"""What `pippin bench` found: as a table, as JSON, as a plot. Knows how it is shown, not how it was measured."""
+"""Results of `pippin bench` as a table, as JSON, as a plot. Independent of how they were measured."""
 
 from __future__ import annotations
 
@@ -37,8 +37,7 @@ FIGURES = (
 
 
 def build_table(subjects: Sequence[Subject]) -> Table:
-    """A row for each prompt length and number at once; of two servers, each figure of both and the first's to the
-    second's."""
+    """Build a row per prompt length and concurrency; for two servers, each figure of both and their ratio A/B."""
     table = Table(*_headers(len(subjects)), box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in table.columns:
         column.justify, column.no_wrap = "right", True
@@ -62,7 +61,7 @@ def _values(cells: Sequence[Cell]) -> Iterator[str]:
 
 
 def notes(subjects: Sequence[Subject], grid: Grid) -> Iterator[str]:
-    """Lines under the table: who is who, how it was measured, what failed."""
+    """Yield the lines under the table: the servers, how they were measured, what failed."""
     for letter, subject in zip("AB", subjects, strict=False):
         told = f"{subject.url}, {subject.model}" + (f" ({subject.version})" if subject.version else "")
         yield f"{letter}: {told}" if len(subjects) > 1 else told
@@ -78,7 +77,7 @@ def notes(subjects: Sequence[Subject], grid: Grid) -> Iterator[str]:
 
 
 def build_document(subjects: Sequence[Subject], grid: Grid) -> dict[str, Any]:
-    """All of it for programs; seconds, tokens per second."""
+    """Return all results in machine-readable form; seconds, tokens per second."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": {
@@ -118,7 +117,7 @@ def _cell_document(cell: Cell) -> dict[str, Any]:
 
 
 def draw(subjects: Sequence[Subject], grid: Grid, file: Path) -> None:
-    """TTFT over prompt lengths, and tokens per second over requests at once, as PNG or SVG. Raises ImportError."""
+    """Plot TTFT over prompt lengths, and tokens per second over concurrency, as PNG or SVG. Raises ImportError."""
     import matplotlib
 
     matplotlib.use("Agg")

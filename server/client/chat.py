@@ -1,6 +1,6 @@
-"""A conversation with one model of one server: each answer as it comes, and what it cost.
+"""A conversation with one model of one server: streamed answers and their statistics.
 
-Knows the wire of `/v1/chat/completions`; shows nothing. One thread, which waits where the server does.
+Speaks `/v1/chat/completions`; prints nothing. Single-threaded and blocking.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from server.client.wire import END, error_text, read_event, settings
 
 
 class ChatError(Exception):
-    """The server cannot be reached, or has refused, or has broken off; one line."""
+    """The server is unreachable, refused, or broke off; a one-line message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some of an answer."""
+    """A piece of an answer."""
 
     kind: Literal["reasoning", "content"]
     text: str
@@ -29,14 +29,14 @@ class Piece:
 
 @dataclass(slots=True)
 class AnswerStats:
-    """What one answer cost, as far as it came. Times are of `time.perf_counter`."""
+    """Statistics of one answer, as far as it came. Times are from `time.perf_counter`."""
 
     sent_s: float = field(default_factory=time.perf_counter)
     first_s: float | None = None
     last_s: float | None = None
     num_pieces: int = 0
     num_prompt_tokens: int | None = None
-    """None until the server has said it, which it does at the end."""
+    """None until the server reports it, at the end."""
     num_cached_tokens: int = 0
     num_output_tokens: int | None = None
 
@@ -46,7 +46,7 @@ class AnswerStats:
 
     @property
     def tok_s(self) -> float | None:
-        """Tokens after the first a second; of an answer that was stopped, its pieces."""
+        """Tokens per second after the first; pieces per second for an answer that was stopped."""
         if self.first_s is None or self.last_s is None or self.last_s <= self.first_s:
             return None
         num = self.num_pieces if self.num_output_tokens is None else self.num_output_tokens
@@ -64,19 +64,19 @@ class AnswerStats:
 
 
 class Conversation:
-    """The turns so far, and the connection. A context manager: its end closes the connection."""
+    """The turns so far, and the connection. As a context manager, closes the connection at its end."""
 
     def __init__(
         self, url: str, *, model: str | None = None, key: str | None = None, system: str | None = None
     ) -> None:
-        """Raises ValueError for what is no URL."""
+        """Open a connection. Raises ValueError for an invalid URL."""
         self._http = httpx2.Client(**settings(url, key))
         self.url = str(self._http.base_url).rstrip("/")
         self.model = model
         self.system = system
         self.turns: list[dict[str, str]] = []
         self.answers: list[AnswerStats] = []
-        """Of this conversation and of those that were cleared."""
+        """Includes answers of cleared turns."""
 
     def __enter__(self) -> Conversation:
         return self
@@ -85,7 +85,7 @@ class Conversation:
         self._http.close()
 
     def choose_model(self) -> str:
-        """The model that is spoken with: the one that was named, or the first that is served. Raises ChatError."""
+        """Return the model to use: the one named, or the first that is served. Raises ChatError."""
         served = [str(model["id"]) for model in self._get_models()]
         if self.model is None:
             if not served:
@@ -108,13 +108,13 @@ class Conversation:
             raise ChatError(f"{self.url} does not answer as OpenAI's API does") from error
 
     def clear(self) -> None:
-        """Forget the turns; the system prompt stays."""
+        """Remove the turns; the system prompt stays."""
         self.turns.clear()
 
     def ask(self, question: str) -> Iterator[Piece]:
-        """The answer, piece by piece. What came of it becomes a turn, also where the iterator is closed early.
+        """Yield the answer in pieces. What arrived becomes a turn, even if the iterator is closed early.
 
-        Raises ChatError; then the question is no turn.
+        Raises ChatError; then the question is not added as a turn.
         """
         stats, content = AnswerStats(), []
         is_kept = True

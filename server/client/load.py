@@ -1,4 +1,4 @@
-"""One completion, streamed, to its record. Knows the wire of `/v1/completions`; computes no figures."""
+"""One streamed completion, turned into its record. Speaks `/v1/completions`; computes no figures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Client:
         timeout_s: float = TIMEOUT_S,
         on_text: Callable[[int], None] | None = None,
     ) -> Record:
-        """Ask, and read to the end. A failure is in the record. `on_text` is told how many texts have come."""
+        """Send a request and read its answer. Failures are in the record. `on_text` receives the number of texts."""
         body = {
             "model": self._model,
             "prompt": prompt,
@@ -53,7 +53,7 @@ class Client:
 
 
 class Answer:
-    """What has come of one stream."""
+    """The part of one stream received so far."""
 
     def __init__(self, on_text: Callable[[int], None] | None = None) -> None:
         self.error: str | None = None
@@ -64,7 +64,7 @@ class Answer:
         self._is_done = False
 
     def take(self, line: str) -> None:
-        """One line of the stream. Raises ValueError when its data is not JSON."""
+        """Process one line of the stream. Raises ValueError if its data is not JSON."""
         event = read_event(line)
         if event is END:
             self._is_done = True
@@ -81,7 +81,7 @@ class Answer:
                 self._on_text(len(self._stamps))
 
     def record(self) -> Record:
-        """The record as it stands; a stream that has not said `[DONE]` was cut off."""
+        """Return the current record; a stream without `[DONE]` was cut off."""
         details = self._usage.get("prompt_tokens_details") or {}
         return Record(
             sent_s=self._sent_s,

@@ -1,4 +1,4 @@
-"""One request as its client saw it, and what several come to. Pure: a server's answer and a raw run make the same."""
+"""One request as its client saw it, and totals of several. Pure: usable for servers and for raw runs alike."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from statistics import median
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Times are seconds of the client's own clock; only their differences mean anything."""
+    """Times are seconds of the client's own clock; only their differences are meaningful."""
 
     sent_s: float
     stamps: tuple[float, ...] = ()
-    """When each piece of text arrived."""
+    """Arrival time of each piece of text."""
     num_output_tokens: int = 0
     num_cached_tokens: int | None = None
     error: str | None = None
@@ -23,39 +23,39 @@ class Record:
 
     @property
     def is_answered(self) -> bool:
-        """Whether text came, and the answer came to its end."""
+        """Whether text arrived, and the answer was complete."""
         return self.error is None and bool(self.stamps)
 
     @property
     def ttft_s(self) -> float | None:
-        """From sending to the first text."""
+        """Time from sending to the first text."""
         return self.stamps[0] - self.sent_s if self.stamps else None
 
     @property
     def decode_tok_s(self) -> float | None:
-        """Tokens a second from the first text to the last; None for an answer of one piece."""
+        """Tokens per second from the first text to the last; None for an answer of one piece."""
         if len(self.stamps) < 2 or self.stamps[-1] <= self.stamps[0]:
             return None
         return (self.num_output_tokens - 1) / (self.stamps[-1] - self.stamps[0])
 
     def gaps(self, after_s: float = float("-inf")) -> Iterator[float]:
-        """Seconds between one text and the next, of those that ended later than `after_s`."""
+        """Return the seconds between consecutive texts, for those that ended later than `after_s`."""
         return (later - earlier for earlier, later in pairwise(self.stamps) if later > after_s)
 
 
 def ratio(value: float | None, base: float | None) -> float | None:
-    """`value / base`; None where either is missing or the base is zero."""
+    """Return `value / base`; None if either is missing or the base is zero."""
     return value / base if value is not None and base else None
 
 
 def middle(values: Iterable[float | None]) -> float | None:
-    """The median of those that are there; None of none."""
+    """Return the median of the values that are not None; None if there are none."""
     there = [value for value in values if value is not None]
     return median(there) if there else None
 
 
 def total_tok_s(records: Sequence[Record]) -> float | None:
-    """Tokens of all answers a second, from the first sending to the last text."""
+    """Return the tokens per second of all answers, from the first sending to the last text."""
     answered = [record for record in records if record.is_answered]
     if not answered:
         return None
@@ -64,5 +64,5 @@ def total_tok_s(records: Sequence[Record]) -> float | None:
 
 
 def errors_of(records: Iterable[Record]) -> dict[str, int]:
-    """How many failed, by kind."""
+    """Return the number of failures by kind."""
     return dict(Counter(record.error or "no text" for record in records if not record.is_answered))

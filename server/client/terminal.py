@@ -1,7 +1,6 @@
-"""A conversation on a terminal: questions with a history, answers as they come, and what they cost.
+"""A conversation on a terminal: questions with a history, streamed answers, and their statistics.
 
-Knows what a person sees and types. What the server says reaches the terminal without its control characters, which
-could do to it what they like.
+Handles input and display. Server text reaches the terminal without control characters, which could manipulate it.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _UNSAFE = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127
 
 
 def talk(conversation: Conversation, *, keeps_history: bool = True, console: Console | None = None) -> None:
-    """Ask, answer, and so on until the end of the input or /exit. Raises ChatError where nothing can begin."""
+    """Read questions and print answers until the end of the input or /exit. Raises ChatError if it cannot begin."""
     out = console or Console(highlight=False, markup=False, emoji=False)
     model = conversation.choose_model()
     out.print(f"{model} at {conversation.url}; /help says what else there is", style="dim")
@@ -45,7 +44,7 @@ def talk(conversation: Conversation, *, keeps_history: bool = True, console: Con
 
 
 def answer_once(conversation: Conversation, question: str, out: TextIO) -> None:
-    """Write the answer, and nothing else, as it comes. Raises ChatError."""
+    """Write only the answer, as it arrives. Raises ChatError."""
     conversation.choose_model()
     last = ""
     for piece in conversation.ask(question):
@@ -58,12 +57,12 @@ def answer_once(conversation: Conversation, question: str, out: TextIO) -> None:
 
 
 def clean(text: str) -> str:
-    """Without what a terminal would act on."""
+    """Return the text without terminal control characters."""
     return text.translate(_UNSAFE)
 
 
 def describe(stats: AnswerStats) -> str:
-    """One line on what an answer cost."""
+    """Return one line with an answer's statistics."""
     parts = []
     if stats.ttft_s is not None:
         parts.append(f"{stats.ttft_s:.2f} s to the first token")
@@ -76,7 +75,7 @@ def describe(stats: AnswerStats) -> str:
 
 
 def _read(out: Console) -> str | None:
-    """A question or a command; None at the end of the input."""
+    """Read a question or a command; None at the end of the input."""
     lines: list[str] = []
     while True:
         try:
@@ -147,13 +146,13 @@ def _show_stats(out: Console, conversation: Conversation) -> None:
 
 
 def history_file() -> Path:
-    """Where questions are kept: in the user's state directory."""
+    """Return the path of the history, in the user's state directory."""
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     return Path(state).expanduser() / "pippin" / "chat_history"
 
 
 class _Remember:
-    """Called after each line. Keeps the history in a file that its owner alone can read; nothing without one."""
+    """Called after each line. Saves the history to a file that only its owner can read; does nothing without one."""
 
     def __init__(self, readline: ModuleType | None, file: Path) -> None:
         self._readline, self._file = readline, file
@@ -170,7 +169,7 @@ class _Remember:
 def _history(is_kept: bool) -> Iterator[_Remember]:
     file = history_file()
     try:
-        import readline  # line editing, and what was asked before, for input()
+        import readline  # line editing and history for input()
     except ImportError:  # Python was built without it
         yield _Remember(None, file)
         return
@@ -185,7 +184,7 @@ def _history(is_kept: bool) -> Iterator[_Remember]:
 
 
 def _open(readline: ModuleType, file: Path) -> bool:
-    """Read what was kept; False where nothing can be."""
+    """Read the saved history; return False if none can be kept."""
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(file, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600))

@@ -1,4 +1,4 @@
-"""The connection to a server, and the events of its streams. Knows no API's fields."""
+"""The connection to a server, and the events of its streams. Independent of the fields of any API."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, Final
 import httpx2
 
 TIMEOUT_S = 600.0
-"""A server that says nothing for so long has not answered."""
+"""A server silent for this long has not answered."""
 CONNECT_TIMEOUT_S = 10.0
 
 END: Final = object()
-"""What the last event of a stream, `[DONE]`, is read as."""
+"""Marker for the last event of a stream, `[DONE]`."""
 
 
 def base_url(url: str) -> str:
-    """The server's own URL of what people write: with a scheme, and without the `/v1` that other clients want.
+    """Return the server's base URL for a URL as typed: with a scheme, and without the `/v1` that other clients need.
 
     Raises ValueError.
     """
@@ -32,7 +32,7 @@ def base_url(url: str) -> str:
 
 
 def read_key(key: str | None) -> str | None:
-    """The key itself; `@FILE` stands for the first line of a file, which keeps it from the list of processes.
+    """Return the key itself; `@FILE` reads the first line of a file, which keeps the key out of the process list.
 
     Raises OSError and ValueError.
     """
@@ -45,7 +45,7 @@ def read_key(key: str | None) -> str | None:
 
 
 def settings(url: str, key: str | None = None) -> dict[str, Any]:
-    """How a client is opened: with nothing of the environment (proxies, passwords), and as many connections as asked.
+    """Return the settings of a client: nothing from the environment (proxies, passwords), unlimited connections.
 
     Raises ValueError.
     """
@@ -59,12 +59,12 @@ def settings(url: str, key: str | None = None) -> dict[str, Any]:
 
 
 def open_http(url: str, key: str | None = None) -> httpx2.AsyncClient:
-    """A client for many requests at once."""
+    """Return a client for many concurrent requests."""
     return httpx2.AsyncClient(**settings(url, key))
 
 
 def read_event(line: str) -> Any:
-    """What a line of a stream says: an event, END, or None for a comment or nothing. Raises ValueError."""
+    """Return the content of a stream's line: an event, END, or None for a comment or nothing. Raises ValueError."""
     if not line.startswith("data:"):
         return None
     data = line.removeprefix("data:").strip()
@@ -77,7 +77,7 @@ def read_event(line: str) -> Any:
 
 
 def error_text(status: int, body: bytes) -> str:
-    """One line on an answer that is an error: OpenAI's message where there is one."""
+    """Return one line describing an error response: OpenAI's message if there is one."""
     try:
         message = json.loads(body)["error"]["message"]
     except (ValueError, LookupError, TypeError):

@@ -11,15 +11,16 @@ from mlx_backend.conversion import entry
 from mlx_backend.conversion.entry import ConversionError
 from server import pocket
 from server.commands.progress import shown
+from server.commands.samples import read_samples
 from server.config import ConfigError
-
-_MOST_CHARACTERS = 1 << 20
 
 
 def compare(
     source: str = typer.Argument(..., metavar="SOURCE", help="The model that is compared with: a folder or a hub id."),
     other: str = typer.Argument(..., metavar="OTHER", help="The model that is measured, such as a conversion of it."),
-    text: str = typer.Option(..., metavar="FILE", help="A text file; of it the first 8,192 tokens are used."),
+    text: str = typer.Option(
+        ..., metavar="FILE", help="A text, or conversations (.jsonl); of it the first 8,192 tokens are used."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Measure how far a model is from another: KL divergence, agreement of the next token, perplexity."""
@@ -27,9 +28,9 @@ def compare(
 
     try:
         folders = find(source), find(other)
-        ids = read_ids(folders[0], text)
+        samples = read_samples(folders[0], text)
         with shown("computing") as progress:
-            quality = entry.compare(*folders, ids, progress)
+            quality = entry.compare(*folders, samples, progress)
     except (ConversionError, ModelLoadError) as error:
         raise ConfigError(str(error)) from None
     print(json.dumps(quality.to_document(), indent=2) if as_json else in_words(quality))
@@ -49,15 +50,3 @@ def find(model: str) -> Path:
     from mlx_backend.model.checkpoint import find_model
 
     return pocket.folder() if pocket.is_meant(model) else find_model(model)
-
-
-def read_ids(folder: Path, file: str) -> list[int]:
-    """Return a text's tokens, by the tokenizer of the model in a folder. Raises ConversionError, ModelLoadError."""
-    from server.text.tokenizer import load_tokenizer
-
-    try:
-        text = Path(file).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ConversionError(f"{file} cannot be read as a text ({reason})") from None
-    return load_tokenizer(folder).encode(text[:_MOST_CHARACTERS], add_special_tokens=True)

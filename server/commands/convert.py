@@ -17,6 +17,7 @@ from mlx_backend.model.checkpoint import HUB_ID, find_model
 from server import pocket
 from server.commands import compare, hub_weights, pull
 from server.commands.progress import shown
+from server.commands.samples import read_samples
 from server.config import ConfigError
 
 _HOWS = ("--bits", "--recipe", "--fit", "--machine")
@@ -77,7 +78,10 @@ def convert(
     ),
     users: int = typer.Option(1, min=1, max=1024, help="... so many users at once."),
     calibrate: str | None = typer.Option(
-        None, metavar="FILE", help="... by what each costs on this text, measured; else by errors of the weights."
+        None, metavar="FILE", help="Measure on this text, or conversations (.jsonl), what each format costs."
+    ),
+    losses: str | None = typer.Option(
+        None, metavar="FILE", help="... and keep what was measured in this file, to go on from and for other sizes."
     ),
     quality: str | None = typer.Option(None, metavar="FILE", help="Compare the result with the source on this text."),
     scales: str | None = typer.Option(
@@ -103,7 +107,12 @@ def convert(
     """Convert a model to MLX's format, quantized. Shows its size first; goes on where an earlier try was stopped."""
     choice = _choice(bits=bits, group_size=group_size, mode=mode, recipe=recipe, fit=fit, scales=scales, dtype=dtype)
     given = {"--bits": bits, "--recipe": recipe, "--fit": fit, "--machine": machine, "--calibrate": calibrate}
+    given["--scales"] = scales
     _check_hows(given, mode)
+    if losses is not None:
+        if calibrate is None or not (fit or machine):
+            raise ConfigError("--losses is for --calibrate with --fit or --machine: nothing is measured without them")
+        choice = replace(choice, losses=Path(losses).expanduser())
     is_for_machine = machine is not None and mode == "affine" and (bits, recipe, fit) == (None, None, None)
     request = _Request(
         choice, _place(machine, context, users), is_for_machine, calibrate, quality, save_recipe, out, as_json
@@ -149,9 +158,9 @@ def _prepare(folder: Path, origin: str, request: _Request, remote: Remote | None
     if request.is_for_machine:
         choice = replace(choice, fit_bytes=_budget(folder, place))
     if request.calibrate is not None:
-        choice = replace(choice, calibration=tuple(compare.read_ids(folder, request.calibrate)))
+        choice = replace(choice, calibration=read_samples(folder, request.calibrate))
     if request.quality is not None:
-        compare.read_ids(folder, request.quality)  # a text that cannot be read is refused now
+        read_samples(folder, request.quality)  # a text that cannot be read is refused now
     with shown("measuring") as progress:
         return entry.prepare(folder, origin, choice, progress, remote)
 
@@ -177,8 +186,8 @@ def _run(prepared: Prepared, folder: Path, request: _Request) -> None:
         report.show_done(done, target)
     if request.quality is not None:
         with shown("comparing") as progress:
-            ids = compare.read_ids(folder, request.quality)
-            quality = entry.add_quality(folder, target, ids, Path(request.quality).name, progress)
+            samples = read_samples(folder, request.quality)
+            quality = entry.add_quality(folder, target, samples, Path(request.quality).name, progress)
         if not request.as_json:
             print(compare.in_words(quality))
 
@@ -200,8 +209,8 @@ def _check_hows(given: Mapping[str, Any], mode: str) -> None:
         raise ConfigError(f"{' and '.join(hows)}: say one of {', '.join(_HOWS)}")
     if not hows and mode == "affine":
         raise ConfigError(f"say how: one of {', '.join(_HOWS)}; for example `pippin convert SRC --bits 4`")
-    if given["--calibrate"] is not None and not {"--fit", "--machine"} & {*hows}:
-        raise ConfigError("--calibrate is for --fit and --machine: the others choose without measuring")
+    if given["--calibrate"] is not None and given["--scales"] is not None:
+        raise ConfigError("--calibrate and --scales: say one of them; calibration chooses codes and scales")
     if mode != "affine" and hows not in ([], ["--bits"], ["--machine"]):
         raise ConfigError(f"--mode is for --bits; a recipe names its own, and {hows[0]} chooses")
 

@@ -24,7 +24,7 @@ import typer
 
 from server import pocket
 from server.appliance import launchd, systemd
-from server.commands import doctor_ranks
+from server.commands import doctor_ranks, packages
 from server.commands.finding import Finding, State
 from server.commands.install_service import Here, ParseServe, ServeArguments, service_path
 from server.commands.wired_memory import WiredState, describe, read_state
@@ -43,6 +43,7 @@ class Facts:
     python: tuple[int, int] = sys.version_info[:2]
     version_of: Callable[[str], str | None] = lambda name: _version_of(name)
     requires: Callable[[], Sequence[str]] = lambda: _requires()
+    other_packages: Callable[[], packages.Others] = packages.find_others
     memory_bytes: Callable[[], int | None] = lambda: _memory_bytes()
     footprint: Callable[[Config, Path], Any] = lambda config, folder: _footprint(config, folder)
     wired_limit_mb: Callable[[], int | None] = lambda: _wired_limit_mb()
@@ -85,6 +86,7 @@ def examine(facts: Facts, arguments: Sequence[str], parse: ParseServe) -> Iterat
         yield Finding("configuration", "problem", str(error), "correct it; what follows needs it and was not looked at")
         return
     yield from check_versions(facts, config)
+    yield packages.check(facts.other_packages())
     yield from check_configuration(facts, config)
     yield from check_models(facts, config)
     if facts.here.platform == "darwin":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,9 @@ def import_model(
     requantize: int | None = typer.Option(
         None, metavar="BITS", help="Quantize types that MLX cannot hold anew, at so many bits: 2, 3, 4, 5, 6 or 8."
     ),
+    q6: int = typer.Option(
+        8, metavar="BITS", help="Of what the file has as Q6_K: 8 bits, with next to no loss, or 6, smaller and worse."
+    ),
     dtype: str | None = typer.Option(
         None, help="Of scales and activations: float16, bfloat16 or float32; else what suits the model."
     ),
@@ -43,6 +47,7 @@ def import_model(
     is_list: bool = typer.Option(False, "--list", help="List what Ollama and LM Studio have here, and end."),
 ) -> None:
     """Make a model of another program into one that is served here. The file it comes from stays as it is."""
+    from server.importing.adapter import check, layers_of
     from server.importing.sources import Stores, find
 
     try:
@@ -52,7 +57,12 @@ def import_model(
         if source is None:
             raise CannotImport("say what to import: a GGUF file, a Modelfile, ollama:NAME or lmstudio:OWNER/MODEL")
         found = find(source, Stores.usual())
-        model = found.served or _import(found, out, _wishes(tokenizer, requantize, dtype), dry_run)
+        if found.served is not None and found.adapter is not None:
+            check(found.adapter, layers_of(Path(found.served)))
+        if found.served is not None:
+            for note in _template_notes(found, "has no effect: the model's own chat template is used"):
+                print(note, file=sys.stderr)
+        model = found.served or _import(found, out, _wishes(tokenizer, requantize, dtype, q6), dry_run)
         for note in found.notes:
             print(note, file=sys.stderr)
         _show(found, model, name or found.name, write, dry_run)
@@ -60,23 +70,27 @@ def import_model(
         raise ConfigError(str(error)) from None
 
 
-def _wishes(tokenizer: str | None, requantize: int | None, dtype: str | None) -> Wishes:
+def _wishes(tokenizer: str | None, requantize: int | None, dtype: str | None, q6: int) -> Wishes:
     from server.importing.dtypes import NAMES
     from server.importing.from_gguf import Wishes
 
     chosen = next((each for each in NAMES if each == dtype), None)
     if dtype is not None and chosen is None:
         raise CannotImport(f"--dtype is one of {', '.join(NAMES)}, not {dtype!r}")
-    return Wishes(requantize, chosen, None if tokenizer is None else Path(tokenizer).expanduser())
+    return Wishes(requantize, chosen, None if tokenizer is None else Path(tokenizer).expanduser(), q6)
 
 
 def _import(source: Source, out: str | None, wishes: Wishes, is_dry: bool) -> str:
     """The folder, whole. Raises CannotImport."""
+    from server.importing.adapter import check
     from server.importing.from_gguf import GGUFImport
 
     assert source.gguf is not None
-    found = GGUFImport(source.gguf, wishes)
-    for line in found.describe():
+    template = None if source.template is None else source.template.value
+    found = GGUFImport(source.gguf, replace(wishes, template=template))
+    if source.adapter is not None:
+        check(source.adapter, found.layers)
+    for line in (*found.describe(), *_template_notes(source, found.template_note)):
         print(line, file=sys.stderr)
     folder = found.folder(Path(out or source.folder).expanduser())
     if is_dry:
@@ -92,6 +106,14 @@ def _import(source: Source, out: str | None, wishes: Wishes, is_dry: bool) -> st
     for kind, error in found.losses.items():
         print(f"{kind} was quantized anew: its values differ by {100 * error:.2g} % from the file's", file=sys.stderr)
     return str(folder.path.resolve())
+
+
+def _template_notes(source: Source, what: str) -> list[str]:
+    """What becomes of TEMPLATE, with its line where it has one."""
+    if source.template is None:
+        return []
+    line = f"line {source.template.line}: " if source.template.line else ""
+    return [f"{line}TEMPLATE {what}"]
 
 
 def _counting(report: Callable[[LoadProgress], None], done: int, total: int) -> Callable[[int], None]:

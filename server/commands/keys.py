@@ -11,6 +11,7 @@ from pathlib import Path
 
 import typer
 
+from mlx_backend.api.interface import PRIORITIES
 from server.config import ConfigError, resolve
 from server.security import keys
 
@@ -23,6 +24,12 @@ app = typer.Typer(
 File = typer.Option(None, "--file", metavar="FILE", help="The keys file; else security.keys_file of the configuration.")
 ConfigFile = typer.Option(None, "--config", metavar="FILE", help="YAML file of settings.")
 Name = typer.Argument(metavar="NAME", help="What the key is called in the log.")
+Class = typer.Option(
+    None,
+    "--priority",
+    metavar=f"[{'|'.join(PRIORITIES)}]",
+    help="The most urgent class that its requests may be of; else any.",
+)
 _PER_MINUTE = "a minute, at most; else the configuration's."
 
 
@@ -31,6 +38,7 @@ def add(
     name: str = Name,
     requests_per_minute: int | None = typer.Option(None, min=1, help=f"Requests {_PER_MINUTE}"),
     tokens_per_minute: int | None = typer.Option(None, min=1, help=f"Tokens of prompts and answers {_PER_MINUTE}"),
+    priority: str | None = Class,
     admin: bool = typer.Option(False, "--admin", help="It may load and unload models."),
     file: str | None = File,
     config: Path | None = ConfigFile,
@@ -44,6 +52,7 @@ def add(
             is_admin=admin,
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
+            priority=priority,
         )
     except keys.KeysError as error:
         raise ConfigError(str(error)) from None
@@ -62,6 +71,7 @@ def show(file: str | None = File, config: Path | None = ConfigFile) -> None:
     for key in found:
         limits = {"requests": key.requests_per_minute, "tokens": key.tokens_per_minute}
         told = [f"{limit} {what} a minute" for what, limit in limits.items() if limit is not None]
+        told += [f"class {key.priority}"] if key.priority != "live" else []
         print(f"{key.name}  {', '.join(['admin'] * key.is_admin + told)}".rstrip())
     if not found:
         print(f"no keys in {path}", file=sys.stderr)

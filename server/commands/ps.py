@@ -83,6 +83,9 @@ def _print_table(models: list[Model], speeds: Mapping[str, float]) -> None:
     out = Console(markup=False, highlight=False)
     out.print(table)
     for model in models:
+        if any(each["priority"] != "normal" and each["num_output_tokens"] for each in model.get("classes", ())):
+            out.print()
+            out.print(_classes_table(model))
         if model.get("ranks"):
             out.print()
             out.print(_ranks_table(model))
@@ -100,6 +103,19 @@ def _cells(model: Model, speed: float | None) -> Iterator[str]:
     yield str(model["num_waiting"])
     yield "-" if speed is None else f"{speed:.1f}"
     yield _until(model)
+
+
+def _classes_table(model: Model) -> Any:
+    """The requests of each class, where there were any but normal ones."""
+    from rich.table import Table
+
+    table = Table(f"classes of {model['id']}", box=None, pad_edge=False)
+    for heading in ("running", "waiting", "pauses", "tokens"):
+        table.add_column(heading, justify="right")
+    for each in model["classes"]:
+        numbers = (each[f"num_{name}"] for name in ("running", "waiting", "pauses", "output_tokens"))
+        table.add_row(each["priority"], *map(str, numbers))
+    return table
 
 
 def _ranks_table(model: Model) -> Any:

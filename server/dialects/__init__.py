@@ -14,10 +14,13 @@ from server.dialects.models.routes import build_router as models
 from server.dialects.ollama.errors import encode_error as encode_ollama_error
 from server.dialects.ollama.routes import PREFIX as OLLAMA_PREFIX
 from server.dialects.ollama.routes import build_router as ollama
+from server.dialects.openai_batches.routes import UPLOADS
+from server.dialects.openai_batches.routes import build_router as openai_batches
 from server.dialects.openai_chat.routes import build_router as openai_chat
 from server.dialects.openai_completions.routes import build_router as openai_completions
 from server.dialects.openai_embeddings.routes import build_router as openai_embeddings
 from server.dialects.openai_responses.routes import build_router as openai_responses
+from server.dialects.rerank.routes import build_router as rerank
 from server.dialects.tokenize.routes import build_router as tokenize
 
 DIALECTS: tuple[Dialect, ...] = (
@@ -25,6 +28,8 @@ DIALECTS: tuple[Dialect, ...] = (
     Dialect(openai_chat),
     Dialect(openai_responses),
     Dialect(openai_embeddings),
+    Dialect(openai_batches, takes_files=UPLOADS),
+    Dialect(rerank),
     Dialect(anthropic_messages, MESSAGES_PREFIXES, messages_error, id_header="request-id"),
     Dialect(ollama, (OLLAMA_PREFIX,), encode_ollama_error, takes_unlabelled=True),
     Dialect(tokenize),

@@ -25,6 +25,7 @@ from server.dialects.openai_shared import SamplingFields
 from server.dialects.openai_written import Head, dump, encode_usage, quote
 from server.dialects.opening import open_stream
 from server.dialects.parts import ServerParts
+from server.dialects.priorities import priority_header, tier_of
 from server.disconnect import ClientGone, while_connected
 from server.errors import APIError
 from server.heap import give_back
@@ -90,7 +91,9 @@ class ChunkEncoder:
         `prepare`: is awaited before the events of a batch are encoded, for what would take long.
         """
         self.prepare = prepare
-        known = f'"id":{quote(head.id)},"object":"{name}","created":{head.created},"model":{quote(head.model)}'
+        known = (
+            f'"id":{quote(head.id)},"object":"{name}","created":{head.created},"model":{quote(head.model)}{head.tier}'
+        )
         self._before = f'data: {{{known},"choices":[{{'
         self._after = '}],"usage":null}\n\n' if include_usage else "}]}\n\n"
         self._usage = f'data: {{{known},"choices":[],"usage":' if include_usage else None
@@ -161,9 +164,11 @@ async def answer(
     """
     opened = await open_stream(parts, request, job, is_streamed=bool(fields.stream), truncates=truncates)
     pending, stream = opened.pending, opened.stream
-    headers = ignored_header(ignored) | opened.headers | stream_headers(stream)
+    priority = request.state.tenant.allow(job.priority)
+    headers = ignored_header(ignored) | opened.headers | stream_headers(stream) | priority_header(fields, priority)
+    tier = None if fields.service_tier is None else tier_of(priority)
     if fields.stream:
-        encoder = _LateEncoder(job, fields, writers, pending)
+        encoder = _LateEncoder(job, fields, writers, pending, tier)
         return StreamingAnswer(
             pending,
             encode=encoder.encode,
@@ -174,7 +179,7 @@ async def answer(
             start=Start(partial(encoder.start, opened.model_id)) if writers.starts_at_once else None,
         )
     assert stream is not None
-    fold = writers.build_fold(_head(job, stream))
+    fold = writers.build_fold(_head(job, stream, tier))
     try:
         async with aclosing(stream):
             await while_connected(request.receive, _collect(stream, fold))
@@ -187,9 +192,14 @@ class _LateEncoder:
     """A stream's encoder, built when there is something to encode: only then is it known what goes into a chunk."""
 
     def __init__(
-        self, job: GenerationJob, fields: SamplingFields, writers: AnswerWriters, pending: PendingStream
+        self,
+        job: GenerationJob,
+        fields: SamplingFields,
+        writers: AnswerWriters,
+        pending: PendingStream,
+        tier: str | None,
     ) -> None:
-        self._job, self._writers, self._pending = job, writers, pending
+        self._job, self._writers, self._pending, self._tier = job, writers, pending, tier
         self._include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
         self._encoder: StreamEncoder | None = None
 
@@ -201,15 +211,15 @@ class _LateEncoder:
 
     async def encode(self, events: Sequence[OutputEvent]) -> bytes:
         if self._encoder is None:
-            head = _head(self._job, self._pending.result())
+            head = _head(self._job, self._pending.result(), self._tier)
             self._encoder = self._writers.build_encoder(head, self._include_usage)
         if self._encoder.prepare is not None:
             await self._encoder.prepare(events)
         return self._encoder.encode(events)
 
 
-def _head(job: GenerationJob, stream: generation.OutputStream) -> Head:
-    return Head(job.request_id, int(time.time()), stream.model_id, stream.transcript)
+def _head(job: GenerationJob, stream: generation.OutputStream, tier: str | None) -> Head:
+    return Head(job.request_id, int(time.time()), stream.model_id, stream.transcript, tier)
 
 
 async def _collect(stream: generation.OutputStream, fold: WholeAnswer) -> None:

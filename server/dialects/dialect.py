@@ -24,6 +24,8 @@ class Dialect:
     """A header that has the request's id, too, on every answer below these paths."""
     takes_unlabelled: bool = False
     """Whether a body below its paths need not be labelled as JSON where no browser sends it."""
+    takes_files: tuple[str, ...] = ()
+    """The paths of uploads: bodies there are no JSON, may be larger than others, and are read by the route."""
 
 
 def collect_errors(dialects: Iterable[Dialect]) -> ErrorBodies:

@@ -72,7 +72,7 @@ class Fold:
         head = self._head
         yield (
             f'{{"id":{quote(head.id)},"object":"{self._name}","created":{head.created},'
-            f'"model":{quote(head.model)},"choices":['
+            f'"model":{quote(head.model)}{head.tier},"choices":['
         )
         for place, (number, index) in enumerate(self._select(sorted(self._choices))):
             if place:

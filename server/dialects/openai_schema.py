@@ -107,9 +107,11 @@ class StructuredOutputs(BaseModel):
 _FAILURES = {
     400: "The request cannot be served as it is",
     404: "No served model has this name",
+    409: "A batch that has not ended needs it",
     413: "The body is larger than `security.max_body_bytes`",
     500: "A fault of the server, or of the computation",
     503: "Not now: the model loads, the queue is full, or the engine is dead",
+    507: "There is no room for it",
 }
 
 

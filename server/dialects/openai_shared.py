@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, PlainValidator, field_validator
 
-from mlx_backend.api.interface import SamplingParams
+from mlx_backend.api.interface import Priority, SamplingParams
 from server.dialects.openai_refusals import NO_EFFECT as NO_EFFECT
 from server.dialects.openai_refusals import UNSUPPORTED as UNSUPPORTED
 from server.dialects.openai_refusals import check_extra as check_extra
 from server.dialects.openai_schema import JSONText, NotEmpty, ResponseFormat, StructuredOutputs
 from server.dialects.openai_schema import TokenId as TokenId
+from server.dialects.priorities import check_priority
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.request_defaults import MAX_STOPS as MAX_STOPS
 from server.request_defaults import SAMPLING
@@ -66,6 +67,13 @@ StopStrings = NotEmpty | Annotated[list[NotEmpty], Field(max_length=MAX_STOPS)]
 Breaker = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(check_text)]
 BadWord = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(check_text)]
 CacheSalt = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(check_text)]
+
+
+PriorityField = Annotated[
+    Priority | int | None,
+    PlainValidator(check_priority, json_schema_input_type=Priority | int | None),
+]
+"""A class, or a number as vLLM and Cohere have it: less than 0 is live, 0 is normal, more is batch."""
 
 
 def check_max_tokens(value: int) -> int:
@@ -145,6 +153,8 @@ class SamplingFields(WireModel):
         dict[str, Any] | None, PlainValidator(check_object, json_schema_input_type=StructuredOutputs | None)
     ] = None
     user: str | None = None
+    priority: PriorityField = None
+    service_tier: str | None = None
 
     @field_validator("logit_bias")
     @classmethod

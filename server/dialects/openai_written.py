@@ -22,6 +22,13 @@ class Head:
     created: int
     model: str
     transcript: Transcript | None = None
+    service_tier: str | None = None
+    """What OpenAI calls the request's class, where the request named one."""
+
+    @property
+    def tier(self) -> str:
+        """The field that tells it, as JSON behind others; empty where the request did not ask."""
+        return "" if self.service_tier is None else f',"service_tier":{quote(self.service_tier)}'
 
 
 def encode_usage(usage: Usage) -> dict[str, Any]:

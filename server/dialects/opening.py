@@ -53,11 +53,11 @@ async def open_stream(
     if truncates is None:
         truncates = config.context.on_overflow == "truncate_oldest"
     job = replace(_with_room(job, fits=config.context.on_max_tokens == "fit"), tenant=request.state.tenant)
-    model = parts.registry.resolve(job.model)
+    model, name = parts.registry.resolve(job.model), parts.registry.name_of(job.model)
     opening = generation.open(parts.registry, job, truncates=truncates, is_whole=not is_streamed)
     pending = PendingStream(opening, model, on_close)
     stream = await pending.wait(config.stream.keep_alive_s if is_streamed else inf)
-    return Opened(pending, stream, parts.registry.name_of(job.model), settled)
+    return Opened(pending, stream, name, settled)
 
 
 def _with_room(job: GenerationJob, *, fits: bool) -> GenerationJob:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from server.batches.worker import BatchWorker
 from server.config import Config, CurrentConfig
 from server.errors import ErrorCounts
 from server.lifecycle import Lifecycle
@@ -27,6 +28,8 @@ class ServerParts:
     recent_errors: RecentErrors
     activity: RecentActivity
     power: PowerMeter
+    batches: BatchWorker | None = None
+    """Clients' files and batches; None where no folder is configured."""
 
     @property
     def config(self) -> Config:

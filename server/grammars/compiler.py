@@ -1,8 +1,8 @@
-"""GrammarCompiler: from the source of a grammar to a process that follows it, within limits of time and memory.
+"""GrammarCompiler: turns a grammar's source into a process that follows it, within limits of time and memory.
 
 Each grammar is first compiled with a small limit, several at once; one that needs more is compiled again behind the
 others of its kind. So a cheap grammar never waits for an expensive one. Belongs to the event loop; imports no
-llguidance and knows no request.
+llguidance and is independent of requests.
 """
 
 from __future__ import annotations
@@ -34,26 +34,27 @@ _LEAST_QUICK_BYTES = 8 << 20
 _QUICK_S = 0.05
 _QUICK_AT_ONCE = 4
 _QUICK_WAIT_S = 2.0
-"""A quick attempt that has not ended by then is tried again with the large limit. Where a limit of memory meets a
-failure of the compiler's, the process may wait for itself and take no processor time."""
+"""Quick attempts still running after this time are retried with the large limit. If a memory limit meets a bug of the
+compiler, the process may deadlock and use no processor time.
+"""
 _MOST_QUICK, _MOST_THOROUGH = 64, 16
-"""Attempts under way and waiting, of each kind; one more is refused for now."""
+"""Most attempts running and waiting, of each kind; further ones are refused for now."""
 _STEP_S = 0.1
 """Processor time of one step of one sequence. Other sequences wait for it."""
 _SLACK = 12
-"""Times its processor time that a compilation may take on a busy machine."""
+"""Most wall time of a compilation on a busy machine, as a multiple of its processor time."""
 _MOST_KEPT = 64
-"""Compiled grammars that are kept for later; those in use may be more."""
+"""Most compiled grammars kept for later; those in use may exceed it."""
 _MOST_REFUSED = 256
 _LONG_CHARS = 20_000
-"""A longer source is prepared on another thread: the event loop belongs to the streams."""
+"""A longer source is prepared on another thread, so that streams on the event loop do not wait."""
 
 OUTCOMES = ("compiled", "cached", "refused", "limit", "abandoned", "failed")
-"""How a compilation ends. `limit`: of time, memory or stack; `abandoned`: the client left first."""
+"""Outcomes of a compilation. `limit`: of time, memory or stack; `abandoned`: the client disconnected first."""
 
 
 class GrammarsBusy(Exception):
-    """The grammar cannot be compiled now, for want of memory or of a place; later it may be."""
+    """The grammar cannot be compiled now, for lack of memory or of a slot; a later attempt may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +66,23 @@ class GrammarBudget:
 
     @property
     def process_bytes(self) -> int:
-        """For one grammar."""
+        """Bytes for one grammar."""
         return self.memory_bytes // 3
 
     @property
     def quick(self) -> Limits:
-        """Limits of the first attempt, `_QUICK_AT_ONCE` of which may be under way."""
+        """Limits of the first attempt, of which `_QUICK_AT_ONCE` may run at once."""
         compile_bytes = max(self.memory_bytes // (8 * _QUICK_AT_ONCE), _LEAST_QUICK_BYTES)
         return Limits(min(_QUICK_S, self.compile_s), _STEP_S, compile_bytes, self.process_bytes)
 
     @property
     def thorough(self) -> Limits:
-        """Limits of the second attempt, one of which may be under way."""
+        """Limits of the second attempt, of which one may run at a time."""
         return Limits(self.compile_s, _STEP_S, self.process_bytes, self.process_bytes)
 
     @property
     def kept_bytes(self) -> int:
-        """For compiled grammars: what attempts under way leave."""
+        """Bytes for compiled grammars: the remainder after running attempts."""
         return self.memory_bytes - self.process_bytes - _QUICK_AT_ONCE * self.quick.compile_bytes
 
 
@@ -92,18 +93,18 @@ class GrammarStats:
     num_processes: int = 0
     num_bytes: int = 0
     outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
-    """Compilations by how they ended; what was found in the cache is `cached`."""
+    """Compilations by outcome; a cache hit counts as `cached`."""
 
 
 class _Work:
-    """A compilation that requests wait for. When the last of them leaves, it is cancelled."""
+    """A compilation with waiting requests. When the last of them leaves, it is cancelled."""
 
     def __init__(self, task: asyncio.Task[GrammarProcess]) -> None:
         self.task = task
         self.num_waiting = 0
 
     def end(self) -> None:
-        """Nobody waits any more."""
+        """Cancel the compilation, or release its process, after the last waiting request has left."""
         if not self.task.done():
             self.task.cancel()
         elif not self.task.cancelled() and self.task.exception() is None:
@@ -119,22 +120,22 @@ class _LimitReached(Exception):
 
 
 class _NotLetRun(HostFailed):
-    """An attempt took too long without using up its processor time."""
+    """An attempt exceeded its wall time without using up its processor time."""
 
 
 class _Lane:
-    """Compilations of one kind: so many at once, and so many behind them, of which one tenant may have half."""
+    """Compilations of one kind, with limits on those running and those waiting; one tenant may have half of them."""
 
     def __init__(self, num_at_once: int, most: int) -> None:
         self._places = asyncio.Semaphore(num_at_once)
         self._most = most
         self.num_waiting = 0
-        """Those under way among them."""
+        """Includes those running."""
         self._by_tenant = Counter[str]()
 
     @asynccontextmanager
     async def place(self, tenant: str) -> AsyncIterator[None]:
-        """Raises GrammarsBusy."""
+        """Hold a slot. Raises GrammarsBusy."""
         is_full = self.num_waiting >= self._most or (bool(tenant) and self._by_tenant[tenant] >= self._most // 2)
         if is_full:
             raise GrammarsBusy("Too many grammars are being compiled; please try again later.")
@@ -146,11 +147,11 @@ class _Lane:
         finally:
             self.num_waiting -= 1
             self._by_tenant[tenant] -= 1
-            self._by_tenant += Counter()  # forget who has none
+            self._by_tenant += Counter()  # drop tenants with none
 
 
 class GrammarCompiler:
-    """The grammars of one tokenizer: those that compile, and those that are compiled and in use or kept for later."""
+    """The grammars of one tokenizer: those being compiled, and the compiled ones in use or kept for later."""
 
     def __init__(self, tokenizer: Tokenizer, budget: GrammarBudget | None = None) -> None:
         self._tokenizer = tokenizer
@@ -164,16 +165,16 @@ class GrammarCompiler:
         self._outcomes = dict.fromkeys(OUTCOMES, 0)
 
     def warm_up(self) -> None:
-        """Start the host, so that the first grammar does not wait for it. Called from any thread. Raises nothing."""
+        """Start the host, so that the first grammar does not wait for it. Thread-safe. Raises nothing."""
         try:
             self._host.start()
         except HostFailed as error:
             logger.warning("grammars cannot be compiled for now: %s", error)
 
     async def compile(self, source: GrammarSource, reasoning: Reasoning | None = None, tenant: str = "") -> Grammar:
-        """The compiled grammar, which the caller has to `release`. Cancelling ends the compilation.
+        """Return the compiled grammar; the caller must `release` it. Cancelling ends the compilation.
 
-        `tenant`: no other waits for more than half of what it asks for. Raises GrammarError and GrammarsBusy.
+        `tenant`: limited to half of the slots, so that other tenants can compile. Raises GrammarError and GrammarsBusy.
         """
         is_led = reasoning is not None
         if len(source.text) > _LONG_CHARS:
@@ -183,18 +184,18 @@ class GrammarCompiler:
         return Grammar(await self._find(encoded, tenant), reasoning)
 
     def stats(self) -> GrammarStats:
-        """A snapshot."""
+        """Return a snapshot of the counters."""
         alive = [process for process in self._kept.values() if process.is_alive]
         return GrammarStats(len(alive), sum(process.num_bytes for process in alive), dict(self._outcomes))
 
     def close(self) -> None:
-        """End every process. Called from any thread, when nothing is generated any more."""
+        """End every process. Thread-safe; call once nothing is being generated."""
         for process in list(self._kept.values()):
             process.close()
         self._host.close()
 
     async def _find(self, source: bytes, tenant: str) -> GrammarProcess:
-        """The process of a grammar, with one user more."""
+        """Return the process of a grammar, with its user count incremented."""
         key = hashlib.sha256(source).digest()
         process = self._kept.get(key)
         if process is not None and process.is_alive:
@@ -209,7 +210,7 @@ class GrammarCompiler:
         return await self._join(key, source, tenant)
 
     async def _join(self, key: bytes, source: bytes, tenant: str) -> GrammarProcess:
-        """Wait for the compilation of a grammar, which begins with the first that waits."""
+        """Wait for the compilation of a grammar, which the first waiting request starts."""
         work = self._working.get(key)
         if work is None:
             work = self._working[key] = _Work(asyncio.create_task(self._build(key, source, tenant)))
@@ -226,7 +227,7 @@ class GrammarCompiler:
                 work.end()
 
     async def _build(self, key: bytes, source: bytes, tenant: str) -> GrammarProcess:
-        """Compile and keep; the process has a user, so that it is not ended before those who wait have it."""
+        """Compile and keep; the process has a user, so that it is not ended before the waiting requests have it."""
         try:
             process = await self._compile(source, tenant)
         except GrammarError as error:
@@ -251,12 +252,12 @@ class GrammarCompiler:
         return process
 
     async def _compile(self, source: bytes, tenant: str) -> GrammarProcess:
-        """Within the small limit or, where that is reached, within the large one."""
+        """Compile within the small limit, or within the large one if that is reached."""
         async with self._quick.place(tenant):
             try:
                 return await self._attempt(source, self._budget.quick, _QUICK_WAIT_S)
             except _LimitReached as error:
-                if error.limit == "stack":  # is the same for all
+                if error.limit == "stack":  # the same for both limits
                     raise
             except _NotLetRun:
                 pass
@@ -264,14 +265,14 @@ class GrammarCompiler:
             return await self._attempt(source, self._budget.thorough, 30 + _SLACK * self._budget.compile_s)
 
     async def _attempt(self, source: bytes, limits: Limits, most_s: float) -> GrammarProcess:
-        """Compile in a new process, and once more where the host has died. Raises as `_attempt_once`."""
+        """Compile in a new process, and once more if the host has died. Raises as `_attempt_once`."""
         try:
             return await self._attempt_once(source, limits, most_s)
         except HostGone:
             return await self._attempt_once(source, limits, most_s)
 
     async def _attempt_once(self, source: bytes, limits: Limits, most_s: float) -> GrammarProcess:
-        """Raises GrammarError, _LimitReached and HostFailed."""
+        """Compile in a new process. Raises GrammarError, _LimitReached and HostFailed."""
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -284,7 +285,7 @@ class GrammarCompiler:
                 kind, body = await _receive(ours)
             return _compiled(ours, kind, body)
         except BaseException as error:
-            ours.close()  # the host kills what is at the other end
+            ours.close()  # the host kills the process at the other end
             if isinstance(error, TimeoutError):
                 raise _NotLetRun("a grammar's process was not let run") from error
             if isinstance(error, wire.Closed | OSError):
@@ -292,11 +293,11 @@ class GrammarCompiler:
             raise
 
     def _keep(self, key: bytes, process: GrammarProcess) -> None:
-        """Raises GrammarsBusy where the grammars in use leave no room."""
+        """Keep a compiled grammar. Raises GrammarsBusy if the grammars in use leave no room."""
         for old in [old for old, each in self._kept.items() if not each.is_alive]:
             del self._kept[old]
         room = self._budget.kept_bytes - process.num_bytes
-        for old, each in list(self._kept.items()):  # the one that was used longest ago first
+        for old, each in list(self._kept.items()):  # least recently used first
             if self._held_bytes <= room and len(self._kept) < _MOST_KEPT:
                 break
             if each.num_users == 0:
@@ -330,7 +331,7 @@ class GrammarCompiler:
 
 
 def _encode(source: GrammarSource, is_led: bool) -> bytes:
-    """Raises GrammarError."""
+    """Return the source packed for the wire. Raises GrammarError."""
     try:
         return wire.pack_source(source.to_lark(is_led=is_led))
     except UnicodeEncodeError:
@@ -338,7 +339,7 @@ def _encode(source: GrammarSource, is_led: bool) -> bytes:
 
 
 async def _receive(sock: socket.socket) -> tuple[Kind, bytes]:
-    """The next frame of a socket that does not block. Raises wire.Closed and OSError."""
+    """Return the next frame of a non-blocking socket. Raises wire.Closed and OSError."""
     length, kind = wire.read_header(await _receive_exactly(sock, wire.HEADER_BYTES))
     return kind, await _receive_exactly(sock, length)
 
@@ -354,7 +355,7 @@ async def _receive_exactly(sock: socket.socket, num_bytes: int) -> bytes:
 
 
 def _compiled(sock: socket.socket, kind: Kind, body: bytes) -> GrammarProcess:
-    """What an attempt has come to. Raises GrammarError, _LimitReached and HostFailed."""
+    """Return the process of a successful attempt. Raises GrammarError, _LimitReached and HostFailed."""
     if kind is Kind.COMPILED:
         used_bytes, _ = wire.unpack_compiled(body)
         return GrammarProcess(sock, used_bytes)

@@ -1,7 +1,8 @@
-"""The host of one model's grammar processes: holds the vocabulary, forks a process for each grammar, kills and reaps.
+"""Host of one model's grammar processes: holds the vocabulary, forks a process for each grammar, kills and reaps.
 
-`python -m server.grammars.host`, its standard input the server's control socket. A fork shares the vocabulary's memory
-and takes a millisecond; building it anew would take up to a second. One thread, no state but what runs.
+Started as `python -m server.grammars.host`, with the server's control socket as standard input. A fork shares the
+vocabulary's memory and takes a millisecond; rebuilding the vocabulary would take up to a second. One thread; its only
+state is the running processes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from server.grammars.wire import Death, Kind
 def main() -> None:
     """Serve until the server closes the control socket."""
     control = socket.socket(fileno=0)
-    os.setsid()  # a terminal's Ctrl-C is for the server, which drains with this still at work
+    os.setsid()  # a terminal's Ctrl-C is for the server, which still needs the host while it drains
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     _, body = wire.receive(control)
@@ -35,7 +36,7 @@ def main() -> None:
 
 
 class Host:
-    """The grammar processes that run, by the descriptor of their end of the socket."""
+    """Running grammar processes, by the descriptor of the host's end of their socket."""
 
     def __init__(self, control: socket.socket, tokenizer: Any) -> None:
         self._control = control
@@ -51,7 +52,7 @@ class Host:
         self._poll.register(self._woken, select.POLLIN)
 
     def serve(self) -> None:
-        """Fork where that is asked for, kill whose socket has closed, report who has ended."""
+        """Fork on request, kill a process when its socket closes, report those that ended."""
         while True:
             for fd, _ in self._poll.poll():
                 if fd == self._control.fileno():
@@ -78,10 +79,10 @@ class Host:
             self._leave()
             run(sock, limits, self._tokenizer)
         self._running[sock.fileno()] = (pid, sock)
-        self._poll.register(sock, 0)  # hang-ups alone: what is read is the process's
+        self._poll.register(sock, 0)  # hang-ups only: data is for the process
 
     def _leave(self) -> None:
-        """In a grammar process: close what is the host's. A socket that a process holds open would never end."""
+        """Close the host's descriptors in a grammar process. A socket held open by another process would never end."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.close(self._woken)
@@ -107,7 +108,7 @@ class Host:
 
 
 def _receive_order(control: socket.socket) -> tuple[Limits, socket.socket]:
-    """The limits of a new process, and its socket. Raises wire.Closed."""
+    """Return the limits of a new process, and its socket. Raises wire.Closed."""
     body, fds = b"", list[int]()
     while len(body) < LIMITS_BYTES:
         piece, received, _, _ = socket.recv_fds(control, LIMITS_BYTES - len(body), 1)
@@ -118,7 +119,7 @@ def _receive_order(control: socket.socket) -> tuple[Limits, socket.socket]:
 
 
 def _report(sock: socket.socket, death: Death) -> None:
-    """Tell the server, where it still listens."""
+    """Report a death to the server, if it still listens."""
     with contextlib.suppress(OSError):
         sock.setblocking(False)
         sock.send(wire.frame(Kind.DIED, wire.pack_died(death)))

@@ -1,6 +1,6 @@
-"""What one grammar process may use: processor time, memory and stack. The kernel holds it to them where it can.
+"""Limits of one grammar process: processor time, memory and stack. The kernel enforces them where possible.
 
-Runs in grammar processes; imports the standard library alone.
+Runs in grammar processes; imports only the standard library.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 OUT_OF_MEMORY = 3
-"""Exit code of a process that has reached its memory limit and could still say so."""
+"""Exit code of a process that reached its memory limit and could still report it."""
 _STACK_BYTES = 8 << 20
 _WATCH_S = 0.01
 _MAX_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes in which `ru_maxrss` is counted: getrusage(2) of macOS and of Linux."""
+"""Bytes per unit of `ru_maxrss`: getrusage(2) of macOS and of Linux."""
 _LIMITS = struct.Struct("<ddQQ")
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`compile_s` and `step_s` are seconds of processor time, so that a busy machine refuses nothing."""
+    """`compile_s` and `step_s` are seconds of processor time, so that a busy machine causes no refusals."""
 
     compile_s: float
     step_s: float
-    """For one step of one sequence, a mask included."""
+    """Time for one step of one sequence, including a mask."""
     compile_bytes: int
-    """Memory for the compilation, beyond what the host uses, which the process shares."""
+    """Memory for the compilation, beyond the host's, which the process shares."""
     memory_bytes: int
-    """... and for following the grammar afterwards, the compiled grammar included."""
+    """Memory for following the grammar afterwards, including the compiled grammar."""
 
     def pack(self) -> bytes:
         return _LIMITS.pack(self.compile_s, self.step_s, self.compile_bytes, self.memory_bytes)
@@ -50,11 +50,11 @@ LIMITS_BYTES = _LIMITS.size
 
 
 class Meter:
-    """Holds this process to its limits, from when it is made. A limit that is reached ends the process.
+    """Enforces the limits on this process from its creation. Reaching a limit ends the process.
 
-    Time ends it by SIGPROF. Memory ends it by an allocation that fails (Linux: RLIMIT_AS), or by the exit code
-    OUT_OF_MEMORY: macOS ignores RLIMIT_AS, so there a thread watches while a grammar compiles, and each step is
-    followed by a look.
+    Time ends it by SIGPROF. Memory ends it by a failed allocation (Linux: RLIMIT_AS), or by the exit code
+    OUT_OF_MEMORY: macOS ignores RLIMIT_AS, so there a thread checks while a grammar compiles, and every step is
+    followed by a check.
     """
 
     def __init__(self, limits: Limits, *, has_address_limit: bool = sys.platform == "linux") -> None:
@@ -70,17 +70,17 @@ class Meter:
 
     @property
     def used_bytes(self) -> int:
-        """The most memory this process has had beside what it began with."""
+        """Peak memory of this process beyond its initial memory."""
         return _max_rss() - self._first_rss
 
     def look(self) -> None:
-        """End the process where it has more memory than it may."""
+        """End the process if it exceeds its memory limit."""
         if self.used_bytes > self._most_bytes:
             os._exit(OUT_OF_MEMORY)
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
-        """The limits of a compilation."""
+        """Apply the limits of a compilation."""
         self._limit_memory(self.limits.compile_bytes)
         done = threading.Event()
         if not self._has_address_limit:
@@ -100,7 +100,7 @@ class Meter:
 
     @contextlib.contextmanager
     def steps(self, count: int) -> Iterator[None]:
-        """The limits of so many steps."""
+        """Apply the limits of `count` steps."""
         with _processor_time(count * self.limits.step_s):
             yield
         self.look()
@@ -112,7 +112,7 @@ class Meter:
 
 @contextlib.contextmanager
 def _processor_time(seconds: float) -> Iterator[None]:
-    """SIGPROF, which ends the process, after so much processor time within."""
+    """Send SIGPROF, which ends the process, after this much processor time in the block."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
@@ -121,20 +121,20 @@ def _processor_time(seconds: float) -> Iterator[None]:
 
 
 def prepare_child() -> None:
-    """What a process does first after it was forked: nothing is collected, so that memory stays shared."""
+    """Prepare a forked process: garbage collection is off, so that memory stays shared."""
     gc.disable()
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # Linux: the first to go
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # Linux: killed first
         file.write("1000")
 
 
 def processor_s() -> float:
-    """Processor time of this process so far."""
+    """Return the processor time of this process so far."""
     return time.process_time()
 
 
 def _lower(what: int, most: int) -> None:
-    """Lower a soft limit to `most`, or to the hard one where that is less."""
+    """Lower a soft limit to `most`, or to the hard limit if that is lower."""
     _, hard = resource.getrlimit(what)
     resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 

@@ -1,7 +1,7 @@
-"""What a grammar process does: compile one grammar, try it, then say for each sequence which tokens may come next.
+"""Work of a grammar process: compile one grammar, try it out, then compute each sequence's allowed next tokens.
 
-Runs in grammar processes; the only module that imports llguidance. Nothing here may be trusted with its input: the
-process has limits, and may die at any point.
+Runs in grammar processes; the only module that imports llguidance. Its input is untrusted: the process has limits, and
+may die at any point.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from server.grammars.limits import OUT_OF_MEMORY, Limits, Meter, prepare_child, 
 from server.grammars.wire import Ask, Kind, Mask, Vocabulary
 
 _HEAD = '%llguidance {"no_forcing": true}\n'
-"""A text that is forced may be written in any tokens: which ones is the model's choice, and no tokenizer is needed."""
+"""Forced text may be written in any tokens: the model chooses which, and no tokenizer is needed."""
 _MAX_ITEMS_IN_ROW = 2_500
-"""Of the parser: a step takes about 4 µs for each (on the machine of the benchmarks), and every row waits for it.
-An object has four of them for each property that is not required."""
+"""Parser items in a row: a step takes about 4 µs for each (on the benchmark machine), and every row waits for it. An
+object has four of them for each optional property.
+"""
 _STEP_MAX_ITEMS = 100_000
 _STEP_FUEL = 200_000
 _MAX_STATES = 100_000
-"""Of the lexer; 1 to 2 KB each."""
+"""Lexer states; 1 to 2 KB each."""
 _LEAST_TRIAL_TOKENS, _MOST_TRIAL_TOKENS = 8, 48
 _TRIAL_S = 0.01
 """Processor time after which a trial ends."""
 
 
 class Refused(Exception):
-    """The grammar cannot be honoured; the message says why."""
+    """The grammar cannot be honoured; the message gives the reason."""
 
 
 def build_tokenizer(vocabulary: Vocabulary) -> Any:
-    """llguidance's form of a vocabulary, with its trie."""
+    """Return llguidance's form of a vocabulary, with its trie."""
     from llguidance import LLTokenizer, TokenizerWrapper
 
     tokens = _Tokens(vocabulary)
@@ -57,7 +58,7 @@ class _Tokens:
         self.tokenizer: Any = None
 
     def __call__(self, text: bytes) -> list[int]:
-        """Tokens of a text, not always those of the model's own tokenizer; asked for only by a grammar that forces."""
+        """Return tokens of a text, not always the model tokenizer's; used only by a grammar that forces text."""
         if self.tokenizer is None:
             return []
         ids: list[int] = self.tokenizer.greedy_tokenize(text.decode("utf-8", "replace"))
@@ -65,7 +66,7 @@ class _Tokens:
 
 
 def run(sock: socket.socket, limits: Limits, tokenizer: Any) -> NoReturn:
-    """Be the process of one grammar, from its source to the end of its socket. Never returns."""
+    """Run the process of one grammar, from its source to the end of its socket. Never returns."""
     code = 1
     try:
         prepare_child()
@@ -74,7 +75,7 @@ def run(sock: socket.socket, limits: Limits, tokenizer: Any) -> NoReturn:
     except MemoryError:
         code = OUT_OF_MEMORY
     except (wire.Closed, OSError):
-        code = 0  # the server has no more use for it
+        code = 0  # the server no longer needs it
     finally:
         os._exit(code)
 
@@ -97,7 +98,7 @@ def _run(sock: socket.socket, meter: Meter, tokenizer: Any) -> None:
 
 
 def compile_matcher(tokenizer: Any, source: str) -> Any:
-    """An LLMatcher at the start of the grammar. Raises Refused."""
+    """Return an LLMatcher at the start of the grammar. Raises Refused."""
     from llguidance import LLMatcher, LLParserLimits
 
     limits = LLParserLimits(
@@ -114,7 +115,7 @@ def compile_matcher(tokenizer: Any, source: str) -> Any:
 
 
 def check_part(tokenizer: Any, source: str) -> None:
-    """Raise Refused where a part of a grammar allows nothing."""
+    """Raise Refused if a part of a grammar allows nothing."""
     matcher = compile_matcher(tokenizer, source)
     matcher.compute_bitmask()
     if matcher.is_error():
@@ -122,10 +123,10 @@ def check_part(tokenizer: Any, source: str) -> None:
 
 
 def try_out(matcher: Any, meter: Meter) -> None:
-    """Follow the grammar for some tokens, drawn among the allowed. Raises Refused where that fails.
+    """Follow the grammar for some randomly drawn allowed tokens. Raises Refused if that fails.
 
-    What is too complex to be followed shows in its first tokens, as a rule: an object of very many optional
-    properties, a choice among very many. What it learns of the grammar, its copies know.
+    A grammar that is too complex to follow usually shows it within its first tokens: an object with very many optional
+    properties, a choice among very many. Copies share what the trial computes.
     """
     source, began = random.Random(0), processor_s()
     for number in range(_MOST_TRIAL_TOKENS):
@@ -146,7 +147,7 @@ def try_out(matcher: Any, meter: Meter) -> None:
 
 
 def draw(bits: bytes, source: random.Random) -> int | None:
-    """A token of those that the bits allow; None where they allow none."""
+    """Return a random token allowed by the bits; None if they allow none."""
     start = source.randrange(len(bits))
     rest = bits[start:].lstrip(b"\0")
     place = len(bits) - len(rest)
@@ -160,7 +161,7 @@ def draw(bits: bytes, source: random.Random) -> int | None:
 
 
 def _failure(matcher: Any, num_tokens: int) -> str:
-    """Why a grammar cannot be followed any further."""
+    """Return the reason why a grammar cannot be followed any further."""
     said = " ".join(matcher.get_error().replace("<non-verbose/>", "").split())
     if said.startswith("NoExtension"):
         return "it allows no answer at all" if num_tokens == 0 else "it can come to a point where nothing may follow"
@@ -168,7 +169,7 @@ def _failure(matcher: Any, num_tokens: int) -> str:
 
 
 class Matching:
-    """The sequences that follow one grammar, by the ids that the server gives them."""
+    """The sequences that follow one grammar, by the ids that the server assigns."""
 
     def __init__(self, matcher: Any, meter: Meter) -> None:
         self._matcher = matcher
@@ -192,7 +193,7 @@ class Matching:
         if matcher is None:
             matcher = self._states[ask.state_id] = self._matcher.deep_copy()
         for token_id in ask.token_ids:
-            if not matcher.is_stopped():  # after its end anything may come
+            if not matcher.is_stopped():  # after its end anything may follow
                 matcher.consume_token(token_id)
         bits: bytes = matcher.compute_bitmask()
         if matcher.is_error():
@@ -201,7 +202,7 @@ class Matching:
 
 
 def _behind(matcher: Any, bits: bytes, draft_ids: Sequence[int]) -> tuple[bytes, ...]:
-    """The masks behind the tokens of a draft, up to the first that may not come. The matcher stays where it is."""
+    """Return the masks after each draft token, up to the first that is not allowed. Leaves the matcher unchanged."""
     found: list[bytes] = []
     ahead = matcher.deep_copy() if draft_ids else matcher
     for token_id in draft_ids:
@@ -209,7 +210,7 @@ def _behind(matcher: Any, bits: bytes, draft_ids: Sequence[int]) -> tuple[bytes,
             break
         bits = ahead.compute_bitmask()
         if ahead.is_error():
-            break  # it is said when the sequence comes there
+            break  # reported when the sequence gets there
         found.append(bits)
     return tuple(found)
 

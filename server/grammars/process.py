@@ -1,7 +1,7 @@
-"""The server's side of a grammar process: a compiled grammar, and where each sequence stands in it.
+"""Server side of a grammar process: a compiled grammar, and the state of each sequence in it.
 
-Implements `interface.Grammar` for the device thread, which owns a process from when it is compiled. Imports no
-llguidance and knows no request.
+Implements `interface.Grammar` for the device thread, which owns a process once it is compiled. Imports no llguidance
+and is independent of requests.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from server.grammars.wire import Ask, Death, Kind, Mask
 from server.text.reasoning import Reasoning, ReasoningState
 
 _ANSWER_S = 10.0
-"""A process that says nothing for so long has been stopped by somebody: its own limits are much shorter."""
+"""A process silent for this long has been stopped from outside: its own limits are much shorter."""
 
 
 class GrammarProcess:
-    """One grammar, compiled. Masks are asked for and read on the device thread; `end` may be called on any."""
+    """One compiled grammar. Masks are requested and read on the device thread; `end` is thread-safe."""
 
     def __init__(self, sock: socket.socket, used_bytes: int) -> None:
         """`sock`: blocking from now on."""
@@ -50,24 +50,24 @@ class GrammarProcess:
         return self._failure is None
 
     def new_id(self) -> int:
-        """The id of a sequence that has written nothing yet."""
+        """Return an id for a new sequence."""
         return next(self._ids)
 
     def ask(self, state_id: int, token_ids: Sequence[int], draft_ids: Sequence[int]) -> None:
-        """Want the next mask of a sequence, behind the tokens that it has written since it asked last.
+        """Request the next mask of a sequence, after the tokens written since its last request.
 
-        Also those behind each token of a draft.
+        Also requests the mask after each token of a draft.
         """
         self._asks.append(Ask(state_id, token_ids, draft_ids))
 
     def send(self) -> None:
-        """Have the masks computed that are wanted by now, those of all sequences in one go."""
+        """Send the pending requests, those of all sequences in one frame."""
         if self._asks:
             asks, self._asks = self._asks, []
             self._send(wire.frame(Kind.ASK, wire.pack_asks(asks)))
 
     def answer(self, state_id: int) -> Mask:
-        """The mask that was wanted, which may have to be waited for. Raises GrammarFailed."""
+        """Return the requested mask, waiting for it if necessary. Raises GrammarFailed."""
         self.send()
         while state_id not in self._masks:
             if self._failure is not None:
@@ -79,7 +79,7 @@ class GrammarProcess:
         return mask
 
     def drop(self, state_id: int) -> None:
-        """A sequence has ended."""
+        """Discard a sequence that has ended."""
         self._masks.pop(state_id, None)
         self._send(wire.frame(Kind.DROP, wire.pack_drop(state_id)))
 
@@ -89,12 +89,12 @@ class GrammarProcess:
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """End the process; the device thread reads no more."""
+        """End the process; the device thread no longer reads."""
         self._close()
 
     def _send(self, frame: bytes) -> None:
         if self._failure is None:
-            with contextlib.suppress(OSError):  # why shows when the answer is read
+            with contextlib.suppress(OSError):  # the reason shows when the answer is read
                 self._sock.sendall(frame)
 
     def _read(self) -> None:
@@ -117,7 +117,7 @@ class GrammarProcess:
 
 
 def describe_death(death: Death) -> str | None:
-    """The limit that a process has reached, for its client; None where it died of something else."""
+    """Return the limit that a process reached, for its client; None if it died of something else."""
     status = death.status
     if status is None:
         return None
@@ -125,7 +125,7 @@ def describe_death(death: Death) -> str | None:
         return "memory" if os.WEXITSTATUS(status) == OUT_OF_MEMORY else None
     return {
         signal.SIGPROF: "time",
-        signal.SIGABRT: "memory",  # Rust, when an allocation fails
+        signal.SIGABRT: "memory",  # Rust, on a failed allocation
         signal.SIGSEGV: "stack",
         signal.SIGBUS: "stack",  # macOS, at the guard page
     }.get(signal.Signals(os.WTERMSIG(status)))
@@ -139,9 +139,9 @@ def _failure_of(death: Death) -> GrammarFailed:
 
 
 class Grammar:
-    """A compiled grammar, which may begin after a thought. Implements `interface.Grammar`.
+    """A compiled grammar, which may begin after reasoning. Implements `interface.Grammar`.
 
-    Without a `process` nothing is asked of what follows the thought.
+    Without a `process`, what follows the reasoning is unconstrained.
     """
 
     def __init__(self, process: GrammarProcess | None, reasoning: Reasoning | None) -> None:
@@ -151,13 +151,13 @@ class Grammar:
         return GrammarState(self._process, self._reasoning)
 
     def release(self) -> None:
-        """The request is over: its process may be ended to make room. Called once, on the event loop."""
+        """Release the grammar at a request's end; its process may then be ended. Called once, on the event loop."""
         if self._process is not None:
             self._process.num_users -= 1
 
 
 class GrammarState:
-    """Where one sequence stands in its grammar. Implements `interface.GrammarState`."""
+    """State of one sequence in its grammar. Implements `interface.GrammarState`."""
 
     def __init__(self, process: GrammarProcess | None, reasoning: Reasoning | None) -> None:
         self._process = process

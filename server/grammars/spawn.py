@@ -1,4 +1,4 @@
-"""The host process of a model's grammars, as the server starts and ends it."""
+"""Start and end of the host process of a model's grammars, by the server."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ logger = logging.getLogger("pippin.grammars")
 _START_S = 60.0
 _END_S = 5.0
 _ORDER_S = 1.0
-"""An order is some bytes, and the host never waits for anything."""
+"""An order is a few bytes, and the host never waits for anything."""
 _PROGRAM = "import sys; sys.path += sys.argv[1:3]; from server.grammars.host import main; main()"
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
 class HostFailed(Exception):
-    """There is no host, and none could be started; or a process of its own could not do its work."""
+    """There is no host and none could be started, or a grammar process could not do its work."""
 
 
 class HostGone(HostFailed):
-    """The host has died, and with it what it was asked to fork: another one may be asked."""
+    """The host has died with the process it was to fork: a new host may succeed."""
 
 
 class HostProcess:
-    """Started with the first grammar, and anew where it has died. `fork` belongs to the event loop."""
+    """Started with the first grammar, and restarted if it has died. `fork` belongs to the event loop."""
 
     def __init__(self, read_vocabulary: Callable[[], Vocabulary]) -> None:
         self._read_vocabulary = read_vocabulary
@@ -48,13 +48,13 @@ class HostProcess:
         self._is_closed = False
 
     def start(self) -> None:
-        """Start it where it does not run, and wait until it has. Called from any thread. Raises HostFailed."""
+        """Start it unless it is running, and wait until it is ready. Thread-safe. Raises HostFailed."""
         with self._lock:
             if self._control is None:
                 self._start()
 
     async def fork(self, limits: Limits, sock: socket.socket) -> None:
-        """Have a process forked that reads from `sock`. Raises HostFailed."""
+        """Fork a process that reads from `sock`. Raises HostFailed."""
         for _ in range(2):
             if self._control is None:
                 await asyncio.to_thread(self.start)
@@ -69,7 +69,7 @@ class HostProcess:
         raise HostFailed("the host of the grammars does not stay alive")
 
     def close(self) -> None:
-        """End it, and every process of its own. Called from any thread."""
+        """End it and all its processes. Thread-safe."""
         self._is_closed = True
         self._end()
 
@@ -100,7 +100,7 @@ class HostProcess:
 
 
 def _spawn(control: socket.socket) -> int:
-    """The process id. A process of one thread that has nothing of this one's: it may fork."""
+    """Return the process id of a new host: one thread, no state of the server's, so that it may fork."""
     found = importlib.util.find_spec("llguidance")
     if found is None or found.origin is None:
         raise HostFailed("llguidance is not installed")
@@ -116,7 +116,7 @@ def _spawn(control: socket.socket) -> int:
 
 
 def _reap(pid: int) -> None:
-    """Wait for the end of a host that has lost its control socket; kill it where that takes long."""
+    """Wait for the end of a host after its control socket is closed; kill it if that takes long."""
     until = time.monotonic() + _END_S
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(pid, os.WNOHANG) == (0, 0):

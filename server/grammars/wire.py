@@ -1,6 +1,6 @@
 """Frames between the server, the host and the grammar processes, over stream sockets.
 
-A frame is a length, a kind and a body. Imports the standard library alone: the host starts in milliseconds.
+A frame is a length, a kind and a body. Imports only the standard library: the host starts in milliseconds.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ _DIED = struct.Struct("<i")
 _VOCABULARY = struct.Struct("<III")
 HEADER_BYTES = _HEADER.size
 BUFFER_BYTES = 256 * 1024
-"""Of a grammar's socket: a mask of a large vocabulary, 32 KB, passes in one piece. macOS would give 8 KB."""
+"""Buffer of a grammar's socket: a mask of a large vocabulary, 32 KB, passes in one piece. macOS defaults to 8 KB."""
 
 
 class Kind(IntEnum):
-    """What a frame says."""
+    """Meaning of a frame."""
 
     VOCABULARY = 1
     """To the host: the tokens."""
     READY = 2
     """From the host: it can fork."""
     SOURCE = 3
-    """To a grammar process: what to compile."""
+    """To a grammar process: the source to compile."""
     COMPILED = 4
-    """The grammar can be followed; bytes of the process, and processor seconds taken."""
+    """The grammar can be followed; bytes of the process, and processor seconds used."""
     REFUSED = 5
-    """The grammar cannot be honoured; why."""
+    """The grammar cannot be honoured; the reason."""
     ASK = 6
-    """To a grammar process: the tokens that some sequences have written; the next mask of each is wanted."""
+    """To a grammar process: tokens written by some sequences; requests the next mask of each."""
     DROP = 7
     """To a grammar process: a sequence has ended."""
     ANSWER = 8
-    """The mask of each sequence that was asked for, or why its grammar cannot be followed any further."""
+    """The requested mask of each sequence, or the reason why its grammar cannot be followed any further."""
     DIED = 9
     """From the host, in place of a process that has ended: its wait status."""
 
@@ -63,47 +63,47 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One sequence, by the id of its state, and the tokens that it has written since it asked last."""
+    """One sequence, by the id of its state, and the tokens written since its last request."""
 
     state_id: int
     token_ids: Sequence[int]
     draft_ids: Sequence[int] = ()
-    """Tokens that it may write next: the masks behind them are wanted, too."""
+    """Tokens that may come next: requests the masks after each of them, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Which tokens one sequence may write next: a bit for each, in little-endian words of 32."""
+    """Allowed next tokens of one sequence: a bit for each, in little-endian words of 32."""
 
     state_id: int
     bits: bytes = b""
     behind: tuple[bytes, ...] = ()
-    """Behind each token of a draft, up to the first that may not come."""
+    """Masks after each token of a draft, up to the first that is not allowed."""
     failure: str | None = None
-    """Why the grammar cannot be followed any further, in place of the bits."""
+    """Reason why the grammar cannot be followed any further, in place of the bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """How a grammar process ended: its wait status, or None where it could not be started."""
+    """End of a grammar process: its wait status, or None if it could not be started."""
 
     status: int | None
 
 
 def frame(kind: Kind, *parts: bytes) -> bytes:
-    """A whole frame."""
+    """Return a complete frame."""
     body = b"".join(parts)
     return _HEADER.pack(len(body), kind) + body
 
 
 def read_header(header: bytes) -> tuple[int, Kind]:
-    """(length of the body, kind)."""
+    """Return (length of the body, kind)."""
     length, kind = _HEADER.unpack(header)
     return length, Kind(kind)
 
 
 def receive(sock: socket.socket) -> tuple[Kind, bytes]:
-    """The next frame of a blocking socket. Raises Closed and OSError."""
+    """Return the next frame of a blocking socket. Raises Closed and OSError."""
     length, kind = read_header(_receive_exactly(sock, HEADER_BYTES))
     return kind, _receive_exactly(sock, length)
 
@@ -147,13 +147,13 @@ def unpack_vocabulary(body: bytes) -> Vocabulary:
 
 
 def pack_source(larks: Sequence[str]) -> bytes:
-    """Raises UnicodeEncodeError."""
+    """Pack a grammar and its parts. Raises UnicodeEncodeError."""
     encoded = [lark.encode() for lark in larks]
     return array("I", [len(encoded), *map(len, encoded)]).tobytes() + b"".join(encoded)
 
 
 def unpack_source(body: bytes) -> list[str]:
-    """The grammar in Lark, and behind it those of its parts that may allow nothing."""
+    """Return the grammar in Lark, followed by those of its parts that may allow nothing."""
     size = array("I").itemsize
     lengths = array("I")
     lengths.frombytes(body[size : size * (1 + int.from_bytes(body[:size], sys.byteorder))])
@@ -203,7 +203,7 @@ def pack_answer(used_bytes: int, masks: Sequence[Mask]) -> bytes:
 
 
 def unpack_answer(body: bytes) -> tuple[int, list[Mask]]:
-    """(bytes that the process uses, masks)."""
+    """Return (bytes that the process uses, masks)."""
     used_bytes, count = _ANSWER.unpack_from(body)
     masks, place = [], _ANSWER.size
     for _ in range(count):

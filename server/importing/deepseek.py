@@ -28,7 +28,7 @@ def deepseek2(metadata: Metadata, tensors: Tensors) -> Blueprint:
     config |= {
         "model_type": "deepseek_v3" if is_third else "deepseek_v2",
         "architectures": ["DeepseekV3ForCausalLM" if is_third else "DeepseekV2ForCausalLM"],
-        "rope_scaling": _scaling(metadata),
+        "rope_scaling": _scaling(metadata, config["max_position_embeddings"], is_third),
         "attention_bias": False,
     }
     for place in range(config["num_hidden_layers"]):
@@ -88,9 +88,14 @@ def _routing(metadata: Metadata, is_third: bool) -> dict[str, Any]:
     }
 
 
-def _scaling(metadata: Metadata) -> dict[str, Any] | None:
+def _scaling(metadata: Metadata, context: int, is_third: bool) -> dict[str, Any] | None:
+    """V2's code has YaRN alone, which changes nothing where its factor is 1. Raises CannotImport."""
     found = rope.scaling(metadata)
+    if found is None and not is_third:
+        return {"rope_type": "yarn", "type": "yarn", "factor": 1.0, "original_max_position_embeddings": context}
     if found is None or found["type"] != "yarn":
+        if not is_third:
+            raise CannotImport("the file's rotary embedding is scaled linearly, which DeepSeek-V2 is not served with")
         return found
     # stored as what a logarithm is multiplied by: a tenth of mscale
     mscale = round(10 * metadata.number(".rope.scaling.yarn_log_multiplier", 0.1), 6)

@@ -38,7 +38,6 @@ _OTHERS = frozenset(
     {"repeat_last_n", "num_keep", "tfs_z", "mirostat", "mirostat_eta", "mirostat_tau", "penalize_newline"}
 )
 _REASONS = {
-    "template": "the model's own chat template is used",
     "renderer": "the model's own chat template is used",
     "parser": "answers are taken apart as the model's chat template has them",
     "draft": "no draft model is used",
@@ -53,6 +52,10 @@ class Entry:
     source: str
     values: dict[str, Any] = field(default_factory=dict)
     """Of the entry, but for its `model`."""
+    adapter: str | None = None
+    """What ADAPTER says."""
+    template: Instruction | None = None
+    """What TEMPLATE says; the last one counts."""
     notes: list[str] = field(default_factory=list)
     """What has no effect, and why, with its line."""
 
@@ -72,6 +75,8 @@ def build(instructions: Iterable[Instruction]) -> Entry:
 class _Builder:
     def __init__(self) -> None:
         self._source: str | None = None
+        self._adapter: str | None = None
+        self._template: Instruction | None = None
         self._defaults: dict[str, Any] = {}
         self._context: int | None = None
         self._notes: list[str] = []
@@ -80,7 +85,8 @@ class _Builder:
             "parameter": self._take_parameter,
             "system": self._take_system,
             "message": self._take_message,
-            "adapter": self._refuse_adapter,
+            "adapter": self._take_adapter,
+            "template": self._take_template,
             "license": lambda _: None,
         }
 
@@ -98,7 +104,7 @@ class _Builder:
             values["context"] = {"limit": self._context}
         if self._defaults:
             values["defaults"] = read_defaults(self._defaults, "defaults").as_written()
-        return Entry(self._source, values, self._notes)
+        return Entry(self._source, values, self._adapter, self._template, self._notes)
 
     def _note(self, instruction: Instruction, why: str) -> None:
         name = f"{instruction.name.upper()} {instruction.key}".strip()
@@ -119,9 +125,13 @@ class _Builder:
         message = {"role": instruction.key, "content": instruction.value}
         self._set(instruction, "messages", [*self._defaults.get("messages", []), message])
 
-    def _refuse_adapter(self, instruction: Instruction) -> None:
-        message = "ADAPTER is not supported; leave it out, and name the adapter under `adapters` of the entry"
-        raise CannotImport(f"line {instruction.line}: {message}")
+    def _take_adapter(self, instruction: Instruction) -> None:
+        if self._adapter is not None:
+            raise CannotImport(f"line {instruction.line}: a second ADAPTER; one is applied to a model")
+        self._adapter = instruction.value
+
+    def _take_template(self, instruction: Instruction) -> None:
+        self._template = instruction
 
     def _take_parameter(self, instruction: Instruction) -> None:
         name = instruction.key

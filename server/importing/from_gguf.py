@@ -16,8 +16,9 @@ from server.importing.dtypes import DType, DTypeName
 from server.importing.folder import Contents, Folder, to_json
 from server.importing.gguf_file import Tensor
 from server.importing.gguf_split import read_model
+from server.importing.go_template import to_jinja
 from server.importing.metadata import Metadata
-from server.importing.parts import Converter
+from server.importing.parts import EIGHT_BITS, Converter
 from server.importing.problems import CannotImport
 from server.importing.requantize import BITS
 from server.importing.tokenizer_folder import read_folder
@@ -33,6 +34,9 @@ class Wishes:
     requantize_bits: int | None = None
     dtype: DTypeName | None = None
     tokenizer_folder: Path | None = None
+    q6_bits: int = EIGHT_BITS
+    template: str | None = None
+    """TEMPLATE of a Modelfile, for a file that has no chat template."""
 
 
 class GGUFImport:
@@ -43,18 +47,28 @@ class GGUFImport:
         self.model = read_model(path)
         metadata = Metadata(self.model.metadata)
         self.architecture = metadata.architecture
-        blueprint = draw(metadata, self.model.tensors)
+        self._blueprint = blueprint = draw(metadata, self.model.tensors)
         self.notes = blueprint.notes
         self.dtype = DType(self._wishes.dtype or usual_dtype(self.model.tensors, blueprint))
-        self._converter = Converter(blueprint, self.model.tensors, self.dtype, self._wishes.requantize_bits)
+        if self._wishes.q6_bits not in (6, EIGHT_BITS):
+            raise CannotImport(f"--q6 takes 6 or 8 bits, not {self._wishes.q6_bits}")
+        q6_bits = self._wishes.q6_bits
+        self._converter = Converter(blueprint, self.model.tensors, self.dtype, self._wishes.requantize_bits, q6_bits)
         self._check_readable(path, blueprint)
         parts = self._converter.parts()
         small, self.has_template = _small_files(metadata, blueprint.config["vocab_size"], self._wishes)
+        self.template_note = self._take_template(small)
         config = {**blueprint.config, "torch_dtype": self.dtype.name, **_token_ids(metadata)}
         quantization = _quantization(self._converter.quantization())
         if quantization is not None:
             config["quantization"] = quantization
         self.contents = Contents(parts, config, small, self._source(), self._converter.losses)
+
+    @property
+    def layers(self) -> dict[str, tuple[int, int]]:
+        """Numbers that go into each linear layer and come out of it, by path."""
+        linear = (weight for weight in self._blueprint.weights if weight.form == "linear" and len(weight.shape) == 2)
+        return {weight.target: (weight.shape[1], weight.shape[0]) for weight in linear}
 
     @property
     def types(self) -> dict[str, int]:
@@ -86,6 +100,21 @@ class GGUFImport:
             lines.append("the file has no chat template: chats are refused until there is one, completions are not")
         return lines
 
+    def _take_template(self, small: dict[str, bytes]) -> str:
+        """Take the Modelfile's template where the file has none; what became of it, for people."""
+        if self._wishes.template is None:
+            return ""
+        if self.has_template:
+            return "has no effect: the model's own chat template is used"
+        begins = b"TemplateProcessing" in small.get("tokenizer.json", b"")
+        try:
+            template = to_jinja(self._wishes.template, begins_with_bos=begins)
+        except CannotImport as error:
+            return f"has no effect: {error}, which is not converted; give the model's folder with --tokenizer"
+        small["chat_template.jinja"] = template.encode()
+        self.has_template = True
+        return "is the chat template: the file has none of its own"
+
     def folder(self, path: Path) -> Folder:
         """The folder that the import writes. Raises CannotImport where it is another's."""
         return Folder(path, self.contents)
@@ -99,7 +128,7 @@ class GGUFImport:
             return
 
         def become(bits: int) -> str:
-            parts = Converter(blueprint, self.model.tensors, self.dtype, bits).parts()
+            parts = Converter(blueprint, self.model.tensors, self.dtype, bits, self._wishes.q6_bits).parts()
             return size(sum(part.num_bytes for part in parts))
 
         number, kinds = sum(map(len, found.values())), ", ".join(sorted(found))
@@ -119,6 +148,7 @@ class GGUFImport:
             "types": self.types,
             "dtype": self.dtype.name,
             "requantize_bits": self._wishes.requantize_bits,
+            "q6_bits": self._wishes.q6_bits,
             "notes": self.notes,
         }
 

@@ -69,7 +69,10 @@ class StoredModel:
         """The model's GGUF file. Raises CannotImport where it has none, or several."""
         found = self.of_kind("model")
         if self.of_kind("tensor") and not found:
-            raise CannotImport(f"ollama's {self.name} is stored as single tensors, which is not supported")
+            raise CannotImport(
+                f"ollama's {self.name} is stored as single tensors of Ollama's own engine, which is not supported: "
+                "they have no published layout; pull a tag of it that is a GGUF file, or an MLX model from the hub"
+            )
         if len(found) != 1:
             raise CannotImport(f"ollama's {self.name} has {len(found)} GGUF files; one is imported")
         return found[0]

@@ -23,7 +23,7 @@ from server.importing.rows import read_rows, read_whole
 from server.importing.side_by_side import in_order
 
 EIGHT_BITS = 8
-"""Of what has six bits, and of what is transposed on its way."""
+"""Of what is transposed on its way, and of Q6_K where nothing else is said: MLX has no groups of 16, as Q6_K has."""
 _FLOATS = ("F32", "F16", "BF16", "F64")
 _FLOAT32 = DType("float32")
 Write = Callable[[Groups], tuple[bytes, ...]]
@@ -83,11 +83,20 @@ class Losses:
 
 
 class Converter:
-    """Builds the parts of one model. `requantize_bits`: for types that MLX cannot hold; None: they are refused."""
+    """Builds the parts of one model. `requantize_bits`: for types that MLX cannot hold; None: they are refused.
+
+    `q6_bits`: of what is Q6_K.
+    """
 
     def __init__(
-        self, blueprint: Blueprint, tensors: Mapping[str, Tensor], dtype: DType, requantize_bits: int | None = None
+        self,
+        blueprint: Blueprint,
+        tensors: Mapping[str, Tensor],
+        dtype: DType,
+        requantize_bits: int | None = None,
+        q6_bits: int = EIGHT_BITS,
     ) -> None:
+        self._q6_bits = q6_bits
         self._tensors = tensors
         self._dtype = dtype
         self._bits = requantize_bits
@@ -120,7 +129,9 @@ class Converter:
             return None
         if affine.is_affine(kind) and weight.reshape is None:
             return affine.bits_of(kind)
-        if affine.is_affine(kind) or kind == "Q6_K":
+        if kind == "Q6_K":
+            return self._q6_bits
+        if affine.is_affine(kind):
             return EIGHT_BITS
         return self._bits or EIGHT_BITS
 

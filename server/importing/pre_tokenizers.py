@@ -5,6 +5,7 @@ The file names the way and does not hold it. The patterns are those of the model
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,26 @@ _DEEPSEEK = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
 )
+
+_CASED_LETTERS = """
+    0041-005A 0061-007A 00B5 00C0-00D6 00D8-00F6 00F8-01BA 01BC-01BF 01C4-0293 0295-02AF 0370-0373 0376-0377 037B-037D
+    037F 0386 0388-038A 038C 038E-03A1 03A3-03F5 03F7-0481 048A-052F 0531-0556 10A0-10C5 13A0-13F5 13F8-13FD 1C90-1CBA
+    1CBD-1CBF 1D00-1D2B 1D6B-1D77 1D79-1D9A 1E00-1F15 1F18-1F1D 1F20-1F45 1F48-1F4D 1F50-1F57 1F59 1F5B 1F5D 1F5F-1F7D
+    1F80-1FB4 1FB6-1FBC 1FBE 1FC2-1FC4 1FC6-1FCC 1FD0-1FD3 1FD6-1FDB 1FE0-1FEC 1FF2-1FF4 1FF6-1FFC 2102 2107 210A-2113
+    2115 2119-211D 2124 2126 2128 212A-212D 212F-2134 2139 213C-213F 2145-2149 214E 2183-2184 2C00-2C7B 2C7E-2CE4
+    2CEB-2CEE 2CF2-2CF3 A640-A66D A680-A69B A722-A76F A771-A787 A78B-A78E AB70-ABBF FB00-FB06 FB13-FB17 FF21-FF3A
+    FF41-FF5A 10400-1044F 104B0-104D3 104D8-104FB 10C80-10CB2 10CC0-10CF2 118A0-118DF 1E900-1E943
+"""
+"""Letters with case, as the tokenizer of DeepSeek LLM and V2 lists them: the first and the last of each range."""
+_PUNCTUATION = "0021-002F 003A-007E FF01-FF0F FF1A-FF5E 2018-201F 3000-3002"
+"""The same tokenizer's, letters of ASCII among them: they split a word with other letters."""
+_CHINESE = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+
+
+def _one_of(ranges: str) -> str:
+    """A class of characters by their numbers."""
+    ends = (each.split("-") for each in ranges.split())
+    return "[" + "".join("-".join(re.escape(chr(int(end, 16))) for end in each) for each in ends) + "]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +68,28 @@ _NFC = {"type": "NFC"}
 _GPT2 = PreTokenizer((_bytes(use_regex=True),))
 _QWEN2 = PreTokenizer((_split(_WORDS % ""), _bytes()), normalizer=_NFC)
 _LLAMA3 = PreTokenizer((_split(_WORDS % "{1,3}"), _bytes()), ignores_merges=True, adds_bos=True)
+_SMAUG = PreTokenizer(_LLAMA3.steps)
 _TEKKEN = PreTokenizer((_split(_CASED), _bytes()), ignores_merges=True, adds_bos=True)
-_SMOLLM = PreTokenizer(({"type": "Digits", "individual_digits": True}, _bytes(use_regex=True)))
+_DIGITS = {"type": "Digits", "individual_digits": True}
+_SMOLLM = PreTokenizer((_DIGITS, _bytes(use_regex=True)))
 _DEEPSEEK3 = PreTokenizer(
     (_split(r"\p{N}{1,3}"), _split("[一-龥\u3040-\u309f\u30a0-\u30ff]+"), _split(_DEEPSEEK), _bytes()),
+    adds_bos=True,
+)
+_DEEPSEEK_LLM = PreTokenizer(
+    (
+        _split(r"[\r\n]"),
+        _split(rf"\s?{_one_of(_CASED_LETTERS)}+"),
+        _split(rf"\s?{_one_of(_PUNCTUATION)}+"),
+        _split(r"\s+$"),
+        _split(_CHINESE),
+        _DIGITS,
+        _bytes(),
+    ),
+    adds_bos=True,
+)
+_DEEPSEEK_CODER = PreTokenizer(
+    (_split(r"[\r\n]"), _split(r"\s?\p{L}+"), _split(r"\s?\p{P}+"), _split(_CHINESE), _DIGITS, _bytes()),
     adds_bos=True,
 )
 KNOWN: dict[str, PreTokenizer] = {
@@ -60,8 +99,14 @@ KNOWN: dict[str, PreTokenizer] = {
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
+    "falcon3": _LLAMA3,
+    "pixtral": _LLAMA3,
+    "smaug-bpe": _SMAUG,
+    "megrez": _QWEN2,
     "tekken": _TEKKEN,
     "smollm": _SMOLLM,
+    "deepseek-llm": _DEEPSEEK_LLM,
+    "deepseek-coder": _DEEPSEEK_CODER,
     "deepseek-v3": _DEEPSEEK3,
 }
 """By name."""

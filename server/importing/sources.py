@@ -8,12 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mlx_backend.model.adapter_files import AdapterFiles
 from mlx_backend.model.checkpoint import HUB_ID
 from server.importing import lmstudio, ollama_store
+from server.importing.adapter import find as find_adapter
 from server.importing.entry import Entry, build
 from server.importing.gguf_file import is_gguf
 from server.importing.gguf_split import read_model
-from server.importing.modelfile import MAX_BYTES, parse
+from server.importing.modelfile import MAX_BYTES, Instruction, parse
 from server.importing.ollama_store import Blob
 from server.importing.problems import CannotImport
 
@@ -47,6 +49,10 @@ class Source:
     """What the folder of the imported model is called, where nothing else is said."""
     values: Mapping[str, Any] = field(default_factory=dict)
     """Of the entry of `models:`, but for its model."""
+    adapter: AdapterFiles | None = None
+    """What ADAPTER names; `values` name its folder."""
+    template: Instruction | None = None
+    """What TEMPLATE says."""
     notes: tuple[str, ...] = ()
 
 
@@ -98,9 +104,13 @@ def _in_ollama(name: str, stores: Stores) -> Source | None:
         return None
     entry = build(stored.instructions())
     short = stored.name.removesuffix(f":{ollama_store.DEFAULT_TAG}")
+    if entry.adapter is not None:
+        raise CannotImport(f"ollama's {name} has an adapter in a GGUF file; adapters are read from folders alone")
     blob = stored.gguf
     notes = tuple(_without_lines(entry))
-    return Source(short, gguf=blob.path, blob=blob, folder=slug(short), values=entry.values, notes=notes)
+    return Source(
+        short, gguf=blob.path, blob=blob, folder=slug(short), values=entry.values, template=entry.template, notes=notes
+    )
 
 
 def _without_lines(entry: Entry) -> list[str]:
@@ -114,6 +124,7 @@ def _modelfile(path: Path, stores: Stores) -> Source:
             raise CannotImport(f"{path} is no GGUF file, and too long for a Modelfile")
         entry = build(parse(path.read_bytes().decode("utf-8")))
         base = _base(entry.source, path, stores)
+        adapter = None if entry.adapter is None else _adapter(entry.adapter, path)
     except UnicodeDecodeError:
         raise CannotImport(f"{path} is neither a GGUF file nor the text of a Modelfile") from None
     except OSError as error:
@@ -122,9 +133,18 @@ def _modelfile(path: Path, stores: Stores) -> Source:
         raise CannotImport(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     defaults = {**base.values.get("defaults", {}), **entry.values.get("defaults", {})}
     values = {**base.values, **entry.values, **({"defaults": defaults} if defaults else {})}
+    if adapter is not None:
+        values |= {"adapters": {adapter.name: str(adapter.weights.parent.resolve())}, "adapter": adapter.name}
     is_named = path.name.lower() != "modelfile"
     name = slug(path.stem if is_named else path.resolve().parent.name)
-    return replace(base, name=name, values=values, notes=(*base.notes, *entry.notes))
+    notes, template = (*base.notes, *entry.notes), entry.template or base.template
+    return replace(base, name=name, values=values, adapter=adapter, template=template, notes=notes)
+
+
+def _adapter(text: str, modelfile: Path) -> AdapterFiles:
+    """The adapter that ADAPTER names, relative to the Modelfile. Raises CannotImport."""
+    path = modelfile.parent / Path(text).expanduser()
+    return find_adapter(slug(path.resolve().name).replace(":", "-"), path)
 
 
 def _base(text: str, modelfile: Path, stores: Stores) -> Source:

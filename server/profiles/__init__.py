@@ -28,7 +28,7 @@ class Profile:
 
     @property
     def config_file(self) -> str:
-        """Of the settings, from the root of the repository."""
+        """Of the settings, from the root of the repository; an installed Pippin finds them by `settings_file`."""
         return f"configs/{self.name}.yaml"
 
     @property
@@ -65,6 +65,12 @@ def model_files(name: str) -> list[Path]:
 def model_names() -> list[str]:
     """What `model_files` knows, without the quantizations."""
     return sorted({file.stem.rpartition("-")[0] for file in Path(__file__).resolve().parent.glob("*.json")})
+
+
+def settings_file(file: Path) -> Path:
+    """The shipped settings where `file` is just their name, as `laptop-16`, and no file is called so; else `file`."""
+    shipped = Path(__file__).resolve().parent / "configs" / f"{file}.yaml"
+    return shipped if file.name == str(file) and not file.exists() and shipped.is_file() else file
 
 
 def find_profile(name: str) -> Profile | None:

@@ -87,13 +87,21 @@ def plan_together(
     machine: Machine,
     kv_cache: KVCacheConfig,
     num_machines: int,
-    **options: Any,
+    *,
+    users: Sequence[int] = (1, 2, 4, 8),
+    context: int | None = None,
+    budget_bytes: int | None = None,
 ) -> Plan:
-    """What each of several such machines would hold of a model; shape and caches as read_shape gives them.
-
-    `options` are those of build_plan.
-    """
-    plan = build_plan(share_of(shape, num_machines), caches, machine, kv_cache, **options)
+    """What each of several such machines would hold of a model; shape and caches as read_shape gives them."""
+    plan = build_plan(
+        share_of(shape, num_machines),
+        caches,
+        machine,
+        kv_cache,
+        users=users,
+        context=context,
+        budget_bytes=budget_bytes,
+    )
     if num_machines == 1:
         return plan
     told = (

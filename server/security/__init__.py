@@ -1,1 +1,1 @@
-"""Who may ask, from where, how much, and in which form. docs/security.md says what is promised, line by line."""
+"""Access control: keys, hosts and origins, rates, and the form of requests. docs/security.md lists every guarantee."""

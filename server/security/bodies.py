@@ -1,7 +1,7 @@
-"""A request's body, read whole before anything looks at it: in time, as JSON by its header, and not too deep.
+"""Request bodies, read completely before use: in time, declared as JSON, and not nested too deeply.
 
-Knows nothing of what the JSON means. How long one body may be is the envelope's to say, how long all are together is
-counted here: what is made of a body takes several times its bytes.
+Independent of the JSON's meaning. The envelope limits the size of one body; the total is limited here, because parsing
+a body takes several times its bytes.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from server.json_text import is_deeper, outside_texts, structure_of
 from server.security.refusals import RequestTimeout, TooManyBodies
 
 _LONG_BYTES = 256 * 1024
-"""A longer body is looked through on another thread: the event loop belongs to the streams."""
+"""A longer body is checked on another thread, so that streams on the event loop do not wait."""
 _NUMBERS_PER_ITEM = 20
 JSON = "application/json"
 _FORM = "application/x-www-form-urlencoded"
 
 
 class BodyRoom:
-    """The bytes of the bodies of all requests in progress."""
+    """Bytes of the bodies of all requests in progress."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -31,14 +31,14 @@ class BodyRoom:
 
 
 class BodyPlace:
-    """What one request has of the room, until it lets go."""
+    """Share of one request in the total, until released."""
 
     def __init__(self, room: BodyRoom) -> None:
         self._room = room
         self._num_bytes = 0
 
     def take(self, num_bytes: int) -> None:
-        """Raises TooManyBodies; not for the only body that there is."""
+        """Add bytes. Raises TooManyBodies, except for the only body in progress."""
         is_alone = self._room.num_bytes == self._num_bytes
         if not is_alone and self._room.num_bytes + num_bytes > self._room.most:
             raise TooManyBodies
@@ -51,7 +51,7 @@ class BodyPlace:
 
 
 async def read_body(receive: Receive, timeout_s: float, place: BodyPlace) -> bytes | None:
-    """All of it; None when the client has left. Raises RequestTimeout and TooManyBodies."""
+    """Return the complete body; None if the client disconnected. Raises RequestTimeout and TooManyBodies."""
     chunks = []
     try:
         async with asyncio.timeout(timeout_s):
@@ -68,7 +68,7 @@ async def read_body(receive: Receive, timeout_s: float, place: BodyPlace) -> byt
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """`receive`, as if the body had not been read yet."""
+    """Return `receive` as if the body had not been read yet."""
     messages: Iterator[Message] = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def receive_again() -> Message:
@@ -78,13 +78,13 @@ def replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def check_body(body: bytes, content_type: str, max_depth: int, max_items: int) -> None:
-    """Raise InvalidRequest for what is not sent as JSON, is nested deeper than `max_depth`, or has too much in it."""
+    """Raise InvalidRequest if it is not declared as JSON, is nested deeper than `max_depth`, or has too many items."""
     if not body:
         return
     if not _is_json(content_type):
-        # A page of another site may send text/plain without asking first; it may not send this.
+        # A page of another site may send text/plain without a preflight request; it may not send JSON.
         raise InvalidRequest("The request body must be a JSON object, sent with 'Content-Type: application/json'.")
-    if b"\0" in body:  # UTF-16 or 32, which would be read as JSON and not be seen through here
+    if b"\0" in body:  # UTF-16 or 32, which would parse as JSON and escape these checks
         raise InvalidRequest("The request body is not valid JSON: it is not text in UTF-8.")
     if len(body) > _LONG_BYTES:
         await asyncio.to_thread(_check_structure, body, max_depth, max_items)
@@ -93,7 +93,7 @@ async def check_body(body: bytes, content_type: str, max_depth: int, max_items: 
 
 
 def _check_structure(body: bytes, max_depth: int, max_items: int) -> None:
-    """What it costs to read JSON depends on how many things are in it, far more than on how long it is."""
+    """Check the number of items and the depth: items, far more than length, determine the cost of parsing JSON."""
     structure = structure_of(body)
     num_texts = structure.count(b'"') // 2
     outside = outside_texts(structure) if num_texts <= max_items else b""
@@ -109,7 +109,7 @@ def _check_structure(body: bytes, max_depth: int, max_items: int) -> None:
 
 
 def is_unlabelled(content_type: str) -> bool:
-    """Whether it says nothing of the body, or what curl says of every text that it is given."""
+    """Return whether it does not describe the body, or is curl's default for any text."""
     return content_type.partition(";")[0].strip().lower() in ("", _FORM)
 
 

@@ -1,13 +1,14 @@
-"""The bounds of a connection, below HTTP: how many there are, and how long and how large a request's head may be.
+"""Limits of connections, below HTTP: their number, and the duration and size of a request's head.
 
-Uvicorn's protocol with a timer and two counters. What comes complete and is still too much, the gate refuses. Also what
-uvicorn leaves out of HTTP: answers to clients that speak HTTP/1.0, and to clients that send no more but still listen.
+Uvicorn's protocol with a timer and two counters. The gate refuses requests that arrive complete but exceed a limit.
+Also covers what uvicorn leaves out of HTTP: responses to HTTP/1.0 clients, and to half-closed clients that still read.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -21,38 +22,45 @@ from server.errors import APIError, InvalidRequest
 from server.security.refusals import EncodingRefused, HeadersTooLarge, TooManyConnections
 
 PROBE_PLACES = 64
-"""Connections beyond the limit that are still heard: /health answers on them, all else is a 503."""
+"""Connections beyond the limit that are still served: /health answers on them, everything else gets a 503."""
 _SURPLUS_TIMEOUT_S = 2.0
 _LINGER_S = 0.5
 _FIRST_PROBE_S, _MOST_PROBE_S = 0.05, 5.0
-"""From the end of what a client sends to the second look whether it listens; and between later ones, at most."""
+"""Delay between a client's end of sending and the second probe of whether it still reads; and the longest delay between
+later ones.
+"""
 _OVERHEAD = 8
-"""Of a body's bytes, how many times as many its chunks may take; a byte of its own chunk takes six."""
+"""Factor by which chunked framing may exceed a body's bytes; a chunk of one byte takes six."""
 
 
 def bounded_protocol(
-    limits: SecurityConfig, max_connections: int, error_bodies: ErrorBodies
+    limits: SecurityConfig,
+    max_connections: int,
+    error_bodies: ErrorBodies,
+    file_bytes: Mapping[str, int] | None = None,
 ) -> type[BoundedConnection]:
-    """The class whose instances are connections."""
+    """Return the class to instantiate for each connection. `file_bytes`: the largest body at paths of uploads."""
 
     class Connection(BoundedConnection):
         _limits = limits
         _max_connections = max_connections
         _error_bodies = error_bodies
+        _file_bytes = file_bytes or {}
 
     return Connection
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """A connection of a class that `bounded_protocol` made."""
+    """A connection of a class made by `bounded_protocol`."""
 
     _limits: SecurityConfig
     _max_connections: int
     _error_bodies: ErrorBodies
+    _file_bytes: Mapping[str, int]
 
     @classmethod
     def take_limits(cls, limits: SecurityConfig) -> None:
-        """Hold every connection of this class to these."""
+        """Apply these limits to every connection of this class."""
         cls._limits = limits
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -61,17 +69,19 @@ class BoundedConnection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._num_head_bytes = 0
         self._num_raw_bytes = 0
+        self._most_file_bytes = 0
+        """Of the body, where it is an upload."""
         self._num_headers = 0
         self._is_in_head = False
         self._is_in_body = False
         self._is_surplus = False
         self._is_refused = False
         self._refusal: APIError | None = None
-        """Found while a head was parsed; to be answered once the parser is done."""
+        """Error found while parsing a head; sent once the parser is done."""
         self._encodings: list[bytes] = []
         self._probe: asyncio.TimerHandle | None = None
         self._unanswered: deque[RequestResponseCycle] = deque()
-        """Requests in the order of their answers: the first is being worked on, those behind it wait."""
+        """Requests in the order of their responses: the first is in progress, the others wait."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -106,13 +116,13 @@ class BoundedConnection(HttpToolsProtocol):
             self._refuse(
                 HeadersTooLarge(f"The request's headers are larger than {self._limits.max_header_bytes} bytes.")
             )
-        elif self._num_raw_bytes > _OVERHEAD * self._limits.max_body_bytes:
+        elif self._num_raw_bytes > _OVERHEAD * max(self._limits.max_body_bytes, self._most_file_bytes):
             self.transport.close()
         else:
             self._watch()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client sends no more. Whether the connection stays open: it may still want its answers."""
+        """Handle the client's end of sending. Return whether the connection stays open for pending responses."""
         if not self._unanswered or self._is_in_head or self._is_in_body or self._is_refused:
             return False
         self._unanswered[-1].keep_alive = False
@@ -128,7 +138,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._num_headers += 1
-        if self._is_in_body:  # what comes behind a body, as a trailer, is nobody's header
+        if self._is_in_body:  # trailers after a body are not headers
             return
         super().on_header(name, value)
         if name.lower() == b"transfer-encoding":
@@ -137,6 +147,7 @@ class BoundedConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._num_head_bytes = self._num_headers = 0
         self._is_in_head, self._is_in_body = False, True
+        self._most_file_bytes = self._file_bytes.get(_path_of(self.url), 0) if self._file_bytes else 0
         if self._encodings not in ([], [b"chunked"]):
             self._refusal = EncodingRefused()
             return
@@ -168,14 +179,14 @@ class BoundedConnection(HttpToolsProtocol):
         self._refuse(InvalidRequest("This is not a request of HTTP/1.1."))
 
     def _unsupported_upgrade_warning(self) -> None:
-        """An offer to speak something else may be passed over, and needs no word."""
+        """Ignore an offer to upgrade the protocol, without a warning."""
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
         self._see_it_off()
 
     def _see_it_off(self, num_left: int = -1) -> None:
-        """A closed connection ends when all is read; one that nobody reads is cut."""
+        """Wait until the client has read a closed connection's data; abort if it reads nothing."""
         self._stop_watching()
         num_unread = self.transport.get_write_buffer_size()
         if num_unread == num_left:
@@ -184,7 +195,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._timer = self.loop.call_later(self._limits.send_timeout_s, self._see_it_off, num_unread)
 
     def _watch(self) -> None:
-        """Where the client owes something, it has so long for all of it; where an answer is owed to it, any time."""
+        """Limit the time in which the client must send all it owes; do not limit its wait for a response."""
         if self.transport.is_closing():
             self._see_it_off()
         elif self._unanswered:
@@ -199,16 +210,16 @@ class BoundedConnection(HttpToolsProtocol):
             self._timer = None
 
     def _ask_whether_it_listens(self, again_s: float) -> None:
-        """Whether a client that sends no more still listens, or has closed: only something sent to it tells.
+        """Probe whether a half-closed client still reads or has closed: only sending reveals it.
 
-        `100 Continue` may come before any answer, and means nothing here. Sent to a closed socket it is answered with a
-        reset, which the next one runs into: that ends the connection, and the work that was done for it.
+        `100 Continue` may precede any response, and has no effect here. A closed socket answers it with a reset, which
+        the next probe runs into: that ends the connection and its work.
         """
         self._stop_probing()
         if self.transport.is_closing() or not self._unanswered:
             return
         cycle = self._unanswered[0]
-        if not cycle.response_started and cycle.scope["http_version"] == "1.1":  # HTTP/1.0 knows no such thing
+        if not cycle.response_started and cycle.scope["http_version"] == "1.1":  # not part of HTTP/1.0
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         next_s = min(_MOST_PROBE_S, 4 * again_s)
         self._probe = self.loop.call_later(again_s, self._ask_whether_it_listens, next_s)
@@ -219,9 +230,9 @@ class BoundedConnection(HttpToolsProtocol):
             self._probe = None
 
     def _refuse(self, error: APIError) -> None:
-        """Answer and close. Into an answer that is being written nothing is put: it ends cut short.
+        """Send an error and close. A response in progress is cut short instead.
 
-        What still comes is dropped for a moment: a close with unread bytes would take the answer with it.
+        Incoming data is discarded for a moment: closing with unread bytes would lose the error response.
         """
         self._stop_watching()
         self._is_refused = True
@@ -240,7 +251,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._timer = self.loop.call_later(_LINGER_S, self.timeout_keep_alive_handler)
 
     def _drop_requests(self) -> None:
-        """For the application, the client of every request here has left. Uvicorn tells this to the last one only."""
+        """Mark every request here as disconnected for the application. Uvicorn does so only for the last one."""
         self.pipeline.clear()
         for cycle in self._unanswered:
             cycle.disconnected = True
@@ -248,7 +259,7 @@ class BoundedConnection(HttpToolsProtocol):
 
 
 def _path_of(url: bytes) -> str:
-    """The path of a request's first line, as far as it was read; empty where there is none."""
+    """Return the path of a request's first line, as far as it was read; empty if there is none."""
     try:
         return unquote((httptools.parse_url(url).path or b"").decode("ascii"))
     except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
@@ -256,7 +267,7 @@ def _path_of(url: bytes) -> str:
 
 
 def _without_chunks(app: ASGI3Application, cycle: RequestResponseCycle) -> ASGI3Application:
-    """The application for a client that speaks HTTP/1.0: an answer of unknown length ends with its connection."""
+    """Return the application for an HTTP/1.0 client: a response of unknown length ends with its connection."""
 
     async def run(scope: Any, receive: Any, send: Any) -> None:
         is_open_ended = False

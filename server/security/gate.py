@@ -1,7 +1,7 @@
-"""What every request passes before anything reads it: its headers, host, origin, key, rate and body, in this order.
+"""Checks that every request passes before it is read: headers, host, origin, key, rate and body, in this order.
 
-Plain ASGI. Knows no dialect and no route but the probes, which are open. Puts `tenant`, whose
-the request is, into its state.
+Plain ASGI. Independent of dialects and routes except the probes, which are open. Stores the `tenant` of the request in
+its state.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ from server.security.tenant import Revocation, Tenant
 
 PROBES = frozenset({"/health", "/ready", "/version"})
 METRICS = "/metrics"
-ADMIN = "/admin/"
+ADMIN = ("/admin/", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+"""Paths that begin so change what is in memory."""
 PAGE, PAGE_FILES = "/", "/dashboard/"
-"""The dashboard as it is shipped; what it shows, it has to ask for, with a key."""
-_OPERATORS = (ADMIN, METRICS, "/status", PAGE_FILES)
-"""For those who run the server: not for every page that may use the API."""
+"""The dashboard as shipped; it requests its data with a key."""
+_OPERATORS = (*ADMIN, METRICS, "/status", PAGE_FILES)
+"""For operators of the server, not for every page that may use the API."""
 _KEYS_WAIT_S = 1.0
 _key_reader = ThreadPoolExecutor(1, thread_name_prefix="keys")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -47,18 +48,29 @@ _CORS_MAX_AGE_S = "600"
 _CORS_HEADERS = "authorization, content-type, x-api-key, x-request-id"
 _CORS_EXPOSED = (
     "retry-after, x-request-id, x-pippin-ignored-fields, x-pippin-truncated-tokens, x-pippin-max-tokens, "
+    "x-pippin-priority, "
     "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
     "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 
 
 class Gate:
-    """Wraps the application. Raises KeysError when it is made with a keys file that cannot be used."""
+    """Wraps the application. The constructor raises KeysError for an unusable keys file."""
 
     def __init__(
-        self, app: ASGIApp, config: Config, error_bodies: ErrorBodies, *, takes_unlabelled: Iterable[str] = ()
+        self,
+        app: ASGIApp,
+        config: Config,
+        error_bodies: ErrorBodies,
+        *,
+        takes_unlabelled: Iterable[str] = (),
+        takes_files: Iterable[str] = (),
     ) -> None:
-        """`takes_unlabelled`: paths below which a body need not be labelled as JSON where no browser sends it."""
+        """`takes_unlabelled`: path prefixes for which a body need not be declared as JSON, unless from a browser.
+
+        `takes_files`: paths of uploads, whose bodies the route reads itself.
+        """
+        self._files = frozenset(takes_files)
         self._app = app
         self._unlabelled = tuple(f"{prefix}/" for prefix in takes_unlabelled)
         self._error_bodies = error_bodies
@@ -71,18 +83,18 @@ class Gate:
         self.keys = None if path is None else KeyRing(Path(path).expanduser())
         self._reading: asyncio.Task[None] | None = None
         self._revocations: dict[str, Revocation] = {}
-        """Of the keys that were used, by hash."""
+        """Revocations of the keys in use, by hash."""
 
     def take_limits(self, limits: SecurityConfig) -> None:
-        """Hold to these from the next request on: sizes, times and rates. What was asked of the file stays."""
+        """Apply these limits from the next request on: sizes, times and rates. The keys file stays the same."""
         self._limits = limits
         self._accounts.take_limits(limits)
         self._bodies.most = limits.max_bodies_bytes
 
     async def refresh_keys(self) -> None:
-        """Read the keys file where it has changed and was not looked at a moment ago. On a thread: a disk may hang.
+        """Read the keys file if it has changed and was not just checked. Uses a thread: a disk may hang.
 
-        Requests wait for it, so that a key that was revoked a second ago is refused, but not for long.
+        Requests wait for it, so that a key revoked a second ago is refused, but not for long.
         """
         if self.keys is None:
             return
@@ -93,12 +105,12 @@ class Gate:
             await asyncio.wait({self._reading}, timeout=_KEYS_WAIT_S)
 
     def reload_keys(self) -> None:
-        """Read the keys file now, where it has changed."""
+        """Read the keys file now, if it has changed."""
         if self.keys is not None:
             self._revoke(self.keys.reload())
 
     async def watch_keys(self) -> None:
-        """Keep looking, so that what runs for a key that is revoked ends, too. Until it is cancelled."""
+        """Check the keys file until cancelled, so that work of a revoked key ends, too."""
         while self.keys is not None:
             await asyncio.sleep(RECHECK_S)
             await self.refresh_keys()
@@ -120,7 +132,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         if scope["type"] != "http":
-            return  # a socket is not spoken here, and would not be asked for its key
+            return  # WebSockets are not supported, and would bypass the key check
         place = BodyPlace(self._bodies)
         try:
             await self._pass(scope, receive, send, place)
@@ -135,10 +147,10 @@ class Gate:
             if preflight is not None:
                 await preflight(scope, receive, more.send)
                 return
-            if scope["method"] not in _SAFE:
+            if scope["method"] not in _SAFE and scope["path"] not in self._files:
                 body = await read_body(receive, self._limits.read_timeout_s, place)
                 if body is None:
-                    return  # nobody is there to be answered
+                    return  # the client has disconnected
                 limits = self._limits
                 label = JSON if self._is_json_by_path(scope["path"], headers) else headers.get("content-type", "")
                 await check_body(body, label, limits.max_json_depth, limits.max_json_items)
@@ -149,15 +161,16 @@ class Gate:
         await self._app(scope, receive, more.send)
 
     def _is_json_by_path(self, path: str, headers: Headers) -> bool:
-        """Whether the body counts as JSON all the same: without a label, or with the one that curl gives any text.
+        """Return whether an undeclared body, or one with curl's default type, counts as JSON here.
 
-        A page can have a browser send both to another site without asking first; a browser says that it is one.
+        A page can make a browser send both to another site without a preflight; browsers identify themselves by
+        headers.
         """
         is_browser = "origin" in headers or "sec-fetch-site" in headers or "sec-fetch-mode" in headers
         return path.startswith(self._unlabelled) and not is_browser and is_unlabelled(headers.get("content-type", ""))
 
     def _let_in(self, scope: Scope, headers: Headers, more: _MoreHeaders) -> Response | None:
-        """Raise APIError for whom it is not open; the answer, where the request is a browser's question."""
+        """Raise APIError if the request is not allowed; return the response to a browser's preflight, else None."""
         state = scope.setdefault("state", {})
         state["tenant"] = Tenant()
         self._check_headers(scope)
@@ -184,7 +197,14 @@ class Gate:
         if key is None:
             return Tenant("", account, self._limits.share_prefix_cache)
         revocation = self._revocations.setdefault(key.hash, Revocation())
-        return Tenant(key.name, account, self._limits.share_prefix_cache, revocation)
+        return Tenant(key.name, account, self._limits.share_prefix_cache, revocation, key.priority)
+
+    def tenant_named(self, name: str) -> Tenant | None:
+        """Return the tenant that the key of this name has; without keys, everybody's. None where there is none."""
+        key = self.keys.named(name) if self.keys is not None else None
+        if key is None and (name or self.keys is not None):
+            return None
+        return self._tenant(key, self._accounts.of(key))
 
     def _check_headers(self, scope: Scope) -> None:
         found, limits = scope["headers"], self._limits
@@ -215,7 +235,7 @@ class Gate:
         return None
 
     def _is_foreign(self, headers: Headers) -> bool:
-        """Whether a page asks that may use the API and no more."""
+        """Return whether the request comes from a page that may use only the API."""
         if "origin" not in headers:
             return False
         origin = headers["origin"]
@@ -234,7 +254,7 @@ class Gate:
 
 
 class _MoreHeaders:
-    """Adds headers to an answer, made at the moment it begins."""
+    """Adds headers to a response, computed when it begins."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -252,7 +272,7 @@ class _MoreHeaders:
 
 
 def is_open(path: str) -> bool:
-    """Whether no key is ever needed."""
+    """Return whether the path never needs a key."""
     return path in PROBES or path == PAGE or path.startswith(PAGE_FILES)
 
 
@@ -262,7 +282,7 @@ def _sent_key(headers: Headers) -> str:
 
 
 def _preflight(headers: Headers) -> dict[str, str]:
-    """What a page of an origin that is open may do."""
+    """Return what a page of an allowed origin may do."""
     found = {
         "Access-Control-Allow-Methods": "GET, POST, DELETE",
         "Access-Control-Allow-Headers": headers.get("access-control-request-headers", _CORS_HEADERS),

@@ -1,8 +1,8 @@
-"""Which names this server answers to, which origins' pages may use it, and what may not be opened to a network.
+"""Allowed host names, allowed origins of pages, and configurations that are unsafe on a network.
 
-A page of any site can make a browser call this server; two headers that a page cannot forge tell. `Host` is the name
-that the browser believes it talks to: where a site has pointed its own name here (DNS rebinding), it is that name.
-`Origin` is whose page it is.
+A page of any site can make a browser call this server; two headers that a page cannot forge reveal it. `Host` is the
+name the browser connected to: if a site points its own name here (DNS rebinding), it is that name. `Origin` is the
+page's site.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _APP_SCHEMES = frozenset(
         *("chrome-extension", "moz-extension", "safari-web-extension"),
     }
 )
-"""Schemes of apps and extensions: no site has one. `null` and `file`, as downloaded pages have, are not here."""
+"""Schemes of apps and extensions: no site has one. `null` and `file`, as of downloaded pages, are not included."""
 
 
 class UnsafeSetup(Exception):
-    """A configuration that would open the server to whom it should not be; one line that says what to do."""
+    """A configuration that would expose the server unintentionally; a one-line message with the remedy."""
 
 
 def check_setup(config: Config) -> None:
-    """Raise UnsafeSetup where others than this machine could use the server and nobody said so."""
+    """Raise UnsafeSetup if other machines could use the server without this being configured explicitly."""
     if is_loopback(config.host):
         return
     security = config.security
@@ -46,12 +46,12 @@ def check_setup(config: Config) -> None:
 
 
 class HostRule:
-    """Which `Host` headers are answered, whatever their port."""
+    """Allowed `Host` headers, whatever their port."""
 
     def __init__(self, config: Config) -> None:
         security = config.security
         named = split(security.allowed_hosts)
-        # A foreign page has no key, so that with keys a server on all addresses need not know its names.
+        # A foreign page has no key, so with keys a server on all addresses need not list its names.
         all_by_key = is_wildcard(config.host) and security.keys_file is not None and not named
         self._allows_all = all_by_key or _ANY in named
         self._names = frozenset(_bare(name) for name in (config.host, *named))
@@ -62,10 +62,10 @@ class HostRule:
 
 
 class OriginRule:
-    """The origins whose pages may use the server: its own, those of `security.cors_origins`; local ones, the API alone.
+    """Origins of pages that may use the server: its own, `security.cors_origins`, and for the API alone local ones.
 
-    No site can have its pages come from a local origin: they are those of programs and extensions that somebody has
-    installed, which reach a server on loopback without a browser as well. Elsewhere they need keys, too.
+    No site can serve pages from a local origin: they belong to installed programs and extensions, which can also reach
+    a server on loopback without a browser. Elsewhere they need keys, too.
     """
 
     def __init__(self, config: Config) -> None:
@@ -74,11 +74,11 @@ class OriginRule:
         self._opened = frozenset(origin.rstrip("/").lower() for origin in split(config.security.cors_origins))
 
     def is_opened(self, origin: str) -> bool:
-        """Whether a foreign page may, by the configuration."""
+        """Return whether the configuration allows a foreign page."""
         return _ANY in self._opened or origin.lower() in self._opened
 
     def is_local(self, origin: str) -> bool:
-        """Whether it is a page of this machine, of an app or of an extension, and these may."""
+        """Return whether it is a page of this machine, an app or an extension, and these are allowed."""
         scheme, found, authority = origin.lower().partition("://")
         if not self._opens_local or not found or not authority:
             return False
@@ -89,13 +89,13 @@ class OriginRule:
 
     @staticmethod
     def is_own(origin: str, host: str) -> bool:
-        """Whether the page came from here. Behind a proxy that ends TLS the scheme is another."""
+        """Return whether the page came from here. Behind a proxy that terminates TLS the scheme differs."""
         scheme, _, authority = origin.lower().partition("://")
         return scheme in ("http", "https") and bool(authority) and authority == host.lower()
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine gets there."""
+    """Return whether only this machine can reach the address."""
     name = _bare(host)
     return name == "localhost" or name.endswith(".localhost") or _is_loopback_ip(name)
 
@@ -108,7 +108,7 @@ def _is_loopback_ip(name: str) -> bool:
 
 
 def is_wildcard(host: str) -> bool:
-    """Whether it stands for every address of this machine."""
+    """Return whether it stands for every address of this machine."""
     try:
         return ipaddress.ip_address(_bare(host)).is_unspecified
     except ValueError:
@@ -116,7 +116,7 @@ def is_wildcard(host: str) -> bool:
 
 
 def split(names: str | None) -> tuple[str, ...]:
-    """The names of a setting with commas between."""
+    """Return the names of a comma-separated setting."""
     return tuple(_stripped((names or "").split(",")))
 
 
@@ -125,7 +125,7 @@ def _stripped(names: Iterable[str]) -> Iterable[str]:
 
 
 def _bare(host: str) -> str:
-    """Lower case, without a port, brackets and a last dot; empty for what is no host."""
+    """Return the host in lower case, without port, brackets and trailing dot; empty if it is not a host."""
     host = host.strip().lower()
     if host.startswith("["):
         name, bracket, rest = host[1:].partition("]")

@@ -1,8 +1,8 @@
 """API keys: the file that holds their hashes, and the ring that requests are compared with.
 
-A line is `name:hash` or `name:hash:admin,requests_per_minute=60,tokens_per_minute=100000`. The hash is SHA-256, once:
-a key is 256 random bits, which no dictionary holds, so that a slow hash would cost every request and gain nothing. A
-key itself is printed when it is made and is nowhere afterwards. Knows nothing of HTTP.
+A line is `name:hash` or `name:hash:admin,requests_per_minute=60,tokens_per_minute=100000,priority=batch`. The hash is
+SHA-256, once: a key is 256 random bits, which no dictionary holds, so that a slow hash would cost every request and
+gain nothing. The key itself is printed once, when it is made, and stored nowhere. Independent of HTTP.
 """
 
 from __future__ import annotations
@@ -19,40 +19,46 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from mlx_backend.api.interface import PRIORITIES, Priority
 
 logger = logging.getLogger("pippin.security")
 
 RECHECK_S = 1.0
-"""How often it is looked at whether the file has changed, at most."""
+"""Shortest interval between checks of whether the file has changed."""
 _PREFIX = "pippin_"
 _MAX_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _ADMIN = "admin"
 _LIMITS = ("requests_per_minute", "tokens_per_minute")
+_PRIORITY = "priority"
 
 Signature = tuple[int, int, int, int]
-"""Changes with a file's text, and with who may read it: what could not be read is read once it can be."""
+"""Changes with a file's text and with its permissions: a file that was unreadable is read once it is readable."""
 
 
 class KeysError(Exception):
-    """A keys file that cannot be used; one line that says which, where and what to do. It quotes no hash."""
+    """A keys file is unusable; one line with the file, the place and the remedy. It quotes no hash."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """A key's name, hash, and limits; None is the configuration's."""
+    """A key's name, hash, and limits; None: the configured limit."""
 
     name: str
     hash: str
     is_admin: bool = False
-    """May have models come and go."""
+    """Allows loading and unloading models."""
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    priority: Priority = "live"
+    """The most urgent class that its requests may be of."""
 
 
 def new_key() -> str:
-    """256 random bits, as a client sends them."""
+    """Return a key of 256 random bits, as a client sends it."""
     return _PREFIX + secrets.token_urlsafe(32)
 
 
@@ -64,12 +70,12 @@ def hash_of(key: str) -> str:
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
-    """All keys of a file. Raises KeysError."""
+    """Return all keys of a file. Raises KeysError."""
     return parse(path, _read(path)[0])
 
 
 def parse(path: Path, text: str) -> tuple[Key, ...]:
-    """The keys of a file's text. Raises KeysError, with the line's number."""
+    """Return the keys of a file's text. Raises KeysError, with the line number."""
     keys: dict[str, Key] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -84,13 +90,15 @@ def parse(path: Path, text: str) -> tuple[Key, ...]:
     return tuple(keys.values())
 
 
-def add(path: Path, name: str, *, is_admin: bool = False, **limits: int | None) -> str:
-    """Write a new key's hash into the file, which is made if need be; the key. Raises KeysError."""
+def add(path: Path, name: str, *, is_admin: bool = False, **limits: int | str | None) -> str:
+    """Add a new key's hash to the file, creating it if necessary; return the key. Raises KeysError."""
     if not _NAME.fullmatch(name):
         raise KeysError("a key's name has 1 to 64 letters, digits, '.', '_' and '-', and begins with a letter or digit")
     text = _read(path)[0] if path.exists() else ""
     if any(key.name == name for key in parse(path, text)):
         raise KeysError(f"keys file {path}: there is a key {name!r} already; revoke it first, or choose another name")
+    if limits.get(_PRIORITY) not in (None, *PRIORITIES):
+        raise KeysError(f"priority must be one of {', '.join(PRIORITIES)}, not {limits[_PRIORITY]!r}")
     key = new_key()
     given = [f"{limit}={value}" for limit, value in limits.items() if value is not None]
     options = ",".join([*([_ADMIN] if is_admin else []), *given])
@@ -100,7 +108,7 @@ def add(path: Path, name: str, *, is_admin: bool = False, **limits: int | None) 
 
 
 def revoke(path: Path, name: str) -> None:
-    """Take a key out of the file. Raises KeysError."""
+    """Remove a key from the file. Raises KeysError."""
     text = _read(path)[0]
     if all(key.name != name for key in parse(path, text)):
         raise KeysError(f"keys file {path}: there is no key {name!r}")
@@ -115,23 +123,27 @@ def _parse_line(line: str) -> Key:
             "is not name:hash, the hash being SHA-256 in 64 hexadecimal digits; `pippin keys add` writes it"
         )
     told = [option.strip() for option in options.split(",") if option]
-    limits = dict(_parse_limit(option) for option in told if option != _ADMIN)
+    limits = dict(_parse_option(option) for option in told if option != _ADMIN)
     return Key(name=name, hash=hash, is_admin=_ADMIN in told, **limits)
 
 
-def _parse_limit(option: str) -> tuple[str, int]:
+def _parse_option(option: str) -> tuple[str, Any]:
     name, _, value = (part.strip() for part in option.partition("="))
+    if name == _PRIORITY:
+        if value not in PRIORITIES:
+            raise ValueError(f"{name} must be one of {', '.join(PRIORITIES)}, not {value!r}")
+        return name, value
     if name not in _LIMITS:
-        raise ValueError(f"unknown option {name!r}; known are {', '.join((_ADMIN, *_LIMITS))}")
+        raise ValueError(f"unknown option {name!r}; known are {', '.join((_ADMIN, *_LIMITS, _PRIORITY))}")
     if not value.isascii() or not value.isdecimal() or int(value) < 1:
         raise ValueError(f"{name} must be a whole number from 1")
     return name, int(value)
 
 
 def _read(path: Path) -> tuple[str, Signature]:
-    """A file's text, and what changes when the file does; for its owner's eyes only, else refused."""
+    """Return a file's text and its signature; refuse a file that others than its owner can access."""
     try:
-        # A FIFO would be waited for, by whoever reads it; so it is opened without waiting, and then refused.
+        # Opening a FIFO would block, so it is opened without blocking, and then refused.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
@@ -156,7 +168,7 @@ def _signature(found: os.stat_result) -> Signature:
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:
-    """All or nothing, and never readable by others, not even for a moment."""
+    """Write the file atomically; it is never readable by others."""
     target = path.resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +186,7 @@ def _write(path: Path, lines: Iterable[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A look at the keys file: its keys, or why there are none; both None where it is as it was."""
+    """A check of the keys file: its keys, or the failure; both None if it is unchanged."""
 
     keys: tuple[Key, ...] | None = None
     signature: Signature | None = None
@@ -182,13 +194,13 @@ class Reading:
 
 
 class KeyRing:
-    """The keys that are valid now. A file that has changed is read again; a file that cannot be read changes nothing.
+    """Currently valid keys. A changed file is read again; an unreadable file changes nothing.
 
-    `read` may be called on any thread and may take long; everything else belongs to the event loop.
+    `read` is thread-safe and may take long; everything else belongs to the event loop.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises KeysError."""
+        """Read the file. Raises KeysError."""
         self._path = path
         self._clock = clock
         self._checked_at = clock()
@@ -199,24 +211,28 @@ class KeyRing:
             logger.warning("keys file %s has no keys: nobody can use the server", path)
 
     def find(self, sent: str) -> Key | None:
-        """The key that was sent. Every hash is compared, each in constant time: how long it takes tells nothing."""
+        """Return the key that was sent. Compares every hash, each in constant time: the duration reveals nothing."""
         hash, found = hash_of(sent), None
         for key in self._keys:
             if hmac.compare_digest(key.hash, hash):
                 found = key
         return found
 
+    def named(self, name: str) -> Key | None:
+        """Return the key of this name; None where it is not valid any more."""
+        return next((key for key in self._keys if key.name == name), None)
+
     @property
     def is_due(self) -> bool:
-        """Whether the file was last looked at RECHECK_S ago."""
+        """Whether the last check of the file was at least RECHECK_S ago."""
         return self._clock() - self._checked_at >= RECHECK_S
 
     def begin(self) -> None:
-        """The file is being looked at."""
+        """Record the start of a check of the file."""
         self._checked_at = self._clock()
 
     def read(self) -> Reading:
-        """Look at the file, and read it where it has changed since it was last read. Changes nothing here."""
+        """Check the file, and read it if it has changed since the last reading. Changes no state."""
         try:
             if _signature(os.stat(self._path)) == self._signature:
                 return Reading()
@@ -228,9 +244,9 @@ class KeyRing:
             return Reading(failure=str(error))
 
     def take(self, reading: Reading) -> frozenset[str]:
-        """Have the keys of a reading valid from now on; the hashes of those that are not valid any more."""
+        """Apply the keys of a reading; return the hashes of the keys that are no longer valid."""
         if reading.failure is not None:
-            if reading.failure != self._failure:  # what is wrong is logged once
+            if reading.failure != self._failure:  # each failure is logged once
                 logger.error("%s; the keys stay as they were", reading.failure)
             self._failure = reading.failure
             return frozenset()
@@ -242,6 +258,6 @@ class KeyRing:
         return frozenset(key.hash for key in former) - frozenset(key.hash for key in self._keys)
 
     def reload(self) -> frozenset[str]:
-        """Look at the file, and wait for it; the hashes of keys that are not valid any more."""
+        """Check the file synchronously; return the hashes of the keys that are no longer valid."""
         self.begin()
         return self.take(self.read())

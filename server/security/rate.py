@@ -1,8 +1,8 @@
-"""How much a key may use in a minute: requests and tokens, as buckets that fill up again steadily.
+"""Rate limits of a key, in requests and tokens per minute, as steadily refilled buckets.
 
-A full bucket is a minute's worth. A request takes its tokens when it is admitted, prompt and all that it may write, and
-gives back what it did not write. One that may write more than a full bucket has needs the bucket full, and puts it
-below zero, which the next one waits out. Knows nothing of HTTP but the names of OpenAI's headers.
+A full bucket holds a minute's worth. A request takes its tokens at admission, the prompt and its maximal output, and
+returns what it did not write. One that may write more than a full bucket needs the bucket full and drives it below
+zero, which the next request waits out. Independent of HTTP except for the names of OpenAI's headers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Clock = Callable[[], float]
 
 
 class Bucket:
-    """`per_minute` at most, and so many more in each minute."""
+    """At most `per_minute`, refilled at that rate."""
 
     def __init__(self, per_minute: int, clock: Clock) -> None:
         self.per_minute = per_minute
@@ -34,20 +34,20 @@ class Bucket:
         return self._level
 
     def take(self, amount: int) -> None:
-        """Also what is not there."""
+        """Take an amount, even beyond the level."""
         self._level = self.level - amount
 
     def give_back(self, amount: int) -> None:
-        """Of what was taken."""
+        """Return part of what was taken."""
         self._level = min(self.per_minute, self.level + amount)
 
     def wait_s(self, level: float) -> float:
-        """Until there is so much."""
+        """Return the seconds until the level is reached."""
         return max(0.0, (level - self.level) * 60 / self.per_minute)
 
 
 class Account:
-    """The requests and tokens that one key has left; without a limit, any number."""
+    """Remaining requests and tokens of one key; unlimited without a limit."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Account:
         self._tokens = None if tokens_per_minute is None else Bucket(tokens_per_minute, clock)
 
     def admit(self) -> None:
-        """Count one request. Raises RateLimited, and counts nothing."""
+        """Count one request. Raises RateLimited without counting it."""
         for bucket, what in ((self._requests, "requests"), (self._tokens, "tokens")):
             if bucket is not None and bucket.level < 1:
                 raise RateLimited(what, bucket.per_minute, bucket.wait_s(1))
@@ -68,7 +68,7 @@ class Account:
             self._requests.take(1)
 
     def reserve(self, num_tokens: int) -> RateGrant:
-        """Take tokens for a request that may need so many. Raises RateLimited, and takes none."""
+        """Take tokens for a request that may need this many. Raises RateLimited without taking any."""
         bucket = self._tokens
         if bucket is None:
             return RateGrant(None, num_tokens)
@@ -79,7 +79,7 @@ class Account:
         return RateGrant(bucket, num_tokens)
 
     def headers(self) -> dict[str, str]:
-        """OpenAI's headers, for what is limited."""
+        """Return OpenAI's headers for the limits that apply."""
         found = {}
         for bucket, what in ((self._requests, "requests"), (self._tokens, "tokens")):
             if bucket is not None:
@@ -90,21 +90,21 @@ class Account:
 
 
 class RateGrant:
-    """The tokens that one request has taken. Without a bucket nothing is counted."""
+    """The tokens that one request has taken. Without a bucket, nothing is counted."""
 
     def __init__(self, bucket: Bucket | None, num_tokens: int) -> None:
         self._bucket = bucket
         self._num_tokens = num_tokens
 
     def use(self, num_tokens: int) -> None:
-        """So many are used by now; those beyond what was taken are taken."""
+        """Record the tokens used so far; takes those beyond the reservation."""
         if num_tokens > self._num_tokens:
             if self._bucket is not None:
                 self._bucket.take(num_tokens - self._num_tokens)
             self._num_tokens = num_tokens
 
     def settle(self, num_tokens: int) -> None:
-        """So many were used in the end; the others are given back. Idempotent."""
+        """Record the tokens used in total and return the others. Idempotent."""
         self.use(num_tokens)
         if self._bucket is not None:
             self._bucket.give_back(self._num_tokens - num_tokens)
@@ -112,7 +112,7 @@ class RateGrant:
 
 
 class Accounts:
-    """The accounts of all keys; without keys there is one for everybody."""
+    """The accounts of all keys; without keys, one shared account."""
 
     def __init__(self, config: SecurityConfig, clock: Clock = time.monotonic) -> None:
         self._config = config
@@ -120,11 +120,11 @@ class Accounts:
         self._accounts: dict[str, Account] = {}
 
     def take_limits(self, config: SecurityConfig) -> None:
-        """Whose limits change has a new account, with its next request."""
+        """Apply new limits; an account with changed limits is replaced at its next request."""
         self._config = config
 
     def of(self, key: Key | None) -> Account:
-        """A key's account; a new one where its limits have changed."""
+        """Return a key's account; a new one if its limits have changed."""
         name = key.name if key else ""
         requests = key.requests_per_minute if key else None
         tokens = key.tokens_per_minute if key else None
@@ -136,7 +136,7 @@ class Accounts:
 
 
 def _duration(seconds: float) -> str:
-    """As OpenAI writes it: 250ms, 1.5s, 6m0s."""
+    """Format a duration as OpenAI does: 250ms, 1.5s, 6m0s."""
     if seconds < 1:
         return f"{round(seconds * 1000)}ms"
     if seconds < 60:

@@ -1,4 +1,4 @@
-"""What a request is told that does not come through the gate, as errors of the API."""
+"""Errors for requests that the gate refuses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from server.errors import APIError, InvalidRequest
 
 
 class KeyRefused(InvalidRequest):
-    """No key, or one that is not known. The message never quotes what was sent."""
+    """No key, or an unknown one. The message never quotes what was sent."""
 
     status = 401
     code = "invalid_api_key"
@@ -19,14 +19,14 @@ class KeyRefused(InvalidRequest):
 
 
 class KeyRevoked(KeyRefused):
-    """The key was valid when the request came, and has been taken out of the keys file since."""
+    """The key was valid when the request arrived, and has since been removed from the keys file."""
 
     def __init__(self) -> None:
         super().__init__("The API key has been revoked.")
 
 
 class AdminRefused(InvalidRequest):
-    """The key is not one that may have models come and go."""
+    """The key does not allow loading and unloading models."""
 
     status = 403
     code = "admin_key_required"
@@ -36,7 +36,7 @@ class AdminRefused(InvalidRequest):
 
 
 class HostRefused(InvalidRequest):
-    """The `Host` header names a machine that this server is not: a foreign page may be behind it."""
+    """The `Host` header does not name this server: a foreign page may have caused the request."""
 
     status = 403
     code = "host_not_allowed"
@@ -49,7 +49,7 @@ class HostRefused(InvalidRequest):
 
 
 class OriginRefused(InvalidRequest):
-    """A page of another origin asks."""
+    """The request comes from a page of another origin."""
 
     status = 403
     code = "origin_not_allowed"
@@ -62,14 +62,14 @@ class OriginRefused(InvalidRequest):
 
 
 class HeadersTooLarge(InvalidRequest):
-    """More headers, or longer ones, than are read."""
+    """The headers exceed the limits on number or size."""
 
     status = 431
     code = "headers_too_large"
 
 
 class EncodingRefused(InvalidRequest):
-    """A body in a transfer encoding that is not read here."""
+    """The body has an unsupported transfer encoding."""
 
     status = 501
     code = "unsupported_transfer_encoding"
@@ -79,7 +79,7 @@ class EncodingRefused(InvalidRequest):
 
 
 class RequestTimeout(InvalidRequest):
-    """The body did not come in time."""
+    """The body did not arrive in time."""
 
     status = 408
     code = "request_timeout"
@@ -93,7 +93,7 @@ class RequestTimeout(InvalidRequest):
 
 
 class RateLimited(APIError):
-    """A key has used up what it may use in a minute. `what` is `requests` or `tokens`."""
+    """A key has reached its limit for a minute. `what` is `requests` or `tokens`."""
 
     status = 429
     code = "rate_limit_exceeded"
@@ -113,7 +113,7 @@ class RateLimited(APIError):
 
 
 class TooManyBodies(APIError):
-    """The bodies of requests in progress are as many bytes as may be held."""
+    """The bodies of requests in progress have reached the limit in bytes."""
 
     status = 503
     code = "too_many_bodies"
@@ -127,7 +127,7 @@ class TooManyBodies(APIError):
 
 
 class TooManyConnections(APIError):
-    """Every connection that may be open is; this one is one of the few kept for probes."""
+    """The limit of open connections is reached; this connection is one of the few reserved for probes."""
 
     status = 503
     code = "too_many_connections"

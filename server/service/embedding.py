@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_backend.api.errors import ContextLengthExceeded
-from mlx_backend.api.interface import Engine, GenerationRequest, ModelInfo, PromptEvent
-from server.adapters import served_name
+from mlx_backend.api.interface import Engine, GenerationRequest, ModelInfo, Priority, PromptEvent
 from server.errors import InternalError, InvalidRequest, to_api_error
 from server.security.tenant import Tenant
 from server.service.encoding import LONG_TEXT_CHARS, run_in_text_thread
@@ -52,6 +51,7 @@ class EmbeddingJob:
     """So many of the first numbers of each vector; None: all."""
     dimensions_param: str
     tenant: Tenant = field(default_factory=Tenant)
+    priority: Priority = "normal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ async def embed(registry: ModelRegistry, job: EmbeddingJob) -> Embeddings:
 
 
 async def _embed(model: ServedModel, adapter: str, job: EmbeddingJob, began: float) -> Embeddings:
-    name = served_name(model.id, adapter)
+    name = model.name_with(adapter)
     tokenizer, info = model.ready()
     _check_model(model, info, job)
     prompts = await _encode(tokenizer, job, info.context_limit)
@@ -185,6 +185,7 @@ async def _compute(
             max_tokens=0,
             embeds=True,
             tenant=job.tenant.name,
+            priority=job.tenant.allow(job.priority),
             adapter=adapter,
         )
         for position, ids in enumerate(prompts)

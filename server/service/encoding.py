@@ -11,7 +11,7 @@ import contextvars
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -121,7 +121,8 @@ def _encode_text(
     param = job.names.prompt
     try:
         if isinstance(prompt, ChatPrompt):
-            return _encode_chat(tokenizer, prompt, job.names.tools, context, limit, find)
+            _check_tools(tokenizer, prompt, job.names.tools)
+            return _ChatEncoder(tokenizer, prompt, context, find).encode(limit)
         if isinstance(prompt, InfillPrompt):
             infill = encode_infill(tokenizer, prompt.prefix, prompt.suffix, context)
             return Encoded(infill.ids, end_ids=infill.end_ids)
@@ -139,52 +140,65 @@ def _encode_text(
         raise InvalidRequest(f"Invalid value for '{param}': it is not valid Unicode.", param=param) from error
 
 
-def _encode_chat(
-    tokenizer: Tokenizer,
-    prompt: ChatPrompt,
-    tools_name: str,
-    context: int,
-    limit: int | None,
-    find: FindBorders | None,
-) -> Encoded:
-    """Without as few of the oldest turns as make it fit; whole where not even the last turn alone would."""
+def _check_tools(tokenizer: Tokenizer, prompt: ChatPrompt, param: str) -> None:
+    if prompt.tools and not tokenizer.chat_format.has_tools:
+        raise UnsupportedParameter(param, f"The parameter '{param}' is not supported: the model cannot call any.")
 
-    def render(num_turns: int) -> Rendered:
+
+@dataclass(frozen=True, slots=True)
+class _ChatEncoder:
+    """A chat's prompt to token ids, whole or without its oldest turns."""
+
+    tokenizer: Tokenizer
+    prompt: ChatPrompt
+    context: int
+    find: FindBorders | None
+
+    def encode(self, limit: int | None) -> Encoded:
+        """Without as few of the oldest turns as make it fit; whole where not even the last turn alone would.
+
+        Raises TooLong where it is whole, and longer than the context.
+        """
+        rendered = self._render(0)
+        whole = self._ids(rendered)
+        if _fits(whole, limit) or limit is None:
+            return self._encoded(rendered, whole)
+        turns = range(1, count_droppable(self.prompt.messages) + 1)
+        place = bisect_left(turns, True, key=lambda num_turns: _fits(self._ids(self._render(num_turns)), limit))
+        if place == len(turns):
+            return self._encoded(rendered, whole)
+        shorter = self._render(turns[place])
+        fitting = self._encoded(shorter, self._ids(shorter), turns[place])
+        num_tokens = count_tokens(self.tokenizer, rendered.text) if isinstance(whole, TooLong) else len(whole)
+        return replace(fitting, num_truncated_tokens=num_tokens - len(fitting.ids))
+
+    def _render(self, num_turns: int) -> Rendered:
+        """The prompt's text without so many turns."""
+        prompt = self.prompt
         messages = with_reminders(without_oldest(prompt.messages, num_turns), prompt.reminders)
-        return render_prompt(tokenizer, messages, prompt.template_kwargs, prompt.tools, prompt.ending)
+        return render_prompt(self.tokenizer, messages, prompt.template_kwargs, prompt.tools, prompt.ending)
 
-    def encode(text: str) -> tuple[int, ...]:  # the template has written the special tokens
-        return tuple(encode_up_to(tokenizer, text, context, add_special_tokens=False))
-
-    def encoded(ids: tuple[int, ...], num_turns: int = 0, num_left_out: int = 0) -> Encoded:
-        # without reminders, so that the last border is before them: the next prompt has others
-        messages = without_oldest(prompt.messages, num_turns)
-        found = find(ids, messages, prompt.template_kwargs, prompt.tools, prompt.ending) if find else Borders()
-        return Encoded(ids, num_left_out, begins=rendered.begins, borders=found)
-
-    def tried(num_turns: int) -> tuple[int, ...] | TooLong:
+    def _ids(self, rendered: Rendered) -> tuple[int, ...] | TooLong:
+        """The text's tokens, no more than the context has; the template has written the special ones."""
         try:
-            return encode(render(num_turns).text)
+            return tuple(encode_up_to(self.tokenizer, rendered.text, self.context, add_special_tokens=False))
         except TooLong as error:
             return error
 
-    def fits(found: tuple[int, ...] | TooLong) -> bool:
-        return not isinstance(found, TooLong) and (limit is None or len(found) <= limit)
+    def _encoded(self, rendered: Rendered, ids: tuple[int, ...] | TooLong, num_turns: int = 0) -> Encoded:
+        if isinstance(ids, TooLong):
+            raise ids
+        if self.find is None:
+            return Encoded(ids, begins=rendered.begins)
+        prompt = self.prompt
+        # without reminders, so that the last border is before them: the next prompt has others
+        messages = without_oldest(prompt.messages, num_turns)
+        borders = self.find(ids, messages, prompt.template_kwargs, prompt.tools, prompt.ending)
+        return Encoded(ids, begins=rendered.begins, borders=borders)
 
-    if prompt.tools and not tokenizer.chat_format.has_tools:
-        message = f"The parameter '{tools_name}' is not supported: the model cannot call any."
-        raise UnsupportedParameter(tools_name, message)
-    rendered = render(0)
-    whole = tried(0)
-    most = 0 if limit is None or fits(whole) else count_droppable(prompt.messages)
-    found = bisect_left(range(most + 1), True, lo=1, key=lambda num_turns: fits(tried(num_turns)))
-    if found > most:
-        if isinstance(whole, TooLong):
-            raise whole
-        return encoded(whole)
-    fitting = encode(render(found).text)
-    num_tokens = count_tokens(tokenizer, rendered.text) if isinstance(whole, TooLong) else len(whole)
-    return encoded(fitting, found, num_tokens - len(fitting))
+
+def _fits(ids: tuple[int, ...] | TooLong, limit: int | None) -> bool:
+    return not isinstance(ids, TooLong) and (limit is None or len(ids) <= limit)
 
 
 def _text_length(prompt: TextPrompt | ChatPrompt | InfillPrompt) -> int:

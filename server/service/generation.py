@@ -23,7 +23,6 @@ from mlx_backend.api.interface import (
     TokenEvent,
     TokenStream,
 )
-from server.adapters import served_name
 from server.errors import InvalidRequest, to_api_error
 from server.security.refusals import KeyRevoked
 from server.service.defaults import with_defaults
@@ -80,6 +79,7 @@ async def _open(
 ) -> OutputStream:
     model = lease.model
     tokenizer, info = model.ready()
+    _check_writes(model, info)
     job = with_defaults(job, model.defaults)
     limit = _prompt_limit(job, info.context_limit) if truncates else None
     find = _border_finding(model, info, job)
@@ -112,6 +112,7 @@ async def _open(
             uses_prefix_cache=job.uses_prefix_cache,
             cache_salt=job.tenant.salt(job.cache_salt),
             tenant=job.tenant.name,
+            priority=job.tenant.allow(job.priority),
             adapter=adapter,
             system_border=encoded[position].borders.system,
             cache_breakpoints=encoded[position].borders.positions,
@@ -138,12 +139,13 @@ async def _open(
         raise
     num_truncated = sum(each.num_truncated_tokens for each in encoded)
     record = JobRecord(
-        *(job.request_id, served_name(model.id, adapter), sum(map(len, prompts)), started_at, num_truncated),
+        *(job.request_id, model.name_with(adapter), sum(map(len, prompts)), started_at, num_truncated),
         measures=model.measures,
         num_choices=len(prompts) * job.n,
         has_prediction=job.prediction is not None,
         tenant=job.tenant,
         rate_grant=rate_grant,
+        priority=job.tenant.allow(job.priority),
     )
     transcript = Transcript(tokenizer, job.prompts, prompts, job.n) if job.keeps_transcript else None
     pairs = list(zip(job.prompts, encoded, strict=True))
@@ -314,6 +316,13 @@ class OutputStream:
             self._num_open -= 1
             self._record.finished.append(Finished(event.index, event.finish_reason, 0))
             events.append(self._record.finished[-1])
+
+
+def _check_writes(model: ServedModel, info: ModelInfo) -> None:
+    """Refuse what a sequence classifier cannot do. Raises InvalidRequest."""
+    if info.scoring is not None and info.scoring.kind == "head":
+        message = f"The model '{model.id}' is a classifier and writes no text: ask it for scores, at /v1/rerank."
+        raise InvalidRequest(message, param="model", code="unsupported_model")
 
 
 def _check_logprobs(job: GenerationJob, requests: Sequence[GenerationRequest], is_whole: bool) -> None:

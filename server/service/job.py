@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_backend.api.interface import SamplingParams
+from mlx_backend.api.interface import Priority, SamplingParams
 from server.security.tenant import Tenant
 from server.service.names import FieldNames
 from server.text.chat_template import Ending
@@ -101,6 +101,8 @@ class GenerationJob:
     num_prompt_logprobs: int | None = None
     """None: no log-probabilities of the prompts; k >= 0: those of their tokens, and the k most likely ones'."""
     tenant: Tenant = field(default_factory=Tenant)
+    priority: Priority = "normal"
+    """The class that the request asks for; `tenant` may allow no more than another."""
     cache_salt: str = ""
     """Prompts of different salts share nothing of what is kept of them."""
     uses_prefix_cache: bool = True

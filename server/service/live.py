@@ -28,7 +28,7 @@ class LiveRequest:
     """How far one open request is, over all its prompts and choices."""
 
     request_id: str
-    kind: Literal["generation", "embedding"]
+    kind: Literal["generation", "embedding", "scoring"]
     state: LiveState
     started_at: float
     """By `time.perf_counter`."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
 
+from mlx_backend.api.interface import PRIORITIES, Priority
 from server.service.live import LiveRequests
 from server.text.events import EndReason
 
@@ -77,6 +78,10 @@ class Measures:
     """From one delivery of tokens to the next of the same request: what its client sees as a pause."""
     time_per_output_token_s: Histogram = field(default_factory=_per_token)
     """The mean after the first token, of finished requests with one choice."""
+    class_time_to_first_token_s: dict[Priority, Histogram] = field(
+        default_factory=lambda: {priority: _waited() for priority in PRIORITIES}
+    )
+    """The first of these, by class."""
     queue_time_s: Histogram = field(default_factory=_waited)
     """Until the scheduler let the request's first prompt in."""
     e2e_latency_s: Histogram = field(default_factory=_waited)

@@ -5,9 +5,11 @@ A model that is unloaded and loaded again gets a second instance, with another e
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NoReturn
@@ -62,6 +64,7 @@ class ModelInstance:
         self._is_ended = False
         self._failure: BaseException | None = None
         self._checked: LoadProgress | None = None
+        self._settled: Future[None] = Future()
         self.engine: Engine = NO_ENGINE if engine is None or recipe.check is not None else engine
         self.tokenizer: Tokenizer | None = None
 
@@ -75,9 +78,14 @@ class ModelInstance:
         """End the engine; what is still running fails."""
         with self._lock:
             self._is_ended = True
+        self._settle()
         self.engine.close(_LONG_S)
         if self._has_grammars:
             self.grammars.close()
+
+    async def until_settled(self) -> None:
+        """Return when loading has ended: with success, with a failure, or because the instance was closed."""
+        await asyncio.shield(asyncio.wrap_future(self._settled))
 
     @property
     def is_ended(self) -> bool:
@@ -140,20 +148,31 @@ class ModelInstance:
             self.tokenizer = self._recipe.load_tokenizer()
             if self._recipe.warms_grammars and not self._is_ended:
                 self.grammars.warm_up()
+            self.engine.wait_loaded()
+            self._settle()
         except _Ended:
             logger.info("loading '%s' was given up", name)
         except Exception as error:  # noqa: BLE001 - a thread has no caller: kept for whoever asks
             self._failure = error
             let_go_of_frames(error)
             logger.error("'%s' cannot be loaded: %s", name, error)
-            self._on_death()
+            self._die()
+
+    def _die(self) -> None:
+        self._settle()
+        self._on_death()
+
+    def _settle(self) -> None:
+        with self._lock:
+            if not self._settled.done():
+                self._settled.set_result(None)
 
     def _start_engine(self, engine: Engine) -> None:
         with self._lock:
             if self._is_ended:
                 raise _Ended
             self.engine = engine
-            engine.on_death(self._on_death)
+            engine.on_death(self._die)
             engine.start()
 
     def _report_check(self, progress: LoadProgress) -> None:
@@ -171,6 +190,9 @@ class _NoEngine:
     def start(self) -> None:
         """There is nothing to start."""
 
+    def wait_loaded(self) -> None:
+        """Nothing loads."""
+
     def submit(self, requests: object) -> NoReturn:
         raise EngineNotReady("the model is not loaded")
 
@@ -182,6 +204,12 @@ class _NoEngine:
 
     def on_death(self, callback: Callable[[], None]) -> None:
         """Nothing is alive."""
+
+    def load_adapter(self, adapter: object) -> NoReturn:
+        raise EngineNotReady("the model is not loaded")
+
+    def unload_adapter(self, name: object) -> NoReturn:
+        raise EngineNotReady("the model is not loaded")
 
     def close(self, timeout_s: float = 0.0) -> None:
         """Nothing is open."""

@@ -96,6 +96,7 @@ class NextTurn:
                 grammar=None,
                 cache_breakpoints=(),
                 mock=None,
+                priority="batch",
             )
             async with aclosing(self._model.engine.submit([request])) as tokens:
                 async for _ in tokens:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mlx_backend.api.errors import EngineError
-from mlx_backend.api.interface import DraftedTokens
+from mlx_backend.api.interface import DraftedTokens, Priority
 from server.logs import prompt_log, shows_prompts
 from server.security.rate import RateGrant
 from server.security.tenant import Tenant
@@ -58,6 +58,7 @@ class JobRecord:
     tenant: Tenant = field(default_factory=Tenant)
     rate_grant: RateGrant = field(default_factory=lambda: RateGrant(None, 0))
     """Of tokens of the tenant's account."""
+    priority: Priority = "normal"
     is_begun: bool = False
     finished: list[Finished] = field(default_factory=list)
     error: BaseException | None = None
@@ -78,6 +79,7 @@ class JobRecord:
         if not self._first_at:
             self._first_at = now
             self.measures.time_to_first_token_s.observe(now - self.started_at)
+            self.measures.class_time_to_first_token_s[self.priority].observe(now - self.started_at)
         else:
             if not self._num_first_tokens:
                 self._num_first_tokens = self.num_output_tokens
@@ -134,10 +136,11 @@ class JobRecord:
         level = logging.WARNING if self.error is not None else logging.INFO
         logger.log(
             level,
-            "%s model=%s%s prompt=%d%s cached=%d output=%d%s ttft=%s tok/s=%s finish=%s",
+            "%s model=%s%s%s prompt=%d%s cached=%d output=%d%s ttft=%s tok/s=%s finish=%s",
             self.request_id,
             self.model_id,
             self.tenant.mark,
+            "" if self.priority == "normal" else f" class={self.priority}",
             self.num_prompt_tokens,
             f" truncated={self.num_truncated_tokens}" if self.num_truncated_tokens else "",
             num_cached_tokens,
@@ -157,6 +160,7 @@ class JobRecord:
             "id": self.request_id,
             "model": self.model_id,
             **self.tenant.fields,
+            **({} if self.priority == "normal" else {"priority": self.priority}),
             "prompt_tokens": self.num_prompt_tokens,
             "truncated_tokens": self.num_truncated_tokens,
             "cached_tokens": num_cached_tokens,

@@ -17,9 +17,10 @@ from typing import Literal
 from mlx_backend.api.errors import EngineDead, EngineNotReady
 from mlx_backend.api.interface import Engine, EngineHealth, Footprint, MemoryShare, ModelInfo
 from server.adapters import served_name
-from server.errors import InvalidRequest, ModelNotFound
+from server.errors import AdapterNotLoaded, InvalidRequest, ModelNotFound
 from server.grammars.compiler import GrammarCompiler, GrammarStats
 from server.request_defaults import RequestDefaults
+from server.service.adapters import AdapterSet
 from server.service.defaults import NO_DEFAULTS
 from server.service.encoding import run_in_text_thread
 from server.service.measures import Measures
@@ -49,7 +50,7 @@ class ServedModel:
         load_tokenizer: Callable[[], Tokenizer],
         *,
         aliases: Sequence[str] = (),
-        adapters: Sequence[str] = (),
+        adapters: AdapterSet | None = None,
         recipe: Recipe | None = None,
         estimate_footprint: Callable[[], Footprint] | None = None,
         is_required: bool = True,
@@ -64,8 +65,7 @@ class ServedModel:
         """
         self.id = id
         self.aliases = tuple(aliases)
-        self.adapters = tuple(adapters)
-        """Names of its LoRA adapters, without its own before them."""
+        self.adapters = AdapterSet() if adapters is None else adapters
         self.created = int(time.time())
         self.measures = Measures()
         self.is_required, self.is_pinned, self.keep_alive_s = is_required, is_pinned, keep_alive_s
@@ -102,6 +102,11 @@ class ServedModel:
         self.used_at = time.monotonic()
         self._instance.start(self.id, share)
 
+    async def until_settled(self) -> None:
+        """Return when loading has ended, whatever came of it; at once where nothing loads."""
+        if self._instance is not None:
+            await self._instance.until_settled()
+
     def close(self) -> None:
         """End the engine, for good."""
         if self._instance is not None:
@@ -123,7 +128,11 @@ class ServedModel:
     @property
     def adapter_ids(self) -> tuple[str, ...]:
         """What requests call its adapters."""
-        return tuple(served_name(self.id, adapter) for adapter in self.adapters)
+        return tuple(served_name(self.id, adapter) for adapter in self.adapters.names)
+
+    def name_with(self, adapter: str) -> str:
+        """What answers call it with one of its adapters."""
+        return served_name(self.id, "" if adapter == self.adapters.default else adapter)
 
     @property
     def engine(self) -> Engine:
@@ -267,12 +276,6 @@ class ModelRegistry:
     ) -> None:
         self._models = {model.id: model for model in models}
         self._names = {name: model for model in models for name in (model.id, *model.aliases)}
-        self._adapters = {
-            served_name(name, adapter): (model, adapter)
-            for model in models
-            for name in (model.id, *model.aliases)
-            for adapter in model.adapters
-        }
         self._patterns = [(alias, model) for model in models for alias in model.aliases if is_pattern(alias)]
         self.residency = Residency(models, watcher, load_wait_s=load_wait_s)
 
@@ -303,8 +306,11 @@ class ModelRegistry:
             raise InvalidRequest("Several models are served: the parameter 'model' is required.", param="model")
         if name in self._names:
             return self._names[name]
-        if name in self._adapters:
-            return self._adapters[name][0]
+        model, adapter = self.split(name)
+        if model is not None and model.adapters.is_known(adapter):
+            if not model.adapters.is_held(adapter):
+                raise AdapterNotLoaded(name)
+            return model
         for pattern, model in self._patterns:
             if fnmatchcase(name, pattern):
                 return model
@@ -312,12 +318,23 @@ class ModelRegistry:
         raise ModelNotFound(name, tuple(served))
 
     def adapter_of(self, name: str) -> str:
-        """The adapter that `name`, which `resolve` knows, means beside a model; empty for the model itself."""
-        return "" if name in self._names or name not in self._adapters else self._adapters[name][1]
+        """The adapter that `name` means beside a model; empty for none. Raises what `resolve` raises."""
+        model = self.resolve(name)
+        of, adapter = self.split(name)
+        return adapter if of is not None and of.adapters.is_known(adapter) else model.adapters.default
+
+    def split(self, name: str) -> tuple[ServedModel | None, str]:
+        """The model, and the name of an adapter behind it that there need not be; None where it is no such name."""
+        base, _, adapter = name.rpartition(":")
+        return (None if name in self._names else self._names.get(base)), adapter
+
+    def is_taken(self, model: ServedModel, adapter: str) -> bool:
+        """Whether the name of such an adapter is already that of a model."""
+        return served_name(model.id, adapter) in self._names
 
     def name_of(self, name: str) -> str:
         """What answers call the model, or the adapter of it, that `name` means. Raises what `resolve` raises."""
-        return served_name(self.resolve(name).id, self.adapter_of(name))
+        return self.resolve(name).name_with(self.adapter_of(name))
 
     def defaults_of(self, name: str) -> RequestDefaults:
         """The defaults of the model called `name`; none where there is no such model, which is refused elsewhere."""

@@ -26,7 +26,8 @@ logger = logging.getLogger("pippin.models")
 LOAD_WAIT_S = 600.0
 RETRY_S = 30.0
 """A model that could not be loaded, or died, is loaded again by the first request after so long."""
-_POLL_S = 0.02
+_LEAST_PAUSE_S = 0.02
+"""Between two looks for models that are idle."""
 
 
 class Watcher(Protocol):
@@ -157,7 +158,7 @@ class Residency:
         self._failed_at.pop(model.id, None)
         lease = await self.acquire(model)
         try:
-            await _settled(model)
+            await model.until_settled()
             model.ready()
         finally:
             lease.release()
@@ -168,6 +169,14 @@ class Residency:
             model.is_leaving = True
             await asyncio.to_thread(model.close)
         await asyncio.shield(self._spawn(self._unload_in_turn(model)))
+
+    def is_coming(self, model: ServedModel) -> bool:
+        """Whether the model has memory, or a load of it is under way."""
+        return model.is_present or model.id in self._loads
+
+    def forget_footprint(self, model: ServedModel) -> None:
+        """Measure the model anew before it is loaded again: its adapters are others."""
+        self._footprints.pop(model.id, None)
 
     def leave(self, model: ServedModel) -> None:
         """Begin to unload the model if no request holds it, and it is not pinned."""
@@ -206,7 +215,7 @@ class Residency:
             model.fail(error)
             raise
         self._begin_life(model, share)
-        await _settled(model)
+        await model.until_settled()
         if model.state == "loaded":
             return
         failure = model.failure or EngineNotReady("it was unloaded while it was loading")
@@ -318,7 +327,7 @@ class Residency:
         watched = [(model, model.keep_alive_s) for model in self._models if model.keep_alive_s is not None]
         pause_s = min(1.0, min(keep_s for _, keep_s in watched) / 4)
         while True:
-            await asyncio.sleep(max(pause_s, _POLL_S))
+            await asyncio.sleep(max(pause_s, _LEAST_PAUSE_S))
             for model, keep_s in watched:
                 if _is_idle(model, keep_s):
                     async with self._lock:
@@ -336,12 +345,6 @@ class Residency:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, EngineError):
             logger.error("a model could not be loaded or unloaded", exc_info=error)
-
-
-async def _settled(model: ServedModel) -> None:
-    """Return when loading has come to an end, whichever."""
-    while model.state == "loading":
-        await asyncio.sleep(_POLL_S)
 
 
 def _held(model: ServedModel) -> int:

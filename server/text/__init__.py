@@ -1,1 +1,1 @@
-"""Between token ids and meaning: tokenizers, templates, stop strings. Tested without a model."""
+"""Translation between token ids and text: tokenizers, chat templates, stop strings. Tested without a model."""

@@ -1,7 +1,7 @@
-"""Where another prompt may go on differently from this one: after the system prompt, after the last turn.
+"""Positions at which another prompt may diverge from this one: after the system prompt, after the last turn.
 
-Knows messages, the chat template and tokens. Borders are found by rendering other conversations and looking how far
-the prompt is the same, so nothing need be known of any template. A wrong border costs time and no more.
+Works on messages, the chat template and tokens. It finds a border by rendering other conversations and comparing how
+far the prompts agree, so it needs no knowledge of the template. A wrong border only costs time.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ Message = Mapping[str, Any]
 
 _MOST_SYSTEM_PROMPTS = 64
 _QUESTIONS = ("x", "y")
-"""Two users' messages that have nothing in common."""
+"""Two user messages with no common prefix."""
 
 
 @dataclass(frozen=True, slots=True)
 class Borders:
-    """Tokens of the system prompt and tools (0: there are none), and all positions worth a snapshot, ascending."""
+    """Number of tokens of the system prompt and tools (0: none), and all positions worth a snapshot, ascending."""
 
     system: int = 0
     positions: tuple[int, ...] = ()
 
 
 class BorderFinder:
-    """Finds the borders of one model's chats, and remembers system prompts. May be called from any thread."""
+    """Finds the borders of one model's chats and caches system prompts. Thread-safe."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -52,9 +52,9 @@ class BorderFinder:
         *,
         with_positions: bool = False,
     ) -> Borders:
-        """The borders within a chat's prompt `ids`; without `with_positions` the system prompt's alone.
+        """Return the borders within a chat's prompt `ids`; without `with_positions`, only the system prompt's.
 
-        Where the template refuses what is rendered, there is no border.
+        If the template refuses what is rendered, there is no border.
         """
         system = num_common(self._system_prompt(messages, template_kwargs, tools), ids)
         if not with_positions:
@@ -64,7 +64,7 @@ class BorderFinder:
 
     @cached_property
     def forgets(self) -> bool:
-        """Whether a turn with calls is another prompt once there is another question: without its thoughts, say."""
+        """Whether a turn with calls renders differently after a further question, for example without its reasoning."""
         call = {"id": "000000000", "type": "function", "function": {"name": "x", "arguments": {}}}
         result = {"role": "tool", "content": "x", "name": "x", "tool_call_id": "000000000"}
         for thought in ({}, {"reasoning_content": "x"}):
@@ -83,7 +83,7 @@ class BorderFinder:
         template_kwargs: Mapping[str, Any],
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[int]:
-        """Return the tokens with which every prompt begins that has another question after this answer."""
+        """Return the tokens common to all prompts that continue this answer with another question."""
         asked = [[*messages, answer, {"role": "user", "content": question}] for question in _QUESTIONS]
         one, other = (self._encode(each, template_kwargs, tools, opens_answer=True) for each in asked)
         return one[: num_common(one, other)]
@@ -91,7 +91,7 @@ class BorderFinder:
     def _system_prompt(
         self, messages: Sequence[Message], kwargs: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]
     ) -> tuple[int, ...]:
-        """The tokens with which every conversation with the same system messages and tools begins."""
+        """Return the tokens common to all conversations with the same system messages and tools."""
         system = _leading_system(messages)
         if not system and not tools:
             return ()
@@ -122,7 +122,7 @@ class BorderFinder:
         tools: Sequence[Mapping[str, Any]],
         ending: Ending,
     ) -> list[int]:
-        """The conversation up to where an answer begins, or up to the message that is continued."""
+        """Return the tokens up to where an answer begins, or up to the message that is continued."""
         whole = messages[:-1] if ending == "continued" else messages
         return self._encode(whole, kwargs, tools, opens_answer=False)
 
@@ -134,7 +134,7 @@ class BorderFinder:
         *,
         opens_answer: bool,
     ) -> list[int]:
-        """None at all where the template refuses."""
+        """Return the prompt's tokens; empty if the template refuses."""
         try:
             text = render_text(self._tokenizer, messages, kwargs, tools, add_generation_prompt=opens_answer)
         except TemplateError:
@@ -143,7 +143,7 @@ class BorderFinder:
 
 
 def num_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens the two have in common at their beginning."""
+    """Return the length of the common prefix."""
     most = min(len(one), len(other))
     return next((place for place in range(most) if one[place] != other[place]), most)
 
@@ -154,9 +154,9 @@ def _leading_system(messages: Sequence[Message]) -> tuple[Message, ...]:
 
 
 def _key(system: Sequence[Message], kwargs: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> bytes:
-    """What a system prompt is rendered from; the day is of it, since some templates write the date.
+    """Return a digest of what a system prompt is rendered from, including the date, because some templates write it.
 
-    The order of keys stays: templates show it.
+    The order of keys is kept because templates show it.
     """
     content = json.dumps([date.today().toordinal(), list(system), dict(kwargs), list(tools)], default=repr)
     return hashlib.blake2b(content.encode(), digest_size=16).digest()

@@ -1,6 +1,6 @@
-"""Texts encoded no further than they are of use: what is much too long is found out by its beginning.
+"""Bounded encoding: a text that is far too long is recognized by its beginning.
 
-A tokenizer takes hundreds of bytes for each token while it is at it, and a second for a million characters.
+Encoding uses hundreds of bytes of memory per token, and takes a second for a million characters.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from server.text.tokenizer import Tokenizer
 _CHARS_PER_TOKEN = 4
 _LEAST_CHARS = 20_000
 _SLACK = 64
-"""Tokens that a beginning may have more than the same characters have within the whole."""
+"""Tokens that a prefix encoded alone may have beyond those of the same characters within the whole text."""
 _PIECE_CHARS = 100_000
 
 
 class TooLong(Exception):
-    """A text has more tokens than it may have: `num_tokens` were found, and it goes on."""
+    """A text exceeds its token limit: `num_tokens` were found before its end."""
 
     def __init__(self, num_tokens: int) -> None:
         super().__init__(f"more than {num_tokens} tokens")
@@ -23,9 +23,9 @@ class TooLong(Exception):
 
 
 def encode_up_to(tokenizer: Tokenizer, text: str, most: int, *, add_special_tokens: bool) -> list[int]:
-    """The text's tokens, which may be some more than `most`. Raises TooLong, for one that is long beyond doubt.
+    """Return the text's tokens, possibly a few more than `most`. Raises TooLong if the text is certainly too long.
 
-    Longer and longer beginnings are tried, so that never more than about `2 * most` tokens are made in vain.
+    Tries prefixes of doubling length, so that at most about `2 * most` tokens are encoded in vain.
     """
     num_chars = _CHARS_PER_TOKEN * most + _LEAST_CHARS
     while num_chars < len(text):
@@ -37,6 +37,6 @@ def encode_up_to(tokenizer: Tokenizer, text: str, most: int, *, add_special_toke
 
 
 def count_tokens(tokenizer: Tokenizer, text: str) -> int:
-    """How many tokens a text has, but for one or two where the pieces in which it is counted meet."""
+    """Return a text's token count, exact but for a token or two where the pieces it is counted in meet."""
     pieces = (text[start : start + _PIECE_CHARS] for start in range(0, len(text), _PIECE_CHARS))
     return sum(len(tokenizer.encode(piece, add_special_tokens=False)) for piece in pieces)

@@ -1,7 +1,7 @@
-"""Messages to a prompt, through the model's own chat template.
+"""Rendering of messages to a prompt with the model's own chat template.
 
-Knows that a template is a program: what it raises is reported in its own words, and a request may not replace it.
-Knows nothing of what a message should hold.
+A template is a program: errors it raises are reported in its own words, and a request may not replace it. Message
+contents are not checked here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 from server.text.tokenizer import Tokenizer
 
 Ending = Literal["answer", "closed", "continued"]
-"""How a rendered conversation ends: where an answer begins, behind its last message, within its last message."""
+"""End of a rendered conversation: where an answer begins, after its last message, or within its last message."""
 
 _RESERVED = frozenset(
     {
@@ -30,7 +30,7 @@ _RESERVED = frozenset(
 
 
 class TemplateError(Exception):
-    """The chat template refused the messages or the arguments; the message quotes it."""
+    """The chat template refused the messages or the arguments; the message quotes its error."""
 
 
 def render_text(
@@ -41,7 +41,7 @@ def render_text(
     *,
     add_generation_prompt: bool = True,
 ) -> str:
-    """The prompt of a conversation, ready for the assistant's turn; special tokens are there by their names.
+    """Return the prompt of a conversation, ready for the assistant's turn; special tokens are written by name.
 
     Without `add_generation_prompt` it ends with the last message. Raises TemplateError.
     """
@@ -52,12 +52,12 @@ def render_text(
         opening = {} if add_generation_prompt else {"add_generation_prompt": False}
         return tokenizer.render_chat(messages, {**template_kwargs, **opening}, tools)
     except Exception as error:
-        # The template came with the model: it may raise anything, and none of it is this server's failure.
+        # The template came with the model: it may raise anything, and none of it is a failure of this server.
         raise TemplateError(f"the chat template cannot render these messages: {_words(error)}") from error
 
 
 def _words(error: Exception) -> str:
-    """What the template says on purpose as it stands, a slip of its code with the kind of the slip."""
+    """Return the text of a deliberate template error as it is; that of a bug in the template with its type's name."""
     name = type(error).__name__
     if not str(error):
         return name

@@ -1,8 +1,8 @@
-"""Messages in the form in which a chat template takes them all, and no word of them is lost.
+"""Rewriting of messages into a form that a given chat template accepts, without losing any content.
 
-Templates differ: some write a call's arguments as an object, some add them to a text; some take no system message, or
-only as the first; some want turns that alternate, or ids of nine characters. What one takes is in its `Traits`, which
-`template_traits` finds out. Knows no template.
+Templates differ: some write a call's arguments as an object, some concatenate them to a string; some accept no system
+message, or only as the first; some require alternating turns, or call ids of nine characters. A template's `Traits`
+describe this; `template_traits` detects them. Independent of any specific template.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 Messages = Sequence[Mapping[str, Any]]
 WriteCalls = Callable[[Sequence[tuple[str, Mapping[str, Any]]]], str]
-"""Calls, each a name and its arguments, as the model itself would write them."""
+"""Writes calls (name, arguments) in the model's own format."""
 
 _NINE = re.compile(r"[A-Za-z0-9]{9}")
 _ID_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -34,40 +34,40 @@ RESULTS_AS_TEXT = "takes no results of calls: they are messages of the user"
 
 @dataclass(frozen=True, slots=True)
 class CallShape:
-    """How a template takes the calls of a message; `beside`: what it may have for content, else they stand alone."""
+    """Accepted form of a message's calls; `beside`: content allowed beside them, else calls stand alone."""
 
     beside: Literal["content", "empty", "none"] = "content"
     as_text: bool = False
-    """The arguments are the text of an object."""
+    """Arguments are passed as JSON text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
-    """The properties of conversations that a template takes."""
+    """Properties of the conversations that a template accepts."""
 
     calls: CallShape | None = CallShape()
-    """None: it writes no calls."""
+    """None: the template writes no calls."""
     one_call: bool = False
-    """The template writes the first call of a message alone."""
+    """Only the first call of a message is written."""
     nine_characters: bool = False
-    """The ids of calls have so many."""
+    """Call ids must have nine characters."""
     results: bool = True
     system: Literal["anywhere", "first", "nowhere"] = "anywhere"
     alternates: bool = False
     user_first: bool = False
     needs_user: bool = False
     reasoning_key: str = "reasoning_content"
-    """Under which it looks for the thought of a message with calls."""
+    """Message key from which the template reads the reasoning of a message with calls."""
     answers_results: bool = False
-    """A message of the user may not follow results of calls at once."""
+    """A user message may not directly follow the results of calls."""
 
 
 def prepare(
     messages: Messages, traits: Traits, write_calls: WriteCalls, told: str | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the conversation as the template takes it, and what had to be changed.
+    """Return the conversation in the form the template accepts, and the changes made.
 
-    `told`: what the system's message says as well, which there is then.
+    `told`: text to add to the system message, which is created if absent.
     """
     changes: list[str] = []
     prepared = [dict(message) for message in messages]
@@ -147,7 +147,7 @@ def _with_short_ids(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short_id(given: Any) -> str:
-    """Nine characters, the same for the same id."""
+    """Return a nine-character id that is the same for the same `given`."""
     if isinstance(given, str) and _NINE.fullmatch(given):
         return given
     digest = hashlib.sha256(str(given).encode("utf-8", "replace")).digest()
@@ -155,7 +155,7 @@ def _short_id(given: Any) -> str:
 
 
 def _one_call_each(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Each call in a message of its own, followed by its result."""
+    """Yield each call in a message of its own, followed by its result."""
     at = 0
     while at < len(messages):
         message, at = messages[at], at + 1
@@ -194,7 +194,7 @@ def _call(call: Mapping[str, Any], shape: CallShape) -> dict[str, Any]:
     function = dict(call["function"])
     if shape.as_text and not isinstance(function.get("arguments"), str):
         function["arguments"] = json.dumps(function.get("arguments"), ensure_ascii=False)
-    elif not shape.as_text:  # what is no object is one argument: a template would fail on a text
+    elif not shape.as_text:  # a value that is not an object becomes one argument: a template would fail on text
         function["arguments"] = dict(_object_of(function.get("arguments")))
     return {**call, "function": function}
 
@@ -237,9 +237,9 @@ def _answered(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _merged(messages: list[dict[str, Any]], shape: CallShape) -> list[dict[str, Any]]:
-    """Return turns that alternate. Where calls stand alone they are no turns: what was said before them comes after."""
+    """Return alternating turns. Calls that stand alone are no turns; text preceding them moves behind them."""
     merged: list[dict[str, Any]] = []
-    place: int | None = None  # of the last turn
+    place: int | None = None  # index of the last turn
     for message in messages:
         role, is_call = message.get("role"), bool(message.get("tool_calls"))
         if shape.beside != "content" and (is_call or role == "tool"):

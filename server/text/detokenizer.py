@@ -1,7 +1,7 @@
-"""Token ids to text, one at a time, never half a UTF-8 character.
+"""Incremental detokenization, one token at a time, never emitting half a UTF-8 character.
 
-Knows how to hold back what later tokens may complete; what a token stands for is told by the tokenizer. For all
-ids, the pushes and the flush joined are the tokenizer's `decode` of them. One detokenizer serves one sequence.
+Holds back what later tokens may complete; the tokenizer supplies the bytes of a token. For any ids, the joined results
+of the pushes and the flush equal the tokenizer's `decode`. One detokenizer serves one sequence.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from collections.abc import Callable, Sequence, Set
 from typing import Protocol
 
 CONTROL_MARK = "\ufdd0"
-"""Stands on both sides of the name of a special token; Unicode keeps this character for such use within a program."""
+"""Encloses the name of a special token; Unicode reserves this character for internal use by programs."""
 
 _REPLACEMENT = "\ufffd"
 _MAX_HELD = 64
-"""A character has at most four bytes: so many tokens without one are noise, and waiting longer costs their square."""
+"""A character has at most four bytes: this many tokens without one are noise, and the cost of waiting is quadratic."""
 
 
 class Detokenizer(Protocol):
     """The text of one sequence as it grows."""
 
     def push(self, token_id: int) -> str:
-        """The text that this token settles; empty while a character is incomplete."""
+        """Return the text that this token completes; empty while a character is incomplete."""
 
     def flush(self) -> str:
-        """What was held back, once no token follows; an incomplete character reads as U+FFFD."""
+        """Return the text held back, after the last token; an incomplete character becomes U+FFFD."""
 
 
 class ByteDetokenizer:
-    """For tokenizers whose text is the UTF-8 of their tokens' bytes, less `strip` leading spaces."""
+    """Detokenizer for texts that are the UTF-8 of their tokens' bytes, less `strip` leading spaces."""
 
     def __init__(self, bytes_of: Callable[[int], bytes], strip: int = 0) -> None:
         self._bytes_of = bytes_of
@@ -51,21 +51,21 @@ class ByteDetokenizer:
 
 
 def strip_spaces(text: str, count: int) -> str:
-    """`text` without its leading spaces, at most `count` of them."""
+    """Return `text` without its leading spaces, at most `count` of them."""
     return text[min(count, len(text) - len(text.lstrip(" "))) :]
 
 
 class WindowDetokenizer:
-    """For any tokenizer: decodes the last few tokens again, with those before them for context.
+    """Detokenizer for any tokenizer: decodes the last few tokens again, with those before them as context.
 
-    `decode` must give a text that only grows at its end as ids are added, U+FFFD at the end aside.
+    `decode` must return text that only grows at its end as ids are added, except for a trailing U+FFFD.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], skipped: Set[int] = frozenset()) -> None:
         self._decode = decode
         self._skipped = skipped
         self._ids: list[int] = []
-        self._num_read = 0  # of _ids, those whose text is out already
+        self._num_read = 0  # of _ids, those with text already returned
         self._read_text = ""
 
     def push(self, token_id: int) -> str:
@@ -90,7 +90,7 @@ class WindowDetokenizer:
 
 
 class MarkingDetokenizer:
-    """Writes the names of special tokens into the text of another, each between two `CONTROL_MARK`s."""
+    """Writes the names of special tokens into another detokenizer's text, each between two `CONTROL_MARK`s."""
 
     def __init__(self, plain: Detokenizer, special: Set[int], name_of: Callable[[int], str]) -> None:
         self._plain, self._special, self._name_of = plain, special, name_of

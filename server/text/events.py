@@ -1,4 +1,4 @@
-"""What leaves the text pipeline: the nouns that every dialect encodes. Imports only the finish reasons."""
+"""Output events of the text pipeline, encoded by every dialect. Imports only the finish reasons."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Literal
 from mlx_backend.api.interface import FinishReason
 
 EndReason = FinishReason | Literal["tool_calls"]
-"""`tool_calls`: a chat's answer ended by itself, and has calls in it."""
+"""`tool_calls`: a chat's answer ended by itself and contains calls."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenText:
-    """One generated token, for those who asked for log-probabilities.
+    """One generated token, for requests with log-probabilities.
 
-    `text` is the token decoded alone (it may be a replacement character where the token is part of one),
-    `raw` its bytes; `top` the most likely tokens, most likely first.
+    `text` is the token decoded alone (possibly a replacement character if the token is part of a character), `raw` its
+    bytes; `top` the most likely tokens, most likely first.
     """
 
     token_id: int
@@ -28,7 +28,7 @@ class TokenText:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """More text of one choice. `text` may be empty where only `tokens` has something new."""
+    """More text of one choice. `text` may be empty if only `tokens` has something new."""
 
     index: int
     text: str
@@ -37,7 +37,7 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningDelta:
-    """More of what one choice thinks before it answers. `text` may be empty where only `tokens` has something new."""
+    """More reasoning of one choice. `text` may be empty if only `tokens` has something new."""
 
     index: int
     text: str
@@ -46,7 +46,7 @@ class ReasoningDelta:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """A whole call of a tool, the `call_index`-th of one choice; `arguments` is the JSON of an object."""
+    """A complete tool call, the `call_index`-th of one choice; `arguments` is a JSON object as text."""
 
     index: int
     call_index: int
@@ -62,30 +62,30 @@ class Finished:
     index: int
     reason: EndReason
     num_output_tokens: int
-    """Tokens generated for this choice, an end-of-sequence token included."""
+    """Tokens generated for this choice, including an end-of-sequence token."""
     num_reasoning_tokens: int | None = None
-    """Those of them that are reasoning, tags included; None where none is looked for."""
+    """Reasoning tokens among them, tags included; None if reasoning is not parsed."""
     end_token: TokenText | None = None
-    """The token with which it ended, for those who asked for log-probabilities; its name is no text of the answer."""
+    """The end-of-sequence token, for requests with log-probabilities; its name is not part of the answer's text."""
     stop: str | None = None
-    """The stop string with which it ended."""
+    """The stop string that ended the choice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The last event of every job: what it cost, over all prompts and choices."""
+    """Last event of every job: its token counts over all prompts and choices."""
 
     num_prompt_tokens: int
     num_cached_tokens: int
     num_output_tokens: int
     num_truncated_tokens: int = 0
-    """Of the prompts, what was left out so that they fit; not in `num_prompt_tokens`."""
+    """Prompt tokens dropped to fit the context; not included in `num_prompt_tokens`."""
     num_reasoning_tokens: int | None = None
-    """Of the output; None where none is looked for."""
+    """Reasoning tokens of the output; None if reasoning is not parsed."""
     num_accepted_prediction_tokens: int | None = None
-    """Of the output, what came as the client predicted and cost less for it; None where it predicted nothing."""
+    """Output tokens that matched the client's prediction and cost less; None without a prediction."""
     num_rejected_prediction_tokens: int | None = None
-    """Tokens of the prediction that were tried in vain."""
+    """Tokens of the prediction that were tried and rejected."""
 
 
 OutputEvent = TextDelta | ReasoningDelta | ToolCallDelta | Finished | Usage

@@ -1,7 +1,7 @@
-"""Sources of grammars that an answer must follow: JSON schemas, regular expressions, choices, Lark.
+"""Sources of grammars that constrain an answer: JSON schemas, regular expressions, choices, Lark.
 
-Turns each into llguidance's dialect of Lark, and refuses what llguidance would take and not do. Compiles nothing and
-imports no library: `server.grammars` compiles.
+Translates each into llguidance's dialect of Lark, and refuses what llguidance would accept and not enforce. Compiles
+nothing and imports no library: `server.grammars` compiles.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from server.json_text import WrittenNumber, inexact_number, is_exact_integer, re
 
 MOST_CHARS = 200_000
 JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r"( |\n {0,16})?"}
-"""One space, or a line's end and its indent: a model that cannot decide would write white space for ever."""
+"""One space, or a newline and its indent: otherwise an undecided model could write white space without end."""
 _MOST_NESTED = 200
 _UNSOUND = frozenset({"patternProperties"})
-"""Compiled by llguidance 1.9 without a complaint, and into something else (its issue 265)."""
+"""Keywords that llguidance 1.9 accepts silently and compiles wrongly (its issue 265)."""
 _OPTIONS_KEY = "x-guidance"
 _LAX_OPTIONS = frozenset({"lenient", "coerce_one_of"})
-"""Options of a schema with which llguidance passes over keywords."""
+"""Schema options that make llguidance skip keywords."""
 _NAMED = frozenset({"properties", "$defs", "definitions", "dependentSchemas"})
-"""Keywords whose keys are names, not keywords."""
+"""Keywords with names as keys, not keywords."""
 _VALUES = frozenset({"const", "enum", "default", "examples"})
 _BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
 _LEAST_TOO_LARGE = 1 << 63
 _NO_NUMBERS = frozenset({"default", "examples"})
-"""Keywords whose numbers nobody is held to."""
+"""Keywords with numbers that constrain nothing."""
 _JSON = json.JSONDecoder(parse_float=WrittenNumber)
 _EMBEDDED = re.compile(r"%json\s*")
 _RESTRICTED = re.compile(r"^[ \t]*(_?[A-Z][_A-Z0-9-]*)[^\n:]*:[^\n]*(?:\n[ \t]*\|[^\n]*)*?[&~]", re.MULTILINE)
-"""A terminal's definition, with what an intersection or a negation is written with."""
+"""A terminal's definition that contains the operator of an intersection or a negation."""
 _START = re.compile(r"^[ \t]*[!?]*start\b", re.MULTILINE)
 _MOST_RESTRICTED = 32
 
@@ -44,15 +44,16 @@ class GrammarError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class GrammarSource:
-    """The grammar that a client asked for. `json_schema`: the schema as JSON; `regex`; `lark`."""
+    """Grammar of a request. `json_schema`: the schema as JSON; `regex`; `lark`."""
 
     kind: Literal["json_schema", "regex", "lark"]
     text: str
     is_ours: bool = False
-    """The text was built here, of schemas that are checked already."""
+    """The text was built here, from schemas that are already checked."""
     parts: tuple[str, ...] = ()
-    """Grammars of parts of it, in Lark, each of which has to allow something: where one does not, the whole could
-    come to a point where nothing may follow."""
+    """Grammars of parts of it, in Lark, each of which must allow something: with an unsatisfiable part, the whole could
+    reach a point at which nothing may follow.
+    """
 
     @classmethod
     def of_schema(cls, schema: Mapping[str, Any] | bool) -> GrammarSource:
@@ -60,13 +61,13 @@ class GrammarSource:
 
     @classmethod
     def of_choices(cls, choices: Iterable[str]) -> GrammarSource:
-        """One terminal for all: as rules, thousands of choices are more than llguidance follows."""
+        """Build one terminal for all choices: as rules, thousands of choices exceed llguidance's limits."""
         return cls("lark", "start: CHOICE\nCHOICE: " + " | ".join(map(json.dumps, choices)), is_ours=True)
 
     def to_lark(self, *, is_led: bool = False) -> tuple[str, ...]:
-        """The grammar in llguidance's dialect of Lark, and behind it those of its parts that may allow nothing.
+        """Return the grammar in llguidance's dialect of Lark, followed by those of its parts that may allow nothing.
 
-        `is_led`: line ends may stand before it, as after a thought. Raises GrammarError.
+        `is_led`: newlines may precede it, as after reasoning. Raises GrammarError.
         """
         if len(self.text) > MOST_CHARS:
             raise GrammarError(f"it has {len(self.text)} characters; at most {MOST_CHARS} can be compiled")
@@ -83,7 +84,7 @@ class GrammarSource:
 
 
 ANY_OBJECT = GrammarSource.of_schema({"type": "object"})
-"""What `json_object` means."""
+"""Meaning of `json_object`."""
 
 
 def _checked(text: str) -> Any:
@@ -105,7 +106,7 @@ def _check_embedded(lark: str) -> None:
         except RecursionError:
             raise GrammarError("a schema is nested too deeply") from None
         except ValueError:
-            continue  # in a string, say; where it is not, llguidance names the place
+            continue  # inside a string, for example; otherwise llguidance names the place
         number = inexact_number(schema)
         if number is not None:
             raise inexact(number)
@@ -116,7 +117,7 @@ def _check_embedded(lark: str) -> None:
 
 
 def _restricted_terminals(lark: str) -> Iterator[str]:
-    """The same rules from each terminal on that an intersection or a negation may leave nothing of."""
+    """Yield the grammar restarted at each terminal that an intersection or a negation may leave empty."""
     names = [found[1] for found in _RESTRICTED.finditer(lark)]
     if len(names) > _MOST_RESTRICTED:
         raise GrammarError(f"it has {len(names)} terminals with '&' or '~'; at most {_MOST_RESTRICTED} are supported")
@@ -126,12 +127,12 @@ def _restricted_terminals(lark: str) -> Iterator[str]:
 
 
 def as_regex(text: str) -> str:
-    """A regular expression as it stands between slashes."""
+    """Return a regular expression escaped for use between slashes."""
     return re.sub(r"\\.|/|\n", lambda found: {"/": r"\/", "\n": r"\n"}.get(found[0], found[0]), text, flags=re.DOTALL)
 
 
 def check_keywords(schema: Any) -> None:
-    """Raise GrammarError for what llguidance takes and does not honour, and for a schema that is too deep."""
+    """Raise GrammarError for what llguidance accepts and does not honour, and for a schema nested too deeply."""
     left: list[tuple[Any, tuple[str, ...]]] = [(schema, ())]
     while left:
         value, place = left.pop()
@@ -143,7 +144,7 @@ def check_keywords(schema: Any) -> None:
 
 
 def _parts(schema: Any, place: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """(name, value) of what may be a schema within. Raises GrammarError."""
+    """Yield (name, value) of each possible subschema. Raises GrammarError."""
     if isinstance(schema, list):
         yield from ((str(position), value) for position, value in enumerate(schema))
     if not isinstance(schema, Mapping):
@@ -160,7 +161,7 @@ def _parts(schema: Any, place: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
 
 
 def _check_integers(value: Any) -> None:
-    """Raise GrammarError for an integer in a value that llguidance, which counts in doubles, would change."""
+    """Raise GrammarError for an integer in a value that llguidance, which computes in doubles, would change."""
     left = [value]
     while left:
         each = left.pop()
@@ -170,7 +171,7 @@ def _check_integers(value: Any) -> None:
 
 
 def _check_number(number: float, *, is_bound: bool = False) -> None:
-    """Raise GrammarError where llguidance would hold to another number: it has doubles, and bounds in 64 bits."""
+    """Raise GrammarError if llguidance would enforce another number: it uses doubles, and 64-bit bounds."""
     if is_bound:
         is_right = -_LEAST_TOO_LARGE <= number < _LEAST_TOO_LARGE and (
             number == int(float(number)) or number == _LEAST_TOO_LARGE - 1
@@ -182,13 +183,13 @@ def _check_number(number: float, *, is_bound: bool = False) -> None:
 
 
 def inexact(number: str) -> GrammarError:
-    """The error for a number of a schema that cannot be held as it was written."""
+    """Return the error for a number in a schema that cannot be represented as written."""
     shown = number if len(number) <= 40 else f"{number[:37]}..."
     return GrammarError(f"the number {shown} of a schema cannot be held exactly: it has too many digits")
 
 
 def explain(error: str) -> str:
-    """llguidance's words without its place in a grammar that the client never saw, and without its own insides."""
+    """Return llguidance's error without its position in a grammar the client never saw, and without internals."""
     if error.startswith("panic:"):
         return "the grammar compiler failed on it"
     line = " ".join(error.split())

@@ -1,6 +1,6 @@
-"""Prompts for filling a gap in a text, where the tokenizer has tokens for it.
+"""Prompts for filling a gap in a text, if the tokenizer has tokens for it.
 
-Knows how the families of models name these tokens; what they are in one tokenizer is asked of it.
+Contains the names of these tokens by model family; their ids come from the tokenizer.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from server.text.tokenizer import Tokenizer
 
 
 class InfillUnsupported(Exception):
-    """The tokenizer has no tokens for a gap."""
+    """The tokenizer has no tokens for filling a gap."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """What stands before the text before the gap, before the text after it, and before what fills it."""
+    """Names of the tokens before the text preceding the gap, before the text following it, and before the filling."""
 
     prefix: str
     suffix: str
     middle: str
     ends: tuple[str, ...] = ()
-    """With which the model may end what fills the gap, beside its end-of-sequence tokens."""
+    """Tokens with which the model may end the filling, in addition to its end-of-sequence tokens."""
 
 
 _FAMILIES = (
@@ -40,14 +40,14 @@ _FAMILIES = (
 
 @dataclass(frozen=True, slots=True)
 class Infill:
-    """The ids of a prompt with a gap, and the tokens that end what fills it beside the model's own."""
+    """Ids of a prompt with a gap, and the tokens that end the filling in addition to the model's own."""
 
     ids: tuple[int, ...]
     end_ids: frozenset[int]
 
 
 def encode_infill(tokenizer: Tokenizer, prefix: str, suffix: str, most: int) -> Infill:
-    """What makes the model write what belongs between the two. Raises InfillUnsupported and TooLong."""
+    """Return a prompt that makes the model fill the gap between the two texts. Raises InfillUnsupported and TooLong."""
     for names in _FAMILIES:
         marks = [_id_of(tokenizer, name) for name in (names.prefix, names.suffix, names.middle)]
         if None not in marks:
@@ -68,7 +68,7 @@ def encode_infill(tokenizer: Tokenizer, prefix: str, suffix: str, most: int) -> 
 
 
 def _id_of(tokenizer: Tokenizer, name: str) -> int | None:
-    """The token that is called so; None where the name is spelled with several, or with another."""
+    """Return the token with this name; None if the name is encoded as several tokens, or as another."""
     ids = tokenizer.encode(name, add_special_tokens=False)
     return ids[0] if len(ids) == 1 and _bare(tokenizer.token_text(ids[0])) == _bare(name) else None
 

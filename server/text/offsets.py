@@ -1,6 +1,6 @@
-"""Where in a text its tokens begin, from what each of them stands for.
+"""Character offsets of a text's tokens, computed from the bytes of each token.
 
-Knows that the two need not agree byte by byte: a tokenizer adds special tokens and a first space, and may normalize.
+The two need not agree byte by byte: a tokenizer adds special tokens and a leading space, and may normalize.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 _SLACK = 4
-"""Bytes that a token which is not found may differ from its text, beyond twice its length."""
+"""Bytes by which a token that is not found may differ from its text, beyond twice its length."""
 
 
 def token_offsets(text: str, pieces: Iterable[bytes]) -> list[int]:
-    """The character of `text` at which each token begins; the tokens of one character share its place.
+    """Return the character of `text` at which each token begins; tokens of one character share its position.
 
-    A token that is not in the text takes no room in it; those after it are looked for a little further on.
+    A token that is not found takes no characters; the search for those after it reaches a little further.
     """
     data = text.encode()
     places = [place for place, character in enumerate(text) for _ in character.encode()]
@@ -31,7 +31,7 @@ def token_offsets(text: str, pieces: Iterable[bytes]) -> list[int]:
 
 
 def _find(data: bytes, piece: bytes, at: int, slack: int) -> tuple[int, int] | None:
-    """(where it begins, where it ends): at `at`, there without its leading spaces, or within `slack` after it."""
+    """Return (start, end) of the piece: at `at`, there without its leading spaces, or within `slack` after it."""
     bare = piece.lstrip(b" ")
     for form in (piece, bare):
         if data.startswith(form, at):

@@ -1,7 +1,7 @@
-"""What bytes a vocabulary's token strings stand for, by the kind of its decoder.
+"""Bytes of a vocabulary's token strings, by the type of its decoder.
 
-Knows the two spellings of bytes that the models of the field use (byte-level BPE, and sentencepiece with byte
-fallback), read from the decoder's own description. Knows no ids, no text and no library.
+Supports the two spellings of bytes in common use (byte-level BPE, and sentencepiece with byte fallback), detected from
+the decoder's own description. Independent of ids, text and libraries.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _SPACE = "\u2581"  # sentencepiece's visible space
 
 @dataclass(frozen=True, slots=True)
 class PieceScheme:
-    """How a token string becomes bytes.
+    """Conversion of a token string to bytes.
 
-    `is_exact`: the text of a sequence is the UTF-8 of its tokens' bytes, joined, less `strip` leading spaces.
-    Otherwise the bytes describe a token alone, and only the decoder itself knows the text of a sequence.
+    `is_exact`: the text of a sequence is the UTF-8 of its tokens' bytes, joined, less `strip` leading spaces. Otherwise
+    the bytes describe a token alone, and only the decoder itself yields the text of a sequence.
     """
 
     to_bytes: Callable[[str], bytes]
@@ -27,7 +27,7 @@ class PieceScheme:
 
 
 def scheme_of(decoder: Mapping[str, Any]) -> PieceScheme | None:
-    """The scheme of a decoder as tokenizer.json describes it; None where it spells no bytes that we know."""
+    """Return the scheme of a decoder as described in tokenizer.json; None for an unsupported spelling of bytes."""
     steps = list(decoder["decoders"]) if decoder.get("type") == "Sequence" else [decoder]
     kinds = [step.get("type") for step in steps]
     if kinds == ["ByteLevel"]:
@@ -50,7 +50,7 @@ def _writes_spaces(step: Mapping[str, Any]) -> bool:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE writes a printable byte as its Latin-1 character, the others as U+0100 and on, in order."""
+    """Return byte-level BPE's alphabet: printable bytes as Latin-1 characters, the others as U+0100 up, in order."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -60,7 +60,7 @@ _BYTE_ALPHABET = _byte_alphabet()
 
 
 def byte_level_bytes(piece: str) -> bytes:
-    """The bytes of a byte-level token; one that uses any other character stands for its own text."""
+    """Return the bytes of a byte-level token; a token with a character outside the alphabet stands for its own text."""
     try:
         return bytes([_BYTE_ALPHABET[character] for character in piece])
     except KeyError:
@@ -68,7 +68,7 @@ def byte_level_bytes(piece: str) -> bytes:
 
 
 def spaced_bytes(piece: str) -> bytes:
-    """The bytes of a sentencepiece token."""
+    """Return the bytes of a sentencepiece token."""
     return piece.replace(_SPACE, " ").encode()
 
 
@@ -76,5 +76,5 @@ _FALLBACK_BYTES = {form.format(byte): bytes([byte]) for byte in range(256) for f
 
 
 def byte_fallback_bytes(piece: str) -> bytes:
-    """The bytes of a sentencepiece token, where `<0xNN>` is the one byte NN."""
+    """Return the bytes of a sentencepiece token, where `<0xNN>` is the single byte NN."""
     return _FALLBACK_BYTES.get(piece) or spaced_bytes(piece)

@@ -1,6 +1,6 @@
-"""The way of one choice from the engine's tokens to what a dialect encodes: detokenize, parse, look for a stop.
+"""Pipeline of one choice from the engine's tokens to output events: detokenize, parse, match stop strings.
 
-Owns the state of that choice. Knows which token goes out with which text; knows no dialect and no engine.
+Owns the state of that choice and pairs tokens with the text they produced. Independent of dialects and engines.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from server.text.tokenizer import Tokenizer
 
 
 class ChoicePipeline:
-    """Turns the token events of one choice into its deltas and its end. Without a `parser`, all is text.
+    """Turns the token events of one choice into its deltas and its end. Without a `parser`, everything is text.
 
-    After a stop string, or the one call that was wanted, it is `done`: the caller aborts the sequence, and what the
-    engine still sends is ignored.
+    After a stop string, or after the single call the request allows, it is `done`: the caller aborts the sequence, and
+    further tokens from the engine are ignored.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class ChoicePipeline:
         parser: OutputParser | None = None,
         min_tokens: int = 0,
     ) -> None:
-        """`min_tokens`: outputs before which, and with the last of which, no stop string ends it."""
+        """`min_tokens`: number of output tokens during which no stop string ends the choice."""
         self._index = index
         self._min_tokens = min_tokens
         self._tokenizer = tokenizer
@@ -55,11 +55,11 @@ class ChoicePipeline:
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens so far, up to the one that completed the stop string, the end token included."""
+        """Tokens so far, up to the one that completed the stop string, including the end token."""
         return self._num_output_tokens
 
     def feed(self, event: TokenEvent) -> list[OutputEvent]:
-        """What one more token brings; nothing once `done`."""
+        """Return the events of one more token; empty once `done`."""
         if self._done:
             return []
         self._num_output_tokens += 1
@@ -77,7 +77,7 @@ class ChoicePipeline:
         return self._end(self._events(_joined(parts), is_end=True), "stop" if is_stopped or not reason else reason)
 
     def _up_to_stop(self, parts: list[Part], *, is_end: bool) -> tuple[list[Part], str | None]:
-        """(the parts up to the first stop string in the content, that string)."""
+        """Return (the parts up to the first stop string in the content, that string)."""
         kept: list[Part] = []
         for part in parts:
             if part.kind != "content":
@@ -94,7 +94,7 @@ class ChoicePipeline:
 
     def _text_of(self, event: TokenEvent) -> str:
         text = ""
-        if event.finish_reason != "stop":  # an end token says nothing
+        if event.finish_reason != "stop":  # an end token has no text
             text = self._detokenizer.push(event.token_id)
             self._tokens.add(self._note(event))
         if event.finish_reason is not None:
@@ -108,7 +108,7 @@ class ChoicePipeline:
         return describe_token(self._tokenizer, event.token_id, event.logprobs)
 
     def _events(self, parts: list[Part], *, is_end: bool) -> list[OutputEvent]:
-        """Each part with the tokens whose text ends in it; the last of all also with those that are left."""
+        """Return each part with the tokens that end in it; the last one also gets the remaining tokens."""
         events: list[OutputEvent] = []
         for number, part in enumerate(parts, 1):
             self._num_parsed += part.size
@@ -140,7 +140,7 @@ class ChoicePipeline:
 
 
 def describe_token(tokenizer: Tokenizer, token_id: int, found: TokenLogprobs) -> TokenText:
-    """A token and the likeliest in its place, as text and bytes."""
+    """Return a token and the most likely alternatives as text and bytes."""
     top = tuple(describe_token(tokenizer, other, TokenLogprobs(logprob)) for other, logprob in found.top)
     return TokenText(token_id, tokenizer.token_text(token_id), tokenizer.token_bytes(token_id), found.logprob, top)
 
@@ -154,7 +154,7 @@ def _nothing() -> list[Part]:
 
 
 def _joined(parts: list[Part]) -> list[Part]:
-    """Neighbours of one kind as one part."""
+    """Merge neighbouring parts of one kind."""
     joined = parts[:1]
     for part in parts[1:]:
         last = joined[-1]
@@ -167,9 +167,9 @@ def _joined(parts: list[Part]) -> list[Part]:
 
 @dataclass(slots=True)
 class _TokenLedger:
-    """Which tokens made which characters, for those not given out yet; None stands for a token nobody asked for.
+    """Tokens and their characters, for those not yet emitted; None stands for a token without log-probabilities.
 
-    A token that brought no text belongs with the next that does: together they are a character, or nothing.
+    A token without text belongs to the next one with text: together they form a character, or nothing.
     """
 
     _waiting: list[TokenText | None] = field(default_factory=list)
@@ -180,20 +180,20 @@ class _TokenLedger:
         self._waiting.append(token)
 
     def grow(self, num_characters: int) -> None:
-        """The tokens added since the last growth made these characters."""
+        """Attribute these characters to the tokens added since the last call."""
         if num_characters and self._waiting:
             self._spans.append((self._length, self._length + num_characters, self._waiting))
             self._waiting = []
         self._length += num_characters
 
     def release(self, num_emitted: int) -> tuple[TokenText | None, ...]:
-        """The tokens whose text is out to the end."""
+        """Return the tokens with completely emitted text."""
         released: list[TokenText | None] = []
         while self._spans and self._spans[0][1] <= num_emitted:
             released += self._spans.popleft()[2]
         return tuple(released)
 
     def release_last(self, num_emitted: int) -> tuple[TokenText | None, ...]:
-        """The tokens of which any text is out, and those that never made any."""
+        """Return the tokens with partly emitted text, and those without any."""
         begun = [token for start, _, tokens in self._spans if start < num_emitted for token in tokens]
         return (*begun, *self._waiting)

@@ -1,8 +1,8 @@
-"""A conversation to a prompt whose answer continues the last message, and where in that message it begins.
+"""Prompts that make the answer continue the last message, and where in that message the answer begins.
 
-The text to be continued never goes through the template, which might trim it or take a thought out of it: the template
-renders a mark in its place, and what it writes before the mark is the prompt's beginning. Knows tags of thoughts;
-knows no tokens.
+The text to be continued never passes through the template, which might trim it or remove its reasoning: the template
+renders a mark in its place, and everything before the mark is the beginning of the prompt. Handles the tags of
+reasoning, not tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """What the last message says already. `thought` None: no word of one; not closed: the thought goes on."""
+    """Parsed beginning of the last message. `reasoning` None: none; not `is_closed`: the reasoning continues."""
 
     reasoning: str | None
     said: str
@@ -43,7 +43,7 @@ def render_prompt(
     tools: Tools = (),
     ending: Ending = "answer",
 ) -> Rendered:
-    """The prompt of a conversation. Raises TemplateError."""
+    """Return the prompt of a conversation. Raises TemplateError."""
 
     def render(some: Sequence[Mapping[str, Any]], *, opens_answer: bool) -> str:
         return render_text(tokenizer, some, template_kwargs, tools, add_generation_prompt=opens_answer)
@@ -62,7 +62,7 @@ def render_prompt(
 
 
 def _given(last: Mapping[str, Any], marks: ChatFormat) -> _Given:
-    """A thought that stands in the content, tags and all, is one."""
+    """Split the last message into reasoning and content; tagged reasoning within the content counts as reasoning."""
     said, reasoning = str(last.get("content") or ""), last.get("reasoning_content")
     if reasoning:
         return _Given(str(reasoning), said, is_closed=bool(said))
@@ -79,7 +79,7 @@ def _marked(last: Mapping[str, Any], given: _Given) -> dict[str, Any]:
 
 
 def _continue_content(rendered: str, given: _Given, marks: ChatFormat) -> Rendered | None:
-    """None where the template has left the thought out, or all of the message."""
+    """Return the prompt that continues the content; None if the template omitted the reasoning or the whole message."""
     header, mark, _ = rendered.rpartition(_MARK)
     if not mark:
         raise TemplateError("the chat template does not show the last message, so it cannot be continued")
@@ -92,12 +92,12 @@ def _continue_content(rendered: str, given: _Given, marks: ChatFormat) -> Render
 
 
 def _closes_reasoning(header: str, marks: ChatFormat) -> bool:
-    """Whether what follows the header can be nothing but content."""
+    """Return whether only content can follow the header."""
     return marks.is_harmony or (marks.think_end is not None and header.rstrip().endswith(marks.think_end))
 
 
 def _write_reasoning(opening: str, given: _Given, marks: ChatFormat) -> Rendered:
-    """The thought and what follows it with the model's own tags, where an answer begins."""
+    """Append the reasoning and the content, with the model's own tags, where an answer begins."""
     if not marks.think_start or not marks.think_end:
         raise TemplateError("the model marks no thoughts, so the last message's cannot be continued")
     reasoning = given.reasoning or ""

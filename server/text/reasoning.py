@@ -1,6 +1,6 @@
-"""A model's thought as tokens: whether a sequence is in it, and how it is closed when its budget is spent.
+"""Reasoning at the token level: whether a sequence is in it, and how it is closed once its budget is spent.
 
-Knows token ids alone; what may follow the thought is the grammar's to say.
+Works on token ids only; the grammar decides what may follow.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Literal
 
 FOR_EVER = 1 << 62
 _LEAD = 2
-"""Tokens, white space say, that may stand before a thought."""
+"""Tokens, such as white space, that may precede the reasoning."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reasoning:
-    """How a model's thought begins and ends, token ids; `is_open`: the prompt has begun it."""
+    """Token ids that begin and end a model's reasoning; `is_open`: the prompt has begun it."""
 
     start_ids: tuple[int, ...]
     end_ids: tuple[int, ...]
@@ -23,15 +23,15 @@ class Reasoning:
     budget: int | None = None
     """Tokens after which it is closed by force; None: never."""
     closing_ids: tuple[int, ...] = ()
-    """What closes it then: `end_ids`, and what the model writes around them."""
+    """Tokens that close it then: `end_ids`, and what the model writes around them."""
     call_ids: tuple[int, ...] = ()
-    """What begins a call, which may end a thought that is not closed; no budget cuts one off. Empty: there is none."""
+    """Tokens that begin a call, which may end unclosed reasoning; no budget cuts a call off. Empty: none."""
 
 
 class ReasoningState:
-    """Where one sequence stands: before its thought, within it, or behind it.
+    """State of one sequence: before its reasoning, within it, or behind it.
 
-    `is_strict`: a thought begins with the first token or never, as where a grammar waits behind it.
+    `is_strict`: reasoning begins with the first token or never, as when a grammar follows it.
     """
 
     def __init__(self, reasoning: Reasoning, *, is_strict: bool) -> None:
@@ -45,7 +45,7 @@ class ReasoningState:
         self._spend(0)
 
     def accept(self, token_id: int) -> bool:
-        """One token more; whether it is of the thought."""
+        """Advance by one token; return whether it belongs to the reasoning."""
         self._forced = self._forced[1:]
         if self._place == "before":
             return self._look_for_start(token_id)
@@ -62,7 +62,7 @@ class ReasoningState:
 
     @property
     def is_over(self) -> bool:
-        """No thought is written or may begin, and nothing is forced."""
+        """Whether reasoning has ended or can no longer begin, and no token is forced."""
         return self._place == "behind" and not self._forced
 
     @property
@@ -71,22 +71,22 @@ class ReasoningState:
 
     @property
     def first_id(self) -> int | None:
-        """The token with which a thought may begin now; None where none may, or it takes several."""
+        """Token with which reasoning may begin now; None if it may not begin, or if its start has several tokens."""
         start_ids = self._reasoning.start_ids
         return start_ids[0] if self._place == "before" and len(start_ids) == 1 else None
 
     @property
     def forced_id(self) -> int | None:
-        """The only token that may come next."""
+        """The only token that may come next; None if none is forced."""
         return self._forced[0] if self._forced else None
 
     def release(self) -> None:
-        """Nothing more is forced."""
+        """Stop forcing tokens."""
         self._forced = ()
 
     @property
     def num_free_tokens(self) -> int:
-        """So many tokens more can come, whichever they are, before one may be forced."""
+        """Number of tokens, whatever they are, that can follow before one may be forced."""
         if self._forced:
             return 0
         if self._budget is None or self._place == "behind":
@@ -106,7 +106,7 @@ class ReasoningState:
         return False
 
     def _spend(self, num_tokens: int) -> None:
-        """Once the budget is spent, the thought's close is all that may come."""
+        """Count tokens; once the budget is spent, force the closing tokens."""
         self._num_tokens += num_tokens
         if self.is_within and not self._forced and self._num_tokens == self._budget:
             self._forced = self._reasoning.closing_ids

@@ -1,6 +1,6 @@
-"""Conversations to prompts through a model's own chat template, in the nearest form that it takes.
+"""Rendering of conversations with a model's own chat template, adapted to the nearest form it accepts.
 
-Owns what was found out of the template. Knows mlx-lm's wrapper of a tokenizer, and no token.
+Owns the traits detected for the template. Uses mlx-lm's tokenizer wrapper; handles no tokens.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ logger = logging.getLogger("pippin.template")
 
 Messages = Sequence[Mapping[str, Any]]
 _WITH_TOOLS = "tool_use"
-"""The name of the template, where a model has several, that knows tools."""
+"""Name of the template that supports tools, if a model has several."""
 
 
 class ChatRenderer:
-    """Renders one model's conversations. Its methods may be called from any thread."""
+    """Renders one model's conversations. Thread-safe."""
 
     def __init__(self, wrapper: Any, chat_format: ChatFormat) -> None:
         self._wrapper, self._format = wrapper, chat_format
         self._said: set[str] = set()
 
     def render(self, messages: Messages, template_kwargs: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> str:
-        """Return the prompt. Raises what the template raises, and ValueError where the model has none."""
+        """Return the prompt. Raises what the template raises, and ValueError if the model has none."""
         if not self._wrapper.has_chat_template:
             raise ValueError("the model has none; ask for a plain completion")
         prepared, changes = prepare(messages, self._traits, self._write_calls, self._told(tools))
@@ -50,14 +50,14 @@ class ChatRenderer:
         return write_calls(self._format.calls or GENERIC, calls)
 
     def _told(self, tools: Sequence[Mapping[str, Any]]) -> str | None:
-        """Return the tools as text for the system's message; None where that need not be there."""
+        """Return the tools as text for the system message; None if the template needs no such text."""
         if not tools or self._format.tells_tools == "template":
             return None
         form = self._format.calls
         return describe_tools(form, tools) if form and self._format.tells_tools == "prompt" else ""
 
     def _log(self, change: str) -> None:
-        if change not in self._said:  # once: an agent sends such a conversation over and over
+        if change not in self._said:  # once: an agent sends such a conversation repeatedly
             self._said.add(change)
             logger.warning("the chat template %s", change)
 
@@ -67,7 +67,7 @@ class ChatRenderer:
         if all(message.get("content", "") is not None for message in conversation):
             chosen = {} if template is None else {"chat_template": template}
             return str(self._wrapper.apply_chat_template(conversation, tokenize=False, **chosen, **given))
-        # transformers would leave out the key, and a template that asks whether the content is none would not find it
+        # transformers would drop the key, and a template that tests whether the content is none would not find it
         from transformers.utils.chat_template_utils import render_jinja_template
 
         tools = given.pop("tools", None)
@@ -76,7 +76,7 @@ class ChatRenderer:
         return str(render_jinja_template([conversation], tools=tools, chat_template=template, **given)[0][0])
 
     def _template_of(self, conversation: Sequence[Mapping[str, Any]], tools: Any) -> str | None:
-        """The one of several that a conversation needs; None for the one that is chosen anyway."""
+        """Return the template, of several, that a conversation needs; None for the default."""
         templates = getattr(self._wrapper, "chat_template", None)
         if not isinstance(templates, dict):
             return None

@@ -1,16 +1,16 @@
-"""Stop strings in a text that arrives in pieces.
+"""Matching of stop strings in a text that arrives in pieces.
 
-Knows characters only. Holds back the shortest tail that may still become a stop string, so that no part of one
-is ever given out.
+Works on characters only. Holds back the shortest tail that may still become a stop string, so that no part of one is
+emitted.
 """
 
 from __future__ import annotations
 
 
 class StopStrings:
-    """Watches one text for the first stop string to be complete; of several, the one that began first.
+    """Finds the first complete stop string in one text; of several completed at once, the one that began first.
 
-    The result does not depend on how the text is cut into pieces. Empty strings stop nothing.
+    The result does not depend on how the text is cut into pieces. Empty strings are ignored.
     """
 
     def __init__(self, strings: tuple[str, ...]) -> None:
@@ -20,9 +20,9 @@ class StopStrings:
         self._held = ""
 
     def feed(self, text: str, *, may_end: bool = True) -> tuple[str, str | None]:
-        """(text that may be given out, the stop string that ended it or None). Not to be called after a match.
+        """Return (text that may be emitted, the stop string that ended it or None). Must not be called after a match.
 
-        Where it may not end, a stop string that this text completes is text as any other.
+        Without `may_end`, a stop string completed by this text is ordinary text.
         """
         if not self._strings:
             return text, None
@@ -37,19 +37,19 @@ class StopStrings:
         return seen[:kept], None
 
     def flush(self) -> str:
-        """What was held back, once the text has ended without a stop string."""
+        """Return the text held back, after the text ended without a stop string."""
         held, self._held = self._held, ""
         return held
 
     def _find(self, text: str) -> tuple[int, str] | None:
-        """Of those that are completed by what is new: what was held back may hold one that was not to end anything."""
+        """Find a stop string that the new text completes; one within the text held back was not allowed to end it."""
         held = len(self._held)
         matches = [(text.find(string, max(0, held - len(string) + 1)), string) for string in self._strings]
         complete = [(start + len(string), start, string) for start, string in matches if start >= 0]
         return min(complete)[1:] if complete else None
 
     def _tail_start(self, text: str) -> int:
-        """Where the longest tail starts that begins a stop string; len(text) where none does."""
+        """Return the start of the longest tail that begins a stop string; len(text) if there is none."""
         for start in range(max(0, len(text) - self._max_held), len(text)):
             if text[start] in self._first_characters and self._begins_stop(text[start:]):
                 return start

@@ -1,6 +1,7 @@
-"""Find out what a chat template takes, by small conversations of made-up words.
+"""Detection of a chat template's traits with small conversations of made-up words.
 
-A template that refuses one, or in which a word is missing, does not take it. Knows no template and no tokenizer.
+A template that refuses a conversation, or omits one of its words, does not support it. Independent of any specific
+template or tokenizer.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 from server.text.conversation import CallShape, Traits, prepare
 
 Render = Callable[[list[dict[str, Any]]], str]
-"""A conversation to its text, up to where the answer begins. May raise anything."""
+"""Renders a conversation to text, up to where the answer begins. May raise anything."""
 
 _WORDS = ("firstword", "secondword", "thirdword", "fourthword", "fifthword")
 _NAME, _VALUE, _OTHER = "aname", "avalue", "othername"
@@ -22,7 +23,7 @@ _NINE, _LONG = "000000000", "call_0123456789"
 
 
 def find_traits(render: Render) -> Traits:
-    """Return the traits of a template; the plain ones where it takes nothing at all."""
+    """Return the traits of a template; the defaults if it accepts nothing at all."""
     probe = _Probe(render)
     if not probe.takes("user"):
         return Traits()
@@ -42,18 +43,18 @@ def find_traits(render: Render) -> Traits:
 
 
 class _Probe:
-    """Conversations rendered, and words looked for in them."""
+    """Renders conversations and searches them for words."""
 
     def __init__(self, render: Render) -> None:
         self._render = render
 
     def takes(self, *roles: str) -> bool:
-        """Whether it takes messages of these roles, one after another, and writes each."""
+        """Return whether the template accepts messages of these roles in sequence, and writes each."""
         messages = [{"role": role, "content": word} for role, word in zip(roles, _WORDS, strict=False)]
         return self._shows(messages, *_WORDS[: len(roles)])
 
     def place_of_system(self, shape: CallShape | None) -> Any:
-        """Where it takes a system message; nowhere as well if that is left out once there are results."""
+        """Return where a system message is accepted; also "nowhere" if it is omitted once there are results."""
         if not self.takes("system", "user"):
             return "nowhere"
         if shape is not None and self.shows_result(shape):
@@ -67,7 +68,7 @@ class _Probe:
         return "anywhere" if is_anywhere else "first"
 
     def call_shape(self) -> CallShape | None:
-        """The first shape in which a call is written, and what is said beside it, or else a call alone."""
+        """Return the first shape in which a call and its accompanying text are written, or else a call alone."""
         for said in (_SAID, ""):
             for shape in _SHAPES:
                 if self.shows_calls(shape, 1, said):
@@ -94,7 +95,7 @@ class _Probe:
         return not self._shows([*messages, user], _WORDS[0]) and self._shows([*messages, answer, user], _WORDS[0])
 
     def reasoning_key(self, shape: CallShape | None) -> str:
-        """Under which it finds the thought that led to a call; the usual key where it writes none."""
+        """Return the key from which the reasoning before a call is read; the usual key if none is written."""
         for key in _REASONING_KEYS:
             called = {**_called(_NAME), "reasoning_content": _REASONING}
             messages, _ = prepare([_user(), called, _result(_NINE)], Traits(calls=shape, reasoning_key=key), _no_text)
@@ -105,7 +106,7 @@ class _Probe:
     def _shows(self, messages: list[dict[str, Any]], *words: str) -> bool:
         try:
             text = self._render(messages)
-        except Exception:  # noqa: BLE001 - a template raises anything at what it does not take
+        except Exception:  # noqa: BLE001 - a template raises anything for unsupported input
             return False
         return all(word in text for word in words)
 

@@ -1,7 +1,7 @@
 """Tokenizers: text to ids and back, behind one protocol.
 
-Knows the Hugging Face tokenizers that MLX models carry, and the bytes that the mock backend speaks. The libraries
-are imported when a model's tokenizer is loaded, not before: this module runs where none of them is installed.
+Supports the Hugging Face tokenizers of MLX models, and the mock backend's bytes. The libraries are imported when a
+model's tokenizer is loaded, not before: this module runs without any of them installed.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ from server.text.rendering import ChatRenderer
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back, for one model. Its methods may be called from any thread."""
+    """Text to token ids and back, for one model. Thread-safe."""
 
     @property
     def vocab_size(self) -> int:
-        """Every id that stands for something is below it."""
+        """Upper bound (exclusive) of all ids in use."""
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        """The tokens with which the model ends its answer."""
+        """Tokens with which the model ends its answer."""
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Tokens whose names are no text."""
+        """Tokens with names that are not text."""
 
     @property
     def chat_format(self) -> ChatFormat:
-        """How the model marks thoughts and calls."""
+        """The model's markup of reasoning and calls."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids, special tokens left out; ids that stand for nothing are passed over."""
+        """Return the text of the ids without special tokens; unknown ids are skipped."""
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The token's own bytes, which may be part of a character; a special token's are its name's."""
+        """Return the token's own bytes, possibly part of a character; for a special token, those of its name."""
 
     def token_text(self, token_id: int) -> str:
-        """The token decoded alone; a special token reads as its name."""
+        """Return the token decoded alone; for a special token, its name."""
 
     def render_chat(
         self,
@@ -66,19 +66,19 @@ class Tokenizer(Protocol):
         template_kwargs: Mapping[str, Any],
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
-        """The conversation as the model reads it, up to where its answer begins. Raises what the template raises."""
+        """Return the conversation as prompt text, up to where its answer begins. Raises what the template raises."""
 
     def detokenizer(self, markup: tuple[str, ...] = ()) -> Detokenizer:
-        """A fresh one, for one sequence. Special tokens of which a string of `markup` is made are text of it.
+        """Return a new detokenizer for one sequence. Special tokens that occur in a string of `markup` become text.
 
-        With `CONTROL_MARK` in `markup` the names of all others are, too, each between two such marks.
+        With `CONTROL_MARK` in `markup`, so do the names of all others, each between two such marks.
         """
 
 
 def load_tokenizer(model_path: Path, *, needs_config: bool = True) -> Tokenizer:
-    """The tokenizer of the model in a folder. Raises ModelLoadError.
+    """Load the tokenizer from a model's folder. Raises ModelLoadError.
 
-    `needs_config`: the folder has to be a whole model's, which says in its `config.json` how answers end.
+    `needs_config`: the folder must hold a complete model, with a `config.json` that lists the end tokens.
     """
     if not model_path.is_dir():
         raise ModelLoadError(f"there is no model folder {model_path}; give the folder of an MLX model")
@@ -96,12 +96,12 @@ def load_tokenizer(model_path: Path, *, needs_config: bool = True) -> Tokenizer:
         extra |= _template_beside(model_path)
         return HFTokenizer(load(model_path, extra, eos_token_ids=config.get("eos_token_id")))
     except Exception as error:
-        # The libraries raise anything for a broken file, bare Exception among it.
+        # The libraries raise anything for a broken file, including bare Exception.
         raise ModelLoadError(_load_failure(model_path, error)) from error
 
 
 def _template_beside(folder: Path) -> dict[str, Any]:
-    """The chat template of `chat_template.json`, where processors have it, unless the tokenizer has one of its own."""
+    """Return the template of `chat_template.json`, as processors store it, unless the tokenizer has its own."""
     file, settings = folder / "chat_template.json", folder / "tokenizer_config.json"
     has_own = (folder / "chat_template.jinja").exists() or (
         settings.exists() and json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
@@ -125,7 +125,7 @@ def _load_failure(model_path: Path, error: Exception) -> str:
 
 
 def _well_formed(text: str) -> str:
-    """`text` with U+FFFD for lone surrogates, which JSON can carry and UTF-8 cannot."""
+    """Return `text` with U+FFFD for lone surrogates, which JSON can carry and UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -134,13 +134,13 @@ def _well_formed(text: str) -> str:
 
 
 class HFTokenizer:
-    """A Hugging Face tokenizer as mlx-lm wraps it, with what mlx-lm knows of end tokens and templates."""
+    """A Hugging Face tokenizer as wrapped by mlx-lm, with mlx-lm's end tokens and templates."""
 
     def __init__(self, wrapper: Any) -> None:
         self._wrapper = wrapper
         self._scheme = _scheme_of(wrapper)
         self.special_ids = _special_ids(wrapper)
-        # filled as they are met; a race writes the same value twice
+        # filled on demand; a race writes the same value twice
         self._bytes: dict[int, bytes] = {}
         self._left_out: dict[tuple[str, ...], frozenset[int]] = {(): self.special_ids}
         self.chat_format = format_of(wrapper)
@@ -148,7 +148,7 @@ class HFTokenizer:
         self._bos_id, self._bos_name = wrapper.bos_token_id, str(wrapper.bos_token)
         self.vocab_size = 1 + max(wrapper.get_vocab().values())
         self.eos_ids = frozenset(int(token_id) for token_id in wrapper.eos_token_ids)
-        if self.chat_format.is_harmony:  # a checkpoint may name but one of them
+        if self.chat_format.is_harmony:  # a checkpoint may name only one of them
             self.eos_ids |= {wrapper.get_vocab()[name] for name in (harmony.CALL, harmony.RETURN)}
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -189,7 +189,7 @@ class HFTokenizer:
         return MarkingDetokenizer(plain, left_out, self.token_text) if CONTROL_MARK in markup else plain
 
     def _left_out_for(self, markup: tuple[str, ...]) -> frozenset[int]:
-        """The special tokens that are no text where the strings of `markup` are."""
+        """Return the special tokens that are not text, given the strings of `markup`."""
         known = self._left_out.get(markup)
         if known is None:
             names = {token_id: self.token_text(token_id) for token_id in self.special_ids}
@@ -203,7 +203,7 @@ class HFTokenizer:
     def _library_text(self, ids: Sequence[int], left_out: Set[int] | None = None) -> str:
         left_out = self.special_ids if left_out is None else left_out
         shown = [token_id for token_id in ids if token_id not in left_out and token_id < self.vocab_size]
-        # Tidying spaces before punctuation would change text that has been given out already.
+        # Tidying spaces before punctuation would change text that has already been emitted.
         return str(self._wrapper.decode(shown, clean_up_tokenization_spaces=False))
 
     def _piece_bytes(self, token_id: int) -> bytes:
@@ -218,7 +218,7 @@ class HFTokenizer:
 
 
 def _scheme_of(wrapper: Any) -> PieceScheme | None:
-    """The scheme of a tokenizer that decodes as its Rust backend does; None for one with a way of its own."""
+    """Return the scheme of a tokenizer that decodes as its Rust backend does; None for a custom `decode`."""
     from transformers import PreTrainedTokenizerBase
 
     decoder = getattr(getattr(wrapper, "backend_tokenizer", None), "decoder", None)
@@ -228,14 +228,14 @@ def _scheme_of(wrapper: Any) -> PieceScheme | None:
 
 
 def _special_ids(wrapper: Any) -> frozenset[int]:
-    """The ids that text leaves out: those marked special, which the roles (bos, eos, ...) need not all be."""
+    """Return the ids omitted from text: those marked special, a set that may lack some roles (bos, eos, ...)."""
     if getattr(wrapper, "backend_tokenizer", None) is None:
         return frozenset(wrapper.all_special_ids)
     return frozenset(token_id for token_id, token in wrapper.added_tokens_decoder.items() if token.special)
 
 
 class ByteTokenizer:
-    """The mock backend's: an id below 256 is a byte of UTF-8 text, the four after it are special tokens."""
+    """Tokenizer of the mock backend: an id below 256 is a byte of UTF-8 text, the four after it are special tokens."""
 
     EOS_ID = 256
     BOS_ID = 257

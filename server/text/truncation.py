@@ -1,7 +1,7 @@
-"""What a conversation can do without: its oldest turns. Knows messages; knows no tokens and no limits.
+"""Truncation of conversations by their oldest turns. Works on messages; unaware of tokens and limits.
 
-A turn is a user's message and all that answers it, calls of tools and their results among that, so that no result is
-left without its call. System messages stay, and so does the last turn.
+A turn is a user message and everything that answers it, including tool calls and their results, so that no result
+remains without its call. System messages and the last turn stay.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ Message = Mapping[str, Any]
 
 
 def count_droppable(messages: Sequence[Message]) -> int:
-    """How many turns there are before the last one."""
+    """Return the number of turns before the last one."""
     return max(0, len(_turns(messages)) - 1)
 
 
 def without_oldest(messages: Sequence[Message], num_turns: int) -> tuple[Message, ...]:
-    """The messages without their first `num_turns` turns."""
+    """Return the messages without their first `num_turns` turns."""
     dropped = {place for turn in _turns(messages)[:num_turns] for place in turn}
     return tuple(message for place, message in enumerate(messages) if place not in dropped)
 
 
 def _turns(messages: Sequence[Message]) -> list[list[int]]:
-    """The places of each turn's messages; what an assistant says before any user is a turn of its own."""
+    """Return the message indices of each turn; assistant messages before any user message form a turn of their own."""
     turns: list[list[int]] = []
     for place, message in enumerate(messages):
         if message.get("role") == "system":

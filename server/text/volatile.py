@@ -1,10 +1,9 @@
-"""Lines of system prompts that change from request to request, and where they cost no recomputation.
+"""Lines of system prompts that change with every request, moved or dropped so that they cost no recomputation.
 
-A clock at the beginning of a prompt makes every prompt new, so that nothing computed before can be used. The table
-`ROWS` knows the lines that clients write: a line without a meaning for the answer is dropped, one with a meaning is
-moved behind the last message, where only what follows it is computed again. Everything else stays as it is: dates
-change once a day, and messages that are not system prompts are repeated by their clients word for word.
-Knows messages; knows no template and no tokens.
+A clock at the beginning of a prompt makes every prompt new, so that no cached prefix matches. The table `ROWS` lists
+the lines that clients write: a line irrelevant to the answer is dropped, a relevant one moves behind the last message,
+where only what follows it is recomputed. Everything else stays: dates change once a day, and clients repeat messages
+other than system prompts verbatim. Works on messages; independent of templates and tokens.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ Message = Mapping[str, Any]
 Fate = Literal["dropped", "moved"]
 
 _LONGEST_TEXT = 400_000
-"""Characters of a system prompt that is looked through; a longer one stays as it is."""
+"""Characters of the longest system prompt that is searched; a longer one stays as it is."""
 _MOST_HITS = 8
-"""Lines of one kind that a system prompt has at most; more are examples or data."""
+"""Most lines of one kind in a system prompt; more are examples or data."""
 _MOST_WORDS = 20
-"""Words of a date and time, or of a sentence that counts tokens."""
+"""Most words of a date and time, or of a sentence that counts tokens."""
 _LONGEST_VALUE = 300
-"""Characters of the same."""
+"""Most characters of the same."""
 _REMINDER = "<system-reminder>\n{}\n</system-reminder>"
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A conversation without its volatile lines, and what became of them."""
+    """A conversation without its volatile lines, and their fates."""
 
     messages: tuple[Message, ...]
     reminders: tuple[str, ...] = ()
@@ -51,7 +50,7 @@ class _Hit:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One kind of volatile line. `trigger`: is found in every line that `find` finds something in."""
+    """One kind of volatile line. `trigger` matches every line in which `find` finds something."""
 
     name: str
     fate: Fate
@@ -86,7 +85,7 @@ def settle(messages: Sequence[Message]) -> Settled:
 
 
 def with_reminders(messages: Sequence[Message], reminders: Sequence[str]) -> tuple[Message, ...]:
-    """The conversation with the moved lines at the end of its last message that is no answer."""
+    """Return the conversation with the moved lines at the end of its last user or tool message."""
     place = _place(messages)
     if not reminders or place is None:
         return tuple(messages)
@@ -97,15 +96,15 @@ def with_reminders(messages: Sequence[Message], reminders: Sequence[str]) -> tup
 
 
 def _place(messages: Sequence[Message]) -> int | None:
-    """The last message of a user or a tool."""
+    """Return the index of the last user or tool message."""
     places = (place for place in reversed(range(len(messages))) if messages[place].get("role") in ("user", "tool"))
     return next(places, None)
 
 
 def _take_out(texts: list[str], row: Row) -> list[str]:
-    """Take a row's lines out of the texts, and return them.
+    """Remove a row's lines from the texts and return them.
 
-    All stay where there are many, or two that begin alike: examples, or entries of a log.
+    All stay if there are many, or two with the same label: these are examples, or entries of a log.
     """
     found: list[tuple[int, int, list[str], list[_Hit]]] = []
     for number, text in enumerate(texts):
@@ -137,7 +136,7 @@ def _outside_code(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
 
 
 def _without(line: str, hits: Sequence[_Hit]) -> str:
-    """The line without some parts; empty where nothing but its bullet and its end would be left."""
+    """Return the line without some parts; empty if only its bullet and its end would remain."""
     rest, place = "", 0
     for hit in hits:
         rest, place = rest + line[place : hit.start], hit.stop
@@ -157,7 +156,7 @@ def _words(text: str) -> frozenset[str]:
 
 _BULLETS = " \t>#*-+•|_`"
 _BEFORE = r"(?:^[\s>\#*+•|_`-]*|(?<=[.!?;]\s))"
-"""Where a sentence may begin: after a bullet at the beginning of a line, or after another sentence."""
+"""Possible starts of a sentence: after a bullet at the beginning of a line, or after another sentence."""
 _MARKS = r"[*_`\"]{0,3}"
 _ELEMENT = re.compile(r"[\s>*+•|-]*(?P<all><(?P<tag>[A-Za-z][\w-]{1,30})>(?P<inner>[^<>\n]{1,200})</(?P=tag)>)\s*")
 
@@ -179,7 +178,7 @@ _CLOCK_LABEL = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _TIME = re.compile(r"(?<!\d)\d{1,2}[:h]\d{2}(?!\d)|\d[Tt]\d{2}:?\d{2}|(?<!\d)1[6-9]\d{8}(?:\d{3})?(?!\d)")
-"""A time of the day with its minutes, or seconds since 1970: what is not the same all day."""
+"""A time of day with minutes, or seconds since 1970: values that change within a day."""
 _DATE_NUMBER = re.compile(r"[+-]?\d[\d:.,/+\-TZhW年月日时時分秒]*(?:st|nd|rd|th|am|pm|a\.m|p\.m|z)?", re.IGNORECASE)
 _ZONE = re.compile(r"(?:UTC|GMT|MSK|WIB|[A-Z]{0,4}T)(?:[+-]\d[\d:]*)?|[A-Z][A-Za-z]+(?:/[A-Z][A-Za-z_-]+){1,2}")
 _DATE_WORDS = _words(
@@ -207,7 +206,7 @@ _BUDGET_LABEL = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _BUDGET = re.compile(r"\b(?:left|remaining|used|usage)\b", re.IGNORECASE)
-"""A word that every sentence has which counts what is left."""
+"""A word in every sentence that counts what is left."""
 _BUDGET_WORDS = _words(
     "token tokens turn turns step steps iteration iterations message messages request requests context window budget "
     "left remaining remain remains used usage of in the your this conversation session until compaction auto-compact "
@@ -222,7 +221,7 @@ _BILLING = "x-anthropic-billing-header:"
 
 
 def _find_billing(line: str) -> Iterator[_Hit]:
-    """Find what is for Anthropic's gateway, which removes it; a part of it differs from session to session."""
+    """Find the line meant for Anthropic's gateway, which removes it; part of it differs from session to session."""
     if line.startswith(_BILLING):
         yield _Hit(0, len(line), _BILLING)
 
@@ -238,7 +237,7 @@ def _find_budget(line: str) -> Iterator[_Hit]:
 
 
 def _with_elements(find: Callable[[str], Iterator[_Hit]]) -> Callable[[str], Iterator[_Hit]]:
-    """Have whole elements found, too: the name of an element may be what introduces its value."""
+    """Also find whole elements: an element's name may be the label of its value."""
 
     def find_either(line: str) -> Iterator[_Hit]:
         element = _ELEMENT.fullmatch(line)
@@ -259,7 +258,7 @@ def _with_elements(find: Callable[[str], Iterator[_Hit]]) -> Callable[[str], Ite
 def _find_sentences(
     line: str, label: re.Pattern[str], is_word: Callable[[str], bool], needed: re.Pattern[str]
 ) -> Iterator[_Hit]:
-    """Find the sentences that consist of a label and a value; `needed`: is in every value."""
+    """Yield the sentences that consist of a label and a value; `needed` occurs in every value."""
     place = num_found = 0
     while num_found <= _MOST_HITS and (begun := label.search(line, place)) is not None:
         stop = _end_of_value(line, begun.end(), is_word, needed)
@@ -270,9 +269,9 @@ def _find_sentences(
 
 
 def _end_of_value(line: str, start: int, is_word: Callable[[str], bool], needed: re.Pattern[str]) -> int | None:
-    """Return where a value ends that begins at `start`: with its sentence or the line. None: it is no value."""
+    """Return the end of a value that begins at `start`: that of its sentence or the line. None: it is not a value."""
     value = line[start : start + _LONGEST_VALUE]
-    # a zone's name in parentheses may be of any words
+    # a time zone's name in parentheses may consist of any words
     text = _PARENTHESES.sub(lambda found: " " * len(found.group()), value)
     end = 0
     for number, found in enumerate(re.finditer(r"\S+", text)):
@@ -301,4 +300,4 @@ ROWS: tuple[Row, ...] = (
     Row("clock", "moved", _TIME, _with_elements(_find_clock)),
     Row("budget-left", "moved", _BUDGET, _with_elements(_find_budget)),
 )
-"""Every kind of line that is known to change from one request to the next."""
+"""Every kind of line known to change from one request to the next."""

@@ -16,6 +16,7 @@ from server.config import Config
 from server.config_models import read_models
 from server.config_sources import ConfigError, Given
 from server.models import build_models
+from server.service.adapters import AdapterSet
 from server.service.registry import ModelRegistry, ServedModel
 from server.text.tokenizer import ByteTokenizer
 from tests.fake_engine import FakeEngine
@@ -61,7 +62,11 @@ def test_a_folder_without_an_adapter_is_refused_at_once(tmp_path: object) -> Non
 
 def test_names_with_an_adapter_are_the_model_and_the_adapter() -> None:
     model = ServedModel(
-        "m", FakeEngine(), ByteTokenizer, aliases=("other", "m:taken", "gpt-*"), adapters=("a", "taken")
+        "m",
+        FakeEngine(),
+        ByteTokenizer,
+        aliases=("other", "m:taken", "gpt-*"),
+        adapters=AdapterSet(checked([("a", "/a"), ("taken", "/b")])),
     )
     registry = ModelRegistry([model])
     for name, adapter in (("m", ""), ("m:a", "a"), ("other:a", "a"), ("m:taken", ""), ("gpt-x", ""), ("", "")):

@@ -113,9 +113,16 @@ def test_a_bad_config_is_one_line_and_code_2(
 
 def test_an_unknown_flag_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("serve", "--kv-cache-bit", "8") == 2
-    error = capsys.readouterr().err
-    assert "--kv-cache-bit" in error
-    assert "--kv-cache-bits" in error
+    assert capsys.readouterr().err == "pippin: unknown flag --kv-cache-bit; the nearest known one is --kv-cache-bits\n"
+    assert run("serve", "a", "b") == 2
+    assert capsys.readouterr().err == "pippin: one model at most, not also 'b'\n"
+    assert run("serve", "--port") == 2
+    assert "--port" in capsys.readouterr().err
+
+
+def test_flags_are_taken_as_they_are_written(served: list[Config]) -> None:
+    run("serve", "--port=8081", "--aliases", "claude-*", "--port", "8082", "a b")
+    assert (served[0].port, served[0].aliases, served[0].model) == (8082, "claude-*", "a b")
 
 
 # --- config
@@ -164,8 +171,9 @@ def test_help_has_every_flag_with_its_default(capsys: pytest.CaptureFixture[str]
         assert f"{declared.help} (default {'none' if declared.default is None else declared.default})" in text
 
 
-def test_version_names_what_computes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("version") == 0
+@pytest.mark.parametrize("asked", ["version", "--version"])
+def test_version_names_what_computes(capsys: pytest.CaptureFixture[str], asked: str) -> None:
+    assert run(asked) == 0
     line = capsys.readouterr().out
     assert line.startswith(f"pippin {server.__version__} (mlx ")
     assert "mlx-lm " in line

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from mlx_backend.api.interface import EngineConfig
 from server.config import Config, ConfigError, Field, engine_config, fields, resolve, sections, value_of
 from server.config_sources import read
+from server.models import build_models
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FIELDS = {f.key: f for f in fields()}
@@ -57,7 +58,7 @@ def test_names_follow_from_the_key() -> None:
 def test_the_top_level_comes_first() -> None:
     top = [f.key for f in fields() if not f.section]
     logs = ["log_level", "log_format", "log_prompts", "log_file"]
-    assert top == ["model", "aliases", "adapters", "backend", "host", "port", *logs]
+    assert top == ["model", "aliases", "adapters", "adapters_folder", "backend", "host", "port", *logs]
     assert [f.key for f in fields()][: len(top)] == top
 
 
@@ -135,8 +136,11 @@ def layers(draw: st.DrawFn) -> dict[str, dict[str, Any]]:
             chosen[source][key] = draw(valid_values(FIELDS[key]))
     if any("kv_cache" in key for values in chosen.values() for key in values):
         chosen["flag"]["kv_cache.bits"] = 8  # the section's other fields say how a quantized cache is held
-    if any(key in ("speculation.kind", "speculation.draft_model") for values in chosen.values() for key in values):
+    given = {key for values in chosen.values() for key in values}
+    if given & {"speculation.kind", "speculation.draft_model"}:
         chosen["flag"] |= {"speculation.kind": "draft-model", "speculation.draft_model": "folder"}  # both or none
+    if "residency.keep_alive_s" in given and any(key.startswith("ranks.") for key in given):
+        chosen["flag"]["residency.keep_alive_s"] = None  # a model in parts stays
     return chosen
 
 
@@ -193,6 +197,30 @@ def test_default_yaml_is_the_defaults_and_says_all_help() -> None:
         assert re.search(rf"^ *# {re.escape(declared.help)}.*\n *{declared.name}:", text, re.MULTILINE), declared.key
     for section in sections().values():
         assert f"# {section.__doc__}\n" in text
+
+
+def test_one_model_has_defaults_of_its_requests(write: Write) -> None:
+    resolved = resolve(write("backend: mock\ndefaults: {temperature: 0.5, system: Be brief.}"), {}, {})
+    assert value_of(resolved.config, "defaults") == {"temperature": 0.5, "system": "Be brief."}
+    assert resolved.origins["defaults"].startswith("file ")
+    (model,) = build_models(resolved.config)
+    assert (model.defaults.sampling, model.defaults.system) == ({"temperature": 0.5}, "Be brief.")
+    assert resolve(write("defaults:"), {}, {}).config == Config()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("defaults: {colour: 1}", "defaults cannot have 'colour'"),
+        ("defaults: [1]", "defaults must be a mapping"),
+        ("defaults: {temperature: 9}", "defaults.temperature"),
+        ("defaults: {seed: 1}\nmodels: {a: b}", "defaults are for a server of one model; put them into models"),
+        ("models: {a: {model: b, adapters: {c: /c}, adapter: d}}", "models.a.adapter must be the name of one of its"),
+    ],
+)
+def test_defaults_and_adapters_that_cannot_be_are_refused(write: Write, content: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        resolve(write(content), {}, {})
 
 
 def test_mock_yaml_resolves_to_the_mock() -> None:
@@ -367,7 +395,7 @@ def read_one(declared: Field, value: object) -> object:
 
 
 def test_a_field_of_another_type_cannot_be_declared() -> None:
-    from server.config import _unfold
+    from server.config_sources import _unfold
 
     assert _unfold(Literal["a", "b"] | None) == (str, True, ("a", "b"))
     with pytest.raises(TypeError, match="cannot be a"):

@@ -95,8 +95,8 @@ def test_none_is_none(tmp_path: Path, text: str) -> None:
         ("models: {a: {model: x, keep_alive_s: 1, pinned: true}}", "models.a is pinned"),
         ("models: {a: {model: x, aliases: b}}", "models.a.aliases must be a list of names, not 'b'"),
         ("models: {a: {model: x, aliases: [b]}, b: y}", "models: two models are called 'b'"),
-        ("aliases: c\nmodels: {a: x}", "aliases 'c' are for a server of one model; put them into models"),
-        ("models: {a: x}\nmodel: y", "model 'y' and models are both given; put it into models"),
+        ("aliases: c\nmodels: {a: x}", "aliases 'c' is for a server of one model; put it into models"),
+        ("models: {a: x}\nmodel: y", "model 'y' is for a server of one model; put it into models"),
         ("model: y\nmodel_s: {}", "unknown key 'model_s'"),
     ],
 )
@@ -108,10 +108,10 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str, says: str)
 
 
 def test_a_model_of_a_flag_beside_models_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^flag --model: model 'y' and models are both given"):
+    with pytest.raises(ConfigError, match=r"^flag --model: model 'y' is for a server of one model"):
         resolved(tmp_path, "models: {a: x}", model="y")
 
 
 def test_the_config_is_checked_when_it_is_built_by_hand() -> None:
-    with pytest.raises(ValueError, match="models are both given"):
+    with pytest.raises(ValueError, match="is for a server of one model"):
         Config(model="a", models=(ModelEntry(name="a", model="a"),))

@@ -35,6 +35,8 @@ STATUSES = {
     "/v1/responses/{id}/cancel": {"200", "400", "404"},
     "/v1/responses/{id}/input_items": {"200", "400", "404"},
     "/v1/embeddings": GENERATION,
+    "/v1/rerank": GENERATION,
+    "/v1/score": GENERATION,
     "/v1/messages": GENERATION,
     "/v1/messages/count_tokens": GENERATION,
     "/api/chat": GENERATION,
@@ -51,6 +53,12 @@ STATUSES = {
     "/api/copy": {"400"},
     "/api/delete": {"400"},
     "/api/blobs/{digest}": {"400"},
+    "/v1/files": {"200", "400", "404", "413", "503", "507"},
+    "/v1/files/{file_id}": {"200", "404", "409"},
+    "/v1/files/{file_id}/content": {"200", "404"},
+    "/v1/batches": {"200", "400", "404", "413", "503", "507"},
+    "/v1/batches/{batch_id}": {"200", "404"},
+    "/v1/batches/{batch_id}/cancel": {"200", "404"},
     "/tokenize": TOKENS,
     "/detokenize": TOKENS,
     "/v1/models": {"200"},
@@ -108,7 +116,8 @@ def at_the_gate(path: str) -> set[str]:
 def test_every_body_and_answer_has_a_model() -> None:
     for path, operation in operations():
         if "requestBody" in operation:
-            assert "$ref" in operation["requestBody"]["content"]["application/json"]["schema"], path
+            (media,) = operation["requestBody"]["content"].values()
+            assert "$ref" in media["schema"] or path == "/v1/files", path
         for status, response in operation["responses"].items():
             for kind, media in response["content"].items():
                 is_failure = status != "200" and (path not in PROBES or status in at_the_gate(path))
@@ -124,6 +133,7 @@ def test_only_generation_is_streamed() -> None:
     assert paths_with("text/event-stream") == {
         *("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"),
     }
+    assert paths_with("application/octet-stream") == {"/v1/files/{file_id}/content"}
     assert paths_with("application/x-ndjson") == {"/api/chat", "/api/generate", "/api/pull"}
 
 

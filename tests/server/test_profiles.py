@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from mlx_backend.factory import read_shape
 from mlx_backend.planning.machines import find_machine, load_machines, this_machine
 from mlx_backend.planning.planner import build_plan
 from server.config import Config, resolve
-from server.profiles import PROFILES, Profile, find_profile
+from server.profiles import PROFILES, Profile, find_profile, settings_file
 from server.profiles.planning import limit_bytes, plan_profile, ranked, share_of
 from tests.server.test_plan import run
 
@@ -67,17 +65,24 @@ def test_names_are_their_own_and_every_file_belongs_to_a_profile() -> None:
     assert models == {profile.model for profile in PROFILES} == set(PARAMETERS)
 
 
-def test_the_models_are_in_the_wheel() -> None:
-    package_data = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    patterns = package_data["package-data"]["server.profiles"]
-    assert all(any(fnmatch(profile.model_file.name, each) for each in patterns) for profile in PROFILES)
-
-
 @pytest.mark.parametrize("model", PARAMETERS)
 def test_models_have_as_many_parameters_as_published(model: str) -> None:
     file = next(profile.model_file for profile in PROFILES if profile.model == model)
     shape, _ = read_shape(str(file))
     assert shape.num_parameters == pytest.approx(PARAMETERS[model], rel=0.005)
+
+
+def test_settings_are_found_by_their_name_unless_a_file_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for profile in PROFILES:
+        assert settings_file(Path(profile.name)).read_bytes() == (ROOT / profile.config_file).read_bytes()
+    assert resolve(None, {"PIPPIN_CONFIG": "laptop-16"}, {}).config.context.limit == 16384
+    for name in ("laptop-17", "laptop-16.yaml", "./x/laptop-16", "/laptop-16", "../configs/laptop-16"):
+        assert settings_file(Path(name)) == Path(name)
+    (tmp_path / "laptop-16").touch()
+    assert settings_file(Path("laptop-16")) == Path("laptop-16")
 
 
 def test_a_profile_is_found_by_its_name_unless_a_file_is_called_so(
@@ -247,7 +252,7 @@ def test_the_list_is_for_this_machine_where_none_is_named(
     here = this_machine()
     assert here is not None
     assert {row["machine"] for row in listed(capsys)} == {here.id}
-    monkeypatch.setattr("mlx_backend.planning.machines.this_machine", lambda: None)
+    monkeypatch.setattr("server.commands.plan_question.this_machine", lambda: None)
     assert run("--list") == 2
     assert "name one with --machine" in capsys.readouterr().err
 

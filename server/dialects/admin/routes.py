@@ -1,4 +1,4 @@
-"""`GET /admin/models`, `POST /admin/models/{id}/load` and `POST /admin/models/{id}/unload`."""
+"""`GET /admin/models`, `POST /admin/models/{id}/load` and `…/unload`; and vLLM's names for adapters."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from mlx_backend.api.interface import ModelInfo, RankStats
-from server.dialects.admin.schema import AdminModel, AdminModelList, AdminRank, LoadState
+from server.dialects.admin.schema import (
+    AdminAdapter,
+    AdminClass,
+    AdminModel,
+    AdminModelList,
+    AdminRank,
+    LoadRequest,
+    LoadState,
+)
+from server.dialects.admin.vllm_adapters import add_routes
 from server.dialects.openai_schema import error_responses
 from server.dialects.parts import ServerParts
 from server.dialects.published import PublishedRoute
+from server.errors import InvalidRequest
 from server.service.registry import ServedModel
 
 _FAILURES = error_responses(400, 404, 503)
@@ -28,19 +38,39 @@ def build_router(parts: ServerParts) -> APIRouter:
         return AdminModelList(data=[_encode(model) for model in parts.registry.list()])
 
     @router.post("/admin/models/{id:path}/load", responses=_FAILURES)
-    async def load_model(id: str) -> AdminModel:
-        """Have a model loaded, and wait for it. One that is loaded stays as it is; a failure before does not count."""
-        model = parts.registry.resolve(id)
-        await parts.registry.residency.load(model)
+    async def load_model(id: str, body: LoadRequest | None = None) -> AdminModel:
+        """Have a model loaded, or with MODEL:NAME an adapter of it, and wait for it.
+
+        What is loaded stays as it is; a failure before does not count.
+        """
+        registry, folder = parts.registry, None if body is None else body.folder
+        model, adapter = registry.split(id)
+        if model is not None:
+            await model.adapters.load(registry.residency, model, model.adapters.find(adapter, folder))
+            return _encode(model)
+        if folder is not None:
+            raise InvalidRequest("Only adapters are loaded from a folder; name one as MODEL:NAME.", param="folder")
+        model = registry.resolve(id)
+        await registry.residency.load(model)
         return _encode(model)
 
     @router.post("/admin/models/{id:path}/unload", responses=_FAILURES)
     async def unload_model(id: str, force: _Force = False) -> AdminModel:
-        """Have a model unloaded when its requests are done, and wait for it. The next request for it loads it again."""
+        """Have a model, or with MODEL:NAME an adapter of it, unloaded when its requests are done, and wait for it.
+
+        The next request for a model loads it again; those for an adapter are 404 until it is loaded again.
+        """
+        model, adapter = parts.registry.split(id)
+        if model is not None and model.adapters.is_known(adapter):
+            if force:
+                raise InvalidRequest("An adapter is unloaded when its requests are done.", param="force")
+            await model.adapters.unload(parts.registry.residency, model, adapter)
+            return _encode(model)
         model = parts.registry.resolve(id)
         await parts.registry.residency.unload(model, by_force=force)
         return _encode(model)
 
+    add_routes(router, parts)
     return router
 
 
@@ -63,8 +93,33 @@ def _encode(model: ServedModel) -> AdminModel:
         num_running=stats.num_running,
         num_waiting=stats.num_waiting + stats.num_prefilling,
         num_output_tokens=model.measures.num_output_tokens,
+        adapters=_encode_adapters(model),
+        classes=[
+            AdminClass(
+                priority=each.priority,
+                num_running=each.num_running,
+                num_waiting=each.num_waiting + each.num_prefilling,
+                num_pauses=each.num_pauses,
+                num_output_tokens=each.num_output_tokens,
+            )
+            for each in stats.classes
+        ],
         ranks=[_encode_rank(each, info) for each in stats.ranks],
     )
+
+
+def _encode_adapters(model: ServedModel) -> list[AdminAdapter]:
+    held = {} if model.engine.model_info is None else {each.name: each for each in model.engine.model_info.adapters}
+    return [
+        AdminAdapter(
+            name=name,
+            state=state,
+            is_default=name == model.adapters.default,
+            rank=held[name].rank if name in held else None,
+            weights_bytes=held[name].weights_bytes if name in held else None,
+        )
+        for name, state in model.adapters.states().items()
+    ]
 
 
 def _encode_rank(stats: RankStats, info: ModelInfo | None) -> AdminRank:

@@ -1,4 +1,4 @@
-"""The way from a job to a message, streamed or whole."""
+"""Execution of a job and its answer as a message, streamed or whole."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from server.text.events import OutputEvent
 
 @dataclass(frozen=True, slots=True)
 class MessageForm:
-    """The form of an answer, as its request asks for it."""
+    """Form of the answer that a request specifies."""
 
     is_streamed: bool
     hides_thinking: bool
@@ -41,7 +41,7 @@ class MessageForm:
 async def answer(
     parts: ServerParts, request: Request, job: GenerationJob, form: MessageForm, ignored: Iterable[str]
 ) -> Response:
-    """Generate `job` and answer it. Raises APIError and EngineError before the first byte."""
+    """Generate `job` and return the response. Raises APIError and EngineError before the first byte."""
     config = parts.config
     opened = await open_stream(parts, request, job, is_streamed=form.is_streamed)
     pending, stream = opened.pending, opened.stream
@@ -68,12 +68,12 @@ async def answer(
 
 
 def write_ping(progress: Progress) -> ServerSentEvent:
-    """Write what keeps a silent stream open: Anthropic's own event, and a comment for people."""
+    """Return a keep-alive for a silent stream: Anthropic's own event, and a human-readable comment."""
     return ServerSentEvent(PING, event="ping", comment=describe(progress), sep="\n")
 
 
 class _LateEncoder:
-    """A stream's encoder, built with its first events if they come soon: only then is it known what was cached."""
+    """A stream's encoder, built with its first events if they come soon: only then is the cached part known."""
 
     def __init__(self, job: GenerationJob, form: MessageForm, pending: PendingStream, model_id: str) -> None:
         self._job, self._form, self._pending, self._model_id = job, form, pending, model_id
@@ -81,7 +81,7 @@ class _LateEncoder:
         self._is_known = False
 
     def start(self) -> bytes:
-        """The beginning of the message, with what is known of its prompt by now: nothing while the model loads."""
+        """Return the beginning of the message, with what is known of its prompt: nothing while the model loads."""
         stream = self._pending.stream
         head = _head(self._job, self._form, stream) if stream else _unknown(self._job, self._form, self._model_id)
         self._encoder = MessageEncoder(head)

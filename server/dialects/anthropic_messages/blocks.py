@@ -1,4 +1,4 @@
-"""Content blocks, read by hand, so that an error names the place of what is wrong. Knows no role and no template."""
+"""Hand-written validation of content blocks, so that an error names its place. Independent of roles and templates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def invalid(place: str, message: str) -> InvalidRequest:
 
 @dataclass(slots=True)
 class Ignored:
-    """Names of ignored fields, for a header; and how much the request's signatures have brought back."""
+    """Names of ignored fields, for a header; and the amount of reasoning restored from the request's signatures."""
 
     names: list[str] = field(default_factory=list)
     num_unpacked_chars: int = 0
@@ -41,25 +41,25 @@ class Ignored:
 
 @dataclass(slots=True)
 class Blocks:
-    """The content of one message, by kinds; within a kind in order."""
+    """The content of one message, by kind; in order within a kind."""
 
     texts: list[str] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
-    """As chat templates read them."""
+    """In the form of chat templates."""
     results: list[tuple[str, str, str]] = field(default_factory=list)
     """Place, id of the call, text."""
 
 
 def read_texts(content: Any, place: str, ignored: Ignored) -> list[str]:
-    """The texts of a content that may have nothing else. Raises InvalidRequest."""
+    """Return the texts of a content that may contain nothing else. Raises InvalidRequest."""
     if isinstance(content, str):
         return [content]
     return [_read_text(block, at) for at, block in _each(content, place, ("text",), ignored)]
 
 
 def read_blocks(content: Any, place: str, kinds: tuple[str, ...], ignored: Ignored) -> Blocks:
-    """A message's content, which may have blocks of `kinds`. Raises InvalidRequest."""
+    """Read a message's content, which may contain blocks of `kinds`. Raises InvalidRequest."""
     found = Blocks()
     if isinstance(content, str):
         found.texts.append(content)
@@ -77,7 +77,7 @@ def read_blocks(content: Any, place: str, kinds: tuple[str, ...], ignored: Ignor
 
 
 def _each(content: Any, place: str, kinds: tuple[str, ...], ignored: Ignored) -> Iterator[tuple[str, Object]]:
-    """(place, block) of a list of blocks of these kinds."""
+    """Yield (place, block) for a list of blocks of these kinds."""
     if not isinstance(content, list):
         raise invalid(place, f"Invalid value for '{place}': Input should be a string or a list of content blocks.")
     for number, block in enumerate(content):
@@ -166,7 +166,7 @@ def check_writable(value: Object, place: str) -> None:
 
 
 def check_unicode(text: str, place: str) -> str:
-    """The text, which can be encoded. Raises InvalidRequest."""
+    """Return the text if it can be encoded. Raises InvalidRequest."""
     try:
         text.encode()
     except UnicodeEncodeError:

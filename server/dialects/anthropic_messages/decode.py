@@ -1,4 +1,4 @@
-"""The body of `/v1/messages` to a job. Decides defaults and what is refused; knows nothing of answers."""
+"""Decoding of the body of `/v1/messages` to a job. Decides defaults and refusals; independent of answers."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ NO_EFFECT = frozenset(
         *("fallbacks", "fallback_credit_token"),
     }
 )
-"""Accepted, and rightly without effect on what is generated."""
+"""Fields accepted, and correctly without effect on what is generated."""
 OF_MESSAGES = frozenset(MessagesRequest.model_fields)
 
 
 def decode(body: MessagesRequest, request_id: str) -> tuple[GenerationJob, list[str]]:
-    """The job, and the names of ignored fields. Raises InvalidRequest."""
+    """Return the job, and the names of ignored fields. Raises InvalidRequest."""
     ignored = Ignored()
     if body.max_tokens == 0:
         _check_prefill(body)
@@ -61,14 +61,14 @@ def decode(body: MessagesRequest, request_id: str) -> tuple[GenerationJob, list[
 
 
 def _given(body: MessagesRequest) -> frozenset[str]:
-    """What the request says, among what a model may have defaults of."""
+    """Return the names of the fields given, among those with model defaults."""
     top_k = 1 if body.top_p == 0 else body.top_k
     values = {"temperature": body.temperature, "top_p": body.top_p, "top_k": top_k, "stop": body.stop_sequences}
     return frozenset({"max_tokens", *(name for name, value in values.items() if value is not None)})
 
 
 def decode_prompt(body: PromptFields, ignored: Ignored) -> tuple[ChatPrompt, int | None]:
-    """The prompt, and the tokens that a thought may have. Raises InvalidRequest."""
+    """Return the prompt, and the token budget of reasoning. Raises InvalidRequest."""
     extra = {name: value for name, value in (body.model_extra or {}).items() if name not in OF_MESSAGES}
     ignored.names += check_extra(extra, UNSUPPORTED, NO_EFFECT)
     messages, ending = decode_messages(body.system, body.messages, ignored)
@@ -83,7 +83,7 @@ def decode_prompt(body: PromptFields, ignored: Ignored) -> tuple[ChatPrompt, int
 
 
 def _check_prefill(body: MessagesRequest) -> None:
-    """Refuse what would have no answer to be in. Raises InvalidRequest."""
+    """Refuse fields that require an answer. Raises InvalidRequest."""
     for name, is_given in (
         ("stream", bool(body.stream)),
         ("thinking", body.thinking is not None and body.thinking.type == "enabled"),
@@ -96,14 +96,14 @@ def _check_prefill(body: MessagesRequest) -> None:
 
 
 def hides_thinking(body: MessagesRequest) -> bool:
-    """Whether thoughts are left out of the answer."""
+    """Return whether reasoning is omitted from the answer."""
     return body.thinking is not None and body.thinking.display == "omitted"
 
 
 def _decode_thinking(body: PromptFields, ignored: Ignored) -> tuple[dict[str, Any], int | None]:
-    """Variables for the chat template, under the names that templates use, and the budget.
+    """Return variables for the chat template, under the names that templates use, and the budget.
 
-    A thought that is not wanted has a budget of 0: not every template has a switch.
+    Disabled reasoning has a budget of 0, because not every template has a switch.
     """
     kwargs: dict[str, Any] = {}
     thinking, config = body.thinking, body.output_config
@@ -129,7 +129,7 @@ def _decode_thinking(body: PromptFields, ignored: Ignored) -> tuple[dict[str, An
 
 
 def _note_edits(body: PromptFields, ignored: Ignored) -> None:
-    """Edits of the context that would change the prompt; none is applied, which the answer says, too."""
+    """Record edits of the context that would change the prompt; none is applied, which the answer also reports."""
     if body.context_management is None:
         return
     for edit in body.context_management.edits or ():

@@ -1,7 +1,7 @@
-"""Output events as a message: the events of a stream, and the one object that is their fold.
+"""Encoding of output events as a message: the events of a stream, and the single object that is their fold.
 
-Both follow the same blocks: a thought, text and calls, one after the other, in the order in which they come. Text that
-is nothing but white space before or between other blocks is no block.
+Both contain the same blocks: reasoning, text and calls, in the order in which they arrive. Text that consists only of
+white space before or between other blocks is not a block.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"
 
 @dataclass(frozen=True, slots=True)
 class MessageHead:
-    """Facts of a message that are known when it begins."""
+    """Facts of a message known when it begins."""
 
     id: str
     model: str
     num_prompt_tokens: int
     num_cached_tokens: int
     is_cut_by_context: bool = False
-    """The answer may be as long as there is room in the context, and not as long as was asked for."""
+    """The context, not a requested limit, bounds the answer's length."""
     hides_thinking: bool = False
     with_edits: bool = False
-    """The request has edits of the context: the answer says that none was applied."""
+    """The request has edits of the context: the answer reports that none was applied."""
 
 
 def encode_usage(head: MessageHead, usage: Usage | None) -> dict[str, Any]:
-    """Usage in Anthropic's three parts. Creation is 0: what is computed is kept anyway, at no price."""
+    """Return usage in Anthropic's three parts. Creation is 0: everything computed is cached, at no cost."""
     num_cached = head.num_cached_tokens if usage is None else usage.num_cached_tokens
     written: dict[str, Any] = {
         "input_tokens": head.num_prompt_tokens - num_cached,
@@ -54,7 +54,7 @@ def encode_usage(head: MessageHead, usage: Usage | None) -> dict[str, Any]:
 
 
 def encode_stop(head: MessageHead, end: Finished | None) -> dict[str, Any]:
-    """Why the message ended; nothing where it has not."""
+    """Return the reason why the message ended; null while it has not."""
     if end is None:
         return {"stop_reason": None, "stop_sequence": None}
     if end.stop is not None and end.reason == "stop":
@@ -67,7 +67,7 @@ def encode_stop(head: MessageHead, end: Finished | None) -> dict[str, Any]:
 
 
 def encode_error_event(error: APIError) -> bytes:
-    """The error as the last event of a stream."""
+    """Return the error as the last event of a stream."""
     return f"event: error\ndata: {json.dumps(encode_error(error))}\n\n".encode()
 
 
@@ -76,15 +76,15 @@ def _edits(head: MessageHead) -> dict[str, Any]:
 
 
 class MessageEncoder:
-    """Encodes the batches of one stream, in order. With Usage comes the end."""
+    """Encodes the batches of one stream, in order. Usage brings the end."""
 
     def __init__(self, head: MessageHead) -> None:
         self.head = head
-        """Replaced once more is known: the end of the message says it."""
+        """Replaced once more is known; the end of the message uses it."""
         self._index = -1
         self._open: Literal["text", "thinking"] | None = None
         self._before = ""
-        """The part of an open block's delta that comes before its text."""
+        """The part of an open block's delta before its text."""
         self._blank = ""
         """White space with which a block of text would begin."""
         self._thought: list[str] = []
@@ -169,7 +169,7 @@ class MessageEncoder:
         return f'event: content_block_stop\ndata: {{"type":"content_block_stop","index":{self._index}}}\n\n'
 
     def _close(self) -> str:
-        """The end of the open block, where there is one."""
+        """Return the end of the open block, if there is one."""
         kind, self._open, self._blank = self._open, None, ""
         if kind is None:
             return ""
@@ -190,7 +190,7 @@ class MessageEncoder:
 
 
 def signed(thought: Iterable[str], head: MessageHead) -> str:
-    """The signature of a thought, which holds it where it is not shown."""
+    """Return the signature of reasoning, which contains the reasoning if it is hidden."""
     return (pack if head.hides_thinking else sign)("".join(thought))
 
 
@@ -212,7 +212,7 @@ class MessageFold:
         self._num_chars = 0
 
     def add(self, events: Iterable[OutputEvent]) -> None:
-        """Take more events. Raises InvalidRequest where the answer becomes too large."""
+        """Add events. Raises InvalidRequest if the answer becomes too large."""
         for event in events:
             if isinstance(event, TextDelta):
                 self._add_text(event.text)
@@ -235,7 +235,7 @@ class MessageFold:
             )
 
     def pieces(self) -> Iterator[str]:
-        """The whole answer as JSON."""
+        """Yield the whole answer as JSON."""
         head = self._head
         yield f'{{"id":{quote(head.id)},"type":"message","role":"assistant","model":{quote(head.model)},"content":['
         for number, block in enumerate(self._blocks):

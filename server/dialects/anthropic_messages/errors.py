@@ -1,4 +1,4 @@
-"""The body of errors below `/v1/messages`. Knows which of Anthropic's types a status stands for."""
+"""Bodies of errors under `/v1/messages`, with Anthropic's error types by status."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TYPES = {
 
 
 def encode_error(error: APIError) -> dict[str, Any]:
-    """The error of the request in progress. The message begins with the place where it does not name it anyway."""
+    """Return the error of the request in progress. The message begins with the place unless it already names it."""
     return {
         "type": "error",
         "error": {"type": _type_of(error), "message": _message_of(error)},
@@ -36,7 +36,7 @@ def _message_of(error: APIError) -> str:
 
 
 def _too_long(error: ContextLengthExceeded) -> str:
-    """In Anthropic's words, by which agents know that they have to make their conversation shorter."""
+    """Return Anthropic's wording, by which agents detect that they must shorten their conversation."""
     num_tokens, limit = error.num_prompt_tokens, error.limit
     if num_tokens >= limit:
         return f"prompt is too long: {num_tokens} tokens > {limit} maximum"

@@ -1,4 +1,4 @@
-"""A conversation on the wire to the messages that chat templates read. Knows roles; knows no template."""
+"""Conversion of a conversation to chat template messages. Handles roles; independent of templates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BETWEEN = "\n"
 def decode_messages(
     system: str | list[Any] | None, messages: Sequence[Message], ignored: Ignored
 ) -> tuple[tuple[Mapping[str, Any], ...], Ending]:
-    """The template's messages, and how they end: an assistant's last message is continued. Raises InvalidRequest."""
+    """Return the template's messages and their ending: a last assistant message is continued. Raises InvalidRequest."""
     _check_first(messages)
     said = _BETWEEN.join(read_texts(system or "", "system", ignored))
     decoded: list[dict[str, Any]] = [{"role": "system", "content": said}] if said else []
@@ -43,7 +43,7 @@ def _check_first(messages: Sequence[Message]) -> None:
 
 
 def _decode(place: str, message: Message, known: set[str], ignored: Ignored) -> Iterator[dict[str, Any]]:
-    """`known`: the ids of the calls before, to which those of this message are added."""
+    """Decode a message. `known`: the ids of previous calls, to which those of this message are added."""
     for name in message.model_extra or ():
         ignored.add(f"messages.{name}")
     place = f"{place}.content"
@@ -58,7 +58,7 @@ def _decode(place: str, message: Message, known: set[str], ignored: Ignored) -> 
 
 
 def _of_user(blocks: Blocks, known: set[str]) -> Iterator[dict[str, Any]]:
-    """Results come first, as they have to stand behind their calls."""
+    """Yield results first, because they must follow their calls."""
     for place, call_id, text in blocks.results:
         if call_id not in known:
             message = f"Invalid value for '{place}.tool_use_id': no 'tool_use' before it has the id {call_id[:80]!r}."

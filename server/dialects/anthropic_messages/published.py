@@ -1,4 +1,4 @@
-"""What the published schema says of the answers: the message, the events of a stream, and every failure."""
+"""Published schema of the answers: the message, the events of a stream, and every failure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _answers() -> Responses:
         "type": "object",
         "properties": {"event": {"type": "string"}, "data": {"type": "string", **data}},
         "required": ["event", "data"],
-        "$defs": {**found.pop("$defs", {}), StreamEvent.__name__: found},  # `server.openapi` puts them in their place
+        "$defs": {**found.pop("$defs", {}), StreamEvent.__name__: found},  # `server.openapi` moves them into place
     }
     about = "The answer whole, or with `stream` as server-sent events"
     return {

@@ -23,7 +23,7 @@ PREFIXES = ("/v1/messages", "/messages")
 
 
 def build_router(parts: ServerParts) -> APIRouter:
-    """The routes of one server."""
+    """Build the routes of one server."""
     router = APIRouter(route_class=PublishedRoute, tags=["Anthropic"])
 
     @router.post("/messages", include_in_schema=False)
@@ -38,7 +38,7 @@ def build_router(parts: ServerParts) -> APIRouter:
     @router.post("/messages/count_tokens", include_in_schema=False)
     @router.post("/v1/messages/count_tokens", responses=FAILURES)
     async def count_tokens(response: Response, body: CountRequest) -> TokenCount:
-        """The tokens of the prompt that the same body would be at `/v1/messages`."""
+        """Count the prompt tokens that the same body would have at `/v1/messages`."""
         ignored = Ignored()
         prompt, settled = settle_prompt(decode_prompt(body, ignored)[0], parts.config.api)
         number = await tokenization.count_prompt(parts.registry, body.model or "", prompt, NAMES)
@@ -49,6 +49,6 @@ def build_router(parts: ServerParts) -> APIRouter:
 
 
 def _schemas_of(body: PromptFields) -> dict[str, Any]:
-    """The fields that have schemas, by name."""
+    """Return the fields that contain schemas, by name."""
     names = {"tools", "output_config", "output_format"}
     return body.model_dump(include=names, exclude_none=True, by_alias=True)

@@ -1,4 +1,4 @@
-"""The bodies of `/v1/messages` and of its answers. Knows types and bounds; what blocks hold is read in `blocks`."""
+"""Bodies of `/v1/messages` and its answers. Defines types and bounds; `blocks` reads the contents of blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Text = Annotated[str, AfterValidator(check_text)]
 
 
 def check_content(value: Any) -> str | list[Any]:
-    """A text or a list of blocks. Raises ValueError."""
+    """Return a text or a list of blocks. Raises ValueError."""
     if isinstance(value, list):
         return value
     if isinstance(value, str):
@@ -30,7 +30,7 @@ class TextBlock(BaseModel):
 
 
 class ThinkingBlock(BaseModel):
-    """A thought of an earlier answer, for the schema."""
+    """Reasoning of an earlier answer, for the schema."""
 
     type: Literal["thinking"]
     thinking: str
@@ -38,14 +38,14 @@ class ThinkingBlock(BaseModel):
 
 
 class RedactedThinkingBlock(BaseModel):
-    """A thought that only Anthropic can read, for the schema."""
+    """Reasoning that only Anthropic can read, for the schema."""
 
     type: Literal["redacted_thinking"]
     data: str
 
 
 class ToolUseBlock(BaseModel):
-    """A call that was made, for the schema."""
+    """A call made earlier, for the schema."""
 
     type: Literal["tool_use"]
     id: str
@@ -54,7 +54,7 @@ class ToolUseBlock(BaseModel):
 
 
 class ToolReferenceBlock(BaseModel):
-    """The name of a tool that a search has found, for the schema."""
+    """Name of a tool found by a search, for the schema."""
 
     type: Literal["tool_reference"]
     tool_name: str
@@ -86,7 +86,7 @@ class Message(WireModel):
 
 
 class Thinking(WireModel):
-    """Whether the model thinks; `between_tools` and `adaptive` leave it to the model."""
+    """Reasoning mode; `between_tools` and `adaptive` leave it to the model."""
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
     budget_tokens: int | None = Field(None, ge=1)
@@ -119,7 +119,7 @@ class ContextManagement(WireModel):
 
 
 class Tool(WireModel):
-    """A tool of the client's, or by its `type` one of Anthropic's."""
+    """A tool of the client, or one of Anthropic's by its `type`."""
 
     type: Annotated[str, Field(max_length=64), AfterValidator(check_text)] | None = None
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]{1,128}$")
@@ -134,7 +134,7 @@ StopSequence = Annotated[str, Field(min_length=1), AfterValidator(check_text)]
 
 
 class PromptFields(WireModel):
-    """Fields that make the prompt, and those that decide how it is answered. None is the same as absent."""
+    """Fields of the prompt, and those that decide how it is answered. None is the same as absent."""
 
     model: str | None = None
     messages: list[Message] = Field(min_length=1)
@@ -148,7 +148,7 @@ class PromptFields(WireModel):
 
 
 class CountRequest(PromptFields):
-    """The body of `/v1/messages/count_tokens`: a message's body, of which the rest is read and changes nothing."""
+    """The body of `/v1/messages/count_tokens`: a message's body; fields that do not affect the prompt are ignored."""
 
 
 class MessagesRequest(PromptFields):
@@ -169,7 +169,7 @@ class AnsweredText(AnswerModel):
 
 
 class AnsweredThinking(AnswerModel):
-    """`thinking` is empty where it is to be left out; the signature brings it back in the next request."""
+    """`thinking` is empty if hidden; the signature restores it in the next request."""
 
     type: Literal["thinking"]
     thinking: str
@@ -192,7 +192,7 @@ class MessageTokensDetails(AnswerModel):
 
 
 class MessageUsage(AnswerModel):
-    """The prompt has as many tokens as the first three together."""
+    """The prompt's token count is the sum of the first three."""
 
     input_tokens: int
     cache_creation_input_tokens: int
@@ -202,13 +202,13 @@ class MessageUsage(AnswerModel):
 
 
 class AppliedEdits(AnswerModel):
-    """None ever is."""
+    """Always empty."""
 
     applied_edits: list[dict[str, Any]] = Field(max_length=0)
 
 
 class AnsweredMessage(AnswerModel):
-    """`context_management` is there where it was asked for."""
+    """`context_management` is present if the request has it."""
 
     id: str
     type: Literal["message"]
@@ -237,7 +237,7 @@ class SignatureDeltaPart(AnswerModel):
 
 
 class InputDeltaPart(AnswerModel):
-    """The JSON of a call's input, whole."""
+    """The complete JSON of a call's input."""
 
     type: Literal["input_json_delta"]
     partial_json: str
@@ -249,7 +249,7 @@ class StopPart(AnswerModel):
 
 
 class StreamEvent(AnswerModel):
-    """One event of a stream, whose name is its type."""
+    """One event of a stream; its name is its type."""
 
     type: Literal[
         "message_start",
@@ -278,7 +278,7 @@ class MessagesErrorDetail(AnswerModel):
 
 
 class MessagesError(AnswerModel):
-    """The body of every failure below `/v1/messages`, and the data of a stream's event `error`."""
+    """The body of every failure under `/v1/messages`, and the data of a stream's `error` event."""
 
     type: Literal["error"]
     error: MessagesErrorDetail

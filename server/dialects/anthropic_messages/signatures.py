@@ -1,7 +1,7 @@
-"""Signatures of thoughts: what a client sends back with a thought, or in its place where it asked not to see it.
+"""Signatures of reasoning: sent back by a client with the reasoning, or in its place if it is hidden.
 
-A signature proves nothing here, since a thought of another origin is as good as one of this server's. Where a thought
-is left out of the answer, the signature holds it: the next request's prompt is the same as if it had been there.
+A signature proves nothing here: reasoning of any origin is accepted. If reasoning is hidden from the answer, the
+signature contains it, so that the next request's prompt is the same as if it had been shown.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import zlib
 _PACKED = "pippin.thought."
 _MARK = "pippin."
 MOST_BYTES = 4 << 20
-"""Bytes of the thoughts that a request brings back, at most: a few packed bytes can stand for very many."""
+"""Most bytes of reasoning that a request restores: a few packed bytes can expand to very many."""
 
 
 def sign(thought: str) -> str:
-    """The signature of a thought that the answer shows."""
+    """Return the signature of reasoning that the answer shows."""
     return _MARK + hashlib.blake2b(thought.encode(), digest_size=16).hexdigest()
 
 
 def pack(thought: str) -> str:
-    """The signature that holds a thought."""
+    """Return the signature that contains the reasoning."""
     return _PACKED + base64.b64encode(zlib.compress(thought.encode())).decode()
 
 
 def unpack(signature: str) -> str | None:
-    """The thought that a signature holds; None where it holds none. Raises ValueError where it is damaged."""
+    """Return the reasoning within a signature; None if it contains none. Raises ValueError if it is damaged."""
     if not signature.startswith(_PACKED):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Tools on the wire to those that a model is offered. Knows which of Anthropic's own tools run where."""
+"""Conversion of tools to those offered to a model, with the table of tools that Anthropic's server runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NO_EFFECT = frozenset({"cache_control", "allowed_callers", "eager_input_streami
 
 
 def decode_tools(given: Sequence[Tool] | None, choice: ToolChoice | None, ignored: Ignored) -> tuple[Tools, bool]:
-    """Tools that the model is offered, and whether it has to call one. Raises InvalidRequest."""
+    """Return the tools offered to the model, and whether it must call one. Raises InvalidRequest."""
     found = (_decode(number, tool, ignored) for number, tool in enumerate(given or ()))
     tools = tuple(tool for tool in found if tool is not None)
     if choice is not None:
@@ -37,7 +37,7 @@ def decode_tools(given: Sequence[Tool] | None, choice: ToolChoice | None, ignore
 
 
 def _decode(number: int, tool: Tool, ignored: Ignored) -> Mapping[str, Any] | None:
-    """None for a tool that is left out, which the header says."""
+    """Return the decoded tool; None for a dropped tool, which the header reports."""
     place = f"tools.{number}"
     if tool.type not in (None, "custom"):
         if tool.type.startswith(_SERVER_TOOLS):
@@ -62,7 +62,7 @@ def _decode(number: int, tool: Tool, ignored: Ignored) -> Mapping[str, Any] | No
 
 
 def _check_schema(schema: Mapping[str, Any], place: str) -> Mapping[str, Any]:
-    """The schema of an object; one without properties has none of them."""
+    """Return the schema of an object, with empty properties if it has none."""
     check_writable(schema, place)
     if schema.get("type", "object") != "object":
         raise invalid(f"{place}.type", f"Invalid value for '{place}.type': Input should be 'object'.")

@@ -21,6 +21,7 @@ from server.dialects.dashboard.schema import (
     StatusRequest,
     StatusSeries,
     StatusSetting,
+    StatusSpeculation,
 )
 from server.service.live import LiveRequest, Recent
 from server.service.registry import ServedModel
@@ -65,6 +66,7 @@ def encode_model(model: ServedModel, recent: Recent, since: int) -> StatusModel:
         memory=_encode_memory(info if model.is_present else None, stats),
         prefix_cache=_encode_prefix_cache(info, stats),
         counts=StatusCounts(**{name: getattr(stats, name) for name in StatusCounts.model_fields}),
+        speculation=_encode_speculation(stats),
         ranks=None if info is None or not model.is_present else _encode_ranks(info, stats),
         num_requests=len(live),
         requests=[_encode_request(each) for each in live[:MAX_REQUESTS]],
@@ -128,6 +130,11 @@ def _encode_prefix_cache(info: ModelInfo | None, stats: EngineStats) -> StatusPr
         max_disk_bytes=kept.max_bytes if kept is not None and is_on_disk else 0,
         **{name: now[name] for name in StatusPrefixCache.model_fields if name in now},
     )
+
+
+def _encode_speculation(stats: EngineStats) -> StatusSpeculation:
+    drafted = stats.speculation.drafted
+    return StatusSpeculation(num_drafted_tokens=drafted.num_drafted, num_accepted_tokens=drafted.num_accepted)
 
 
 def _encode_ranks(info: ModelInfo, stats: EngineStats) -> StatusRanks | None:

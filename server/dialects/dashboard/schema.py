@@ -32,7 +32,7 @@ class StatusRequest(BaseModel):
     """One open request. `max_output_tokens` is null where it is bounded by the context alone."""
 
     id: str
-    kind: Literal["generation", "embedding"]
+    kind: Literal["generation", "embedding", "scoring"]
     state: Literal["waiting", "reading", "writing"]
     age_s: float
     num_prompt_tokens: int
@@ -122,6 +122,13 @@ class StatusCounts(BaseModel):
     num_preemptions: int
 
 
+class StatusSpeculation(BaseModel):
+    """Tokens that were guessed, and those of them that answers have taken, since the start."""
+
+    num_drafted_tokens: int
+    num_accepted_tokens: int
+
+
 class StatusRank(BaseModel):
     """One rank of a model that several share: what it holds, and whether it answers. Bytes and seconds.
 
@@ -161,6 +168,7 @@ class StatusModel(BaseModel):
     memory: StatusMemory
     prefix_cache: StatusPrefixCache
     counts: StatusCounts
+    speculation: StatusSpeculation
     ranks: StatusRanks | None
     num_requests: int
     requests: list[StatusRequest]

@@ -1,6 +1,6 @@
-"""`GET /health` (is the process worth keeping), `GET /ready` (may it get requests), `GET /version`.
+"""`GET /health` (should the process be kept), `GET /ready` (may it receive requests), `GET /version`.
 
-They read what the engines say of themselves and wait for nothing.
+They read the state that the engines report and wait for nothing.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": HealthReport, "d
 
 
 def build_router(parts: ServerParts) -> APIRouter:
-    """The routes of one server."""
+    """Build the routes of one server."""
     router = APIRouter(route_class=PublishedRoute, tags=["Probes"])
 
     @router.get("/health", response_model=HealthReport, responses=_UNAVAILABLE)
     async def health() -> JSONResponse:
-        """200 while the server works, loads or drains, 503 when an engine is stalled or dead."""
+        """Return 200 while the server works, loads or drains, 503 when an engine is stalled or dead."""
         body = _report(parts.registry, parts.lifecycle)
         return JSONResponse(body, 200 if body["status"] in ("ok", "loading", "draining") else 503)
 
     @router.get("/ready", response_model=HealthReport, responses=_UNAVAILABLE)
     async def ready() -> JSONResponse:
-        """200 when every model can answer; 503 until then, with how far loading has come, and while it drains."""
+        """Return 200 when every model can answer; 503 while loading, with the progress, or draining."""
         body = _report(parts.registry, parts.lifecycle)
         if body["status"] == "ok":
             return JSONResponse(body)
@@ -44,17 +44,17 @@ def build_router(parts: ServerParts) -> APIRouter:
 
     @router.get("/version")
     async def version() -> Version:
-        """Name and version of the server."""
+        """Return the name and version of the server."""
         return Version(name="pippin", version=__version__)
 
     return router
 
 
 def _report(registry: ModelRegistry, lifecycle: Lifecycle) -> dict[str, Any]:
-    """The worst of the models' states, with its detail, and each model's own; a drain is worse than what is well."""
+    """Return the worst of the models' states, and each model's own; draining replaces ok and loading."""
     models = [_encode(model) for model in registry.list()]
     required = {model.id for model in registry.list() if model.is_required}
-    # One that is loaded on demand is nobody's worry while it loads or where it cannot be: the server serves.
+    # A model loaded on demand does not count while it loads or cannot be loaded: the server still serves.
     counted = [model for model in models if model["id"] in required or model["status"] == "stalled"]
     worst = min(counted, key=lambda model: _WORST_FIRST.index(model["status"]), default=None)
     if lifecycle.is_draining and (worst is None or worst["status"] in ("ok", "loading")):

@@ -1,4 +1,4 @@
-"""The answers of the probes."""
+"""Answers of the probes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ServerStatus = Literal["loading", "ok", "stalled", "dead", "draining"]
 
 
 class LoadState(BaseModel):
-    """How far loading has come; `percent` is null while nothing is known."""
+    """Progress of loading; `percent` is null while nothing is known."""
 
     done_bytes: int
     total_bytes: int
@@ -29,7 +29,7 @@ class ModelHealth(BaseModel):
 
 
 class HealthReport(BaseModel):
-    """The worst of the models' states, with its detail, and each model's own; `draining` where it is about to end."""
+    """The worst of the models' states, with its detail, and each model's own; `draining` before a shutdown."""
 
     status: ServerStatus
     detail: str

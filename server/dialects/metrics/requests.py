@@ -37,7 +37,7 @@ def request_families(models: Named) -> Iterator[Metric]:
         family = HistogramMetricFamily(f"pippin_{name}", about, labels=["model"])
         for model, measures in models:
             histogram: Histogram = getattr(measures, field)
-            family.add_metric([model], _buckets(histogram), histogram.sum)
+            family.add_metric([model], buckets(histogram), histogram.sum)
         yield family
     yield _output_tokens(models)
     yield _ended(models)
@@ -52,7 +52,8 @@ def error_families(counts: ErrorCounts) -> Iterator[Metric]:
     yield family
 
 
-def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+def buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    """Return a histogram's counts as Prometheus has them: of at most each bound."""
     bounds = [*map(floatToGoString, histogram.bounds), "+Inf"]
     return list(zip(bounds, map(float, histogram.cumulative), strict=True))
 

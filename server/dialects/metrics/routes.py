@@ -12,6 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
+from server.dialects.metrics.classes import class_families
 from server.dialects.metrics.engines import build_families, engine_families, power_families
 from server.dialects.metrics.grammars import grammar_families
 from server.dialects.metrics.prefix_cache import prefix_cache_families
@@ -53,6 +54,7 @@ class _Snapshot(Collector):
         yield from request_families([(model.id, model.measures) for model, _ in models])
         yield from error_families(self._parts.error_counts)
         yield from engine_families(models)
+        yield from class_families(models)
         loaded = [(model.id, stats, model.engine.model_info) for model, stats in models]
         yield from router_families(loaded)
         yield from rank_families(loaded)

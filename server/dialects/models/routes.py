@@ -9,7 +9,6 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mlx_backend.api.interface import PrefixCacheReport, RanksInfo
-from server.adapters import served_name
 from server.dialects.models.anthropic import encode_anthropic_list, encode_anthropic_model
 from server.dialects.models.schema import (
     Adapter,
@@ -26,6 +25,7 @@ from server.dialects.models.schema import (
     PrefixCache,
     Rank,
     Ranks,
+    ScoringDetails,
     ToolCalls,
 )
 from server.dialects.openai_schema import error_responses
@@ -61,7 +61,8 @@ def build_router(parts: ServerParts) -> APIRouter:
         adapter = parts.registry.adapter_of(id)
         if _VERSION in request.headers:
             return _written(encode_anthropic_model(model, adapter))
-        return _encode_adapter(model, adapter) if adapter else _encode(model)
+        is_own = model.name_with(adapter) == model.id
+        return _encode(model) if is_own else _encode_adapter(model, adapter)
 
     return router
 
@@ -82,12 +83,12 @@ def _encode(model: ServedModel) -> ModelObject:
 
 
 def _encode_adapters(model: ServedModel) -> list[ModelObject]:
-    return [_encode_adapter(model, adapter) for adapter in model.adapters]
+    return [_encode_adapter(model, adapter) for adapter in model.adapters.names]
 
 
 def _encode_adapter(model: ServedModel, adapter: str) -> ModelObject:
     """As the model's, with its name before the adapter's."""
-    return _encode(model).model_copy(update={"id": served_name(model.id, adapter), "parent": model.id})
+    return _encode(model).model_copy(update={"id": model.name_with(adapter), "parent": model.id})
 
 
 def _encode_details(model: ServedModel) -> ModelDetails | None:
@@ -113,6 +114,8 @@ def _encode_details(model: ServedModel) -> ModelDetails | None:
         adapters=[Adapter(**asdict(adapter)) for adapter in info.adapters],
         embedding=None if info.embedding is None else EmbeddingDetails(**asdict(info.embedding)),
         no_embedding_reason=info.no_embedding_reason if info.embedding is None else None,
+        scoring=None if info.scoring is None else ScoringDetails(kind=info.scoring.kind, basis=info.scoring.basis),
+        no_scoring_reason=info.no_scoring_reason if info.scoring is None else None,
         tool_calls=_encode_calls(format),
         has_reasoning=format.has_reasoning,
         memory=None if info.memory is None else Memory(**asdict(info.memory), free_bytes=info.memory.free_bytes),

@@ -95,6 +95,13 @@ class EmbeddingDetails(BaseModel):
     is_normalized: bool
 
 
+class ScoringDetails(BaseModel):
+    """How `/v1/rerank` scores: by the logits of two `tokens`, or by a `head` of its own; and what says so."""
+
+    kind: Literal["tokens", "head"]
+    basis: str
+
+
 class ToolCalls(BaseModel):
     """The form in which the model writes calls: a row of the table in docs/calls.md.
 
@@ -131,10 +138,11 @@ class ModelDetails(BaseModel):
     attention over latents is computed for all heads at once.
 
     `dequantized_reason`: why attention dequantizes the KV cache in every step. `no_embedding_reason`: why the model
-    makes no embeddings. `max_draft_tokens`: guesses of a sequence that a step verifies, at most; `no_drafts_reason`:
-    why it verifies none. `draft_model`: null where none drafts. `tool_calls`: null where the model cannot call, or is
-    not loaded now; `has_reasoning`: its thoughts are told apart. `ranks`: null where one process has the whole model;
-    else weights, memory and context are those of the rank with the least room.
+    makes no embeddings; `no_scoring_reason`: why it does not rerank. `max_draft_tokens`: guesses of a sequence that a
+    step verifies, at most; `no_drafts_reason`: why it verifies none. `draft_model`: null where none drafts.
+    `tool_calls`: null where the model cannot call, or is not loaded now; `has_reasoning`: its thoughts are told apart.
+    `ranks`: null where one process has the whole model; else weights, memory and context are those of the rank with
+    the least room.
     """
 
     context_limit: int
@@ -154,6 +162,8 @@ class ModelDetails(BaseModel):
     adapters: list[Adapter]
     embedding: EmbeddingDetails | None
     no_embedding_reason: str | None
+    scoring: ScoringDetails | None
+    no_scoring_reason: str | None
     tool_calls: ToolCalls | None
     has_reasoning: bool
     memory: Memory | None

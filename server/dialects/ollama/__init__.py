@@ -1,1 +1,1 @@
-"""The Ollama API below `/api`, text only."""
+"""The Ollama API under `/api`, text only."""

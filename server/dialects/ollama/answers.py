@@ -1,4 +1,4 @@
-"""The way from a job to an answer: lines of JSON, or one object. Knows no field of a request."""
+"""Execution of a job and its answer: lines of JSON, or one object. Independent of request fields."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from server.sse import StreamingAnswer
 from server.text.events import OutputEvent
 
 CONTEXT_HEADER = "X-Pippin-Context-Limit"
-"""Where more context is wanted than there is: what there is."""
+"""Header with the available context, for a request that requires more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerWish:
-    """How a job is to be answered. `context`: the tokens that it should have room for; `leaves`: the model goes."""
+    """Form of a job's answer. `context`: tokens it should have room for; `leaves`: unload the model afterwards."""
 
     kind: Kind
     is_streamed: bool
@@ -42,7 +42,7 @@ class AnswerWish:
 async def answer(
     parts: ServerParts, request: Request, model: ServedModel, job: GenerationJob, wish: AnswerWish
 ) -> Response:
-    """Generate `job` and answer it. Raises APIError and EngineError before the first byte."""
+    """Generate `job` and return the response. Raises APIError and EngineError before the first byte."""
     config = parts.config
     leave = partial(parts.registry.residency.leave, model) if wish.leaves else None
     opened = await open_stream(parts, request, job, is_streamed=wish.is_streamed, on_close=leave)
@@ -78,7 +78,7 @@ def _awaitable(encoder: LineEncoder) -> Callable[[Sequence[OutputEvent]], Corout
 
 
 def _headers(model: ServedModel, stream: generation.OutputStream | None, context: int | None) -> dict[str, str]:
-    """Headers for fields that were ignored or changed, as far as known when the answer begins."""
+    """Return headers for ignored or changed fields, as far as known when the answer begins."""
     found = stream_headers(stream)
     if stream is not None and context is not None and model.info is not None and context > model.info.context_limit:
         found[CONTEXT_HEADER] = str(model.info.context_limit)

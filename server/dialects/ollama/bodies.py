@@ -1,4 +1,4 @@
-"""Bodies below `/api`, read here and not by the framework: clients of Ollama send them without a label."""
+"""Bodies under `/api`, read here and not by the framework: clients of Ollama send them without a content type."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ M = TypeVar("M", bound=ModelBody)
 
 
 async def read_body(request: Request, model: type[M]) -> M:
-    """The body as `model`. Raises InvalidRequest, and RequestValidationError with the place."""
+    """Return the body as `model`. Raises InvalidRequest, and RequestValidationError with the place."""
     try:
         written = json.loads(await request.body())
     except (ValueError, RecursionError) as error:

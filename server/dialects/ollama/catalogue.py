@@ -1,4 +1,4 @@
-"""The served models as Ollama lists, describes and shows them. Loads nothing: what is not known yet is left out."""
+"""The served models as Ollama lists, describes and shows them. Loads nothing: unknown values are omitted."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from server.service.registry import ServedModel
 from server.text.infill import InfillUnsupported, encode_infill
 
 ARCHITECTURE = "mlx"
-"""The prefix of a model's own values: the kind of its layers is no matter of this interface."""
+"""Prefix of a model's own values: this interface does not distinguish architectures."""
 _FOREVER = "2226-01-01T00:00:00Z"
-"""For a model that stays: `ollama ps` calls what is decades away "Forever", and no time at all "Stopping"."""
+"""For a model that stays: `ollama ps` shows a time decades away as "Forever", and no time as "Stopping"."""
 _LEAST_OF = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 
 
 def encode_tags(model: ServedModel) -> list[dict[str, Any]]:
-    """A model and its adapters in `/api/tags`; their size is the model's, 0 until it has been loaded once."""
+    """Return a model and its adapters for `/api/tags`; their size is the model's, 0 until it has been loaded once."""
     own = _encode_tag(model)
     details = own["details"] | {"parent_model": model.id}
     names = model.adapter_ids
@@ -39,7 +39,7 @@ def _encode_tag(model: ServedModel) -> dict[str, Any]:
 
 
 def encode_running(model: ServedModel) -> dict[str, Any]:
-    """One model of `/api/ps`."""
+    """Return one model of `/api/ps`."""
     info = model.info
     size = model.share.share_bytes if model.share is not None else 0 if info is None else info.weights_bytes
     return {
@@ -55,7 +55,7 @@ def encode_running(model: ServedModel) -> dict[str, Any]:
 
 
 def encode_shown(model: ServedModel) -> dict[str, Any]:
-    """The answer of `/api/show`."""
+    """Return the answer of `/api/show`."""
     system = {} if model.defaults.system is None else {"system": model.defaults.system}
     return {
         **system,
@@ -70,7 +70,7 @@ def encode_shown(model: ServedModel) -> dict[str, Any]:
 
 
 def _parameters(model: ServedModel) -> str:
-    """The defaults of the model's requests, as a Modelfile's parameters."""
+    """Return the defaults of the model's requests as a Modelfile's parameters."""
     names = {"max_tokens": "num_predict", "repetition_penalty": "repeat_penalty"}
     written = model.defaults.as_written()
     lines = [f"{names.get(name, name):<30} {written[name]}" for name in (*SAMPLING, "max_tokens") if name in written]
@@ -100,7 +100,10 @@ def _capabilities(model: ServedModel) -> list[str]:
 
 
 def _fields(model: ServedModel) -> list[str]:
-    """The fields of Ollama's that the model's own template, which is another language, reads: clients look for them."""
+    """Return the names of Ollama's template fields that the model's template, in another language, supports.
+
+    Clients search for them.
+    """
     by_capability = {"tools": "Tools", "thinking": "Thinking", "insert": "Suffix"}
     return ["System", "Messages", *(by_capability[each] for each in _capabilities(model) if each in by_capability)]
 
@@ -142,7 +145,7 @@ def _short(number: int) -> str:
 
 
 def _digest(name: str) -> str:
-    """A hash of the model's name, for clients that compare such: the files are not read for it."""
+    """Return a hash of the model's name, for clients that compare digests; reads no files."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 

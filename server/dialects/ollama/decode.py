@@ -1,4 +1,4 @@
-"""The bodies of `/api/chat` and `/api/generate` to a job. Decides what is refused; knows nothing of answers."""
+"""Decoding of the bodies of `/api/chat` and `/api/generate` to a job. Decides refusals; independent of answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
 def decode_chat(body: ChatRequest, model: str, request_id: str) -> tuple[GenerationJob, list[str]]:
-    """The job, and the names of ignored fields. Raises InvalidRequest."""
+    """Return the job, and the names of ignored fields. Raises InvalidRequest."""
     given = body.messages or []
     messages, ignored = decode_messages(given)
     tools = tuple(map(_decode_tool, body.tools or ()))
@@ -29,7 +29,7 @@ def decode_chat(body: ChatRequest, model: str, request_id: str) -> tuple[Generat
 
 
 def decode_generate(body: GenerateRequest, model: str, request_id: str) -> tuple[GenerationJob, list[str]]:
-    """The job, and the names of ignored fields. Raises InvalidRequest."""
+    """Return the job, and the names of ignored fields. Raises InvalidRequest."""
     check_images(body.images, "images")
     if body.template:
         message = "'template': the model's own is used; write the whole prompt with 'raw' to go without it."
@@ -74,7 +74,7 @@ def _job(
 
 
 def _template_kwargs(think: bool | str | None) -> Mapping[str, Any]:
-    """Variables for the chat template, under the names that templates use."""
+    """Return variables for the chat template, under the names that templates use."""
     if think is None:
         return {}
     thinks = think not in (False, "none")

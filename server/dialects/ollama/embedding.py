@@ -14,7 +14,7 @@ from server.service.job import TextPrompt
 
 
 def decode_embed(body: EmbedRequest, model: str, request_id: str) -> EmbeddingJob:
-    """Raises InvalidRequest."""
+    """Decode a request. Raises InvalidRequest."""
     is_one = isinstance(body.input, str)
     inputs = [body.input] if isinstance(body.input, str) else body.input
     if len(inputs) > MAX_PROMPTS:
@@ -41,7 +41,7 @@ def decode_embeddings(body: EmbeddingsRequest, model: str, request_id: str) -> E
 
 
 def encode_embed(embeddings: Embeddings, began: float, loaded: float) -> str:
-    """`began`, `loaded`: when the request came and the model was there, of `time.perf_counter`."""
+    """`began`, `loaded`: `time.perf_counter` at the request's arrival and once the model was loaded."""
     return dump(
         {
             "model": embeddings.model_id,

@@ -1,4 +1,4 @@
-"""Output events as lines of JSON, and as the one object that is their fold. Durations are nanoseconds."""
+"""Encoding of output events as lines of JSON, and as their fold, a single object. Durations are nanoseconds."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _REASONS = {"tool_calls": "stop"}
 
 
 def timestamp(seconds: float | None = None) -> str:
-    """A time as Ollama writes it; now without one."""
+    """Return a time in Ollama's format; the current time by default."""
     found = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
     return found.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def nanoseconds(seconds: float) -> int:
-    """At least one: clients divide by durations."""
+    """Return at least one nanosecond: clients divide by durations."""
     return max(1, round(seconds * 1e9))
 
 
 def encode_notice(kind: Kind, model: str, reason: str) -> str:
-    """The answer to a request that has a model come or go, and asks nothing."""
+    """Return the answer to a request that loads or unloads a model without a prompt."""
     return f'{_head(model)}{_said(kind, "")},"done":true,"done_reason":"{reason}"}}'
 
 
 def encode_silence(kind: Kind, model: str) -> bytes:
-    """A line without text, for a client that would not wait longer."""
+    """Return a line without text, a keep-alive for a client that would time out."""
     return f'{_head(model)}{_said(kind, "")},"done":false}}\n'.encode()
 
 
@@ -50,7 +50,7 @@ def encode_timings(timings: JobTimings, usage: Usage) -> dict[str, int]:
 
 
 class LineEncoder:
-    """Encodes the batches of one stream, in order, a line an event; the last says what it took."""
+    """Encodes the batches of one stream, in order, one line per event; the last line has the timings."""
 
     def __init__(self, kind: Kind, model: str, timings: Callable[[], JobTimings]) -> None:
         self._kind, self._model, self._timings = kind, model, timings
@@ -89,7 +89,7 @@ class Fold:
     num_chars: int = 0
 
     def add(self, events: Sequence[OutputEvent]) -> None:
-        """Take more events. Raises InvalidRequest where the answer becomes too large."""
+        """Add events. Raises InvalidRequest if the answer becomes too large."""
         for event in events:
             if isinstance(event, Finished):
                 self.reason = _REASONS.get(event.reason, event.reason)
@@ -133,7 +133,7 @@ def _ending(reason: str, timings: JobTimings, usage: Usage) -> str:
 
 
 def _call(call: ToolCallDelta) -> str:
-    """The arguments are an object, in the model's own digits; a line's end between them is none of the stream's."""
+    """Return a call. Its arguments are an object with the model's own digits, without newlines, which end lines."""
     arguments = call.arguments.replace("\r", " ").replace("\n", " ")
     function = f'{{"index":{call.call_index},"name":{quote(call.name)},"arguments":{arguments}}}'
     return f'{{"id":{quote(call.id)},"function":{function}}}'

@@ -1,4 +1,4 @@
-"""The body of errors below `/api`, and what is refused there for good: one text, as Ollama has it."""
+"""Bodies of errors under `/api`, a single text as in Ollama, and the errors of unsupported routes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from server.errors import APIError, InvalidRequest, ModelNotFound
 
 
 class UnknownModel(ModelNotFound):
-    """No served model has this name, in words that clients of Ollama look for."""
+    """No served model has this name; worded as clients of Ollama expect."""
 
     def __init__(self, name: str, served: Sequence[str]) -> None:
         super().__init__(name, served)
@@ -18,7 +18,7 @@ class UnknownModel(ModelNotFound):
 
 
 class NotOffered(InvalidRequest):
-    """A route of Ollama's that changes which models there are; here the configuration alone does that."""
+    """A route of Ollama that changes the set of models; here only the configuration does."""
 
     code = "not_supported"
 
@@ -31,5 +31,5 @@ def encode_error(error: APIError) -> dict[str, Any]:
 
 
 def encode_error_line(error: APIError) -> bytes:
-    """The error as the last line of a stream. Pure ASCII: the message may quote what is no valid Unicode."""
+    """Return the error as the last line of a stream. Pure ASCII: the message may quote invalid Unicode."""
     return json.dumps(encode_error(error)).encode() + b"\n"

@@ -1,6 +1,6 @@
-"""How long a client wants a model kept: read, and as far as the configuration allows it, done.
+"""The `keep_alive` of a request: parsed, and applied as far as the configuration allows.
 
-The configuration says which models stay; a request may have one go at once, with `keep_alive` 0, and no more.
+The configuration decides which models stay; a request can only unload one at once, with `keep_alive` 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"\d{1,12}(\.\d{1,12})?", re.ASCII)
 
 
 def read_keep_alive(value: float | str | None) -> float | None:
-    """Seconds; `inf` for less than none, which stands for ever; None where nothing is said. Raises InvalidRequest."""
+    """Return seconds; `inf` for a negative value, which means forever; None if not given. Raises InvalidRequest."""
     if value is None:
         return None
     seconds = value if isinstance(value, int | float) else _read_duration(value)
@@ -40,7 +40,7 @@ def _read_duration(text: str) -> float:
 
 
 def is_as_configured(seconds: float | None, model: ServedModel) -> bool:
-    """Whether the model is kept for as long as is asked for, or nothing is."""
+    """Return whether the model is already kept for the requested time, or no time is given."""
     if seconds is None:
         return True
     configured = model.keep_alive_s
@@ -48,12 +48,12 @@ def is_as_configured(seconds: float | None, model: ServedModel) -> bool:
 
 
 def may_unload(request: Request, model: ServedModel) -> bool:
-    """Whether this client may have the model go: where keys are used, with an admin's; never one that is pinned."""
+    """Return whether this client may unload the model: with keys only an admin's, and never a pinned model."""
     return not model.is_pinned and bool(request.state.is_operator)
 
 
 def check_unload(request: Request, model: ServedModel) -> None:
-    """Raise APIError where the model is not to go."""
+    """Raise APIError if the model may not be unloaded."""
     if not request.state.is_operator:
         raise AdminRefused
     if model.is_pinned:

@@ -1,4 +1,4 @@
-"""A conversation of Ollama's to the messages that chat templates read. Knows roles; knows no template."""
+"""Conversion of an Ollama conversation to chat template messages. Handles roles; independent of templates."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _ROLES = {"developer": "system"}
 
 
 def decode_messages(messages: Sequence[Message]) -> tuple[tuple[Mapping[str, Any], ...], list[str]]:
-    """The template's messages, and the names of ignored fields. Raises InvalidRequest.
+    """Return the template's messages, and the names of ignored fields. Raises InvalidRequest.
 
-    Calls that have no ids get some, and a result without one is that of the first call of its tool that has none yet.
+    Calls without ids receive some, and a result without one belongs to the first call of its tool without a result.
     """
     ignored: list[str] = []
     decoded = []
@@ -38,13 +38,13 @@ def decode_messages(messages: Sequence[Message]) -> tuple[tuple[Mapping[str, Any
 
 
 def decode_ending(messages: Sequence[Message]) -> Ending:
-    """Where the answer begins: it goes on from an assistant's last message, as Ollama's templates have it."""
+    """Return where the answer begins: it continues a last assistant message, as Ollama's templates do."""
     last = messages[-1]
     return "continued" if last.role == "assistant" and not last.tool_calls else "answer"
 
 
 def check_images(images: Sequence[Any] | None, param: str) -> None:
-    """Raise UnsupportedParameter where there are any."""
+    """Raise UnsupportedParameter if there are any images."""
     if images:
         raise UnsupportedParameter(param, f"'{param}': this server takes text alone, no images.")
 
@@ -65,7 +65,7 @@ def _call(call: ToolCall, id: str) -> dict[str, Any]:
 
 
 def _name_call(result: dict[str, Any], waiting: list[tuple[str, str]]) -> None:
-    """Give a result its call's id, and a call that has an id its result's name; the call waits no longer."""
+    """Give a result its call's id and name, and remove the call from `waiting`."""
     id, name = result.get("tool_call_id"), result.get("name")
     for call in waiting:
         if (id is None or call[0] == id) and (name is None or call[1] == name):

@@ -1,21 +1,21 @@
-"""Model names as clients of Ollama write them, to those that are configured. Knows tags; loads nothing."""
+"""Resolution of model names as clients of Ollama write them. Handles tags; loads nothing."""
 
 from __future__ import annotations
 
 from server.dialects.ollama.errors import UnknownModel
-from server.errors import ModelNotFound
+from server.errors import AdapterNotLoaded, ModelNotFound
 from server.service.registry import ModelRegistry, ServedModel
 
 _TAG = ":latest"
 
 
 def resolve(registry: ModelRegistry, name: str | None) -> ServedModel:
-    """The model called `name`, with the tag that means none or without it. Raises UnknownModel, InvalidRequest."""
+    """Return the model called `name`, with or without the default tag. Raises UnknownModel, InvalidRequest."""
     return _find(registry, name)[0]
 
 
 def resolve_named(registry: ModelRegistry, name: str | None) -> tuple[ServedModel, str]:
-    """The same, with the name of the model, or of the adapter of it, that `name` means."""
+    """Return the same, with the name of the model or adapter that `name` refers to."""
     model, found = _find(registry, name)
     return model, registry.name_of(found)
 
@@ -26,6 +26,8 @@ def _find(registry: ModelRegistry, name: str | None) -> tuple[ServedModel, str]:
     for each in (name, other) if name else (name,):
         try:
             return registry.resolve(each), each
+        except AdapterNotLoaded:
+            break
         except ModelNotFound:
             continue
     raise UnknownModel(name, [each for model in registry.list() for each in (model.id, *model.adapter_ids)])

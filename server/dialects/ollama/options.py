@@ -1,4 +1,4 @@
-"""The options of an answer: which are taken, which change nothing here, which are refused. Knows names and values."""
+"""Options of an answer: supported, without effect here, or refused. Handles names and values."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ NO_EFFECT = frozenset(
         *("logits_all", "vocab_only", "use_mmap", "use_mlock", "embedding_only", "mirostat_tau", "mirostat_eta"),
     }
 )
-"""How a model is loaded, which is the configuration's to say; and what is of use with `mirostat` alone."""
+"""Options of loading a model, which the configuration decides; and options that only apply with `mirostat`."""
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {"mirostat": (0,), "tfs_z": (1.0,)}
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {"repeat_last_n": (-1,)}
-"""The repetition penalty looks at all of the context."""
+"""The repetition penalty covers the whole context."""
 
 
 def decode_options(
     options: Options | None, num_logprobs: int | None
 ) -> tuple[SamplingParams, frozenset[str], list[str]]:
-    """The sampling, what the options say of what a model may have defaults of, and the dotted names of ignored ones.
+    """Return the sampling, the names given among those with model defaults, and the dotted names of ignored ones.
 
     Raises UnsupportedParameter.
     """
@@ -53,6 +53,6 @@ def decode_options(
 
 
 def decode_max_tokens(options: Options | None) -> int | None:
-    """The most tokens of an answer; None for the rest of the context, which -1, -2 and 0 stand for."""
+    """Return the maximal tokens of an answer; None for the rest of the context, which -1, -2 and 0 stand for."""
     wanted = None if options is None else options.num_predict
     return wanted if wanted is not None and wanted > 0 else None

@@ -1,6 +1,6 @@
-"""What the published schema says of the routes below `/api`: bodies, answers, the lines of a stream, failures.
+"""Published schema of the routes under `/api`: bodies, answers, the lines of a stream, failures.
 
-These models compute nothing: answers are written by hand in the encoders, and the tests hold them to what is said here.
+These models compute nothing: the encoders write answers by hand, and tests check them against these models.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _COMPONENTS = "#/components/schemas/"
 
 
 class OllamaError(AnswerModel):
-    """The body of every failure below `/api`, and the last line of a stream that fails."""
+    """The body of every failure under `/api`, and the last line of a stream that fails."""
 
     error: str
 
@@ -49,7 +49,7 @@ class OllamaAnswerMessage(AnswerModel):
 
 
 class _Part(AnswerModel):
-    """What every line has, and what the last one says. Durations are nanoseconds."""
+    """Fields of every line, and those of the last one. Durations are nanoseconds."""
 
     model: str
     created_at: str
@@ -125,7 +125,7 @@ class OllamaRunning(AnswerModel):
 
 
 class OllamaRunningModels(AnswerModel):
-    """The models that are in memory."""
+    """The models in memory."""
 
     models: list[OllamaRunning]
 
@@ -176,16 +176,16 @@ AT_THE_GATE = _failures(401, 403, 429, 431)
 _WITH_BODY = _failures(400, 404, 408, 413, 500, 503)
 """Failures of routes that read a body."""
 REFUSAL = _failures(400)
-"""The one answer of routes that this server does not offer."""
+"""The only answer of routes that this server does not support."""
 
 
 def whole(model: type[AnswerModel]) -> Responses:
-    """An answer in one object."""
+    """Return the schema of an answer as one object."""
     return {200: {"model": model, "description": "The answer"}}
 
 
 def lines(model: type[AnswerModel]) -> Responses:
-    """An answer in one object, or as lines of JSON."""
+    """Return the schema of an answer as one object, or as lines of JSON."""
     names = [f"{_COMPONENTS}{each.__name__}" for each in (model, OllamaError)]
     found = {"anyOf": [{"$ref": name} for name in names]}
     about = "The answer whole, or as lines of JSON unless `stream` is false"
@@ -193,13 +193,13 @@ def lines(model: type[AnswerModel]) -> Responses:
 
 
 def taking(body: type[WireModel], answer: Responses) -> dict[str, Any]:
-    """What a route says that reads its body itself, labelled or not.
+    """Return the schema of a route that reads its own body, with or without a content type.
 
-    The models have the names of other APIs' models, so that here they are named after this one.
+    The models share names with models of other APIs, so they are prefixed here.
     """
     found = body.model_json_schema(ref_template=f"{_COMPONENTS}Ollama{{model}}")
     models = {f"Ollama{name}": model for name, model in found.pop("$defs", {}).items()}
     name = f"Ollama{body.__name__}"
-    schema = {"$ref": f"{_COMPONENTS}{name}", "$defs": {**models, name: found}}  # `server.openapi` puts them in place
+    schema = {"$ref": f"{_COMPONENTS}{name}", "$defs": {**models, name: found}}  # `server.openapi` moves them
     extra = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
     return {"responses": {**answer, **_WITH_BODY}, "openapi_extra": extra}

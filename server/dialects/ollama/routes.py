@@ -1,4 +1,4 @@
-"""The routes below `/api`: answers, embeddings, what is served, and what this server does not do."""
+"""Routes under `/api`: answers, embeddings, the catalogue, and unsupported operations."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ from server.service.registry import ServedModel
 
 PREFIX = "/api"
 COMPATIBLE_VERSION = "0.13.4"
-"""The version of Ollama that this API is compatible with: clients refuse older ones."""
+"""Version of Ollama that this API is compatible with: clients refuse older ones."""
 _CONFIGURE = "Name what it serves in its configuration; `pippin pull` fetches a model."
 
 
 def build_router(parts: ServerParts) -> APIRouter:
-    """The routes of one server."""
+    """Build the routes of one server."""
     router = APIRouter(prefix=PREFIX, tags=["Ollama"], default_response_class=Response, responses=AT_THE_GATE)
     _add_answers(router, parts)
     _add_embeddings(router, parts)
@@ -79,7 +79,7 @@ def build_router(parts: ServerParts) -> APIRouter:
 def _add_answers(router: APIRouter, parts: ServerParts) -> None:
     @router.post("/chat", **taking(ChatRequest, lines(OllamaChatAnswer)))
     async def chat(request: Request) -> Response:
-        """Answer a conversation; one without messages has its model come or go."""
+        """Answer a conversation; without messages, load or unload the model."""
         body = await read_body(request, ChatRequest)
         model, name = resolve_named(parts.registry, body.model)
         if not body.messages:
@@ -90,7 +90,7 @@ def _add_answers(router: APIRouter, parts: ServerParts) -> None:
 
     @router.post("/generate", **taking(GenerateRequest, lines(OllamaGenerateAnswer)))
     async def generate(request: Request) -> Response:
-        """Answer a prompt, continue one, or fill a gap; an empty one has its model come or go."""
+        """Answer a prompt, continue one, or fill a gap; with an empty prompt, load or unload the model."""
         body = await read_body(request, GenerateRequest)
         model, name = resolve_named(parts.registry, body.model)
         if not body.prompt and not body.suffix and not body.images:
@@ -101,7 +101,7 @@ def _add_answers(router: APIRouter, parts: ServerParts) -> None:
 
 
 def _with_numbers(**fields: Any) -> dict[str, Any]:
-    """The fields that may hold schemas, as they were read."""
+    """Return the fields that may hold schemas, as they were read."""
     found = {name: value for name, value in fields.items() if value is not None}
     if "tools" in found:
         found["tools"] = [tool.model_dump(exclude_none=True) for tool in found["tools"]]
@@ -124,7 +124,7 @@ def _wish(kind: Kind, request: Request, model: ServedModel, body: GenerationBody
 async def _come_or_go(
     parts: ServerParts, request: Request, model: ServedModel, kind: Kind, keep_alive: float | str | None
 ) -> Response:
-    """Load the model, or with a `keep_alive` of 0 unload it, and say so. Raises APIError and EngineError."""
+    """Load the model, or with a `keep_alive` of 0 unload it, and report it. Raises APIError and EngineError."""
     kept_s = read_keep_alive(keep_alive)
     if kept_s == 0:
         check_unload(request, model)
@@ -146,7 +146,7 @@ def _add_embeddings(router: APIRouter, parts: ServerParts) -> None:
 
     @router.post("/embed", **taking(EmbedRequest, whole(OllamaEmbedAnswer)))
     async def embed_texts(request: Request) -> Response:
-        """A vector of each text, of a model that was made for it."""
+        """Compute a vector of each text, with an embedding model."""
         body = await read_body(request, EmbedRequest)
         model, name = resolve_named(parts.registry, body.model)
         job = decode_embed(body, name, request.state.request_id)
@@ -160,7 +160,7 @@ def _add_embeddings(router: APIRouter, parts: ServerParts) -> None:
 
     @router.post("/embeddings", **taking(EmbeddingsRequest, whole(OllamaEmbeddingsAnswer)))
     async def embed_text(request: Request) -> Response:
-        """The vector of one text."""
+        """Compute the vector of one text."""
         body = await read_body(request, EmbeddingsRequest)
         model, name = resolve_named(parts.registry, body.model)
         job = decode_embeddings(body, name, request.state.request_id)
@@ -173,7 +173,7 @@ def _add_embeddings(router: APIRouter, parts: ServerParts) -> None:
 
 
 def _unheard(model: ServedModel, body: EmbedRequest | EmbeddingsRequest) -> list[str]:
-    """The fields that change nothing."""
+    """Return the fields without effect."""
     ignored = list(body.model_extra or ())
     return ignored if is_as_configured(read_keep_alive(body.keep_alive), model) else [*ignored, PARAM]
 
@@ -182,17 +182,17 @@ def _add_catalogue(router: APIRouter, parts: ServerParts) -> None:
     @router.head("/tags", include_in_schema=False)
     @router.get("/tags", responses=whole(OllamaTags))
     async def list_models() -> Response:
-        """The served models, loaded or not."""
+        """List the served models, loaded or not."""
         return JSONResponse({"models": [tag for model in parts.registry.list() for tag in encode_tags(model)]})
 
     @router.get("/ps", responses=whole(OllamaRunningModels))
     async def list_running() -> Response:
-        """The models that are in memory."""
+        """List the models in memory."""
         return JSONResponse({"models": [encode_running(model) for model in parts.registry.list() if is_running(model)]})
 
     @router.post("/show", **taking(ShowRequest, whole(OllamaShown)))
     async def show(request: Request) -> Response:
-        """One served model."""
+        """Show one served model."""
         model = resolve(parts.registry, (await read_body(request, ShowRequest)).model)
         await model.find_chat_format()
         return JSONResponse(encode_shown(model))
@@ -200,7 +200,7 @@ def _add_catalogue(router: APIRouter, parts: ServerParts) -> None:
     @router.head("/version", include_in_schema=False)
     @router.get("/version", responses=whole(OllamaVersion))
     async def version() -> Response:
-        """The compatible version of Ollama, and this server's own version."""
+        """Return the compatible version of Ollama, and this server's own version."""
         return JSONResponse({"version": COMPATIBLE_VERSION, "pippin": __version__})
 
 
@@ -223,12 +223,12 @@ def _add_refusals(router: APIRouter, parts: ServerParts) -> None:
 
     @router.post("/create", status_code=400, responses=REFUSAL)
     async def create() -> Response:
-        """Refused: the configuration says which models there are."""
+        """Refused: the configuration defines the models."""
         raise NotOffered("create models", f"`mlx_lm.convert` makes one of another's files. {_CONFIGURE}")
 
     @router.post("/copy", status_code=400, responses=REFUSAL)
     async def copy() -> Response:
-        """Refused: a further name is an alias of the configuration."""
+        """Refused: another name is an alias in the configuration."""
         raise NotOffered("copy models", "Give one another name with `aliases` in its configuration.")
 
     @router.delete("/delete", status_code=400, responses=REFUSAL)
@@ -238,10 +238,10 @@ def _add_refusals(router: APIRouter, parts: ServerParts) -> None:
 
     @router.post("/blobs/{digest}", status_code=400, responses=REFUSAL)
     async def put_blob(digest: str) -> Response:
-        """Refused: no file is taken."""
+        """Refused: no file is accepted."""
         raise NotOffered("take files", _CONFIGURE)
 
     @router.head("/blobs/{digest}", include_in_schema=False)
     async def find_blob(digest: str) -> Response:
-        """None is there."""
+        """Report that there is none."""
         return Response(status_code=404)

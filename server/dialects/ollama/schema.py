@@ -1,4 +1,4 @@
-"""The bodies below `/api`. Knows the wire's types and bounds; decides nothing."""
+"""Bodies under `/api`. Defines the wire's types and bounds; decides nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EFFORTS = get_args(Effort)
 
 
 def validate(model: type[M], written: dict[str, Any]) -> M:
-    """The body as its model. Raises RequestValidationError, which names the place."""
+    """Return the body as its model. Raises RequestValidationError, which names the place."""
     try:
         return model.model_validate(written)
     except ValidationError as error:
@@ -27,7 +27,7 @@ def validate(model: type[M], written: dict[str, Any]) -> M:
 
 
 def _whole(value: Any) -> Any:
-    """An integer for a number without a fraction: some clients write 4096.0."""
+    """Return an integer for a number without a fraction: some clients write 4096.0."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -50,7 +50,7 @@ def _check_format(value: Any) -> str | dict[str, Any] | None:
 
 
 def _check_writable(value: dict[str, Any]) -> dict[str, Any]:
-    """An object that the prompt can repeat. Raises ValueError."""
+    """Return an object that the prompt can repeat. Raises ValueError."""
     why = why_unwritable(value)
     if why is not None:
         raise ValueError(why)
@@ -60,7 +60,7 @@ def _check_writable(value: dict[str, Any]) -> dict[str, Any]:
 def _check_keep_alive(value: Any) -> float | str | None:
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:  # NaN is not
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:  # excludes NaN
         return value
     raise ValueError("Input should be a number of seconds, or a duration such as '5m'")
 
@@ -96,7 +96,7 @@ KeepAlive = Annotated[float | str | None, PlainValidator(_check_keep_alive, json
 
 
 class Options(WireModel):
-    """The options of one answer. Those of other names are looked at in `options`."""
+    """The options of one answer. `options` checks those with other names."""
 
     temperature: float | None = Field(None, ge=0, le=2)
     top_k: Annotated[int, Field(ge=-1, lt=2**31), BeforeValidator(_whole)] | None = None
@@ -141,7 +141,7 @@ class GenerateRequest(GenerationBody):
 
 
 class CalledFunction(WireModel):
-    """A call that was made. Its arguments are an object, or the JSON of one."""
+    """A call made earlier. Its arguments are an object, or the JSON of one."""
 
     name: Annotated[str, Field(min_length=1), AfterValidator(check_text)]
     arguments: Arguments = None
@@ -189,7 +189,7 @@ class EmbedRequest(ModelBody):
 
 
 class EmbeddingsRequest(ModelBody):
-    """The older form, of one text."""
+    """The older form, for one text."""
 
     prompt: Text
     options: Options | None = None

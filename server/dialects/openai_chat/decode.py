@@ -21,6 +21,7 @@ from server.dialects.openai_shared import (
     decode_sampling,
     given_fields,
 )
+from server.dialects.priorities import decode_priority
 from server.errors import InvalidRequest
 from server.service.job import ChatPrompt, GenerationJob
 
@@ -86,6 +87,7 @@ def decode(body: ChatRequest, request_id: str) -> tuple[GenerationJob, list[str]
         uses_prefix_cache=body.prefix_cache is not False,
         prediction=decode_prediction(body),
         speculates=body.speculation is not False,
+        priority=decode_priority(body.priority, body.service_tier),
     )
     return job, ignored
 

@@ -321,6 +321,8 @@ class _Head(AnswerModel):
     id: str
     created: int
     model: str
+    service_tier: Literal["default", "flex", "priority"] = "default"
+    """Where the request has `service_tier`."""
 
 
 class ChatCompletion(_Head):

@@ -19,6 +19,7 @@ from server.dialects.openai_shared import (
     decode_sampling,
     given_fields,
 )
+from server.dialects.priorities import decode_priority
 from server.errors import InvalidRequest
 from server.service.job import GenerationJob, InfillPrompt, Prompt, TextPrompt, TokenPrompt
 
@@ -57,6 +58,7 @@ def decode(body: CompletionRequest, request_id: str) -> tuple[GenerationJob, lis
         uses_prefix_cache=body.prefix_cache is not False,
         prediction=decode_prediction(body),
         speculates=body.speculation is not False,
+        priority=decode_priority(body.priority, body.service_tier),
         num_prompt_logprobs=body.logprobs if body.echo else None,
         keeps_transcript=bool(body.echo or ranks or body.return_token_ids),
     )

@@ -56,6 +56,8 @@ class _Head(AnswerModel):
     object: Literal["text_completion"]
     created: int
     model: str
+    service_tier: Literal["default", "flex", "priority"] = "default"
+    """Where the request has `service_tier`."""
 
 
 class Completion(_Head):

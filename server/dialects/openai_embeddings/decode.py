@@ -1,4 +1,4 @@
-"""The body of `/v1/embeddings` to a job. Decides what is refused; knows nothing of answers."""
+"""Decoding of the body of `/v1/embeddings` to a job. Decides refusals; independent of answers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from server.dialects.openai_embeddings.schema import EmbeddingRequest
 from server.dialects.openai_prompts import is_one
 from server.dialects.openai_refusals import NO_EFFECT, check_extra
+from server.dialects.priorities import decode_priority
 from server.service.embedding import EmbeddingJob
 from server.service.job import TextPrompt, TokenPrompt
 
@@ -24,11 +25,11 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "truncate": ("NONE", False),
     "truncate_prompt_tokens": (),
 }
-"""Of other servers' embeddings; as in `openai_refusals`."""
+"""Fields of other servers' embeddings APIs; as in `openai_refusals`."""
 
 
 def decode(body: EmbeddingRequest, request_id: str) -> tuple[EmbeddingJob, list[str]]:
-    """The job, and the names of the fields that nobody looked at. Raises InvalidRequest."""
+    """Return the job, and the names of ignored fields. Raises InvalidRequest."""
     ignored = check_extra(body.model_extra or {}, _UNSUPPORTED, NO_EFFECT)
     inputs: list[Any] = [body.input] if is_one(body.input) else list(body.input)
     job = EmbeddingJob(
@@ -38,5 +39,6 @@ def decode(body: EmbeddingRequest, request_id: str) -> tuple[EmbeddingJob, list[
         params=("input",) if is_one(body.input) else tuple(f"input.{place}" for place in range(len(inputs))),
         dimensions=body.dimensions,
         dimensions_param="dimensions",
+        priority=decode_priority(body.priority),
     )
     return job, ignored

@@ -1,4 +1,4 @@
-"""Vectors to the body of an answer, as numbers or as their bytes."""
+"""Encoding of vectors to the body of an answer, as numbers or as their bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from server.service.embedding import Embeddings, numbers
 
 
 def encode(embeddings: Embeddings, *, as_base64: bool) -> str:
-    """The JSON answer."""
+    """Return the JSON answer."""
     data = [
         {"object": "embedding", "index": index, "embedding": _encode_vector(vector, as_base64)}
         for index, vector in enumerate(embeddings.vectors)

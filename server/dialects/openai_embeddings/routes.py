@@ -14,6 +14,7 @@ from server.dialects.openai_embeddings.encode import encode
 from server.dialects.openai_embeddings.schema import EmbeddingAnswer, EmbeddingRequest
 from server.dialects.openai_schema import GENERATION_ERRORS, Responses
 from server.dialects.parts import ServerParts
+from server.dialects.priorities import priority_header
 from server.dialects.published import PublishedRoute
 from server.disconnect import ClientGone, while_connected
 from server.service.embedding import embed
@@ -22,16 +23,16 @@ _RESPONSES: Responses = {200: {"model": EmbeddingAnswer, "description": "The vec
 
 
 def build_router(parts: ServerParts) -> APIRouter:
-    """The routes of one server."""
+    """Build the routes of one server."""
     router = APIRouter(route_class=PublishedRoute, tags=["OpenAI"])
 
     @router.post("/embeddings", include_in_schema=False)
     @router.post("/v1/embeddings", response_class=Response, responses={**_RESPONSES, **GENERATION_ERRORS})
     async def create_embeddings(request: Request, body: EmbeddingRequest) -> Response:
-        """A vector of each input, of a model that was made for it."""
+        """Compute a vector of each input, with an embedding model."""
         job, ignored = decode(body, request.state.request_id)
         job = replace(job, tenant=request.state.tenant)
-        headers = ignored_header(ignored)
+        headers = ignored_header(ignored) | priority_header(body, job.tenant.allow(job.priority))
         try:
             embeddings = await while_connected(request.receive, embed(parts.registry, job))
         except ClientGone:

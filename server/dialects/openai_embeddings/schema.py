@@ -1,4 +1,4 @@
-"""The body of `/v1/embeddings`, and its answer. Knows the wire's types and bounds; decides nothing."""
+"""Body of `/v1/embeddings`, and its answer. Defines the wire's types and bounds; decides nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Field, PlainValidator
 
 from server.dialects.openai_prompts import PromptInput, check_prompt
 from server.dialects.openai_schema import AnswerModel, PublishedPrompt
-from server.dialects.openai_shared import CacheSalt, WireModel
+from server.dialects.openai_shared import CacheSalt, PriorityField, WireModel
 
 
 class EmbeddingRequest(WireModel):
@@ -19,6 +19,7 @@ class EmbeddingRequest(WireModel):
     cache_salt: CacheSalt | None = None
     prefix_cache: bool | None = None
     user: str | None = None
+    priority: PriorityField = None
 
 
 class Embedding(AnswerModel):

@@ -1,1 +1,1 @@
-"""OpenAI's Responses: a request of items, an answer of items, and answers that are kept for a while."""
+"""OpenAI's Responses API: requests and answers as items, and answers stored for a while."""

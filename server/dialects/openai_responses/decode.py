@@ -1,11 +1,12 @@
-"""The body of `/v1/responses` to a job. Decides defaults and what is refused; of answers it knows their form alone."""
+"""Decoding of the body of `/v1/responses` to a job. Decides defaults and refusals; of answers, only their form."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_backend.api.interface import Priority, SamplingParams
 from server.dialects.openai_grammar import decode_grammar
 from server.dialects.openai_names import RESPONSES_NAMES
 from server.dialects.openai_responses.encode import AnswerForm
@@ -19,10 +20,12 @@ from server.dialects.openai_shared import (
     check_extra,
     check_stream_options,
     decode_breakers,
+    decode_prediction,
     decode_sampling,
     given_fields,
 )
 from server.dialects.openai_written import dump
+from server.dialects.priorities import decode_priority, tier_of
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.request_defaults import RequestDefaults
 from server.service.defaults import NO_DEFAULTS, with_sampling
@@ -54,7 +57,7 @@ class Decoded:
 
 
 def read_input(body: ResponsesRequest) -> list[Item]:
-    """The items that were sent. Raises InvalidRequest."""
+    """Return the items of the request. Raises InvalidRequest."""
     if body.input is None and body.previous_response_id is None:
         raise InvalidRequest("The parameter 'input' is required.", param="input", code="missing_required_parameter")
     if isinstance(body.input, str):
@@ -72,11 +75,12 @@ def decode(
     stores: bool,
     shows_thoughts: bool = True,
     defaults: RequestDefaults = NO_DEFAULTS,
+    allow: Callable[[Priority], Priority] = lambda priority: priority,
 ) -> Decoded:
-    """Raises InvalidRequest.
+    """Decode a request. Raises InvalidRequest.
 
-    `before`: the items of the responses that led to this one; `sent`: those of the request. `defaults`: the model's, of
-    which the answer repeats some.
+    `before`: the items of the responses that led to this one; `sent`: those of the request. `defaults`: the model's,
+    some of which the answer repeats. `allow`: returns the class that a request gets for the one it asks for.
     """
     ignored = check_extra(body.model_extra or {}, _UNSUPPORTED, _NO_EFFECT) + check_stream_options(body)
     _check_refused(body)
@@ -118,12 +122,15 @@ def decode(
         bad_words=tuple(body.bad_words or ()),
         cache_salt=body.cache_salt or "",
         uses_prefix_cache=body.prefix_cache is not False,
+        prediction=decode_prediction(body),
+        speculates=body.speculation is not False,
+        priority=allow(decode_priority(body.priority, body.service_tier)),
     )
     include = body.include or ()
     form = AnswerForm(
         key,
         box,
-        _echo(body, box, stores, shown.temperature, shown.top_p),
+        _echo(body, box, stores, shown, job.priority),
         shows_thoughts=shows_thoughts,
         as_summary=_summary(body) is not None,
         seals_thoughts=SEALED in include,
@@ -154,7 +161,7 @@ def _template_kwargs(body: ResponsesRequest) -> Mapping[str, Any]:
     effort = None if body.reasoning is None else body.reasoning.effort
     if effort is not None:
         thinks = effort != "none"
-        # as some templates call it, and others
+        # some templates use one name, some another
         kwargs |= {"reasoning_effort": effort, "enable_thinking": thinks, "thinking": thinks}
     if body.text is not None and body.text.verbosity is not None:
         kwargs["verbosity"] = body.text.verbosity
@@ -199,8 +206,8 @@ def _of_format(text: TextOptions | None) -> GrammarSource | None:
     return GrammarSource.of_schema(schema)
 
 
-def _echo(body: ResponsesRequest, box: Toolbox, stores: bool, temperature: float, top_p: float) -> str:
-    """The fields that a response repeats, as JSON without brackets. Raises InvalidRequest for what cannot be."""
+def _echo(body: ResponsesRequest, box: Toolbox, stores: bool, shown: SamplingParams, priority: Priority) -> str:
+    """Return the fields that a response repeats, as JSON without brackets. Raises InvalidRequest."""
     text, reasoning = body.text or TextOptions(), body.reasoning
     fields: dict[str, Any] = {
         "background": False,
@@ -213,14 +220,14 @@ def _echo(body: ResponsesRequest, box: Toolbox, stores: bool, temperature: float
         "prompt_cache_key": body.prompt_cache_key,
         "reasoning": {"effort": None if reasoning is None else reasoning.effort, "summary": _summary(body)},
         "safety_identifier": body.safety_identifier,
-        "service_tier": "default",
+        "service_tier": tier_of(priority),
         "store": stores,
-        "temperature": temperature,
+        "temperature": shown.temperature,
         "text": {"format": text.format or {"type": "text"}, "verbosity": text.verbosity or "medium"},
         "tool_choice": body.tool_choice or "auto",
         "tools": box.echo,
         "top_logprobs": body.top_logprobs or 0,
-        "top_p": top_p,
+        "top_p": shown.top_p,
         "truncation": body.truncation or "disabled",
         "user": body.user,
     }

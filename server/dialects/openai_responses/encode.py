@@ -1,6 +1,6 @@
-"""Output events as OpenAI's responses: the events of a stream, and the one object that their last one holds.
+"""Encoding of output events as OpenAI's responses: the events of a stream, and the object that the last one holds.
 
-The same state writes both; for an answer that is not streamed it makes no events. Every event has its number.
+The same state writes both; without a stream it writes no events. Every event has a sequence number.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from server.errors import APIError, InvalidRequest
 from server.text.events import Finished, OutputEvent, ReasoningDelta, TextDelta, TokenText, ToolCallDelta, Usage
 
 _FAILURES = {429: "rate_limit_exceeded"}
-"""Codes of a failed response, which are fewer than those of errors: by status."""
+"""Codes of a failed response by status; there are fewer than codes of errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
-    """Facts of an answer that are known before it begins. `key`: letters that its ids have in them."""
+    """Facts of an answer known before it begins. `key`: letters contained in its ids."""
 
     key: str
     box: Toolbox
@@ -30,7 +30,7 @@ class AnswerForm:
     """The fields of the request that the response repeats, as JSON without brackets."""
     shows_thoughts: bool = True
     as_summary: bool = False
-    """A thought is the reasoning's summary, not its content."""
+    """Reasoning is sent as the item's summary, not as its content."""
     seals_thoughts: bool = False
     has_logprobs: bool = False
 
@@ -41,7 +41,7 @@ class AnswerForm:
 
 @dataclass(slots=True)
 class _Open:
-    """The item that is being written: a message or a thought."""
+    """The item being written: a message or reasoning."""
 
     kind: str
     id: str
@@ -49,13 +49,13 @@ class _Open:
     texts: list[str] = field(default_factory=list)
     logprobs: list[str] = field(default_factory=list)
     short_logprobs: list[str] = field(default_factory=list)
-    """The same as events have them."""
+    """The same in the shorter form of events."""
     delta_head: str = ""
-    """The part of a delta event that comes before its text."""
+    """The part of a delta event before its text."""
 
 
 class Output:
-    """One answer. `on_end` is given the whole response as JSON once it is there."""
+    """One answer. `on_end` receives the complete response as JSON."""
 
     def __init__(
         self,
@@ -79,19 +79,19 @@ class Output:
         self._reason = "stop"
         self._num_chars = 0
         self.response = ""
-        """The whole, once it is there."""
+        """The complete response as JSON, once it has ended."""
 
-    # --- what a stream and a whole answer ask
+    # --- interface to streams and whole answers
 
     def encode(self, events: Sequence[OutputEvent]) -> bytes:
-        """The events of a batch as server-sent events."""
+        """Return the events of a batch as server-sent events."""
         written = "" if self._number else self._begin()
         for event in events:
             written += self._take(event)
         return written.encode()
 
     def add(self, events: Sequence[OutputEvent]) -> None:
-        """The same without a stream. Raises InvalidRequest where the answer becomes too large."""
+        """Add events without a stream. Raises InvalidRequest if the answer becomes too large."""
         for event in events:
             self._take(event)
         if self._num_chars > MOST_CHARS:
@@ -106,7 +106,7 @@ class Output:
         yield self.response
 
     def fail(self, error: APIError) -> bytes:
-        """The last events of a stream in which something went wrong: what it is, and the response as far as it came."""
+        """Return the last events of a stream that fails: the error, and the response so far."""
         written = "" if self._number else self._begin()
         told = f'"code":{dump(error.code or error.type)},"message":{dump(error.message)},"param":{dump(error.param)}'
         written += self._event("error", told)
@@ -116,7 +116,7 @@ class Output:
         known = "server_error" if error.status >= 500 else _FAILURES.get(error.status, "invalid_prompt")
         failure = f'{{"code":"{known}","message":{dump(error.message)}}}'
         response = self._respond("failed", error=failure)
-        # half of a surrogate pair that an error quotes is no text
+        # half of a surrogate pair quoted by an error cannot be encoded
         return (written + self._event("response.failed", f'"response":{response}')).encode("utf-8", "replace")
 
     # --- events
@@ -146,7 +146,7 @@ class Output:
         return self._end(event)
 
     def _add_text(self, event: TextDelta) -> str:
-        if not event.text:  # tokens that are no text yet, or never will be
+        if not event.text:  # tokens without text yet, or without any
             self._pending += event.tokens
             return ""
         written = ""
@@ -224,7 +224,7 @@ class Output:
         return f'"item_id":"{item.id}","output_index":{item.index}'
 
     def _close(self, status: str = "completed") -> str:
-        """The end of the item that is being written, if one is."""
+        """Return the events that end the item being written, if there is one."""
         item = self._open
         if item is None:
             return ""
@@ -252,7 +252,7 @@ class Output:
         return self._event("response.output_item.done", f'"output_index":{index},"item":{self._items[index]}')
 
     def _item(self, status: str) -> str:
-        """The item that is being written, as JSON."""
+        """Return the item being written, as JSON."""
         item = self._open
         assert item is not None
         text = "".join(item.texts)
@@ -282,14 +282,14 @@ class Output:
         known = f'"call_id":{quote(call.id)},"name":{quote(name)}{namespace}'
 
         def item(text: str, status: str) -> str:
-            # @ai-sdk/openai needs the status of a custom tool's call, too, which OpenAI's reference does not have
+            # @ai-sdk/openai requires the status of a custom tool's call, too, which is not in OpenAI's reference
             return f'{{"id":"{id}","type":"{kind}","status":"{status}",{known},"{field_name}":{quote(text)}}}'
 
         self._items.append(item(said, "completed"))
         if not self._streams:
             return ""
         at = f'"item_id":"{id}","output_index":{index}'
-        # the name is in earlier versions of OpenAI's reference
+        # earlier versions of OpenAI's reference include the name
         named = "" if is_custom else f',"name":{quote(name)}'
         return (
             self._event("response.output_item.added", f'"output_index":{index},"item":{item("", "in_progress")}')
@@ -305,7 +305,7 @@ class Output:
         written = ""
         has_words = self._open is not None and self._open.kind == "message"
         if status == "completed" and not has_words and all(map(_is_thought, self._items)):
-            written = self._close() + self._open_message()  # an answer without a word is one
+            written = self._close() + self._open_message()  # an answer without text still has a message
         written += self._close(status)
         self.response = self._respond(status, usage=_usage(usage))
         if self._on_end is not None:
@@ -357,6 +357,6 @@ def _token(token: TokenText) -> dict[str, object]:
 
 
 def _short_logprob(token: TokenText) -> str:
-    """The same without bytes, which events of a stream do not have."""
+    """Encode a token without bytes, as in events of a stream."""
     top = [{"token": one.text, "logprob": finite(one.logprob)} for one in token.top]
     return dump({"token": token.text, "logprob": finite(token.logprob), "top_logprobs": top})

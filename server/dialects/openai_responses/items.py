@@ -1,6 +1,6 @@
-"""Items of a conversation to the messages that chat templates read, and to what `input_items` gives back.
+"""Conversion of conversation items to chat template messages, and to the output of `input_items`.
 
-What an assistant said in one go, its thoughts, texts and calls, is one message. Knows no template.
+Consecutive items of the assistant, its reasoning, texts and calls, form one message. Independent of templates.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WITHOUT_WORDS = frozenset(
         *("mcp_list_tools", "mcp_approval_request", "mcp_approval_response", "compaction_trigger"),
     }
 )
-"""Items of tools that OpenAI runs, in which there is nothing for a model to read."""
+"""Items of tools that OpenAI runs, which have no text for a model."""
 _PREFIXES = {
     "message": "msg",
     "function_call": "fc",
@@ -46,14 +46,14 @@ _PREFIXES = {
 
 
 def type_of(item: Item, at: str) -> str:
-    """The type, which may be left out of a message and of a reference. Raises InvalidRequest."""
+    """Return the type, which may be omitted for a message and for a reference. Raises InvalidRequest."""
     if item.get("type") is None and "role" not in item and "id" in item:
         return "item_reference"
     return read_text(item, "type", at, default="message" if "role" in item else None)
 
 
 def resolve_references(items: Sequence[Item], find: Callable[[str, str], Item]) -> list[Item]:
-    """The items, each reference replaced. `find`: of an id and the place where it stands. Raises InvalidRequest."""
+    """Replace every reference. `find` takes an id and its position in the body. Raises InvalidRequest."""
     found = []
     for position, item in enumerate(items):
         at = f"input.{position}"
@@ -63,9 +63,9 @@ def resolve_references(items: Sequence[Item], find: Callable[[str, str], Item]) 
 
 
 def decode_items(items: Sequence[Item], num_known: int, box: Toolbox) -> tuple[Messages, list[str]]:
-    """The template's messages, and the names of ignored fields. Raises InvalidRequest.
+    """Return the template's messages, and the names of ignored fields. Raises InvalidRequest.
 
-    `num_known`: so many of the first were stored, and not sent with this request.
+    `num_known`: number of leading items that were stored, not sent with this request.
     """
     turns = _Turns(box)
     for position, item in enumerate(items):
@@ -75,16 +75,16 @@ def decode_items(items: Sequence[Item], num_known: int, box: Toolbox) -> tuple[M
 
 @dataclass(slots=True)
 class _Turns:
-    """The conversation, as far as it has been read."""
+    """The conversation read so far."""
 
     box: Toolbox
     messages: list[dict[str, Any]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     call_ids: set[str] = field(default_factory=set)
     answer: dict[str, Any] | None = None
-    """The assistant's message that goes on."""
+    """The assistant message in progress."""
     last: str = ""
-    """The type of its last item."""
+    """Type of its last item."""
 
     def add(self, item: Item, at: str) -> None:
         kind = type_of(item, at)
@@ -157,7 +157,7 @@ _ADD: Mapping[str, Callable[[_Turns, Item, str], None]] = {
 
 
 def _read_thought(item: Item, at: str) -> str:
-    """The text of a thought: as it was, as it was sealed, or what there is of it."""
+    """Return the text of reasoning: its content, its sealed text, or else its summary."""
     content = "".join(_read_texts(item.get("content"), "reasoning_text", f"{at}.content"))
     sealed = read_text(item, "encrypted_content", at, default="")
     summary = "\n\n".join(_read_texts(item.get("summary"), "summary_text", f"{at}.summary"))
@@ -180,11 +180,11 @@ def _read_texts(parts: Any, kind: str, at: str) -> list[str]:
     return texts
 
 
-# --- what is given back of them
+# --- published items
 
 
 def publish(items: Sequence[Item], key: str) -> list[dict[str, Any]]:
-    """The items with ids and types, without unknown fields; `key`: that of their response, part of the ids."""
+    """Return the items with ids and types, without unknown fields; `key`: the response's, used in the ids."""
     return [_published(item, f"{key}_i{position}") for position, item in enumerate(items)]
 
 

@@ -1,4 +1,4 @@
-"""Values of items and tools, read by hand, so that an error names the place within the body."""
+"""Hand-written validation of items and tools, so that an error names the place within the body."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from server.errors import InvalidRequest, UnsupportedParameter
 from server.json_text import why_unwritable
 
 _TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
-"""Types of parts that are text, and the field that has it."""
+"""Types of text parts, and the field that contains the text."""
 _OTHER_PARTS = frozenset({"input_image", "input_file", "input_audio", "input_video", "image_url", "encrypted_content"})
 
 
@@ -18,7 +18,7 @@ def refuse(at: str, message: str, *, code: str = "invalid_value") -> NoReturn:
 
 
 def read_text(owner: Mapping[str, Any], name: str, at: str, default: str | None = None) -> str:
-    """The string under a name; without `default` it has to be there. Raises InvalidRequest."""
+    """Return the string under a name; required without a `default`. Raises InvalidRequest."""
     value = owner.get(name, default)
     value = default if value is None else value
     if value is None:
@@ -28,7 +28,7 @@ def read_text(owner: Mapping[str, Any], name: str, at: str, default: str | None 
 
 
 def check_string(value: Any, at: str) -> str:
-    """`value`, a string that can be encoded. Raises InvalidRequest."""
+    """Return `value` if it is a string that can be encoded. Raises InvalidRequest."""
     if not isinstance(value, str):
         refuse(at, "Input should be a valid string")
     try:
@@ -39,7 +39,7 @@ def check_string(value: Any, at: str) -> str:
 
 
 def read_content(value: Any, at: str) -> str:
-    """The text of a content: a string, or parts that are text, put together. Raises InvalidRequest."""
+    """Return the text of a content: a string, or text parts joined. Raises InvalidRequest."""
     if isinstance(value, str):
         return check_string(value, at)
     if not isinstance(value, list):
@@ -59,7 +59,7 @@ def _read_part(part: Any, at: str) -> str:
 
 
 def check_writable(fields: Iterable[tuple[str, Any]]) -> None:
-    """Raise InvalidRequest for a field that an answer could not repeat: half a character, or a number out of range."""
+    """Raise InvalidRequest for a field that an answer could not repeat: a lone surrogate, or a number out of range."""
     for name, value in fields:
         why = why_unwritable(value)
         if why is not None:

@@ -1,4 +1,4 @@
-"""`POST /v1/responses`, and what is kept of it: `GET` and `DELETE /v1/responses/{id}`, its input items."""
+"""`POST /v1/responses`, and access to stored responses: `GET` and `DELETE /v1/responses/{id}`, its input items."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _KEY_BYTES = 24
 
 
 class ResponseNotFound(InvalidRequest):
-    """No response of this id is kept here for this key."""
+    """No response with this id is stored for this key."""
 
     status = 404
     code = "response_not_found"
@@ -57,7 +57,7 @@ class ResponseNotFound(InvalidRequest):
 
 
 class PreviousResponseNotFound(ResponseNotFound):
-    """The response that a request goes on from is not kept, or one that led to it: a 400, as OpenAI has it."""
+    """A response that a request continues, or a predecessor of it, is not stored: a 400, as in OpenAI's API."""
 
     status = 400
 
@@ -66,12 +66,12 @@ class PreviousResponseNotFound(ResponseNotFound):
 
 
 def build_router(parts: ServerParts) -> APIRouter:
-    """The routes of one server, with its store."""
+    """Build the routes of one server, with its store."""
     router = APIRouter(route_class=PublishedRoute, tags=["OpenAI"])
     store = ResponseStore(lambda: _bounds(parts))
 
     async def read(request: Request, body: ResponsesRequest, stores: bool) -> tuple[Decoded, list[Item]]:
-        """The request, and the items that were sent, references resolved. Raises InvalidRequest."""
+        """Return the decoded request, and its items with references resolved. Raises InvalidRequest."""
         owner = request.state.tenant.name
         tools = {"tools": body.tools} if body.tools else {}
         text = {"text": body.text.format} if body.text is not None and body.text.format else {}
@@ -88,6 +88,7 @@ def build_router(parts: ServerParts) -> APIRouter:
             stores=stores,
             shows_thoughts=parts.config.api.thoughts_field != "none",
             defaults=parts.registry.defaults_of(body.model or ""),
+            allow=request.state.tenant.allow,
         )
         return decoded, sent
 
@@ -111,7 +112,7 @@ def build_router(parts: ServerParts) -> APIRouter:
 
     @router.post("/v1/responses/input_tokens", responses=error_responses(400, 404, 413, 503))
     async def count_input_tokens(request: Request, response: Response, body: ResponsesRequest) -> InputTokens:
-        """The tokens of the prompt that a request would be; nothing is computed."""
+        """Count the prompt tokens of a request without computing it."""
         decoded, _ = await read(request, body, stores=False)
         (prompt,) = decoded.job.prompts
         assert isinstance(prompt, ChatPrompt)
@@ -125,14 +126,14 @@ def build_router(parts: ServerParts) -> APIRouter:
 
     @router.get("/v1/responses/{id}", response_class=Response, responses=_KEPT)
     async def retrieve_response(request: Request, id: str, stream: bool = False) -> Response:
-        """A response that was stored."""
+        """Return a stored response."""
         if stream:
             raise UnsupportedParameter("stream", "A response that is over is not streamed again: leave 'stream' out.")
         return Response(_get(store, request, id).response, media_type="application/json")
 
     @router.delete("/v1/responses/{id}", responses=error_responses(404))
     async def delete_response(request: Request, id: str) -> DeletedResponse:
-        """Forget a response, and what was sent for it."""
+        """Delete a response, and the items sent for it."""
         _get(store, request, id)
         store.delete(request.state.tenant.name, id)
         return DeletedResponse(id=id)
@@ -152,7 +153,7 @@ def build_router(parts: ServerParts) -> APIRouter:
         order: Literal["asc", "desc"] = "desc",
         after: str | None = None,
     ) -> InputItems:
-        """The items that a response was given, those of the responses before it among them."""
+        """List the input items of a response, including those of the responses before it."""
         _get(store, request, id)
         *before, last = _chain(store, request.state.tenant.name, id, ResponseNotFound)
         items = [*_items_of(before), *json.loads(last.items)]
@@ -194,7 +195,7 @@ def _chain(store: ResponseStore, owner: str, id: str, refusal: type[ResponseNotF
 
 
 def _context(store: ResponseStore, owner: str, id: str | None, most_bytes: int) -> list[Item]:
-    """All that was said before, from the first response on. Raises InvalidRequest."""
+    """Return the items of all previous responses, the oldest first. Raises InvalidRequest."""
     if id is None:
         return []
     chain = _chain(store, owner, id, PreviousResponseNotFound)
@@ -213,19 +214,19 @@ def _items_of(chain: Sequence[Stored]) -> list[Item]:
 
 
 class _References:
-    """Stored items that one request refers to. Each response is read once, and all of them have the size of a body.
+    """Stored items that one request refers to. Reads each response once; limits their total size to that of a body.
 
-    A reference has a hundred bytes, and what it stands for may have megabytes.
+    A reference has a hundred bytes, its target may have megabytes.
     """
 
     def __init__(self, store: ResponseStore, owner: str, most_bytes: int) -> None:
         self._store, self._owner, self._most_bytes = store, owner, most_bytes
         self._num_bytes = 0
         self._known: dict[str, dict[str, tuple[Item, int]]] = {}
-        """Of the responses that were read: their items and the sizes of these, by id."""
+        """For each response read: its items and their sizes, by id."""
 
     def find(self, id: str, at: str) -> Item:
-        """An item by its id, which has in it that of its response. Raises InvalidRequest."""
+        """Return an item by its id, which contains that of its response. Raises InvalidRequest."""
         ours = _OUR_ID.fullmatch(id)
         found = self._items_of(f"resp_{ours[1]}").get(id) if ours else None
         if found is None:
@@ -260,12 +261,12 @@ def _page(items: Sequence[Any], limit: int, after: str | None) -> InputItems:
 
 
 class _Keeper:
-    """Puts a response into the store once it is there; what was sent for it is written before, and may be refused."""
+    """Stores a response once it is complete; the sent items are encoded before, which may fail."""
 
     def __init__(
         self, store: ResponseStore, owner: str, previous_id: str | None, sent: Sequence[Item], key: str
     ) -> None:
-        """Raises InvalidRequest for an item that could not be given back."""
+        """Encode the items. Raises InvalidRequest for an item that could not be returned later."""
         self._store, self._owner, self._previous_id = store, owner, previous_id
         items = publish(sent, key)
         try:
@@ -279,7 +280,7 @@ class _Keeper:
 
 
 class _Writers:
-    """How one response is written; what goes wrong in a stream ends the same response."""
+    """Writers of one response; an error in a stream ends the same response."""
 
     def __init__(self, decoded: Decoded, model: str, keeper: _Keeper | None) -> None:
         self._form, self._model, self._keeper = decoded.form, model, keeper

@@ -1,6 +1,6 @@
-"""The body of `/v1/responses`, text only, and of its answers. Knows types and bounds; decides nothing.
+"""Bodies of `/v1/responses` and its answers, text only. Defines types and bounds; decides nothing.
 
-Items and tools are objects here: `items` and `tools` read them, so that an error names the place within one.
+Items and tools are objects here: `items` and `tools` validate them, so that an error names the place within one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MetadataValue = Annotated[str, Field(max_length=512)]
 
 
 def check_input(value: Any) -> str | Objects | None:
-    """A text, or a list of objects. Raises ValueError."""
+    """Return a text, or a list of objects. Raises ValueError."""
     if value is None or isinstance(value, str):
         return None if value is None else check_text(value)
     if not isinstance(value, list):
@@ -43,7 +43,7 @@ def check_input(value: Any) -> str | Objects | None:
 
 
 def check_choice(value: Any) -> str | dict[str, Any] | None:
-    """One of three words, or an object. Raises ValueError."""
+    """Return one of three words, or an object. Raises ValueError."""
     if value is None or isinstance(value, dict):
         return value
     if value in ("none", "auto", "required"):
@@ -52,7 +52,7 @@ def check_choice(value: Any) -> str | dict[str, Any] | None:
 
 
 class TextOptions(WireModel):
-    """The form of the answer's text."""
+    """Format of the answer's text."""
 
     format: Annotated[
         dict[str, Any] | None, PlainValidator(check_object, json_schema_input_type=dict[str, Any] | None)
@@ -61,7 +61,7 @@ class TextOptions(WireModel):
 
 
 class ReasoningOptions(WireModel):
-    """How much the model thinks, and whether its thought is shown as a summary."""
+    """Reasoning effort, and whether reasoning is shown as a summary."""
 
     effort: Effort | None = None
     summary: Summary | None = None
@@ -94,11 +94,10 @@ class ResponsesRequest(SamplingFields):
     background: bool | None = None
     prompt_cache_key: Text | None = None
     safety_identifier: Text | None = None
-    service_tier: str | None = None
 
 
 class InputTokensDetails(AnswerModel):
-    """`cache_write_tokens` is 0: what is kept costs nothing here."""
+    """`cache_write_tokens` is 0: caching has no cost here."""
 
     cached_tokens: int
     cache_write_tokens: int
@@ -127,7 +126,7 @@ class IncompleteDetails(AnswerModel):
 
 
 class ResponseObject(AnswerModel):
-    """An answer. `output` has messages, calls of functions and of custom tools, and thoughts."""
+    """An answer. `output` contains messages, calls of functions and custom tools, and reasoning."""
 
     id: str
     object: Literal["response"]
@@ -175,7 +174,7 @@ class DeletedResponse(AnswerModel):
 
 
 class InputItems(AnswerModel):
-    """A page of the items that the model was given, the last first unless asked otherwise."""
+    """A page of the items that the model was given, the last first by default."""
 
     object: Literal["list"] = "list"
     data: Objects

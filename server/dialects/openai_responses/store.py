@@ -1,6 +1,6 @@
-"""Responses that are kept in memory for their clients, within bounds. Each belongs to a key, and others see none of it.
+"""Bounded in-memory store of responses. Each belongs to a key and is invisible to others.
 
-Knows JSON texts and ids; knows no item. On the event loop alone.
+Stores JSON texts by id; does not parse items. On the event loop only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Limits of all that is kept."""
+    """Limits of the whole store."""
 
     max_count: int
     max_bytes: int
@@ -20,7 +20,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One answer: the response, and the items that were sent for it, as JSON; and the response before it, if any."""
+    """One answer: the response and its input items, as JSON; and the id of the previous response, if any."""
 
     response: bytes
     items: bytes
@@ -32,7 +32,7 @@ class Stored:
 
 
 class NotStored(LookupError):
-    """No response of this id is kept for this key."""
+    """No response with this id is stored for this key."""
 
     def __init__(self, id: str) -> None:
         super().__init__(id)
@@ -43,7 +43,7 @@ class ResponseStore:
     """Responses by key and id, the most recently used last."""
 
     def __init__(self, bounds: Callable[[], Bounds]) -> None:
-        """`bounds`: is asked whenever something is put in."""
+        """`bounds` is called on every insertion."""
         self._bounds = bounds
         self._by_owner: dict[str, OrderedDict[str, Stored]] = {}
         self._bytes: dict[str, int] = {}
@@ -57,14 +57,14 @@ class ResponseStore:
 
     @property
     def is_open(self) -> bool:
-        """Whether anything may be kept."""
+        """Whether the store accepts anything."""
         return self._bounds().max_count > 0 and self._bounds().max_bytes > 0
 
     def put(self, owner: str, id: str, stored: Stored) -> None:
-        """Keep it, if it can be; the oldest of the owner that has most make room."""
+        """Store it if it fits; the oldest of the owner with the largest share are evicted."""
         bounds = self._bounds()
         if stored.num_bytes > bounds.max_bytes:
-            return  # it would drive out all others, and then itself
+            return  # it would evict all others, and then itself
         self._by_owner.setdefault(owner, OrderedDict())[id] = stored
         self._bytes[owner] = self._bytes.get(owner, 0) + stored.num_bytes
         while len(self) > bounds.max_count or self.num_bytes > bounds.max_bytes:
@@ -72,7 +72,7 @@ class ResponseStore:
             self._drop(largest, next(iter(self._by_owner[largest])))
 
     def get(self, owner: str, id: str) -> Stored:
-        """Raises NotStored."""
+        """Return a response. Raises NotStored."""
         kept = self._by_owner.get(owner, OrderedDict())
         if id not in kept:
             raise NotStored(id)
@@ -80,12 +80,12 @@ class ResponseStore:
         return kept[id]
 
     def chain(self, owner: str, id: str) -> list[Stored]:
-        """The responses that led to one, the first of them first, and itself. Raises NotStored for any that is gone."""
-        found = list(self._back(owner, id))  # the first is touched last: it goes after those that need it
+        """Return a response and its predecessors, the first of them first. Raises NotStored if any is gone."""
+        found = list(self._back(owner, id))  # the first is used last, so it is evicted after those that need it
         return found[::-1]
 
     def delete(self, owner: str, id: str) -> None:
-        """Raises NotStored."""
+        """Delete a response. Raises NotStored."""
         self.get(owner, id)
         self._drop(owner, id)
 

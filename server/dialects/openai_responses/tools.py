@@ -1,7 +1,7 @@
-"""Tools on the wire to the functions that a model is offered, and back to what the client knows them as.
+"""Conversion of tools to the functions offered to a model, and of calls back to the client's tools.
 
-A custom tool is a function of one text. The tools of a namespace are functions whose names begin with the namespace's.
-Tools that OpenAI runs itself are left out, and the answer says so.
+A custom tool is a function of one text. The tools of a namespace are functions with names that begin with the
+namespace's. Tools that OpenAI runs itself are dropped; the answer reports them.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _BUILT_IN = re.compile(
 _KNOWN = frozenset({"type", "name", "description", "parameters", "strict", "format", "tools"})
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 INPUT = "input"
-"""The one parameter of a custom tool's function."""
+"""The only parameter of a custom tool's function."""
 _Key = tuple[str, str | None]
 """A tool's name and namespace."""
 
 
 @dataclass(frozen=True, slots=True)
 class OfferedTool:
-    """A tool that the model may call: as the client knows it, and as the model does."""
+    """A tool offered to the model, with its names for the client and for the model."""
 
     kind: Literal["function", "custom"]
     name: str
@@ -52,11 +52,11 @@ class OfferedTool:
 
     @property
     def neutral(self) -> Mapping[str, Any]:
-        """The tool as a job has it."""
+        """The tool in a job's form."""
         return {"type": "function", "function": self.function}
 
     def read_call(self, arguments: str) -> str:
-        """The input of a call as the client gets it: the JSON of its arguments, or a custom tool's text."""
+        """Return a call's input for the client: the JSON of its arguments, or a custom tool's text."""
         if self.kind == "function":
             return arguments
         try:
@@ -69,16 +69,16 @@ class OfferedTool:
 
 @dataclass(frozen=True)
 class Toolbox:
-    """The tools of one request. `dropped`: what was left out, for the answer's header."""
+    """The tools of one request. `dropped`: names of dropped tools, for the answer's header."""
 
     offered: tuple[OfferedTool, ...] = ()
     dropped: tuple[str, ...] = ()
     echo: tuple[Mapping[str, Any], ...] = ()
-    """Those that were not dropped, as the answer repeats them."""
+    """Tools that were not dropped, as the answer repeats them."""
 
     @cached_property
     def _by_key(self) -> Mapping[_Key, OfferedTool]:
-        """The first of each name and namespace. A request may have thousands of tools, and of calls of them."""
+        """First tool of each name and namespace. A request may have thousands of tools, and of calls to them."""
         found: dict[_Key, OfferedTool] = {}
         for tool in self.offered:
             found.setdefault(tool.key, tool)
@@ -86,22 +86,22 @@ class Toolbox:
 
     @cached_property
     def _by_name(self) -> Mapping[str, OfferedTool]:
-        """The first of each name, whatever its namespace."""
+        """First tool of each name, whatever its namespace."""
         found: dict[str, OfferedTool] = {}
         for tool in self.offered:
             found.setdefault(tool.name, tool)
         return found
 
     def find(self, model_name: str) -> OfferedTool | None:
-        """The tool that the model calls by a name."""
+        """Return the tool with the model's name for it."""
         return next((tool for tool in self.offered if tool.model_name == model_name), None)
 
     def named(self, name: str, namespace: str | None) -> OfferedTool | None:
-        """The tool that the client calls by a name; without a namespace that of any."""
+        """Return the tool with the client's name for it; without a namespace, from any."""
         return self._by_name.get(name) if namespace is None else self._by_key.get((name, namespace))
 
     def model_name(self, name: str, namespace: str | None) -> str:
-        """The model's name for a tool of earlier turns, also for one that is no longer offered."""
+        """Return the model's name for a tool of earlier turns, even one that is no longer offered."""
         tool = self._by_key.get((name, namespace))
         if tool is not None:
             return tool.model_name
@@ -109,7 +109,7 @@ class Toolbox:
 
 
 def decode_tools(tools: Sequence[Mapping[str, Any]], at: str = "tools") -> Toolbox:
-    """Raises InvalidRequest."""
+    """Decode the tools of a request. Raises InvalidRequest."""
     offered: list[OfferedTool] = []
     taken: dict[str, _Key] = {}
     dropped: list[str] = []
@@ -152,7 +152,7 @@ def _decode_namespace(
         if read_text(tool, "type", place) not in ("function", "custom"):
             refuse(f"{place}.type", "Input should be 'function' or 'custom'")
         dropped += [f"tools.{name}" for name in sorted(map(str, tool.keys() - _KNOWN))]
-        # what is said of all of them is said once, with the first
+        # the namespace's description appears once, with the first tool
         found.append(_decode_tool(tool, place, name, taken, "" if found else about))
     yield from found
 
@@ -160,7 +160,7 @@ def _decode_namespace(
 def _decode_tool(
     tool: Mapping[str, Any], at: str, namespace: str | None, taken: dict[str, _Key], about: str = ""
 ) -> OfferedTool:
-    """`taken`: the names by which the model knows the tools before this one, each with its tool."""
+    """Decode a tool. `taken`: the model's names for the tools before it, each with its tool."""
     name = _read_name(tool, at)
     model_name = _free(name if namespace is None else _joined(namespace, name), (name, namespace), taken)
     is_custom = tool["type"] == "custom"
@@ -171,7 +171,7 @@ def _decode_tool(
 
 
 def _decode_function(tool: Mapping[str, Any], at: str) -> dict[str, Any]:
-    """Description, parameters and `strict`, in this order, as far as they are said."""
+    """Return description, parameters and `strict`, in this order, as far as they are given."""
     parameters, strict = tool.get("parameters"), tool.get("strict")
     if parameters is not None and not isinstance(parameters, dict):
         refuse(f"{at}.parameters", "Input should be an object")
@@ -228,18 +228,18 @@ def _joined(namespace: str, name: str) -> str:
 
 
 def _free(name: str, key: _Key, taken: dict[str, _Key]) -> str:
-    """`name`, or where another tool has it, with a number behind it; taken from then on."""
+    """Return `name`, numbered if another tool has it, and mark it as taken."""
     found, number = name, 2
     while taken.setdefault(found, key) != key:
         found, number = f"{name}_{number}", number + 1
     return found
 
 
-# --- which of them the model is shown
+# --- tools shown to the model
 
 
 def choose(choice: str | Mapping[str, Any] | None, box: Toolbox) -> tuple[tuple[OfferedTool, ...], bool]:
-    """The tools that the model is shown, and whether it has to call one. Raises InvalidRequest."""
+    """Return the tools shown to the model, and whether it must call one. Raises InvalidRequest."""
     if choice in (None, "auto"):
         return box.offered, False
     if choice == "none":

@@ -1,4 +1,4 @@
-"""`POST /tokenize` and `POST /detokenize`, as vLLM has them."""
+"""`POST /tokenize` and `POST /detokenize`, as in vLLM."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _OF_MESSAGES = ("add_generation_prompt", "continue_final_message", "chat_templat
 
 
 def build_router(parts: ServerParts) -> APIRouter:
-    """The routes of one server."""
+    """Build the routes of one server."""
     router = APIRouter(route_class=PublishedRoute, tags=["Tokens"])
 
     @router.post("/tokenize", responses=_FAILURES)
     async def tokenize(response: Response, body: TokenizeRequest) -> TokenizeAnswer:
-        """The tokens of a text, or of a conversation as the model reads it."""
+        """Return the tokens of a text, or of a conversation rendered for the model."""
         source = _decode_source(body)
         response.headers.update(ignored_header(check_extra(body.model_extra or {}, _UNSUPPORTED, NO_EFFECT)))
         if isinstance(source, Conversation):
@@ -70,7 +70,7 @@ def build_router(parts: ServerParts) -> APIRouter:
 
     @router.post("/detokenize", responses=_FAILURES)
     async def detokenize(response: Response, body: DetokenizeRequest) -> DetokenizeAnswer:
-        """The text of some tokens, special ones by their names."""
+        """Return the text of tokens, special ones by their names."""
         response.headers.update(ignored_header(check_extra(body.model_extra or {}, {}, NO_EFFECT)))
         text = await tokenization.detokenize(parts.registry, body.model or "", body.tokens, param="tokens")
         return DetokenizeAnswer(prompt=text)

@@ -1,4 +1,4 @@
-"""The bodies of `/tokenize` and `/detokenize`, in vLLM's shapes. Knows the wire's types and bounds."""
+"""Bodies of `/tokenize` and `/detokenize`, in vLLM's shapes. Defines the wire's types and bounds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TokenizeTextPart(BaseModel):
 
 
 def check_content(value: Any) -> str | None:
-    """The text of a content: a string, text parts put together, or nothing. Raises ValueError."""
+    """Return the text of a content: a string, text parts joined, or nothing. Raises ValueError."""
     if value is None:
         return None
     if not isinstance(value, list):
@@ -36,7 +36,7 @@ def check_content(value: Any) -> str | None:
 
 
 class TokenizeMessage(WireModel):
-    """One message; what else it has goes to the chat template as it is."""
+    """One message; other fields are passed to the chat template unchanged."""
 
     role: Annotated[str, AfterValidator(check_text)] = Field(min_length=1, max_length=64)
     content: Annotated[

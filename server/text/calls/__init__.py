@@ -1,1 +1,1 @@
-"""Calls of tools: the form of each family of models, read, written and demanded by grammar from one table."""
+"""Tool calls: the form of each model family, parsed, written and enforced by grammar from one table."""

@@ -1,6 +1,6 @@
-"""Arguments out of the text of a call, each with the text that stands for it.
+"""Arguments parsed from the text of a call, each with its source text.
 
-These texts are whole: what reads them one by one as they arrive is `reader`.
+The texts are complete here; `reader` parses them incrementally.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _DECODER = json.JSONDecoder(strict=False, parse_int=Number, parse_float=Number)
 class Argument:
     """One argument as it was written.
 
-    `raw` is its text. Of a `text` it is the value; of a `value` it is what `value` was read from; where its type is
-    `unknown`, the tool's schema says what it is.
+    `raw` is its text. For `text`, it is the value; for `value`, the text that `value` was parsed from; for `unknown`,
+    the tool's schema decides the type.
     """
 
     key: str
@@ -46,7 +46,7 @@ def json_arguments(text: str) -> list[Argument]:
 
 
 def members_of(text: str) -> list[tuple[str, Any, str]]:
-    """Return (key, value, text of the value) of an object of JSON, or of a Python literal. Raises ValueError."""
+    """Return (key, value, text of the value) of a JSON object or a Python literal. Raises ValueError."""
     try:
         whole = read_exact(text)
     except ValueError:
@@ -57,7 +57,7 @@ def members_of(text: str) -> list[tuple[str, Any, str]]:
         raise ValueError("it is no object")
     try:
         return _json_members(text)
-    except (ValueError, IndexError):  # with a comma too many, say
+    except (ValueError, IndexError):  # a comma too many, for example
         return [(key, value, write_exact(value)) for key, value in whole.items()]
 
 
@@ -120,7 +120,7 @@ def python_arguments(text: str) -> list[Argument]:
 
 
 def _python_argument(text: str, key: str, start: int, end: int) -> tuple[Argument, int]:
-    """A literal, or what stands where one should, up to the next comma."""
+    """Read a literal, or else the text up to the next comma."""
     try:
         value, at = literal_at(text, start)
         if text[_skip(text, at)] in ",)":
@@ -145,7 +145,7 @@ _BareValue = tuple[Literal["text", "value", "unknown"], Any, str]
 
 
 class _Bare:
-    """Values with bare keys and quotes of their own, in one text."""
+    """Parser of values with bare keys and a custom quote, in one text."""
 
     def __init__(self, text: str, quote: str) -> None:
         self._text, self._quote = text, quote
@@ -206,7 +206,7 @@ class _Bare:
         return ("value", value, value), end + len(self._quote)
 
     def _plain(self, value: _BareValue) -> Any:
-        """A value within another: a word is JSON, or a text."""
+        """Return a nested value: a word is JSON, or a text."""
         kind, plain, raw = value
         if kind != "unknown":
             return plain
@@ -231,9 +231,9 @@ class _Bare:
 
 
 def call_in(text: str, keys: Sequence[str], *, is_named_by_key: bool) -> tuple[str, list[Argument], str | None, bool]:
-    """Return (name, arguments, id, whether the arguments had a member of their own) of a call that is one object.
+    """Return (name, arguments, id, whether the arguments were a member of their own) of a call that is one object.
 
-    `keys`: what the family calls name and arguments; what others call them is taken as well. Raises ValueError.
+    `keys`: the family's keys for name and arguments; those of other families are accepted too. Raises ValueError.
     """
     members = {key: (value, raw) for key, value, raw in members_of(text)}
     if is_named_by_key and len(members) == 1:
@@ -257,7 +257,7 @@ def call_in(text: str, keys: Sequence[str], *, is_named_by_key: bool) -> tuple[s
 
 
 def _arguments_of(value: Any, raw: str) -> list[Argument]:
-    """Arguments as an object, as the text of one, or none."""
+    """Return arguments given as an object, as the text of one, or absent."""
     if value is None or value in ("", []):
         return []
     return json_arguments(value if isinstance(value, str) else raw)

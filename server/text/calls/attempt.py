@@ -1,4 +1,4 @@
-"""One attempt to read calls from where they may begin, while the text arrives and once it has ended."""
+"""One attempt to parse calls from where they may begin, incrementally and once the text has ended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from server.text.calls.reader import FoundCall, SectionReader
 
 
 class Attempt:
-    """Reads a section of calls from the beginning of a text. `is_settled`: the outcome does not change any more."""
+    """Parses a section of calls from the beginning of a text. `is_settled`: the outcome is final."""
 
     def __init__(self, form: CallForm, tools: OfferedTools, text: str) -> None:
         self._form, self._tools = form, tools
@@ -20,18 +20,18 @@ class Attempt:
         """A call was begun, whatever became of it."""
         self.calls: list[FoundCall] = []
         self.end = 0
-        """Where the section ends in the text; 0 where there is none."""
+        """End of the section in the text; 0 if there is none."""
         self.read_until = 0
-        """Where calls that were read whole end, though they make no section."""
+        """End of the calls that were parsed completely, even if they form no section."""
         self._run(Leniency.NONE)
 
     def feed(self, text: str) -> None:
-        """Go on with more text."""
+        """Continue with more text."""
         self._text.text += text
         self._resume()
 
     def finish(self, *, is_cut: bool) -> None:
-        """Settle: there is no more text. Unless it `is_cut`, what its writer left out at the end is left out."""
+        """Settle at the end of the text. Unless the text `is_cut`, closing marks missing at its end are tolerated."""
         self._text.is_ended, self._text.is_cut = True, is_cut
         self._resume()
         for leniency in () if is_cut else (Leniency.UNBALANCED, Leniency.LACKING):

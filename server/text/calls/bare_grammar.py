@@ -1,6 +1,6 @@
-"""Values as Gemma 4 writes them, `{city:<|"|>Paris<|"|>,days:[1,2]}`: JSON with bare keys and quotes of its own.
+"""Grammar of values as Gemma 4 writes them, `{city:<|"|>Paris<|"|>,days:[1,2]}`: JSON with bare keys and custom quotes.
 
-Rules of a grammar for what a schema allows. Properties that are required come first, and no others than the schema's.
+Builds the rules for what a schema allows. Required properties come first; only the schema's properties are allowed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _KNOWN = frozenset({"type", "enum", "const", "anyOf", "oneOf", "$ref"}).union(*_
 
 
 class BareValues:
-    """The rules of one schema's values. `quote` stands before and behind a text."""
+    """The rules of one schema's values. `quote` encloses a text."""
 
     def __init__(self, rules: Rules, quote: str, root: Schema) -> None:
         self._rules, self._quote, self._root = rules, quote, root
@@ -41,7 +41,7 @@ class BareValues:
         self._anything = ""
 
     def value(self, schema: object) -> str:
-        """The name of its rule. Raises GrammarError."""
+        """Return the name of the schema's rule. Raises GrammarError."""
         if not isinstance(schema, Mapping):
             schema = {}
         unknown = schema.keys() - _KNOWN - SILENT - _ELSEWHERE
@@ -99,7 +99,7 @@ class BareValues:
         return self._rules.add("value", f'"{{" ({rest[1]})? "}}"' if properties else '"{" "}"')
 
     def _listed(self, rules: Sequence[str]) -> tuple[str, str]:
-        """Each of them or not: behind others, and as the first."""
+        """Return rules for an optional sequence: one that follows other members, and one that begins the list."""
         behind, first = "", ""
         for rule in reversed(rules):
             first = self._rules.add("first", f"{rule} {behind}" + (f" | {first}" if first else ""))
@@ -156,5 +156,5 @@ class BareValues:
 
 
 def _guess(schema: Schema) -> str | None:
-    """The type that a schema means without saying it."""
+    """Return the type that a schema implies without stating it."""
     return next((name for name, keys in _TYPES.items() if schema.keys() & keys), None)

@@ -1,8 +1,8 @@
-"""The form in which a family of models writes calls, as data by which calls are read, written and demanded.
+"""Description of a model family's call syntax, as data used to parse, write and enforce calls.
 
-A section of calls stands between `start` and `end`; a call in it is `head`, its name, `mid`, its arguments and `tail`,
-or one JSON object. Line ends in these texts are how the model's template writes them; a reader takes any white space,
-or none, in their place.
+A section of calls is enclosed by `start` and `end`; a call in it is `head`, its name, `mid`, its arguments and `tail`,
+or one JSON object. Newlines in these texts are those that the model's template writes; the parser accepts any white
+space, or none, in their place.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Literal
 from uuid import uuid4
 
 ArgumentStyle = Literal["object", "json", "pairs", "bare", "python"]
-"""How arguments are written.
+"""Syntax of arguments.
 
 - `object`: name and arguments are members of one JSON object.
-- `json`: a JSON object behind the name.
-- `pairs`: one tagged value after another.
-- `bare`: an object with keys that stand bare, and with quotes of its own.
-- `python`: keyword arguments between parentheses.
+- `json`: a JSON object after the name.
+- `pairs`: a sequence of tagged values.
+- `bare`: an object with bare keys and custom quotes.
+- `python`: keyword arguments in parentheses.
 """
 
 
@@ -29,78 +29,78 @@ def default_id() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """One argument with a tag before it and a tag behind it. `{key}` is its name, `{nl}` a line end or nothing."""
+    """One argument between an opening and a closing tag. `{key}` is its name, `{nl}` a newline or nothing."""
 
     head: str
     tail: str
     frame: str = ""
-    """Stands on both sides of a value and is no part of it; nothing, or a line end."""
+    """Encloses a value without being part of it; empty, or a newline."""
     between: str = ""
-    """Written behind `tail`."""
+    """Follows `tail`."""
     text_flag: str = ""
-    """The value of `{flag}` in the head of a text. Where a head has one, a text is taken to the letter."""
+    """Value of `{flag}` in the head of a text. If a head has a flag, a text is taken literally."""
     other_flags: tuple[str, ...] = ()
-    """The values of `{flag}` for anything else."""
+    """Values of `{flag}` for anything else."""
     cdata: bool = False
     """A value may be wrapped in `<![CDATA[` and `]]>`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallForm:
-    """How a family of models writes its calls."""
+    """Call syntax of a model family."""
 
     name: str = ""
     models: str = ""
     start: str = ""
-    """Opens a section of calls; empty where a call has no tag before its head."""
+    """Opens a section of calls; empty if a call has no tag before its head."""
     end: str = ""
-    """Closes the section; empty where the output ends with it."""
+    """Closes the section; empty if the output ends with it."""
     before: str = ""
-    """Behind `start`, before the first call."""
+    """Follows `start`, before the first call."""
     between: str | None = None
-    """Parts the calls of a section; None where a section has one call."""
+    """Separates the calls of a section; None if a section has one call."""
     after: str = ""
-    """Behind the last call, before `end`."""
+    """Follows the last call, before `end`."""
     head: str = ""
     mid: str = ""
-    """Between name and arguments; `{index}` is the number of the call."""
+    """Separates name and arguments; `{index}` is the number of the call."""
     tail: str = ""
     style: ArgumentStyle = "object"
     pair: Pair | None = None
     quote: str = ""
-    """Around a text in bare arguments."""
+    """Encloses a text in bare arguments."""
     keys: tuple[str, str] = ("name", "arguments")
-    """The keys of name and arguments in an object."""
+    """Keys of name and arguments in an object."""
     is_list: bool = False
     """The objects of a section are the items of one list."""
     named_key: bool = False
     """An object's only key is the call's name, and its value the arguments."""
     inside: tuple[str, ...] = ()
-    """Special tokens of calls beside the tags, which a text leaves out otherwise."""
+    """Special tokens of calls other than the tags, otherwise omitted from text."""
     id_is_name: bool = False
-    """A call's id is its name as it was written, prefix and number included."""
+    """A call's id is its name as written, including prefix and number."""
     new_id: Callable[[], str] = default_id
     also: tuple[CallForm, ...] = ()
-    """Other ways in which the family's calls are read. They are not written."""
+    """Other forms in which the family's calls are parsed. They are never written."""
     own_words: bool = False
-    """The template says nothing of calls: the prompt has to, and the model is held to the form."""
+    """The template does not describe calls: the prompt must, and a grammar enforces the form."""
     template: tuple[str, ...] = ()
-    """Texts that a chat template has, all of them, where its model writes calls in this form."""
+    """Texts that all occur in the chat template of a model that uses this form."""
     vocabulary: tuple[str, ...] = ()
-    """Tokens that tell the same where the template says nothing."""
+    """Tokens that identify the form if the template does not."""
 
     @property
     def opening(self) -> str:
-        """The beginning of a section; empty where its first call has no mark of its own."""
+        """Beginning of a section; empty if its first call has no mark of its own."""
         return self.start or self.head
 
     def end_of(self, start: str) -> str:
-        """Return what closes a section that `start` has opened; empty where nothing does."""
+        """Return the closing text of a section opened by `start`; empty if there is none."""
         return next((form.end or self.end for form in (self, *self.also) if form.start == start), self.end)
 
     @property
     def markup(self) -> tuple[str, ...]:
-        """Strings in which special tokens have to be seen for calls to be read."""
+        """Strings with special tokens that must be visible for calls to be parsed."""
         own = (self.start, self.end, self.head, self.mid, self.tail, self.quote, *self.inside)
         pair = (self.pair.head, self.pair.tail) if self.pair else ()
         others = (string for form in self.also for string in form.markup)

@@ -1,4 +1,4 @@
-"""The table of all forms of calls, and which of them a model writes."""
+"""The table of all call forms, and the selection of a model's form."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from server.text.calls.tagged_forms import TAGGED_FORMS
 FORMS: Mapping[str, CallForm] = {form.name: form for form in (*TAGGED_FORMS, *JSON_FORMS)}
 
 GENERIC = replace(FORMS["json_tools"], name="generic", models="any other", own_words=True)
-"""For a model whose template knows no calls."""
+"""Form for a model with a template that does not support calls."""
 
 _MOST_GENERAL = ("mistral_list", "granite", "llama_tagged", "json_tools")
-"""Their marks are also in the templates of others, which are looked for first."""
+"""Their marks also occur in the templates of other forms, so the other forms are tried first."""
 
 
 def form_of(template: str, vocabulary: Collection[str], named: str | None = None) -> CallForm | None:
-    """Return the form that a model writes, by its chat template and the names of its tokens; None if none is known.
+    """Return a model's form by its chat template and the names of its tokens; None if none matches.
 
     `named`: the row of the table that mlx-lm, or the model's own configuration, names.
     """

@@ -1,6 +1,6 @@
-"""Calls as a grammar: what a model has to write, in its own form, so that a call is one of the tools' by construction.
+"""Grammars of calls in the model's own form, so that every call is valid for its tool by construction.
 
-Builds llguidance's dialect of Lark out of a format's syntax and the tools' schemas; compiles nothing.
+Builds llguidance's dialect of Lark from a form's syntax and the tools' schemas; compiles nothing.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _KEY = re.compile(r"[^\s<>\"'&]+")
 def grammar_of_calls(
     tools: Tools, form: CallForm, spell: Spell, *, only_one: bool, answer: GrammarSource | None = None
 ) -> GrammarSource:
-    """Return the grammar of calls of these tools (in OpenAI's form) and nothing else, or of an `answer` in their place.
+    """Return the grammar of calls of these tools (OpenAI format) and nothing else, or of an `answer` in their place.
 
-    Raises GrammarError for a schema that cannot be held to.
+    Raises GrammarError for a schema that cannot be enforced.
     """
     rules = Rules(spell)
     calls = _calls(rules, form, [tool["function"] for tool in tools], only_one=only_one)
@@ -49,7 +49,7 @@ def grammar_of_calls(
 
 
 def grammar_of_text(tools: Tools, form: CallForm, spell: Spell) -> GrammarSource:
-    """Return the grammar of any text, and in it calls: a call that begins is of these, and right if its tool is strict.
+    """Return the grammar of any text with calls in it: each call names one of these tools; strict ones are enforced.
 
     Raises GrammarError.
     """
@@ -63,13 +63,13 @@ def grammar_of_text(tools: Tools, form: CallForm, spell: Spell) -> GrammarSource
     free = rules.add("FREE", ANYTHING if rules.has_token(mark) else without(mark))
     lead = rules.up_to(mark)
     rest = rules.add("rest", f"{calls} {rules.text(form.end)}")
-    if form.start and not form.end:  # what follows would be read as part of the call
+    if form.start and not form.end:  # text after it would be parsed as part of the call
         return rules.source(f"{free} | {lead} {rest} ({rules.text(mark)} {rest})*")
     return rules.source(f"({lead} {rest})* {free}")
 
 
 def _text_or_calls(rules: Rules, form: CallForm, functions: Sequence[Mapping[str, Any]]) -> GrammarSource:
-    """Return the grammar of a form whose calls have no mark: calls, or a text with nothing like one in it."""
+    """Return the grammar of a form without a mark: calls, or a text that contains nothing like one."""
     calls = _calls(rules, form, functions, only_one=False)
     begin = r"[{\[`]" if form.style == "object" else r"\["
     free = rules.add("FREE", rf"{ANYTHING} & ~/((?s:.*)\n)?[ \t]*{begin}(?s:.*)/")
@@ -85,10 +85,10 @@ def harmony_grammar(
     budget: int | None = None,
     answer: GrammarSource | None = None,
 ) -> GrammarSource:
-    """Return the grammar of a whole answer of gpt-oss, thoughts and all, that ends with a call.
+    """Return the grammar of a complete gpt-oss answer, reasoning included, that ends with a call.
 
-    Unless it `must_call` it may end with a message, which is an `answer`, or any text. Of the arguments those of strict
-    tools are held to, and all that must be called. `budget`: tokens of a thought. Raises GrammarError.
+    Unless `must_call`, it may end with a message, which is an `answer` or any text. Arguments are enforced for strict
+    tools, and with `must_call` for all. `budget`: tokens of the reasoning. Raises GrammarError.
     """
     rules = Rules(spell)
     any_text = rules.add("ANY", ANYTHING)
@@ -115,7 +115,7 @@ def harmony_grammar(
 def _calls(
     rules: Rules, form: CallForm, functions: Sequence[Mapping[str, Any]], *, only_one: bool, is_begun: bool = False
 ) -> str:
-    """The grammar of a section between its tags; `is_begun`: the head of the first call stands before it."""
+    """Return the grammar of a section between its tags; `is_begun`: the head of the first call precedes it."""
     call = rules.add("call", " | ".join(_call(rules, form, function) for function in functions))
     head = rules.text(form.head)
     more = ""
@@ -127,7 +127,7 @@ def _calls(
 
 
 def _call(rules: Rules, form: CallForm, function: Mapping[str, Any]) -> str:
-    """A call behind its head."""
+    """Return the rule of a call after its head."""
     if form.style == "object":
         return rules.add("part", rules.json(_call_schema(form, function)))
     name = rules.text(function["name"])
@@ -148,19 +148,19 @@ def _arguments(rules: Rules, form: CallForm, function: Mapping[str, Any]) -> str
 
 
 def _filled(rules: Rules, template: str, places: Mapping[str, str]) -> str:
-    """The template with its texts spelled and its places filled."""
+    """Return the template with its texts spelled and its placeholders filled."""
     pieces = _PLACE.split(template)
     written = []
     for text, name in zip(pieces[::2], [*pieces[1::2], ""], strict=True):
         written.append(rules.text(text))
         if name:
-            written.append(places.get(name, '"\\n"?'))  # a line end may stand in any other
+            written.append(places.get(name, '"\\n"?'))  # any other placeholder may be a newline
     return rules.add("part", " ".join(filter(None, written)) or '""')
 
 
 def _keywords(rules: Rules, function: Mapping[str, Any]) -> str:
-    """Keyword arguments in the order of the schema, the required ones first. Raises GrammarError."""
-    if function.get("parameters", {}) is None:  # a tool that is not held to
+    """Return keyword arguments in the order of the schema, the required ones first. Raises GrammarError."""
+    if function.get("parameters", {}) is None:  # the tool's schema is not enforced
         value = rules.add("value", rules.json({}))
         pair = rules.add("pair", f'/[A-Za-z_][A-Za-z0-9_]*/ "=" {value}')
         return f'({pair} (", " {pair})*)?'
@@ -189,10 +189,10 @@ def _object(schema: object) -> dict[str, Any]:
 
 
 def _pairs(rules: Rules, pair: Pair, function: Mapping[str, Any]) -> str:
-    """The arguments one after another, in the order of the schema. Raises GrammarError."""
+    """Return the sequence of arguments in the order of the schema. Raises GrammarError."""
     behind = _filled(rules, pair.between, {})
     flags = {True: json.dumps(pair.text_flag), False: f"({' | '.join(map(json.dumps, pair.other_flags))})"}
-    if function.get("parameters", {}) is None:  # a tool that is not held to
+    if function.get("parameters", {}) is None:  # the tool's schema is not enforced
         free = {"key": rules.add("KEY", r"/[^\s<>\"'&]+/"), "flag": f"({flags[True]} | {flags[False]})"}
         return f"({_filled(rules, pair.head + pair.frame, free)} {rules.up_to(pair.tail)} {behind})*"
     schema = _parameters(function)
@@ -213,17 +213,17 @@ def _pairs(rules: Rules, pair: Pair, function: Mapping[str, Any]) -> str:
 
 
 class _Values:
-    """Values of one tool's arguments, each with the tag behind it: a text as it stands, all else as JSON."""
+    """Values of one tool's arguments, each with its closing tag: a text literally, everything else as JSON."""
 
     def __init__(self, rules: Rules, root: Schema, pair: Pair) -> None:
         self._rules, self._root, self._pair = rules, root, pair
         self._has_flag = bool(pair.text_flag)
-        """Which of the two a value is stands before it."""
+        """A flag before the value tells a text from JSON."""
 
     def options(self, schema: Any, depth: int = 0, *, is_apart: bool = False) -> list[tuple[bool, str]]:
-        """(whether it is a text, what it may be), any of these. Raises GrammarError.
+        """Return the allowed alternatives: (whether it is a text, its rule). Raises GrammarError.
 
-        `is_apart`: a value may be something else than a text, and a text may not look like it.
+        `is_apart`: a value may also be something other than a text, and a text may not look like it.
         """
         if depth == _MOST_NESTED:
             raise GrammarError("a choice of choices is nested too deeply, or is one of its own")
@@ -236,7 +236,7 @@ class _Values:
             return [(True, self._text(schema, is_apart=is_apart and not self._has_flag))]
         if "string" not in types:
             return [(False, self._json(schema))]
-        if schema.keys() <= {"type"} | SILENT:  # of many types, or of any
+        if schema.keys() <= {"type"} | SILENT:  # several types, or any
             text = (True, self._rules.up_to(self._pair.tail))
             return [text, (False, self._json({"type": sorted(types - {"string"})}))] if self._has_flag else [text]
         choices = schema.get("anyOf") or schema.get("oneOf")
@@ -277,12 +277,12 @@ def _call_schema(form: CallForm, function: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pointer(key: str) -> str:
-    """Where the schema of a call's arguments is in that of the call."""
+    """Return the pointer to the arguments' schema within the call's schema."""
     return "#/properties/" + key.replace("~", "~0").replace("/", "~1")
 
 
 def _moved(schema: Any, place: str) -> Any:
-    """The same schema at another place: its references begin at the top."""
+    """Return the schema at another place: its references begin at the top."""
     if isinstance(schema, list):
         return [_moved(each, place) for each in schema]
     if not isinstance(schema, Mapping):
@@ -294,8 +294,8 @@ def _moved(schema: Any, place: str) -> Any:
 
 
 def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
-    """Raises GrammarError."""
-    if function.get("parameters", {}) is None:  # a tool that is not held to
+    """Return the schema of a function's arguments. Raises GrammarError."""
+    if function.get("parameters", {}) is None:  # the tool's schema is not enforced
         return {"type": "object"}
     schema = dict(function.get("parameters") or {"type": "object"})
     _check_shape(schema)
@@ -303,7 +303,7 @@ def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_shape(schema: object) -> None:
-    """Raise GrammarError for a keyword whose value is none of a schema's."""
+    """Raise GrammarError for a keyword with a value of the wrong type."""
     if isinstance(schema, list):
         for each in schema:
             _check_shape(each)
@@ -324,7 +324,7 @@ def _check_shape(schema: object) -> None:
 
 
 def _check_pairs(schema: Schema) -> None:
-    """Raise GrammarError for what a row of arguments cannot be held to."""
+    """Raise GrammarError for keywords that cannot be enforced on tagged or keyword arguments."""
     check_keywords(schema)
     unknown = schema.keys() - _OF_PAIRS - SILENT
     if unknown:

@@ -1,6 +1,6 @@
-"""A text that arrives in pieces, and what a parser asks of it. A parser is a generator: it yields to get more text.
+"""A text that arrives in pieces, with the operations of a parser. A parser is a generator that yields to get more text.
 
-Every question is put to a place in the text, so that looking ahead costs nothing but the look.
+Every operation takes a position in the text, so that lookahead needs no backtracking.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _IN_VALUES = r"\s\w.+\-:,="
 
 
 class NotACall(Exception):
-    """Raised where what has begun can never become a call."""
+    """The text parsed so far can never become a call."""
 
 
 class GrowingText:
-    """The text so far. `is_ended`: there is no more; `is_cut`: and its writer had not finished."""
+    """The text so far. `is_ended`: it is complete; `is_cut`: its writer had not finished."""
 
     def __init__(self, text: str = "") -> None:
         self.text = text
@@ -37,11 +37,11 @@ class GrowingText:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the writer ended the text itself: what is left out at its end was left out."""
+        """Whether the writer finished the text: closing marks missing at its end were omitted."""
         return self.is_ended and not self.is_cut
 
     def space(self, at: int) -> Parse[int]:
-        """Return where the white space from `at` on ends; the end of the text only once there is no more of it."""
+        """Return the end of the white space from `at` on; the end of the text only once it is complete."""
         while True:
             found = _SPACE.match(self.text, at)
             at = found.end() if found else at
@@ -50,7 +50,7 @@ class GrowingText:
             yield
 
     def starts(self, at: int, options: Sequence[str]) -> Parse[str | None]:
-        """Return the longest option that begins at `at`; None where there is none."""
+        """Return the longest option that begins at `at`; None if there is none."""
         while True:
             rest = self.text[at : at + max(map(len, options), default=0)]
             may_come = any(len(rest) < len(option) and option.startswith(rest) for option in options)
@@ -64,7 +64,7 @@ class GrowingText:
             raise NotACall
 
     def skip(self, at: int, template: str) -> Parse[int]:
-        """Return where the words of `template` end, any white space before each. Raises NotACall if one is missing."""
+        """Return the end of the words of `template`, any white space before each. Raises NotACall if one is missing."""
         for word in template.split():
             at = yield from self.space(at)
             yield from self.expect(at, (word,))
@@ -72,7 +72,7 @@ class GrowingText:
         return at
 
     def find(self, at: int, tags: Sequence[str]) -> Parse[tuple[int, str]]:
-        """Return (where the first of the tags begins, that tag). Raises NotACall if there is none to the end."""
+        """Return (start of the first of the tags, that tag). Raises NotACall if none occurs before the end."""
         while True:
             place, tag = find_tag(self.text, tags, at)
             if tag is not None:
@@ -109,10 +109,10 @@ class GrowingText:
             yield
 
     def value(self, at: int, quote: str = "", ends: Sequence[str] = ()) -> Parse[tuple[str, int]]:
-        """Return (the text of the object, list or call's parentheses that begin at `at`, where it ends).
+        """Return (text, end) of the object, list or call's parentheses that begin at `at`.
 
-        `quote`: what stands around texts, beside double quotes; none for single and double ones. Closing brackets that
-        are left out before one of `ends`, or at the end of the answer, are added. Raises NotACall.
+        `quote`: encloses texts, in addition to double quotes; empty for single and double quotes. Closing brackets
+        missing before one of `ends`, or at the end of the answer, are added. Raises NotACall.
         """
         quotes = (quote, '"') if quote else ("'", '"')
         marks = re.compile("|".join((*map(re.escape, quotes), r"[{}\[\]()]", rf"[^{_IN_VALUES}]")))
@@ -139,7 +139,7 @@ class GrowingText:
                 raise NotACall
 
     def _next_mark(self, at: int, marks: re.Pattern[str], longest: int) -> Parse[re.Match[str] | None]:
-        """Return the next mark from `at` on, which takes up to `longest` characters; None if there is none."""
+        """Return the next mark from `at` on, of up to `longest` characters; None if there is none."""
         while True:
             found = marks.search(self.text, at)
             if found is not None and (self.is_ended or len(self.text) - found.start() >= longest):
@@ -150,7 +150,7 @@ class GrowingText:
             yield
 
     def _text_end(self, at: int, quote: str) -> Parse[int]:
-        """Return where the text that began before `at` ends, its closing quote included. Raises NotACall."""
+        """Return the end of the text that began before `at`, including its closing quote. Raises NotACall."""
         if len(quote) > 1:
             place, _ = yield from self.find(at, (quote,))
             return place + len(quote)

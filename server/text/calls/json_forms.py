@@ -1,4 +1,4 @@
-"""The forms of families that write arguments as JSON, or as Python does."""
+"""Forms of the families that write arguments as JSON, or in Python syntax."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Rules of a grammar as they come up, in llguidance's dialect of Lark; and texts among them, with what limits them.
+"""Builder of grammar rules in llguidance's dialect of Lark, with constrained texts.
 
-Knows JSON schemas of texts; knows no tool and no model.
+Handles JSON schemas of texts; independent of tools and models.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from server.text.calls.schemas import Schema
 from server.text.grammar import JSON_OPTIONS, GrammarError, GrammarSource, as_regex, check_keywords
 
 Spell = Callable[[str], Sequence[str]]
-"""A text as terminals of the grammar: `<[id]>` for a special token, a string in quotes for the rest."""
+"""A text as terminals of the grammar: `<[id]>` for a special token, a quoted string for the rest."""
 
 ANYTHING = "/(?s:.*)/"
 INTEGER, NUMBER = r"/-?(0|[1-9][0-9]{0,38})/", r"/-?(0|[1-9][0-9]{0,38})(\.[0-9]{1,20})?/"
-"""Without bounds of its own a number would go on for ever."""
+"""Digits are bounded: without a bound a number could go on without end."""
 SILENT = frozenset({"title", "description", "default", "examples", "deprecated", "$comment", "format"})
-"""Keywords that say nothing of which values are right."""
+"""Keywords that do not affect validity."""
 _OF_TEXT = frozenset({"type", "enum", "const", "minLength", "maxLength", "pattern"}) | SILENT
 _LONGEST = 100_000
 NOT_JSON = r"~\s*((?i:true|false|null|none|nan|-?infinity)|[-+0-9.\[{\"(](?s:.*))\s*"
 
 
 class Rules:
-    """The rules of one grammar as they come up."""
+    """The rules of one grammar, added on demand."""
 
     def __init__(self, spell: Spell) -> None:
         self.spell = spell
@@ -36,7 +36,7 @@ class Rules:
         self._parts: list[str] = []
 
     def add(self, name: str, body: str, attributes: str = "") -> str:
-        """The name of a rule, or of a terminal where `name` is in capitals; one for all that are alike."""
+        """Return the name of a rule, or of a terminal if `name` is in capitals; equal rules share one."""
         key = (name, body, attributes)
         if key not in self._names:
             self._names[key] = self.reserve(name)
@@ -44,7 +44,7 @@ class Rules:
         return self._names[key]
 
     def reserve(self, name: str) -> str:
-        """The name of a rule that is yet to be defined, as one that refers to itself."""
+        """Return the name of a rule to be defined later, such as one that refers to itself."""
         name = f"{name}{len(self._rules)}"
         self._rules[name] = ""
         return name
@@ -56,29 +56,29 @@ class Rules:
         return " ".join(self.spell(text)) if text else ""
 
     def has_token(self, text: str) -> bool:
-        """Whether a part of it is a special token."""
+        """Return whether a part of it is a special token."""
         return any(terminal.startswith("<[") for terminal in self.spell(text))
 
     def json(self, schema: Schema) -> str:
-        """Raises GrammarError."""
+        """Return the schema as a rule body. Raises GrammarError."""
         check_keywords(schema)
         return "%json " + json.dumps({**schema, "x-guidance": JSON_OPTIONS}, ensure_ascii=False)
 
     def embedded(self, source: GrammarSource) -> str:
-        """The name of a rule for all that another grammar allows. Raises GrammarError."""
+        """Return the name of a rule for everything another grammar allows. Raises GrammarError."""
         whole, *parts = source.to_lark()
         self._parts += parts
         body = whole.removeprefix("start: ") if source.kind != "lark" else f"%lark {{\n{whole}\n}}"
         return self.add("answer", body)
 
     def up_to(self, tag: str, limits: Sequence[str] = (), frame: str = "") -> str:
-        """Any text, its end the first `tag`; `limits`: regular expressions that it has to match, or not, behind a ~.
+        """Return a rule for any text up to the first `tag`; `limits`: regular expressions to match, or with ~ not to.
 
-        One `frame` at its end is no part of what is limited.
+        One `frame` at its end is exempt from the limits.
         """
         terminals = self.spell(tag)
         place = next((place for place, each in enumerate(terminals) if each.startswith("<[")), None)
-        if place is not None:  # no text has such a token in it: where one comes, the text has ended
+        if place is not None:  # no text contains such a token: it ends the text
             before = escaped("".join(map(json.loads, terminals[:place])))
             body = " & ".join((f"/(?s:.*){before}/", *(_limited(limit, before, frame) for limit in limits)))
             return self.add("text", f"{self._limited_text(body, limits)} {' '.join(terminals[place:])}")
@@ -88,7 +88,7 @@ class Rules:
         return self.add("text", self._limited_text(body, limits), "[lazy]")
 
     def _limited_text(self, body: str, limits: Sequence[str]) -> str:
-        """The name of a terminal, which is noted where its limits may contradict one another."""
+        """Return the name of a terminal, recorded if its limits may contradict one another."""
         if limits:
             self._limited[body] = None
         return self.add("TEXT", body)
@@ -99,9 +99,9 @@ class Rules:
         return GrammarSource("lark", text, is_ours=True, parts=(*self._parts, *limited))
 
     def text_value(self, schema: Schema, end: str, *, frame: str = "", unlike: Sequence[str] = ()) -> str:
-        """A text of the schema and the tag behind it. Raises GrammarError.
+        """Return a rule for a text of the schema and its closing tag. Raises GrammarError.
 
-        `frame`: stands before the tag, or does not, and is no part of the text; `unlike`: limits beside the schema's.
+        `frame`: optional before the tag, and not part of the text; `unlike`: limits in addition to the schema's.
         """
         unknown = schema.keys() - _OF_TEXT
         if unknown:
@@ -117,7 +117,7 @@ class Rules:
 
 
 def _limited(limit: str, end: str, frame: str) -> str:
-    """A terminal's condition that what stands before `end`, less one `frame`, is within the limit."""
+    """Return a terminal's condition that the text before `end`, less one `frame`, is within the limit."""
     sign, bare = ("~", limit[1:]) if limit.startswith("~") else ("", limit)
     if not frame:
         return f"{sign}/{bare}{end}/"
@@ -126,7 +126,7 @@ def _limited(limit: str, end: str, frame: str) -> str:
 
 
 def _limits(schema: Schema) -> list[str]:
-    """Of a text's length and pattern."""
+    """Return the limits of a text's length and pattern."""
     limits = []
     least, most, pattern = schema.get("minLength", 0), schema.get("maxLength"), schema.get("pattern")
     if least or most is not None:
@@ -142,7 +142,7 @@ def _limits(schema: Schema) -> list[str]:
 
 
 def _ascii(pattern: str) -> str:
-    r"""With `\d` and `\w` as JSON Schema means them: the grammar's take in digits and letters of all scripts."""
+    r"""Return a pattern with `\d` and `\w` as in JSON Schema: the grammar's match digits and letters of all scripts."""
     in_class = False
 
     def told(found: re.Match[str]) -> str:
@@ -157,10 +157,10 @@ def _ascii(pattern: str) -> str:
 
 
 def without(tag: str) -> str:
-    """A text in which the tag is not."""
+    """Return a terminal for texts that do not contain the tag."""
     return f"{ANYTHING} & ~/(?s:.*){escaped(tag)}(?s:.*)/"
 
 
 def escaped(text: str) -> str:
-    """For a regular expression."""
+    """Return the text escaped for a regular expression."""
     return "".join(f"\\x{{{ord(character):x}}}" for character in text)

@@ -1,4 +1,4 @@
-"""The tools that a request offers, as a reader of calls asks for them."""
+"""Tools that a request offers, as needed to parse calls."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from server.text.calls.schemas import Schema, required_of, types_of_argument, va
 from server.text.calls.values import write_exact
 
 PREFIX = re.compile(r"(functions|function|tools|default_api)[.:]")
-"""The prefix that models write before a name."""
+"""Prefix that models write before a name."""
 _NUMBER = re.compile(r":\d+$")
 
 
 class OfferedTools:
-    """The tools that were offered, by name, as a reader asks for them."""
+    """Offered tools by name."""
 
     def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
         functions = [tool["function"] for tool in tools]
@@ -24,7 +24,7 @@ class OfferedTools:
         self.names = tuple(self._schemas)
 
     def resolve(self, name: str) -> str | None:
-        """Return the offered name that a model's name stands for: that name, a prefix or a number left out."""
+        """Return the offered name that a model's name stands for: that name, without a prefix or a number."""
         name = name.strip()
         bare = PREFIX.sub("", name, count=1)
         options = (name, bare, _NUMBER.sub("", bare))
@@ -34,12 +34,12 @@ class OfferedTools:
         return required_of(self._schemas.get(name or "", {}))
 
     def knows(self, name: str | None, key: str) -> bool:
-        """Whether the schema of a tool names an argument."""
+        """Return whether a tool's schema names an argument."""
         properties = self._schemas.get(name or "", {}).get("properties")
         return isinstance(properties, Mapping) and key in properties
 
     def written(self, name: str | None, arguments: Sequence[Argument]) -> str:
-        """Return the arguments as JSON, each of the type that the schema gives it."""
+        """Return the arguments as JSON, each with the type that the schema gives it."""
         schema = self._schemas.get(name or "", {})
         typed = {}
         for argument in arguments:

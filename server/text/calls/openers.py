@@ -1,4 +1,4 @@
-"""The texts with which calls may begin: tags, and what stands for a tag that a model has left out."""
+"""Texts with which calls may begin: tags, and substitutes for a tag that a model omitted."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from server.text.calls.form import CallForm
 class Openers:
     """Texts with which a section of calls may begin.
 
-    `tags` open one, wherever they stand. `heads` begin its first call without that tag; `at_line` do so where nothing
-    stands before them in their line.
+    `tags` open one anywhere. `heads` begin its first call without that tag; `at_line` do so at the beginning of a line
+    only, white space aside.
     """
 
     tags: tuple[str, ...]
@@ -22,7 +22,7 @@ class Openers:
 
 
 def openers_of(form: CallForm, names: Sequence[str], *, is_held: bool = False) -> Openers:
-    """Return what may begin calls of the tools of these names; `is_held`: where none is left out."""
+    """Return the texts that may begin calls of the named tools; `is_held`: no tag is ever omitted."""
     if is_held and form.opening:
         return Openers((form.start,), (), ()) if form.start else Openers((), (form.head,), ())
     forms = (form,) if is_held else (form, *form.also)

@@ -1,6 +1,6 @@
-"""Reads arguments that are written one after another, each between tags of its own, from a text that arrives in pieces.
+"""Incremental parser of arguments written as a sequence of tagged values.
 
-A closing tag counts only where what follows is as the form has it: another argument, or the end of the call.
+A closing tag counts only if a valid continuation follows: another argument, or the end of the call.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from server.text.calls.growing import GrowingText, Parse
 from server.text.calls.offered import PREFIX, OfferedTools
 
 LONGEST_HEAD = 600
-"""Characters in which a head has to match."""
+"""Characters within which a head must match."""
 _CDATA = re.compile(r"\s*<!\[CDATA\[(.*)\]\]>\s*", re.DOTALL)
 _CDATA_START, _CDATA_END = "<![CDATA[", "]]>"
 _ATTRIBUTES = r"""(?:\s+[\w:-]{1,40}=(?:"[^"<>]{0,200}"|'[^'<>]{0,200}'|[\w.-]{1,200})){0,8}\s*"""
-"""Attributes of a tag beside the name, which some models write."""
+"""Attributes of a tag other than the name, which some models write."""
 _PLACES = re.compile(r"\{(key|flag|nl)\}")
 
 
 class Leniency(IntEnum):
-    """How a closing tag is chosen. All but the first are for an answer that has ended without one that counts."""
+    """Choice of a closing tag. All but the first are for an answer that ended without one that counts."""
 
     NONE = 0
     UNBALANCED = 1
-    """Tags that were opened within a value need not be closed."""
+    """Tags opened within a value need not be closed."""
     LACKING = 2
-    """Arguments that are required may be missing."""
+    """Required arguments may be missing."""
 
 
 class PairReader:
-    """Reads the arguments of calls within one section of the family `form`."""
+    """Parses the arguments of calls within one section of the family `form`."""
 
     def __init__(self, form: CallForm, tools: OfferedTools, text: GrowingText, leniency: Leniency) -> None:
         self._form, self._tools, self._text, self._leniency = form, tools, text, leniency
 
     def pairs(self, form: CallForm, name: str, at: int, ends: Sequence[str]) -> Parse[tuple[list[Argument], int]]:
-        """Return the arguments from `at` on, and where they end; `ends`: the tags that close the section."""
+        """Return the arguments from `at` on, and their end; `ends`: the tags that close the section."""
         pair = form.pair
         assert pair is not None
         text, opening = self._text, pair.head.partition("{")[0]
@@ -73,9 +73,9 @@ class PairReader:
         *,
         is_last_allowed: bool,
     ) -> Parse[tuple[str, int]]:
-        """Return the text of a value and where its closing tag ends, the first that counts.
+        """Return the text of a value and the end of its closing tag, the first that counts.
 
-        Where tags are missing, the head of an argument of the tool that is not `given` yet ends it as well.
+        If tags are missing, the head of another of the tool's arguments, not yet `given`, also ends it.
         """
         text, head = self._text, pair.head.partition("{")[0]
         opening = pair.head.rpartition("}")[2] if form.mid == "{nl}" else head
@@ -106,7 +106,7 @@ class PairReader:
         return (yield from self._text.starts(place, (_CDATA_START,))) is not None
 
     def _cdata(self, pair: Pair, begin: int) -> Parse[tuple[str, int]]:
-        """Return a value that is wrapped, and where its closing tag ends: tags within are text."""
+        """Return a CDATA-wrapped value and the end of its closing tag: tags within are text."""
         at = begin
         while True:
             place, _ = yield from self._text.find(at, (_CDATA_END,))
@@ -118,7 +118,7 @@ class PairReader:
     def _counts(
         self, form: CallForm, pair: Pair, at: int, ends: Sequence[str], *, is_last_allowed: bool
     ) -> Parse[bool]:
-        """Return whether what follows a closing tag is what follows a value: another, or the end of the call."""
+        """Return whether a closing tag is followed by another argument or the end of the call."""
         text = self._text
         place = yield from text.space(at)
         if (yield from text.starts(place, (pair.head.partition("{")[0],))) is not None:
@@ -144,14 +144,14 @@ class PairReader:
 
 
 def without_prefix(head: str) -> str:
-    """Return the head of a call without the prefix of a name at its end, which a model may leave out."""
+    """Return the head of a call without a name prefix at its end, which a model may omit."""
     prefix = PREFIX.search(head)
     return head[: prefix.start()] if prefix and prefix.end() == len(head) else head
 
 
 @cache
 def _pattern_of(head: str) -> re.Pattern[str]:
-    """Return what matches an argument's head, white space and quotes of attributes taken as they come."""
+    """Return the pattern of an argument's head, tolerant of white space and of the quotes around attributes."""
     written = []
     is_quoted = '"{key}"' in head
     for piece in _PLACES.split(head):

@@ -1,8 +1,8 @@
-"""Reads the calls of a section from a text that arrives in pieces, by the form of the model's family.
+"""Incremental parser of a section of calls, by the form of the model's family.
 
-Yields the raw text of each argument, which the tool's schema gives its type. A closing tag counts only where the call
-is whole with it: what follows is as the form has it, tags that were opened within a value are closed, and arguments
-that are required are there. Where the answer ends without such a tag, the closest to it is taken (`Leniency`).
+Yields the raw text of each argument; the tool's schema gives its type. A closing tag counts only if it completes the
+call: a valid continuation follows, tags opened within a value are closed, and required arguments are present. If the
+answer ends without such a tag, the nearest match is taken (`Leniency`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MOST_EXTRA_BRACES = 3
 class FoundCall:
     """One call, written as `raw`; `arguments` is JSON, `id` the model's own.
 
-    `name` is None where no such tool was offered; `is_whole`: all that the tool requires is there, and as arguments.
+    `name` is None if no such tool was offered; `is_whole`: every required argument is present, given as an argument.
     """
 
     name: str | None
@@ -49,7 +49,7 @@ class FoundCall:
 
 
 class SectionReader:
-    """Reads one section. Its parsers raise NotACall; the places that they return are in the text."""
+    """Parser of one section. Its methods raise NotACall; the positions they return are in the text."""
 
     def __init__(
         self, form: CallForm, tools: OfferedTools, text: GrowingText, leniency: Leniency = Leniency.NONE
@@ -57,12 +57,12 @@ class SectionReader:
         self._form, self._tools, self._text = form, tools, text
         self._pairs = PairReader(form, tools, text, leniency)
         self.read_until = 0
-        """Where the last call that was read whole ends; 0 where there is none."""
+        """End of the last call that was parsed completely; 0 if there is none."""
         self.has_begun = False
-        """Whether a name or an object has been read: what follows is of a call, or of what was meant to be one."""
+        """Whether a name or an object has been read: what follows belongs to a call, or to an attempt at one."""
 
     def section(self, at: int) -> Parse[tuple[list[FoundCall], int]]:
-        """Return the calls of the section whose opening begins at `at`, and where it ends."""
+        """Return the calls of the section that opens at `at`, and the section's end."""
         for form in (self._form, *self._form.also):
             try:
                 return (yield from self._section(form, at))
@@ -101,7 +101,7 @@ class SectionReader:
         return calls, at
 
     def _closing(self, start: str, end: str, at: int, *, is_tagged: bool) -> Parse[tuple[int, bool]]:
-        """Return (where the section ends, whether its closing tag is there). Raises NotACall.
+        """Return (end of the section, whether its closing tag is present). Raises NotACall.
 
         Without that tag it ends with the text, or where another section opens.
         """
@@ -114,7 +114,7 @@ class SectionReader:
         return at, False
 
     def _check_alone(self, calls: Sequence[FoundCall], at: int) -> Parse[None]:
-        """Raise NotACall for calls without any tag, unless they are whole and the answer ends with them."""
+        """Raise NotACall for calls without any tag, unless they are complete and end the answer."""
         place = yield from self._text.space(at)
         if place < len(self._text.text) or not all(call.name is not None and call.is_whole for call in calls):
             raise NotACall
@@ -127,7 +127,7 @@ class SectionReader:
     # --- calls that are objects
 
     def _objects(self, form: CallForm, at: int, ends: Sequence[str]) -> Parse[tuple[list[FoundCall], int]]:
-        """Read objects and lists of objects, one after another, in a fence or not."""
+        """Read consecutive objects and lists of objects, with or without a code fence."""
         text = self._text
         at, is_fenced = yield from self._fence(at)
         calls: list[FoundCall] = []
@@ -148,9 +148,9 @@ class SectionReader:
         return calls, (yield from self._fence_end(at)) if is_fenced else at
 
     def _check_first_member(self, form: CallForm, at: int) -> Parse[None]:
-        """Raise NotACall for an object without a tag that begins as none of the calls that were offered does.
+        """Raise NotACall for an untagged object that cannot begin a call of an offered tool.
 
-        So that JSON in an answer is not held back until it is whole.
+        Otherwise JSON in an answer would be held back until it is complete.
         """
         text = self._text
         at, _ = yield from self._fence(at)
@@ -177,7 +177,7 @@ class SectionReader:
         return found if has_arguments else replace(found, is_whole=False)
 
     def _fence(self, at: int) -> Parse[tuple[int, bool]]:
-        """Return where what is fenced begins, and whether there is a fence."""
+        """Return the start of the content and whether it is in a code fence."""
         at = yield from self._text.space(at)
         if (yield from self._text.starts(at, (_FENCE_END,))) is None:
             return at, False
@@ -189,12 +189,12 @@ class SectionReader:
         return place + len(_FENCE_END) if (yield from self._text.starts(place, (_FENCE_END,))) else at
 
     def _opens(self, form: CallForm, at: int) -> Parse[bool]:
-        """Whether another section begins."""
+        """Return whether another section begins."""
         start = form.start or self._form.start
         return bool(start) and (yield from self._text.starts(at, (start,))) is not None
 
     def _without_extra_braces(self, at: int) -> Parse[int]:
-        """Pass over a few closing braces that close nothing."""
+        """Skip a few unmatched closing braces."""
         for _ in range(_MOST_EXTRA_BRACES):
             place = yield from self._text.space(at)
             if (yield from self._text.starts(place, ("}",))) is None:
@@ -205,7 +205,7 @@ class SectionReader:
     # --- calls as Python writes them
 
     def _python(self, at: int, ends: Sequence[str]) -> Parse[tuple[list[FoundCall], int]]:
-        """Read one call or several, in a list or not."""
+        """Read one call or several, with or without list brackets."""
         text = self._text
         at = yield from text.space(at)
         is_list = (yield from text.starts(at, ("[",))) is not None
@@ -267,11 +267,11 @@ class SectionReader:
 
     def _head(self, form: CallForm, at: int) -> Parse[int]:
         at = yield from self._text.space(at)
-        head = without_prefix(form.head)  # a model may leave it out
+        head = without_prefix(form.head)  # a model may omit it
         return (yield from self._text.skip(at, head)) if head else at
 
     def _mid(self, form: CallForm, at: int) -> Parse[tuple[int, str | None]]:
-        """Return where what stands between name and arguments ends, and the id that stands in it."""
+        """Return the end of the text between name and arguments, and the id within it."""
         before, place, after = form.mid.partition("{id}")
         id = None
         if place:
@@ -287,7 +287,7 @@ class SectionReader:
         return (yield from self._text.skip(at, before)), id
 
     def _tail(self, form: CallForm, at: int, ends: Sequence[str]) -> Parse[int]:
-        """Return where the call ends; what closes it may be missing before the section's end, or the answer's."""
+        """Return the end of the call; its closing text may be missing at the section's or the answer's end."""
         tail = form.tail.replace("```", "").strip()
         place = yield from self._text.space(at)
         if tail and (yield from self._text.starts(place, (tail.split()[0],))) is not None:

@@ -1,7 +1,7 @@
 """Types of arguments by a tool's schema, and values of these types from the text that a model wrote.
 
-Nothing is turned into something else: where a text is wanted it stays as it was written, and what does not fit its type
-is handed on as text, or as the JSON that it was.
+Nothing is coerced: a text stays as written, and a value that does not match its type is passed on as text, or as the
+JSON that it was.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _INTEGER = re.compile(r"-?[0-9]+(?:\.0*)?")
 
 
 def type_of(value: object) -> str:
-    """Return the name that JSON Schema has for the type of a value; `integer` where a number is one."""
+    """Return a value's type name in JSON Schema; `integer` for a number that is one."""
     if isinstance(value, Number):
         return "integer" if _INTEGER.fullmatch(value) else "number"
     return _NAMES.get(type(value), "null")
 
 
 def types_of(schema: object, root: Schema) -> frozenset[str]:
-    """Return the types that a value may have; `root` has the definitions. A number may be an integer."""
+    """Return the types that a value may have; `root` holds the definitions. A number may be an integer."""
     found = _types_of(schema, root, {}, 0)
     return ANY if found is None else found
 
@@ -37,9 +37,9 @@ def types_of(schema: object, root: Schema) -> frozenset[str]:
 def _types_of(
     schema: object, root: Schema, known: dict[int, frozenset[str] | None], depth: int
 ) -> frozenset[str] | None:
-    """Return the types; None within a schema that is looked at just now, of which nothing more is to be said.
+    """Return the types; None for a schema that is being visited, which adds no constraint.
 
-    `known`: the types of schemas by identity, so that none is looked at twice, be it its own part or not.
+    `known`: the types of schemas by identity, so that none is visited twice, even if it contains itself.
     """
     if not isinstance(schema, Mapping) or depth == _MOST_NESTED:
         return ANY
@@ -64,7 +64,7 @@ def _types_of(
 
 
 def resolve(ref: str, root: Schema) -> Any:
-    """Return what a reference within the schema stands for; None where there is nothing."""
+    """Return the target of a reference within the schema; None if it has none."""
     found: Any = root
     for written in ref.removeprefix("#").strip("/").split("/") if ref.strip("#/") else ():
         name = unquote(written).replace("~1", "/").replace("~0", "~")
@@ -76,7 +76,7 @@ def resolve(ref: str, root: Schema) -> Any:
 
 
 def required_of(schema: Schema) -> frozenset[str]:
-    """Return the names that an object has to have, by its schema and all that this refers to."""
+    """Return the required names of an object, by its schema and everything that refers to."""
     found: set[str] = set()
     seen: set[int] = set()
     left: list[object] = [schema]
@@ -92,7 +92,7 @@ def required_of(schema: Schema) -> frozenset[str]:
 
 
 def types_of_argument(key: str, schema: Schema) -> frozenset[str]:
-    """Return the types that the argument `key` may have, where `schema` is that of all arguments."""
+    """Return the types that the argument `key` may have; `schema` is that of all arguments."""
     found = _types_of_member(key, schema, schema, {}, 0)
     return ANY if found is None else found
 
@@ -100,7 +100,7 @@ def types_of_argument(key: str, schema: Schema) -> frozenset[str]:
 def _types_of_member(
     key: str, schema: object, root: Schema, seen: dict[int, frozenset[str] | None], depth: int
 ) -> frozenset[str] | None:
-    """Return the types of one member of an object; None where the schema says nothing of it."""
+    """Return the types of one member of an object; None if the schema does not constrain it."""
     if not isinstance(schema, Mapping) or depth == _MOST_NESTED:
         return None
     if id(schema) in seen:
@@ -124,17 +124,17 @@ def _types_of_member(
 
 
 def _joined(schema: Mapping[str, Any], root: Schema) -> Iterator[object]:
-    """Yield the schemas that hold together with this one."""
+    """Yield the schemas that apply together with this one."""
     if isinstance(schema.get("$ref"), str):
         yield resolve(schema["$ref"], root)
     yield from schema["allOf"] if isinstance(schema.get("allOf"), list) else ()
 
 
 def value_of_text(text: str, types: frozenset[str]) -> Any:
-    """Return the value that `text`, which says nothing of its type, stands for.
+    """Return the value that `text`, written without a type, stands for.
 
-    Where a text and something else may be, what is JSON of something else is that. Python's words and quotes are taken
-    where no text may be.
+    If both a text and another type are allowed, JSON of the other type becomes that type. Python's words and quotes are
+    accepted if no text is allowed.
     """
     if types == {"string"}:
         return text
@@ -155,6 +155,6 @@ def _literal(text: str) -> Any:
 
 
 def value_of_json(value: Any, raw: str, types: frozenset[str]) -> Any:
-    """Return a value that was written as JSON, or as `raw`, its text, where only a text may be; null stays null."""
+    """Return a value written as JSON, or its text `raw` if only a text is allowed; null stays null."""
     fits = type_of(value) in types or value is None or "string" not in types
     return value if fits else raw

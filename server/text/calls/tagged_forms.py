@@ -1,4 +1,4 @@
-"""The forms of families that write arguments one by one, or with quotes of their own."""
+"""Forms of the families that write arguments one by one, or with custom quotes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import replace
 from server.text.calls.form import CallForm, Pair
 
 DSML = "｜DSML｜"
-"""In the tags of DeepSeek V3.2."""
+"""Part of the tags of DeepSeek V3.2."""
 
 _QWEN_PAIR = Pair(head="<parameter={key}>", tail="</parameter>", frame="\n", between="\n")
 _GLM_PAIR = Pair(head="<arg_key>{key}</arg_key>{nl}<arg_value>", tail="</arg_value>", between="{nl}")
 
 CODER = CallForm(head="<function=", mid=">\n", tail="</function>", style="pairs", pair=_QWEN_PAIR)
-"""As Qwen3-Coder writes a call, without its tags."""
+"""Qwen3-Coder's call without its tags."""
 _OBJECT = CallForm()
 _GLM = CallForm(
     start="<tool_call>",

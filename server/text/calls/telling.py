@@ -1,4 +1,4 @@
-"""Describe tools, and how to call them, in a prompt, where the model's template does not."""
+"""Descriptions of tools and of the call syntax for prompts, if the model's template has none."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def describe_tools(form: CallForm, tools: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _example(form: CallForm) -> str:
-    """A call with words in the places of its name and its arguments."""
+    """Return a call with placeholders for its name and arguments."""
     if form.style == "object":
         return write_calls(form, [(_NAME, Number(_ARGUMENTS))])  # type: ignore[list-item]
     return f"{form.start}{form.before}{form.head}{_NAME}{form.mid}{_ARGUMENTS}{form.tail}{form.after}{form.end}"

@@ -1,6 +1,6 @@
-"""Values in calls, exactly as they were written: JSON, and what models write when they mean JSON.
+"""Values in calls, exactly as written: JSON, and the variants that models write for JSON.
 
-A number stays the text that it was, so that none of its digits is lost. Knows no schema and no call.
+A number keeps its source text, so that no digit is lost. Independent of schemas and calls.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _ESCAPES = {
 
 
 class Number(str):
-    """A number of JSON, as it was written."""
+    """A JSON number as it was written."""
 
     __slots__ = ()
 
 
 def read_exact(text: str) -> Any:
-    """Return the value of JSON, its numbers as `Number`; control characters may stand in texts as they are.
+    """Return the value of JSON, its numbers as `Number`; texts may contain raw control characters.
 
-    A comma behind the last item is passed over, and a backslash that escapes nothing stays. Raises ValueError.
+    A trailing comma is skipped, and a backslash that escapes nothing stays. Raises ValueError.
     """
     try:
         return _read(text)
@@ -83,9 +83,9 @@ def write_exact(value: Any) -> str:
 
 
 def read_literal(text: str) -> Any:
-    """Return the value of a Python literal: texts in either quote, lists, tuples, dictionaries, numbers of JSON.
+    """Return the value of a Python literal: texts in either quote, lists, tuples, dictionaries, JSON numbers.
 
-    `true`, `false` and `null` are taken as well. Raises ValueError.
+    `true`, `false` and `null` are accepted too. Raises ValueError.
     """
     value, end = literal_at(text, 0)
     if text[end:].strip():
@@ -94,12 +94,12 @@ def read_literal(text: str) -> Any:
 
 
 def literal_at(text: str, at: int) -> tuple[Any, int]:
-    """Return the Python literal that begins at `at`, and where it ends. Raises ValueError."""
+    """Return the Python literal that begins at `at`, and its end. Raises ValueError."""
     return _Literals(text).value(at, 0)
 
 
 class _Literals:
-    """Python literals in one text, read from given places."""
+    """Parser of Python literals in one text, from given positions."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -145,7 +145,7 @@ class _Literals:
         return items, at + 1
 
     def _strings(self, at: int, start: re.Match[str] | None) -> tuple[str, int]:
-        """Read a text, or several that stand side by side."""
+        """Read a text, or several adjacent ones."""
         pieces, end = [], at
         while start is not None:
             piece, end = self._string(start.end(), is_raw=start[1] in ("r", "R"))
@@ -169,7 +169,7 @@ class _Literals:
 
 
 def _unescaped(text: str) -> str:
-    r"""Return a text with Python's escapes read; a backslash before anything else stays (`\d`)."""
+    r"""Return a text with Python's escapes decoded; a backslash before anything else stays (`\d`)."""
 
     def read(found: re.Match[str]) -> str:
         hexadecimal, octal = found[1] or found[2] or found[3], found[4]

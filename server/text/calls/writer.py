@@ -1,4 +1,4 @@
-"""Calls as a family of models writes them: for prompts whose template cannot, and for what is told of calls."""
+"""Calls in a model family's own syntax: for prompts, if the template cannot write them, and for descriptions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from server.text.calls.values import Number, write_exact
 
 
 def write_calls(form: CallForm, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """Return the section, or sections, of calls: (name, arguments) each. Arguments may hold `Number`s."""
+    """Return the section or sections of calls: (name, arguments) each. Arguments may contain `Number`s."""
     written = [_call(form, name, arguments, index) for index, (name, arguments) in enumerate(calls)]
     if form.between is None:
         return "\n".join(_section(form, each) for each in written)

@@ -1,1 +1,1 @@
-"""An answer taken apart: thoughts, calls and content, by the marks of each family of models."""
+"""Parsing of an answer into reasoning, calls and content, by the marks of each model family."""

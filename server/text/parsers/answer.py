@@ -1,10 +1,9 @@
-"""A chat's answer taken apart as it arrives: its thoughts, its calls and its content.
+"""Incremental parser of a chat's answer: its reasoning, its calls and its content.
 
-The table of what is a thought, and what is none, is in docs/calls.md ("What is a thought"); the tests follow it. What
-begins like a call and can never become one, or calls what was not offered, is what it stands in, tags and all.
-
-White space around thoughts and calls is nothing, but where content stands on both sides. Thoughts are set apart by an
-empty line.
+docs/calls.md ("What is a thought") has the table of what counts as reasoning; the tests follow it. A text that begins
+like a call and can never become one, or calls a tool that was not offered, stays part of its surroundings, tags
+included. White space around reasoning and calls is dropped, except between two pieces of content. An empty line
+separates two pieces of reasoning.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ _QUOTES = "`'\""
 _SENTENCE_ENDS = ".!?\u2026\u3002\uff01\uff1f\n"
 _BETWEEN_REASONING = "\n\n"
 _MOST_ATTEMPTS_AT_END = 64
-"""Beginnings of calls that are tried once the output has ended, each to its end."""
+"""Possible beginnings of calls that are tried once the output has ended, each to its end."""
 
 
 class ChatParser:
-    """The parser of one choice. `begins`: where the prompt has left off. Without `tools` no calls are looked for.
+    """The parser of one choice. `begins`: the state at the end of the prompt. Without `tools`, calls are not parsed.
 
-    `only_one`: the first call is the last thing of interest. `is_held`: calls are in the model's own form alone.
+    `only_one`: nothing after the first call matters. `is_held`: calls are in the model's own form only.
     """
 
     def __init__(
@@ -60,12 +59,12 @@ class ChatParser:
 
         self._ids: set[str] = set()
         self._held = ""
-        self._line_from = 0  # no call without a tag begins before it
-        self._searched = 0  # of what is held: no tag begins before it
+        self._line_from = 0  # no untagged call begins before it
+        self._searched = 0  # in the held text: no tag begins before it
         self._attempt: Attempt | None = None
         self._attempt_at, self._attempt_tag = 0, ""
         self._num_attempts_left: int | None = None  # None: the output has not ended
-        self._skips_to: str | None = None  # what closes a call that was broken; empty: nothing does
+        self._skips_to: str | None = None  # closing text of a broken call; empty: there is none
         self._kind: Literal["content", "reasoning"] = "content"
         self._begin(begins)
 
@@ -74,20 +73,20 @@ class ChatParser:
         is_open = begins == "before" and thinks and self._format.habit.is_unopened
         if begins in ("opened", "reasoning") or is_open:
             self._kind = "reasoning"
-        self._has_reasoning = begins == "reasoning"  # whether the present thought has any text
-        self._num_reasoning = int(self._has_reasoning)  # that have any
+        self._has_reasoning = begins == "reasoning"  # whether the current reasoning has any text
+        self._num_reasoning = int(self._has_reasoning)  # pieces of reasoning with text
         self._most_held = self._format.habit.num_held
         self._is_undecided = begins == "before" and thinks and self._kind == "content" and self._most_held > 0
-        # the content so far may be a thought
-        self._is_interrupted = False  # a call has ended a thought that had not been closed
+        # the content so far may be reasoning
+        self._is_interrupted = False  # a call has ended reasoning that was not closed
         self._has_content = False
-        self._drops_space = False  # the next content begins without its white space
+        self._drops_space = False  # the next content loses its leading white space
         self._is_after_call = False
-        self._num_mentions = 0  # of opening tags in content
-        self._last, self._is_spaced = "", False  # the last character in the line of content, and if space follows it
+        self._num_mentions = 0  # opening tags within content
+        self._last, self._is_spaced = "", False  # the last character in the line of content; whether space follows it
 
     def feed(self, text: str) -> list[Part]:
-        """Return what is settled by now. Text after the one call that was wanted is nothing."""
+        """Return the parts settled so far. Text after the single allowed call is dropped."""
         self._held += text
         if self._attempt is not None:
             self._attempt.feed(text)
@@ -108,7 +107,7 @@ class ChatParser:
         return [part for part in parts if part.size] or [Part(self._last_kind, "", 0)]
 
     def _step(self, parts: list[Part]) -> bool:
-        """Settle one thing more; whether there may be another."""
+        """Settle one more item; return whether there may be another."""
         if self._attempt is not None:
             return self._settle_attempt(parts, self._attempt)
         if self._skips_to is not None:
@@ -123,7 +122,7 @@ class ChatParser:
         return found is not None
 
     def _settled(self, text: str) -> str:
-        """`text` without white space at its end that may be nothing."""
+        """Return `text` without trailing white space that may be dropped."""
         is_lead = self._think_end and not self._has_content and not text.strip()
         if self._kind == "reasoning" or self._tools.names or is_lead:
             return text.rstrip()
@@ -132,7 +131,7 @@ class ChatParser:
     # --- tags
 
     def _find(self) -> tuple[int, str] | None:
-        """(where the next tag that means something begins, that tag). No tag begins before `_searched` afterwards."""
+        """Return (start of the next significant tag, that tag). No tag begins before `_searched` afterwards."""
         at = self._searched
         while True:
             found, half = self._first_tag(at), self._half_at(at)
@@ -182,7 +181,7 @@ class ChatParser:
         return self._judge_end(place, tag) if tag == self._think_end else "means"
 
     def _judge_end(self, place: int, tag: str) -> Literal["means", "text", "wait"]:
-        """Judge a closing tag where no thought is open."""
+        """Judge a closing tag outside reasoning."""
         end = place + len(tag)
         if end == len(self._held) and self._num_attempts_left is None:
             return "wait"
@@ -197,12 +196,12 @@ class ChatParser:
         return "means" if is_undecided or self._is_interrupted or is_alone else "text"
 
     def _is_line_blank(self, place: int) -> bool:
-        """Whether nothing but white space stands in the line of content before `place`."""
+        """Return whether only white space precedes `place` in its line of content."""
         _, line_end, line = self._held[:place].rpartition("\n")
         return not line.strip() and bool(line_end or not self._last)
 
     def _judge_start(self, place: int, end: int) -> Literal["means", "text", "wait"]:
-        """Judge an opening tag: one in a line of its own, or behind a sentence and not before a space, means one."""
+        """Judge an opening tag: at the start of a line, or after a sentence and not before a space, it counts."""
         if self._is_line_blank(place):
             return "means"
         before = (self._last + " " * self._is_spaced) + self._held[:place]
@@ -268,13 +267,13 @@ class ChatParser:
         self._attempt = None
         if any(call.name is not None for call in attempt.calls):
             self._take_calls(parts, attempt)
-        elif attempt.end:  # of nothing that was offered
+        elif attempt.end:  # only calls of tools that were not offered
             self._searched = self._attempt_at + attempt.end
         elif self._attempt_tag in self._call_tags:
             self._searched = self._attempt_at + len(self._attempt_tag)
             if attempt.has_begun and self._kind == "content" and self._format.calls:
                 self._skips_to = self._format.calls.end_of(self._attempt_tag) or None
-        else:  # calls that text follows are none, and so are those that begin later among them
+        else:  # calls followed by text do not count, nor do those that begin later among them
             self._line_from = self._attempt_at + max(1, attempt.read_until)
             is_tried = self._attempt_tag not in self._line_tags or attempt.read_until
             self._searched = self._line_from if is_tried else self._attempt_at  # a tag may begin like that
@@ -300,14 +299,14 @@ class ChatParser:
     def _to_call(self, call: FoundCall) -> ToolCall:
         assert call.name is not None and self._format.calls is not None
         id = call.id or self._format.calls.new_id()
-        if id in self._ids:  # a client tells results apart by them
+        if id in self._ids:  # clients distinguish results by id
             stem = id.rpartition(":")[0] if self._format.calls.id_is_name else ""
             id = f"{stem}:{len(self._ids)}" if stem else self._format.calls.new_id()
         self._ids.add(id)
         return ToolCall(id, call.name, call.arguments.replace(CONTROL_MARK, ""))
 
     def _skip(self, parts: list[Part]) -> bool:
-        """Pass over the rest of a call that was broken: what stands in it begins no other."""
+        """Skip the rest of a broken call: nothing in it begins another."""
         assert self._skips_to is not None
         place, tag = find_tag(self._held, (self._skips_to,), self._searched)
         self._searched = place + len(tag or "")
@@ -320,26 +319,26 @@ class ChatParser:
             self._say(parts, self._held[: self._searched].rstrip())
         return False
 
-    # --- what goes out
+    # --- output
 
     @property
     def _last_kind(self) -> Kind:
-        """The kind of the last character."""
+        """Kind of the last character."""
         if self._is_after_call:
             return "call"
         return "reasoning" if self._drops_space else self._kind
 
     def _decide_plain(self, *, is_known: bool = False) -> None:
-        """Take the content so far for content; `is_known`: not because nothing says that it is a thought."""
+        """Treat the content so far as content; `is_known`: there is evidence for it."""
         if self._is_undecided and not is_known and self._held.strip():
             self._format.habit.note_plain()
         self._is_undecided = False
 
     def _say(self, parts: list[Part], text: str) -> None:
-        """Give out `text`, with which what is held begins."""
+        """Emit `text`, the beginning of the held text."""
         self._consume(len(text))
         for place, piece in enumerate(text.split(CONTROL_MARK) if CONTROL_MARK in text else (text,)):
-            if place % 2:  # the name of a special token, which is a text in calls alone
+            if place % 2:  # the name of a special token, which counts as text in calls only
                 parts.append(Part("call", "", len(piece) + 2))
             elif self._kind == "reasoning":
                 self._say_reasoning(parts, piece)

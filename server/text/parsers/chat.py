@@ -1,4 +1,4 @@
-"""Which parser takes an answer apart; and the one of an output in which nothing is marked."""
+"""Choice of an answer's parser, and the parser for unmarked output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["ChatParser", "RawText", "build_parser", "opens_reasoning"]
 
 
 class RawText:
-    """An output in which nothing is marked."""
+    """Parser of an output without markup."""
 
     markup: tuple[str, ...] = ()
     done = False
@@ -30,9 +30,9 @@ def build_parser(
     only_one: bool = False,
     is_held: bool = False,
 ) -> OutputParser:
-    """Return the parser of one choice of a model that marks its answers so.
+    """Return the parser of one choice for a model's answer format.
 
-    `is_held`: a grammar has its calls written as the model's form has them, and nothing else is one.
+    `is_held`: a grammar enforces the model's own call form, and nothing else counts as a call.
     """
     if format.is_harmony:
         return HarmonyParser(tools, begins=begins, only_one=only_one)
@@ -40,5 +40,5 @@ def build_parser(
 
 
 def opens_reasoning(format: ChatFormat, prompt: str) -> bool:
-    """Return whether the model's answer to a rendered prompt begins within a thought."""
+    """Return whether the model's answer to a rendered prompt begins within reasoning."""
     return format.think_start is not None and prompt.rstrip().endswith(format.think_start)

@@ -1,4 +1,4 @@
-"""How a model marks its thoughts and calls, by the names of its tokens and by its chat template."""
+"""Detection of a model's marks of reasoning and calls, from its token names and its chat template."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ REASONING = (
     ("<seed:think>", "</seed:think>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
-"""Tags of thoughts that mlx-lm does not look for: Magistral's, Seed-OSS's and Command A's."""
+"""Reasoning tags that mlx-lm does not detect: Magistral's, Seed-OSS's and Command A's."""
 
 _KIMI_K3 = frozenset({"<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>"})
 _FRAMES = ("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>")
-"""Around what Kimi K3 says."""
+"""Tags around Kimi K3's content."""
 
 
 def format_of(wrapper: Any) -> ChatFormat:
-    """Return how the model marks its answers whose tokenizer mlx-lm has wrapped."""
+    """Return a model's answer format, given mlx-lm's wrapper of its tokenizer."""
     vocabulary = wrapper.get_vocab()
     if vocabulary.keys() >= {*harmony.TAGS}:
         return ChatFormat(is_harmony=True)
@@ -39,7 +39,7 @@ def format_of(wrapper: Any) -> ChatFormat:
 
 
 def _calls_of(wrapper: Any, vocabulary: dict[str, int]) -> CallForm | None:
-    """The family's form; where it is not known, our own, for a model that has a chat template at all."""
+    """Return the family's form; for an unknown family with a chat template, the generic form."""
     parser = wrapper.tool_parser
     named = parser.__module__.rpartition(".")[2] if parser is not None else None
     own_template = getattr(getattr(wrapper, "_chat_template", None), "__module__", "") or ""

@@ -1,8 +1,9 @@
-"""gpt-oss's answers: messages with headers, one after another, in a text that arrives in pieces.
+"""Incremental parser of gpt-oss's answers: a sequence of messages with headers.
 
-`<|channel|>analysis<|message|>…<|end|>` is a thought; `<|start|>assistant<|channel|>final<|message|>…<|return|>` is
-content, and so is a commentary to nobody; `<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{…}` and
-`<|call|>` are a call, held back until it is whole. What cannot be read is content, tags and all. Knows characters only.
+`<|channel|>analysis<|message|>…<|end|>` is reasoning; `<|start|>assistant<|channel|>final<|message|>…<|return|>` is
+content, as is a commentary without a recipient. A call is `<|channel|>commentary to=functions.NAME
+<|constrain|>json<|message|>{…}` and `<|call|>`, held back until it is complete. Anything unparsable is content, tags
+included.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ END, CALL, RETURN = "<|end|>", "<|call|>", "<|return|>"
 ANALYSIS, FINAL = f"{CHANNEL}analysis{MESSAGE}", f"{CHANNEL}final{MESSAGE}"
 COMMENTARY = f"{CHANNEL}commentary"
 CLOSING = f"{END}{START}assistant{FINAL}"
-"""Ends a thought and begins the answer."""
+"""Ends the reasoning and begins the answer."""
 TAGS = (START, CHANNEL, CONSTRAIN, MESSAGE, END, CALL, RETURN)
 
 _HEADS = (START, CHANNEL, CONSTRAIN, MESSAGE, " to=")
-"""With what a header begins, or goes on behind the `<|start|>assistant` of the prompt."""
+"""Beginnings of a header, or of its continuation after the prompt's `<|start|>assistant`."""
 _ENDS = (END, CALL, RETURN)
 _BETWEEN = "\n\n"
-"""Stands between two thoughts, or two messages."""
+"""Separates two pieces of reasoning, or two messages."""
 _HEADLESS = re.compile(r"(?:<\|start\|>\w*)?<\|channel\|>(analysis|commentary|final)?\s*")
 _Kind = Literal["content", "reasoning", "call"]
 
 
 class HarmonyParser:
-    """The parser of one choice. `begins`: where the prompt has left off. Without `tools` a call is content."""
+    """The parser of one choice. `begins`: the state at the end of the prompt. Without `tools` a call is content."""
 
     markup = TAGS
 
@@ -46,15 +47,15 @@ class HarmonyParser:
         self._kind: _Kind = "content" if begins in ("before", "content") else "reasoning"
         self._held = ""
         self._header = ""  # of a call
-        self._searched = 0  # of what is held: no tag of a header ends before it
-        self._said: set[str] = {"reasoning"} if begins == "reasoning" else set()  # kinds of which there was text
-        self._is_new = False  # what follows is of another message than what was said of its kind
+        self._searched = 0  # in the held text: no tag of a header ends before it
+        self._said: set[str] = {"reasoning"} if begins == "reasoning" else set()  # kinds that have had text
+        self._is_new = False  # the next text belongs to another message than the last text of its kind
         self._ending: tuple[bool, bool] = (False, False)  # whether the output has ended, and was cut off
         self._begin_body()
         self.done = False
 
     def _begin_body(self) -> None:
-        """Begin to read a call's arguments."""
+        """Start parsing a call's arguments."""
         self._body = GrowingText()
         self._body.is_ended, self._body.is_cut = self._ending
         self._parse = _object_in(self._body)
@@ -63,11 +64,11 @@ class HarmonyParser:
         self._is_broken = False
 
     def feed(self, text: str) -> list[Part]:
-        """Return what is settled by now. Text after the one call that was wanted is nothing."""
+        """Return the parts settled so far. Text after the single allowed call is dropped."""
         self._held += text
         parts: list[Part] = []
         is_settled = False
-        while not is_settled and not self.done:  # what one step leaves is for the next
+        while not is_settled and not self.done:  # each step leaves the rest to the next
             before = (self._state, len(self._held))
             parts += self._step()
             is_settled = before == (self._state, len(self._held))
@@ -83,7 +84,7 @@ class HarmonyParser:
         return [*parts, Part(self._kind_of_text(), text, len(held))] if held or not parts else parts
 
     def _headless(self, held: str) -> list[Part]:
-        """Give out a header that no message follows: what a model may have written for one."""
+        """Emit a header without a message: possibly what the model wrote in place of one."""
         found = _HEADLESS.match(held)
         size = found.end() if found else 0
         kind: Literal["content", "reasoning"] = "reasoning" if found and found[1] == "analysis" else "content"
@@ -143,14 +144,14 @@ class HarmonyParser:
         return parts
 
     def _set_apart(self, text: str) -> str:
-        """Put an empty line before the first text of another thought."""
+        """Put an empty line before the first text of another piece of reasoning."""
         is_next = self._is_new and self._kind == "reasoning" and self._kind in self._said
         self._is_new = False
         self._said.add(self._kind)
         return _BETWEEN + text if is_next else text
 
     def _hold_call(self) -> list[Part]:
-        """A tag ends a call whose arguments are whole; one that stands in a text of theirs does not."""
+        """Hold a call until a tag ends its complete arguments; a tag within a text of theirs does not."""
         self._body.text = self._held
         if self._end_of_object is None and not self._is_broken:
             self._read_object()
@@ -179,7 +180,7 @@ class HarmonyParser:
             arguments = [] if is_empty else json_arguments(self._object)
         except ValueError:
             name = None
-        if self._held[self._end_of_object or 0 : place].strip().strip("}"):  # a brace too many closes nothing
+        if self._held[self._end_of_object or 0 : place].strip().strip("}"):  # an extra closing brace is tolerated
             name = None
         raw = self._header + self._held[: place + len(end)]
         self._held = self._held[place + len(end) :]
@@ -191,7 +192,7 @@ class HarmonyParser:
 
 
 def _object_in(text: GrowingText) -> Parse[tuple[str, int]]:
-    """Return (the text of the object with which a call's body begins, where it ends). Raises NotACall."""
+    """Return (text, end) of the object that begins a call's body. Raises NotACall."""
     at = yield from text.space(0)
     if (yield from text.starts(at, ("{",))) is None:
         raise NotACall

@@ -1,7 +1,4 @@
-"""The nouns of parsing: what a stretch of output is, and how a model marks what it writes.
-
-Knows characters only: no tokens, no tokenizer, no dialect.
-"""
+"""Data types of parsing: parts of an output, and a model's marks. Works on characters only."""
 
 from __future__ import annotations
 
@@ -13,17 +10,17 @@ from server.text.calls.form import CallForm
 from server.text.detokenizer import CONTROL_MARK
 
 Tools = Sequence[Mapping[str, Any]]
-"""The tools offered, as the chat template gets them: `{"type": "function", "function": {"name": ..., ...}}`."""
+"""Offered tools as passed to the chat template: `{"type": "function", "function": {"name": ..., ...}}`."""
 
 Kind = Literal["content", "reasoning", "call"]
 
 Start = Literal["before", "opened", "reasoning", "content"]
-"""Where an output begins: before anything, behind a thought's opening tag, within a thought, within content."""
+"""State in which an output begins: before anything, after a reasoning tag, within reasoning, within content."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call; `arguments` is the JSON of an object."""
+    """One call; `arguments` is a JSON object as text."""
 
     id: str
     name: str
@@ -32,10 +29,10 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stretch of the raw output, and what it means.
+    """A stretch of the raw output, and its meaning.
 
-    `size` counts the raw characters it stands for, tags and white space among them that are in no text;
-    of content it is the length of `text`.
+    `size` counts its raw characters, including tags and white space that are in no text; for content it is the length
+    of `text`.
     """
 
     kind: Kind
@@ -45,12 +42,12 @@ class Part:
 
 
 class ReasoningHabit:
-    """A record of a model's first answers: whether its thoughts come without an opening tag.
+    """A record of a model's first answers: whether its reasoning comes without an opening tag.
 
-    Some templates neither open a thought nor say anything of one, and the model thinks all the same, from its first
-    word to a closing tag. Such an answer is known for what it is only at that tag. So the first answers of a model are
-    held back, as far as `num_held` says; after two of them without a thought, or one whose thought the model has opened
-    itself, none is. Once one such thought has been seen, an answer that is not marked otherwise begins as a thought.
+    Some templates neither open nor mention reasoning, and the model still reasons from its first word to a closing tag.
+    Only that tag identifies such an answer. So a model's first answers are held back for `num_held` characters; after
+    two of them without reasoning, or one with reasoning that the model opened itself, none is. Once one such answer has
+    been seen, an answer not marked otherwise begins as reasoning.
     """
 
     _MOST_HELD = 400
@@ -62,35 +59,35 @@ class ReasoningHabit:
 
     @property
     def num_held(self) -> int:
-        """Characters of an answer that are held back until it is known that they are no thought."""
+        """Characters of an answer to hold back until they cannot be reasoning."""
         return self._MOST_HELD if self._num_plain < self._NUM_PLAIN else 0
 
     def note_plain(self) -> None:
-        """Note an answer that was no thought."""
+        """Record an answer without reasoning."""
         self._num_plain += 1
 
     def note_opened(self) -> None:
-        """Note a thought that began with its opening tag."""
+        """Record reasoning that began with its opening tag."""
         self._num_plain = self._NUM_PLAIN
 
     def note_unopened(self) -> None:
-        """Note a thought that was closed, and had not been opened."""
+        """Record reasoning that was closed without having been opened."""
         self.is_unopened = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatFormat:
-    """How a model marks its thoughts and its calls; None where it marks none."""
+    """A model's marks of reasoning and calls; None for marks it does not have."""
 
     think_start: str | None = None
     think_end: str | None = None
     calls: CallForm | None = None
     tells_tools: Literal["template", "with a system message", "prompt"] = "template"
-    """The teller of tools: the model's template, in some only beside a system's message, or the prompt."""
+    """Place of the tools' description: the model's template, in some only beside a system message, or the prompt."""
     frames: tuple[str, ...] = ()
-    """Tags around content, which are no part of it."""
+    """Tags around content that are not part of it."""
     is_harmony: bool = False
-    """Answers are messages with headers, as gpt-oss writes them, and nothing of the above is of use."""
+    """Answers are messages with headers, as gpt-oss writes them; none of the above applies."""
     habit: ReasoningHabit = field(default_factory=ReasoningHabit, compare=False)
 
     @property
@@ -103,28 +100,28 @@ class ChatFormat:
 
 
 class OutputParser(Protocol):
-    """Tells apart what one choice writes. The parts do not depend on how the text is cut, but for where they are."""
+    """Splits the text of one choice into parts. Boundaries aside, parts do not depend on how the text is cut."""
 
     @property
     def markup(self) -> tuple[str, ...]:
-        """Strings that have to be in the text, were they special tokens, for it to be understood."""
+        """Strings that must be visible in the text, even as special tokens, for it to be parsed."""
 
     @property
     def done(self) -> bool:
-        """Nothing that follows is wanted."""
+        """Whether the rest of the output is irrelevant."""
 
     def feed(self, text: str) -> list[Part]:
-        """What is settled by now, in order; a part may be short of `text`, never ahead of it."""
+        """Return the parts settled so far, in order; a part may lag behind `text`, never run ahead of it."""
 
     def flush(self, *, is_cut: bool = False) -> list[Part]:
-        """The rest, at least one part; the sizes of all parts add up to the text.
+        """Return the rest, at least one part; the sizes of all parts add up to the text.
 
-        `is_cut`: the model had not finished, so what is left out at the end of its text is not understood.
+        `is_cut`: the model had not finished, so closing marks missing at the end of its text are not tolerated.
         """
 
 
 def markup_of(format: ChatFormat, *, has_tools: bool) -> tuple[str, ...]:
-    """Return the strings that have to be in a text, were they special tokens, for its parser to understand it."""
+    """Return the strings that must be visible in a text, even as special tokens, for its parser."""
     calls = format.calls.markup if has_tools and format.calls is not None else ()
     control = (CONTROL_MARK,) if calls else ()
     return tuple(dict.fromkeys(filter(None, (format.think_start, format.think_end, *format.frames, *calls, *control))))

@@ -1,4 +1,4 @@
-"""Tags in a text that arrives in pieces. Knows characters only."""
+"""Search for tags in a text that arrives in pieces. Works on characters only."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 
 def find_tag(text: str, tags: Sequence[str], start: int = 0) -> tuple[int, str | None]:
-    """Return (where the first tag to be complete begins, that tag), or (from where on `text` may begin one, None).
+    """Return (start of the first complete tag, that tag), or (start of a possible partial tag at the end, None).
 
-    Looks from `start` on. No tag may be empty.
+    The search begins at `start`. No tag may be empty.
     """
     found = [(place + len(tag), place, tag) for tag in tags if (place := text.find(tag, start)) >= 0]
     if found:
@@ -19,7 +19,7 @@ def find_tag(text: str, tags: Sequence[str], start: int = 0) -> tuple[int, str |
 
 
 def _place_of_half(text: str, tag: str, start: int) -> int:
-    """Return where the longest tail of `text` that begins `tag` begins; len(text) where none does."""
+    """Return the start of the longest tail of `text` that begins `tag`; len(text) if there is none."""
     place = text.find(tag[0], max(start, len(text) - len(tag) + 1))
     while place >= 0 and not tag.startswith(text[place:]):
         place = text.find(tag[0], place + 1)
@@ -27,10 +27,10 @@ def _place_of_half(text: str, tag: str, start: int) -> int:
 
 
 class TagSet:
-    """Many tags at once: to look for hundreds takes hardly longer than for one. Of two that begin alike the shorter."""
+    """A set of tags; hundreds are searched about as fast as one. Of two with a common start, the shorter wins."""
 
     def __init__(self, tags: Iterable[str]) -> None:
-        """No tag may be empty."""
+        """Compile the tags; none may be empty."""
         shortest: list[str] = []
         for tag in sorted(set(tags), key=len):
             if not tag.startswith(tuple(shortest)):
@@ -47,12 +47,12 @@ class TagSet:
         return self._has_any
 
     def find(self, text: str, start: int) -> tuple[int, str] | None:
-        """Return (where the first whole tag from `start` on begins, that tag); None if there is none."""
+        """Return (start of the first complete tag from `start` on, that tag); None if there is none."""
         found = self._pattern.search(text, start)
         return None if found is None else (found.start(), found[0])
 
     def half_at(self, text: str, start: int) -> int:
-        """Return where, from `start` on, the longest tail of the text that begins a tag begins, else len(text)."""
+        """Return the start, from `start` on, of the longest tail that begins a tag; len(text) if there is none."""
         found = self._firsts.search(text, max(start, len(text) - self._longest))
         while found is not None:
             if text[found.start() :] in self._halves:

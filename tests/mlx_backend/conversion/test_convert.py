@@ -143,7 +143,7 @@ def test_it_fits_the_bytes_that_are_given(tmp_path: Path) -> None:
     assert 140_000 < prepared.plan.weight_file_bytes <= 150_000
     assert prepared.scales == "search"
     with pytest.raises(
-        ConversionError, match=r"^0\.05 MB is below the smallest sensible size of this model, 0\.08 MB$"
+        ConversionError, match=r"^0\.05 MB is below the smallest sensible size of this model, 0\.06 MB$"
     ):
         entry.prepare(source, "tiny", Choice(fit_bytes=50_000))
 

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from mlx_backend.conversion import entry
-from mlx_backend.conversion.entry import Choice, ConversionError
+from mlx_backend.conversion.entry import Choice, ConversionError, Sample, cut
 from tests.published_models import write_published
-from tests.tiny_models import VOCAB_SIZE, write_quantized_model
+from tests.tiny_models import VOCAB_SIZE
 
 pytestmark = pytest.mark.mlx
 
 IDS = [(7 * place * place + 3 * place) % VOCAB_SIZE for place in range(32)]
+TEXT = cut(IDS)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def converted(source: Path, out: Path, bits: int) -> Path:
 
 def test_fewer_bits_are_farther_and_a_copy_is_no_way(source: Path, tmp_path: Path) -> None:
     found = {
-        bits: entry.compare(source, converted(source, tmp_path / f"{bits}", bits), IDS, lambda _: None)
+        bits: entry.compare(source, converted(source, tmp_path / f"{bits}", bits), TEXT, lambda _: None)
         for bits in (16, 8, 3)
     }
     assert (found[16].kl, found[16].agreement, found[16].num_tokens) == (0.0, 1.0, 31)
@@ -45,42 +46,44 @@ def test_what_it_measures_is_what_is_meant() -> None:
 
     from mlx_backend.conversion.quality import log_probabilities, mean_kl, measure
 
-    expected = mx.log(mx.array([[[0.5, 0.5], [0.9, 0.1], [0.5, 0.5]]]))
-    found = mx.log(mx.array([[[0.25, 0.75], [0.2, 0.8], [0.5, 0.5]]]))
-    quality = measure(expected, found, mx.array([[0, 1, 0]]))
+    expected = [mx.log(mx.array([[0.5, 0.5], [0.9, 0.1]]))]
+    found = [mx.log(mx.array([[0.25, 0.75], [0.2, 0.8]]))]
+    quality = measure(expected, found, [Sample((0, 1, 0))])
     kls = (0.14384, 1.14564)
     assert quality.kl == pytest.approx(sum(kls) / 2, abs=1e-4)
     assert (quality.num_tokens, quality.agreement) == (2, 0.0)
     assert quality.perplexity == pytest.approx((1 / 0.75 / 0.2) ** 0.5)
     assert quality.source_perplexity == pytest.approx((1 / 0.5 / 0.9) ** 0.5)
-    assert mean_kl(log_probabilities(expected), found) == pytest.approx(sum(kls) / 3, abs=1e-4)
+    assert mean_kl([log_probabilities(expected[0])], found) == pytest.approx(sum(kls) / 2, abs=1e-4)
 
 
 def test_layer_by_layer_is_the_same(source: Path) -> None:
+    """The samples are of two lengths and predicted from a place on: they are filled up where they go together."""
     import mlx.core as mx
 
-    from mlx_backend.conversion.quality import logits_of, sequences_of
+    from mlx_backend.conversion.quality import logits_of
 
     told: list[Any] = []
-    tokens = sequences_of(IDS, 16)
-    at_once = logits_of(source, tokens, 1 << 40, lambda _: None)
-    by_layer = logits_of(source, tokens, 0, told.append)
-    assert mx.array_equal(at_once, by_layer).item()
+    samples = (Sample(tuple(IDS[:16])), Sample(tuple(IDS[16:25]), 4), Sample(tuple(IDS[5:21]), 9))
+    at_once = logits_of(source, samples, 1 << 40, lambda _: None)
+    by_layer = logits_of(source, samples, 0, told.append)
+    assert [each.shape[0] for each in at_once] == [sample.num_predicted for sample in samples] == [15, 5, 7]
+    assert all(mx.allclose(a, b, atol=1e-5).item() for a, b in zip(at_once, by_layer, strict=True))
     assert [each.done_bytes for each in told] == sorted(each.done_bytes for each in told) and len(told) == 2
 
 
 def test_what_cannot_be_compared_is_refused(source: Path, tmp_path: Path) -> None:
     other = write_published(tmp_path / "other", "qwen3_moe", vocab_size=300)
-    for ids, told in ((IDS[:1], "no two tokens"), ([1, 2, 3], "320 tokens and .* 300")):
+    for samples, told in ((cut(IDS[:1]), "no two tokens"), (cut([1, 2, 3]), "320 tokens and .* 300")):
         with pytest.raises(ConversionError, match=told):
-            entry.compare(source, other, ids, lambda _: None)
+            entry.compare(source, other, samples, lambda _: None)
 
 
 def test_quality_is_written_into_the_card(source: Path, tmp_path: Path) -> None:
     out = converted(source, tmp_path / "out", 4)
     assert "were not compared with the source's" in (out / "README.md").read_text()
     for _ in range(2):
-        quality = entry.add_quality(source, out, IDS, "text.txt", lambda _: None)
+        quality = entry.add_quality(source, out, TEXT, "text.txt", lambda _: None)
         card = (out / "README.md").read_text()
         assert f"on 31 tokens of text.txt: KL divergence {quality.kl:.5f}" in card and "were not compared" not in card
     assert json.loads((out / "conversion.json").read_text())["quality"]["kl"] == quality.kl
@@ -89,22 +92,3 @@ def test_quality_is_written_into_the_card(source: Path, tmp_path: Path) -> None:
     record = find_record(out)
     assert record is not None and {"README.md", "conversion.json"} < record.digests.keys()
     assert compare(out, record) == []
-
-
-@pytest.mark.parametrize("kind", ["published", "quantized"])
-def test_losses_are_those_of_one_weight_at_a_time(kind: str, tmp_path: Path) -> None:
-    from mlx_backend.conversion.sensitivity import measured_options, read_sizes
-    from mlx_backend.conversion.source import open_source
-
-    if kind == "published":
-        source = write_published(tmp_path, "deepseek_v3", num_hidden_layers=2, first_k_dense_replace=2)
-    else:
-        source = write_quantized_model(tmp_path, "llama", bits=8, num_hidden_layers=1)
-    opened = open_source(source)
-    options = measured_options(source, IDS[:16], read_sizes(opened, is_measured=True), lambda _: None)
-    assert options.keys() == opened.modules.keys()
-    for path, found in options.items():
-        by_spec: dict[Any, float] = {option.spec: option.loss for option in found}
-        least, most = min(by_spec, key=lambda spec: spec.bits_per_weight if spec else 99), found[-1]
-        assert most.loss == 0.0 and most.spec == opened.modules[path].spec
-        assert by_spec[least] > 0.0 or len(found) == 1

@@ -126,4 +126,4 @@ def test_a_choice_is_within_all_bounds(
     assert len(rows) * (1 + max(chosen)) <= most_step_tokens(len(rows), max_drafts)
     if any(chosen):
         step_s = payoff.drafted_s(len(rows), len(rows) + sum(chosen))
-        assert all(row.account.covers(step_s - PLAIN_S, PLAIN_S, 0.01) for row in candidates)
+        assert all(row.account.allowance_s(PLAIN_S, 0.01) >= step_s - PLAIN_S for row in candidates)

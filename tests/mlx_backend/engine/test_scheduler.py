@@ -11,6 +11,7 @@ from mlx_backend.core.step import Chunk, Restore, StepPlan
 from mlx_backend.engine.reservations import largest
 from mlx_backend.engine.scheduler import Scheduler
 from mlx_backend.engine.throughput import ThroughputEstimate
+from mlx_backend.planning.admission import Reservation
 from mlx_backend.prefix_cache.prefix_match import PrefixMatch
 
 MAX_ROWS = 4
@@ -26,6 +27,11 @@ def decoding(target: Scheduler, plan: StepPlan) -> list[TokenSequence]:
     found = target.rows(plan.decodes)
     assert len(found) == len(plan.decodes)
     return found
+
+
+def claims_of(target: Scheduler) -> list[Reservation]:
+    """What the requests that are admitted are expected to come to."""
+    return target._claims(target._admitted.values())
 
 
 def prompt_of(target: Scheduler, chunk: Chunk) -> SequenceGroup:
@@ -170,7 +176,7 @@ def test_who_lost_the_rows_comes_back_in_order_and_before_all_others() -> None:
     ran[0].num_started_tokens += 1  # on its way, and lost
     target.recompute()
     assert not target.running
-    order = [target.waiting.popleft() for _ in range(len(target.waiting))]
+    order = list(target.waiting)
     assert [each.sequences[0] for each in order[:-1]] == ran
     assert order[-1] is late
     assert all(each.num_started_tokens == len(each.output_ids) > 0 for each in ran)
@@ -207,14 +213,14 @@ def test_memory_is_promised_to_who_is_let_in_until_the_last_of_them_has_ended() 
     for each in (first, second, third):
         target.add(each)
     compute(target, target.schedule())
-    assert [(claim.num_rows, claim.num_prompt_tokens) for claim in target.claims] == [(2, 10), (1, 20)]
+    assert [(claim.num_rows, claim.num_prompt_tokens) for claim in claims_of(target)] == [(2, 10), (1, 20)]
     target.end(first.sequences[0])
-    assert [claim.num_rows for claim in target.claims] == [1, 1]
+    assert [claim.num_rows for claim in claims_of(target)] == [1, 1]
     target.end(first.sequences[1])
-    assert [claim.num_prompt_tokens for claim in target.claims] == [20]
+    assert [claim.num_prompt_tokens for claim in claims_of(target)] == [20]
     target.end(third.sequences[0])  # which waits
     target.end(second.sequences[0])
-    assert target.claims == [] and not target.has_work
+    assert claims_of(target) == [] and not target.has_work
 
 
 class Known:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +17,10 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model
 
-from mlx_backend.api.errors import ModelLoadError
-from mlx_backend.api.interface import AdapterConfig, EngineConfig, PrefixCacheConfig
+from mlx_backend.api.errors import AdapterRefused, ModelLoadError
+from mlx_backend.api.interface import AdapterConfig, EngineConfig, MemoryConfig, ModelInfo, PrefixCacheConfig
 from mlx_backend.model.adapter_files import open_adapter, stacked_bytes
-from tests.engine_client import one, request, running, tokens
+from tests.engine_client import one, request, running, tokens, until
 from tests.tiny_adapters import layers_of, write_adapter, write_peft_adapter
 from tests.tiny_models import write_model, write_quantized_model
 
@@ -132,6 +135,47 @@ async def test_the_adapters_bytes_are_in_the_plan(models: Models) -> None:
     async with running(models.config()) as engine:
         assert engine.model_info is not None
         assert engine.model_info.weights_bytes == base + stacked_bytes(files)
+
+
+@pytest.mark.parametrize("models", ["llama-4bit"], indirect=True)
+async def test_adapters_come_and_go_beside_rows_that_decode(models: Models, tmp_path: Path) -> None:
+    expected = {name: models.reference(name, PROMPT[:20], 24) for name in NAMES}
+    files = {name: open_adapter(name, path) for name, path in models.adapters.items()}
+    config = models.config(memory=MemoryConfig(limit_gb=0.3, reserve_gb=0.1))
+    async with running(replace(config, adapters=config.adapters[:1])) as engine:
+        assert engine.model_info is not None
+        base = engine.model_info.weights_bytes - stacked_bytes([files["first"]])
+
+        async def ask(name: str) -> list[int]:
+            return await one(engine, PROMPT[:20], 24, adapter=name)
+
+        async def change(begun: Future[ModelInfo]) -> None:
+            info = await asyncio.wrap_future(begun)
+            assert info.weights_bytes == base + stacked_bytes([files[each.name] for each in info.adapters])
+            assert info.memory is not None
+            assert info.memory.weights_bytes == info.weights_bytes
+
+        early = asyncio.gather(ask(""), ask("first"))
+        await until(lambda: engine.stats().num_running == 2)
+        for name in ("peft", "stabilized"):
+            await change(engine.load_adapter(AdapterConfig(name, str(models.adapters[name]))))
+            assert await ask(name) == expected[name]
+        broken = shutil.copytree(models.adapters["first"], tmp_path / "broken")
+        _spoil(broken)
+        opened, info = engine.load_adapter(AdapterConfig("broken", str(broken))), engine.model_info
+        with pytest.raises(AdapterRefused, match=r"broken: the factors of .* are not all finite"):
+            await asyncio.wrap_future(opened)
+        assert engine.model_info == info
+        shutil.rmtree(models.adapters["stabilized"].rename(tmp_path / "gone"))  # what is held is in memory
+        await change(engine.unload_adapter("first"))
+        assert [*await early] == [expected[""], expected["first"]]
+        found = [*await asyncio.gather(ask("stabilized"), ask("peft"), ask(""))]
+        assert found == [expected["stabilized"], expected["peft"], expected[""]]
+        for name in ("stabilized", "peft"):
+            await change(engine.unload_adapter(name))
+        assert await ask("") == expected[""]
+        with pytest.raises(AdapterRefused, match=r"has no adapter_config.json"):
+            engine.load_adapter(AdapterConfig("stabilized", str(models.adapters["stabilized"])))
 
 
 def _truncate(folder: Path) -> None:

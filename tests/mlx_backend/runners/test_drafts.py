@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from mlx_backend.api.interface import EngineConfig, KVCacheConfig, LoadProgress, SamplingParams, SpeculationConfig
+from mlx_backend.core.step import Chunk, Span
 from mlx_backend.runners.mlx import MLXRunner
 from tests.drafted_runner import Driver, corrupted
 from tests.grouped_rows import grouping as grouping
@@ -134,3 +136,26 @@ def test_logprobs_are_those_of_single_steps(model: MLXRunner) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> MLXRunner:
     return load(write_model(tmp_path_factory.mktemp("model"), "llama"))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_oss", "falcon_h1"])
+def test_caches_are_those_of_a_prompt_of_the_same_tokens(kind: str, tmp_path: Path) -> None:
+    """What is kept of a row after refused drafts is what its tokens come to when they are computed as a prompt."""
+    runner = load(write_model(tmp_path, kind))
+    right = alone(runner, GREEDY, NUM_TOKENS + 8)
+    driver, source = Driver(runner, PROMPTS, GREEDY), random.Random(3)
+    driver.join(1, 2)
+    for _ in range(12):
+        driver.step({n: corrupted(right[n][len(outputs) :], source, 5) for n, outputs in driver.outputs.items()})
+    assert runner.blocks is not None
+    for number, outputs in list(driver.outputs.items()):
+        whole = [*PROMPTS[number], *outputs][:-1]
+        spans = [Span(0, len(whole), with_state=not runner.blocks.cuts)]
+        (kept,) = runner.blocks.take(number, spans)
+        runner.prefill(Chunk(prompt=500 + number, start=0, token_ids=tuple(whole), num_prompt_tokens=len(whole) + 1))
+        (computed,) = runner.blocks.take(500 + number, spans)
+        held, expected = runner.blocks._blocks[kept.id], runner.blocks._blocks[computed.id]
+        assert len(held.arrays) == len(expected.arrays)
+        for ours, theirs in zip(held.arrays, expected.arrays, strict=True):
+            assert ours.shape == theirs.shape
+            assert mx.allclose(ours, theirs, atol=2e-4, rtol=1e-3), number

@@ -71,10 +71,11 @@ def test_what_a_machine_leaves_is_the_budget(tmp_path: Path, capsys: pytest.Capt
         (("--bits", "4", "--group-size", "48"), "group size 48"),
         (("--bits", "4", "--mode", "mxfp8"), "mode mxfp8 has 8 bits"),
         (("--fit", "much"), "'much' is no size"),
-        (("--fit", "1kB"), "is below the smallest sensible size of this model, 2."),
+        (("--fit", "1kB"), "is below the smallest sensible size of this model, 1."),
         (("--recipe", "dynamo"), "do you mean dynamic?"),
         (("--recipe", "dynamic", "--mode", "mxfp4"), "--mode is for --bits"),
-        (("--bits", "4", "--calibrate", "t"), "--calibrate is for --fit and --machine"),
+        (("--bits", "4", "--calibrate", "t", "--scales", "range"), "--calibrate and --scales: say one of them"),
+        (("--bits", "4", "--calibrate", "t", "--losses", "l"), "--losses is for --calibrate with --fit or --machine"),
         (("--machine", "m9"), "There is no machine 'm9'"),
         (("--bits", "4", "--scales", "luck"), "--scales luck"),
         (("--bits", "4", "--dtype", "int8"), "dtype int8"),
@@ -110,6 +111,16 @@ def test_two_models_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run_any("compare", pocket.MODEL_ID, pocket.MODEL_ID, "--text", str(text), "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["kl"], told["agreement"]) == (0.0, 1.0) and told["num_tokens"] > 5
+    chats = tmp_path / "chats.jsonl"
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "red"}]
+    chats.write_text(json.dumps({"messages": turns, "chat_template_kwargs": {"enable_thinking": False}}) + "\n\n")
+    assert run_any("compare", pocket.MODEL_ID, pocket.MODEL_ID, "--text", str(chats), "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["num_tokens"] == 2  # the answer and its end; not the line's end that the template writes behind it
+    for line, told in (('{"messages": []}', "line 1: no conversation"), ("no json", "line 1: no conversation")):
+        chats.write_text(line)
+        assert run_any("compare", pocket.MODEL_ID, pocket.MODEL_ID, "--text", str(chats)) == 2
+        assert told in capsys.readouterr().err
     text.write_bytes(b"\xff\xfe")
     assert run_any("compare", pocket.MODEL_ID, pocket.MODEL_ID, "--text", str(text)) == 2
     assert "cannot be read as a text (it is not UTF-8)" in capsys.readouterr().err

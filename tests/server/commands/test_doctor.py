@@ -23,6 +23,7 @@ from server.cli import app
 from server.commands.doctor import Facts, _who_answers, examine, show
 from server.commands.finding import Finding
 from server.commands.install_service import Here
+from server.commands.packages import Others
 from server.commands.wired_memory import WiredState
 from server.config import Config, ConfigError, SecurityConfig
 
@@ -42,6 +43,7 @@ def facts(tmp_path: Path) -> Facts:
         python=(3, 12),
         version_of={"mlx": "0.32.4", "mlx-lm": "0.32.2"}.get,
         requires=lambda: ["mlx[cpu]>=0.32.2 ; sys_platform == 'linux'", "mlx-lm>=0.32.2", "typer>=0.15"],
+        other_packages=Others,
         memory_bytes=lambda: 512 * 2**30,
         footprint=lambda config, folder: needs(10, 12, 400),
         wired_limit_mb=lambda: 0,

@@ -14,11 +14,13 @@ import yaml
 from server.app import create_app
 from server.cli import main
 from server.config import resolve
+from server.importing.adapter import layers_of
 from server.models import build_models
 from server.service.registry import ModelRegistry
 from tests.gguf_models import write_gguf, write_original
 from tests.serving import wait_until
 from tests.stores import add_to_ollama
+from tests.tiny_adapters import write_adapter
 
 pytestmark = pytest.mark.mlx
 MARIO = "FROM {source}\nPARAMETER temperature 0\nPARAMETER num_ctx 256\nPARAMETER num_gpu 9\nSYSTEM You are Mario.\n"
@@ -87,7 +89,14 @@ async def test_a_modelfile_is_imported_written_down_and_served(
     assert (found.code, found.out) == (0, "serve it: pippin serve --config pippin.yaml\n"), found.err
     assert "line 4: PARAMETER num_gpu has no effect: the server decides that itself\n" in found.err
     assert "tiny llama.Q8_0: llama, 2 layers, a context of 2048 tokens; Q8_0" in found.err
+    layers = {path: sizes for path, sizes in layers_of(home / "tiny-llama.Q8_0").items() if "_proj" in path}
+    write_adapter(home / "luigi" / "my adapter", layers, seed=1, rank=4)
+    (home / "luigi" / "Modelfile").write_text(MARIO.format(source=gguf) + "ADAPTER ./my adapter\n")
+    again = Run(capsys, "luigi/Modelfile", "--write", "pippin.yaml")
+    assert again.code == 0 and "has it already" in again.err, again.err
     config = yaml.safe_load((home / "pippin.yaml").read_text())
+    assert config["models"]["luigi"].pop("adapters") == {"my-adapter": str(home / "luigi" / "my adapter")}
+    assert config["models"].pop("luigi") == {**config["models"]["mario"], "adapter": "my-adapter"}
     defaults = {"temperature": 0.0, "system": "You are Mario."}
     model = str(home / "tiny-llama.Q8_0")
     assert config["models"] == {"mario": {"model": model, "context": {"limit": 256}, "defaults": defaults}}
@@ -98,7 +107,12 @@ async def test_a_modelfile_is_imported_written_down_and_served(
         counted = await client.post("/tokenize", json={"model": "mario", "messages": plain})
         assert answers[0]["usage"]["prompt_tokens"] == counted.json()["count"]
         listed = (await client.get("/v1/models")).json()["data"]
-        assert [each["max_model_len"] for each in listed] == [256]
+        assert [(each["id"], each["max_model_len"]) for each in sorted(listed, key=lambda each: each["id"])] == [
+            ("luigi", 256),
+            ("mario", 256),
+        ]
+        other = await ask(client, "luigi")
+        assert other["model"] == "luigi" and other["choices"] != answers[0]["choices"]
 
 
 async def test_a_store_of_ollama_s_is_listed_imported_and_served(
@@ -176,7 +190,10 @@ def test_an_entry_is_printed_where_there_is_no_file_for_it(
         ("Modelfile", b"FROM ./Modelfile", "Modelfile: FROM names the Modelfile itself"),
         ("Modelfile", b"FROM ../x y", "Modelfile: FROM names '../x y', which is no folder, no GGUF file and no hub id"),
         ("Modelfile", b"FROM llama3.2", "Ollama's store ("),
-        ("Modelfile", b"FROM a/b\nADAPTER x", "Modelfile: line 2: ADAPTER is not supported"),
+        ("Modelfile", b"FROM a/b\nADAPTER x", "Modelfile: ADAPTER names x, which is no folder"),
+        ("Modelfile", b"FROM a/b\nADAPTER .\nADAPTER .", "Modelfile: line 3: a second ADAPTER"),
+        ("Modelfile", b"FROM a/b\nADAPTER .", "Modelfile: ADAPTER: adapter "),
+        ("Modelfile", b"FROM a/b\nADAPTER Modelfile", "Modelfile: ADAPTER names a file, Modelfile; adapters are read"),
     ],
 )
 def test_what_cannot_be_imported_is_said_in_a_line(
@@ -187,6 +204,57 @@ def test_what_cannot_be_imported_is_said_in_a_line(
     found = Run(capsys, source)
     assert found.code == 2 and found.out == ""
     assert found.err.startswith("pippin: ") and found.err.count("\n") == 1 and says in found.err
+
+
+async def test_a_template_serves_a_file_that_has_none(
+    home: Path, gguf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = write_original(home / "original", "llama")
+    bare = write_gguf(
+        home / "bare.gguf", original, "llama", "Q8_0", lambda found, _: found.pop("tokenizer.chat_template")
+    )
+    for number, (template, says) in enumerate(
+        (
+            ("<u>{{ .Prompt }}<a>", "line 2: TEMPLATE is the chat template: the file has none of its own\n"),
+            (
+                "{{ range .Messages }}{{ end }}",
+                "line 2: TEMPLATE has no effect: it says {{ range .Messages }}, which is",
+            ),
+        )
+    ):
+        (home / "Modelfile").write_text(f"FROM {bare}\nTEMPLATE {template}\nPARAMETER seed 1\n")
+        found = Run(capsys, "Modelfile", "--out", f"out{number}", "--name", f"m{number}", "--write", "pippin.yaml")
+        assert found.code == 0 and says in found.err, found.err
+    (home / "Modelfile").write_text(f"FROM {gguf}\nTEMPLATE {{{{ .Prompt }}}}\n")
+    kept = Run(capsys, "Modelfile", "--dry-run")
+    assert "line 2: TEMPLATE has no effect: the model's own chat template is used\n" in kept.err
+    async with served(home / "pippin.yaml") as client:
+        chat = {"model": "m0", "messages": [{"role": "user", "content": "hello"}]}
+        plain = {"model": "m0", "prompt": "<u>hello<a>", "add_special_tokens": False}
+        counted = [(await client.post("/tokenize", json=body)).json()["tokens"] for body in (chat, plain)]
+        assert counted[0] == counted[1]
+        refused = await client.post("/v1/chat/completions", json={**chat, "model": "m1"})
+        assert refused.status_code == 400 and "template" in refused.text
+
+
+def test_an_adapter_for_another_base_is_said_in_a_line(
+    home: Path, gguf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = write_original(home / "served", "llama")
+    (size,) = {sizes for path, sizes in layers_of(served).items() if path.endswith("layers.0.self_attn.q_proj")}
+    for number, (path, says) in enumerate(
+        (
+            ("model.layers.0.self_attn.q_proj", f"is {size[0]} x {size[1]} there and {size[0]} x 7 in the adapter"),
+            ("model.layers.0.self_attn.none", "that has no layer model.layers.0.self_attn.none"),
+        )
+    ):
+        write_adapter(home / f"adapter{number}", {path: (size[0], 7)}, seed=1, rank=2)
+        for source in (gguf, served):
+            (home / "Modelfile").write_text(f"FROM {source}\nADAPTER ./adapter{number}")
+            found = Run(capsys, "Modelfile")
+            assert (found.code, found.out, found.err.count("\n")) == (2, "", 1), found.err
+            assert "ADAPTER is for another model than FROM names" in found.err and says in found.err
+    assert not (home / "tiny-llama.Q8_0").exists()
 
 
 def test_wishes_that_cannot_be(gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,8 +19,11 @@ from server.dialects.openai_embeddings.schema import EmbeddingRequest
 from server.dialects.openai_refusals import NO_EFFECT
 from server.dialects.openai_responses import decode as responses
 from server.dialects.openai_responses.schema import ResponsesRequest
+from server.dialects.rerank import decode as rerank
+from server.dialects.rerank.schema import RerankRequest, ScoreRequest
 from server.dialects.tokenize.schema import DetokenizeRequest, TokenizeRequest
 
+RERANK = set(re.findall(r"`([A-Za-z0-9_]+)`", (Path(__file__).parents[3] / "docs" / "rerank.md").read_text("utf-8")))
 NAMED = set(re.findall(r"`([A-Za-z0-9_]+)`", (Path(__file__).parents[3] / "docs" / "api.md").read_text("utf-8")))
 
 
@@ -41,6 +44,11 @@ def test_every_field_is_there(body: type[BaseModel]) -> None:
 )
 def test_every_refusal_is_there(names: object) -> None:
     assert set(names) <= NAMED  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("names", [RerankRequest.model_fields, ScoreRequest.model_fields, rerank._UNSUPPORTED])
+def test_every_field_of_reranking_is_there(names: object) -> None:
+    assert set(names) <= RERANK  # type: ignore[call-overload]
 
 
 OLLAMA = set(re.findall(r"`([A-Za-z0-9_]+)`", (Path(__file__).parents[3] / "docs" / "ollama.md").read_text("utf-8")))

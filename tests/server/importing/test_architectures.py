@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,30 @@ def joined(metadata: dict[str, Any], tensors: dict[str, Raw]) -> None:
 def test_keys_and_values_in_one_matrix_are_split(tmp_path: Path, originals: Any) -> None:
     path = write_gguf(tmp_path / "a.gguf", originals("deepseek2"), "deepseek2", change=joined)
     np.testing.assert_allclose(logits(imported(path, dtype="float32")), logits(originals("deepseek2")), atol=2e-4)
+
+
+def test_deepseek_v2_without_scaling_rotates_as_any_model(tmp_path: Path) -> None:
+    from mlx_lm.utils import load_model
+
+    changes: dict[str, Any] = {"model_type": "deepseek_v2", "topk_method": "greedy", "n_group": 1, "topk_group": 1}
+    original = write_original(tmp_path / "original", "deepseek2", q_lora_rank=None, **changes)
+
+    def change(metadata: dict[str, Any], tensors: dict[str, Raw], kind: str | None = None) -> None:
+        metadata |= {"deepseek2.expert_gating_func": 1}
+        for key in ("attention.q_lora_rank", *(key for key in metadata if ".rope.scaling." in key)):
+            metadata.pop(f"deepseek2.{key.removeprefix('deepseek2.')}")
+        if kind is not None:
+            metadata |= {"deepseek2.rope.scaling.type": kind, "deepseek2.rope.scaling.factor": 2.0}
+
+    model, _ = load_model(imported(write_gguf(tmp_path / "a.gguf", original, "deepseek2", change=change)))
+    attention, config = model.layers[0].self_attn, json.loads((original / "config.json").read_text())
+    size = config["qk_rope_head_dim"]
+    wanted = config["rope_theta"] ** (np.arange(0, size, 2) / size)
+    np.testing.assert_allclose(np.array(attention.rope._freqs), wanted, rtol=1e-5)
+    assert (attention.rope.mscale, attention.scale) == (1, attention.q_head_dim**-0.5)
+    path = write_gguf(tmp_path / "b.gguf", original, "deepseek2", change=partial(change, kind="linear"))
+    with pytest.raises(CannotImport, match="scaled linearly"):
+        GGUFImport(path)
 
 
 @pytest.mark.parametrize("is_joined", [True, False])

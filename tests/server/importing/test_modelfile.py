@@ -69,7 +69,8 @@ def test_the_entry() -> None:
             ],
         },
     }
-    assert found.notes == ["line 7: TEMPLATE has no effect: the model's own chat template is used"]
+    assert found.notes == []
+    assert found.template is not None and found.template.line == 7
 
 
 def test_the_seeds_file() -> None:
@@ -81,8 +82,9 @@ def test_the_seeds_file() -> None:
     assert found.values == {"context": {"limit": 2048}, "defaults": {"temperature": 0.6}}
     assert found.notes == [
         "line 2: PARAMETER num_gpu has no effect: the server decides that itself",
-        "line 5: TEMPLATE has no effect: the model's own chat template is used",
     ]
+    assert found.template is not None
+    assert (found.template.line, found.template.value) == (5, "<｜User｜>{{ .Prompt }}<｜Assistant｜>")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_more_stops_than_are_looked_for() -> None:
         ("FROM a\nPARAMETER num_ctx 0", "line 2: PARAMETER num_ctx must be a whole number from 1, not '0'"),
         ("FROM a\nPARAMETER colour red", "line 2: there is no parameter 'colour'"),
         ("FROM a\nMESSAGE tool x", "line 2: a MESSAGE is of system, user, assistant, not 'tool'"),
-        ("FROM a\nADAPTER ./lora.gguf", "line 2: ADAPTER is not supported; leave it out, and name the adapter under"),
+        ("FROM a\nADAPTER ./a\nADAPTER ./b", "line 3: a second ADAPTER; one is applied to a model"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(text: str, says: str) -> None:

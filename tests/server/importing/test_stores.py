@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.importing import lmstudio, ollama_store
+from server.importing import lmstudio, ollama_store, sources
 from server.importing.entry import build
 from server.importing.ollama_store import StoredModel, parts_of
 from server.importing.problems import CannotImport
@@ -73,7 +73,8 @@ def test_a_store_is_listed_and_its_models_say_what_a_modelfile_would(tmp_path: P
             "messages": [{"role": "user", "content": "hi"}],
         },
     }
-    assert len(entry.notes) == 2
+    assert len(entry.notes) == 1
+    assert entry.template is not None and entry.template.value == "{{ .Prompt }}"
     assert ollama_store.find(tmp_path, "luigi") is None
     assert list(ollama_store.list_models(tmp_path / "none")) == []
 
@@ -130,13 +131,14 @@ def test_what_is_stored_otherwise_is_refused(tmp_path: Path) -> None:
     add_to_ollama(tmp_path, f"{LIBRARY}/d/latest", b"GGUF1", params="[]", messages="1")
     stored = {name: listed for name, listed in ollama_store.list_models(tmp_path) if isinstance(listed, StoredModel)}
     for name, says in (
-        ("a:latest", "is stored as single tensors, which is not supported"),
+        ("a:latest", "is stored as single tensors of Ollama's own engine, which is not supported"),
         ("b:latest", "has 0 GGUF files; one is imported"),
-        ("c:latest", "ADAPTER is not supported"),
         ("d:latest", "are no object"),
     ):
         with pytest.raises(CannotImport, match=says):
             build(stored[name].instructions())
+    with pytest.raises(CannotImport, match="ollama's c has an adapter in a GGUF file"):
+        sources.find("ollama:c", sources.Stores(tmp_path, tmp_path))
 
 
 def test_the_folder_is_the_variable_s() -> None:

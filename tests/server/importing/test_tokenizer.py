@@ -77,6 +77,8 @@ def test_every_way_to_split_is_one_that_the_library_reads(original: Path, name: 
         ("deepseek-v3", ["I", "'ve", "Ġ", "123", "4", "Ġdogs", "!?ĊĊ", "Ġ", "Ġok"]),
         ("tekken", ["I", "'ve", "Ġ", "1", "2", "3", "4", "Ġdogs", "!?ĊĊ", "Ġ", "Ġok"]),
         ("smollm", ["I", "'ve", "Ġ", "1", "2", "3", "4", "Ġdogs", "!?", "ĊĊĠ", "Ġok"]),
+        ("deepseek-llm", ["I", "'", "ve", "Ġ", "1", "2", "3", "4", "Ġdogs", "!?", "Ċ", "Ċ", "Ġ", "Ġok"]),
+        ("deepseek-coder", ["I", "'", "ve", "Ġ", "1", "2", "3", "4", "Ġdogs", "!?", "Ċ", "Ċ", "Ġ", "Ġok"]),
         ("gpt-2", ["I", "'ve", "Ġ1234", "Ġdogs", "!?", "ĊĊĠ", "Ġok"]),
     ],
 )

@@ -32,6 +32,7 @@ from tests.serving import client_of, mock_engine
 BIG = ModelInfo(context_limit=100_000, vocab_size=260)
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/tokenize", "/detokenize")
+ADAPTERS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 CLOSED = ("/v1/models", "/metrics", "/status", "/admin/models", "/docs", "/openapi.json", "/nothing", *PATHS)
 
 
@@ -109,7 +110,7 @@ async def test_a_key_opens_in_either_header(keys_file: Path) -> None:
 async def test_models_come_and_go_for_admins(keys_file: Path) -> None:
     user, admin = keys.add(keys_file, "alice"), keys.add(keys_file, "root", is_admin=True)
     async with guarded(keys_file=str(keys_file)) as client:
-        for path in ("/admin/models/mock/unload", "/admin/models/mock/load", "/admin/nothing"):
+        for path in ("/admin/models/mock/unload", "/admin/models/mock/load", "/admin/nothing", *ADAPTERS):
             refused = await client.post(path, headers=bearer(user))
             assert (refused.status_code, error_of(refused)["code"]) == (403, "admin_key_required")
         listed = await client.get("/admin/models", headers=bearer(user))
@@ -289,7 +290,7 @@ async def test_a_page_of_this_machine_may_use_the_api_and_no_more(origin: str) -
         assert (await client.options("/v1/chat/completions", headers=asked)).status_code == 204
         answer = await client.post("/v1/chat/completions", headers=sent, json=CHAT)
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, origin)
-        for path in ("/admin/models", "/status", "/metrics", "/dashboard/app.js"):
+        for path in ("/admin/models", "/status", "/metrics", "/dashboard/app.js", *ADAPTERS):
             assert (await client.get(path, headers=sent)).status_code == 403, path
 
 

@@ -58,11 +58,13 @@ def test_the_file_is_its_owners_alone(path: Path) -> None:
 
 
 def test_lines_with_limits_and_comments(path: Path) -> None:
-    text = f"# ours\n\nalice:{HASH}\n bob:{HASH}:requests_per_minute=60,tokens_per_minute=1000 \nroot:{HASH}:admin\n"
+    text = f"# ours\n\nalice:{HASH}\n bob:{HASH}:requests_per_minute=60,tokens_per_minute=1000 \n"
+    text += f"root:{HASH}:admin,priority=batch\n"
     alice, bob, root = parse(path, text)
     assert alice == Key(name="alice", hash=HASH)
     assert bob == Key(name="bob", hash=HASH, requests_per_minute=60, tokens_per_minute=1000)
-    assert root == Key(name="root", hash=HASH, is_admin=True)
+    assert root == Key(name="root", hash=HASH, is_admin=True, priority="batch")
+    assert alice.priority == "live"
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,7 @@ def test_lines_with_limits_and_comments(path: Path) -> None:
         "alice:",
         "alice:abc",
         f"alice:{HASH.upper()}",
+        f"alice:{HASH}:priority=urgent",
         f":{HASH}",
         f"a b:{HASH}",
         f"-a:{HASH}",
@@ -293,10 +296,15 @@ def test_the_command_prints_the_key_once(path: Path, capsys: pytest.CaptureFixtu
 
     assert run("keys", "list", "--file", str(path)) == 0
     assert capsys.readouterr().out == "alice  60 requests a minute\n"
-    assert run("keys", "add", "root", "--admin", "--tokens-per-minute", "9", "--file", str(path)) == 0
+    assert (
+        run("keys", "add", "root", "--admin", "--tokens-per-minute", "9", "--priority", "batch", "--file", str(path))
+        == 0
+    )
     capsys.readouterr()
     assert run("keys", "list", "--file", str(path)) == 0
-    assert capsys.readouterr().out.splitlines()[1] == "root  admin, 9 tokens a minute"
+    assert capsys.readouterr().out.splitlines()[1] == "root  admin, 9 tokens a minute, class batch"
+    assert run("keys", "add", "urgent", "--priority", "urgent", "--file", str(path)) == 2
+    assert "priority must be one of live, normal, batch" in capsys.readouterr().err
 
     assert run("keys", "revoke", "alice", "--file", str(path)) == 0
     assert KeyRing(path).find(key) is None

@@ -247,6 +247,7 @@ function renderPrefix(model) {
 // --- lists
 
 const DOING = { waiting: "Waiting", reading: "Reading", writing: "Writing" };
+const READING = { embedding: "Embedding", scoring: "Scoring" };
 
 function renderRequests(model) {
   const place = byId("requests");
@@ -268,7 +269,9 @@ function renderRequests(model) {
   const sum = { writing: now.num_running, reading: now.num_prefilling, waiting: now.num_waiting };
   const busy = Object.entries(sum).filter(([, number]) => number).map(([what, number]) => `${count(number)} ${what}`);
   const done = now.num_finished ? [`${count(now.num_finished)} finished`] : [];
-  say(byId("requests-sum"), [...busy, ...done].join(" · "));
+  const { num_drafted_tokens: guessed, num_accepted_tokens: right } = model.speculation;
+  const guesses = guessed ? [`${((100 * right) / guessed).toFixed(0)} % of guesses right`] : [];
+  say(byId("requests-sum"), [...busy, ...done, ...guesses].join(" · "));
 }
 
 function requestRow(key, id) {
@@ -286,7 +289,7 @@ function renderRequest(row, request) {
   const read = request.num_computed_tokens > 1 ? request.num_computed_tokens : 0; // the last one is not read, but written from
   const done = isWriting ? request.num_output_tokens : read;
   const all = isWriting ? request.max_output_tokens : request.num_prompt_tokens;
-  say(what, request.kind === "embedding" && request.state === "reading" ? "Embedding" : DOING[request.state]);
+  say(what, request.state === "reading" ? READING[request.kind] ?? DOING.reading : DOING[request.state]);
   say(far, all === null ? `${count(done)} tokens` : request.state === "waiting" ? `${count(all)} tokens` : `${count(done)} / ${count(all)}`);
   say(age, span(request.age_s));
   bar.className = isWriting ? "bar writing" : "bar";

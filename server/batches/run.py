@@ -1,0 +1,161 @@
+"""One run over the lines of a batch: some at a time, in the order of their prefixes, each answered once.
+
+Knows no HTTP: what sends a line is given to it, and what keeps an answer, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
+from typing import Protocol
+
+from server.batches.answers import Answer, Written, write_answer, write_broken
+from server.batches.disk import on_disk
+from server.batches.lines import BrokenLine, Line, RequestLine
+from server.batches.order import windows
+from server.batches.pacing import Backoff, Decision, decide
+from server.batches.progress import Progress
+
+Send = Callable[[str, bytes], Awaitable[Answer]]
+"""Sends a body to a path. Raises Unreachable."""
+
+
+class Unreachable(Exception):
+    """The server gave no answer; later it may."""
+
+
+class Stopped(Exception):
+    """The run ended before its last line: why, in one line."""
+
+
+class Sink(Protocol):
+    """Where answers are kept. Each is called on one thread at a time."""
+
+    def has(self, line: Line) -> bool:
+        """Whether a line is answered."""
+
+    def put(self, line: Line, written: Written) -> None:
+        """Keep an answer, whole or not at all."""
+
+    def sync(self) -> None:
+        """Have all answers on the disk itself."""
+
+
+class Run:
+    """One run. Raises Stopped from `run`; what is answered by then is kept."""
+
+    def __init__(
+        self,
+        lines: Iterator[Line],
+        sink: Sink,
+        send: Send,
+        progress: Progress,
+        *,
+        num_in_flight: int,
+        give_up_s: float | None = None,
+        place: Callable[[], AbstractAsyncContextManager[object]] = nullcontext,
+        clock: Callable[[], float] = time.monotonic,
+        sync_s: float = 1.0,
+    ) -> None:
+        """`give_up_s`: the run ends where the server gives no answer for so long; None: never.
+
+        `place`: held while a line is with the server, for what several runs share.
+        """
+        self.progress = progress
+        self._sink, self._send = sink, send
+        self._num_in_flight, self._give_up_s, self._place = num_in_flight, give_up_s, place
+        self._clock, self._sync_s = clock, sync_s
+        self._windows = windows(line for line in lines if not sink.has(line))
+        self._window: deque[Line] = deque()
+        self._reading, self._writing = asyncio.Lock(), asyncio.Lock()
+        self._backoff = Backoff()
+        self._not_before = self._answered_at = self._synced_at = clock()
+
+    async def run(self) -> None:
+        """Answer every line that has no answer yet. Raises Stopped, and what the sink raises."""
+        self.progress.begin(self._clock())
+        workers = [asyncio.create_task(self._work()) for _ in range(self._num_in_flight)]
+        try:
+            done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+            for worker in done:
+                worker.result()
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+            await on_disk(self._sink.sync)
+
+    async def _next(self) -> Line | None:
+        """Return the line that comes next; None behind the last one."""
+        async with self._reading:
+            if not self._window:
+                self._window = deque(await on_disk(partial(next, self._windows, [])))
+            return self._window.popleft() if self._window else None
+
+    async def _work(self) -> None:
+        while (line := await self._next()) is not None:
+            if isinstance(line, BrokenLine):
+                await self._put(line, write_broken(line))
+            else:
+                answer = await self._ask(line)
+                await self._put(line, await on_disk(partial(write_answer, line, answer)))
+
+    async def _ask(self, line: RequestLine) -> Answer:
+        """Return the line's answer, however often it takes. Raises Stopped."""
+        num_attempts = 1
+        while True:
+            await self._wait()
+            answer: Answer | None = None
+            try:
+                async with self._place():
+                    answer = await self._send(line.url, line.body)
+            except Unreachable as error:
+                decision, why = Decision.WAIT, str(error)
+            else:
+                decision = decide(answer.status, num_attempts)
+                if decision is Decision.WRITE:
+                    self._backoff.reset()
+                    self._answered_at = self._clock()
+                    return answer
+                why = f"status {answer.status}: {_message(answer)}"
+            if decision is Decision.STOP:
+                raise Stopped(f"the server refuses the requests ({why})")
+            num_attempts += decision is Decision.AGAIN
+            self._hold(answer, why)
+
+    def _hold(self, answer: Answer | None, why: str) -> None:
+        """Have all lines wait. Raises Stopped after too long a time without an answer."""
+        now = self._clock()
+        self.progress.waits_for = why
+        if self._give_up_s is not None and now - self._answered_at > self._give_up_s:
+            raise Stopped(f"the server has answered no line for {self._give_up_s:g} s ({why})")
+        if now >= self._not_before:  # those that were on their way meanwhile wait as long
+            self._not_before = now + self._backoff.wait_s(answer)
+
+    async def _wait(self) -> None:
+        while (left_s := self._not_before - self._clock()) > 0:
+            await asyncio.sleep(left_s)
+
+    def _keep(self, line: Line, written: Written) -> None:
+        """Keep an answer and count it. On a thread: both are done, though the run be cancelled meanwhile."""
+        self._sink.put(line, written)
+        self.progress.add(self._clock(), is_success=written.is_success, usage=written.usage)
+
+    async def _put(self, line: Line, written: Written) -> None:
+        async with self._writing:
+            await on_disk(partial(self._keep, line, written))
+            if self._clock() - self._synced_at > self._sync_s:
+                self._synced_at = self._clock()
+                await on_disk(self._sink.sync)
+
+
+def _message(answer: Answer) -> str:
+    try:
+        return str(json.loads(answer.body)["error"]["message"])[:300]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return answer.body[:100].decode("utf-8", "replace")
