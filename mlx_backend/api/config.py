@@ -227,11 +227,11 @@ class SpeculationConfig:
     def __post_init__(self) -> None:
         check_options(self)
         if self.max_tokens > MOST_DRAFT_TOKENS:
-            raise ValueError(f"max_tokens must be at most {MOST_DRAFT_TOKENS}, not {self.max_tokens}")
+            raise OptionError("max_tokens", f"must be at most {MOST_DRAFT_TOKENS}, not {self.max_tokens}")
         if self.kind == "draft-model" and not self.draft_model:
-            raise ValueError("kind draft-model needs speculation.draft_model, a folder or a hub id")
+            raise OptionError("kind", "draft-model needs speculation.draft_model, a folder or a hub id")
         if self.kind != "draft-model" and self.draft_model is not None:
-            raise ValueError(f"draft_model is for speculation.kind draft-model, not {self.kind}")
+            raise OptionError("draft_model", f"is for speculation.kind draft-model, not {self.kind}")
 
     @property
     def max_drafts(self) -> int:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 from mlx_backend.api.errors import EngineDead, GrammarFailed, OutOfMemory, SequenceFailed, let_go_of_frames
 from mlx_backend.api.interface import FinishReason, GenerationRequest, SchedulerConfig, TokenEvent, TokenLogprobs
 from mlx_backend.core.sequence import SequenceGroup, Status, TokenSequence, tell_prompt
-from mlx_backend.core.step import Chunk, Draft, MaskBits, Newest, PromptResult, RowTokens, SequenceId, StepPlan
+from mlx_backend.core.step import Chunk, MaskBits, Newest, PromptResult, RowTokens, SequenceId, StepPlan
 from mlx_backend.drafting.speculation import Speculation
 from mlx_backend.engine.counters import Counters
 from mlx_backend.engine.draft_source import DraftSource

@@ -99,7 +99,7 @@ def test_engine_config_carries_its_sections_over() -> None:
 # --- precedence and round trips
 
 
-LEAST = {"grammars.memory_gb": 0.1}
+LEAST = {"grammars.memory_gb": 0.1, "scheduler.batch_share": 0.01}
 """Of numbers that may be no smaller than this."""
 
 

@@ -9,6 +9,7 @@ import pytest
 from openai.types import Model
 
 from mlx_backend.api.interface import (
+    DraftModelInfo,
     EmbeddingInfo,
     KVCachePart,
     KVCacheReport,
@@ -84,6 +85,7 @@ async def test_list() -> None:
         "no_embedding_reason": "it was not made for them",
         "scoring": None,
         "no_scoring_reason": "it was not made for them",
+        "draft_model": None,
         "adapters": [],
         "tool_calls": {"form": "generic", "told_by": "prompt"},
         "has_reasoning": False,
@@ -119,6 +121,13 @@ async def test_no_prefix_cache() -> None:
     async with client_of(FakeEngine(info=info)) as client:
         kept = (await client.get("/v1/models/mock")).json()["pippin"]["prefix_cache"]
     assert (kept["reason"], kept["is_on_disk"], kept["max_disk_bytes"]) == ("it is off", False, None)
+
+
+async def test_draft_model() -> None:
+    draft = DraftModelInfo(name="small", context_limit=99, num_parameters=7, weights_bytes=3, kv_bytes_per_token=2)
+    async with client_of(FakeEngine(info=replace(INFO, draft_model=draft))) as client:
+        details = (await client.get("/v1/models/mock")).json()["pippin"]
+    assert details["draft_model"] == asdict(draft)
 
 
 async def test_embeddings() -> None:
