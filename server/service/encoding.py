@@ -106,7 +106,8 @@ async def encode_prediction(tokenizer: Tokenizer, job: GenerationJob, info: Mode
         else:
             ids = tokenizer.encode(text, add_special_tokens=False)
     except UnicodeError as error:
-        raise InvalidRequest("Invalid value for 'prediction': it is not valid Unicode.", param="prediction") from error
+        name = job.names.prediction
+        raise InvalidRequest(f"Invalid value for '{name}': it is not valid Unicode.", param=name) from error
     return tuple(ids[:most])
 
 

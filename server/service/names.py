@@ -22,5 +22,6 @@ class FieldNames:
     allowed_token_ids: str = "allowed_token_ids"
     logit_bias: str = "logit_bias"
     num_logprobs: str = "num_logprobs"
+    prediction: str = "prediction"
     stream: str = "stream"
     """The field that asks for the answer in pieces."""
