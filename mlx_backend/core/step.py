@@ -115,7 +115,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftRequest:
-    """Tokens of a row that the draft model takes up, and how many more it is to draft behind them.
+    """Tokens of a row that the draft model prefills, and how many more it is to draft behind them.
 
     It holds the row's first `start` tokens, prompt and output; what it held beyond them is dropped.
     """

@@ -1,4 +1,4 @@
-"""What a draft model takes, measured: seconds of a step of some rows, and of a token that it takes up."""
+"""What a draft model takes, measured: seconds of a step of some rows, and of a token that it prefills."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DraftCosts:
         self._step_s[num_rows] = _moved(self._step_s.get(num_rows), seconds / num_steps)
 
     def observe_chunk(self, num_tokens: int, seconds: float) -> None:
-        """So many tokens of a row were taken up."""
+        """So many tokens of a row were prefilled."""
         self._token_s = _moved(self._token_s, seconds / num_tokens)
 
     def steps_s(self, num_rows: int, num_steps: int, plain_s: float) -> float:
@@ -35,11 +35,11 @@ class DraftCosts:
         return num_steps * (_STEP_SHARE * plain_s if nearest is None else self._step_s[nearest])
 
     def chunk_s(self, num_tokens: int, plain_s: float) -> float:
-        """Seconds that it takes to take up so many tokens of a row."""
+        """Seconds that it takes to prefill so many tokens of a row."""
         return num_tokens * (_TOKEN_SHARE * plain_s if self._token_s is None else self._token_s)
 
     def tokens_for(self, seconds: float, most: int) -> int:
-        """Return how many tokens of a row are taken up in `seconds`, at most `most`."""
+        """Return how many tokens of a row are prefilled in `seconds`, at most `most`."""
         if self._token_s is None:
             return min(_FIRST_TOKENS, most)
         return max(min(_LEAST_TOKENS, most), min(most, int(seconds / max(self._token_s, 1e-9))))

@@ -9,7 +9,7 @@ from mlx_backend.core.sequence import TokenSequence
 from mlx_backend.core.step import Draft, DraftRequest, SequenceId
 
 _NEAR = MOST_DRAFT_TOKENS + 1
-"""Tokens that a row may lack and still draft: they are taken up with its newest one."""
+"""Tokens that a row may lack and still draft: they are prefilled with its newest one."""
 
 
 class DraftRows:
@@ -25,11 +25,11 @@ class DraftRows:
         return total + num_tokens <= self._context_limit and total - self._num_held(sequence) <= _NEAR
 
     def num_missing(self, sequence: TokenSequence) -> int:
-        """Return how many tokens are to be taken up before it can draft; 0 where it can now, or never will."""
+        """Return how many tokens are to be prefilled before it can draft; 0 where it can now, or never will."""
         missing = _length(sequence) - 1 - self._num_held(sequence)
         return missing if missing >= _NEAR and _length(sequence) < self._context_limit else 0
 
-    def to_take_up(self, sequence: TokenSequence, most: int) -> DraftRequest:
+    def to_prefill(self, sequence: TokenSequence, most: int) -> DraftRequest:
         """Return a request for the next of the missing tokens."""
         start = self._num_held(sequence)
         stop = min(start + most, _length(sequence) - 1)

@@ -39,7 +39,7 @@ _GRANT_STEPS = 1.0
 _SLOPE = 0.2
 """A step with twice as many tokens takes so much longer, as long as none was measured."""
 _LEAST_WIN, _MOST_LEFT = 2.0, 256
-"""What a row must promise to win within so many tokens, in times of what it costs to take it up."""
+"""What a row must promise to win within so many tokens, in times of what it costs to prefill it."""
 _WEIGHT = 0.2
 _MOST_SIZES = 256
 

@@ -22,7 +22,7 @@ _MOST_DRAFTED_STEPS = 256
 """After so many steps without a plain one, the time of a plain one is measured again."""
 _PLAIN_STEPS = 4
 _CAPITAL_S = 5.0
-"""Seconds that taking up rows may cost before drafts have won anything."""
+"""Seconds that prefilling rows may cost before drafts have won anything."""
 
 Ask = Callable[[tuple[DraftRequest, ...]], tuple[tuple[Draft, ...], float]]
 """Has the draft model do what is requested: its answer, and the seconds that it took."""
@@ -86,7 +86,7 @@ class Speculation:
         return dict(self._draft_rows.answer(wanted, given))
 
     def missing(self, sequences: Sequence[TokenSequence], stall_s: float) -> DraftRequest | None:
-        """Return what the draft model is to take up next of these rows, where that should pay; None: nothing.
+        """Return what the draft model is to prefill next of these rows, where that should pay; None: nothing.
 
         No more than should take `stall_s`. A row that has been begun comes first.
         """
@@ -96,7 +96,7 @@ class Speculation:
         missing = [(self._draft_rows.num_missing(each), each) for each in sequences if each.output_ids]
         for num_missing, sequence in sorted(missing, key=lambda pair: pair[0]):
             if num_missing and self._is_worth(sequence, num_missing, len(sequences)):
-                return self._draft_rows.to_take_up(sequence, most)
+                return self._draft_rows.to_prefill(sequence, most)
         return None
 
     def _is_worth(self, sequence: TokenSequence, num_missing: int, num_rows: int) -> bool:
@@ -105,8 +105,8 @@ class Speculation:
             return False
         return self._payoff.invests(self._row(sequence).account, cost_s, _room(sequence), num_rows)
 
-    def took_up(self, wanted: DraftRequest, given: Sequence[Draft], seconds: float) -> None:
-        """The draft model was asked to take up tokens of a row, which took `seconds`."""
+    def prefilled(self, wanted: DraftRequest, given: Sequence[Draft], seconds: float) -> None:
+        """The draft model was asked to prefill tokens of a row, which took `seconds`."""
         self._draft_rows.answer([wanted], given)
         if given:
             self._payoff.costs.observe_chunk(len(wanted.token_ids), seconds)

@@ -16,7 +16,7 @@ logger = logging.getLogger("pippin.engine")
 
 _MAX_FAILURES = 3
 _STALL_SHARE = 0.5
-"""The part of the stall that was promised in which tokens of a row are taken up."""
+"""The part of the stall that was promised in which tokens of a row are prefilled."""
 
 
 class DraftSource:
@@ -42,18 +42,18 @@ class DraftSource:
         return given, time.monotonic() - began
 
     def is_wanted(self, sequences: Sequence[TokenSequence]) -> bool:
-        """Whether it should pay to have a part of one of these rows taken up."""
+        """Whether it should pay to have a part of one of these rows prefilled."""
         return self._missing(sequences) is not None
 
-    def take_up(self, sequences: Sequence[TokenSequence], beside_s: float) -> None:
-        """Have a part of one of these rows taken up.
+    def prefill(self, sequences: Sequence[TokenSequence], beside_s: float) -> None:
+        """Have a part of one of these rows prefilled.
 
         `beside_s`: seconds of the decode step that is being computed, which it waits for.
         """
         wanted = self._missing(sequences)
         if wanted is not None:
             given, waited_s = self.ask((wanted,))
-            self._speculation.took_up(wanted, given, max(waited_s - beside_s, 0.2 * waited_s))
+            self._speculation.prefilled(wanted, given, max(waited_s - beside_s, 0.2 * waited_s))
 
     def _missing(self, sequences: Sequence[TokenSequence]) -> DraftRequest | None:
         return self._speculation.missing(sequences, _STALL_SHARE * self._max_stall_s)

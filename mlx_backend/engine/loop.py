@@ -150,7 +150,7 @@ class EngineLoop:
         for chunk in plan.chunks:
             self._prefill(chunk)
         if not plan.chunks:
-            self._take_up()
+            self._prefill_draft_model()
         self._outbox.send()
         self._observe()
 
@@ -163,12 +163,12 @@ class EngineLoop:
     def _decoding(self) -> list[TokenSequence]:
         return [sequence for sequence in self.scheduler.running if sequence.can_decode]
 
-    def _take_up(self) -> None:
-        """Have the draft model take up a part of a row, where that should pay."""
+    def _prefill_draft_model(self) -> None:
+        """Have the draft model prefill a part of a row, where that should pay."""
         if self._draft_source.is_wanted(self._decoding):
             if self._in_flight is not None and self._in_flight.drafts:
                 self._drain()  # it would be read before the next one is planned anyway, and how long it takes varies
-            self._draft_source.take_up(self._decoding, self._beside_s)
+            self._draft_source.prefill(self._decoding, self._beside_s)
             self._collected_at = None  # what comes next is no measure of a decode step
 
     def _drain(self) -> None:

@@ -11,7 +11,7 @@ EAGER_BYTES = 4 << 20
 """
 
 DRAFT_CHUNK_TOKENS = 512
-"""Tokens of a row that a draft model takes up at once, at most."""
+"""Tokens of a row that a draft model prefills at once, at most."""
 _DRAFTED_TOKENS = 64
 """Tokens of a step with drafts, all rows together, unless two per row are more."""
 

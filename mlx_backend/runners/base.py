@@ -73,7 +73,7 @@ class Runner(Protocol):
         """Compute or restore a chunk; returns when the device is done. Raises SequenceFailed: the prompt is lost."""
 
     def draft(self, wanted: tuple[DraftRequest, ...]) -> tuple[Draft, ...]:
-        """Have the draft model take up tokens of rows, and draft; return when the device is done.
+        """Have the draft model prefill tokens of rows, and draft; return when the device is done.
 
         A Draft for each row, empty where none was wanted; none for a row that is unknown, or of which the draft model
         does not hold what the request says: it holds nothing of it any more. Raises SequenceFailed: the draft model

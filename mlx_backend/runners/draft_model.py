@@ -1,7 +1,7 @@
 """DraftModel: a smaller model that drafts for the rows of a batch, over KV caches of its own.
 
-What it is to take up and how much it is to draft comes with each request; it remembers no token. A row's prompt is
-taken up in chunks, into single caches, until the row drafts for the first time: then it joins the batch, in which
+What it is to prefill and how much it is to draft comes with each request; it remembers no token. A row's prompt is
+prefilled in chunks, into single caches, until the row drafts for the first time: then it joins the batch, in which
 all rows that draft are computed together, a step for each token. Tokens that are refused lie past a row's length when
 it goes on, and are written over.
 
@@ -79,7 +79,7 @@ class DraftModel:
         for each, row in found.items():
             own = each.token_ids[:-MOST_PASS_TOKENS] if each.num_drafts else each.token_ids
             if own:
-                self._take_up(row, own)
+                self._prefill(row, own)
         drafts = self._draft(drafting) if drafting else {}
         return tuple(Draft(row.id, drafts.get(row, ())) for row in found.values())
 
@@ -103,9 +103,9 @@ class DraftModel:
         is_single = row.caches is not None
         return row.num_held == start if is_single else 0 <= row.num_held - start < MOST_PASS_TOKENS
 
-    # ---- taking up ----
+    # ---- prefill ----
 
-    def _take_up(self, row: DraftRow, token_ids: Sequence[int]) -> None:
+    def _prefill(self, row: DraftRow, token_ids: Sequence[int]) -> None:
         """Compute tokens into a row's cache. Only the cache is evaluated."""
         if row.caches is not None:
             self._model(mx.array(token_ids)[None], cache=row.caches)

@@ -1041,7 +1041,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "mlx_backend/drafting/payoff.py",
         "tests/mlx_backend/drafting/test_draft_rows.py",
         ("a draft model's time counts for nothing", "            step_s = step_times(num_tokens) + self.costs.steps_s(num_asking, num_steps, plain_s)", "            step_s = step_times(num_tokens)"),
-        ("rows are taken up whatever that costs", "        return win_s > _LEAST_WIN * cost_s", "        return plain_s > 0"),
+        ("rows are prefilled whatever that costs", "        return win_s > _LEAST_WIN * cost_s", "        return plain_s > 0"),
     ),
     *_of(
         "mlx_backend/engine/draft_source.py",

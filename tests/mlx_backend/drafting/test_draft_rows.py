@@ -35,7 +35,7 @@ class Held:
 
 @given(
     st.integers(1, 120),
-    st.lists(st.tuples(st.sampled_from(["draft", "plain", "take up", "lose"]), st.integers(1, 15), st.integers(0, 15))),
+    st.lists(st.tuples(st.sampled_from(["draft", "plain", "prefill", "lose"]), st.integers(1, 15), st.integers(0, 15))),
 )
 def test_it_is_asked_for_what_follows_what_it_holds(num_prompt: int, actions: list[tuple[str, int, int]]) -> None:
     (group,) = build_groups([request(range(1000, 1000 + num_prompt), 400)])
@@ -48,9 +48,9 @@ def test_it_is_asked_for_what_follows_what_it_holds(num_prompt: int, actions: li
             held.tokens = []
         elif action == "plain":
             sequence.output_ids += right[:num]
-        elif action == "take up" and rows.num_missing(sequence):
+        elif action == "prefill" and rows.num_missing(sequence):
             assert not rows.is_ready(sequence, 1, 0)
-            wanted = rows.to_take_up(sequence, num)
+            wanted = rows.to_prefill(sequence, num)
             assert 1 <= len(wanted.token_ids) <= num and wanted.stop < total and not wanted.num_drafts
             given = held.draft(wanted, ())
             rows.answer([wanted], () if given is None else (given,))

@@ -104,7 +104,7 @@ def test_no_token_depends_on_the_draft_model(draft: str, sampling: SamplingParam
 
 @pytest.mark.parametrize("kind", ["deepseek_v3", "gemma3"])
 def test_a_draft_model_goes_back_in_caches_of_other_kinds(kind: str, tmp_path: Path) -> None:
-    """Wrong tokens are taken up again and again, and no trace of them is left: it drafts what is drawn."""
+    """Wrong tokens are prefilled again and again, and no trace of them is left: it drafts what is drawn."""
     runner = load(write_model(tmp_path, kind), tmp_path)
     driver = DraftDriver(runner, GREEDY)
     driver.driver.join(1, 3)
@@ -132,7 +132,7 @@ def test_a_row_is_taken_up_in_parts_and_forgotten_when_it_leaves(pairs: dict[str
     for _ in range(4):
         driver.step()
     assert draft.token_ids == tuple(driver.outputs[3][1:])
-    # taken up in the batch, more than one pass at once
+    # prefilled in the batch, more than one pass at once
     tokens = (*PROMPTS[3], *driver.outputs[3], *range(40))
     assert ask(DraftRequest(id=3, start=71, token_ids=tokens[71:110])) == (Draft(3, ()),)
     # what it does not hold, and what is no row
