@@ -131,7 +131,7 @@ def answer_response(whole: type[BaseModel], chunk: type[BaseModel]) -> Responses
         "type": "object",
         "properties": {"data": {"type": "string", "anyOf": [{"const": "[DONE]"}, data]}},
         "required": ["data"],
-        "$defs": {**found.pop("$defs", {}), chunk.__name__: found},  # `server.openapi` moves them to the target of the names
+        "$defs": {**found.pop("$defs", {}), chunk.__name__: found},  # `server.openapi` moves them to where the names point
     }
     about = "The answer whole, or with `stream` as server-sent events"
     return {200: {"model": whole, "description": about, "content": {"text/event-stream": {"itemSchema": event}}}}

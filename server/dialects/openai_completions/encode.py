@@ -102,7 +102,7 @@ class _FoldedChoice:
 
 
 def _ending(end_token: TokenText | None) -> tuple[TokenText, ...]:
-    """Return the end token as the last token: with OpenAI too, its log-probability is part of the answer."""
+    """Return the end token as the last token: a request for one token after the prompt gets one, as with OpenAI."""
     return () if end_token is None else (end_token,)
 
 
