@@ -131,15 +131,14 @@ def answer_response(whole: type[BaseModel], chunk: type[BaseModel]) -> Responses
         "type": "object",
         "properties": {"data": {"type": "string", "anyOf": [{"const": "[DONE]"}, data]}},
         "required": ["data"],
-        "$defs": {**found.pop("$defs", {}), chunk.__name__: found},  # `server.openapi` moves them to where the names point
+        "$defs": {**found.pop("$defs", {}), chunk.__name__: found},  # `server.openapi` moves them where the names point
     }
     about = "The answer whole, or with `stream` as server-sent events"
     return {200: {"model": whole, "description": about, "content": {"text/event-stream": {"itemSchema": event}}}}
 
 
 def answer_events(whole: type[BaseModel], event: type[BaseModel]) -> Responses:
-    """Return the same for events with a type each, which is also the event's name; the last carries the whole answer.
-    """
+    """Return the same for events with a type each, which is also the event's name; the last has the whole answer."""
     found = event.model_json_schema(ref_template=_REF, mode="serialization")
     data = {
         "type": "string",

@@ -113,7 +113,7 @@ def plan_together(
 
 
 def ranked(machine: Machine) -> list[Standing]:
-    """Return every profile: first those that fit, the largest model first, then those that fit on several such machines.
+    """Return every profile: first those that fit, the largest model first, then those that fit on several machines.
 
     The others come last, those that exceed the machine least first.
     """
@@ -147,7 +147,7 @@ def share_of(shape: ModelShape, num_machines: int) -> ModelShape:
 
 
 def choose_file(name: str, machine: Machine, kv_cache: KVCacheConfig) -> Path | None:
-    """Return the shipped config.json of this name; of several quantizations the largest that fits, or else the smallest.
+    """Return the shipped config.json of this name: of several quantizations the largest that fits, or the smallest.
 
     None if there is none, or if a file or folder has the name. Raises ModelLoadError.
     """
