@@ -54,7 +54,7 @@ _AHEAD = 8
 _PREEMPT_EVERY = 30
 """Average number of steps between preemptions without need."""
 _LEAVE = 0.1
-"""Share of requests whose client leaves."""
+"""Share of requests with a client that leaves."""
 
 Answer = dict[int, list[int]]
 

@@ -1,4 +1,4 @@
-"""Errors that clients receive, and the one table that maps engine errors to them.
+"""The errors that clients receive, and the one table that maps engine errors to them.
 
     APIError                     status  type                    code
     ├── InvalidRequest           400     invalid_request_error   -
