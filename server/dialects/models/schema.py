@@ -134,7 +134,7 @@ class ModelDetails(BaseModel):
     once.
 
     `dequantized_reason`: why attention dequantizes the KV cache in every step. `no_embedding_reason`: why the model
-    has no embeddings; `no_scoring_reason`: why it does not rerank. `max_draft_tokens`: most drafted tokens of a sequence
+    has no embeddings; `no_scoring_reason`: why it does not rerank. `max_draft_tokens`: most drafts of a sequence
     that a step verifies; `no_drafts_reason`: why it verifies none. `tool_calls`: null if the model cannot call, or is
     not loaded now; `has_reasoning`: whether its reasoning is separated. `ranks`: null if one process has the whole
     model; otherwise weights, memory and context are those of the rank with the least room.
