@@ -1,4 +1,4 @@
-"""`python -m bench`: measure Pippin, mlx_lm.server and raw mlx-lm in one run; print what each did and the ratios."""
+"""`python -m bench`: measure Pippin, mlx_lm.server and raw mlx-lm in one run; print the figures and the ratios."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bench.servers import OURS, StartError, kinds
 from bench.workloads import WORKLOADS
 
 NUM_FILES = 4096
-"""Open files wanted: each of many connections is one, here and in the server."""
+"""Open files needed: each connection is one, here and in the server."""
 
 progress = Console(stderr=True)
 
@@ -49,13 +49,13 @@ def main(
 ) -> None:
     """Measure Pippin beside raw mlx-lm and mlx_lm.server.
 
-    Compare figures of one run only, and let nothing else run on the machine meanwhile.
+    Compare figures of one run only, and run nothing else on the machine meanwhile.
     """
     chosen = _chosen(workloads)
     if shape not in SHAPES:
         raise typer.BadParameter(f"no shape {shape!r}; there are {', '.join(SHAPES)}")
     _allow_many_files()
-    signal.signal(signal.SIGTERM, _leave)  # so that the servers end with us
+    signal.signal(signal.SIGTERM, _leave)  # ends the servers with this process
     with _model(model, shape) as folder:
         plan = Plan(folder, kinds(kv_bits, peer), chosen, rounds, say=_say)
         measurements = _measure(plan, has_raw=raw)
@@ -94,7 +94,7 @@ def _chosen(workloads: str) -> list[str]:
 
 @contextmanager
 def _model(given: Path | None, shape: str) -> Iterator[Path]:
-    """The given model's folder, or one with a made model that goes away again."""
+    """Yield the given model's folder, or a temporary one with a made model."""
     if given:
         yield given.resolve()
         return

@@ -1,13 +1,13 @@
-"""An agent's conversation through every API, and of each turn's prompt the share that the prefix cache knew.
+"""An agent's conversation through every API, with the share of each turn's prompt that the prefix cache had.
 
     python -m bench.agent [--turns 10] [--model FOLDER] [--mock] [--no-peer]
 
-A system prompt, tools, and a history that grows by each answer, a call or words, and by what follows it: a result or
-another question. Answers go back as they came, as clients send them. The system prompt names the API, so that each
-begins cold; mlx_lm.server, which speaks chat completions alone, has such a conversation, too. Then all of it once more
-with a clock at the beginning of the system prompt, which has another minute in each turn. With `--mock` our server
-computes nothing: a script calls a tool a few times and answers, with the model's tokens, template and prefix cache.
-The pocket model's template is then also used in a form that leaves the thoughts before the last question out, with
+A system prompt, tools, and a history that grows by each answer, a call or text, and by what follows it: a result or
+another question. Answers are sent back unchanged, as clients do. The system prompt names the API, so that each begins
+cold; mlx_lm.server, which has only chat completions, gets such a conversation, too. Then everything is repeated with a
+clock at the beginning of the system prompt, which advances a minute per turn. With `--mock` our server computes
+nothing: a script calls a tool a few times and answers, with the model's tokens, template and prefix cache. The pocket
+model's template is then also used in a form that leaves out the reasoning before the last question, with
 `prefix_cache.next_turn` and without.
 """
 
@@ -54,7 +54,7 @@ TITLES = (
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One answer: the tokens of its prompt, those that were known, itself as its API takes it back, and its calls."""
+    """One answer: its prompt tokens, the cached ones, the answer as its API takes it back, and its calls."""
 
     num_prompt: int
     num_cached: int
@@ -64,7 +64,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """How an agent speaks one API. `ask`: of the system prompt and the conversation; `result`: of a call."""
+    """Requests of one API. `ask`: sends the system prompt and the conversation; `result`: builds a call's result."""
 
     ask: Callable[[httpx2.AsyncClient, str, str, list[Any]], Awaitable[Turn]]
     result: Callable[[Any, str], Any]
@@ -72,7 +72,7 @@ class Api:
 
 @dataclass
 class Run:
-    """The turns of one API; what went wrong, where something did."""
+    """The turns of one API, and the failure, if any."""
 
     turns: list[Turn] = field(default_factory=list)
     failure: str = ""
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--mock", action="store_true")
     parser.add_argument("--no-peer", action="store_true")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, _leave)  # so that the servers end with us
+    signal.signal(signal.SIGTERM, _leave)  # ends the servers with this process
     console = Console(width=110)
     with tempfile.TemporaryDirectory(prefix="pippin-bench-") as folder:
         ours = _scripted(Path(folder)) if options.mock else OURS
@@ -102,7 +102,7 @@ def _leave(number: int, frame: object) -> None:
 
 
 def _scripted(folder: Path) -> ServerKind:
-    """A server whose answers are of a script, which is written into the folder."""
+    """Return a server whose answers come from a script, which is written into the folder."""
     thought = "<think>\nI need the tool for this, and look at what it says.\n</think>\n\n"
     call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
     lines = (
@@ -116,7 +116,7 @@ def _scripted(folder: Path) -> ServerKind:
 
 
 def _run_all(ours: ServerKind, model: Path, num_turns: int, *, has_peer: bool) -> list[dict[str, Run]]:
-    """The runs by API, with the same system prompt and with a clock in it."""
+    """Return the runs by API, with the same system prompt and with a clock in it."""
     found: list[dict[str, Run]] = [{}, {}]
     with run_server(ours, model) as server:
         for has_clock in (False, True):
@@ -132,7 +132,7 @@ def _run_all(ours: ServerKind, model: Path, num_turns: int, *, has_peer: bool) -
 
 
 def _run_forgetful(ours: ServerKind, folder: Path, num_turns: int) -> dict[str, Run]:
-    """A chat whose template leaves thoughts out. Its client takes a moment for each question, as people do."""
+    """Run a chat with a template that leaves reasoning out. Its client pauses before each question, as people do."""
     settings = json.loads((POCKET / "tokenizer_config.json").read_text(encoding="utf-8"))
     last = "messages[loop.index0:] | selectattr('role', 'equalto', 'user') | list"
     shown = "{%- if '</think>' not in content %}"
@@ -255,7 +255,7 @@ async def _ollama(http: httpx2.AsyncClient, model: str, system: str, talk: list[
 
 
 async def _num_cached(http: httpx2.AsyncClient) -> float:
-    """Prompt tokens that were known so far, which Ollama's API does not say of an answer."""
+    """Return the cached prompt tokens so far, which Ollama's API does not report per answer."""
     text = (await http.get("/metrics")).text
     samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
     wanted = "pippin_prompt_tokens_total", "cached"

@@ -1,8 +1,8 @@
-"""Batches at a size: every line answered once though the process is killed, and prefixes that are computed once.
+"""Batches at a size: every line answered once despite kills, and prefixes computed once.
 
 python -m bench.batches [--lines 10000] [--kills 20] [--only command,server,cached] [--seed 0]
 
-command: `pippin batch` with the mock, killed at random points, beside a run that is left alone.
+command: `pippin batch` with the mock, killed at random points, beside an undisturbed run.
 server:  `pippin serve` with the same lines at /v1/batches, killed at random points.
 cached:  1,000 chats behind 10 system prompts, in random order, with the model that comes with Pippin.
 """
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def write_lines(path: Path, num_lines: int, chance: random.Random) -> None:
-    """Write chats with their order mixed up, one line in a hundred broken or a duplicate."""
+    """Write chats in random order, one line in a hundred broken or a duplicate."""
     with path.open("w", encoding="utf-8") as file:
         for number in range(num_lines):
             words = " ".join(chance.choices(_WORDS, k=chance.randint(3, 12)))
@@ -82,7 +82,7 @@ def start_command(source: Path, out: Path, serve: Sequence[str]) -> subprocess.P
 
 
 def run_command(source: Path, out: Path, serve: Sequence[str]) -> str:
-    """Run to the end; what it said."""
+    """Run to the end and return its output."""
     process = start_command(source, out, serve)
     _, told = process.communicate()
     if process.returncode:
@@ -91,7 +91,7 @@ def run_command(source: Path, out: Path, serve: Sequence[str]) -> str:
 
 
 def kill_command(source: Path, folder: Path, num_kills: int, chance: random.Random) -> tuple[float, list[Path]]:
-    """Return the seconds that all runs took together, and the output."""
+    """Return the seconds of all runs together, and the output."""
     out, began = folder / "command.jsonl", time.monotonic()
     expected = (folder / "whole.jsonl").stat().st_size
     for place in sorted(chance.uniform(0, 0.98) for _ in range(num_kills)):
@@ -107,7 +107,7 @@ def kill_command(source: Path, folder: Path, num_kills: int, chance: random.Rand
 
 
 def kill_server(source: Path, folder: Path, num_kills: int, chance: random.Random) -> tuple[float, list[Path]]:
-    """Return the seconds that all runs took together, and the files of answers."""
+    """Return the seconds of all runs together, and the files of answers."""
     store, began = folder / "store", time.monotonic()
     expected = (folder / "whole.jsonl").stat().st_size
     places, batch_id = sorted(chance.uniform(0, 0.98) for _ in range(num_kills)), ""
@@ -158,7 +158,7 @@ def is_over(http: httpx.Client, batch_id: str) -> bool:
 
 
 def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
-    """Return when it holds, or the process has ended."""
+    """Return when the condition holds, or the process has ended."""
     until = time.monotonic() + _READY_S
     while not condition() and process.poll() is None:
         assert time.monotonic() < until, "waited in vain"
@@ -169,7 +169,7 @@ def size_of(paths: Iterator[Path] | list[Path]) -> int:
     return sum(path.stat().st_size for path in paths if path.exists())
 
 
-# --- what came of it
+# --- the outcome
 
 
 def read_answers(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -184,7 +184,7 @@ def compare(
     num_kills: int,
     seconds: float,
 ) -> None:
-    """Print what was lost, doubled or different, and end with 1 where anything was."""
+    """Print what was lost, doubled or different, and exit with 1 if anything was."""
     numbers = [number_of(record) for record in killed]
     expected = {number_of(record): steady(record) for record in whole}
     lost = set(range(1, num_lines + 1)) - set(numbers)
@@ -204,17 +204,17 @@ def number_of(record: dict[str, Any]) -> int:
 
 
 def steady(value: Any) -> Any:
-    """Return an answer without what is another in each run: ids, times, what was cached."""
+    """Return an answer without the parts that vary between runs: ids, times, cached tokens."""
     if isinstance(value, dict):
         return {name: steady(each) for name, each in value.items() if name not in _VOLATILE}
     return [steady(each) for each in value] if isinstance(value, list) else value
 
 
-# --- what is cached
+# --- cached prefixes
 
 
 def measure_cached(folder: Path, chance: random.Random) -> None:
-    """Print the share of the prompts' tokens that came from the prefix cache, of those that could."""
+    """Print the share of prompt tokens from the prefix cache, of those that could be."""
     systems = [f"You are {' '.join(chance.choices(_WORDS, k=40))}." for _ in range(10)]
     chats = [
         [
@@ -244,7 +244,7 @@ def measure_cached(folder: Path, chance: random.Random) -> None:
 
 
 def shareable(chats: Sequence[list[dict[str, str]]]) -> tuple[int, int]:
-    """Return the tokens that a prompt before has in the same place, with all before them the same; and all tokens."""
+    """Return the tokens that share their position and everything before with an earlier prompt; and all tokens."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(pocket.folder()))

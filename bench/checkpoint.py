@@ -1,7 +1,7 @@
-"""Write a small random-weight float32 checkpoint with its tokenizer. A process of its own: the client has no MLX in it.
+"""Write a small random-weight float32 checkpoint with its tokenizer. Runs as a process: the client loads no MLX.
 
-Its answers mean nothing, but they are exact to measure by: only pieces of plain letters can be chosen by greedy
-decoding (the head's rows of all others are zero), so no answer ends early and no detokenizer holds a token back.
+Its answers are meaningless but exact to measure: greedy decoding can only choose pieces of plain letters (the head's
+rows of all others are zero), so no answer ends early and no detokenizer holds a token back.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ _PLAIN = re.compile("\u0120?[A-Za-z]+")
 
 
 def write_checkpoint(folder: Path, shape: str, **changes: Any) -> None:
-    """Fill `folder` with the checkpoint named `shape`, with `changes` of its config; needs MLX."""
+    """Write the checkpoint named `shape` into `folder`, with `changes` of its config; needs MLX."""
     folder.mkdir(parents=True, exist_ok=True)
     pieces = write_tokenizer(folder)
     config = {**COMMON, **SHAPES[shape], "vocab_size": len(pieces), "eos_token_id": 0, **changes}
@@ -84,12 +84,12 @@ def write_checkpoint(folder: Path, shape: str, **changes: Any) -> None:
 
 
 def silent_ids(pieces: Sequence[str]) -> list[int]:
-    """The ids of the pieces that may not be answered: all but plain letters with or without a space before them."""
+    """Return the ids of pieces that must not be answered: all except plain letters, with or without a leading space."""
     return [i for i, piece in enumerate(pieces) if not _PLAIN.fullmatch(piece)]
 
 
 def write_tokenizer(folder: Path) -> list[str]:
-    """Train a byte-level BPE on the standard library's sources and write it; its pieces, by id."""
+    """Train a byte-level BPE on the standard library's sources and write it; return its pieces, by id."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -117,7 +117,7 @@ def write_tokenizer(folder: Path) -> list[str]:
 
 
 def write_weights(folder: Path, config: dict[str, Any], silent: Sequence[int]) -> None:
-    """Random float32 weights, the same at each call; norms and biases stay as the model makes them."""
+    """Write random float32 weights, the same at each call; norms and biases stay as the model makes them."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 

@@ -1,11 +1,12 @@
-"""Conversions at a size: memory, time beside mlx_lm.convert, its tensors, the same bytes after kills at random points.
+"""Conversions at a size: memory, time beside mlx_lm.convert, its tensors, the same bytes after kills.
 
 python -m bench.convert [--only kills] [--gigabytes 3.2] [--kills 20] [--bits 4] [--keep FOLDER]
 python -m bench.convert --only pocket [--items 25] [--sizes '3.03,mixed_2_6'] [--keep FOLDER]
 python -m bench.convert --only r1
 
-The source is made up: DeepSeek-V3 as it is published, fp8 in blocks of 128 with a scale each, with the pocket model's
-tokenizer. Each conversion is a process of its own; peak memory is its resident set's, as the system counts it.
+The source is generated: DeepSeek-V3 as published, fp8 in blocks of 128 with a scale each, with the pocket model's
+tokenizer. Each conversion is a separate process; peak memory is its resident set's, as reported by the system. Kills
+are at random points.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ _PAIRS = 3
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One conversion: seconds, those of its processor, and the most memory that it had, in bytes."""
+    """One conversion: seconds, processor seconds, and peak memory in bytes."""
 
     seconds: float
     cpu_s: float
@@ -166,7 +167,7 @@ def _time(work: Path, source: Path, options: Any) -> None:
 
 
 def _kill(work: Path, source: Path, options: Any) -> None:
-    """Convert into several weight files, killed each time that a random number of bytes more is on the disk."""
+    """Convert into several weight files, with a kill whenever a random number of further bytes is on disk."""
     chance = random.Random(options.seed)
     file_bytes = options.file_mb << 20
     arguments = ("convert", str(source), "--bits", options.bits, "--out")
@@ -193,7 +194,7 @@ def _kill(work: Path, source: Path, options: Any) -> None:
             break
         assert not (out / "config.json").exists() or (out / "SHA256SUMS").exists()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    named = ("README.md", "SHA256SUMS")  # the card has the folder's name for a title
+    named = ("README.md", "SHA256SUMS")  # the card's title is the folder's name
     found = _digests(out)
     is_same = found.keys() == whole.keys() and all(found[name] == whole[name] for name in whole if name not in named)
     took = time.perf_counter() - start
@@ -202,7 +203,7 @@ def _kill(work: Path, source: Path, options: Any) -> None:
 
 
 def _written(out: Path, since: float) -> int:
-    """Bytes of weight files, whole or not, that were written since then."""
+    """Return the bytes of weight files, complete or not, written since then."""
     found = 0
     for path in out.glob("model*.safetensors*"):
         try:
@@ -293,7 +294,7 @@ def _make(folder: Path, gigabytes: float) -> None:
 
 
 def _layout(num_layers: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """(name, dtype, shape) of every tensor."""
+    """Yield (name, dtype, shape) of every tensor."""
     yield "model.embed_tokens.weight", "BF16", (_VOCABULARY, _HIDDEN)
     for layer in range(num_layers):
         path = f"model.layers.{layer}"
@@ -352,7 +353,7 @@ def _write(file: Path, tensors: Sequence[tuple[str, str, tuple[int, ...]]], chan
 
 def _values(tensor: tuple[str, str, tuple[int, ...]], chance: random.Random) -> bytes:
     _, dtype, shape = tensor
-    if dtype == "F8_E4M3":  # any bytes but the two that are no numbers
+    if dtype == "F8_E4M3":  # any bytes except the two NaNs
         return chance.randbytes(_num_bytes(tensor)).replace(b"\x7f", b"\x30").replace(b"\xff", b"\xb0")
     mx.random.seed(chance.randrange(2**32))
     if dtype == "F32":

@@ -71,7 +71,8 @@ def run(work: Path, items: int, names: Sequence[str]) -> None:
     _write(held_out, *_HELD_OUT)
     print("| size | at the bytes of | by | KL | same next token | right answers |", flush=True)
     print("| --- | --- | --- | --- | --- | --- |")
-    print(f"| {_size(source) / 1e6:.2f} MB | bfloat16 | - | 0 | 100 % | {_right(source, items)} |", flush=True)
+    # MLX's CPU backend multiplies the experts of a mixture in float32 alone: the source itself is not asked
+    print(f"| {_size(source) / 1e6:.2f} MB | bfloat16 | - | 0 | 100 % | - |", flush=True)
     measured = ("--calibrate", str(calibration), "--losses", str(work / "losses.jsonl"))
     for name in names:
         if name != "3.03":

@@ -1,4 +1,4 @@
-"""From records to figures: what is computed of each workload, and how each figure is called and read. Pure."""
+"""From records to figures: the values of each workload, with their labels and units. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Figure:
     digits: int = 1
 
     def shown(self, value: float) -> str:
-        """The value in its unit, without the unit."""
+        """Return the value in its unit, without the unit."""
         return f"{value * self.scale:,.{self.digits}f}"
 
 
@@ -48,7 +48,7 @@ FIGURES = (
 
 
 def single_figures(records: Sequence[Record]) -> Figures:
-    """Of requests one after the other."""
+    """Return the figures of sequential requests."""
     answered = [record for record in records if record.is_answered]
     return {
         "decode_tok_s": middle(record.decode_tok_s for record in answered),
@@ -57,7 +57,7 @@ def single_figures(records: Sequence[Record]) -> Figures:
 
 
 def batch_figures(batches: Sequence[Sequence[Record]]) -> Figures:
-    """Of several batches, each of requests sent at once."""
+    """Return the figures of several batches, each of simultaneous requests."""
     answered = [record for batch in batches for record in batch if record.is_answered]
     return {
         "tok_s": middle(total_tok_s(batch) for batch in batches),
@@ -66,12 +66,12 @@ def batch_figures(batches: Sequence[Sequence[Record]]) -> Figures:
 
 
 def conns_figures(records: Sequence[Record]) -> Figures:
-    """Of many connections at once."""
+    """Return the figures of many simultaneous connections."""
     return {"num_answered": float(sum(record.is_answered for record in records)), "tok_s": total_tok_s(records)}
 
 
 def fair_figures(streams: Sequence[Record], long: Record, alone: Sequence[Record]) -> Figures:
-    """Of `streams` that decode while the prompt of `long` arrives, and of such prompts on an idle server."""
+    """Return the figures of `streams` that decode while `long` arrives, and of such prompts on an idle server."""
     gaps = [gap for stream in streams for gap in stream.gaps(after_s=long.sent_s)]
     alone_s = middle(record.ttft_s for record in alone if record.is_answered)
     then_s = long.ttft_s if long.is_answered else None
@@ -84,7 +84,7 @@ def fair_figures(streams: Sequence[Record], long: Record, alone: Sequence[Record
 
 
 def prefix_figures(records: Sequence[Record]) -> Figures:
-    """Of prompts with the same beginning, one after the other."""
+    """Return the figures of sequential prompts with the same beginning."""
     cold, *warm = records
     cached = [record.num_cached_tokens for record in warm]
     return {

@@ -1,11 +1,11 @@
-"""What hostile grammars cost everybody else.
+"""The cost of hostile grammars for other requests.
 
     python -m bench.grammar_attacks [--model FOLDER] [--seconds 3] [--copies 8]
 
 Over HTTP, for each hostile grammar: a server answers plain completions and two-word choices, one after the other, first
-alone and then while several copies of the grammar, all different, are being asked for. The table has the medians and
-the longest of both, what the attack was answered, and memory before and after it: of the server, and of the processes
-of grammars, which are kept for the next request as far as `grammars.memory_gb` allows.
+alone and then while several copies of the grammar, all different, are requested. The table has the medians and the
+longest of both, the answers to the attack, and memory before and after it: of the server, and of the grammar
+processes, which are kept for the next request as far as `grammars.memory_gb` allows.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ async def _measure(server: RunningServer, seconds: float, num_copies: int) -> No
     async with open_http(server.url) as http:
         await _watch(http, seconds)
         for name, fields in {**HOSTILE, **HELD}.items():
-            bodies = [_varied(fields, number) for number in range(num_copies)]  # none is found in a cache
+            bodies = [_varied(fields, number) for number in range(num_copies)]  # differ, so that no cache has them
             before = _memory_mb(server.pid)
             calm = await _watch(http, seconds)
             attack = asyncio.create_task(_attack(http, bodies))
@@ -70,7 +70,7 @@ async def _measure(server: RunningServer, seconds: float, num_copies: int) -> No
 async def _watch(
     http: httpx2.AsyncClient, seconds: float, until: asyncio.Task[Any] | None = None
 ) -> dict[str, list[float]]:
-    """How long bystanders' answers take, for so many seconds, or as long as `until` runs where that is longer."""
+    """Return the times of bystanders' answers, for `seconds`, or as long as `until` runs if that is longer."""
     found: dict[str, list[float]] = {name: [] for name in BYSTANDERS}
     end = time.perf_counter() + seconds
     number = 0
@@ -86,14 +86,14 @@ async def _watch(
 
 
 async def _attack(http: httpx2.AsyncClient, bodies: list[bytes]) -> Counter[str]:
-    """Codes of the answers."""
+    """Return the codes of the answers."""
     headers = {"Content-Type": "application/json"}
     asked = (http.post(CHAT, content=body, headers=headers, timeout=TIMEOUT_S) for body in bodies)
     return Counter(map(_code, await asyncio.gather(*asked)))
 
 
 def _varied(fields: Fields, number: int) -> bytes:
-    """A chat that asks for the same grammar in other words."""
+    """Return a chat that requests the same grammar in another spelling."""
     asked = json.loads(body_of(fields))
     for name in ("guided_json", "guided_grammar"):
         if isinstance(asked.get(name), dict):
@@ -119,7 +119,7 @@ async def _settled_mb(pid: int) -> tuple[float, float]:
 
 
 def _memory_mb(pid: int) -> tuple[float, float]:
-    """Memory that no other process shares, of the server and of all processes below it; 0 where there is no /proc."""
+    """Return unshared memory of the server and of all its descendants; 0 without /proc."""
     try:
         below = [int(each) for each in os.listdir("/proc") if each.isdigit() and _has_ancestor(int(each), pid)]
     except OSError:

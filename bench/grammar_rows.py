@@ -1,9 +1,9 @@
-"""What rows that follow a schema cost the rows beside them.
+"""The cost of rows with a schema for the rows beside them.
 
     python -m bench.grammar_rows [--model FOLDER] [--rounds 8] [--tokens 150]
 
-Over HTTP, eight chats at once: four plain ones, and beside them four others, plain or with a schema. The plain four's
-tokens a second, both ways in turn in one run, so that what else the machine does falls on both; medians.
+Over HTTP, eight chats at once: four plain ones, and beside them four others, plain or with a schema. Reports the tokens
+per second of the plain four, with both ways alternating in one run, so that other load affects both; medians.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def main() -> None:
 
 
 async def _measure(url: str, num_rounds: int, num_tokens: int) -> dict[bool, list[float]]:
-    """Tokens a second of the plain rows, by whether the others follow a schema. Rounds alternate which comes first."""
+    """Return tokens per second of the plain rows, by whether the others have a schema. Rounds alternate the order."""
     found: dict[bool, list[float]] = {False: [], True: []}
     async with open_http(url) as http:
-        for follow in (False, True):  # the first compiles the grammar, and what the device has to
+        for follow in (False, True):  # the first compiles the grammar and the kernels
             await _plain_tok_s(http, num_tokens, follow)
         for number in range(num_rounds):
             for follow in (False, True) if number % 2 else (True, False):
@@ -60,7 +60,7 @@ async def _measure(url: str, num_rounds: int, num_tokens: int) -> dict[bool, lis
 
 
 async def _plain_tok_s(http: httpx2.AsyncClient, num_tokens: int, follow: bool) -> float:
-    """Tokens a second of the four plain rows, from the first sending to the last answer of them."""
+    """Return tokens per second of the four plain rows, from the first request to their last answer."""
     extra = _format(num_tokens) if follow else {}
     beside = [
         asyncio.create_task(_ask(http, num_tokens, temperature=1, seed=seed, **extra)) for seed in range(NUM_ROWS)
@@ -73,7 +73,7 @@ async def _plain_tok_s(http: httpx2.AsyncClient, num_tokens: int, follow: bool) 
 
 
 async def _ask(http: httpx2.AsyncClient, num_tokens: int, **fields: Any) -> int:
-    """One chat, to its number of tokens. Raises RuntimeError where it did not run as long as the others."""
+    """Run one chat to its number of tokens. Raises RuntimeError if it ends early."""
     body = {
         "messages": [{"role": "user", "content": "Tell me."}],
         "max_tokens": num_tokens,
@@ -88,7 +88,7 @@ async def _ask(http: httpx2.AsyncClient, num_tokens: int, **fields: Any) -> int:
 
 
 def _format(num_tokens: int) -> dict[str, Any]:
-    """As many entries as there are tokens: an answer that its length ends, as it ends the plain ones."""
+    """Require as many entries as tokens, so that the length limit ends the answer, as it ends the plain ones."""
     schema = {"type": "array", "items": ENTRY, "minItems": num_tokens, "maxItems": num_tokens}
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "entries", "schema": schema}}}
 

@@ -1,4 +1,4 @@
-"""Grammars that are costly or deadly to compile or to follow, as fields of a request. Each was an attack once."""
+"""Grammars that are costly or fatal to compile or to follow, as fields of a request. Each was an attack once."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Fields = Mapping[str, Any]
 
 
 def chain(length: int, link: Any) -> dict[str, Any]:
-    """A schema whose definitions refer to one another: `link(ref)` is each but the last."""
+    """Return a schema whose definitions refer to one another: `link(ref)` builds each except the last."""
     definitions = {f"d{i}": link({"$ref": f"#/$defs/d{i + 1}"}) for i in range(length - 1)}
     return {"$ref": "#/$defs/d0", "$defs": {**definitions, f"d{length - 1}": {"type": "string"}}}
 
 
 def optional(count: int) -> dict[str, Any]:
-    """An object of so many properties, none of them required."""
+    """Return an object with `count` properties, none of them required."""
     return {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(count)}}
 
 
@@ -59,6 +59,6 @@ HELD: Mapping[str, Fields] = {
 
 
 def body_of(fields: Fields) -> str:
-    """The JSON of a chat with these fields, half surrogate pairs and all."""
+    """Return the JSON of a chat with these fields, including half surrogate pairs."""
     asked = {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 40, "temperature": 0}
     return json.dumps({**asked, **fields})

@@ -1,7 +1,7 @@
 """Cost of a token for the server in each API: `python -m bench.http_cost [--streams 32] [--tokens 400] [--rounds 3]`.
 
 Streams of a mock, whose text costs nothing to compute. The figure is the processor time of the server's process, which
-other programs on the machine disturb less than the time that passes; the APIs take turns, round by round.
+other programs disturb less than elapsed time; the APIs take turns, round by round.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ APIS: Mapping[str, tuple[str, dict[str, Any], str, bytes]] = {
     "ollama chat": ("/api/chat", {"messages": MESSAGES}, "num_predict", b'"done":false'),
     "ollama generate": ("/api/generate", {"prompt": TEXT}, "num_predict", b'"done":false'),
 }
-"""By name: the path, a body, the field for the most tokens, and what the event of a token has in it."""
+"""By name: path, body, name of the token limit, and the bytes that mark a token's event."""
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ async def _read(http: httpx2.AsyncClient, path: str, body: Mapping[str, Any], ma
 
 
 def _processor_s(pid: int) -> float:
-    """Processor time of the process so far, its threads together (Linux)."""
+    """Return the processor time of the process so far, all threads together (Linux)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

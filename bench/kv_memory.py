@@ -2,8 +2,8 @@
 
     python -m bench.kv_memory [--tokens 8192] [--bits 8] [--shape llama] [--step 2048]
 
-MLX's own count of the bytes it has allocated, the weights taken off. Unlike the rest of the benchmark it calls the
-engine's runner in process: a server's peak has its libraries in it.
+MLX's own count of allocated bytes, minus the weights. Unlike the rest of the benchmark it calls the engine's runner in
+process: a server's peak includes its libraries.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SUBJECTS = {
 
 
 def main() -> None:
-    """Measure every subject in a process of its own and print the table."""
+    """Measure every subject in its own process and print the table."""
     parser = argparse.ArgumentParser(prog="python -m bench.kv_memory", description=__doc__)
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--bits", type=int, default=8)
@@ -120,7 +120,7 @@ def _peer(folder: Path, options: argparse.Namespace, bits: int | None) -> dict[s
         prefill_step_size=options.step,
         kv_bits=bits,
         kv_group_size=64,
-        quantized_kv_start=0,  # by default it begins at 5,000 tokens
+        quantized_kv_start=0,  # begins at 5,000 tokens by default
     )
     for token, _ in steps:
         assert token >= 0

@@ -1,4 +1,4 @@
-"""Faults that several users of one large model would meet, each beside what is done about it. In process.
+"""Faults that several users of one large model would meet, each beside its remedy. In process.
 
 python -m bench.large [--only NAME,…] [--list]
 """
@@ -29,7 +29,7 @@ PARTS: dict[str, tuple[str, str, str]] = {
     "ranks": ("large_ranks", "print_ranks", "calls that another rank makes, too: bytes and time of a message"),
     "sampling": ("large_sampling", "print_sampling", "filters over large vocabularies, by sorting and by selection"),
 }
-"""A module of bench/, its function, and what it shows."""
+"""Module of bench/, its function, and what it shows."""
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Default chats at once, by their worst case and by their expected length: memory of Macs with 48, 24 and 16 GB.
 
-The simulated runner in process, at no pace: lengths are drawn, and what is held is counted as the planner counts it.
+The simulated runner in process, without delays: lengths are random, and held memory is counted as by the planner.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ MODELS = (
 
 @dataclass
 class Measured:
-    """Outcome of serving. `most`: sequences that decoded in one step; `mean`: in all steps while others waited."""
+    """Outcome of serving. `most`: sequences decoding in one step; `mean`: over all steps while others waited."""
 
     most: int
     mean: float
@@ -92,7 +92,7 @@ class Measured:
 
 
 class _Instant(SimulatedRunner):
-    """The simulated runner, which takes no time and notes how many rows decode."""
+    """Simulated runner that takes no time and records how many rows decode."""
 
     def __init__(self, config: EngineConfig, model: Model) -> None:
         super().__init__(config, model.shape, model.caches)
@@ -168,7 +168,7 @@ async def _serve(model: Model, machine: str, how: str) -> Measured:
 
 
 def _requests(context: int) -> list[GenerationRequest]:
-    """Chats without `max_tokens`: the rest of the context is theirs. The same for every way of admission."""
+    """Return chats without `max_tokens`, which may use the rest of the context. The same for every way of admission."""
     source = random.Random(7)
     found = []
     for place in range(NUM_REQUESTS):

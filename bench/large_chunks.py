@@ -1,7 +1,7 @@
-"""How prompts are computed: the shapes that they come in, what a chunk waits for, several prompts in one pass.
+"""The computation of prompts: chunk shapes, waits within a chunk, several prompts in one pass.
 
-A part of `python -m bench.large`. The former ways are kept here as the reference: eight sizes an octave, spare buffers
-that go with every chunk, a wait for every few heads of quantized columns, one prompt after the other. Best of several.
+A part of `python -m bench.large`. The former ways are kept here as the reference: eight sizes per octave, spare buffers
+freed after every chunk, a wait for every few heads of quantized columns, one prompt after the other. Best of several.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONTEXTS = (1024, 3072)
 STEP = 64
 HEAD_DIM = 64
 SHADOW_BYTES = 1 << 19
-"""As much smaller than the engine's bound as these models are: some heads at a time."""
+"""Smaller than the engine's bound in proportion to these models: some heads at a time."""
 TOGETHER = ((16, 16), (16, 64))
 SHAPE: dict[str, Any] = {
     "model_type": "llama",
@@ -73,7 +73,7 @@ def _eighths(num_tokens: int) -> int:
 
 
 def _print_shapes() -> None:
-    """A stalled device's chunks vary with what it measures: here by a third either way around 600 tokens."""
+    """Print chunk sizes. A chunk beside decodes varies with measured speed: here by a third around 600 tokens."""
     ways: dict[str, tuple[Callable[[int], int], Callable[[int], int]]] = {
         "eight sizes an octave": (_eighths, lambda left: left),
         "the ladder": (chunk_sizes.round_down, lambda left: left),
@@ -129,7 +129,7 @@ class _Measured:
 
 
 def _chunk(runner: Any, context: int) -> dict[str, _Measured]:
-    """The chunk that follows `context` tokens, computed again and again, in either way."""
+    """Compute the chunk after `context` tokens repeatedly, in either way."""
     import mlx.core as mx
 
     from mlx_backend.api.interface import GenerationRequest
@@ -144,7 +144,7 @@ def _chunk(runner: Any, context: int) -> dict[str, _Measured]:
         runner.prefill(group.chunk(start, start + 1024))
     measured, previous = {"former": _Measured(), "now": _Measured()}, ""
     with _small_shadows():
-        for way in 2 * ["former"] + 5 * ["now"] + 5 * ["former"]:  # a way is after itself: what it left is its own cost
+        for way in 2 * ["former"] + 5 * ["now"] + 5 * ["former"]:  # timed only after the same way, to own its leftovers
             with _former() if way == "former" else contextlib.nullcontext(), _counting() as counts:
                 mx.reset_peak_memory()
                 began = time.perf_counter()
@@ -171,7 +171,7 @@ def _planned(runner: Any, context: int) -> int:
 
 @contextlib.contextmanager
 def _counting() -> Iterator[dict[str, int]]:
-    """How often MLX is waited for, and its spare buffers are freed."""
+    """Count the waits for MLX, and the frees of its spare buffers."""
     import mlx.core as mx
 
     counts = dict.fromkeys(("eval", "synchronize", "clear_cache"), 0)
@@ -204,7 +204,7 @@ def _small_shadows() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _former() -> Iterator[None]:
-    """A wait for every few heads, and spare buffers that go with the chunk."""
+    """Wait for every few heads, and free spare buffers with the chunk."""
     import mlx.core as mx
 
     from mlx_backend.kv_cache import attention
@@ -234,7 +234,7 @@ def _former() -> Iterator[None]:
 
 
 def _print_together() -> None:
-    """Several prompts one after the other, and in one pass with batch caches, which are not split here."""
+    """Print the times of several prompts, sequentially and in one pass with batch caches, not split here."""
     import mlx.core as mx
 
     table = Table("model", "prompts x tokens", "apart, ms", "together, ms", "ratio")
@@ -282,7 +282,7 @@ def _runner(folder: Path, bits: int | None) -> Any:
 
 
 def _write(folder: Path, shape: dict[str, Any]) -> Path:
-    """A checkpoint of random weights."""
+    """Write a checkpoint of random weights."""
     import importlib
     import json
 

@@ -1,7 +1,7 @@
-"""Rows in groups by length against rows padded to the longest: bytes, attention time, and what a turnover copies.
+"""Rows in groups by length against rows padded to the longest: bytes, attention time, and copies of a turnover.
 
 A part of `python -m bench.large`. The KV cache of an 8B model at half its width, in float32, which a CPU computes
-faster than float16, without the model around it. Before is the same batch with one group and no spare places.
+faster than float16, without the rest of the model. The baseline is the same batch with one group and no spare places.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mlx_backend.kv_cache.plan import CachePlan, CacheShape, PartShape, RowSizes
 HEADS, KV_HEADS, DIM, NUM_LAYERS = 32, 8, 64, 4
 SHAPE = CacheShape("plain", PartShape(KV_HEADS, DIM, 4), PartShape(KV_HEADS, DIM, 4))
 SIZES = RowSizes([CachePlan(SHAPE)] * 36)
-"""By those of 36 layers groups are chosen, though only 4 are computed."""
+"""Groups are chosen by the sizes of 36 layers, though only 4 are computed."""
 MIXES = {
     "1 x 8,000 + 15 x 200": [8000] + [200] * 15,
     "32 of 40 to 3,000": [40 + 95 * place for place in range(32)],
@@ -48,7 +48,7 @@ def print_groups() -> None:
 
 
 def print_turnover() -> None:
-    """Print what it costs that a row leaves and another comes, step after step."""
+    """Print the cost of a row that leaves and another that joins, step after step."""
     table = Table("16 x 2,000, a row leaves and one joins", "ms", "peak over the batch, MB", "one row, MB")
     for name, spare in (("exact capacity", 0), ("its place is kept", 1 << 62)):
         took_ms, peak, row_bytes = _turnover(spare)
@@ -101,7 +101,7 @@ def _row(name: int, length: int) -> Row:
 
 
 def _measured(lengths: Sequence[int], max_groups: int) -> tuple[int, float, int]:
-    """(bytes, milliseconds of a step, groups)"""
+    """Return (bytes, milliseconds of a step, groups)."""
     batch = RowBatch([KVCache() for _ in range(NUM_LAYERS)], SIZES, max_groups)
     batch.set_rows([_row(place, length) for place, length in enumerate(lengths)])
     times = []
@@ -113,7 +113,7 @@ def _measured(lengths: Sequence[int], max_groups: int) -> tuple[int, float, int]
 
 
 def _step(batch: RowBatch) -> None:
-    """Attention of every layer, for a token of each row."""
+    """Compute the attention of every layer, for a token of each row."""
     rows = batch.rows
     batch.prepare()
     part = mx.ones((len(rows), KV_HEADS, 1, DIM))
@@ -129,7 +129,7 @@ def _step(batch: RowBatch) -> None:
 
 
 def _turnover(spare_bytes: int) -> tuple[float, int, float]:
-    """(milliseconds, peak bytes over what is held, bytes of a row), of the best of several."""
+    """Return (milliseconds, peak bytes over held memory, bytes of a row), of the best of several."""
     batch = RowBatch([KVCache() for _ in range(NUM_LAYERS)], SIZES)
     batch.spare_bytes = spare_bytes
     rows = [_row(place, 2000) for place in range(16)]

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 GROUP_BYTES = 32 << 20
-"""For the small model, in proportion to its scores."""
+"""Bound for the small model, in proportion to its scores."""
 STEPS, CONTEXTS = (64, 256), (1024, 4096)
 ROWS, LENGTHS = (1, 8), (1024, 4096, 16384)
 NUM_STEPS = 4
@@ -41,7 +41,7 @@ _CONFIG: dict[str, Any] = {
 
 
 def print_tables() -> None:
-    """Print a table of what is planned for R1, one of chunks, and one of decode steps."""
+    """Print a table of R1's planned figures, one of chunks, and one of decode steps."""
     from mlx_backend.kv_cache import attention
 
     attention.install()
@@ -85,7 +85,7 @@ def _chunks() -> Table:
 
 
 def _chunk(model: Any, context: int, step: int) -> tuple[int, float, int]:
-    """(peak bytes, best milliseconds of three, the token that follows) of the last chunk of `context`."""
+    """Return (peak bytes, best milliseconds of three, the next token) of the last chunk of `context`."""
     import mlx.core as mx
 
     caches = _filled(model, 1, context)
@@ -125,7 +125,7 @@ def _decode() -> Table:
 
 
 def _steps(model: Any, rows: int, length: int) -> tuple[float, list[list[int]]]:
-    """(best milliseconds of a step, the tokens of all steps)."""
+    """Return (best milliseconds of a step, the tokens of all steps)."""
     import mlx.core as mx
 
     caches = _filled(model, rows, length)
@@ -142,7 +142,7 @@ def _steps(model: Any, rows: int, length: int) -> tuple[float, list[list[int]]]:
 
 
 def _filled(model: Any, rows: int, length: int) -> list[Any]:
-    """Caches with so many columns of random numbers."""
+    """Return caches with `length` columns of random numbers."""
     import mlx.core as mx
     from mlx_lm.models.cache import make_prompt_cache
 

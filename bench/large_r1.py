@@ -1,7 +1,7 @@
-"""DeepSeek R1 in 4 bits on a simulated M3 Ultra with 512 GB: 1, 2, 4 and 8 chats beside what is planned.
+"""DeepSeek R1 in 4 bits on a simulated M3 Ultra with 512 GB: 1, 2, 4 and 8 chats beside the plan.
 
-A part of `python -m bench.large`, in real time: the runner waits as long as the model of speed says, and everything
-above it is what serves. `planned` is that model's figure for so many rows.
+A part of `python -m bench.large`, in real time: the runner waits as long as the speed model predicts, and everything
+above it is the serving code. `planned` is that model's figure for the number of rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _VOCABULARY = 250
 
 @dataclass
 class _Chat:
-    """The moments, in seconds, at which a chat was sent and got its tokens."""
+    """The times, in seconds, at which a chat was sent and received its tokens."""
 
     sent_at: float
     token_at: list[float] = field(default_factory=list)
@@ -42,7 +42,7 @@ class _Chat:
 
 
 def print_r1() -> None:
-    """Print a row for each number of chats: alone, then all at once, and one that comes when the others decode."""
+    """Print a row for each number of chats: alone, then all at once, and one that arrives while the others decode."""
     table = Table(
         "chats", "token/s each", "planned", "TTFT of one more, s", "alone", "ratio", "longest gap, s", "promised, s"
     )

@@ -1,4 +1,4 @@
-"""Costs of having every call made by another rank, too: bytes of a message, and time to say and to read it."""
+"""Cost of repeating every call on another rank: bytes of a message, and time to write and to read it."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def _row(num_tokens: int) -> NewRow:
 
 
 def _go(here: Channel, there: Channel, payload: bytes) -> None:
-    """One frame to the other end, tags made and compared."""
+    """Send one frame to the other end, with tags made and compared."""
     here.send(payload)
     there.receive()
 
 
 def _best(call: Callable[[], object]) -> float:
-    """The median µs of the best of several rounds."""
+    """Return the median µs of the best of several rounds."""
     rounds = []
     for _ in range(_ROUNDS):
         took = []
@@ -69,7 +69,7 @@ def _pair() -> tuple[Channel, Channel]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         sock, _ = listener.accept()
-    for each in (client, sock):  # all of a frame fits: both ends are this thread's
+    for each in (client, sock):  # holds a whole frame: both ends are in this thread
         each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     found: list[Channel] = []

@@ -1,8 +1,8 @@
 """Top-p, top-k and typical-p over large vocabularies: by a sorted vocabulary, as reference, and by selection.
 
-Best of several runs, milliseconds, with the tokens that each keeps too many or too few beside float64. Then the tail of
-a step (filters and draw) as it is and under `mx.compile`: microseconds to build its graph, milliseconds in all. Top_p
-alone is left out there: each pass would become a kernel of its own, for which a C++ compiler takes half a minute.
+Best of several runs, milliseconds, with the surplus or missing tokens of each compared with float64. Then the tail of
+a step (filters and draw) as it is and under `mx.compile`: microseconds to build its graph, milliseconds in total. Top_p
+alone is left out there: each pass would become a separate kernel, which a C++ compiler takes half a minute to build.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ VOCABS = (32_000, 128_256, 151_936, 262_144)
 ROWS = (1, 8, 32)
 TOP_P = 0.95
 SECONDS = 1.0
-"""Duration of each measurement, at least."""
+"""Shortest duration of each measurement."""
 
 Filter = Callable[[mx.array], mx.array]
 
 
 def print_sampling() -> None:
-    """Two tables."""
+    """Print two tables."""
     table = Table("vocab", "rows", "filter", "sorted, ms", "selected, ms", "ratio", "tokens off", "by now")
     for vocab in VOCABS:
         for rows in ROWS:
@@ -44,7 +44,7 @@ def print_sampling() -> None:
 
 
 def _filters(rows: int, vocab: int) -> list[tuple[str, Filter, Filter, int | None]]:
-    """(name, sorted, selected, top_k of the nucleus in float64)."""
+    """Return (name, sorted, selected, top_k of the nucleus in float64)."""
     top_p, all_k, few_k = mx.full((rows, 1), TOP_P), mx.full((rows, 1), vocab), mx.full((rows, 1), 20)
     return [
         (
@@ -86,11 +86,11 @@ def _best(compute: Filter, logits: mx.array) -> float:
 
 
 def _off(filtered: mx.array, logits: mx.array, top_k: int) -> str:
-    """Tokens kept beside those of float64, the largest difference of a row, and of how many."""
+    """Return the largest difference of a row's kept tokens from float64, and the expected number."""
     largest = (0, 0)
     for row in range(len(logits)):
         weights = np.sort(np.exp(np.array(logits[row]).astype(np.float64)))[::-1]
-        weights = weights[weights >= weights[top_k - 1]]  # ties of the last are left by top_k, too
+        weights = weights[weights >= weights[top_k - 1]]  # top_k keeps ties of the last, too
         expected = int(np.sum(np.cumsum(weights) - weights < float(np.float32(TOP_P)) * weights.sum()))
         found = int(mx.sum(filtered[row] > -float("inf")).item())
         largest = max(largest, (abs(found - expected), expected))
@@ -121,7 +121,7 @@ def _sorted_typical_p(logits: mx.array, typical_p: mx.array) -> mx.array:
 
 
 def _print_compiled() -> None:
-    """Filters and draw, as functions of logits and keys."""
+    """Print filters and draw, as functions of logits and keys."""
     tails: dict[str, Callable[[int], Filter]] = {
         "min_p": lambda rows: lambda x: filters.filter_min_p(x, mx.full((rows, 1), 0.05)),
         "top_k 20, top_p": lambda rows: (

@@ -4,9 +4,9 @@ python -m bench.large_soak [--requests 10000] [--backend mlx,mock] [--most-token
                            [--kind llama] [--speculation]
 
 Requests are drawn from a pool, greedy or seeded, with one continuation or several; some leave midway. Every answer is
-compared with that of the same request alone. In the end nothing may be left of rows, prompts and blocks, and as much
-memory be allocated as before. With speculation each request predicts its answer, with errors: whatever is verified
-and refused, answers stay the same, and so do those that go on from blocks that such rows have left.
+compared with that of the same request alone. At the end no rows, prompts or blocks may be left, and as much memory be
+allocated as before. With speculation each request predicts its answer, with errors: whatever is verified and rejected,
+answers stay the same, and so do those that resume from the blocks of such rows.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ _AT_ONCE = 24
 _MOST_TOKENS = 1000
 _VOCABULARY = 256
 _AHEAD = 8
-"""Room is kept for no more tokens than this ahead of a sequence: it is short all the time."""
+"""Tokens of room kept ahead of a sequence, at most: room is always short."""
 _PREEMPT_EVERY = 30
-"""Steps after which, on average, sequences are preempted though there is room."""
+"""Average number of steps between preemptions without need."""
 _LEAVE = 0.1
-"""The share of requests whose client leaves."""
+"""Share of requests with a client that leaves."""
 
 Answer = dict[int, list[int]]
 
 
 class _Short(ExpectedLength):
-    """Expects that every answer ends at once: as many are let in as fit now, and must leave again as they grow."""
+    """Estimate that every answer ends at once: admits as many as fit now, which must leave again as they grow."""
 
     def expect(self, max_tokens: int, num_written: int = 0) -> int:
         return min(max_tokens, num_written + 1)
@@ -68,7 +68,7 @@ class _Short(ExpectedLength):
 
 @dataclass(frozen=True)
 class Report:
-    """Outcome of a soak. Bytes are those that the device has allocated, before the engine and after it."""
+    """Outcome of a soak. Bytes are those allocated on the device, before the engine and after it."""
 
     num_requests: int
     num_different: int
@@ -82,7 +82,7 @@ class Report:
 
 
 def main() -> None:
-    """Print what came of it; exit with 1 where an answer differs, or something is left."""
+    """Print the outcome; exit with 1 if an answer differs, or something is left."""
     parser = argparse.ArgumentParser(prog="python -m bench.large_soak", description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--backend", default="mlx,mock")
@@ -115,7 +115,7 @@ def main() -> None:
 
 
 def config_of(backend: str, folder: Path, limit_gb: float | None = None, kind: str = "llama") -> EngineConfig:
-    """Return an engine whose budget holds a few requests of the pool at their full length, unless it is given."""
+    """Return an engine whose budget, unless given, holds a few requests of the pool at their full length."""
     is_mock = backend == "mock"
     if not is_mock:
         from tests.tiny_models import write_model
@@ -132,7 +132,7 @@ def config_of(backend: str, folder: Path, limit_gb: float | None = None, kind: s
 
 
 def build_pool(num_requests: int, seed: int, most_tokens: int = _MOST_TOKENS) -> list[GenerationRequest]:
-    """Return different requests: few tokens end an answer, so that most are short and some come to `max_tokens`."""
+    """Return different requests: few tokens end an answer, so that most are short and some reach `max_tokens`."""
     source, pool = random.Random(seed), []
     for place in range(num_requests):
         prompt_ids = tuple(source.randrange(1, _VOCABULARY) for _ in range(int(source.lognormvariate(3, 1)) % 300 + 1))
@@ -155,7 +155,7 @@ def build_pool(num_requests: int, seed: int, most_tokens: int = _MOST_TOKENS) ->
 
 
 def _predicting(request: GenerationRequest, answer: Sequence[int], seed: int) -> GenerationRequest:
-    """Return a request that predicts its answer, with a share of errors of its own."""
+    """Return a request that predicts its answer, with its own share of errors."""
     source = random.Random(f"{seed} {request.request_id}")
     share = source.choice((0.0, 0.05, 0.2, 0.5, 1.0))
     wrong = [(t + 1) % _VOCABULARY if source.random() < share else t for t in answer]
@@ -170,7 +170,7 @@ def _text(source: random.Random, most_tokens: int) -> tuple[int, ...]:
 async def soak(
     config: EngineConfig, num_requests: int, seed: int, num_different: int = 200, most_tokens: int = _MOST_TOKENS
 ) -> Report:
-    """Serve so many requests of a pool of `num_different`, many at once, and compare."""
+    """Serve `num_requests` from a pool of `num_different`, many at once, and compare."""
     bytes_before = _device_bytes(config)
     pool = build_pool(min(num_different, num_requests), seed, most_tokens)
     unbounded = replace(
@@ -206,7 +206,7 @@ async def _serve(
     num_requests: int,
     source: random.Random,
 ) -> tuple[int, EngineStats, dict[str, int], int]:
-    """Return how many answers differ, the engine's counters, what is left, and RSS after a tenth."""
+    """Return the number of answers that differ, the engine's counters, leftovers, and RSS after a tenth."""
     assert engine._loop is not None
     scheduler = engine._loop.scheduler
     scheduler.lengths = _Short()
@@ -235,7 +235,7 @@ async def _serve(
 
 
 def _preempting(scheduler: Scheduler, seed: float) -> Callable[[int], tuple[list[Unit], int]]:
-    """Return an `overflow` that now and then preempts where there is room, too; what leaves is kept, or is not."""
+    """Return an `overflow` that sometimes preempts without need; the state of what leaves is kept or dropped."""
     source, overflow = random.Random(seed), scheduler.overflow
 
     def preempt(held_bytes: int) -> tuple[list[Unit], int]:
@@ -287,7 +287,7 @@ def _begins(whole: Answer, part: Answer) -> bool:
 
 
 def _leftovers(engine: DeviceEngine) -> dict[str, int]:
-    """Count what is held of requests that have all ended, by where it is."""
+    """Count what is held for requests, all ended, by place."""
     loop, runner = engine._loop, engine._runner
     assert loop is not None
     scheduler, prefixes = loop.scheduler, loop._prefixes
@@ -317,7 +317,7 @@ def _device_bytes(config: EngineConfig) -> int:
 
 
 def _rss() -> int:
-    """Bytes now; on a system without /proc the most so far."""
+    """Return the current bytes; without /proc the peak so far."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:

@@ -1,4 +1,4 @@
-"""TTFT of a prompt alone and beside one running stream, over a mock whose chunks have a fixed cost as its steps have.
+"""TTFT of a prompt alone and beside one running stream, over a mock with the same fixed cost for chunks and steps.
 
 A part of `python -m bench.large`. Weights are read for a chunk as for a decode step.
 """
@@ -27,7 +27,7 @@ def print_starving() -> None:
 
 
 class _Fixed(MockRunner):
-    """The mock, whose chunks take as long as a decode step beside what their tokens take."""
+    """Mock whose chunks take as long as a decode step plus the time of their tokens."""
 
     def _compute(self, chunk: Chunk) -> None:
         self._wait(self._pace.itl_s + TOKEN_S * chunk.num_tokens)

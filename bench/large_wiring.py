@@ -1,4 +1,4 @@
-"""How many buffers go in and out of MLX's residency sets while a model serves: the traffic with which macOS panics.
+"""Buffers that enter and leave MLX's residency sets while a model serves: the traffic that makes macOS panic.
 
 A model of MLX's allocator and of its sets, in numbers, written from mlx/backend/metal/allocator.cpp and resident.cpp at
 commit 846d176: no Mac is needed, and none has confirmed it. `before` sets the limit before the weights are read, to all
@@ -69,7 +69,7 @@ class ResidencySets:
 
 
 class Allocator:
-    """MLX's: sizes in whole pages, freed buffers kept for reuse, the smallest in a heap that is one allocation."""
+    """MLX's allocator: sizes in whole pages, freed buffers kept for reuse, the smallest in a heap of one allocation."""
 
     def __init__(self, sets: ResidencySets) -> None:
         self.sets, self.active, self._next = sets, 0, 1
@@ -103,17 +103,17 @@ class Allocator:
 
 
 Wire = Callable[[Allocator, int], None]
-"""Given the allocator after loading, and how many arrays are alive."""
+"""Takes the allocator after loading, and the number of live arrays."""
 
 
 def wire_active(allocator: Allocator, num_arrays: int) -> None:
-    """All that MLX counts, and no more."""
+    """Wire exactly what MLX counts."""
     allocator.clear_cache()
     allocator.sets.resize(allocator.active)
 
 
 def wire_now(allocator: Allocator, num_arrays: int) -> None:
-    """As `runners.device.wire` does."""
+    """Wire as `runners.device.wire` does."""
     allocator.clear_cache()
     allocator.sets.resize(wired_limit(allocator.active, num_arrays, PAGE, _LIMIT_BYTES))
     for size in filler_sizes(slack_bytes(num_arrays, PAGE), PAGE):
@@ -121,7 +121,7 @@ def wire_now(allocator: Allocator, num_arrays: int) -> None:
 
 
 def serve(allocator: Allocator, kv_bytes: Sequence[int], num_steps: int) -> None:
-    """Every step, each stream's KV buffers of all layers grow by copies, and what was freed is given back."""
+    """Grow each stream's KV buffers of all layers by copies in every step, and free the old ones."""
     held: list[list[int]] = [[] for _ in range(_NUM_STREAMS)]
     for step in range(num_steps):
         for buffers in held:
@@ -133,7 +133,7 @@ def serve(allocator: Allocator, kv_bytes: Sequence[int], num_steps: int) -> None
 
 
 def r1_arrays() -> list[int]:
-    """Bytes of the arrays of a 4-bit DeepSeek R1, about: experts, their scales and biases, attention, norms."""
+    """Return the bytes of the arrays of a 4-bit DeepSeek R1, about: experts, scales, biases, attention, norms."""
     expert = 256 * 2048 * 7168 // 2
     attention = [7168 * 1536 // 2, 1536 * 24_576 // 2, 7168 * 576 // 2, 16_384 * 7168 // 2]
     layer = [expert, expert // 16, expert // 16] * 3 + attention + [14_336, 3_072]
@@ -141,7 +141,7 @@ def r1_arrays() -> list[int]:
 
 
 def measure(name: str, wire: Wire | None) -> tuple[str, ...]:
-    """A row of the table."""
+    """Return a row of the table."""
     sets = ResidencySets()
     allocator, arrays = Allocator(sets), r1_arrays()
     if wire is None:
@@ -159,7 +159,7 @@ def measure(name: str, wire: Wire | None) -> tuple[str, ...]:
 
 
 def print_wiring() -> None:
-    """The table: 40 growths of 4 streams' KV caches in 61 layers."""
+    """Print the table: 40 growths of 4 streams' KV caches in 61 layers."""
     table = Table("limit set", "wired, GB", "weights outside, GB", "room below, GB", "buffers in", "buffers out")
     ways: tuple[tuple[str, Wire | None], ...] = (("before", None), ("active", wire_active), ("now", wire_now))
     for name, wire in ways:

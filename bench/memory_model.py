@@ -1,4 +1,4 @@
-"""The model of memory against what MLX allocates: weights, KV caches, and the peak of a prefill. In process.
+"""The memory model against MLX's allocations: weights, KV caches, and the peak of a prefill. In process.
 
 python -m bench.memory_model [--shapes llama,deepseek_v3] [--lengths 1024,4096,8192] [--steps 256,512,1024]
 """
@@ -66,7 +66,7 @@ def _rows(folder: Path, shape: str, lengths: list[int], steps: list[int], bits: 
 
 
 def _measured(runner: MLXRunner, length: int, step: int) -> tuple[int, int]:
-    """(bytes of the KV cache, peak over the weights) of a prefill of `length` tokens."""
+    """Return (bytes of the KV cache, peak over the weights) of a prefill of `length` tokens."""
     prompt = tuple(7 + 13 * i % 3000 for i in range(length + 1))
     (prefill,) = build_groups([GenerationRequest(request_id="bench", prompt_ids=prompt, max_tokens=2)])
     runner.idle()

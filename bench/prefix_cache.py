@@ -1,10 +1,10 @@
-"""What the prefix cache saves: warm starts from memory and after a restart, shared prompts, chats and agents.
+"""Savings of the prefix cache: warm starts from memory and after a restart, shared prompts, chats and agents.
 
     python -m bench.prefix_cache [--shape llama] [--rounds 3] [--tokens 1024]
 
-Over HTTP. Warm: a prompt whose first tokens are known, ours from memory, ours after a restart from disk, and
-mlx_lm.server, in turn in one run. Bytes: 50 conversations behind one system prompt. Turns: a chat with the pocket
-model and an agent's trace, and of each turn's prompt how much was computed before.
+Over HTTP. Warm: a prompt with a cached beginning, ours from memory, ours after a restart from disk, and mlx_lm.server,
+in turn in one run. Bytes: 50 conversations behind one system prompt. Turns: a chat with the pocket model and an agent's
+trace, with the share of each turn's prompt that was computed before.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ TOOLS = [
     for verb in ("read", "write", "list")
     for noun in ("file", "folder")
 ]
-"""Six of them: what an agent sends with every request."""
+"""Six tools, which an agent sends with every request."""
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def _warm_round(model: Path, number: int, num_tokens: int) -> dict[str, float]:
-    """Seconds to the first token, by who answered and from where."""
+    """Return the seconds to the first token, by server and source."""
     prompts = open_prompts(model, seed=number)
     shared = prompts.make(num_tokens)
     found: dict[str, float] = {}
@@ -95,12 +95,12 @@ def _warm_round(model: Path, number: int, num_tokens: int) -> dict[str, float]:
 
 
 def _ttfts(kind: ServerKind, model: Path, prompts: Prompts, shared: str) -> tuple[float, float]:
-    """(of the first prompt that begins with `shared`, the median of the next ones)."""
+    """Return (TTFT of the first prompt that begins with `shared`, the median of the next ones)."""
 
     async def ask(server: RunningServer) -> list[float]:
         async with open_http(server.url) as http:
             client = Client(http, server.model)
-            await client.complete(prompts.make(256), 16)  # have everything compiled
+            await client.complete(prompts.make(256), 16)  # compiles everything
             records = [await client.complete(shared + prompts.make(8), 8) for _ in range(1 + NUM_WARM)]
         if any(record.ttft_s is None for record in records):
             raise RuntimeError(f"{kind.name} did not answer")
@@ -125,11 +125,11 @@ def _print_warm(console: Console, rounds: list[dict[str, float]]) -> None:
         console.print(f"{label} / {base}: {median(found[label] / found[base] for found in rounds):.3f}")
 
 
-# --- what is kept
+# --- stored bytes
 
 
 async def _shared(console: Console, server: RunningServer) -> None:
-    """Bytes that one conversation takes, and fifty that begin with the same system prompt."""
+    """Print the bytes of one conversation, and of fifty with the same system prompt."""
     system = {"role": "system", "content": SYSTEM * 23}
     async with open_http(server.url) as http:
         first = await _ask(http, [system, {"role": "user", "content": "What is 17 plus 25?"}])
@@ -144,7 +144,7 @@ async def _shared(console: Console, server: RunningServer) -> None:
 
 
 async def _chat(console: Console, server: RunningServer) -> None:
-    """Questions one after the other, with the model's own answers between them."""
+    """Ask questions one after the other, with the model's own answers between them."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}]
     table = Table("chat: turn", "prompt tokens", "not computed again", "share")
     async with open_http(server.url) as http:
@@ -157,7 +157,7 @@ async def _chat(console: Console, server: RunningServer) -> None:
 
 
 async def _agent(console: Console, server: RunningServer) -> None:
-    """System prompt, tools, and a history that grows by a call and its result each turn."""
+    """Send system prompt, tools, and a history that grows by a call and its result each turn."""
     messages: list[dict[str, Any]] = [
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": "Find out which of the files is the largest."},
@@ -180,7 +180,7 @@ async def _agent(console: Console, server: RunningServer) -> None:
 
 
 async def _ask(http: httpx2.AsyncClient, messages: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
-    """One chat's usage, and its content."""
+    """Return one chat's usage, and its content."""
     body = {"messages": messages, "temperature": 0, "max_tokens": 100, **fields}
     answer = await http.post("/v1/chat/completions", json=body, timeout=TIMEOUT_S)
     answer.raise_for_status()
@@ -194,7 +194,7 @@ def _share(usage: dict[str, Any]) -> tuple[str, str, str]:
 
 
 async def _ram_bytes(http: httpx2.AsyncClient) -> float:
-    await asyncio.sleep(0.5)  # rows are kept when they leave, a turn after their answer
+    await asyncio.sleep(0.5)  # rows are stored when they leave, one turn after their answer
     text = (await http.get("/metrics")).text
     return next(value for name, tier, value in _samples(text) if name == "pippin_prefix_cache_bytes" and tier == "ram")
 

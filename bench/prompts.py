@@ -1,4 +1,4 @@
-"""Prompts of an exact number of tokens, no two alike. Knows the tokenizer's file, not the model."""
+"""Prompts of an exact number of tokens, all different. Uses the tokenizer's file, not the model."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 _SPACED_WORD = re.compile("[\u0120\u2581]([a-z]{2,12})")
-"""A piece that begins with a space, in the spelling of byte-level BPE or of SentencePiece."""
+"""A piece that begins with a space, as byte-level BPE or SentencePiece spells it."""
 
 
 class Prompts:
     """Text of random words, each of which is one token with the space before it.
 
-    Every prompt differs from every earlier one, so that no server answers it from what it has kept.
+    Every prompt differs from all earlier ones, so that no server answers it from its cache.
     """
 
     def __init__(self, words: Iterable[str], seed: int = 0) -> None:
@@ -24,18 +24,18 @@ class Prompts:
         self._random = random.Random(seed)
 
     def make(self, num_tokens: int) -> str:
-        """A prompt of `num_tokens` words, and so of as many tokens, apart from those a tokenizer puts in front."""
+        """Return a prompt of `num_tokens` words, which are as many tokens, apart from those a tokenizer prepends."""
         return "".join(f" {word}" for word in self._random.choices(self._words, k=num_tokens))
 
 
 def whole_words(pieces: Iterable[str], count: Callable[[str], int]) -> list[str]:
-    """The words among `pieces` that come back as one token; `count` gives the number of tokens of a text."""
+    """Return the words among `pieces` that are one token; `count` returns the number of tokens of a text."""
     matches = (_SPACED_WORD.fullmatch(piece) for piece in pieces)
     return [match[1] for match in matches if match and count(f" {match[1]}") == 1]
 
 
 def open_prompts(model: Path, seed: int = 0) -> Prompts:
-    """Prompts for the tokenizer in the folder `model`."""
+    """Return prompts for the tokenizer in the folder `model`."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))

@@ -1,10 +1,10 @@
-"""A model over two ranks on loopback: what it costs beside one process, what it holds, how it ends, whether it lasts.
+"""A model over two ranks on loopback: its cost beside one process, its memory, its shutdown, its endurance.
 
 python -m bench.ranks [--only overhead,memory,ends,soak] [--times 5] [--minutes 5] [--events cut,…] [--joins]
 [--model FOLDER] [--json FILE]
 
 `overhead`: messages and microseconds of a step, and tokens per second, beside one process. `memory`: planned and held
-bytes of every rank. `ends`: a rank is killed, stopped, cut off or fails, so many times each: seconds until every client
+bytes of every rank. `ends`: a rank is killed, stopped, cut off or fails, several times each: seconds until every client
 has its error and until every process has ended. `soak`: mixed load with clients that leave, and memory of both ranks.
 """
 
@@ -27,7 +27,7 @@ PARTS = {
 
 
 def main() -> None:
-    """Print the tables of each part; exit with 1 where something hangs, is left behind, or grows."""
+    """Print the tables of each part; exit with 1 if something hangs, is left behind, or grows."""
     parser = argparse.ArgumentParser(prog="python -m bench.ranks", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
     parser.add_argument("--times", type=int, default=5, help="how often each event of `ends` is tried")

@@ -1,4 +1,4 @@
-"""How two ranks end: a rank is killed, stopped, cut off or fails in the middle of answers. Linux only."""
+"""Shutdown of two ranks: a rank is killed, stopped, cut off or fails in the middle of answers. Linux only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.ranks_serving import Client, Group, serving, until
 _NUM_CLIENTS = 3
 _MAX_TOKENS = 400
 _LIMIT_S = 90.0
-"""A client or a process that has not ended by then hangs."""
+"""Time after which a client or a process counts as hanging."""
 
 EVENTS: dict[str, tuple[str, Callable[[Group], None]]] = {
     "kill-follower": ("kill -9 of rank 1", lambda group: os.kill(group.follower, signal.SIGKILL)),
@@ -48,7 +48,7 @@ def _try(name: str, model: str | None, *, joins: bool) -> dict[str, Any]:
         began = time.monotonic()
         EVENTS[name][1](group)
         told = until(lambda: all(client.ended_at for client in clients), _LIMIT_S)
-        if group.joined is not None and name == "stop-follower":  # its machine goes on, and rank 0 cannot kill it
+        if group.joined is not None and name == "stop-follower":  # its machine continues, and rank 0 cannot kill it
             until(lambda: group.process.poll() is not None, _LIMIT_S)
             os.kill(group.joined.pid, signal.SIGCONT)
         ended = until(lambda: group.process.poll() is not None and not group.left(), _LIMIT_S)
@@ -74,13 +74,13 @@ def _row(name: str, trials: list[dict[str, Any]]) -> str:
 
 
 def _codes(trial: dict[str, Any]) -> str:
-    """The exit code of rank 0, and that of a rank that has joined."""
+    """Return the exit code of rank 0, and that of a rank that has joined."""
     joined = trial.get("joined_code")
     return str(trial["code"]) if joined is None else f"{trial['code']} and {joined}"
 
 
 def _spread(trials: list[dict[str, Any]], key: str) -> str:
-    """The median, and the longest; how many hang, where one does."""
+    """Return the median, the longest, and the number that hang, if any."""
     found = [trial[key] for trial in trials if trial[key] is not None]
     hangs = len(trials) - len(found)
     told = f"{statistics.median(found):.2f}, at most {max(found):.2f}" if found else "never"

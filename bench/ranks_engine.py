@@ -1,6 +1,6 @@
-"""One engine, alone or over ranks, in a process of its own: python -m bench.ranks_engine FOLDER PARALLEL COUNT WHAT.
+"""One engine, alone or over ranks, in its own process: python -m bench.ranks_engine FOLDER PARALLEL COUNT WHAT.
 
-A process belongs to one group until it ends. It prints what it found as one line of JSON.
+A process belongs to one group until it ends. It prints its result as one line of JSON.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ ROWS = (1, 4)
 _PROMPT_TOKENS = 100
 _TOKENS = 100
 _AT_TOKENS = 16
-"""So far into their answers the caches of all rows are compared with what was planned."""
+"""Tokens of each answer after which the caches of all rows are compared with the plan."""
 _LIMIT_GB = 4.0
 _SETTLE_S = 3.0
 """Ranks are counted once a second."""
 
 
 def measure(folder: Path, parallel: str, count: int, what: str) -> list[dict[str, Any]]:
-    """Return what a process of its own finds: `pace`, a figure for each number of rows, or `memory`, of each rank."""
+    """Return a process's result: `pace`, a figure for each number of rows, or `memory`, of each rank."""
     command = [sys.executable, "-m", "bench.ranks_engine", str(folder), parallel, str(count), what]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -83,7 +83,7 @@ async def _run(config: EngineConfig, what: str) -> list[dict[str, Any]]:
 
 
 class _Calls:
-    """Messages to one other rank, and what telling all of them takes; nothing where there is none."""
+    """Messages to one other rank, and the time to send them to all; empty without ranks."""
 
     def __init__(self, runner: Any) -> None:
         self.took_s: list[float] = []
@@ -120,7 +120,7 @@ async def _decode_measured(engine: DeviceEngine, num_rows: int, calls: _Calls) -
 
 
 async def _decode(engine: DeviceEngine, num_rows: int, num_tokens: int) -> list[float]:
-    """Let so many rows write so many tokens, and return when those of the last one came, once all decode."""
+    """Decode `num_tokens` in each of `num_rows` rows; return the times of the last row's tokens, once all decode."""
     times: dict[int, list[float]] = {row: [] for row in range(num_rows)}
 
     async def read(row: int) -> None:

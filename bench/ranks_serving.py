@@ -41,12 +41,12 @@ is_follower = "join" in sys.orig_argv or "mlx_backend.follow" in sys.orig_argv
 if is_follower or "serve" in sys.orig_argv:
     signal.signal(signal.SIGUSR1, strike)
 '''
-"""A module that every process of the server imports first: a signal makes it fail, for tests."""
+"""Module that every process of the server imports first: a signal makes it fail, for tests."""
 
 
 @dataclass
 class Group:
-    """The processes of a server over two ranks. `joined`: rank 1, where the server has not started it itself."""
+    """The processes of a server over two ranks. `joined`: rank 1, if the server did not start it itself."""
 
     process: subprocess.Popen[str]
     url: str
@@ -56,28 +56,28 @@ class Group:
 
     @property
     def follower(self) -> int:
-        """The process of rank 1."""
+        """Process id of rank 1."""
         if self.joined is not None:
             return self.joined.pid
         (found,) = [pid for pid in children(self.process.pid) if "mlx_backend.follow" in command_of(pid)]
         return found
 
     def note(self) -> None:
-        """Remember every process that belongs to it now."""
+        """Record every process that belongs to it now."""
         for process in (self.process, self.joined):
             if process is not None:
                 self.pids |= descendants(process.pid) | {process.pid}
 
     def left(self) -> list[int]:
-        """The processes that have not ended."""
+        """Return the processes that have not ended."""
         return sorted(pid for pid in self.pids if is_alive(pid))
 
 
 @contextmanager
 def serving(*arguments: str, joins: bool = False) -> Iterator[Group]:
-    """Serve the shipped model over two ranks; whatever is left of it in the end is killed.
+    """Serve the shipped model over two ranks; remaining processes are killed at the end.
 
-    `joins`: by a hostfile and `pippin join`, as over two machines; else the server starts rank 1.
+    `joins`: by a hostfile and `pippin join`, as over two machines; otherwise the server starts rank 1.
     """
     port = free_port()
     with tempfile.TemporaryDirectory() as name:
@@ -117,7 +117,7 @@ def serving(*arguments: str, joins: bool = False) -> Iterator[Group]:
 
 
 def _hostfile(folder: Path) -> tuple[str, str, list[str]]:
-    """(where rank 0 waits, the key as @FILE, the arguments of `serve`) of two ranks on loopback."""
+    """Return (address of rank 0, the key as @FILE, the arguments of `serve`) of two ranks on loopback."""
     leader, *ports = (free_port() for _ in range(3))
     file, key = folder / "hosts.json", folder / "key"
     file.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
@@ -140,7 +140,7 @@ def _await_ready(group: Group) -> None:
 
 
 class Client(threading.Thread):
-    """A client that reads a long answer. `ended_at` and `error`: when its stream ended, and with what."""
+    """Client that reads a long answer. `ended_at` and `error`: time and error of the stream's end."""
 
     def __init__(self, url: str, prompt: str, max_tokens: int) -> None:
         super().__init__(daemon=True)
@@ -165,7 +165,7 @@ class Client(threading.Thread):
 
 
 def until(condition: object, limit_s: float) -> float | None:
-    """Wait until `condition()`; return when that was, None where it did not come in time."""
+    """Wait until `condition()`; return the time, or None if it takes longer than `limit_s`."""
     assert callable(condition)
     deadline = time.monotonic() + limit_s
     while not condition():
@@ -176,14 +176,14 @@ def until(condition: object, limit_s: float) -> float | None:
 
 
 def command_of(pid: int) -> str:
-    """Return a process's command line, empty where it has ended."""
+    """Return a process's command line, empty if it has ended."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     return ""
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether a process runs; one that only waits for its parent to notice does not."""
+    """Return whether a process runs; a zombie does not."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
@@ -200,6 +200,6 @@ def children(pid: int) -> set[int]:
 
 
 def descendants(pid: int) -> set[int]:
-    """Return the processes that a process, or one that it has started, has started."""
+    """Return the processes started by a process or by its descendants."""
     found = children(pid)
     return found.union(*(descendants(each) for each in found))

@@ -18,19 +18,19 @@ from bench.ranks_serving import Group, serving
 
 _AT_ONCE = 6
 _LEAVE = 0.3
-"""The share of clients that leave in the middle of their answer."""
+"""Share of clients that leave in the middle of their answer."""
 _SAMPLE_S = 2.0
 _HANG_S = 120.0
-"""A client that has not got a byte for so long hangs."""
+"""Time without a byte after which a client counts as hanging."""
 _WARM = 0.3
-"""The share of the soak after which memory is expected to stay."""
+"""Share of the soak after which memory should stay flat."""
 _MOST_GROWTH = 0.03
 _WORDS = ("red", "fox", "stone", "seven", "river", "quiet", "lamp", "north")
 _RESIDENT = re.compile(r"VmRSS:\s+(\d+) kB")
 
 
 def run(options: argparse.Namespace) -> tuple[Any, bool]:
-    """Print what came of it; return every sample, and whether memory stayed and nothing hung."""
+    """Print the outcome; return every sample, and whether memory stayed flat and nothing hung."""
     with serving("--prefix-cache-ram-gb", "0.01", "--scheduler-max-num-seqs", "4") as group:
         samples, ends = asyncio.run(_soak(group, 60 * options.minutes))
         code = group.process.poll()
@@ -61,7 +61,7 @@ async def _soak(group: Group, duration_s: float) -> tuple[list[dict[str, float]]
 
 
 async def _ask(http: httpx.AsyncClient, source: random.Random) -> str:
-    """Ask one question, and return how it ended."""
+    """Send one question, and return how it ended."""
     shared = " ".join(_WORDS) if source.random() < 0.5 else ""
     prompt = f"{shared} {' '.join(source.choices(_WORDS, k=source.randint(1, 60)))}"
     body: dict[str, Any] = {"prompt": prompt, "max_tokens": source.randint(1, 60), "stream": True}
@@ -88,7 +88,7 @@ async def _ask(http: httpx.AsyncClient, source: random.Random) -> str:
 
 
 async def _sample(http: httpx.AsyncClient, group: Group) -> dict[str, float]:
-    """Return what the processes of both ranks hold now, MB."""
+    """Return the memory of the processes of both ranks, in MB."""
     found = {}
     for rank, pid in enumerate((group.process.pid, group.follower)):
         told = _RESIDENT.search(Path(f"/proc/{pid}/status").read_text())
@@ -100,7 +100,7 @@ async def _sample(http: httpx.AsyncClient, group: Group) -> dict[str, float]:
 
 
 def _print_growth(samples: list[dict[str, float]]) -> bool:
-    """Print how much each figure has grown since it was warm, by medians, and return whether all have stayed."""
+    """Print the growth of each figure after warm-up, by medians, and return whether all stayed flat."""
     warm = samples[int(_WARM * len(samples)) :]
     third = max(1, len(warm) // 3)
     print("| | MB when warm | MB in the end | growth |\n| --- | ---: | ---: | ---: |")

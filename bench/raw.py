@@ -1,8 +1,8 @@
-"""mlx-lm alone, without a server: `python -m bench.raw MODEL`. A line of JSON in is work, a line out its records.
+"""mlx-lm alone, without a server: `python -m bench.raw MODEL`. Each JSON line in is work, each line out its records.
 
 In : {"prompts": [text, ...], "max_tokens": n}; one prompt runs by `stream_generate`, several by `BatchGenerator`.
-     {"continues": text, "max_tokens": n}: one prompt, in a cache that keeps what it shares with the one before.
-Out: {"is_ready": true} once, then {"records": [...]} for each line, as `server.client.record.Record` has them.
+     {"continues": text, "max_tokens": n}: one prompt, in a cache that keeps the prefix shared with the previous one.
+Out: {"is_ready": true} once, then {"records": [...]} for each line, in the form of `server.client.record.Record`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main(folder: str) -> None:
     """Load, then work until standard input ends."""
     from mlx_lm import load
 
-    answers, sys.stdout = sys.stdout, sys.stderr  # what the library prints is not an answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # keeps prints of the library out of the answers
     model, tokenizer = load(folder)[:2]
     kept = KeptCache(model, tokenizer)
     print(json.dumps({"is_ready": True}), file=answers, flush=True)
@@ -35,7 +35,7 @@ def main(folder: str) -> None:
 
 
 def run_single(model: Any, tokenizer: Any, prompts: list[str], max_tokens: int) -> list[Record]:
-    """One prompt, greedy."""
+    """Generate from one prompt, greedy."""
     from mlx_lm import stream_generate
 
     sent_s = time.perf_counter()
@@ -45,7 +45,7 @@ def run_single(model: Any, tokenizer: Any, prompts: list[str], max_tokens: int) 
 
 
 def run_batch(model: Any, tokenizer: Any, prompts: list[str], max_tokens: int) -> list[Record]:
-    """All prompts together, greedy."""
+    """Generate from all prompts together, greedy."""
     from mlx_lm.generate import BatchGenerator
 
     sent_s = time.perf_counter()
@@ -63,7 +63,7 @@ def run_batch(model: Any, tokenizer: Any, prompts: list[str], max_tokens: int) -
 
 
 class KeptCache:
-    """One prompt cache for prompts that come one after the other, trimmed to what the next shares with the last."""
+    """One prompt cache for sequential prompts, trimmed to the prefix that the next shares with the last."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._model, self._tokenizer = model, tokenizer
@@ -71,7 +71,7 @@ class KeptCache:
         self._ids: list[int] = []
 
     def run(self, prompt: str, max_tokens: int) -> list[Record]:
-        """Answer greedily; at least the prompt's last token is computed anew."""
+        """Generate greedily; at least the prompt's last token is computed again."""
         from mlx_lm import stream_generate
         from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 

@@ -1,4 +1,4 @@
-"""The other end of `bench.raw`: its process, asked from here."""
+"""The client side of `bench.raw`: starts its process and sends it work."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from server.client.record import Record
 
 
 class RawProcess:
-    """A process that has the model loaded and computes what it is asked, one thing at a time."""
+    """A process with a loaded model that runs one task at a time."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
-        self._read()  # that it is ready
+        self._read()  # waits until it is ready
 
     def generate(self, prompts: Sequence[str], max_tokens: int) -> list[Record]:
-        """Answer all prompts at once; blocks until they are. Raises StartError when the process has ended."""
+        """Generate from all prompts at once; blocks until done. Raises StartError if the process has ended."""
         return self._ask({"prompts": prompts, "max_tokens": max_tokens})
 
     def generate_after(self, prompt: str, max_tokens: int) -> list[Record]:
-        """Answer a prompt in a cache that keeps what it shares with the one before. Raises StartError as above."""
+        """Generate in a cache that keeps the prefix shared with the previous prompt. Raises StartError as above."""
         return self._ask({"continues": prompt, "max_tokens": max_tokens})
 
     def _ask(self, work: dict[str, Any]) -> list[Record]:
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # reading notices it
+        with suppress(BrokenPipeError):  # reading reports it
             print(json.dumps(work), file=self._process.stdin, flush=True)
         return [Record(**{**fields, "stamps": tuple(fields["stamps"])}) for fields in self._read()["records"]]
 
@@ -47,7 +47,7 @@ class RawProcess:
 
 @contextmanager
 def run_raw(model: Path) -> Iterator[RawProcess]:
-    """Raw mlx-lm with the model loaded, until the block ends. Raises StartError."""
+    """Run raw mlx-lm with the model loaded, until the block ends. Raises StartError."""
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.raw", str(model)],
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""One request as its client saw it: what `pippin bench` knows of it."""
+"""One request as its client saw it: the record of `pippin bench`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From measurements to a table for people and a document for programs. Pure, but for the machine's description."""
+"""From measurements to a table for people and a document for programs. Pure, except the machine's description."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CAPTION = "raw: mlx-lm in a process of its own, in turn with ours; peer: mlx_lm.
 FULL_CAPTION = "KV caches of ours and of the peer quantized; full: ours with a KV cache in full precision"
 
 Values = tuple[float | None, ...]
-"""One a round."""
+"""One value per round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +32,21 @@ class Row:
     ours: Values
     peer: Values
     full: Values
-    """Ours with a KV cache in full precision, where ours has a quantized one."""
+    """Ours with a KV cache in full precision, if ours has a quantized one."""
     ours_to_raw: Values
     ours_to_peer: Values
     ours_to_full: Values
 
 
 def build_rows(measurements: Sequence[Measurement], num_rounds: int) -> list[Row]:
-    """A row for each figure that was measured. Of raw, what took turns with ours; the rest is in the measurements."""
+    """Return a row for each measured figure. Of raw, only what took turns with ours; the measurements have the rest."""
     rows = [_row(figure, measurements, range(1, num_rounds + 1)) for figure in FIGURES]
     measured = (chain(row.raw, row.ours, row.peer, row.full) for row in rows)
     return [row for row, values in zip(rows, measured, strict=True) if any(value is not None for value in values)]
 
 
 def build_table(rows: Iterable[Row]) -> Table:
-    """The table: the median of the rounds, and behind it each round where there are several."""
+    """Return the table: the median of the rounds, followed by each round if there are several."""
     rows = list(rows)
     bases = ["raw", "peer"]
     if any(value is not None for row in rows for value in row.full):
@@ -66,7 +66,7 @@ def build_table(rows: Iterable[Row]) -> Table:
 
 
 def failures(measurements: Iterable[Measurement]) -> list[str]:
-    """A line for each measurement in which requests failed."""
+    """Return a line for each measurement with failed requests."""
     return [
         f"round {m.round}, {m.subject}, {m.workload}: "
         + ", ".join(f"{number} x {kind}" for kind, number in sorted(m.errors.items()))
@@ -78,7 +78,7 @@ def failures(measurements: Iterable[Measurement]) -> list[str]:
 def build_document(
     measurements: Sequence[Measurement], rows: Iterable[Row], settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """All of it, as JSON has it; seconds and bytes, unscaled."""
+    """Return everything as a JSON document; seconds and bytes, unscaled."""
     return {
         "machine": machine(),
         "settings": settings,
@@ -88,7 +88,7 @@ def build_document(
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on: system, processors, load at this moment, versions."""
+    """Return what the figures depend on: system, processors, current load, versions."""
     return {
         "system": platform.platform(),
         "processor": platform.processor() or platform.machine(),
@@ -101,7 +101,7 @@ def machine() -> dict[str, Any]:
 
 def _row(figure: Figure, measurements: Sequence[Measurement], rounds: range) -> Row:
     def values(subject: str, beside: str | None = None) -> Values:
-        """The figure of a subject in each round; with `beside`, only what was measured beside that server."""
+        """Return a subject's figure in each round; with `beside`, only values measured beside that server."""
         return tuple(
             middle(
                 m.figures.get(figure.key)

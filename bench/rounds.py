@@ -17,7 +17,7 @@ from bench.workloads import WORKLOADS, Bench, warm_up
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One workload on one subject in one round. Raw mlx-lm is measured `beside` a server, others beside nothing."""
+    """One workload on one subject in one round. Raw mlx-lm is measured `beside` a server, others alone."""
 
     round: int
     subject: str
@@ -29,7 +29,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure. `say` is told what is being done, for people."""
+    """Measurements to take. `say` receives progress messages for people."""
 
     model: Path
     kinds: Sequence[ServerKind]
@@ -39,12 +39,12 @@ class Plan:
 
 
 def order_of(kinds: Sequence[ServerKind], number: int) -> list[ServerKind]:
-    """The servers of round `number` (from 1): each second round runs backwards, so that drift favours nobody."""
+    """Return the servers of round `number` (from 1): even rounds run in reverse, so that drift cancels out."""
     return list(kinds) if number % 2 else list(reversed(kinds))
 
 
 def measure(plan: Plan, prompts: Prompts, raw: RawProcess | None) -> list[Measurement]:
-    """All rounds. A server that does not start has no measurements in that round; why is said."""
+    """Run all rounds. A server that does not start has no measurements in that round; `say` receives the reason."""
     found: list[Measurement] = []
     for number in range(1, plan.num_rounds + 1):
         for kind in order_of(plan.kinds, number):

@@ -23,22 +23,22 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class StartError(Exception):
-    """A process ended, or stayed silent, before it could be measured; the message has the end of its log."""
+    """A process ended, or stayed silent, before its measurement; the message has the end of its log."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerKind:
-    """How to start one kind of server, and where it says that it is ready."""
+    """Start command of one kind of server, and its readiness path."""
 
     name: str
     arguments: tuple[str, ...]
-    """After `python -m`; `{model}` and `{port}` are filled in."""
+    """Arguments after `python -m`; `{model}` and `{port}` are filled in."""
     ready_path: str
     names_its_model: bool
-    """Whether the model's name is read from `/v1/models`; else it is the folder."""
+    """Whether the model's name is read from `/v1/models`; otherwise it is the folder."""
 
     def having(self, *arguments: str, name: str | None = None) -> ServerKind:
-        """The same kind, with more arguments, and another name if given."""
+        """Return the same kind with more arguments, and another name if given."""
         return replace(self, name=name or self.name, arguments=(*self.arguments, *arguments))
 
     def command(self, model: Path, port: int) -> list[str]:
@@ -50,17 +50,17 @@ OURS = ServerKind(
     "ours", ("server", "serve", "{model}", "--port", "{port}", "--log-level", "warning"), "/ready", names_its_model=True
 )
 FULL = "full"
-"""The name of ours with a KV cache in full precision, where ours has a quantized one."""
+"""Name of ours with a KV cache in full precision, if ours has a quantized one."""
 PEER = ServerKind(
     "peer",
     ("mlx_lm.server", "--model", "{model}", "--port", "{port}", "--log-level", "WARNING"),
-    "/health",  # its /v1/models wants a download cache, which need not be there
+    "/health",  # its /v1/models requires a download cache, which may be missing
     names_its_model=False,
 )
 
 
 def kinds(kv_bits: int | None, has_peer: bool) -> list[ServerKind]:
-    """The servers to measure. With `kv_bits`, ours and the peer with such a KV cache, and ours with a full one."""
+    """Return the servers to measure. With `kv_bits`, ours and the peer with such a KV cache, and ours in full."""
     if kv_bits is None:
         return [OURS, PEER] if has_peer else [OURS]
     quantized = [OURS.having("--kv-cache-bits", str(kv_bits)), OURS.having(name=FULL)]
@@ -69,14 +69,14 @@ def kinds(kv_bits: int | None, has_peer: bool) -> list[ServerKind]:
 
 @dataclass(frozen=True, slots=True)
 class RunningServer:
-    """A server that answers: where, under which name of the model, and as which process."""
+    """A server that answers: its address, its name of the model, and its process."""
 
     url: str
     model: str
     pid: int
 
     def peak_bytes(self) -> int | None:
-        """The most memory it has had resident so far; None where there is no /proc."""
+        """Return its peak resident memory so far; None without /proc."""
         try:
             return peak_bytes_in(Path(f"/proc/{self.pid}/status").read_text(encoding="ascii"))
         except OSError:
@@ -85,7 +85,7 @@ class RunningServer:
 
 @contextmanager
 def run_server(kind: ServerKind, model: Path) -> Iterator[RunningServer]:
-    """A server of this kind, until the block ends. Raises StartError."""
+    """Run a server of this kind, until the block ends. Raises StartError."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
@@ -119,7 +119,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
+    """Return a port of loopback that is free now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -127,7 +127,7 @@ def free_port() -> int:
 
 
 def peak_bytes_in(status: str) -> int | None:
-    """The peak resident size in the text of a `/proc/<pid>/status`."""
+    """Return the peak resident size in the text of a `/proc/<pid>/status`."""
     match = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
     return int(match[1]) * 1024 if match else None
 

@@ -1,10 +1,10 @@
-"""What speculation gains and costs: tokens a second with it and without, in turn, in one process.
+"""Gain and cost of speculation: tokens per second with it and without, in turn, in one process.
 
 python -m bench.speculation [--rounds 3] [--tokens 200] [--batches 1,4,8] [--model made|pocket|FOLDER]
 
-The made model has random weights, and what is drafted for it is known: its own output, which the client predicts, with
-so many tokens changed as the workload says. So the share of drafts that come true is that of an edit of a file, of an
-extraction, or of nothing at all. The pocket model is asked what it can do, with n-grams alone.
+The made model has random weights, and its drafts are known: its own output, predicted by the client with a share of
+changed tokens by workload. So the accepted share is that of an edit of a file, of an extraction, or none. The pocket
+model answers questions it can, with n-grams alone.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PROMPT_TOKENS = 200
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """`changed`: the share of the predicted tokens that are not what comes; None: nothing is predicted."""
+    """`changed`: share of the predicted tokens that differ from the output; None: no prediction."""
 
     name: str
     changed: float | None
@@ -55,8 +55,8 @@ WORKLOADS = (
 
 
 def predicted(output: Sequence[int], changed: float, source: random.Random, vocab_size: int) -> tuple[int, ...]:
-    """An output as a client would predict it; never right where all of it is changed."""
-    if changed >= 1.0:  # found again and again, and each time followed by something else
+    """Return an output as a client would predict it; never right if all of it is changed."""
+    if changed >= 1.0:  # matched again and again, and each time followed by something else
         return tuple(token if i % 4 else (token + 1) % vocab_size for i, token in enumerate(output))
     return tuple((t + 1) % vocab_size if source.random() < changed else t for t in output)
 
@@ -64,7 +64,7 @@ def predicted(output: Sequence[int], changed: float, source: random.Random, voca
 async def ask(
     engine: Engine, prompts: Sequence[Sequence[int]], predictions: Sequence[Sequence[int]], num: int
 ) -> tuple[float, list[list[int]], float]:
-    """Tokens a second between the first and the last, the outputs, and the share of drafts that came true."""
+    """Return tokens per second between the first and the last, the outputs, and the accepted share of drafts."""
     requests = [
         GenerationRequest(
             request_id=f"bench-{i}",

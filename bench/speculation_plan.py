@@ -1,4 +1,4 @@
-"""What drafts should win on a machine that is not at hand, by the model of speed that `pippin plan` has.
+"""Expected gain of drafts on another machine, by the speed model of `pippin plan`.
 
 python -m bench.speculation_plan [--model deepseek-r1] [--machine m3-ultra-512] [--users 1,2,4]
 

@@ -1,6 +1,6 @@
-"""What is asked of a server, a function a workload. Knows the client and raw mlx-lm, not how either is started.
+"""Requests to a server, a function per workload. Uses the client and raw mlx-lm, and starts neither.
 
-Where raw mlx-lm can do the same, it takes turns with the server, prompt by prompt, so that both see the same machine.
+If raw mlx-lm can do the same, it takes turns with the server, prompt by prompt, so that both see the same machine.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ CONNS_TIMEOUT_S = 120.0
 LONG_PROMPT = 2048
 FAIR_STREAMS = 4
 FAIR_HEAD_START = 16
-"""The long prompt arrives when each stream has so many tokens."""
+"""Tokens of each stream when the long prompt arrives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """One server under measurement, with what the workloads need."""
+    """One server under measurement, with the tools of the workloads."""
 
     client: Client
     prompts: Prompts
@@ -36,7 +36,7 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A workload's figures, raw mlx-lm's beside them where there are any, and the failures by kind."""
+    """A workload's figures, those of raw mlx-lm if any, and the failures by kind."""
 
     figures: Figures
     raw_figures: Figures | None = None
@@ -44,7 +44,7 @@ class Outcome:
 
 
 async def run_single(bench: Bench) -> Outcome:
-    """One stream at a time: 256 tokens in, 64 out."""
+    """Run one stream at a time: 256 tokens in, 64 out."""
     served: list[Record] = []
     raw: list[Record] = []
     for _ in range(SINGLE_REPEATS):
@@ -56,7 +56,7 @@ async def run_single(bench: Bench) -> Outcome:
 
 
 async def run_batch8(bench: Bench) -> Outcome:
-    """8 streams at once: 64 tokens in, 64 out."""
+    """Run 8 streams at once: 64 tokens in, 64 out."""
     served: list[list[Record]] = []
     raw: list[list[Record]] = []
     for _ in range(BATCH_REPEATS):
@@ -68,7 +68,7 @@ async def run_batch8(bench: Bench) -> Outcome:
 
 
 async def run_conns256(bench: Bench) -> Outcome:
-    """256 connections at once: 16 tokens in, 8 out."""
+    """Open 256 connections at once: 16 tokens in, 8 out."""
     prompts = [bench.prompts.make(16) for _ in range(256)]
     asked = (bench.client.complete(prompt, 8, timeout_s=CONNS_TIMEOUT_S) for prompt in prompts)
     records = await asyncio.gather(*asked)
@@ -76,7 +76,7 @@ async def run_conns256(bench: Bench) -> Outcome:
 
 
 async def run_fair(bench: Bench) -> Outcome:
-    """4 streams decode when a prompt of 2,048 tokens arrives; such a prompt alone, before and after."""
+    """Decode 4 streams when a prompt of 2,048 tokens arrives; such a prompt alone, before and after."""
     alone = [await bench.client.complete(bench.prompts.make(LONG_PROMPT), 4)]
     underway = [asyncio.Event() for _ in range(FAIR_STREAMS)]
     tasks = [asyncio.create_task(_decode_on(bench, event)) for event in underway]
@@ -88,7 +88,7 @@ async def run_fair(bench: Bench) -> Outcome:
 
 
 async def _decode_on(bench: Bench, underway: asyncio.Event) -> Record:
-    """A long answer to a short prompt. `underway` is set when it decodes, and also when it has failed."""
+    """Decode a long answer to a short prompt. `underway` is set when it decodes, and also if it fails."""
 
     def on_text(num_texts: int) -> None:
         if num_texts == FAIR_HEAD_START:
@@ -101,7 +101,7 @@ async def _decode_on(bench: Bench, underway: asyncio.Event) -> Record:
 
 
 async def run_prefix(bench: Bench) -> Outcome:
-    """Prompts that share their first 1,024 tokens, one after the other; 8 tokens out."""
+    """Send prompts that share their first 1,024 tokens, one after the other; 8 tokens out."""
     shared = bench.prompts.make(1024)
     served: list[Record] = []
     raw: list[Record] = []
@@ -120,11 +120,11 @@ WORKLOADS: dict[str, Callable[[Bench], Awaitable[Outcome]]] = {
     "fair": run_fair,
     "prefix": run_prefix,
 }
-"""In the order in which they run."""
+"""In running order."""
 
 
 async def warm_up(bench: Bench) -> None:
-    """Have everything compiled and in memory, here and there."""
+    """Compile and load everything in advance, in both."""
     await bench.client.complete(bench.prompts.make(256), 16)
     if bench.raw:
         bench.raw.generate([bench.prompts.make(256)], 16)

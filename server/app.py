@@ -1,4 +1,4 @@
-"""The application: dialects, error answers and the request envelope around one registry. Nothing global."""
+"""The application: dialects, error answers and the request envelope around one registry. No globals."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ class Application(PublishedAPI):
         self.parts = parts
         self.error_bodies = collect_errors(dialects)
         for dialect in dialects:
-            # Not by `include_router`: it would build every route once more, within the first requests.
+            # Not `include_router`, which would build every route again during the first requests.
             self.router.routes.extend(dialect.build_router(parts).routes)
         error_answers.install(self, self.error_bodies)
-        # Outside of the framework's own layers, so that nothing stands between the envelope and the server.
+        # Outside the framework's own layers, so that nothing is between the envelope and the server.
         self.admission = Admission(self.build_middleware_stack(), parts.lifecycle, self.error_bodies)
         unlabelled = [prefix for dialect in dialects if dialect.takes_unlabelled for prefix in dialect.prefixes]
         self.file_bytes = {
             path: most_upload_bytes(parts.config) for dialect in dialects for path in dialect.takes_files
         }
-        """The size that bodies may have at paths of uploads."""
+        """Size limits of bodies at upload paths."""
         self.gate = Gate(
             self.admission, parts.config, self.error_bodies, takes_unlabelled=unlabelled, takes_files=self.file_bytes
         )
@@ -61,7 +61,7 @@ class Application(PublishedAPI):
 
     @asynccontextmanager
     async def _live(self, _: FastAPI) -> AsyncIterator[None]:
-        """Start the registry, which loads in the background, and what measures; close them at the end."""
+        """Start the registry, which loads in the background, and the meters; close them at the end."""
         sse.let_streams_finish()
         parts = self.parts
         parts.registry.start()
@@ -79,7 +79,7 @@ class Application(PublishedAPI):
             await parts.registry.close()
 
     def _sender_of(self, owner: str) -> Send:
-        """Return how the requests of a batch are sent, those of the key of this name."""
+        """Return the function that sends the requests of a batch, as the key `owner`."""
         tenant = partial(self.gate.tenant_named, owner)
         return InProcess(self.admission, self.error_bodies, lambda: self.parts.config.security, tenant).send
 
@@ -92,11 +92,10 @@ def create_app(
     origins: Mapping[str, str] | None = None,
     dialects: Sequence[Dialect] = DIALECTS,
 ) -> Application:
-    """The ASGI application. Its lifespan starts the registry, which loads in the background, and closes it.
+    """Return the ASGI application. Its lifespan starts the registry, which loads in the background, and closes it.
 
-    Raises KeysError, and OSError for a folder of batches that cannot be used.
-
-    `origins`: where each setting came from, by dotted key, for whoever asks.
+    Raises KeysError, and OSError if the folder of batches cannot be used.
+    `origins`: source of each setting, by dotted key, for reports.
     """
     settings = CurrentConfig(config)
     return Application(

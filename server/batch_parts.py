@@ -1,4 +1,4 @@
-"""The store of files and batches and what runs them, by the configuration."""
+"""Build the store of files and batches, and its worker, from the configuration."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from server.batches.worker import BatchWorker, WorkerLimits
 from server.config import Config, CurrentConfig
 
 _FORM_BYTES = 1 << 16
-"""What an upload has beside its file: other fields, and the marks between them."""
+"""Size of an upload beside its file: other fields, and the boundaries between them."""
 _LINE_BYTES = 1 << 16
-"""What a line of a batch has beside the body of its request."""
+"""Size of a batch line beside the body of its request."""
 _DAY_S = 86_400
 
 
 def open_batches(settings: CurrentConfig) -> BatchWorker | None:
-    """Return the worker of the configured folder; None where there is none. Raises OSError."""
+    """Return the worker of the configured folder, or None without one. Raises OSError."""
     folder = settings.now.batches.dir
     if folder is None:
         return None

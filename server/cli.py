@@ -1,7 +1,7 @@
 """The command line: `serve`, `plan`, `config`, `version`, and a command for each module of `server/commands`.
 
-The flags of `serve` and `config` come from the declared fields (`serve_flags`). Everything heavy is imported by the
-command that needs it, so that `pippin --help` answers at once.
+The flags of `serve` and `config` come from the declared fields (`serve_flags`). Each command imports its heavy
+dependencies itself, so that `pippin --help` answers at once.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ doctor.add_to(app, lambda arguments: _parse_serve(arguments))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command and exit with its code; 2 and one line for a configuration that cannot be used."""
+    """Run one command and exit with its code; print one line and exit with 2 for an invalid configuration."""
     try:
         app(args=argv, prog_name="pippin")
     except ConfigError as error:
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parse_serve(arguments: Sequence[str]) -> Config:
-    """The configuration of `pippin serve` with these arguments. Raises ConfigError."""
+    """Return the configuration of `pippin serve` with these arguments. Raises ConfigError."""
     return serve_flags.resolve_arguments(arguments).config
 
 
@@ -80,13 +80,13 @@ def _parse_serve(arguments: Sequence[str]) -> Config:
 
 
 _PASSED_ON = {"ignore_unknown_options": True, "help_option_names": []}
-"""Of a command whose flags are `server.serve_flags`': all of them reach it as they were written."""
+"""Settings of commands that use the flags of `server.serve_flags`: they receive all flags unparsed."""
 _Arguments = typer.Argument(None, metavar="[OPTIONS] [MODEL]", show_default=False)
 
 
 @app.command(context_settings=_PASSED_ON)
 def serve(arguments: list[str] | None = _Arguments) -> None:
-    """Serve a model over HTTP until told to stop."""
+    """Serve a model over HTTP until stopped."""
     if serve_flags.asks_help(arguments or []):
         serve_flags.show_help("serve", str(serve.__doc__), {})
         return
@@ -100,7 +100,7 @@ def serve(arguments: list[str] | None = _Arguments) -> None:
         raise ConfigError(
             "no model: say `pippin serve MODEL`, MODEL being a folder or hub id of an MLX model, or --backend mock"
         )
-    gc.disable()  # nothing of what is imported is garbage, and to look takes a tenth of a start
+    gc.disable()  # imports create no garbage, and looking for it takes a tenth of a start
     from server.run import serve as run
 
     gc.enable()
@@ -112,7 +112,7 @@ def show_config(
     arguments: list[str] | None = _Arguments,
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
 ) -> None:
-    """Print the settings as they resolve, and where each came from."""
+    """Print the resolved settings, and the source of each."""
     if serve_flags.asks_help(arguments or []):
         serve_flags.show_help("config", str(show_config.__doc__), {"--json": "Print JSON instead of a table."})
         return
@@ -153,7 +153,7 @@ def plan(
     anchors: bool = typer.Option(False, "--anchors", help="List the speeds that estimates are fitted to, and end."),
     is_list: bool = typer.Option(False, "--list", help="Rank the shipped profiles for the machine, and end."),
 ) -> None:
-    """Say what of a model fits a machine: context, users, speed, and what would help. Nothing is loaded."""
+    """Show whether a model fits a machine: context, users, speed, and possible improvements. Nothing is loaded."""
     from mlx_backend.planning.ranks_plan import Choice
     from server import plan as shown
     from server import plan_ranks
@@ -220,7 +220,7 @@ def _list_profiles(machine: str | None, as_json: bool) -> None:
 
 
 def _print_version(is_asked: bool) -> None:
-    """Print the versions and end, where that is asked for."""
+    """Print the versions and exit, if requested."""
     if not is_asked:
         return
     import platform
@@ -238,7 +238,7 @@ def _print_version(is_asked: bool) -> None:
 
 @app.command()
 def version() -> None:
-    """Print the versions of Pippin and of what it computes with."""
+    """Print the versions of Pippin and of its main dependencies."""
     _print_version(True)
 
 
@@ -248,7 +248,7 @@ def _options(
         False, "--version", help="Same as `pippin version`.", is_eager=True, callback=_print_version
     ),
 ) -> None:
-    """Options of `pippin` itself; what they ask for is done before this is called."""
+    """Options of `pippin` itself; their callbacks run before this."""
 
 
 def _print_json(rows: Mapping[str, tuple[Any, str]]) -> None:
@@ -263,7 +263,7 @@ def _print_table(rows: Mapping[str, tuple[Any, str]]) -> None:
 
     table = Table("key", "value", "where from", box=None, pad_edge=False)
     for column in table.columns:
-        column.overflow = "fold"  # a long path is wrapped, never cut
+        column.overflow = "fold"  # wraps a long path instead of cutting it
     for key, (value, origin) in rows.items():
         text = "none" if value is None else str(value)
         table.add_row(key, text, origin, style="dim" if origin == "default" else None)

@@ -1,6 +1,6 @@
-"""Where settings come from: a YAML file, variables, flags. What each gives, by dotted key, and how a value is read.
+"""Sources of settings: a YAML file, variables and flags, by dotted key, and the parsing of their values.
 
-Works on any table of fields; knows no particular one.
+Works on any table of fields.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from typing import Any, Literal
 
 PREFIX = "PIPPIN_"
 FILE_VARIABLE = "PIPPIN_CONFIG"
-"""The variable that names the configuration file, where no flag does."""
+"""Variable that names the configuration file if no flag does."""
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; one line that says which source, which key and what is wrong."""
+    """The configuration is invalid; one line names the source, the key and the problem."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """One value that can be set, as declared. `section` is empty at the top level."""
+    """Declaration of one setting. `section` is empty at the top level."""
 
     section: str
     name: str
     type: type
-    """int, float, bool or str; of a Literal, the type of its values."""
+    """int, float, bool or str; for a Literal, the type of its values."""
     is_optional: bool
     choices: tuple[Any, ...] = ()
     default: Any
     help: str
     short_flag: str | None = None
-    """Another name of its flag."""
+    """Alias of its flag."""
 
     @property
     def key(self) -> str:
@@ -55,7 +55,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A value as a source gave it, not yet read."""
+    """A value from a source, not parsed yet."""
 
     value: Any
     origin: str
@@ -67,7 +67,7 @@ Table = Sequence[Field]
 
 
 def from_file(path: Path, table: Table, apart: Sequence[str] = ()) -> dict[str, Given]:
-    """The values of a YAML file, whose sections are nested mappings; of keys in `apart`, as they are.
+    """Return the values of a YAML file, with sections as nested mappings; keys in `apart` are not checked.
 
     Raises ConfigError.
     """
@@ -88,7 +88,7 @@ def from_file(path: Path, table: Table, apart: Sequence[str] = ()) -> dict[str, 
 
 
 def from_environment(environ: Mapping[str, str], table: Table) -> dict[str, Given]:
-    """The values of the variables that begin with PIPPIN_. Raises ConfigError."""
+    """Return the values of the variables that begin with PIPPIN_. Raises ConfigError."""
     known = {f.variable: f.key for f in table}
     given = {}
     for variable, text in environ.items():
@@ -103,13 +103,13 @@ def from_environment(environ: Mapping[str, str], table: Table) -> dict[str, Give
 
 
 def from_flags(flags: Mapping[str, str | None], table: Table) -> dict[str, Given]:
-    """The values of the flags that were given, by dotted key. Raises KeyError for a key that is none."""
+    """Return the values of the flags that were set, by dotted key. Raises KeyError for an unknown key."""
     flag_of = {f.key: f.flag for f in table}
     return {key: Given(text, f"flag {flag_of[key]}") for key, text in flags.items() if text is not None}
 
 
 def _load_yaml(path: Path) -> dict[Any, Any]:
-    import yaml  # late: `pippin --help` needs none
+    import yaml  # late: not needed by `pippin --help`
 
     try:
         text = path.read_bytes()
@@ -131,7 +131,7 @@ def _load_yaml(path: Path) -> dict[Any, Any]:
 
 
 def _repeated_keys(node: Any) -> Iterator[str]:
-    """YAML readers take the last of two equal keys and say nothing; here it is an error."""
+    """Yield an error for each repeated key: YAML readers silently take the last one."""
     if node is None or node.id != "mapping":
         return
     seen = set()
@@ -171,7 +171,7 @@ def _unknown_key(key: str, origin: str, table: Table) -> ConfigError:
 
 
 def _nearest_key(key: str, table: Table) -> str:
-    """The key or section that `key` is most like; a bare name finds its section."""
+    """Return the key or section closest to `key`; a bare name finds its section."""
     names = {f.name: f.key for f in table} | {name: name for name in _sections(table)} | {f.key: f.key for f in table}
     return names[_nearest(key, list(names))]
 
@@ -184,7 +184,7 @@ def _nearest(word: str, known: list[str]) -> str:
 
 
 def read(declared: Field, given: Given) -> Any:
-    """The value in the field's own type. Raises ConfigError."""
+    """Return the value in the field's type. Raises ConfigError."""
     value = given.value
     try:
         if value is None or (value == "none" and "none" not in declared.choices):
@@ -243,7 +243,7 @@ KINDS: Mapping[type, Callable[[Any], Any]] = {
     bool: _read_bool,
     str: _read_str,
 }
-"""The types a field may have, each with what reads it."""
+"""Allowed types of fields, each with its parser."""
 
 
 def declared_fields(owner: type, section: str, *skipped: str) -> Iterator[Field]:

@@ -1,6 +1,6 @@
-"""Work for a client that may leave: the work ends when the client does.
+"""Work for a client that may disconnect: the work ends when the client does.
 
-Knows nothing of what the work is. Streamed answers have this in `sse`.
+Independent of the work. For streamed answers, `sse` does this.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 
 class ClientGone(Exception):
-    """The client left before the answer was ready; nobody will read it."""
+    """The client disconnected before the answer was ready."""
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`. Raises ClientGone, with the work cancelled and cleaned up, when the client leaves."""
+    """Return the result of `work`. If the client disconnects, cancel and await the work, and raise ClientGone."""
     working = asyncio.create_task(work)
     watching = asyncio.create_task(_disconnected(receive))
     try:

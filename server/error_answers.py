@@ -1,6 +1,6 @@
-"""Errors as answers: what the framework raises, in words, and a status with a body for every error.
+"""Errors as answers: messages for the framework's errors, and a status and body for every error.
 
-Knows FastAPI and Starlette, so that `errors`, which the service raises, need not.
+Depends on FastAPI and Starlette, so that `errors`, which the service raises, does not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger("pippin.errors")
 
 
 def from_validation(error: RequestValidationError) -> InvalidRequest:
-    """The first of the validation's complaints as one sentence that names the parameter."""
+    """Return the first validation error as one sentence that names the parameter."""
     first = error.errors()[0]
     kind, location = first["type"], first["loc"][1:]
     if kind == "json_invalid":
@@ -39,7 +39,7 @@ def from_validation(error: RequestValidationError) -> InvalidRequest:
 
 
 def from_http(error: HTTPException, method: str, path: str) -> APIError:
-    """A routing error of the framework, in words."""
+    """Return a routing error of the framework with a message."""
     if error.status_code == 404:
         answer: APIError = InvalidRequest(f"Unknown path: {method} {path}", code="not_found")
     elif error.status_code == 405:
@@ -53,7 +53,7 @@ def from_http(error: HTTPException, method: str, path: str) -> APIError:
 
 
 def answer_error(bodies: ErrorBodies, scope: MutableMapping[str, Any], error: APIError) -> Response:
-    """The answer to the request of `scope`, in the shape of the dialect that was asked; remembered and logged."""
+    """Return the answer to the request of `scope`, in the format of its dialect; record and log the error."""
     note_error(scope, error)
     _log_answer(error)
     body = bodies.write(scope["path"], error)
@@ -67,7 +67,7 @@ def _log_answer(error: APIError) -> None:
 
 
 def install(app: FastAPI, bodies: ErrorBodies) -> None:
-    """Have every error of `app` answered. The unforeseen ones are logged by `middleware`."""
+    """Install handlers for every error of `app`. `middleware` logs unexpected ones."""
 
     async def answer_api_error(request: Request, error: Exception) -> Response:
         return answer_error(bodies, request.scope, to_api_error(error))

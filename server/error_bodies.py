@@ -1,6 +1,7 @@
-"""The bodies of errors. Each dialect has its own, and the path of the request says whose is written.
+"""The bodies of errors. Each dialect has its own format; the path of the request selects it.
 
-Whatever answers with an error, from the connection up to the routes, writes its body here. Knows no dialect.
+Every layer that answers with an error, from the connection to the routes, writes its body here. Independent of
+dialects.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from server.errors import APIError
 
 EncodeError = Callable[[APIError], Mapping[str, Any]]
-"""The body of an error: an object of JSON."""
+"""Returns the body of an error: a JSON object."""
 
 
 class ErrorBodies:
@@ -24,20 +25,20 @@ class ErrorBodies:
         by_prefix: Mapping[str, EncodeError] | None = None,
         id_headers: Mapping[str, str] | None = None,
     ) -> None:
-        """`by_prefix`: for a path, and all below it, that has error bodies of its own; the longest one decides.
+        """`by_prefix`: encoders for a path and everything below it; the longest match applies.
 
-        `id_headers`: the header in which a path, and all below it, has the id of a request beside `X-Request-Id`.
+        `id_headers`: header with the request id, in addition to `X-Request-Id`, for a path and everything below it.
         """
         self._default = default
         self._id_headers = dict(id_headers or {})
         self._by_prefix = sorted((by_prefix or {}).items(), key=lambda item: len(item[0]), reverse=True)
 
     def write(self, path: str, error: APIError) -> bytes:
-        """The body for whoever asked for `path`. Pure ASCII: the message may quote what is no valid Unicode."""
+        """Return the body for a request to `path`. Pure ASCII: the message may quote invalid Unicode."""
         return json.dumps(self._encoder_of(path)(error)).encode()
 
     def id_header(self, path: str) -> str | None:
-        """The further header with the id of a request for `path`; None where it has none."""
+        """Return the additional header with the request id for `path`, or None."""
         for prefix, header in self._id_headers.items():
             if _is_below(path, prefix):
                 return header

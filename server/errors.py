@@ -1,4 +1,4 @@
-"""What a client is told when something goes wrong, and the one table from the engine's errors to it.
+"""The errors that clients receive, and the one table that maps engine errors to them.
 
     APIError                     status  type                    code
     ├── InvalidRequest           400     invalid_request_error   -
@@ -10,7 +10,7 @@
     └── InternalError            500     server_error            internal_error
 
 Before the first byte an error is a status and a body (`error_answers`, `error_bodies`); after it, one event in the
-dialect's shape (`sse`). Knows nothing of bodies, jobs or streams, and loads nothing of HTTP: the service raises these.
+dialect's format (`sse`). Independent of bodies, jobs and streams, without HTTP imports: the service raises these.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 
 class APIError(Exception):
-    """An error a client can read. `param` is the wire's name of what was wrong, dotted."""
+    """An error with a message for clients. `param` is the dotted name of the offending parameter on the wire."""
 
     status: int = 500
     type: str = "server_error"
     code: str | None = None
     origin: BaseException | None = None
-    """The engine's error that it stands for: a dialect may have words of its own for it."""
+    """The engine's error behind it: a dialect may have its own message for it."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -44,19 +44,19 @@ class APIError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers of the answer, beyond those of every answer."""
+        """Additional headers of the answer."""
         return {}
 
 
 class InvalidRequest(APIError):
-    """The request cannot be served as it is; the same request will fail again."""
+    """The request cannot be served; the same request will fail again."""
 
     status = 400
     type = "invalid_request_error"
 
 
 class UnsupportedParameter(InvalidRequest):
-    """An option that would change the output, and that this server does not have."""
+    """An option that would change the output, but is not supported."""
 
     code = "unsupported_parameter"
 
@@ -94,7 +94,7 @@ class BodyTooLarge(InvalidRequest):
 
 
 class Unavailable(APIError):
-    """Nothing is wrong with the request; later it may be served."""
+    """The request is valid and may succeed later."""
 
     status = 503
 
@@ -104,7 +104,7 @@ class Unavailable(APIError):
 
 
 class InternalError(APIError):
-    """A fault of the server. The message says nothing of its inside; the log does."""
+    """A fault of the server. The log has the details; the message does not."""
 
     code = "internal_error"
 
@@ -113,7 +113,7 @@ class InternalError(APIError):
 
 
 class _EngineFailure(APIError):
-    """An engine error without a class of its own here: status, type and code come from the table."""
+    """An engine error without its own class: status, type and code come from the table."""
 
     def __init__(
         self, message: str, status: int, type: str, code: str, param: str | None, retry_after_s: int = RETRY_AFTER_S
@@ -151,7 +151,7 @@ _RETRY_CODES = frozenset({"model_loading", "queue_full", "engine_closed"})
 
 
 def to_api_error(error: BaseException, param: str | None = None) -> APIError:
-    """The error a client sees for `error`. What nobody foresaw becomes an InternalError."""
+    """Return the error that a client receives for `error`. Unexpected errors become an InternalError."""
     if isinstance(error, APIError):
         return error
     for kind in type(error).__mro__:
@@ -164,27 +164,27 @@ def to_api_error(error: BaseException, param: str | None = None) -> APIError:
 
 
 def describe_error(error: APIError) -> str:
-    """What is wrong with a request is told its client; its words may be a prompt's: others are told the place."""
+    """Return the error for the log: only the place of an invalid request, because its message may quote a prompt."""
     if not isinstance(error, InvalidRequest):
         return error.message
     return f"at '{_place(error.param)}'" if error.param else "no parameter"
 
 
 def _place(param: str) -> str:
-    """A parameter's name as far as it is made of names and numbers."""
+    """Return a parameter's name, with parts that are not plain names or numbers replaced by `?`."""
     return ".".join(part if _NAME.fullmatch(part) else "?" for part in param.split(".")[:8])
 
 
 ErrorCounts = Counter[tuple[int, str]]
-"""Errors that clients were told, by status and code; an error without a code counts by its type."""
+"""Errors returned to clients, by status and code; an error without a code counts by its type."""
 
 
 def count_error(counts: ErrorCounts, error: APIError | None) -> None:
-    """One more request that was answered with `error`, if it was."""
+    """Count `error`, unless it is None."""
     if error is not None:
         counts[error.status, error.code or error.type] += 1
 
 
 def note_error(scope: MutableMapping[str, Any], error: APIError) -> None:
-    """Remember what the request of `scope` is told, for the envelope, which counts it."""
+    """Store the error of the request of `scope`, for the envelope to count."""
     scope.setdefault("state", {})["error"] = error

@@ -1,7 +1,7 @@
 """Memory that the C allocator keeps after a large piece of work, given back to the system.
 
-Tokenizing a long text takes hundreds of bytes a token for a moment, and malloc would keep them for ever: beside a
-model that fills the machine that is memory nobody can use.
+Tokenizing a long text briefly takes hundreds of bytes per token, and malloc would keep them: beside a model that fills
+the machine, that memory would be lost.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 
 
 def give_back() -> None:
-    """Return free memory to the system; takes milliseconds. Nothing where the system has no call for it."""
+    """Return free memory to the system; takes milliseconds. Does nothing if the system has no call for it."""
     trim = _find()
     if trim is not None:
         trim()
@@ -21,7 +21,7 @@ def give_back() -> None:
 
 @cache
 def _find() -> Callable[[], object] | None:
-    """malloc_trim(3) of glibc; malloc_zone_pressure_relief of macOS (malloc/malloc.h), which was not run on a Mac."""
+    """Return malloc_trim(3) of glibc, or malloc_zone_pressure_relief of macOS (malloc/malloc.h), not run on a Mac."""
     library = ctypes.CDLL(None)
     if sys.platform == "darwin":
         relief = getattr(library, "malloc_zone_pressure_relief", None)

@@ -1,6 +1,6 @@
-"""MLX's hostfile: which machines a group of ranks is on, in the order of their ranks. Read and checked, no more.
+"""MLX's hostfile, which lists the machines of a group of ranks in rank order: reading and checks only.
 
-Three forms are read, those that MLX itself writes and reads:
+Accepts the three forms that MLX itself writes and reads:
 
     {"backend": "ring", "envs": [], "hosts": [{"ssh": "a", "ips": ["192.168.1.10"], "rdma": []}, …]}
     [{"ssh": "a", "ips": ["192.168.1.10"], "rdma": [null, "rdma_en5"]}, …]
@@ -26,12 +26,12 @@ _NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
 class HostfileError(ValueError):
-    """One line: what is wrong with the file, and what to do."""
+    """The hostfile is invalid; one line states the problem and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a rank listens; port 0 where the file gives none."""
+    """Listening address of a rank; port 0 if the file has none."""
 
     host: str
     port: int = 0
@@ -47,15 +47,15 @@ class Host:
 
     rank: int
     name: str
-    """As ssh knows it, or its first address."""
+    """ssh name, or its first address."""
     addresses: tuple[Address, ...]
     rdma: tuple[str | None, ...] = ()
-    """By rank of the peer: the device that leads there, the first where there are several; None to itself."""
+    """RDMA device to each peer, by rank: the first of several; None for the rank itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hostfile:
-    """All of it."""
+    """Content of a hostfile."""
 
     hosts: tuple[Host, ...]
     backend: Backend
@@ -102,7 +102,7 @@ def parse(content: bytes) -> Hostfile:
 
 
 def _parts(document: Any) -> tuple[str, list[Any]]:
-    """(the backend that is named, the rows)"""
+    """Return (the named backend, the rows)."""
     if isinstance(document, dict):
         if not isinstance(document.get("hosts"), list):
             raise HostfileError("it has no list `hosts`; write one, with a host for each rank")
@@ -150,7 +150,7 @@ def _address(where: str, text: Any, *, wants_port: bool) -> Address:
 
 
 def _halves(text: str) -> tuple[str, str | None]:
-    """Host and port: `a`, `a:1`, `::1`, `[::1]:1`."""
+    """Split host and port: `a`, `a:1`, `::1`, `[::1]:1`."""
     if text.startswith("["):
         host, closing, rest = text[1:].partition("]")
         is_whole = bool(closing) and (not rest or rest.startswith(":"))
@@ -178,7 +178,7 @@ def _is_host(text: str) -> bool:
 
 
 def _alike(host: str) -> str:
-    """One text for all ways to write an address."""
+    """Return one text for all spellings of an address."""
     try:
         return str(ipaddress.ip_address(host))
     except ValueError:
@@ -207,7 +207,7 @@ def _device(where: str, device: Any) -> str | None:
 
 
 def _check_once(hosts: Sequence[Host]) -> None:
-    """Neither a name nor an address is there twice; ranks of a test on one machine have ports that differ."""
+    """Raise HostfileError for a repeated name or address; ranks on one machine, as in tests, differ by port."""
     seen: dict[tuple[str, int], int] = {}
     for host in hosts:
         places = {(_alike(address.host), address.port): str(address) for address in host.addresses}

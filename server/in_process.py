@@ -1,6 +1,6 @@
 """Requests of batches to an application in the same process: below the gate, without a socket.
 
-What the gate checks of a body is checked here. Plain ASGI; knows no route.
+Performs the gate's checks of bodies itself. Plain ASGI, independent of routes.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ logger = logging.getLogger("pippin.batches")
 
 
 def as_batch(tenant: Tenant) -> Tenant:
-    """Return the tenant as batches have it: the one place for the priority of their requests."""
+    """Return the tenant for batches: the one place that sets the priority of their requests."""
     return replace(tenant, priority="batch")
 
 
 class InProcess:
-    """Sends the requests of one tenant to an application."""
+    """Sender of one tenant's requests to an application."""
 
     def __init__(
         self,
@@ -42,11 +42,11 @@ class InProcess:
         limits: Callable[[], SecurityConfig],
         tenant: Callable[[], Tenant | None],
     ) -> None:
-        """`limits`, `tenant`: asked with every request, as both may change; None: the tenant may ask no more."""
+        """`limits`, `tenant`: called for every request, as both may change; None: the tenant has lost access."""
         self._app, self._error_bodies, self._limits, self._tenant = app, error_bodies, limits, tenant
 
     async def send(self, url: str, body: bytes) -> Answer:
-        """Return the answer to a POST. Raises Stopped where the tenant's key is not valid any more."""
+        """Return the answer to a POST. Raises Stopped if the tenant's key is no longer valid."""
         tenant = self._tenant()
         if tenant is None:
             raise Stopped("the key that the batch belongs to is not valid any more")
@@ -56,7 +56,7 @@ class InProcess:
             return await self._send(url, body, request_id, as_batch(tenant))
         except APIError as error:
             return self._failed(url, error, request_id)
-        except Exception:  # as the outermost layer of requests over HTTP has it
+        except Exception:  # as in the outermost layer of HTTP requests
             logger.exception("unexpected error")
             return self._failed(url, InternalError(), request_id)
         finally:
@@ -79,7 +79,7 @@ class InProcess:
 
 
 class _Exchange:
-    """One request of a client that waits for the end of its answer."""
+    """One request of a client that waits for the whole answer."""
 
     def __init__(self, body: bytes) -> None:
         self._body: bytes | None = body
@@ -89,7 +89,7 @@ class _Exchange:
 
     async def receive(self) -> Message:
         if self._body is None:
-            await asyncio.Event().wait()  # until it is cancelled, as nothing more comes
+            await asyncio.Event().wait()  # waits to be cancelled, as nothing more arrives
         body, self._body = self._body, None
         return {"type": "http.request", "body": body, "more_body": False}
 

@@ -1,4 +1,4 @@
-"""JSON inside texts that clients or models write: read only as far as what handles it afterwards can go."""
+"""JSON in texts from clients or models, read only to a size and depth that later code can handle."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from itertools import accumulate
 from typing import Any
 
 MOST_DEPTH = 128
-"""Brackets that may be open at once. Python's own code gives up at about 1,000, wherever it has got to."""
+"""Most nested brackets. Python's own code fails at about 1,000, wherever it is."""
 _MOST_EXACT = 1 << 53
 _LEAST_INFINITE = 10**308
 _MOST_MARKS = 500_000
-"""Of each mark of JSON that a text may have: what it costs to read one depends on these, not on its length."""
+"""Limit per structural character: the cost of reading depends on their number, not on the length."""
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'[]{},"'))
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 def read_json(text: str, **options: Any) -> Any:
-    """The value. Raises ValueError, also for what is nested too deeply or has too much in it.
+    """Return the value. Raises ValueError, also if the text is nested too deeply or has too many values.
 
     `options`: those of `json.loads`.
     """
@@ -32,7 +32,7 @@ def read_json(text: str, **options: Any) -> Any:
 
 
 def why_unwritable(value: Any) -> str | None:
-    """Why a value that was read cannot be written as JSON again; None where it can. Python reads more than JSON has."""
+    """Return why a parsed value cannot be written as JSON, or None: Python reads more than JSON allows."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
@@ -43,24 +43,24 @@ def why_unwritable(value: Any) -> str | None:
 
 
 class WrittenNumber(str):
-    """A number with a point or an exponent, as it was written."""
+    """A number with a point or an exponent, in its original spelling."""
 
     __slots__ = ()
 
 
 def is_exact(written: str) -> bool:
-    """Whether a double has the value of this number, and its shortest digits do, too."""
+    """Return whether a double has the value of this number, and so do its shortest digits."""
     held = float(written)
     return math.isfinite(held) and Decimal(repr(held)) == Decimal(written)
 
 
 def is_exact_integer(number: int) -> bool:
-    """The same of an integer."""
+    """Return whether a double has the value of this integer, and so do its shortest digits."""
     return abs(number) <= _MOST_EXACT or (abs(number) < _LEAST_INFINITE and Decimal(repr(float(number))) == number)
 
 
 def inexact_number(value: Any) -> str | None:
-    """The first WrittenNumber within that a double would change; None if there is none."""
+    """Return the first nested WrittenNumber that a double would change; None if there is none."""
     left = [value]
     while left:
         each = left.pop()
@@ -74,7 +74,7 @@ def inexact_number(value: Any) -> str | None:
 
 
 def has_float(value: Any) -> bool:
-    """Whether a number with a point or an exponent is within."""
+    """Return whether the value contains a number with a point or an exponent."""
     left = [value]
     while left:
         each = left.pop()
@@ -92,17 +92,17 @@ def _is_deeper(text: str) -> bool:
 
 
 def structure_of(body: bytes) -> bytes:
-    """The quotes, brackets and commas of JSON; those of a text are still among them, but for its own quotes."""
+    """Return the quotes, brackets and commas of JSON, those within strings included, except escaped quotes."""
     return body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NOT_STRUCTURE)
 
 
 def outside_texts(structure: bytes) -> bytes:
-    """The brackets and commas that stand in no text."""
+    """Return the brackets and commas outside strings."""
     return b"".join(structure.split(b'"')[::2])
 
 
 def is_deeper(outside: bytes, most: int) -> bool:
-    """Whether JSON opens more than `most` brackets at once; `outside`: its brackets and commas."""
+    """Return whether JSON nests more than `most` brackets; `outside`: its brackets and commas."""
     brackets = outside.translate(None, b",")
     if len(brackets) <= most:
         return False

@@ -1,10 +1,10 @@
-"""How a process that serves ends: what it still owes, who may still ask, its signals, and its last minute.
+"""Shutdown of a serving process: outstanding work, admission of new work, signals, and the final minute.
 
-The first SIGTERM or SIGINT begins the drain: what was admitted is finished, new work is answered 503, reads and probes
-go on. A second one ends the process at once, by the signal itself (a shell says 143 or 130). Where memory is wired, the
-second one only ends the drain, so that it is unwired, and the third one ends the process. SIGHUP reloads. Uvicorn
-would close its port first, raise what it caught again and cut what is slow: here its signals and its order are ours.
-Knows no engine and no model: what cuts the work that is late is given to it.
+The first SIGTERM or SIGINT begins the drain: admitted requests finish, new work is answered 503, reads and probes
+continue. A second one ends the process at once, by the signal itself (a shell reports 143 or 130). If memory is wired,
+the second one only ends the drain, so that it is unwired, and the third one ends the process. SIGHUP reloads. Uvicorn
+would close its port first, raise caught signals again and cut slow requests: here signals and order are our own.
+Independent of engines and models: the caller passes the function that cuts late work.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from server.logs import flush_logs
 logger = logging.getLogger("pippin.lifecycle")
 
 CLOSE_S = 60.0
-"""After the drain, a process has so long to write the prefix cache and to let go of memory; then it ends itself."""
+"""Time after the drain to write the prefix cache and to release memory; then the process ends itself."""
 _CUT_S = 20.0
-"""What was told to fail has so long to tell it its clients: a device ends its computation first."""
+"""Time for cut requests to report to their clients: a device finishes its computation first."""
 _FLUSH_S = 5
-"""Clients that read slowly have so long, at most, to take the rest of an answer that is complete."""
+"""Most time for slow clients to read the rest of a complete answer."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class ShuttingDown(APIError):
-    """The server drains: it finishes what it has, and takes nothing new."""
+    """The server drains: it finishes admitted work and accepts nothing new."""
 
     status = 503
     code = "server_shutting_down"
@@ -54,16 +54,16 @@ class ShuttingDown(APIError):
 
 
 class Lifecycle:
-    """What is going on: how many requests are being worked on, and whether new ones are taken.
+    """State of the server: the number of requests in progress, and whether it accepts new ones.
 
-    `watchers` are called on the event loop with True when work begins and with False when there is none left.
+    `watchers` are called on the event loop with True when work begins and with False when none is left.
     """
 
     def __init__(self) -> None:
         self.num_open = 0
         self.watchers: list[Callable[[bool], None]] = []
         self.signal_number: int | None = None
-        """The signal that began the drain."""
+        """Signal that began the drain."""
         self._draining_since: float | None = None
         self._is_hurried = asyncio.Event()
         self._is_idle = asyncio.Event()
@@ -74,14 +74,14 @@ class Lifecycle:
         return self._draining_since is not None
 
     def begin_drain(self, signal_number: int | None = None) -> None:
-        """Take nothing new from now on. May be called in a signal's handler."""
+        """Accept no new work from now on. May be called in a signal handler."""
         if self._draining_since is None:
             self.signal_number = signal_number
             self._draining_since = time.monotonic()
 
     @contextlib.contextmanager
     def work(self) -> Iterator[None]:
-        """Around one request. Raises ShuttingDown where it comes too late."""
+        """Track one request. Raises ShuttingDown if the server drains."""
         if self.is_draining:
             raise ShuttingDown
         self.num_open += 1
@@ -101,11 +101,11 @@ class Lifecycle:
         return self._is_hurried.is_set()
 
     def hurry(self) -> None:
-        """End the wait of `drained`. To be called on the event loop."""
+        """End the wait of `drained`. Call it on the event loop."""
         self._is_hurried.set()
 
     async def drained(self, within_s: float) -> bool:
-        """Whether all work has ended so many seconds after the drain began. Waits no longer, and not when hurried."""
+        """Return whether all work ended within `within_s` of the start of the drain. Returns early when hurried."""
         began = time.monotonic() if self._draining_since is None else self._draining_since
         waits = [asyncio.ensure_future(event.wait()) for event in (self._is_idle, self._is_hurried)]
         timeout_s = max(0.0, began + within_s - time.monotonic())
@@ -115,7 +115,7 @@ class Lifecycle:
         return self.num_open == 0
 
     async def idle(self, within_s: float) -> bool:
-        """Whether there is no work, now or in so many seconds."""
+        """Return whether there is no work, now or within `within_s` seconds."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._is_idle.wait(), max(0.0, within_s))
         return self.num_open == 0
@@ -124,12 +124,12 @@ class Lifecycle:
         for watcher in self.watchers:
             try:
                 watcher(is_busy)
-            except Exception:  # a watcher's trouble is no request's
+            except Exception:  # a failing watcher must not fail the request
                 logger.exception("a watcher of the server's work failed")
 
 
 class Admission:
-    """Wraps the application: what is not just a read is work, is counted, and is refused while the server drains."""
+    """Wrapper of the application that counts requests other than reads, and refuses them while the server drains."""
 
     def __init__(self, app: ASGIApp, lifecycle: Lifecycle, error_bodies: ErrorBodies) -> None:
         self._app = app
@@ -143,15 +143,16 @@ class Admission:
         try:
             with self._lifecycle.work():
                 await self._app(scope, receive, send)
-        except ShuttingDown as error:  # raised here alone, before anything was answered
+        except ShuttingDown as error:  # raised only here, before an answer began
             await answer_error(self._error_bodies, scope, error)(scope, receive, send)
 
 
 class DrainingServer(uvicorn.Server):
-    """A server that finishes what it has admitted before it closes its port.
+    """A server that finishes admitted work before it closes its port.
 
-    `drain_s` is asked when it is needed, as a reload may change it; `cut` fails what is late; `has_wired`: whether
-    memory must be unwired before the process may end.
+    `drain_s` is called when needed, as a reload may change it; `cut` fails late work; `has_wired`: whether memory must
+    be
+    unwired before the process may end.
     """
 
     def __init__(
@@ -180,18 +181,18 @@ class DrainingServer(uvicorn.Server):
                 self._last_resort.cancel()
 
     def stop(self, signal_number: int | None = None) -> None:
-        """Begin to drain, then end. May be called in a signal's handler and from any thread."""
+        """Begin to drain, then end. May be called in a signal handler and from any thread."""
         self._lifecycle.begin_drain(signal_number)
         self.should_exit = True
 
     def hurry(self) -> None:
-        """Fail what is not finished, now. May be called in a signal's handler."""
+        """Fail unfinished work now. May be called in a signal handler."""
         self.call_soon(self._lifecycle.hurry)
 
     def call_soon(self, callback: Callable[[], None]) -> None:
-        """Have it called on the event loop, once there is one. May be called in a signal's handler."""
+        """Call the callback on the event loop, if it runs. May be called in a signal handler."""
         if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: there is nothing to do any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is left to do
                 self._loop.call_soon_threadsafe(callback)
 
     @contextlib.contextmanager
@@ -204,13 +205,13 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
-        """Drain with the port open, so that whoever comes is told; then let uvicorn close what is left."""
-        self._lifecycle.begin_drain()  # an engine that died gives no signal
+        """Drain with the port open, so that new clients get an answer; then let uvicorn close the rest."""
+        self._lifecycle.begin_drain()  # a dead engine sends no signal
         drain_s = self._drain_s()
         self._last_resort = _end_after(drain_s + CLOSE_S)
         await self._drain(drain_s)
         for connection in list(self.server_state.connections):
-            connection.transport.close()  # what is written is still sent; a half-sent request is given up
+            connection.transport.close()  # written data is still sent; a half-sent request is dropped
         self.config.timeout_graceful_shutdown = _FLUSH_S
         await super().shutdown(sockets)
 
@@ -230,7 +231,7 @@ class DrainingServer(uvicorn.Server):
 
 @contextlib.contextmanager
 def owned_signals(server: DrainingServer, reload: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM and SIGINT drain `server`, SIGHUP has `reload` called on its loop. As they were, afterwards."""
+    """Drain `server` on SIGTERM and SIGINT, call `reload` on its loop on SIGHUP; restore the handlers afterwards."""
     num_stops = 0
 
     def stop(number: int, frame: Any) -> None:
@@ -238,14 +239,14 @@ def owned_signals(server: DrainingServer, reload: Callable[[], None]) -> Iterato
         num_stops += 1
         if num_stops > 1:
             server.hurry()
-        if num_stops > 1 or not server.has_wired():  # macOS may not give wired memory back when the process just ends
+        if num_stops > 1 or not server.has_wired():  # macOS may not release wired memory if the process just ends
             for each in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(each, signal.SIG_DFL)  # so that another one works whatever Python is busy with
+                signal.signal(each, signal.SIG_DFL)  # lets the next signal work whatever Python is doing
         server.stop(number)
 
     def hang_up(number: int, frame: Any) -> None:
         if has_terminal and not sys.__stderr__.isatty():  # type: ignore[union-attr]
-            stop(number, frame)  # the window was closed: nobody is there any more
+            stop(number, frame)  # the terminal window was closed
         else:
             server.call_soon(reload)
 
@@ -260,7 +261,7 @@ def owned_signals(server: DrainingServer, reload: Callable[[], None]) -> Iterato
 
 
 def _end_after(seconds: float) -> threading.Timer:
-    """End the process then, unless it is cancelled: a stop that hangs would only be killed later."""
+    """End the process after `seconds`, unless cancelled: a stop that hangs would only be killed later."""
     timer = threading.Timer(seconds, _end_by_force, (seconds,))
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""What a person sees while a model loads: a bar on a terminal, a line per tenth in a log, then what is served."""
+"""Progress of a loading model: a bar on a terminal, or a line per tenth in a log, then a description of the model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _POLL_S = 0.05
 
 
 def report_loading(model: ServedModel, url: str, when_ready: Callable[[], None]) -> threading.Thread:
-    """Report on a thread of its own until the model is ready or has failed; then call `when_ready`, if it is."""
+    """Report on a separate thread until the model is ready or has failed; if ready, call `when_ready`."""
     thread = threading.Thread(target=_report, args=(model, url, when_ready), name="load report", daemon=True)
     thread.start()
     return thread
@@ -56,7 +56,7 @@ def _report(model: ServedModel, url: str, when_ready: Callable[[], None]) -> Non
 
 
 def _log_reasons(name: str, info: ModelInfo) -> None:
-    """Log what this model cannot have of what others have."""
+    """Log the features that this model lacks, with reasons."""
     if info.dequantized_reason is not None:
         logger.warning("attention dequantizes every layer's KV cache in every step: %s", info.dequantized_reason)
     if info.whole_heads_reason is not None:
@@ -74,7 +74,7 @@ def _log_reasons(name: str, info: ModelInfo) -> None:
 
 
 def describe(info: ModelInfo) -> str:
-    """One line on a loaded model."""
+    """Return one line on a loaded model."""
     rows = "batched" if info.is_batched else "one sequence at a time"
     weights = f"{info.num_parameters / 1e6:,.1f} M parameters in {info.weights_bytes / 1e6:,.1f} MB"
     return f"{weights}, context {info.context_limit} tokens (by the {info.context_limited_by}), {rows}"
@@ -87,13 +87,13 @@ def describe_draft_model(draft: DraftModelInfo) -> str:
 
 
 def describe_ranks(ranks: RanksInfo) -> str:
-    """One line on what each rank holds."""
+    """Return one line on the share of each rank."""
     held = (f"rank {each.rank} {each.num_layers} layers, {each.weights_bytes / 1e6:,.1f} MB" for each in ranks.ranks)
     return f"{len(ranks.ranks)} over {ranks.link}, {ranks.parallel}: {'; '.join(held)}; below, the rank with least room"
 
 
 def describe_memory(memory: MemoryReport) -> str:
-    """One line on where the bytes go."""
+    """Return one line on the use of memory."""
     parts = ((memory.weights_bytes, "weights"), (memory.free_bytes, "KV caches and computing"))
     told = ", ".join(f"{size / 1e9:.2f} for {what}" for size, what in parts)
     wired = (
@@ -104,7 +104,10 @@ def describe_memory(memory: MemoryReport) -> str:
 
 
 def describe_kv_caches(info: ModelInfo) -> list[str]:
-    """A line for every kind of layer: how its keys and values are held, as requested or not, and what a token takes."""
+    """Return a line for every kind of layer.
+
+    Precision of keys and values, whether as requested, and bytes per token.
+    """
     return [_describe_kv_cache(cache) for cache in info.kv_caches]
 
 
@@ -134,7 +137,7 @@ def _against_full(cache: KVCacheReport) -> str:
 
 
 def describe_prefix_cache(kept: PrefixCacheReport) -> str:
-    """One line on what is kept of prompts, how and where, or on why nothing is."""
+    """Return one line on stored prefixes, how and where they are kept, or on why there are none."""
     if kept.reason is not None:
         return f"none: {kept.reason}"
     ways = dict.fromkeys(way for _, way in kept.kinds)
@@ -147,7 +150,7 @@ def describe_prefix_cache(kept: PrefixCacheReport) -> str:
 
 
 def _steps(model: ServedModel) -> Iterator[LoadProgress]:
-    """The progress now and again, until there is no more."""
+    """Yield the progress periodically until loading ends."""
     tick = threading.Event()
     while model.health().status == "loading":
         yield model.engine.health().load

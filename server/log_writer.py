@@ -1,8 +1,8 @@
-"""Log handlers that write on a thread of their own: no log can hold up or fail what is logged.
+"""Log handlers that write on a separate thread: no log can delay or fail the code that logs.
 
-A line is formatted where it is logged, and written later, in order. What cannot be written is not an error of anybody:
-lines for a file go to standard error instead, with a word on it once a minute; lines that a full pipe or a disk that
-hangs does not take are dropped beyond a bound, and counted.
+A line is formatted at once and written later, in order. Failed writes raise nothing: lines for a file go to standard
+error instead, with a notice once a minute; lines that a full pipe or a hanging disk does not accept are dropped beyond
+a bound, and counted.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TextIO
 
 _MOST_CHARS = 8 << 20
-"""Of lines that wait to be written."""
+"""Most characters of waiting lines."""
 _FLUSH_S = 2.0
 _REMIND_S = 60.0
 
 
 class BackgroundLog(logging.Handler):
-    """A handler whose `write` is called on a thread of its own, with whole lines."""
+    """Handler that calls `write` on a separate thread, with whole lines."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class BackgroundLog(logging.Handler):
         self._thread: threading.Thread | None = None
 
     def write(self, text: str) -> None:
-        """Lines, each with its end. Raises nothing; may take as long as it takes."""
+        """Write lines, each with its newline. Raises nothing; may block."""
         raise NotImplementedError
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -56,7 +56,7 @@ class BackgroundLog(logging.Handler):
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait until everything is written, but not for long."""
+        """Wait until everything is written, at most _FLUSH_S."""
         with self._changed:
             self._changed.wait_for(lambda: not self._lines and not self._is_writing, _FLUSH_S)
 
@@ -68,7 +68,7 @@ class BackgroundLog(logging.Handler):
         super().close()
 
     def notice(self, message: str) -> str:
-        """A line of the log's own."""
+        """Return a line from the log itself."""
         return self._format(logging.LogRecord("pippin.log", logging.WARNING, __file__, 0, message, (), None))
 
     def _format(self, record: logging.LogRecord) -> str:
@@ -93,28 +93,28 @@ class BackgroundLog(logging.Handler):
 
 
 class ConsoleLog(BackgroundLog):
-    """Standard error, as it was when this was made."""
+    """Log to standard error, as set at creation."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stream: TextIO = sys.stderr
 
     def write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # whoever read it has gone
+        with contextlib.suppress(OSError, ValueError):  # the reader has gone
             self.stream.write(text)
             self.stream.flush()
 
 
 class FileLog(BackgroundLog):
-    """A file, which may be moved away while it is written, as rotation does: the next line begins a new one."""
+    """Log to a file, which may be moved while it is written, as by rotation: the next line begins a new one."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError where the file cannot be had."""
+        """Open the file. Raises OSError."""
         super().__init__()
         self._path = path
         self._fd: int | None = _open(path)
         self._told_at: float | None = None
-        """When standard error was last told that the file cannot be written."""
+        """Time of the last notice on standard error that the file cannot be written."""
 
     def write(self, text: str) -> None:
         try:
@@ -127,7 +127,7 @@ class FileLog(BackgroundLog):
     def close(self) -> None:
         super().close()
         with self._changed:
-            if not self._is_writing:  # else the thread still uses it
+            if not self._is_writing:  # otherwise the thread still uses it
                 self._close_file()
 
     def _append(self, text: str) -> None:
@@ -140,7 +140,7 @@ class FileLog(BackgroundLog):
             left = left[os.write(self._fd, left) :]
 
     def _is_there(self, fd: int) -> bool:
-        """Whether the path still names the file that is open."""
+        """Return whether the path still names the open file."""
         try:
             return os.path.samestat(os.fstat(fd), os.stat(self._path))
         except FileNotFoundError:
@@ -164,7 +164,7 @@ class FileLog(BackgroundLog):
 
 
 def _open(path: Path) -> int:
-    """For appending. A FIFO that nobody reads is an error, and not waited for."""
+    """Open for appending. A FIFO without a reader is an error instead of a wait."""
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
     os.set_blocking(fd, True)
     return fd

@@ -1,7 +1,7 @@
-"""The log on standard error: a line per record, as text or as JSON; its level; which libraries are asked to be quiet.
+"""The log on standard error: a line per record, as text or as JSON; its level; and the levels of noisy libraries.
 
-Knows nothing of what is logged, but for which request. What clients write is not logged: it goes to `prompt_log` alone,
-which is off unless asked for, and the messages of errors that nobody foresaw are left out of a request's traceback.
+Adds only the request id to the content. Text from clients is not logged: it goes only to `prompt_log`, which is off by
+default, and the messages of unexpected errors are left out of a request's traceback.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FORMAT = "%(asctime)s %(levelname)-5s %(name)s: %(message)s"
 _TIME = "%Y-%m-%d %H:%M:%S"
 
 current_request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""The id of the request that the current task works for; empty outside of any."""
+"""Id of the request that the current task works on; empty outside of requests."""
 
 QUIET = {
     "uvicorn.error": logging.WARNING,
@@ -37,30 +37,30 @@ QUIET = {
     "sse_starlette": logging.WARNING,
     "asyncio": logging.WARNING,
 }
-"""Libraries that log every connection or chunk, and what they may still say."""
+"""Libraries that log every connection or chunk, and their lowest level."""
 
 _OFF = logging.CRITICAL + 1
 
 prompt_log = logging.getLogger("pippin.prompts")
-"""The only logger that may be told what a client has written."""
+"""The only logger for text from clients."""
 prompt_log.setLevel(_OFF)
 
 _CONTROL = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if chr(code) != "\t"}
 
 
 def shows_prompts() -> bool:
-    """Whether the log may hold what clients write."""
+    """Return whether the log may contain text from clients."""
     return prompt_log.isEnabledFor(logging.INFO)
 
 
 class LineFormatter(logging.Formatter):
-    """One line per record: control characters of a message, which a client may have written, are escaped.
+    """Formatter with one line per record: control characters in a message, which may come from a client, are escaped.
 
-    A traceback keeps its lines. A line that is written for a request ends with its id, unless it has it already.
+    A traceback keeps its lines. A line logged for a request ends with its id, unless it already contains the id.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        record.exc_text = None  # kept by another formatter, whose traceback may say more
+        record.exc_text = None  # cached by another formatter, whose traceback may say more
         text = super().format(record)
         record.exc_text = None
         return text
@@ -75,9 +75,9 @@ class LineFormatter(logging.Formatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object per record, in ASCII: time, level, logger, message; `request_id` where it is for a request.
+    """Formatter with one ASCII JSON object per record: time, level, logger, message, and `request_id` for a request.
 
-    A record's `fields` stand beside them; a traceback is in `exception`.
+    A record's `fields` are added; a traceback is in `exception`.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -97,14 +97,14 @@ class JSONFormatter(logging.Formatter):
 
 
 def _describe_exception(text: str, error: BaseException | None) -> str:
-    """`text`, the whole traceback; for a request the frames and the classes alone, as a message may quote it."""
+    """Return `text`, the whole traceback; for a request only frames and classes, as a message may quote it."""
     if error is None or shows_prompts() or not current_request_id.get():
         return text
     return "\n".join(line for each in _chain(error) for line in _without_message(each))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """What came before `error`, oldest first, and `error`."""
+    """Yield the causes of `error`, oldest first, and `error`."""
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if before is not None:
         yield from _chain(before)
@@ -120,9 +120,9 @@ def _without_message(error: BaseException) -> Iterator[str]:
 def configure_logging(
     level: str, form: LogFormat = "console", *, with_prompts: bool = False, file: str | None = None
 ) -> None:
-    """Log from `level` (debug, info, warning or error) up to standard error, or to `file`. Again: replaces it.
+    """Log from `level` (debug, info, warning or error) up to standard error or to `file`, replacing the previous log.
 
-    `with_prompts`: also what clients write. Raises OSError for a file that cannot be had.
+    `with_prompts`: also log text from clients. Raises OSError if the file cannot be opened.
     """
     root = logging.getLogger()
     log = ConsoleLog() if file is None else FileLog(Path(file).expanduser())
@@ -132,11 +132,11 @@ def configure_logging(
     log.setFormatter(JSONFormatter() if form == "json" else LineFormatter(_FORMAT, _TIME))
     root.addHandler(log)
     set_level(level, with_prompts=with_prompts)
-    logging.captureWarnings(form == "json")  # else they would stand between the objects
+    logging.captureWarnings(form == "json")  # keeps warnings from appearing between the objects
 
 
 def set_level(level: str, *, with_prompts: bool) -> None:
-    """Which lines are shown from now on."""
+    """Set the levels of the log from now on."""
     root = logging.getLogger()
     root.setLevel(level.upper())
     for name, least in QUIET.items():
@@ -147,12 +147,12 @@ def set_level(level: str, *, with_prompts: bool) -> None:
 
 
 def is_structured() -> bool:
-    """Whether every line on standard error is a JSON object."""
+    """Return whether every line on standard error is a JSON object."""
     return any(isinstance(handler.formatter, JSONFormatter) for handler in _our_handlers())
 
 
 def flush_logs() -> None:
-    """Wait until what was logged is written, but not for long."""
+    """Wait until logged lines are written, for a limited time."""
     for handler in _our_handlers():
         handler.flush()
 

@@ -1,6 +1,6 @@
-"""The outermost layer of every request: its id, the limit of its body, the last catch of errors.
+"""The outermost layer of every request: its id, the limit of its body, the last handler of errors.
 
-Pure ASGI, so that it costs a stream nothing per event. Knows no dialect, no route and no engine.
+Pure ASGI, so that a stream has no cost per event. Independent of dialects, routes and engines.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestEnvelope:
-    """Wraps the application: request id in and out, body limit, a 500 for what nobody caught, a count of errors."""
+    """Wrapper of the application: request ids, body limit, a 500 for uncaught errors, a count of errors."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class RequestEnvelope:
         recent_errors: RecentErrors | None = None,
         file_bytes: Mapping[str, int] | None = None,
     ) -> None:
-        """`file_bytes`: the size that bodies may have at paths of uploads."""
+        """`file_bytes`: size limits of bodies at upload paths."""
         self._app = app
         self._error_bodies = error_bodies
         self._max_body_bytes = max_body_bytes
@@ -78,7 +78,7 @@ class RequestEnvelope:
 
 
 class _Exchange:
-    """One request and its answer, as they pass through. Owned by one call of the envelope."""
+    """One request and its answer as they pass through. Owned by one call of the envelope."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class _Exchange:
         self._is_too_large = False
         self._is_started = False
         self.error: APIError | None = None
-        """What was answered here."""
+        """Error answered here."""
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         try:
@@ -110,7 +110,7 @@ class _Exchange:
             await _cut_off(self._send)
             return
         except Exception:
-            # The last seam of every request. An answer that has begun stays cut short.
+            # Last handler of every request. An answer that has begun is cut short.
             if not self._is_too_large:
                 logger.exception("unexpected error")
                 if not self._is_started:
@@ -137,7 +137,7 @@ class _Exchange:
             for name in self._id_headers:
                 headers[name] = self._request_id
         elif self._is_too_large and not self._is_started:
-            # Whatever the application made of the broken body: the answer is a 413.
+            # Drop the application's answer to the partial body: the answer is a 413.
             return
         await self._send(message)
 
@@ -162,7 +162,7 @@ class _Exchange:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _discard_body(self) -> None:
-        """Read and drop the rest for a moment: a close with unread bytes would take the answer with it."""
+        """Read and drop the rest for a moment: closing with unread bytes would lose the answer."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LINGER_S):
                 while self._has_body_left:
@@ -182,10 +182,11 @@ def _declared_length(headers: Headers) -> int:
 
 
 async def _cut_off(send: Send) -> None:
-    """End the connection without flushing what nobody reads, where the server lets us reach it.
+    """End the connection without flushing unread bytes, if the transport is reachable.
 
-    A close alone would wait for the unread bytes for ever. Uvicorn's `send` belongs to the object that holds
-    the transport; on a server where it does not, the return without an end closes the connection.
+    A close would wait for the unread bytes without limit. Uvicorn's `send` is a method of the object with the
+    transport; on
+    other servers, returning without an end closes the connection.
     """
     transport = getattr(getattr(send, "__self__", None), "transport", None)
     if transport is not None:

@@ -1,7 +1,7 @@
-"""Whether a model's files are as they were published: compared with the hub's record or a SHA256SUMS in the folder.
+"""Check a model's files against the hub's record, or a SHA256SUMS in the folder.
 
-The hub names large files by their SHA-256 and small ones by Git's SHA-1 of a blob; a download keeps those names. What
-was compared once is remembered by size and time, in a small file of the user's. Knows nothing of what is in the files.
+The hub names large files by their SHA-256 and small ones by Git's SHA-1 of a blob; a download keeps those names.
+Completed checks are remembered by size and time, in a small file of the user's. The content of the files is not parsed.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _SHA256, _GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _PIECE_BYTES = 8 << 20
 _AT_ONCE = 4
-"""Files that are read together: one core's SHA-256 is slower than an SSD."""
+"""Files read in parallel: SHA-256 on one core is slower than an SSD."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What the files of a folder should be: a digest each, SHA-256 (64 digits) or a Git blob's SHA-1 (40)."""
+    """Expected digest of each file in a folder: SHA-256 (64 digits) or a Git blob's SHA-1 (40)."""
 
     basis: str
     digests: Mapping[str, str]
@@ -43,7 +43,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A file that is not what was published."""
+    """A file that differs from the published one."""
 
     file: Path
     problem: str
@@ -53,7 +53,10 @@ class Damage:
 
 
 def find_record(folder: Path) -> Record | None:
-    """What the files of `folder` should be, or None where nobody says. Raises ModelLoadError for a broken manifest."""
+    """Return the expected digests of `folder`, or None without a record.
+
+    Raises ModelLoadError for a broken manifest.
+    """
     manifest = folder / MANIFEST
     if manifest.is_file():
         return Record(f"{MANIFEST} of the folder", _of_model(folder, dict(_read_manifest(manifest))))
@@ -62,7 +65,7 @@ def find_record(folder: Path) -> Record | None:
 
 
 def _of_model(folder: Path, digests: Mapping[str, str]) -> dict[str, str]:
-    """Without files that are not here and that no model needs, such as a page about it or another format's weights."""
+    """Leave out missing files that no model needs, such as a page about it or another format's weights."""
     return {name: digest for name, digest in digests.items() if (folder / name).exists() or is_needed(folder, name)}
 
 
@@ -79,7 +82,7 @@ def _read_manifest(manifest: Path) -> Iterator[tuple[str, str]]:
 
 
 def _linked(folder: Path) -> Iterator[tuple[str, str]]:
-    """A snapshot in the download cache: links to blobs that are named by their digest."""
+    """Yield the digests of a snapshot in the download cache: its links lead to blobs named by their digest."""
     for path in sorted(folder.rglob("*")):
         target = Path(os.readlink(path)) if path.is_symlink() else None
         if target is not None and target.parent.name == "blobs" and _is_digest(target.name):
@@ -87,7 +90,7 @@ def _linked(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _noted(folder: Path) -> Iterator[tuple[str, str]]:
-    """A download into a folder of its own: beside it a note for each file, whose second line is its digest."""
+    """Yield the digests of a download into its own folder: each file has a note with the digest in its second line."""
     notes = folder / ".cache" / "huggingface" / "download"
     for note in sorted(notes.rglob("*.metadata")):
         lines = note.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -103,7 +106,7 @@ def _is_digest(name: str) -> bool:
 
 
 def compare(folder: Path, record: Record, report: Report = lambda _: None) -> list[Damage]:
-    """The files of `folder` that are not what `record` says, by name. What `report` raises ends it."""
+    """Return the files of `folder` that differ from `record`, by name. What `report` raises ends it."""
     sizes = {name: _size(folder / name) for name in record.digests}
     total, done, lock = sum(size or 0 for size in sizes.values()), 0, threading.Lock()
     report(LoadProgress(total_bytes=total))
@@ -144,13 +147,13 @@ def _compare_one(file: Path, expected: str, size: int | None, read: Callable[[in
     return None if found == expected else Damage(file, f"its {name} is {found}, and should be {expected}")
 
 
-# --- what was compared before
+# --- earlier checks
 
 
 def ensure(folder: Path, *, is_repeated: bool, report: Report = lambda _: None) -> None:
-    """Compare the files of `folder`, unless that was done since they changed. Raises ModelLoadError for a damaged one.
+    """Check the files of `folder`, unless unchanged since the last check. Raises ModelLoadError for a damaged file.
 
-    `is_repeated`: compare whatever was done before. A folder without a record passes.
+    `is_repeated`: check even if unchanged. A folder without a record passes.
     """
     record = find_record(folder)
     if record is None or (not is_repeated and is_known(folder, record)):
@@ -163,13 +166,13 @@ def ensure(folder: Path, *, is_repeated: bool, report: Report = lambda _: None) 
 
 
 def is_known(folder: Path, record: Record) -> bool:
-    """Whether the files were compared with this record, and have not changed since."""
+    """Return whether the files were checked against this record, and have not changed since."""
     known = _read_known().get(str(folder.resolve()))
     return known is not None and known == _look(folder, record)
 
 
 def remember(folder: Path, record: Record) -> None:
-    """The files are as they should be. Where that cannot be written down, they are compared again next time."""
+    """Remember that the files are intact. If that cannot be saved, they are checked again next time."""
     file = _known_file()
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""From the configuration to the models that are served: found, checked at a glance, none of them loaded."""
+"""Build the served models from the configuration: located and briefly checked, but not loaded."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from server.text.tokenizer import ByteTokenizer, load_tokenizer
 
 
 def build_models(config: Config) -> list[ServedModel]:
-    """The models of the configuration, not started. Raises ModelLoadError."""
+    """Return the models of the configuration, not started. Raises ModelLoadError."""
     if config.models:
         return [_build_one(config, entry) for entry in config.models]
     return [build_model(config)]
 
 
 def build_model(config: Config) -> ServedModel:
-    """The one model of the configuration: its engine is built, so that what it lacks is said at once."""
+    """Return the one model of the configuration. Its engine is built, so that missing parts are reported at once."""
     if config.simulate.machine is not None:
         name, told = simulated(config)
         path = None
@@ -63,7 +63,7 @@ def build_model(config: Config) -> ServedModel:
 
 
 def split_names(written: str | None) -> tuple[str, ...]:
-    """Names with commas between them."""
+    """Split names at commas."""
     return tuple(name for each in (written or "").split(",") if (name := each.strip()))
 
 
@@ -98,7 +98,7 @@ def _read_adapters(written: str | None) -> tuple[AdapterConfig, ...]:
 
 
 def _check_adapters(told: EngineConfig) -> None:
-    """Raise ModelLoadError where an adapter's files are not whole, before anything heavy is imported."""
+    """Raise ModelLoadError if an adapter's files are incomplete, before heavy imports."""
     if told.backend == "mlx":
         for adapter in told.adapters:
             open_adapter(adapter.name, Path(adapter.path).expanduser())
@@ -157,12 +157,12 @@ def _mock_recipe(config: Config, build: Callable[[MemoryShare | None], Engine]) 
 
 
 def _find(model: str | None) -> tuple[str, Path]:
-    """What the model is called over HTTP, and its folder, whose files are there and whole. Raises ModelLoadError."""
+    """Return the model's name over HTTP and its folder, with files checked to be complete. Raises ModelLoadError."""
     if pocket.is_meant(model):
         name, path = pocket.MODEL_ID, pocket.folder()
     else:
         asked = model or ""
         path = find_model(asked)
         name = path.resolve().name if Path(asked).expanduser().is_dir() else asked
-    open_checkpoint(path)  # before anything heavy is imported: a broken folder is told at once
+    open_checkpoint(path)  # before heavy imports: reports a broken folder at once
     return name, path

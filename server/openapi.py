@@ -1,4 +1,4 @@
-"""The published schema, `/openapi.json`: the framework's, less what this server never sends, and what its gate says."""
+"""The published schema, `/openapi.json`: the framework's, without statuses never sent, with those of the gate."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _AT_THE_GATE = {
     "431": "More headers, or longer ones, than are read",
     "503": "The server has as many requests as it can hold",
 }
-"""Before any route is asked."""
+"""Statuses that the gate returns before any route."""
 
 
 class PublishedAPI(FastAPI):
-    """An application whose schema says what it does."""
+    """An application with a corrected schema."""
 
     def openapi(self) -> dict[str, Any]:
-        """The schema; made once."""
+        """Return the schema; built once."""
         if self.openapi_schema is None:
             _correct(super().openapi())
         assert self.openapi_schema is not None
@@ -32,7 +32,7 @@ class PublishedAPI(FastAPI):
 
 
 def _correct(schema: dict[str, Any]) -> None:
-    """No status 422, which is a 400 here; and the models of streamed events, and of some bodies, beside all others."""
+    """Remove status 422, which is a 400 here; move the models of streamed events and some bodies to the others."""
     models = schema["components"]["schemas"]
     for path, operation in ((path, each) for path, methods in schema["paths"].items() for each in methods.values()):
         operation["responses"].pop("422", None)

@@ -1,4 +1,4 @@
-"""`pippin plan`: a plan as a table, as JSON, as a plot; the profiles as a table. Knows how they are shown, not made."""
+"""`pippin plan`: a plan as a table, as JSON, as a plot; the profiles as a table. Output only, no planning."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PLOTTED_CONTEXTS = 64
 
 
 def show(plan: Plan, name: str, console: Console | None = None) -> None:
-    """Print a plan for people."""
+    """Print a plan as text."""
     out = console or Console(highlight=False)
     for line in _heading(plan, name):
         out.print(line, markup=False)
@@ -42,7 +42,7 @@ def show(plan: Plan, name: str, console: Console | None = None) -> None:
 
 
 def to_document(plan: Plan, name: str) -> dict[str, Any]:
-    """The same for programs; bytes, seconds, tokens per second."""
+    """Return the plan as a JSON document; bytes, seconds, tokens per second."""
     return {
         "model": name,
         "fits": plan.fits,
@@ -64,7 +64,7 @@ def to_document(plan: Plan, name: str) -> dict[str, Any]:
 
 
 def draw(plan: Plan, name: str, file: Path) -> None:
-    """Memory against context, one user and the most users of the plan, into a PNG or SVG. Raises ImportError."""
+    """Plot memory against context, for one user and the most users of the plan, as PNG or SVG. Raises ImportError."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -106,7 +106,7 @@ def show_machines(console: Console | None = None) -> None:
 
 
 def show_anchors(console: Console | None = None) -> None:
-    """Print the published speeds that the estimates are fitted to, and how far each estimate is off."""
+    """Print the published speeds that the estimates are fitted to, and the error of each estimate."""
     columns = ("measurement", "machine", "context", "", "tok/s", "estimate", "error", "source")
     table = Table(*columns, box=None, pad_edge=False)
     for column in table.columns[2:3] + table.columns[4:7]:
@@ -120,7 +120,7 @@ def show_anchors(console: Console | None = None) -> None:
 
 
 def show_profiles(standings: Sequence[Standing], console: Console | None = None) -> None:
-    """Print the shipped profiles, in the order given: all of them on one machine."""
+    """Print the shipped profiles on one machine, in the given order."""
     out = console or Console(highlight=False)
     machine = standings[0].plan.machine
     limit = f"{gigabytes(machine.gpu_limit_bytes)} GB for the model"
@@ -147,7 +147,7 @@ def _legend(standings: Sequence[Standing]) -> Iterator[str]:
 
 
 def profiles_document(standings: Sequence[Standing]) -> list[dict[str, Any]]:
-    """The same for programs."""
+    """Return the profiles as a JSON document."""
     return [
         {
             "profile": standing.profile.name,
@@ -260,12 +260,12 @@ def _row_document(row: Row) -> dict[str, Any]:
 
 
 def print_json(document: Any) -> None:
-    """To standard output."""
+    """Print to standard output."""
     print(json.dumps(document, indent=2))
 
 
 def numbers(text: str) -> Sequence[int]:
-    """`1,2,4` as whole numbers from 1. Raises ValueError."""
+    """Parse `1,2,4` as whole numbers from 1. Raises ValueError."""
     found = [int(part) for part in text.split(",")]
     if not found or min(found) < 1:
         raise ValueError(text)

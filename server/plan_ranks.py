@@ -45,9 +45,10 @@ def plan_ranks(
     context: int | None = None,
     budget_bytes: int | None = None,
 ) -> Choice:
-    """The plan of a model over `count` such machines: as asked for, or the better way for the link.
+    """Return the plan of a model over `count` such machines: as requested, or the better way for the link.
 
-    `note`: advice that comes first. The last three are build_ranks_plan's. Raises ModelLoadError and ValueError.
+    `note`: advice that comes first. The last three parameters are those of build_ranks_plan. Raises ModelLoadError and
+    ValueError.
     """
     chosen = _link(machine, link)
     if parallel is not None and parallel not in PARALLELS:
@@ -75,7 +76,7 @@ def plan_ranks(
 
 @cache
 def _read(model: str, bits: int | None, group_size: int) -> tuple[SplitModel, tuple[ModelShape, Any]]:
-    """A split model, and the same model whole."""
+    """Return a split model, and the same model whole."""
     return open_split_model(model, bits, group_size), read_shape(model, bits, group_size)
 
 
@@ -109,7 +110,7 @@ def _link(machine: Machine, name: str | None) -> Link:
 
 
 def show(choice: Choice, name: str, console: Console | None = None) -> None:
-    """Print the plan for people."""
+    """Print the plan as text."""
     out = console or Console(highlight=False)
     plan = choice.plan
     for line in _heading(plan, name):
@@ -132,7 +133,7 @@ def _heading(plan: RanksPlan, name: str) -> Iterator[str]:
 
 
 def _ranks_table(plan: RanksPlan) -> Table:
-    """What each rank holds, with the most context that one user gets."""
+    """Return the share of each rank, with the most context of one user."""
     table = _new_table("rank", "layers", "weights GB", "KV bytes/token", "KV GB", "prefill GB", "all GB")
     memories = plan.rows[0].memories
     for rank, caches in zip(plan.ranks.ranks, plan.caches, strict=True):
@@ -190,7 +191,7 @@ def _footer(choice: Choice) -> Iterator[str]:
 
 
 def to_document(choice: Choice, name: str) -> dict[str, Any]:
-    """The same for programs; bytes, seconds, tokens per second."""
+    """Return the plan as a JSON document; bytes, seconds, tokens per second."""
     plan = choice.plan
     return {
         "model": name,

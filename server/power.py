@@ -1,4 +1,4 @@
-"""Power and temperature as `macmon` tells them on a Mac, without root; where it is not installed, nothing is told.
+"""Power and temperature on a Mac, read from `macmon` without root; without it, nothing is reported.
 
 Owns the program from start to close. Written from its documentation and not run on a Mac.
 """
@@ -21,7 +21,7 @@ logger = logging.getLogger("pippin.power")
 _INTERVAL_MS = 2000
 _END_S = 2.0
 _FOLDERS = ("/opt/homebrew/bin", "/usr/local/bin", "/opt/local/bin")
-"""Where it is installed, and where a service that launchd starts does not look."""
+"""Places of installation that are not in the path of a launchd service."""
 
 POWER_FIELDS: Mapping[str, str] = {
     "cpu_power": "cpu",
@@ -31,20 +31,20 @@ POWER_FIELDS: Mapping[str, str] = {
     "all_power": "chip",
     "sys_power": "system",
 }
-"""macmon's names, and the parts that they are of: `chip` is CPU, GPU and ANE together, `system` the machine."""
+"""macmon's names, and their parts: `chip` is CPU, GPU and ANE together, `system` the machine."""
 TEMPERATURE_FIELDS: Mapping[str, str] = {"cpu_temp_avg": "cpu", "gpu_temp_avg": "gpu"}
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Watts and degrees Celsius by part, as far as the machine tells them."""
+    """Watts and degrees Celsius by part, as far as the machine reports them."""
 
     watts: Mapping[str, float]
     celsius: Mapping[str, float]
 
 
 def find_command() -> tuple[str, ...] | None:
-    """What to run; None where there is no macmon, or no Mac."""
+    """Return the command to run; None without macmon, or on other systems."""
     if sys.platform != "darwin":
         return None
     found = shutil.which("macmon", path=os.pathsep.join((os.environ.get("PATH", ""), *_FOLDERS)))
@@ -52,7 +52,7 @@ def find_command() -> tuple[str, ...] | None:
 
 
 def read_line(line: str) -> Reading | None:
-    """One line of macmon's; None for what is no reading."""
+    """Parse one line of macmon; None if it is not a reading."""
     try:
         told = json.loads(line)
     except ValueError:
@@ -64,7 +64,7 @@ def read_line(line: str) -> Reading | None:
 
 
 def _numbers(told: Any, fields: Mapping[str, str]) -> dict[str, float]:
-    """By part, what is a number; a sensor that is not there reads 0 or is missing."""
+    """Return the numbers by part; a missing sensor reads 0 or has no field."""
     if not isinstance(told, dict):
         return {}
     pairs = ((part, told.get(name)) for name, part in fields.items())
@@ -74,14 +74,14 @@ def _numbers(told: Any, fields: Mapping[str, str]) -> dict[str, float]:
 
 
 class PowerMeter:
-    """The newest reading of a running macmon. `command` None: there is none, and never a reading."""
+    """The newest reading of a running macmon. With `command` None there is never a reading."""
 
     def __init__(self, command: Sequence[str] | None) -> None:
         self._command = command
         self._process: subprocess.Popen[str] | None = None
         self._thread: threading.Thread | None = None
         self.reading: Reading | None = None
-        """None until the first, and when the program has ended."""
+        """None before the first reading, and after the program has ended."""
 
     def start(self) -> None:
         """Run the program, if there is one. Returns at once."""

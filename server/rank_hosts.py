@@ -1,4 +1,4 @@
-"""Where the ranks of a served model are: from the hostfile that `serve --hostfile` names, checked before it listens."""
+"""Addresses of the ranks of a served model, from the file of `serve --hostfile`; checked before the server listens."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from server.config import Config, ConfigError
 from server.hostfile import Address, Host, Hostfile, HostfileError
 
 RESOLVE_S = 5.0
-"""Name servers may take minutes."""
+"""Limit, because name servers may take minutes."""
 Resolve = Callable[[str], str | None]
-"""Returns the IPv4 address of a name; None where there is none within RESOLVE_S."""
+"""Returns the IPv4 address of a name; None if there is none within RESOLVE_S."""
 
 
 def placed(config: Config, told: EngineConfig) -> EngineConfig:
-    """Return the engine's configuration with the machines of the hostfile, where one is named. Raises ConfigError."""
+    """Return the engine's configuration with the machines of the hostfile, if one is named. Raises ConfigError."""
     if config.ranks.hostfile is None:
         return told
     try:
@@ -39,7 +39,7 @@ def placed(config: Config, told: EngineConfig) -> EngineConfig:
 
 
 def hosts_of(group: Hostfile, port: int, model: str, resolve: Resolve) -> RankHosts:
-    """Return where every rank is. Rank 0 waits at `port`; where the file has no ports, MLX uses the one after it.
+    """Return the address of every rank. Rank 0 waits at `port`; without ports in the file, MLX uses the next one.
 
     Raises HostfileError.
     """
@@ -52,7 +52,7 @@ def hosts_of(group: Hostfile, port: int, model: str, resolve: Resolve) -> RankHo
 
 
 def _host(host: Host, port: int, backend: hostfile.Backend, resolve: Resolve) -> RankHost:
-    """A rank's machine by numbers, as MLX and the comparison of addresses need them.
+    """Return a rank's machine with numeric addresses, as MLX and the comparison of addresses need them.
 
     MLX's ring connects over each address; jaccl uses the first one of rank 0 to find the others.
     """
@@ -78,7 +78,7 @@ def _host(host: Host, port: int, backend: hostfile.Backend, resolve: Resolve) ->
 
 
 def _check_once(hosts: Sequence[RankHost], listen: str) -> None:
-    """Raise HostfileError where two listen at one address: names may stand for the same one."""
+    """Raise HostfileError if two ranks listen at one address: several names may mean the same one."""
     seen = {listen: "where rank 0 waits for the others; set another ranks.port"}
     for rank, host in enumerate(hosts):
         for address in (host.address, *host.further):
@@ -88,7 +88,7 @@ def _check_once(hosts: Sequence[RankHost], listen: str) -> None:
 
 
 def _check_alike(hosts: Sequence[RankHost]) -> None:
-    """Raise HostfileError where a host has more addresses than another: MLX's ring has one connection over each."""
+    """Raise HostfileError if the numbers of addresses differ: MLX's ring has one connection over each."""
     count = len(hosts[0].ips)
     for rank, host in enumerate(hosts):
         if len(host.ips) != count:
@@ -100,10 +100,10 @@ def _check_alike(hosts: Sequence[RankHost]) -> None:
 
 
 def _check_key(given: str | None) -> None:
-    """Raise HostfileError where the engine could not read the key."""
+    """Raise HostfileError if the engine could not read the key."""
     if given is None:
         raise HostfileError("ranks.key: a hostfile needs it; name the file that holds the key, as --key @FILE")
-    from mlx_backend.follow import read_key  # late: a server without a hostfile needs none of it
+    from mlx_backend.follow import read_key  # late: only needed with a hostfile
 
     try:
         read_key(given if given != "@-" else "")
@@ -112,7 +112,7 @@ def _check_key(given: str | None) -> None:
 
 
 def resolve(name: str) -> str | None:
-    """Return the IPv4 address of a name, as the system finds it; None where it does not within RESOLVE_S."""
+    """Return the IPv4 address of a name from the system; None if it takes longer than RESOLVE_S or fails."""
     found: list[str] = []
 
     def ask() -> None:
@@ -140,7 +140,7 @@ def _written(host: str, port: int) -> str:
 
 
 def _model(name: str | None) -> str:
-    """Name by which the other machines find the model."""
+    """Return the name by which the other machines find the model."""
     if pocket.is_meant(name):
         return pocket.MODEL_ID
     path = Path(name or "").expanduser()

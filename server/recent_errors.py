@@ -1,4 +1,4 @@
-"""The last errors that clients were told, for whoever looks after the server. Nothing that a client has written."""
+"""The last errors returned to clients, for operators. Contains no text from clients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_CHARS = 300
 
 @dataclass(slots=True)
 class RecentError:
-    """One error; the same again and again is one. `at` (Unix time) and `request_id` are the last one's."""
+    """One error; repeated ones are merged. `at` (Unix time) and `request_id` are those of the last."""
 
     at: float
     request_id: str
@@ -26,14 +26,14 @@ class RecentError:
 
 
 class RecentErrors:
-    """The last KEPT of them, newest first."""
+    """The last KEPT errors, newest first."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._found: deque[RecentError] = deque(maxlen=KEPT)
 
     def add(self, error: APIError | None, request_id: str) -> None:
-        """One more request was answered with `error`, if it was."""
+        """Add `error` of one more request, unless it is None."""
         if error is None:
             return
         told = describe_error(error)[:_MAX_CHARS]

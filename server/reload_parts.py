@@ -1,4 +1,4 @@
-"""The parts of a server that SIGHUP changes: its log, its limits and its keys. Who else has one says so in one line."""
+"""The parts of a server that SIGHUP changes: log, limits and keys. Adding another takes one line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Connections(Protocol):
 def register_parts(
     reloading: Reloading, settings: CurrentConfig, gate: Gate, envelope: RequestEnvelope, connections: _Connections
 ) -> None:
-    """`connections`: the class whose instances are the server's connections."""
+    """Register the parts. `connections`: the class whose instances are the server's connections."""
 
     def take_limits(config: Config) -> None:
         held = settings.now

@@ -1,7 +1,7 @@
-"""What SIGHUP changes in a server that runs: each part says which settings it takes anew, and how.
+"""Reload on SIGHUP: each part registers the settings that it can change while running.
 
-A configuration that cannot be read changes nothing. A setting that no part takes is named in the log: it needs a
-restart. Knows no part.
+An invalid configuration changes nothing. A changed setting that no part covers is logged: it needs a restart.
+Independent of the parts.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ class _Part:
 
 
 class Reloading:
-    """The parts, and the configuration that holds. `reread` gives what the sources say now; None: nothing changes."""
+    """The parts, and the current configuration. `reread` returns it anew from its sources; None: nothing changes."""
 
     def __init__(self, config: Config, reread: Callable[[], Config] | None = None) -> None:
         self._config = config
         self._reread = reread
         self._parts: list[_Part] = []
         self._values = {f.key: value_of(config, f.key) for f in fields()}
-        """What holds, by dotted key."""
+        """Current values, by dotted key."""
 
     def register(self, what: str, apply: Callable[[Config], None], keys: Iterable[str] = ()) -> None:
-        """Have `apply` called with every new configuration. It changes all that it takes, or raises and nothing.
+        """Call `apply` with every new configuration. It either changes all its settings, or raises and changes nothing.
 
-        `keys`: the settings that it takes; none where it reads something else anew, such as a file.
+        `keys`: its settings; empty if it rereads something else, such as a file.
         """
         self._parts.append(_Part(what, frozenset(keys), apply))
 
     def reload(self) -> None:
-        """Read the sources again and tell every part. Logs what happened; raises nothing."""
+        """Read the sources again and apply them to every part. Logs the outcome; raises nothing."""
         try:
             config = self._config if self._reread is None else self._reread()
         except (ConfigError, OSError) as error:

@@ -1,7 +1,7 @@
-"""One process that serves: find the model, bind the port, load in the background, answer until told to stop.
+"""One serving process: find the model, bind the port, load in the background, answer until stopped.
 
-Owns the process: its socket and exit code. 0 after a signal, 1 when the model cannot be loaded, the port is taken, the
-engine died or the end had to be forced; how it ends is `lifecycle`'s.
+Owns the process: its socket and exit code. 0 after a signal, 1 if the model cannot be loaded, the port is taken, the
+engine died or the end had to be forced; `lifecycle` handles the shutdown.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from server.service.registry import ModelRegistry, ServedModel
 logger = logging.getLogger("pippin.run")
 
 _LINGER_S = 1.0
-"""A dead engine's server answers so long before it ends: its streams get their error, a probe sees the 503."""
+"""Time that the server of a dead engine still answers: its streams get their error, and a probe the 503."""
 _BACKLOG = 2048
 _OTHER_FILES = 256
 _MAX_OPEN_FILES = 10_240
-"""macOS takes no more (OPEN_MAX), whatever the hard limit says."""
+"""macOS allows no more (OPEN_MAX), whatever the hard limit."""
 
 
 def serve(
@@ -51,15 +51,15 @@ def serve(
     *,
     origins: Mapping[str, str] | None = None,
 ) -> int:
-    """Serve until a signal or the engine's death; the exit code of the process.
+    """Serve until a signal or the engine's death; return the exit code of the process.
 
-    `reread` is asked on SIGHUP; `origins`: where each setting came from.
+    `reread` is called on SIGHUP; `origins`: source of each setting.
     """
     try:
         configure_logging(config.log_level, config.log_format, with_prompts=config.log_prompts, file=config.log_file)
     except OSError as error:
         return _give_up(error)
-    # It writes past the log, of models it would not recognise; what matters of a model is said here.
+    # It writes past the log, about models it does not recognise; the server logs what matters of a model.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         check_setup(config)
@@ -78,7 +78,7 @@ def serve(
     required = [model for model in models if model.is_required]
     for model in required:
         model.on_death(partial(_stop_soon, server, model))
-    listener.listen(_BACKLOG)  # before the log says where: who connects at once waits and is not refused
+    listener.listen(_BACKLOG)  # before the log gives the address: early connections wait instead of being refused
     if not required:
         logger.info("serving %s on http://%s:%d: loaded when asked for", ", ".join(m.id for m in models), host, port)
     with owned_signals(server, reloading.reload):
@@ -92,7 +92,7 @@ def serve(
 
 
 class _Reporter:
-    """Tells people of models that come, and the garbage collector of those that go."""
+    """Reporter of loaded and unloaded models, to people and to the garbage collector."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -101,7 +101,7 @@ class _Reporter:
         report_loading(model, self._url, _settle)
 
     def unloaded(self, model: ServedModel) -> None:
-        gc.unfreeze()  # what is frozen is never collected, the unloaded model neither
+        gc.unfreeze()  # frozen objects are never collected, including the unloaded model
         _settle()
 
 
@@ -123,7 +123,7 @@ def _build_server(
     reread: Callable[[], Config] | None,
     origins: Mapping[str, str] | None,
 ) -> tuple[DrainingServer, Reloading]:
-    """The server, and what it does on SIGHUP. Raises KeysError."""
+    """Return the server, and its reload on SIGHUP. Raises KeysError."""
     lifecycle = Lifecycle()
     awake = find_awake(config.service.keep_awake)
     if awake is not None:
@@ -161,7 +161,7 @@ def _uvicorn_config(app: Application, connections: type[asyncio.Protocol]) -> uv
 
 
 def _stop_soon(server: DrainingServer, model: ServedModel) -> None:
-    """Called on a thread of the model's when it has died."""
+    """Stop the server soon. Called on a thread of the model when it has died."""
     delay_s = 0.0 if isinstance(model.failure, ModelLoadError) else _LINGER_S
     timer = threading.Timer(delay_s, server.stop)
     timer.daemon = True
@@ -169,19 +169,19 @@ def _stop_soon(server: DrainingServer, model: ServedModel) -> None:
 
 
 def _allow_many_connections() -> None:
-    """As many open files as may be: a connection is one. mlx-lm sets 2,048 of 4,096 when it is imported."""
+    """Raise the limit of open files: a connection is one. mlx-lm sets 2,048 of 4,096 when imported."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MAX_OPEN_FILES)), hard))
 
 
 def _connection_limit(config: Config) -> int:
-    """What is configured, as far as open files allow it; models, the disk and logs need some, too."""
+    """Return the configured limit, reduced to the open files left after models, the disk and logs."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(1, min(config.security.max_connections, files - _OTHER_FILES))
 
 
 def _settle() -> None:
-    """What is loaded stays: keep the garbage collector from walking through it, which holds up every stream."""
+    """Exempt loaded objects from garbage collection: walking through them delays every stream."""
     gc.collect()
     gc.freeze()
 

@@ -1,4 +1,4 @@
-"""Command line of `pippin serve` and `pippin config`: a flag for each declared field, read with the other sources."""
+"""Command line of `pippin serve` and `pippin config`: a flag for each declared field, combined with other sources."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HELP = "Show this message and exit."
 
 
 def resolve_arguments(arguments: Sequence[str]) -> Resolved:
-    """The configuration by these arguments, the environment and a file. Raises ConfigError."""
+    """Return the configuration by these arguments, the environment and a file. Raises ConfigError."""
     given = vars(_parser().parse_args(arguments))
     positional, file = given.pop("positional_model"), given.pop("config")
     flags: dict[str, str | None] = given
@@ -34,7 +34,7 @@ def asks_help(arguments: Sequence[str]) -> bool:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Takes every flag as text: `server.config` reads it as it reads the other sources, with the same errors."""
+    """Parser that keeps every flag as text: `server.config` parses it like the other sources, with the same errors."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)

@@ -1,7 +1,7 @@
-"""What `simulate.*` means for the engine: which model's shape, on which machine, with how much memory.
+"""Resolve `simulate.*` for the engine: the model's shape, the machine, and the memory limit.
 
-The models that can be named without their files are those of the profiles; any other is a folder, a hub id or a
-config.json. Computes nothing itself: the planner does.
+The profiles' models are known by name; any other is a folder, a hub id or a config.json. The planner does the
+computing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger("pippin.simulation")
 
 
 def check(config: Config) -> None:
-    """Raises ConfigError where a simulation is half said."""
+    """Raise ConfigError if a simulation is incomplete."""
     wanted = config.simulate
     if wanted.machine is None and wanted.model is None:
         return
@@ -35,7 +35,7 @@ def check(config: Config) -> None:
 
 
 def simulated(config: Config) -> tuple[str, EngineConfig]:
-    """What the model is called, and what the engine is told. Raises ModelLoadError."""
+    """Return the model's name, and the engine's configuration. Raises ModelLoadError."""
     machine, name = _machine(config.simulate.machine or ""), config.simulate.model or ""
     profile = find_profile(name)
     logger.warning("simulated: %s on %s; text is made up, a token a byte of it; speeds are estimates", name, machine.id)
@@ -52,7 +52,7 @@ def _machine(machine_id: str) -> Machine:
 
 
 def _with_profile(config: Config, profile: Profile, machine: Machine) -> Config:
-    """With the profile's KV cache and limit, where nothing else is said."""
+    """Return the configuration with the profile's KV cache and limit, unless others are set."""
     if profile.num_machines > 1:
         raise ModelLoadError(f"{profile.name} is for {profile.num_machines} machines; one is simulated")
     if profile.kv_bits is not None and not config.kv_cache.is_quantized:
@@ -64,7 +64,7 @@ def _with_profile(config: Config, profile: Profile, machine: Machine) -> Config:
 
 
 def _find(name: str, machine: Machine, kv_cache: KVCacheConfig) -> Path:
-    """The file or folder that says the model's shape."""
+    """Return the file or folder that describes the model's shape."""
     path = Path(name).expanduser()
     if path.exists():
         return path

@@ -1,7 +1,7 @@
-"""A stream of events as an answer: over sse-starlette, with errors after the first byte as one last event.
+"""An event stream as an answer: over sse-starlette, with errors after the first byte as one last event.
 
-Knows when to comment and how long a client may stop reading; knows neither the events nor their encoding.
-The source given to it is closed when the answer ends, however it ends.
+Sends comments when idle and limits how long a client may stop reading; independent of events and their encoding.
+Always closes its source when the answer ends.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Progress = PrefillProgress | LoadProgress
 
 
 class EventSource(Protocol):
-    """What is streamed: batches of events, each batch all that was there at once."""
+    """Source of a stream: batches of events, each batch holding all events available at once."""
 
     def __aiter__(self) -> AsyncIterator[Sequence[Any]]: ...
 
@@ -39,7 +39,7 @@ class EventSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a stream begins with though no event has come within so many seconds: clients wait for it."""
+    """Start of a stream that is sent if no event arrives within `after_s`, because clients wait for it."""
 
     write: Callable[[], bytes]
     after_s: float = 0.0
@@ -61,9 +61,9 @@ class StreamingAnswer(EventSourceResponse):
         write_silence: Callable[[Progress], ServerSentEvent | bytes] | None = None,
         start: Start | None = None,
     ) -> None:
-        """`media_type`: of a dialect whose streams are no events.
+        """`media_type`: for a dialect whose streams are not events.
 
-        `write_silence`: what is sent on a stream that has been silent; None: a comment.
+        `write_silence`: returns what is sent on an idle stream; None: a comment.
         """
         write_silence = write_silence or keep_alive
         super().__init__(
@@ -79,7 +79,7 @@ class StreamingAnswer(EventSourceResponse):
         self._error: APIError | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Here and not in the generator, which never runs when the client leaves before its first event.
+        # Not in the generator, which never runs if the client leaves before its first event.
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -108,7 +108,7 @@ class StreamingAnswer(EventSourceResponse):
                 if chunk := await encode(events):
                     yield chunk
         except Exception as error:
-            # The status is sent: whatever it is can only be told as an event.
+            # The status is sent: any error can only be reported as an event.
             if not isinstance(error, (APIError, EngineError)):
                 logger.exception("unexpected error in a stream")
             self._error = to_api_error(error)
@@ -120,19 +120,19 @@ class StreamingAnswer(EventSourceResponse):
 
 
 async def _first_of(batches: AsyncIterator[Sequence[Any]]) -> Sequence[Any]:
-    """The first batch; empty where there is none."""
+    """Return the first batch; empty if there is none."""
     async for events in batches:
         return events
     return ()
 
 
 def keep_alive(progress: Progress) -> ServerSentEvent:
-    """A comment: how much of the model is loaded or of the prompt computed, or just that somebody is here."""
+    """Return a comment: the share of the model loaded or of the prompt computed, or just a sign of life."""
     return ServerSentEvent(comment=describe(progress), sep="\n")
 
 
 def describe(progress: Progress) -> str:
-    """What is going on while a stream is silent, in two words."""
+    """Describe the state of a silent stream, in two words."""
     if isinstance(progress, LoadProgress):
         what, done, total = "loading", progress.done_bytes, progress.total_bytes
     else:
@@ -141,5 +141,5 @@ def describe(progress: Progress) -> str:
 
 
 def let_streams_finish() -> None:
-    """Have streams run on when the server is told to stop; its own grace period is their bound."""
+    """Let streams continue when the server is stopped; its own grace period limits them."""
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]

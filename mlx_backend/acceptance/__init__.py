@@ -1,1 +1,1 @@
-"""Measurements of the acceptance kit, each run in a process of its own: `python -m mlx_backend.acceptance STEP`."""
+"""Measurements of the acceptance kit, each run in its own process: `python -m mlx_backend.acceptance STEP`."""

@@ -1,7 +1,7 @@
-"""One step in this process: its name is the argument, its options are JSON on standard input.
+"""Run one step in this process: its name is the argument, its options are JSON on standard input.
 
-Writes a JSON object a line to standard output: {"progress": TEXT} as it goes on, and {"outcome": {...}} at the end.
-SIGTERM ends it as an error does: what was loaded is let go of, and unwired, first.
+Writes one JSON object per line to standard output: {"progress": TEXT} during the step, {"outcome": {...}} at the end.
+SIGTERM ends it like an error: loaded models are released, and unwired, first.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ STEPS = {
     "out_of_memory": ("limits", "run"),
     "soak": ("soak", "run"),
 }
-"""(module, function) of each; a module is imported by the step that needs it."""
+"""(module, function) of each; a module is imported only by its step."""
 
 
 def main() -> int:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # keeps prints of libraries out of the answers
     signal.signal(signal.SIGTERM, _end)
 
     def say(line: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ _HEADS = 8
 
 
 def run(options: Options, report: Callable[[str], None]) -> Outcome:
-    """Measure each head size with each mask; on Metal, check the table of sizes that the model of memory goes by."""
+    """Measure each head size with each mask; on Metal, check the head sizes that the memory model treats as fused."""
     is_gpu = mx.default_device() != mx.cpu
     queries, keys = (2048, 8192) if is_gpu and not options.is_quick else (64, 256)
     figures: dict[str, Any] = {"queries": queries, "keys": keys, "heads": _HEADS, "rows": []}
@@ -46,7 +46,7 @@ def run(options: Options, report: Callable[[str], None]) -> Outcome:
 
 
 def _measure(attend: Callable[..., Any], head_dim: int, mask: str, queries: int, keys: int) -> tuple[int, float]:
-    """(peak above inputs and output, seconds of a second run)."""
+    """Return (peak above inputs and output, seconds of a second run)."""
     mx.random.seed(0)
     query = mx.random.normal((1, _HEADS, queries, head_dim)).astype(mx.float16)
     key = mx.random.normal((1, _HEADS, keys, head_dim)).astype(mx.float16)

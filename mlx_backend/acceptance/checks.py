@@ -1,4 +1,4 @@
-"""Results of a measurement: figures, checks of them against bounds, and comparisons with our models. Pure; no MLX."""
+"""Results of a measurement: figures, checks against bounds, and comparisons with our models. Pure; no MLX."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from mlx_backend.planning.speed import Estimate
 
 MOST_PEAK = 1.05
-"""Measured over predicted memory: above it a model of memory lets in what does not fit."""
+"""Highest measured over predicted memory: above it, admission would accept what does not fit."""
 LEAST_PEAK = 0.5
-"""Below it the model keeps memory back that nothing uses."""
+"""Lowest measured over predicted memory: below it, the model reserves memory that nothing uses."""
 UNMODELLED_BYTES = 64_000_000
-"""Small buffers that no formula counts: the reserve is for them, and on a small model they are all there is."""
+"""Small buffers that no formula counts: the reserve covers them, and on a small model they dominate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +28,13 @@ class Options:
     idles_s: tuple[float, ...] = (0.0,)
     batches: tuple[int, ...] = (1, 2)
     num_tokens: int = 16
-    """Tokens that are decoded in each measurement."""
+    """Tokens to decode in each measurement."""
     soak_s: float = 0.0
     wired: str = "auto"
 
     @classmethod
     def read(cls, sent: Mapping[str, Any]) -> Options:
-        """The options out of JSON. Raises TypeError for one that does not exist."""
+        """Return the options from JSON. Raises TypeError for an unknown option."""
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in sent.items()
         }
@@ -43,7 +43,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """A figure and the bounds that it must keep; None: no bound on that side."""
+    """A figure and its bounds; None: no bound on that side."""
 
     name: str
     measured: float
@@ -51,7 +51,7 @@ class Check:
     high: float | None = None
     unit: str = ""
     predicted: float | None = None
-    """What our model gives, where the bounds are around it."""
+    """Prediction of our model, if the bounds surround it."""
 
     @property
     def is_kept(self) -> bool:
@@ -77,13 +77,13 @@ class Outcome:
 
 
 def check_peak(name: str, measured_bytes: int, predicted_bytes: int) -> Check:
-    """Peak memory against the model of memory that admission uses."""
+    """Check peak memory against the memory model that admission uses."""
     low, high = LEAST_PEAK * predicted_bytes - UNMODELLED_BYTES, MOST_PEAK * predicted_bytes + UNMODELLED_BYTES
     return Check(name=name, measured=measured_bytes, low=low, high=high, unit="bytes", predicted=predicted_bytes)
 
 
 def check_speed(name: str, measured: float, estimate: Estimate | None) -> list[Check]:
-    """Tokens per second against the planner's range; nothing where the machine's speed is unknown."""
+    """Check tokens per second against the planner's range; no check if the machine's speed is unknown."""
     if estimate is None:
         return []
     return [
@@ -99,7 +99,7 @@ def check_speed(name: str, measured: float, estimate: Estimate | None) -> list[C
 
 
 def describe_times(seconds: Sequence[float]) -> dict[str, float]:
-    """First, median and longest of some durations, in milliseconds."""
+    """Return first, median and longest of some durations, in milliseconds."""
     return {
         "first_ms": 1000 * seconds[0],
         "median_ms": 1000 * statistics.median(seconds),
@@ -108,7 +108,7 @@ def describe_times(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def divergence(reference: Sequence[int], tokens: Sequence[int]) -> int | None:
-    """The first place at which two outputs differ; None where they are equal."""
+    """Return the first place at which two outputs differ; None if they are equal."""
     for place, (one, other) in enumerate(zip(reference, tokens, strict=False)):
         if one != other:
             return place

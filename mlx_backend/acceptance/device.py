@@ -1,4 +1,4 @@
-"""The device that MLX computes with: what it says of itself, and one product on it."""
+"""The device that MLX computes on: its information, and one product on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running out of memory: it is an error that is caught, and computing goes on afterwards."""
+"""Running out of memory: it raises an error that can be caught, and computing works afterwards."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mlx_backend.runners.base import failed
 
 _PIECE_BYTES = 1 << 30
 _BEYOND = 1.05
-"""Of the working set that Metal recommends: so much is filled, and then read in one command buffer."""
+"""Fraction of the working set recommended by Metal that is filled, and then read in one command buffer."""
 
 
 def run(options: Options, report: Callable[[str], None]) -> Outcome:
-    """Ask for one buffer that cannot be had; on Metal and in full, fill all the working set. Compute after each."""
+    """Request one impossible buffer; on Metal, in a full run, fill the working set. Compute after each."""
     facts = device.read_facts()
     if not facts.recommended_bytes:
         return Outcome(skipped="needs Metal: on a CPU, MLX does not survive an allocation that fails")
@@ -28,7 +28,7 @@ def run(options: Options, report: Callable[[str], None]) -> Outcome:
     if not options.is_quick:
         report("the whole working set")
         figures["working_set"] = _attempt(lambda: _fill(int(_BEYOND * facts.recommended_bytes)))
-        # It may succeed, slowly, where macOS pages; it must not end the process, and computing must go on.
+        # It may succeed, slowly, if macOS pages; it must not end the process, and computing must work afterwards.
         checks.append(Check(name="computing after a full working set", measured=_compute(), low=1, unit=""))
     return Outcome(figures=figures, checks=checks)
 
@@ -38,7 +38,7 @@ def _check(name: str, figures: dict[str, Any]) -> Check:
 
 
 def _attempt(allocate: Callable[[], None]) -> dict[str, Any]:
-    """The error, whether our engine takes it for one of memory, and whether computing goes on."""
+    """Return the error, whether the engine treats it as out of memory, and whether computing works afterwards."""
     error: BaseException | None = None
     try:
         allocate()
@@ -53,8 +53,9 @@ def _attempt(allocate: Callable[[], None]) -> dict[str, Any]:
 
 
 def _ask_for_too_much() -> None:
-    # More than any machine has, so that no system tries: on Linux an allocation that merely is too large would be
-    # promised, and would end the process when it is used.
+    # More than any machine has, so that no system tries: Linux would promise an allocation that is merely too large,
+    # and
+    # end the process when it is used.
     mx.eval(mx.zeros((1 << 30, 1 << 30), dtype=mx.uint8))
 
 
@@ -66,7 +67,7 @@ def _fill(num_bytes: int) -> None:
 
 
 def _compute() -> int:
-    """1 where a product comes out right."""
+    """Return 1 if a product is correct."""
     try:
         return int(mx.sum(mx.ones((64, 64)) @ mx.ones((64, 64))).item() == 64.0**3)
     except RuntimeError:

@@ -19,11 +19,11 @@ from mlx_backend.api.interface import EngineConfig
 BATCH = 4
 _NUM_TOKENS = 24
 _TIE = 0.02
-"""Logits of the two likeliest tokens that lie closer may come out in another order on another device: no fault."""
+"""Gap between the two highest logits below which another order on another device is no fault."""
 
 
 def run(options: Options, report: Callable[[str], None]) -> Outcome:
-    """Compare every kind of model; a check for each."""
+    """Compare every kind of model, with a check for each."""
     figures, checks = {}, []
     for kind in tiny.KINDS:
         report(kind)
@@ -61,7 +61,7 @@ def _prompt(row: int) -> tuple[int, ...]:
 
 
 def _judge(references: Sequence[tuple[list[int], list[float]]], outputs: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Streams that are equal, that differ after a tie, and that are wrong; the place and gap of each difference."""
+    """Return counts of all streams and of wrong ones, with place and gap of each difference; a tie is not wrong."""
     differences = []
     for (tokens, gaps), output in zip(references, outputs, strict=True):
         place = divergence(tokens, output)
@@ -72,7 +72,7 @@ def _judge(references: Sequence[tuple[list[int], list[float]]], outputs: Sequenc
 
 
 def _reference(model: Any, prompt: Sequence[int]) -> tuple[list[int], list[float]]:
-    """(tokens, at each the gap between the two highest logits) of mlx-lm's model alone, greedy."""
+    """Return (tokens, gap between the two highest logits at each) of mlx-lm's model alone, greedy."""
     caches, inputs = make_prompt_cache(model), list(prompt)
     tokens: list[int] = []
     gaps: list[float] = []

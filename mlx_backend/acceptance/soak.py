@@ -1,4 +1,4 @@
-"""A long run: two streams at a time while the prefix cache evicts, the load under which GPU drivers have panicked."""
+"""A long run: two streams at a time while the prefix cache evicts, a load under which GPU drivers have panicked."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _STREAMS = 2
 _CACHE_GB = 0.25
 _REPORT_S = 30.0
 _LEAST_SPEED = 0.8
-"""Speed of the last fifth, of the first fifth's."""
+"""Lowest speed of the last fifth over that of the first."""
 _MOST_GROWTH = 1.1
 
 
 def run(options: Options, report: Callable[[str], None]) -> Outcome:
-    """Ask for pairs of answers to prompts that share some of their beginning, for as long as the options say."""
+    """Generate pairs of answers to prompts that share part of their beginning, for `soak_s` seconds."""
     if not options.soak_s:
         return Outcome(skipped="not asked for (--soak-minutes)")
     return asyncio.run(_run(options, report))
@@ -54,14 +54,14 @@ async def _run(options: Options, report: Callable[[str], None]) -> Outcome:
 
 
 def _prompt(length: int, round_number: int, row: int) -> tuple[int, ...]:
-    """Half of it is one of three beginnings, so that some of it is found and the rest is new."""
+    """Return a prompt; half of it is one of three beginnings, so that part of it matches and the rest is new."""
     shared = [11 + (7 * i + round_number % 3) % 190 for i in range(length // 2)]
     own = [11 + (17 * i + 13 * round_number + 5 * row) % 190 for i in range(length - len(shared))]
     return (*shared, *own)
 
 
 def _most_bytes(first: int) -> float:
-    """Bytes at the end, at most: the prefix cache may have filled since the beginning."""
+    """Return the most bytes at the end: the prefix cache may have filled since the beginning."""
     return _MOST_GROWTH * first + _CACHE_GB * 1e9
 
 

@@ -1,4 +1,4 @@
-"""Loading, prefill, decoding and batches of one model: figures beside the models of memory and speed."""
+"""Loading, prefill, decoding and batches of one model: figures beside the memory and speed models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mlx_backend.runners import device
 from mlx_backend.runners.mlx import MLXRunner
 
 _MOST_EVAL_S = 2.0
-"""A command buffer that takes longer may be ended by the watchdog where a display is active (mlx#3267)."""
+"""A longer command buffer may be ended by the watchdog if a display is active (mlx#3267)."""
 _PROMPT_TOKENS = 256
 _ids = itertools.count(1)
 
@@ -77,12 +77,12 @@ def load(options: Options, report: Callable[[str], None]) -> Outcome:
 
 
 def prefill(options: Options, report: Callable[[str], None]) -> Outcome:
-    """Every context with every step: tok/s, time of an eval, and the peak beside our model of memory."""
+    """Prefill every context with every step: tok/s, time of an eval, and the peak beside our memory model."""
     rows, checks = [], []
     machine = this_machine()
     with _loaded(options) as (runner, info):
         budget, is_gpu = _budget(runner), device.has_fused_attention()
-        _prefill_once(runner, _prompt(64), 64)  # kernels are compiled when they are first used
+        _prefill_once(runner, _prompt(64), 64)  # kernels are compiled at first use
         for context in _within(options.contexts, info):
             for step in (step for step in options.steps if step <= context):
                 report(f"{context} tokens, {step} at a time")
@@ -112,7 +112,7 @@ def prefill(options: Options, report: Callable[[str], None]) -> Outcome:
 
 
 def decode(options: Options, report: Callable[[str], None]) -> Outcome:
-    """Decode at every context, after every time of idleness: the first steps, the median, tok/s."""
+    """Decode at every context, after every idle time: the first steps, the median, tok/s."""
     rows, checks = [], []
     machine = this_machine()
     with _loaded(options) as (runner, info):
@@ -134,7 +134,7 @@ def decode(options: Options, report: Callable[[str], None]) -> Outcome:
 
 
 def short_decode(options: Options, report: Callable[[str], None]) -> Outcome:
-    """Decode at the shortest context alone: for what is compared between two processes."""
+    """Decode at the shortest context only, for comparison between two processes."""
     with _loaded(options) as (runner, info):
         context = min(_within(options.contexts, info))
         decoding = _Decoding(runner, _prompt(context), 4 * options.num_tokens, context)
@@ -152,7 +152,7 @@ def short_decode(options: Options, report: Callable[[str], None]) -> Outcome:
 
 
 def batch(options: Options, report: Callable[[str], None]) -> Outcome:
-    """So many streams at once, through the whole engine: tok/s together and of each, time to the first token."""
+    """Run several streams at once through the whole engine: tok/s in total and per stream, time to the first token."""
     return asyncio.run(_batch(options, report))
 
 
@@ -176,7 +176,7 @@ async def _batch(options: Options, report: Callable[[str], None]) -> Outcome:
     return Outcome(figures={"prompt_tokens": _PROMPT_TOKENS, "rows": rows})
 
 
-# --- the runner, asked as the engine asks it
+# --- the runner, called as the engine calls it
 
 
 def _budget(runner: MLXRunner) -> Budget:
@@ -186,7 +186,7 @@ def _budget(runner: MLXRunner) -> Budget:
 
 
 def _within(contexts: tuple[int, ...], info: ModelInfo) -> list[int]:
-    """Those that the model has, with room for an answer."""
+    """Return the contexts that the model supports with room for an answer."""
     return [context for context in contexts if context + 256 <= info.context_limit] or [info.context_limit // 2]
 
 
@@ -204,7 +204,7 @@ def _chunks(prompt: int, ids: tuple[int, ...], num_tokens: int, step: int) -> It
 
 
 def _prefill_once(runner: MLXRunner, ids: tuple[int, ...], step: int) -> tuple[list[float], int]:
-    """(seconds of each chunk, peak above the weights) of a prompt that is dropped again."""
+    """Return (seconds of each chunk, peak above the weights) of a prompt, and drop the prompt."""
     prompt, seconds = next(_ids), []
     runner.idle()
     base = mx.get_active_memory()
@@ -219,7 +219,7 @@ def _prefill_once(runner: MLXRunner, ids: tuple[int, ...], step: int) -> tuple[l
 
 
 class _Decoding:
-    """One sequence that decodes; a step is started before the one before it is read, as the engine does."""
+    """One decoding sequence; a step starts before the previous one is read, as in the engine."""
 
     def __init__(self, runner: MLXRunner, ids: tuple[int, ...], num_tokens: int, step: int) -> None:
         self._runner, self._id, prompt = runner, next(_ids), next(_ids)
@@ -237,7 +237,7 @@ class _Decoding:
         self._next = StepPlan(new_rows=(row,), decodes=(row.id,), dropped=(prompt,))
 
     def run(self, num_tokens: int) -> list[float]:
-        """Seconds of each of so many steps."""
+        """Return the seconds of each of `num_tokens` steps."""
         seconds = []
         self._start()
         for place in range(num_tokens):

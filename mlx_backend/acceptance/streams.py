@@ -1,4 +1,4 @@
-"""An engine in this process, asked as a server asks it: streams with the time of each token. No MLX."""
+"""An engine in this process, used as a server uses it: streams with the time of each token. No MLX."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOAD_PAUSE_S = 0.05
 
 @dataclass(slots=True)
 class Stream:
-    """The tokens of one stream, each with its time since the request."""
+    """Tokens of one stream, each with its time since the request."""
 
     token_ids: list[int] = field(default_factory=list)
     stamps_s: list[float] = field(default_factory=list)
@@ -28,14 +28,14 @@ class Stream:
 
     @property
     def tokens_per_s(self) -> float:
-        """After the first token."""
+        """Rate after the first token."""
         spent_s = self.stamps_s[-1] - self.stamps_s[0]
         return (len(self.stamps_s) - 1) / spent_s if spent_s else 0.0
 
 
 @asynccontextmanager
 async def running(config: EngineConfig) -> AsyncIterator[Engine]:
-    """An engine that has loaded its model. Raises EngineError, or what loading failed of."""
+    """Yield an engine that has loaded its model. Raises EngineError, or the cause of a failed load."""
     engine = create_engine(config)
     engine.start()
     try:

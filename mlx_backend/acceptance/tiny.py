@@ -1,4 +1,4 @@
-"""Small random models, one for each kind of KV cache, in mlx-lm's format. For equality, not for meaning."""
+"""Small random models, one for each kind of KV cache, in mlx-lm's format. Their output is only compared."""
 
 from __future__ import annotations
 
@@ -101,11 +101,11 @@ KINDS: dict[str, dict[str, Any]] = {
         },
     },
 }
-"""By the kind's name in `kv_cache.spec`, and what is particular."""
+"""Configurations by the kind's name in `kv_cache.spec`, plus what is particular."""
 
 
 def build(kind: str) -> Any:
-    """The model of a kind with random weights, the same in every process. Call it on a CPU's stream."""
+    """Return the model of a kind with random weights, the same in every process. Call it on a CPU stream."""
     config = {**COMMON, **KINDS[kind]}
     module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
     mx.random.seed(0)

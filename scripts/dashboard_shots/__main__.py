@@ -1,6 +1,6 @@
-"""Look at the dashboard as a person would: idle and under load, light and dark, on a desktop and on a phone.
+"""Check the dashboard as a person sees it: idle and under load, light and dark, on a desktop and on a phone.
 
-Starts servers of its own, leaves screenshots and logs, prints a line for each step; ends with 1 where one fails.
+Starts its own servers, writes screenshots and logs, and prints a line for each step; exits with 1 if one fails.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ models:
 """
 NUM_CLIENTS = 9
 QUESTION = "How many r's are in strawberry?"
-LEAVES_S = 5.0  # how long the server may go on after the stop button
+LEAVES_S = 5.0  # limit for the server to stop after the stop button
 
 
 def must(seen: object, otherwise: str) -> None:
     if not seen:
-        raise AssertionError(otherwise)  # as Playwright's expectations do
+        raise AssertionError(otherwise)  # the error of Playwright's expectations
 
 
 def wait_until(is_so: object, otherwise: str, limit_s: float = WAIT_S) -> None:
@@ -55,7 +55,7 @@ def wait_until(is_so: object, otherwise: str, limit_s: float = WAIT_S) -> None:
 
 @contextmanager
 def serving(python: str, log: Path, *arguments: str) -> Iterator[str]:
-    """A server that is ready: its address. Raises AssertionError."""
+    """Yield the address of a server that is ready. Raises AssertionError."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
 
@@ -78,13 +78,13 @@ def serving(python: str, log: Path, *arguments: str) -> Iterator[str]:
 
 
 def counts(url: str) -> dict[str, int]:
-    """Sequences by state, of the first model."""
+    """Return the number of sequences by state, of the first model."""
     found: dict[str, int] = httpx.get(f"{url}/status", trust_env=False).json()["models"][0]["counts"]
     return found
 
 
 def shoot(browser: Browser, url: str, out: Path, name: str) -> None:
-    """A screenshot of each size and colour, and what must hold in each."""
+    """Take a screenshot of each size and colour scheme, and check each."""
     for size, scheme in ((size, scheme) for size in SIZES for scheme in ("light", "dark")):
         look = Dashboard(browser, url, SIZES[size], scheme)
         look.see("Working" if name == "load" else "Ready")
@@ -101,7 +101,7 @@ def shoot(browser: Browser, url: str, out: Path, name: str) -> None:
 
 
 def chat(browser: Browser, url: str, out: Path) -> Iterator[str]:
-    """With the pocket model, which thinks: ask, unfold, ask again."""
+    """Ask the pocket model, unfold its reasoning, and ask again."""
     look = Dashboard(browser, url, SIZES["desktop"], "light")
     look.send(QUESTION)
     answer = look.answer()
@@ -124,7 +124,7 @@ def chat(browser: Browser, url: str, out: Path) -> Iterator[str]:
 
 
 def stop(browser: Browser, url: str, out: Path) -> Iterator[str]:
-    """With the mock, whose answers are long: stop one by the button, one by Escape."""
+    """Stop long answers of the mock: one by the button, one by Escape."""
     look = Dashboard(browser, url, SIZES["phone"], "dark")
     for how in ("the button", "Escape"):
         aborted = counts(url)["num_aborted"]
@@ -143,7 +143,7 @@ def stop(browser: Browser, url: str, out: Path) -> Iterator[str]:
         wait_until(is_over, "the server went on", LEAVES_S)
         took_s = time.monotonic() - began
         look.see("stopped", ".theirs:last-child .stats")
-        look.see("something <b>long</b>.", ".mine:nth-last-child(2)")  # as it was typed, not as markup
+        look.see("something <b>long</b>.", ".mine:nth-last-child(2)")  # as typed, not as markup
         yield f"a long answer, stopped by {how}; at the server {took_s:.2f} s later"
     look.see("Ready")
     must(not look.complaints, f"stopping: {look.complaints}")
@@ -151,7 +151,7 @@ def stop(browser: Browser, url: str, out: Path) -> Iterator[str]:
 
 
 def keys(browser: Browser, python: str, out: Path) -> Iterator[str]:
-    """With a key: the page is open, what it shows is not."""
+    """Check a server with a key: the page is open, its data is not."""
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder, "keys"))
         made = [python, "-m", "server", "keys", "add", "dashboard", "--file", file]
@@ -180,7 +180,7 @@ def keys(browser: Browser, python: str, out: Path) -> Iterator[str]:
 
 
 def several(browser: Browser, python: str, out: Path) -> Iterator[str]:
-    """With two models, of which one is loaded when it is asked."""
+    """Check two models, one of which is loaded on demand."""
     file = out / "several.yaml"
     file.write_text(SEVERAL, encoding="utf-8")
     with serving(python, out / "several.log", "--config", str(file)) as url:
@@ -201,9 +201,9 @@ def several(browser: Browser, python: str, out: Path) -> Iterator[str]:
 
 
 def steps(browser: Browser, python: str, out: Path, load_s: float) -> Iterator[str]:
-    """What each step has seen. Raises AssertionError, and what Playwright raises."""
+    """Yield a description of each step. Raises AssertionError, and what Playwright raises."""
     with serving(python, out / "simulated.log", *SIMULATED) as url:
-        time.sleep(3)  # a little of the past
+        time.sleep(3)  # builds up some history
         shoot(browser, url, out, "idle")
         yield "idle: four screenshots"
         narrow = Dashboard(browser, url, (320, 640), "light")
@@ -225,7 +225,7 @@ def steps(browser: Browser, python: str, out: Path, load_s: float) -> Iterator[s
 
 
 def main() -> int:
-    """The exit code: 1 when a step failed."""
+    """Return the exit code: 1 if a step failed."""
     parser = argparse.ArgumentParser(prog="make dashboard", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "build/dashboard", help="folder for screenshots and logs")
     parser.add_argument(
@@ -234,7 +234,7 @@ def main() -> int:
     parser.add_argument("--load-s", type=float, default=60.0, help="how long the load lasts before it is looked at")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the servers are ended, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the servers, too
     try:
         with ExitStack() as stack:
             browser = stack.enter_context(browsing())

@@ -1,4 +1,4 @@
-"""A mixed load: short and long prompts, some of which are alike, clients that leave, requests that are wrong."""
+"""A mixed load: short and long prompts, some of them alike, clients that leave, invalid requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "w
 
 @contextmanager
 def loading(url: str, num_clients: int) -> Iterator[None]:
-    """So many clients, each with one request at a time, until the block ends."""
+    """Run `num_clients` clients, each with one request at a time, until the block ends."""
     stop = threading.Event()
     threads = [threading.Thread(target=_ask, args=(url, number, stop), daemon=True) for number in range(num_clients)]
     for thread in threads:

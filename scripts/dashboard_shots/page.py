@@ -1,4 +1,4 @@
-"""The dashboard's page in headless Chromium: what is seen there, and what must never be. Raises as Playwright does."""
+"""The dashboard's page in headless Chromium: its content, and checks that always hold. Raises as Playwright does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SETTLE_MS = 700
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
-# The contrast (WCAG 2) of each piece of text that is seen with what is behind it, where it is too low.
+# Contrast (WCAG 2) of each visible text with its background, if it is too low.
 FAINT_TEXT = """() => {
     const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
     const rgba = text => {
@@ -43,7 +43,7 @@ FAINT_TEXT = """() => {
     }
     return faint;
 }"""
-# What takes input or clicks and has no name that a screen reader could say.
+# Elements that take input or clicks without a name for screen readers.
 NAMELESS = """() => [...document.querySelectorAll('button, input, textarea, summary, [role=img], [role=progressbar]')]
     .filter(node => node.checkVisibility())
     .filter(node => !(node.getAttribute('aria-label') || node.innerText?.trim() || node.textContent.trim()
@@ -52,7 +52,7 @@ NAMELESS = """() => [...document.querySelectorAll('button, input, textarea, summ
 
 
 class Dashboard:
-    """One page; `complaints` is what its console said, and every request that went elsewhere."""
+    """One page; `complaints` lists its console messages, and every request to another host."""
 
     def __init__(self, browser: Browser, url: str, size: tuple[int, int], scheme: str) -> None:
         dark: Any = scheme
@@ -98,7 +98,7 @@ class Dashboard:
         self.page.locator("#chat-text").press("Enter")
 
     def answer(self) -> str:
-        """The newest answer, when it has ended."""
+        """Return the newest answer, once it has ended."""
         expect(self.page.locator(".theirs").last.locator(".stats")).to_be_visible()
         said: str = self.page.locator(".theirs > .said").last.inner_text()
         return said
@@ -114,7 +114,7 @@ class Dashboard:
 
 @contextmanager
 def browsing() -> Iterator[Browser]:
-    """Headless Chromium."""
+    """Yield headless Chromium."""
     expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)

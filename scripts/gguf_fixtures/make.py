@@ -1,6 +1,6 @@
 """Write the fixtures of GGUF's types: a few rows of each, encoded by libgguf, with the values that `gguf` reads.
 
-Needs the packages gguf and libgguf, in an environment of their own: `python scripts/gguf_fixtures/make.py FILE`.
+Needs the packages gguf and libgguf, in their own environment: `python scripts/gguf_fixtures/make.py FILE`.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What a quantized KV cache costs in quality, measured with the pocket model: `python -m scripts.kv_quality`."""
+"""The quality cost of a quantized KV cache, measured with the pocket model: `python -m scripts.kv_quality`."""

@@ -1,9 +1,9 @@
-"""Measure what a quantized KV cache costs and write it into docs/kv-cache.md, with a plot beside it.
+"""Measure the quality cost of a quantized KV cache and write it into docs/kv-cache.md, with a plot.
 
     python -m scripts.kv_quality [--items 100] [--full-items 20] [--texts 40] [--model FOLDER]
 
-Perplexity and KL divergence on held-out text, and how often the model is right, skill by skill, as
-`scripts.pocket.evaluate` asks it.
+Perplexity and KL divergence on held-out text, and the share of right answers, skill by skill, by the questions of
+`scripts.pocket.evaluate`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ ASKED = ("full", "8 bits, groups of 64", *(f"{bits} bits, groups of 32" for bits
 
 
 def held_out_texts(folder: Path, count: int) -> list[Text]:
-    """`count` conversations of every skill, and as many look-ups in a full context."""
+    """Return `count` conversations of every skill, and as many look-ups in a full context."""
     encoder = Encoder.from_file(str(folder / "tokenizer.json"))
     found: list[Text] = []
     for skill in corpus.SKILLS:
@@ -86,7 +86,7 @@ def asked_table(found: Mapping[str, Asked]) -> str:
 
 
 def plot(latent: Mapping[str, Drift], expanded: Mapping[str, Drift], asked: Mapping[str, Asked], file: Path) -> None:
-    """KL against size, and recall and all skills against bits."""
+    """Plot KL against size, and recall and all skills against bits."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -127,7 +127,7 @@ def write_into(file: Path, measured: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure as the arguments say, and write table and plot."""
+    """Measure according to the arguments, and write table and plot."""
     parser = argparse.ArgumentParser(prog="python -m scripts.kv_quality", description=__doc__)
     parser.add_argument("--model", type=Path, default=pocket.folder(), help="(default: the shipped pocket model)")
     parser.add_argument("--items", type=int, default=100, help="questions per row (default 100)")

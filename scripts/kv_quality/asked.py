@@ -1,4 +1,4 @@
-"""How often the pocket model is right under each setting of the KV cache; a process for each setting."""
+"""Right answers of the pocket model under each setting of the KV cache; a process per setting."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NUM_PROCESSES = 2
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Share of right answers by row, and of answers that are word for word those of full precision."""
+    """Share of right answers by row, and of answers identical to those in full precision."""
 
     right: dict[str, float]
     same: float
@@ -30,17 +30,17 @@ class Asked:
 
 
 Answer = tuple[str, bool, str]
-"""The question's row, whether it is right, and its words."""
+"""The question's row, whether the answer is right, and its text."""
 
 
 def ask(
     folder: Path, items: int, full_items: int, settings: Mapping[str, KVCacheConfig], tell: Callable[[str], None]
 ) -> dict[str, Asked]:
-    """Greedy answers under every setting, the first of which is full precision.
+    """Return greedy answers under every setting, the first of which is full precision.
 
-    `items` questions a row, `full_items` at the full context, which takes longest.
+    `items` questions per row, `full_items` at the full context, which takes longest.
     """
-    context = multiprocessing.get_context("spawn")  # MLX does not outlive a fork
+    context = multiprocessing.get_context("spawn")  # MLX does not survive a fork
     with ProcessPoolExecutor(_NUM_PROCESSES, mp_context=context) as pool:
         jobs = {name: pool.submit(answers, folder, items, full_items, config) for name, config in settings.items()}
         found = {}
@@ -52,7 +52,7 @@ def ask(
 
 
 def answers(folder: Path, items: int, full_items: int, config: KVCacheConfig) -> list[Answer]:
-    """What the model in `folder` answers with such a KV cache."""
+    """Return the answers of the model in `folder` with such a KV cache."""
     tokenizer = load_tokenizer(folder)
 
     def count(text: str) -> int:

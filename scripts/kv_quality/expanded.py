@@ -1,6 +1,6 @@
 """The pocket model with its keys and values expanded, as grouped-query attention keeps them. The same function.
 
-Latent attention has one cached vector for keys and values, so bits of keys and of values cannot be told apart on it.
+Latent attention caches one vector for keys and values, so key bits and value bits cannot be measured separately on it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _GROUP = 32
 
 
 class ExpandedAttention(deepseek_v3.DeepseekV3Attention):  # type: ignore[misc]
-    """Caches [rows, heads, tokens, dim] keys and values; values are padded with zeros so that groups divide them."""
+    """Attention that caches [rows, heads, tokens, dim] keys and values; values are zero-padded to whole groups."""
 
     def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
         rows, tokens, _ = x.shape
@@ -35,6 +35,6 @@ class ExpandedAttention(deepseek_v3.DeepseekV3Attention):  # type: ignore[misc]
 
 
 def expand(model: Any) -> None:
-    """Make every layer of the model, which is of DeepSeek V3's architecture, cache keys and values."""
+    """Make every layer of a model of DeepSeek V3's architecture cache keys and values."""
     for layer in model.layers:
         layer.self_attn.__class__ = ExpandedAttention

@@ -1,6 +1,6 @@
-"""How far a model's predictions move when its KV cache is quantized, on conversations that training never sees.
+"""Change of a model's predictions with a quantized KV cache, on conversations that training never sees.
 
-The held-out text is read with the cache under test, every token predicted from the cache's memory of those before it.
+The held-out text is read with the cache under test, every token predicted from the cached tokens before it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,12 @@ Text = tuple[Sequence[int], Sequence[bool]]
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """Over the assistant's tokens: perplexity; KL divergence from the full-precision predictions, nats per token;
-    share of them whose likeliest token is the same; bytes that a token takes in all layers."""
+    """Measures over the assistant's tokens.
+
+    Perplexity; KL divergence from the full-precision predictions, nats per token; share of tokens with the same
+    likeliest
+    token; bytes of a token in all layers.
+    """
 
     perplexity: float
     kl: float
@@ -38,14 +42,14 @@ class Drift:
 
 
 class Reader:
-    """A model that reads texts with its KV cache held one way or another."""
+    """Reader of texts with a model whose KV cache may be quantized."""
 
     def __init__(self, model: Any, config: dict[str, Any]) -> None:
         self._model, self._config = model, config
         attention.install()
 
     def read(self, texts: Iterable[Text], kv_cache: KVCacheConfig) -> tuple[list[mx.array], int, int]:
-        """(log-probabilities of the predicted positions [tokens, vocab] of each text, bytes per token, in full)."""
+        """Return (log-probabilities of each text's predicted positions [tokens, vocab], bytes per token, in full)."""
         probe = make_prompt_cache(self._model)
         self._model(mx.zeros((1, 1), dtype=mx.int32), cache=probe)
         plans = plan_caches(read_shapes(probe, self._config), kv_cache)
@@ -71,7 +75,7 @@ class Reader:
 
 
 def drift(texts: Sequence[Text], full: Sequence[mx.array], read: Sequence[mx.array], sizes: tuple[int, int]) -> Drift:
-    """What `read` lost against `full`, both as Reader.read gives them for `texts`."""
+    """Return the loss of `read` against `full`, both as returned by Reader.read for `texts`."""
     targets = [mx.array([t for t, mark in zip(ids[1:], marks[1:], strict=True) if mark]) for ids, marks in texts]
     nll, kl, same = [], [], []
     for target, before, after in zip(targets, full, read, strict=True):
@@ -95,7 +99,7 @@ def _mean(parts: Iterable[mx.array]) -> float:
 def read_all(
     reader: Reader, texts: Sequence[Text], settings: dict[str, KVCacheConfig], say: Callable[[str], None]
 ) -> dict[str, Drift]:
-    """The drift of every setting; the first one is full precision."""
+    """Return the drift of every setting; the first one is full precision."""
     found: dict[str, Drift] = {}
     full: list[mx.array] = []
     for name, setting in settings.items():

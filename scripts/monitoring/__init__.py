@@ -1,1 +1,1 @@
-"""The monitoring files, and what they ask. `python -m scripts.monitoring` has the real Prometheus answer it."""
+"""The monitoring files and their queries. `python -m scripts.monitoring` runs them in the real Prometheus."""

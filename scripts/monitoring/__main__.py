@@ -1,10 +1,10 @@
-"""The real Prometheus against the mock backend: its config is checked, and every query is asked.
+"""The real Prometheus against the mock backend: checks its config, and runs every query.
 
     python -m scripts.monitoring
 
 Needs `prometheus` and `promtool` on the path (Debian has both in the package prometheus). Everything listens on
-loopback and ends with this program. Now and again the mock runs out of memory, so that an alert fires. Exits with 1
-where a query fails, where one that should have data by then has none, or where other alerts fire.
+loopback and ends with this program. The mock sometimes runs out of memory, so that an alert fires. Exits with 1 if a
+query fails, if one that should have data has none, or if other alerts fire.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from scripts.monitoring.queries import CONFIG, RULES, Query, all_queries, read_d
 _LOAD_S = 12.0
 _DEADLINE_S = 60.0
 _EMPTY = ("pippin_power_watts", "pippin_temperature_celsius", 'kind="limit"', 'kind="weights"', 'kind="reserve"')
-"""Asked for in vain of the mock, on a machine that is no Mac."""
+"""Queries without data on the mock, on a machine that is not a Mac."""
 _FIRING = {"PippinOutOfMemory"}
 
 
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def _ask_all(prometheus: str) -> Iterator[str]:
-    """Ask everything; what went wrong."""
+    """Run all queries; yield the failures."""
     queries, num_empty = [*all_queries()], 0
     num_of_panels = sum(len(panel.get("targets", ())) for panel in read_dashboard()["panels"])
     for position, query in enumerate(queries):
@@ -85,7 +85,7 @@ def _rules_that_fail(prometheus: str) -> Iterator[str]:
 
 
 def _put_under_load(server: str) -> None:
-    """Requests that share a prompt, some of which are refused, for as long as Prometheus needs for a rate."""
+    """Send requests that share a prompt, some of which fail, for as long as Prometheus needs for a rate."""
     until = time.monotonic() + _LOAD_S
     with_errors = ({"prompt": "x" * 300, "max_tokens": 40}, {"prompt": "x" * 300, "max_tokens": 10**6}, {"prompt": ""})
 
@@ -117,7 +117,7 @@ def _pippin() -> Iterator[str]:
 
 @contextmanager
 def _prometheus(folder: Path, server: str) -> Iterator[str]:
-    """With the shipped config, but for the port that is scraped and how often."""
+    """Run the shipped config with another scraped port and interval."""
     config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(RULES)]

@@ -1,4 +1,4 @@
-"""What the dashboard and the alert rules ask of Prometheus. Reads the files; runs nothing."""
+"""The Prometheus queries of the dashboard and the alert rules. Reads the files; runs nothing."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _GROUPING = re.compile(r"\b(?:by|on|without|ignoring)\s*\(([^)]*)\)")
 
 @dataclass(frozen=True)
 class Query:
-    """One expression, and where it stands. Grafana's variables are filled in."""
+    """One expression, and its place. Grafana's variables are filled in."""
 
     place: str
     text: str
 
     def selectors(self) -> list[tuple[str, list[tuple[str, str, str]]]]:
-        """(metric, [(label, operator, value)]) of every series that is asked for."""
+        """Return (metric, [(label, operator, value)]) of every series in the query."""
         return [(name, _MATCHER.findall(inside)) for name, inside in _SELECTOR.findall(_GROUPING.sub("", self.text))]
 
     def grouped_by(self) -> set[str]:
-        """The labels that results are grouped or matched by."""
+        """Return the labels that results are grouped or matched by."""
         return {label.strip() for inside in _GROUPING.findall(self.text) for label in inside.split(",")}
 
 
@@ -46,7 +46,7 @@ def read_rules() -> list[dict[str, Any]]:
 
 
 def all_queries() -> Iterator[Query]:
-    """Those of every panel, then those of every rule."""
+    """Yield the queries of every panel, then of every rule."""
     for panel in read_dashboard()["panels"]:
         for target in panel.get("targets", ()):
             yield Query(f"{panel['title']} {target['refId']}", _fill_in(target["expr"]))

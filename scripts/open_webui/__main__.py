@@ -1,6 +1,6 @@
 """Open WebUI against Pippin: start both, ask as a person would, keep the screenshots and both logs, end both.
 
-Prints a line for each step; ends with 1 at the first that fails.
+Prints a line for each step; exits with 1 at the first that fails.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from scripts.open_webui.chat import Chat, browsing
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 300.0
-STOP_S = 5.0  # how long Pippin may go on after the stop button; the whole answer would take several times that
+STOP_S = 5.0  # limit for Pippin to stop after the stop button; the whole answer takes several times as long
 MODEL, LONG = "pocket", "pocket-long"
-LONG_ANSWER = r"(One more line of a long answer\.\n){200}"  # the model's own answers are over before one can stop them
+LONG_ANSWER = r"(One more line of a long answer\.\n){200}"  # the model's own answers are too short to stop
 PIPPIN = {"HF_HUB_OFFLINE": "1"}
 WEBUI = {
     "ENABLE_OLLAMA_API": "False",
@@ -37,17 +37,17 @@ WEBUI = {
     "OFFLINE_MODE": "True",
     "HF_HUB_OFFLINE": "1",
     "ANONYMIZED_TELEMETRY": "False",
-    "RAG_EMBEDDING_ENGINE": "openai",  # else it wants an embedding model on disk
-    "TASK_MODEL_EXTERNAL": MODEL,  # titles, tags and what to ask next
+    "RAG_EMBEDDING_ENGINE": "openai",  # otherwise it needs an embedding model on disk
+    "TASK_MODEL_EXTERNAL": MODEL,  # titles, tags and follow-up questions
     "DEFAULT_MODEL_PARAMS": '{"temperature": 0}',
-    # its own tools are described in 15,000 tokens of the pocket model, which has a context of 4,096
+    # its own tools take 15,000 tokens of the pocket model, which has a context of 4,096
     "DEFAULT_MODEL_METADATA": '{"capabilities": {"builtin_tools": false}}',
 }
 
 
 def must(seen: object, otherwise: str) -> None:
     if not seen:
-        raise AssertionError(otherwise)  # as Playwright's expectations do
+        raise AssertionError(otherwise)  # the error of Playwright's expectations
 
 
 def wait_until(is_so: Callable[[], bool], limit_s: float, otherwise: str) -> None:
@@ -58,7 +58,7 @@ def wait_until(is_so: Callable[[], bool], limit_s: float, otherwise: str) -> Non
 
 
 def steps(chat: Chat, pippin: httpx.Client, log: Path) -> Iterator[str]:
-    """What each step has seen. Raises AssertionError, and what Playwright raises."""
+    """Yield a description of each step. Raises AssertionError, and what Playwright raises."""
 
     def count(*states: str) -> int:
         stats = pippin.get("/health").json()["models"][0]["stats"]
@@ -114,7 +114,7 @@ def steps(chat: Chat, pippin: httpx.Client, log: Path) -> Iterator[str]:
 
 @contextmanager
 def running(command: list[str], environ: dict[str, str], ready: str, log: Path) -> Iterator[None]:
-    """A process that answers `ready`, until the block ends. Raises AssertionError."""
+    """Run a process that answers `ready`, until the block ends. Raises AssertionError."""
 
     def answers() -> bool:
         must(process.poll() is None, f"{command[0]} has ended; see {log}")
@@ -133,7 +133,7 @@ def running(command: list[str], environ: dict[str, str], ready: str, log: Path) 
 
 
 def run(out: Path, python: str) -> None:
-    """Both servers, the browser, and every step. Raises as `steps` does."""
+    """Start both servers and the browser, and run every step. Raises as `steps` does."""
     ports = [str(free_port()), str(free_port())]
     pippin, webui = (f"http://127.0.0.1:{port}" for port in ports)
     log = out / "pippin.log"
@@ -158,7 +158,7 @@ def run(out: Path, python: str) -> None:
 
 
 def main() -> int:
-    """The exit code: 1 when a step failed."""
+    """Return the exit code: 1 if a step failed."""
     parser = argparse.ArgumentParser(prog="make open-webui", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "build/open-webui", help="folder for screenshots and logs")
     parser.add_argument(
@@ -166,7 +166,7 @@ def main() -> int:
     )
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the servers are ended, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the servers, too
     try:
         run(asked.out, asked.python)
     except (AssertionError, PageError) as error:

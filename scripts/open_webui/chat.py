@@ -1,4 +1,4 @@
-"""Open WebUI's page in headless Chromium. Knows nothing of Pippin; raises what Playwright raises."""
+"""Open WebUI's page in headless Chromium. Independent of Pippin; raises what Playwright raises."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 WAIT_MS = 60_000
 SETTLE_MS = 500  # the page shows the last words after the button, and moves its hints and folds
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-ANSWER, DONE = ".chat-assistant", ".copy-response-button"  # the button is below each answer that has ended
+ANSWER, DONE = ".chat-assistant", ".copy-response-button"  # the button is below each finished answer
 WATCH = """index => {
     window.watcher?.disconnect();
     window.seen = [];
@@ -30,10 +30,10 @@ class Chat:
     def __init__(self, page: Page, url: str, shots: Path) -> None:
         self._page, self._url, self._shots = page, url, shots
         page.goto(url)
-        page.get_by_role("button", name="Okay, Let's Go!").click()  # the release notes are in the way
+        page.get_by_role("button", name="Okay, Let's Go!").click()  # dismisses the release notes
 
     def add_model(self, name: str, base: str, **custom: object) -> None:
-        """A model of Open WebUI's workspace: `base`, with more fields in each request."""
+        """Add a model to Open WebUI's workspace: `base`, with more fields in each request."""
         model = {"id": name, "name": name, "base_model_id": base, "params": {"custom_params": custom}, "meta": {}}
         expect(self._page.request.post(f"{self._url}/api/v1/models/create", data=model)).to_be_ok()
 
@@ -51,7 +51,7 @@ class Chat:
         expect(self._page.locator(ANSWER)).to_have_count(count + 1)
 
     def finish(self) -> list[str]:
-        """Wait for the answer's end: every text that it had on the page (reasoning left out), the whole one last."""
+        """Wait for the answer's end; return every text it had on the page, without reasoning, the whole one last."""
         expect(self._page.locator(DONE)).to_have_count(self._page.locator(ANSWER).count())
         self._page.wait_for_timeout(SETTLE_MS)
         seen: list[str] = self._page.evaluate("window.seen")
@@ -65,7 +65,7 @@ class Chat:
         expect(self._page.locator(ANSWER).last).to_contain_text(text)
 
     def open_reasoning(self) -> str:
-        """Unfold the last answer's reasoning: the lines that this brings."""
+        """Unfold the last answer's reasoning; return the lines that appear."""
         answer = self._page.locator(ANSWER).last
         fold = answer.get_by_role("button", name="Thought for", expanded=False)
         folded = answer.inner_text().splitlines()
@@ -77,14 +77,14 @@ class Chat:
         self._page.get_by_role("button", name="Stop", exact=True).click()
 
     def screenshot(self, name: str) -> None:
-        self._page.mouse.move(0, 450)  # away from buttons: their hints would be in the picture
+        self._page.mouse.move(0, 450)  # away from buttons, whose hints would be in the picture
         self._page.wait_for_timeout(SETTLE_MS)
         self._page.screenshot(path=self._shots / f"{name}.png")
 
 
 @contextmanager
 def browsing(url: str, shots: Path) -> Iterator[Chat]:
-    """A browser with Open WebUI's page; a failure leaves the screenshot `failed`."""
+    """Yield a browser with Open WebUI's page; a failure leaves the screenshot `failed`."""
     expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)

@@ -1,1 +1,1 @@
-"""How the pocket model is made: corpus, tokenizer, training, export, evaluation. Not part of the server."""
+"""The making of the pocket model: corpus, tokenizer, training, export, evaluation. Not part of the server."""

@@ -1,4 +1,4 @@
-"""Rows of tokens from the corpus: conversations one after the other, with what is trained on marked. No torch.
+"""Rows of tokens from the corpus: conversations one after the other, with the trained tokens marked. No torch.
 
 A worker process generates and encodes ahead of the training loop.
 """
@@ -37,9 +37,9 @@ class Source:
 
 
 def rows(tokenizer: Tokenizer, items: Iterable[Item], row_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows of row_tokens + 1 ids (uint16) and marks (bool): whole conversations, END_OF_TEXT after each.
+    """Yield rows of row_tokens + 1 ids (uint16) and marks (bool): whole conversations, END_OF_TEXT after each.
 
-    A conversation goes into the fullest of the open rows that it fits; a longer one than a row is left out.
+    A conversation goes into the fullest open row that it fits; one longer than a row is left out.
     """
     opened: list[tuple[list[int], list[bool]]] = [([], []) for _ in range(_OPEN_ROWS)]
     for item in items:
@@ -64,7 +64,7 @@ def _padded(ids: list[int], marks: list[bool], size: int) -> tuple[np.ndarray, n
 
 
 def batches(tokenizer_file: Path, source: Source, num_rows: int, seed: int) -> Generator[tuple[np.ndarray, np.ndarray]]:
-    """Batches [num_rows, row_tokens + 1] from a worker process, without end."""
+    """Yield batches [num_rows, row_tokens + 1] from a worker process, endlessly."""
     context = multiprocessing.get_context("spawn")
     queue: Any = context.Queue(_QUEUE_SIZE)
     worker = context.Process(target=_fill, args=(queue, tokenizer_file, source, num_rows, seed), daemon=True)
@@ -77,13 +77,13 @@ def batches(tokenizer_file: Path, source: Source, num_rows: int, seed: int) -> G
 
 
 def _fill(queue: Any, tokenizer_file: Path, source: Source, num_rows: int, seed: int) -> None:
-    os.nice(19)  # the training threads wait for one another: whoever takes a core from one holds up both
+    os.nice(19)  # the training threads wait for one another: taking a core from one delays all
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     items = corpus.stream("train", seed, source.weights, recall_tokens=source.recall_tokens)
     made = rows(tokenizer, items, source.row_tokens)
     parent = os.getppid()
-    queue.cancel_join_thread()  # else what nobody will read keeps the worker from ending
-    while os.getppid() == parent:  # a training that was killed takes nothing more
+    queue.cancel_join_thread()  # otherwise unread batches keep the worker from ending
+    while os.getppid() == parent:  # ends when the training was killed
         batch = [next(made) for _ in range(num_rows)]
         with contextlib.suppress(Full):
             queue.put((np.stack([ids for ids, _ in batch]), np.stack([marks for _, marks in batch])), timeout=60)
@@ -92,7 +92,7 @@ def _fill(queue: Any, tokenizer_file: Path, source: Source, num_rows: int, seed:
 def held_out(
     tokenizer: Tokenizer, skill: str, count: int, seed: int, **options: Any
 ) -> list[tuple[list[int], list[bool]]]:
-    """Encoded items of one skill that training never sees."""
+    """Return encoded items of one skill that training never sees."""
     source = random.Random(seed)
     items: Sequence[Item] = [corpus.generate(skill, "test", source, **options) for _ in range(count)]
     return [encode(tokenizer, item) for item in items]

@@ -1,6 +1,6 @@
-"""The mixture: which skills there are, an item of one, and the endless stream that a model is trained on.
+"""The mixture: the skills, an item of one, and the endless stream that a model is trained on.
 
-Knows no tokenizer and no model. Train and test share no material: see `skills.base.split_of`.
+Independent of tokenizer and model. Train and test share no material: see `skills.base.split_of`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from scripts.pocket.skills.base import Draw
 
 @dataclass(frozen=True, slots=True)
 class Skill:
-    """How an item of it is made, and its share of the stream; the shares are relative."""
+    """Function that makes an item, and the skill's share of the stream; the shares are relative."""
 
     make: Callable[..., Item]
     weight: float
@@ -54,12 +54,12 @@ SKILLS: Mapping[str, Skill] = {
 
 
 def generate(skill: str, split: Split, rng: Random, *, thinking: bool | None = None, **options: Any) -> Item:
-    """One item. `thinking` fixes the switch, None leaves it to chance; `options` are those of the skill's `make`."""
+    """Return one item. `thinking` fixes the switch, None draws it; `options` are those of the skill's `make`."""
     return SKILLS[skill].make(Draw(split, rng, thinking), **options)
 
 
 def approximate_length(item: Item) -> int:
-    """About how many tokens the whole conversation has, with the marks of its turns."""
+    """Return the approximate number of tokens of the whole conversation, with the marks of its turns."""
     texts = [str(value) for message in item.messages for key, value in message.items() if key != "role"]
     texts += map(str, item.tools)
     return sum(map(recall.approximate_tokens, texts)) + 6 * len(item.messages)
@@ -70,7 +70,7 @@ def _log_uniform(rng: Random, low: int, high: int) -> int:
 
 
 def _recall_options(rng: Random, tokens: tuple[int, int]) -> dict[str, Any]:
-    """A fifth is left to `recall` itself: facts told over several turns, names that are not there."""
+    """Leave a fifth to `recall` itself: facts told over several turns, missing names."""
     return {} if rng.random() < 0.2 else {"context_tokens": _log_uniform(rng, *tokens)}
 
 
@@ -82,10 +82,11 @@ def stream(
     recall_tokens: tuple[int, int] = (48, 512),
     max_context_tokens: int = 4096,
 ) -> Iterator[Item]:
-    """Items without end, the same for the same arguments.
+    """Yield items endlessly, the same for the same arguments.
 
-    `weights` replaces the shares by skill; a skill it does not name does not come. Contexts of recall are log-uniform
-    in `recall_tokens`. What seems longer than `max_context_tokens` (approximately counted) is left out.
+    `weights` replaces the shares by skill; a skill that it does not name does not occur. Contexts of recall are
+    log-uniform
+    in `recall_tokens`. Items longer than `max_context_tokens` (approximately counted) are left out.
     """
     rng = Random(seed)
     shares = weights or {name: skill.weight for name, skill in SKILLS.items()}

@@ -1,7 +1,7 @@
-"""How often the model is right, skill by skill, on generated conversations that training never sees.
+"""Accuracy of the model, skill by skill, on generated conversations that training never sees.
 
 Asks through a running server or an engine in this process, always greedily and with the rendered prompt, and judges
-by `Item.is_right`. Knows nothing of how the model was made.
+by `Item.is_right`. Independent of how the model was made.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from server import pocket
 from server.text.tokenizer import Tokenizer, load_tokenizer
 
 MAX_TOKENS = 768
-"""Far above the longest reasoning of the corpus: an answer that comes to its length has lost its way."""
+"""Far above the longest reasoning of the corpus: an answer of this length is lost."""
 _KEPT_MISTAKES = 5
 _PROMPT_TAIL = 400
 
@@ -58,17 +58,17 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """All that the model wrote."""
+    """Complete output of the model."""
 
     text: str
     num_prompt_tokens: int
     num_tokens: int
     is_whole: bool
-    """It ended its turn itself."""
+    """Whether it ended its turn itself."""
 
     @property
     def content(self) -> str:
-        """The text after the thought; empty where the thought was never ended."""
+        """The text after the reasoning; empty if the reasoning never ended."""
         thought, end, rest = self.text.partition("</think>")
         if end:
             return rest.strip()
@@ -83,7 +83,7 @@ class Judged:
 
 
 Ask = Callable[[str], Awaitable[Reply]]
-"""From a rendered prompt to what the model writes after it."""
+"""Returns the model's output for a rendered prompt."""
 
 
 # --- the questions
@@ -97,9 +97,9 @@ def cases(
     measure: Callable[[str], int],
     thinking: bool = True,
 ) -> list[Case]:
-    """`count` held-out items of every skill; of recall, of every context length, in tokens as `measure` counts.
+    """Return `count` held-out items of every skill; of recall, of every context length, in tokens by `measure`.
 
-    `thinking`: as the chat template has it by default, or switched off.
+    `thinking`: the chat template's default, or switched off.
     """
     found: list[Case] = []
     for skill in skills:
@@ -116,7 +116,7 @@ _KINDS = {
     "letters": {"counting": "count", "spelling": "spell"},
     "tools": {"calling": "call", "answering": "answer", "none that fits": "none"},
 }
-"""Skills of several rows: each row's name, and the `kind` that the skill knows it by."""
+"""Skills of several rows: each row's name, and its `kind` within the skill."""
 
 
 def _rows(skill: str, contexts: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -138,12 +138,12 @@ def _judgeable(skill: str, rng: random.Random, options: dict[str, Any]) -> Itera
             yield item
 
 
-# --- who is asked
+# --- where the questions go
 
 
 @asynccontextmanager
 async def in_process(folder: Path, tokenizer: Tokenizer, batch: int, kv_cache: KVCacheConfig) -> AsyncIterator[Ask]:
-    """An engine of this process. Raises ModelLoadError."""
+    """Yield an engine in this process. Raises ModelLoadError."""
     engine = create_engine(
         EngineConfig(
             model_path=str(folder),
@@ -183,7 +183,7 @@ async def _generate(engine: Engine, tokenizer: Tokenizer, text: str) -> Reply:
 
 @asynccontextmanager
 async def through_server(url: str, tokenizer: Tokenizer) -> AsyncIterator[Ask]:
-    """A running server; `tokenizer` is that of the model it serves, and counts the prompts."""
+    """Yield a running server; `tokenizer` is that of its model, and counts the prompts."""
     async with httpx.AsyncClient(base_url=url, timeout=None) as client:
 
         async def ask(text: str) -> Reply:
@@ -220,13 +220,13 @@ async def put(questions: Sequence[Case], ask: Ask, batch: int, told: Callable[[]
 
 
 def judge(item: Item, reply: Reply) -> bool:
-    """Whether the answer is right and was brought to its end."""
+    """Return whether the answer is right and complete."""
     assert item.is_right is not None, "only what can be judged is asked"
     return reply.is_whole and item.is_right(reply.content)
 
 
 def is_json(reply: Reply) -> bool:
-    """Whether the answer is JSON, right or wrong."""
+    """Return whether the answer is JSON, right or wrong."""
     with suppress(ValueError):
         json.loads(reply.content)
         return reply.is_whole
@@ -234,7 +234,7 @@ def is_json(reply: Reply) -> bool:
 
 
 def summary(answers: Iterable[Judged], total_s: float) -> dict[str, Any]:
-    """Accuracy per row, with a few mistakes of each to look at. JSON."""
+    """Return the accuracy per row as JSON, with a few mistakes of each."""
     rows: dict[str, list[Judged]] = {}
     num_tokens = 0
     for answer in answers:
@@ -283,7 +283,7 @@ def _expected(item: Item) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate as the arguments say; 1 and one line where it cannot be done."""
+    """Evaluate according to the arguments; print one line and return 1 if that fails."""
     arguments = _arguments(argv)
     try:
         result = asyncio.run(_evaluate(arguments))

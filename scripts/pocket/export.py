@@ -19,7 +19,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def export(work: Path, out: Path) -> None:
-    """config.json, model.safetensors and the tokenizer's files of the checkpoint in `work`."""
+    """Write config.json, model.safetensors and the tokenizer's files of the checkpoint in `work`."""
     state = torch.load(work / "checkpoint.pt", weights_only=True)
     weights = {name: tensor.contiguous() for name, tensor in {**state["model"], **state["balance"]}.items()}
     out.mkdir(parents=True, exist_ok=True)

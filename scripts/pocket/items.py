@@ -1,4 +1,4 @@
-"""Item: one conversation of the corpus, what it teaches, and how an answer to it is judged. Imports nothing."""
+"""Item: one conversation of the corpus, its skill, and the check of an answer to it. Imports nothing."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Split = Literal["train", "test"]
 class Item:
     """A conversation whose last message is the assistant's.
 
-    `messages` are OpenAI's: role, content, `reasoning_content` where the assistant thinks first,
-    `tool_calls` where it calls a tool; `tools` are OpenAI's tool descriptions. All assistant messages are
-    trained on, the user's and system's are not.
+    `messages` are OpenAI's: role, content, `reasoning_content` if the assistant reasons first, `tool_calls` if it calls
+    a
+    tool; `tools` are OpenAI's tool descriptions. All assistant messages are trained on, those of user and system are
+    not.
     """
 
     skill: str
@@ -23,5 +24,7 @@ class Item:
     tools: tuple[Mapping[str, Any], ...] = ()
     enable_thinking: bool = True
     is_right: Callable[[str], bool] | None = None
-    """Judges the text of an answer to all messages but the last: content with any `<think>…</think>` removed,
-    a tool call as `<tool_call>…</tool_call>`. None where nothing is to be judged."""
+    """Check of an answer to all messages except the last; None if there is nothing to check.
+
+    Its text is the content without any `<think>…</think>`, a tool call as `<tool_call>…</tool_call>`.
+    """

@@ -1,6 +1,6 @@
 """DeepSeek V3's architecture in PyTorch, small: latent attention, and a mixture of experts with a shared one.
 
-Parameter names are those of the published checkpoints, so that mlx-lm's own converter takes the export.
+Parameter names are those of the published checkpoints, so that mlx-lm's own converter accepts the export.
 Follows arXiv 2412.19437 sections 2.1 and 2.1.2 (sigmoid routing, balanced by a bias and without a loss).
 """
 
@@ -19,7 +19,7 @@ _ROOM_STEP = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PocketConfig:
-    """What becomes config.json; the names are the published config's."""
+    """Content of config.json; the names are the published config's."""
 
     vocab_size: int = 1024
     hidden_size: int = 192
@@ -42,7 +42,7 @@ class PocketConfig:
     rope_theta: float = 10000.0
 
     def to_json(self) -> dict[str, Any]:
-        """The whole config.json."""
+        """Return the whole config.json."""
         return {
             "architectures": ["DeepseekV3ForCausalLM"],
             "model_type": "deepseek_v3",
@@ -75,15 +75,15 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of neighbouring pairs; x: [..., tokens, dim], cos and sin: [tokens, dim / 2]."""
+    """Apply rotary embedding to neighbouring pairs; x: [..., tokens, dim], cos and sin: [tokens, dim / 2]."""
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention [rows, heads, tokens, dim], by blocks of queries: half of the scores are never computed.
+    """Compute causal attention [rows, heads, tokens, dim], by blocks of queries, which skips half of the scores.
 
-    On a CPU this is faster than PyTorch's fused one, as long as a block's scores fit the cache.
+    On a CPU this is faster than PyTorch's fused attention, as long as a block's scores fit the cache.
     """
     q = q * q.shape[-1] ** -0.5
     later = torch.full((_QUERY_BLOCK, _QUERY_BLOCK), -torch.inf, dtype=q.dtype).triu(1)
@@ -141,7 +141,7 @@ class Gate(nn.Module):
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(expert of each choice: int [tokens, chosen], its weight: float32 [tokens, chosen])."""
+        """Return (expert of each choice: int [tokens, chosen], its weight: float32 [tokens, chosen])."""
         scores = torch.sigmoid((x @ self.weight.T).float())
         chosen = (scores.detach() + self.e_score_correction_bias).topk(self.num_chosen, dim=-1).indices
         weights = scores.gather(-1, chosen)
@@ -149,10 +149,10 @@ class Gate(nn.Module):
 
 
 def _slots(chosen: Tensor, counts: Tensor) -> tuple[Tensor, int]:
-    """(a slot for every choice: int [tokens, chosen], the slots that each expert has).
+    """Return (a slot for every choice: int [tokens, chosen], the number of slots of each expert).
 
-    Expert e has the slots from e * room on. Room is rounded up, so that few sizes occur: the library that multiplies
-    compiles a kernel for each new one, which at this size takes four times as long as the product itself.
+    Expert e has the slots from e * room on. Room is rounded up, so that few sizes occur: the matrix library compiles a
+    kernel for each new one, which at this size takes four times as long as the product itself.
     """
     room = -(-int(counts.max()) // _ROOM_STEP) * _ROOM_STEP
     order = chosen.flatten().argsort(stable=True)
@@ -164,7 +164,7 @@ def _slots(chosen: Tensor, counts: Tensor) -> tuple[Tensor, int]:
 
 
 class _Take(torch.autograd.Function):
-    """Rows by their index, zeros for an index past the end; the gradient is taken back the same way.
+    """Rows by their index, zeros for an index past the end; the gradient is gathered the same way.
 
     PyTorch's own indexing would add the gradients up row by row, in one thread.
     """
@@ -190,7 +190,7 @@ class MoE(nn.Module):
         self.experts = nn.ModuleList(MLP(config.hidden_size, inner) for _ in range(config.n_routed_experts))
         self.shared_experts = MLP(config.hidden_size, inner * config.n_shared_experts)
         self.load = torch.zeros(config.n_routed_experts)
-        """Tokens that each expert got since `balance`."""
+        """Tokens of each expert since `balance`."""
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
@@ -199,7 +199,7 @@ class MoE(nn.Module):
         if self.training:
             self.load += counts
         slots, room = _slots(chosen, counts)
-        choices = torch.full((len(self.experts) * room,), slots.numel())  # of each slot; past the end: of none
+        choices = torch.full((len(self.experts) * room,), slots.numel())  # choice of each slot; past the end: none
         choices[slots.flatten()] = torch.arange(slots.numel())
         inputs = _Take.apply(flat, choices // chosen.shape[-1], slots).view(len(self.experts), room, -1)
         outputs = _Take.apply(self._experts(inputs).flatten(0, 1), slots, choices[:, None])
@@ -208,7 +208,7 @@ class MoE(nn.Module):
         return (mixed + self.shared_experts(flat)).view_as(x)
 
     def _experts(self, inputs: Tensor) -> Tensor:
-        """Every expert over its own tokens; [experts, room, hidden] to the same."""
+        """Apply every expert to its own tokens; [experts, room, hidden] to the same."""
         gate, up, down = (
             torch.stack([getattr(expert, name).weight for expert in self.experts]).mT
             for name in ("gate_proj", "up_proj", "down_proj")
@@ -217,7 +217,7 @@ class MoE(nn.Module):
 
     @torch.no_grad()
     def balance(self, rate: float) -> None:
-        """Make experts that got too much less likely to be chosen, and the others more."""
+        """Make overloaded experts less likely to be chosen, and the others more."""
         self.gate.e_score_correction_bias += rate * torch.sign(self.load.mean() - self.load)
         self.load.zero_()
 
@@ -237,7 +237,7 @@ class Layer(nn.Module):
 
 
 class Pocket(nn.Module):
-    """Token ids [rows, tokens] to the logits of the marked positions [marked, vocab]."""
+    """Model from token ids [rows, tokens] to the logits of the marked positions [marked, vocab]."""
 
     def __init__(self, config: PocketConfig) -> None:
         super().__init__()
@@ -266,7 +266,7 @@ class Pocket(nn.Module):
         return self.lm_head(self.model["norm"](F.pad(x, (0, 0, 0, room))))[: x.shape[0]]
 
     def to_bfloat16(self) -> Pocket:
-        """All but the routing bias, whose steps are too small for it."""
+        """Convert all except the routing bias, whose steps are too small for bfloat16."""
         biases = {name: buffer.clone() for name, buffer in self.named_buffers()}
         self.bfloat16()
         for name, bias in biases.items():

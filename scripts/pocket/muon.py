@@ -1,7 +1,6 @@
-"""Muon: momentum whose matrices are made orthogonal before they are applied.
+"""Muon: momentum whose matrices are orthogonalized before they are applied.
 
 Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982.
-
 Matrices of one shape are orthogonalized in one batch, which on a CPU is most of the gain over one at a time.
 """
 
@@ -15,11 +14,11 @@ from torch import Tensor
 
 _STEPS = 5
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration in the first reference: steep at zero, and bounded near one."""
+"""Coefficients of the quintic iteration in the first reference: steep at zero, and bounded near one."""
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """The nearest matrices with singular values near one; [count, rows, columns]."""
+    """Return the nearest matrices with singular values near one; [count, rows, columns]."""
     a, b, c = _COEFFICIENTS
     x = matrices.bfloat16()
     is_tall = x.shape[-2] > x.shape[-1]
@@ -33,7 +32,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices; `lr` is the root mean square of an update's entries, as AdamW's is about."""
+    """Optimizer for matrices; `lr` is the root mean square of an update's entries, about as in AdamW."""
 
     def __init__(
         self, matrices: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.1
@@ -59,4 +58,4 @@ class Muon(torch.optim.Optimizer):
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
         state["momentum"].lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(state["momentum"], momentum)  # Nesterov's
+        return parameter.grad.lerp(state["momentum"], momentum)  # Nesterov momentum

@@ -1,6 +1,6 @@
-"""Put a converted model into server/pocket: its files, their checksums, and a model card out of an evaluation.
+"""Put a converted model into server/pocket: its files, their checksums, and a model card from an evaluation.
 
-Knows the shipped folder and the form of evaluate's JSON, nothing of training. Imports no MLX and no torch.
+Uses the shipped folder and the format of evaluate's JSON; independent of training. Imports no MLX and no torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from server import pocket
 
 MAX_BYTES = 8_000_000
-"""Of all files together."""
+"""Limit of all files together."""
 CHECKSUMS, CARD = "SHA256SUMS", "MODEL_CARD.md"
 MODEL_FILES = ("config.json", "model.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -60,7 +60,7 @@ are under the project's own terms. `SHA256SUMS` lists the files.
 
 
 def package(model: Path, tokenizer: Path, evaluation: Mapping[str, Any], target: Path) -> int:
-    """Fill `target` and give the size of what is shipped in bytes. Raises ValueError where that is too much."""
+    """Fill `target` and return the shipped size in bytes. Raises ValueError if it is too large."""
     target.mkdir(parents=True, exist_ok=True)
     for folder, names in ((model, MODEL_FILES), (tokenizer, TOKENIZER_FILES)):
         for name in names:
@@ -74,12 +74,12 @@ def package(model: Path, tokenizer: Path, evaluation: Mapping[str, Any], target:
 
 
 def digest(file: Path) -> str:
-    """SHA-256 in hexadecimal, as sha256sum prints it."""
+    """Return the SHA-256 in hexadecimal, as sha256sum prints it."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def card(folder: Path, evaluation: Mapping[str, Any]) -> str:
-    """The model card of the model in a folder, Markdown."""
+    """Return the model card of the model in a folder, as Markdown."""
     config = _config(folder)
     weights = folder / "model.safetensors"
     quantized = config.get("quantization")
@@ -101,7 +101,7 @@ def card(folder: Path, evaluation: Mapping[str, Any]) -> str:
 
 
 def num_parameters(weights: Path, config: Mapping[str, Any]) -> int:
-    """Counted in the safetensors header; a quantized matrix as many as it stands for."""
+    """Count parameters by the safetensors header; a quantized matrix counts the weights it represents."""
     with weights.open("rb") as stream:
         header: dict[str, Any] = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     header.pop("__metadata__", None)
@@ -126,7 +126,7 @@ def _config(folder: Path) -> Mapping[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Package what the arguments name; 1 and one line where it cannot be done."""
+    """Package the files that the arguments name; print one line and return 1 if that fails."""
     parser = argparse.ArgumentParser(prog="python -m scripts.pocket.package", description=__doc__)
     parser.add_argument("model", type=Path, help="folder that mlx_lm.convert wrote")
     parser.add_argument("tokenizer", type=Path, help="folder that scripts.pocket.tokenizer wrote")

@@ -1,7 +1,7 @@
 """The pocket model's tokenizer: a byte-level BPE of 1,024 tokens, and the chat template in two forms.
 
-`CHAT_TEMPLATE` is what servers apply; `render` writes the same text in plain Python, cut into pieces that say what
-is trained on. Knows Item and the corpus's door, nothing of torch or MLX.
+`CHAT_TEMPLATE` is for servers; `render` writes the same text in plain Python, in pieces marked as trained on or not.
+Uses Item and the corpus's entry point, no torch or MLX.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from scripts.pocket.items import Item
 VOCAB_SIZE = 1024
 CONTEXT = 4096
 LONGEST_TOKEN = 16
-"""Characters (bytes, outside ASCII)."""
+"""Limit in characters (bytes, outside ASCII)."""
 PAD, EOS = "<|endoftext|>", "<|im_end|>"
 SPECIAL = (PAD, "<|im_start|>", EOS)
 MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-"""Tokens of their own that belong to the text: decoding keeps them."""
+"""Separate tokens that belong to the text: decoding keeps them."""
 _MARK = re.compile("|".join(map(re.escape, (*SPECIAL, *MARKS))))
 DEFAULT_ITEMS = 30_000
 
@@ -102,10 +102,11 @@ _NO_THOUGHT = "<think>\n\n</think>\n\n"
 
 
 def render(item: Item) -> list[tuple[str, bool]]:
-    """The conversation as the chat template writes it, in pieces: (text, is trained on).
+    """Return the conversation as the chat template writes it, in pieces: (text, is trained on).
 
-    Trained on is what the assistant writes, `<|im_end|>` with it. An empty thought that `enable_thinking=False`
-    puts into the prompt is not.
+    The assistant's text is trained on, including `<|im_end|>`. Empty reasoning that `enable_thinking=False` puts into
+    the
+    prompt is not.
     """
     pieces = list(_system(item))
     for index, message in enumerate(item.messages):
@@ -117,7 +118,7 @@ def render(item: Item) -> list[tuple[str, bool]]:
 
 
 def prompt(item: Item) -> str:
-    """All that stands before what the model writes as the last message."""
+    """Return the text before the model's output for the last message."""
     before = Item(skill=item.skill, messages=item.messages[:-1], tools=item.tools, enable_thinking=item.enable_thinking)
     text = "".join(text for text, _ in render(before))
     return text + "<|im_start|>assistant\n" + ("" if item.enable_thinking else _NO_THOUGHT)
@@ -173,12 +174,12 @@ def _json(value: Any) -> str:
 
 
 def load(folder: Path) -> Tokenizer:
-    """The tokenizer that `build` wrote."""
+    """Load the tokenizer that `build` wrote."""
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def encode(tokenizer: Tokenizer, item: Item) -> tuple[list[int], list[bool]]:
-    """The conversation's token ids and, of the same length, which of them are trained on.
+    """Return the conversation's token ids and, of the same length, which of them are trained on.
 
     Every piece ends where a mark or a newline ends a token anyway: the ids are those of the joined text.
     """
@@ -198,7 +199,7 @@ def build(folder: Path, texts: Iterable[str]) -> Tokenizer:
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
-    # The trainer would see a mark as letters to merge.
+    # The trainer would treat a mark as letters to merge.
     tokenizer.train_from_iterator((_MARK.sub("\n", text) for text in texts), _trainer())
     tokenizer = _with_plain_marks(tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
@@ -219,7 +220,7 @@ def _trainer() -> trainers.BpeTrainer:
 
 
 def _with_plain_marks(tokenizer: Tokenizer) -> Tokenizer:
-    """The same, MARKS no longer special: the trainer makes everything so that it is given."""
+    """Return the tokenizer with MARKS no longer special, as the trainer makes all its special tokens."""
     state = json.loads(tokenizer.to_str())
     for added in state["added_tokens"]:
         added["special"] = added["content"] in SPECIAL
@@ -238,7 +239,7 @@ def _config() -> dict[str, Any]:
 
 
 def main(folder: Path, count: int = DEFAULT_ITEMS) -> None:
-    """Build from the first `count` items of the training corpus and print how long its items come out."""
+    """Build from the first `count` items of the training corpus and print the lengths of its items."""
     from scripts.pocket import corpus
 
     items = list(islice(corpus.stream("train", 0), count))

@@ -2,7 +2,7 @@
 
     python -m scripts.pocket.train WORK_DIR [--minutes 190] [--seed 0]
 
-WORK_DIR holds tokenizer.json already, and gets checkpoint.pt, history.json and loss.png.
+WORK_DIR contains tokenizer.json, and receives checkpoint.pt, history.json and loss.png.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from scripts.pocket.muon import Muon
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A share of the time, in which the steps take their batches from `sources` in turn."""
+    """A share of the time, during which the steps take their batches from `sources` in turn."""
 
     share: float
     sources: tuple[Source, ...]
@@ -45,15 +45,15 @@ PHASES = (
     Phase(0.25, (SHORT, MIDDLE)),
     Phase(0.30, (SHORT, SHORT, LONG, SHORT, SHORT, MIDDLE, SHORT, LONG)),
 )
-"""Long rows cost most, in attention: they come late, and only what needs them is in them."""
+"""Long rows cost most, in attention: they come late, and contain only skills that need them."""
 STEP_TOKENS = 8_192
 MICRO_TOKENS = 8_192
-"""Of one forward and backward pass."""
+"""Tokens of one forward and backward pass."""
 MUON_LR, ADAM_LR = 0.002, 0.004
 WARMUP_STEPS = 40
 FAST_SHARE = 0.22
 SLOW_LR, FINAL_LR = 0.4, 0.01
-"""Of the rates above: after FAST_SHARE of the time, and at its end."""
+"""Fractions of the rates above: after FAST_SHARE of the time, and at its end."""
 BALANCE_RATE = 0.002
 SAVE_EVERY_S = 120.0
 EVALUATE_EVERY_S = 480.0
@@ -67,17 +67,17 @@ CHECKS: dict[str, dict[str, Any]] = {
 
 
 class Training:
-    """Model, optimizers, and how far they have come. Progress is measured in time: the machine decides the steps."""
+    """Model, optimizers, and their progress, which is measured in time: the machine decides the number of steps."""
 
     def __init__(self, folder: Path, minutes: float, seed: int, rate: float | None = None) -> None:
-        """`rate`: begin again with this share of the rates, where an earlier training ended too early."""
+        """`rate`: start again at this fraction of the rates, if an earlier training ended too early."""
         torch.manual_seed(seed)
         self.folder, self.total_s, self.seed = folder, 60 * minutes, seed
         self.spent_s, self.num_steps, self.num_tokens = 0.0, 0, 0
         self.history: list[dict[str, Any]] = []
         self.model = Pocket(PocketConfig())
         self.worker = Pocket(PocketConfig()).to_bfloat16()
-        """Computes, in bfloat16; `model` holds the float32 weights that it gets before every step."""
+        """Computes in bfloat16; `model` holds the float32 weights, copied to it before every step."""
         matrices = [p for n, p in self.model.named_parameters() if _is_matrix(n, p)]
         others = [p for n, p in self.model.named_parameters() if not _is_matrix(n, p)]
         self.optimizers = [
@@ -116,7 +116,7 @@ class Training:
         return ", ".join(f"{skill} {share:.0%}" for skill, share in self.history[-1]["right"].items())
 
     def _batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Batches of the phase that the time spent is in, until all of it is spent."""
+        """Yield batches of the current phase until all time is spent."""
         end = 0.0
         for number, phase in enumerate(PHASES):
             end += phase.share * self.total_s
@@ -131,7 +131,10 @@ class Training:
                 source.close()
 
     def _source(self, source: Source, number: int) -> Generator[tuple[np.ndarray, np.ndarray]]:
-        """Goes on with other items after every resumption: its seed depends on the steps made."""
+        """Return a source.
+
+        After a resumption it continues with other items: its seed depends on the number of steps.
+        """
         seed = 1_000_000 * self.seed + 100 * self.num_steps + number
         return batches(self.folder / "tokenizer.json", source, STEP_TOKENS // source.row_tokens, seed)
 
@@ -167,7 +170,7 @@ class Training:
                 computed.copy_(own)
 
     def _set_rates(self) -> None:
-        """Warm up by steps; constant while that teaches much; then lower, and exponentially down to FINAL_LR."""
+        """Warm up by steps; constant while that is effective; then lower, and exponentially down to FINAL_LR."""
         highest, since_s = self._rewarmed or (SLOW_LR, FAST_SHARE * self.total_s)
         slow = (self.spent_s - since_s) / (self.total_s - since_s)
         factor = 1.0 if slow < 0 else highest * (FINAL_LR / highest) ** min(slow, 1.0)
@@ -178,7 +181,7 @@ class Training:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Share of held-out items of which every trained token is the likeliest, given those before it."""
+        """Return the share of held-out items with every trained token the likeliest, given the tokens before it."""
         self._refresh()
         self.worker.eval()
         shares = {skill: self._share_right(skill, options) for skill, options in CHECKS.items()}
@@ -223,7 +226,7 @@ def _is_matrix(name: str, parameter: Tensor) -> bool:
 
 
 def plot(history: list[dict[str, Any]], file: Path) -> None:
-    """The loss, smoothed, and the shares of held-out items that are right, over tokens."""
+    """Plot the loss, smoothed, and the shares of held-out items that are right, over tokens."""
     import matplotlib
 
     matplotlib.use("Agg")

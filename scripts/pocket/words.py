@@ -1,6 +1,6 @@
 """Word material: common words, names, places, and words made of syllables so that spelling generalises.
 
-Knows no skill and no split; whoever draws passes its own generator of random numbers.
+Independent of skills and splits; the caller passes a random number generator.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from random import Random
 
 
 def split(text: str) -> tuple[str, ...]:
-    """The words of `text`."""
+    """Return the words of `text`."""
     return tuple(text.split())
 
 
@@ -75,7 +75,7 @@ FRAME: tuple[str, ...] = split("""
     type units up Use user very vs wait was Weather weather web weighs weight went were wet What when Where Which
     which Who Why with word words works Write years Yes You you Your your
     """)
-"""What questions and answers are built of, seldom spelled: a token each. No word of WORDS is among them."""
+"""Words of questions and answers, seldom spelled: a token each. No word of WORDS is among them."""
 
 NAMES: tuple[str, ...] = split("""
     Ada Adam Agnes Ahmed Alan Alba Albert Alex Alice Amara Amir Amy Ana Andrea Anita Anna Anton Arthur Astrid Aya Bella
@@ -112,7 +112,7 @@ _ENDINGS = ("s", "ed", "er", "ing", "ly", "y", "ness", "ful", "less", "est", "er
 
 
 def syllables(rng: Random, shortest: int, longest: int) -> str:
-    """A pronounceable made-up word of `shortest` to `longest` letters."""
+    """Return a pronounceable made-up word of `shortest` to `longest` letters."""
     while True:
         word = ""
         size = rng.randint(shortest, longest)
@@ -123,7 +123,7 @@ def syllables(rng: Random, shortest: int, longest: int) -> str:
 
 
 def spelling_word(rng: Random) -> str:
-    """A word of 3 to 12 letters to spell: a common one, a made-up one, or a common one made longer."""
+    """Return a word of 3 to 12 letters to spell: a common one, a made-up one, or an extended common one."""
     kind = rng.random()
     if kind < 0.03:
         return rng.choice([word for word in FRAME if 3 <= len(word) <= 12]).lower()
@@ -136,12 +136,12 @@ def spelling_word(rng: Random) -> str:
 
 
 def given_name(rng: Random) -> str:
-    """A first name: mostly a real one, else a made-up one."""
+    """Return a first name: mostly a real one, otherwise a made-up one."""
     return rng.choice(NAMES) if rng.random() < 0.6 else syllables(rng, 3, 7).capitalize()
 
 
 def code(rng: Random) -> str:
-    """Four digits, or two capital letters and two digits."""
+    """Return four digits, or two capital letters and two digits."""
     if rng.random() < 0.75:
         return f"{rng.randrange(10_000):04d}"
     return "".join(rng.choice(LETTERS) for _ in range(2)).upper() + f"{rng.randrange(100):02d}"

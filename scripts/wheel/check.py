@@ -1,9 +1,9 @@
-"""Check a wheel: what is in it, and that an installed `pippin` serves the model it ships, offline, with an empty home.
+"""Check a wheel: its content, and that an installed `pippin` serves the model it ships, offline, with an empty home.
 
-    check.py contents WHEEL      its files are those of the packages: all of them, and nothing else
+    check.py contents WHEEL      compare its files with those of the packages: all, and no others
     check.py use COMMAND         run an installed `pippin` from an empty folder
 
-Needs nothing but Python. Ends with 1 where a check fails.
+Needs only Python. Exits with 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 DEADLINE_S = 300
 _SERVING = re.compile(r" serving .* on (http://[\d.:]+):")
 _DEAD_PROXY = "http://127.0.0.1:9"
-"""Nothing listens there: a command that asks the network fails."""
+"""Nothing listens there: a command that uses the network fails."""
 
 
 def main() -> int:
@@ -52,7 +52,7 @@ def expect(holds: bool, what: Any) -> None:
 
 
 def check_contents(wheel: Path) -> None:
-    """Every file of the packages is in it, and none that is not of the packages."""
+    """Check that it contains every file of the packages, and no others."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
     about = {name for name in names if re.match(r"pippin-[\d.]+\.dist-info/", name)}
@@ -74,7 +74,7 @@ def _package_files(package: str) -> Iterator[str]:
 
 
 class Installed:
-    """The command, in an empty folder with an empty home and no way to the network."""
+    """The command, in an empty folder with an empty home and without a network."""
 
     def __init__(self, command: Path, folder: Path) -> None:
         self.command = command
@@ -92,7 +92,7 @@ class Installed:
         }
 
     def run(self, *arguments: str, text: str | None = None, **more: str) -> str:
-        """What it writes to standard output. Raises AssertionError where it does not end with 0."""
+        """Return its standard output. Raises AssertionError if it does not exit with 0."""
         done = subprocess.run(
             [str(self.command), *arguments],
             cwd=self.folder,
@@ -111,7 +111,7 @@ class Installed:
 
     @contextmanager
     def serve(self, *arguments: str) -> Iterator[str]:
-        """The URL of a server that is ready; ended with SIGTERM, which must end it with 0."""
+        """Yield the URL of a server that is ready; end it with SIGTERM, which must exit with 0."""
         process = subprocess.Popen(
             [str(self.command), "serve", *arguments, "--port", "0"],
             cwd=self.folder,
@@ -144,7 +144,7 @@ class Installed:
 
 
 def check_use(command: Path) -> None:
-    """All that somebody does who has just installed it."""
+    """Run everything that a new user does first."""
     with tempfile.TemporaryDirectory(prefix="pippin-use-") as name:
         pippin = Installed(command.absolute(), Path(name))
         expect(pippin.run("--version").startswith("pippin "), "--version")
@@ -169,7 +169,7 @@ def has_command(pippin: Installed, name: str) -> bool:
 
 
 def check_plans(pippin: Installed) -> None:
-    """The machines' data, the profiles with their models and settings."""
+    """Check the machines' data, and the profiles with their models and settings."""
     expect(len(json.loads(pippin.run("plan", "--list", "--machine", "m3-ultra-512", "--json"))) > 3, "profiles")
     expect(json.loads(pippin.run("plan", "laptop-16", "--json"))["fits"], "laptop-16")
     settings = json.loads(pippin.run("config", "--config", "laptop-16", "--json"))
@@ -177,7 +177,7 @@ def check_plans(pippin: Installed) -> None:
 
 
 def check_answers(url: str) -> None:
-    """A completion, a chat, an answer that follows a schema, Anthropic's and Ollama's API."""
+    """Check a completion, a chat, an answer that follows a schema, Anthropic's and Ollama's API."""
     text = ask(url, "/v1/completions", prompt="Once", max_tokens=8, temperature=0)["choices"][0]["text"]
     expect(bool(text), "an empty completion")
     messages = [{"role": "user", "content": "What is 2 plus 3?"}]
@@ -192,7 +192,7 @@ def check_answers(url: str) -> None:
 
 
 def check_dashboard(url: str) -> None:
-    """The page, and every file that it or one of its modules names."""
+    """Check the page, and every file that it or one of its modules names."""
     waiting = set(re.findall(r'(?:src|href)="dashboard/([^"]+)"', get(url, "/", "text/html")))
     seen: set[str] = set()
     while waiting - seen:
@@ -204,11 +204,11 @@ def check_dashboard(url: str) -> None:
 
 
 def check_other_server(pippin: Installed) -> None:
-    """With another package `server` first on the path the command works, and the doctor says so."""
+    """Check that the command works with another package `server` first on the path, and that the doctor reports it."""
     path = str(pippin.foreign)
     expect(pippin.run("version", PYTHONPATH=path).startswith("pippin "), "version beside another server")
     found = json.loads(pippin.run("doctor", "--json", "--", "--port", "0", PYTHONPATH=path))
-    ignores_it = " -E" in pippin.command.read_text().partition("\n")[0]  # pipx has Python ignore PYTHONPATH
+    ignores_it = " -E" in pippin.command.read_text().partition("\n")[0]  # pipx makes Python ignore PYTHONPATH
     state = "ok" if ignores_it else "warning"
     expect([each["state"] for each in found if each["what"] == "packages"] == [state], found)
 

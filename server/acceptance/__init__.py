@@ -1,1 +1,1 @@
-"""The acceptance kit: what a new machine is measured by, step after step. No MLX here: each step is a process."""
+"""The acceptance kit: measures a new machine, step by step. No MLX here: each step is a process."""

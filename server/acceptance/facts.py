@@ -1,4 +1,4 @@
-"""Facts of the machine that figures are to be read with. Asks the system by its own commands; no MLX.
+"""Facts of the machine, for reading its figures. Uses the system's own commands; no MLX.
 
 Written from the manual pages of sysctl(8), sw_vers(1), system_profiler(8) and pmset(1); not run on a Mac.
 """
@@ -47,7 +47,7 @@ def _run(command: Sequence[str]) -> str:
 
 
 def gather(run: Run = _run, system: str = sys.platform) -> dict[str, Any]:
-    """Everything; what a system does not have, or does not say, is left out."""
+    """Return all facts, except those that the system does not have or report."""
     machine = this_machine()
     found: dict[str, Any] = {
         "platform": system,
@@ -64,7 +64,7 @@ def gather(run: Run = _run, system: str = sys.platform) -> dict[str, Any]:
 
 
 def boot_id(run: Run = _run, system: str = sys.platform) -> str:
-    """What is another text after each start of the machine; empty where it is not known."""
+    """Return a text that changes with each start of the machine; empty if unknown."""
     if system == "darwin":
         found = re.search(r"sec = (\d+)", _ask(run, ["/usr/sbin/sysctl", "-n", "kern.boottime"]))
         return found[1] if found else ""
@@ -89,7 +89,7 @@ def _of_macos(run: Run) -> dict[str, Any]:
 
 
 def gpu_cores(report: str) -> int | None:
-    """Cores of the GPU by system_profiler; None where it does not say."""
+    """Return the number of GPU cores in system_profiler's report; None if missing."""
     try:
         displays = json.loads(report)["SPDisplaysDataType"]
         return next(int(each["sppci_cores"]) for each in displays if "sppci_cores" in each)
@@ -112,7 +112,10 @@ def _version(name: str) -> str | None:
 
 
 def _wheel_tags(name: str) -> list[str]:
-    """Tags of the wheel that a package was installed from: only the one for macOS 26 has the kernels of an M5."""
+    """Return the tags of the wheel a package was installed from.
+
+    Only the wheel for macOS 26 has the kernels of an M5.
+    """
     try:
         text = metadata.distribution(name).read_text("WHEEL") or ""
     except metadata.PackageNotFoundError:

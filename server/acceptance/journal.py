@@ -1,7 +1,7 @@
-"""Journal of a run of the kit: a line on the disk before each step and after it, so that a panic shows where it was.
+"""Journal of a run of the kit: a line on disk before and after each step, so that a panic can be located.
 
-JSON lines beside the result, each synchronized before the step goes on. After a restart of the machine the run goes on
-with the step after the one that was open.
+JSON lines beside the result, each synchronized before the step continues. After a restart of the machine, the run
+resumes with the step after the interrupted one.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ _MOST_BYTES = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What a journal says of the run before."""
+    """Content of a journal: the previous run."""
 
     identity: Mapping[str, Any] | None = None
-    """None: there was none."""
+    """None if there was no run."""
     results: dict[str, Result] = field(default_factory=dict)
     open_step: str | None = None
-    """The step that began and did not end."""
+    """Step that began and did not end."""
     last_progress: str = ""
     boot: str = ""
-    """The start of the machine at which it began."""
+    """Boot id of the machine when it began."""
     is_finished: bool = False
 
 
 def read_past(path: Path) -> Past:
-    """Read a journal. A last line that is cut off does not count."""
+    """Read a journal. An incomplete last line is ignored."""
     past = Past()
     for event in _events(path):
         match event.get("event"):
@@ -56,7 +56,7 @@ def read_past(path: Path) -> Past:
 
 
 def interrupted(past: Past, boot: str) -> Result:
-    """The result of the step that was open when the run ended."""
+    """Return the result of the step that was open when the run ended."""
     restarted = past.boot != boot
     detail = "the machine has restarted since" if restarted else "the run was ended"
     where = f"; last heard of: {past.last_progress}" if past.last_progress else ""
@@ -70,17 +70,20 @@ def _events(path: Path) -> Iterator[dict[str, Any]]:
     except OSError:
         return
     for line in text.split(b"\n"):
-        with contextlib.suppress(ValueError):  # the last line of a machine that has stopped
+        with contextlib.suppress(ValueError):  # the last line before the machine stopped
             event = json.loads(line)
             if isinstance(event, dict):
                 yield event
 
 
 class Journal:
-    """Appends to the file."""
+    """Writer that appends to the journal."""
 
     def __init__(self, path: Path, *, is_fresh: bool) -> None:
-        """Raises OSError; BlockingIOError while another run writes it. `is_fresh`: forget what is there."""
+        """Open the file.
+
+        Raises OSError; BlockingIOError if another run has it open. `is_fresh`: discard its content.
+        """
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,10 +93,10 @@ class Journal:
         if is_fresh:
             os.ftruncate(self._handle, 0)
         if os.fstat(self._handle).st_size:
-            os.write(self._handle, b"\n")  # in case that the last line was cut off
+            os.write(self._handle, b"\n")  # in case the last line is incomplete
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append a line; it is on the disk when this returns."""
+        """Append a line and synchronize it to disk."""
         os.write(self._handle, json.dumps({"event": event, **fields}).encode() + b"\n")
         synchronize(self._handle)
 
@@ -102,17 +105,17 @@ class Journal:
 
 
 def synchronize(handle: int) -> None:
-    """Have what was written on the disk itself: macOS's fsync stops at the drive's cache."""
+    """Flush writes to the drive itself: macOS's fsync stops at the drive's cache."""
     full = getattr(fcntl, "F_FULLFSYNC", None)
     if full is not None:
-        with contextlib.suppress(OSError):  # a file system without it
+        with contextlib.suppress(OSError):  # not supported by the file system
             fcntl.fcntl(handle, full)
             return
     os.fsync(handle)
 
 
 def write_result(path: Path, document: Mapping[str, Any]) -> None:
-    """Write the result in one piece: there is the old file or the new one, never half of one."""
+    """Write the result atomically: the file is the old one or the new one, never partial."""
     draft = path.with_name(f".{path.name}.new")
     with draft.open("w", encoding="utf-8") as file:
         json.dump(document, file, indent=2)

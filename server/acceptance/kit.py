@@ -1,4 +1,4 @@
-"""A run of the kit: its steps in order, each on file before it begins and after it has ended."""
+"""A run of the kit: its steps in order, each recorded before it begins and after it ends."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from server.acceptance.processes import StepFailed
 from server.acceptance.steps import STEPS, KitOptions, Step, choose, judge, skip_reason, to_do
 
 VERSION = 1
-"""Of the result's format."""
+"""Version of the result's format."""
 
 
 class OtherRun(ValueError):
-    """The file holds a run with other options that has not finished, or something else."""
+    """The file holds an unfinished run with other options, or something else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What the kit asks of the machine; the tests make it up."""
+    """Access of the kit to the machine; tests substitute it."""
 
     facts: Callable[[], dict[str, Any]]
     boot: Callable[[], str]
     panics: Callable[[], list[str]]
     run: Callable[[Step, KitOptions, Callable[[str], None]], dict[str, Any]]
-    """The outcome of a step. Raises StepFailed."""
+    """Returns the outcome of a step. Raises StepFailed."""
     clock: Callable[[], float] = field(default=time.monotonic)
 
 
@@ -47,7 +47,7 @@ def run_kit(
     *,
     is_fresh: bool = False,
 ) -> dict[str, Any]:
-    """Do the steps that have no result yet, and return the whole result. Raises OtherRun, UnknownStep and OSError."""
+    """Run the steps without a result, and return the whole result. Raises OtherRun, UnknownStep and OSError."""
     steps = choose(options)
     if not _is_result(out):
         raise OtherRun(f"{out} is there, and is no result of this command; name another file")
@@ -75,7 +75,7 @@ def run_kit(
 
 
 def _is_result(out: Path) -> bool:
-    """Whether the file may be replaced: it is not there, or an earlier run has written it."""
+    """Return whether the file may be replaced: it does not exist, or an earlier run wrote it."""
     if not out.exists():
         return True
     try:
@@ -85,7 +85,7 @@ def _is_result(out: Path) -> bool:
 
 
 def _past(out: Path, options: KitOptions) -> Past:
-    """The run to go on with. One that has finished begins anew, unless steps are named: then the other results stay."""
+    """Return the run to resume. A finished run starts over, unless steps are named: then the other results stay."""
     past = read_past(journal_file(out))
     if past.identity == options.identity and (options.only or not past.is_finished):
         return past
@@ -107,7 +107,7 @@ def _do(step: Step, options: KitOptions, machine: Machine, journal: Journal, res
         else:
             outcome = machine.run(step, options, lambda text: journal.write("progress", step=step.name, text=text))
     except KeyboardInterrupt:
-        journal.write("stopped", step=step.name)  # it is done again by the next run
+        journal.write("stopped", step=step.name)  # the next run repeats it
         raise
     except StepFailed as error:
         return {"status": "failed", "detail": str(error), "seconds": machine.clock() - began_at}
@@ -132,7 +132,7 @@ def _document(options: KitOptions, results: Mapping[str, Result], new_panics: Se
 
 
 def ratios(results: Mapping[str, Result]) -> dict[str, float]:
-    """Speeds that were measured to be compared: large command buffers, and wired weights, over the default."""
+    """Return ratios of comparable speeds: large command buffers, and wired weights, over the default."""
     found = {}
     plain, large = (_speed(results.get(name)) for name in ("buffers_default", "buffers_large"))
     if plain and large:

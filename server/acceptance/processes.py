@@ -1,4 +1,4 @@
-"""Processes of the kit: one of a step, with a line for each thing it says; and a server, from its start to SIGTERM."""
+"""Processes of the kit: one per step, which writes JSON lines; and a server, from its start to SIGTERM."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 END_S = 90.0
-"""A process has so long after SIGTERM: one that is killed while memory is wired may leave it wired."""
+"""Time of a process to end after SIGTERM: one killed while memory is wired may leave it wired."""
 _SERVING = re.compile(r" serving .* on http://")
 _MOST_TEXT = 2000
 _MOST_LINES = 200
 
 
 class StepFailed(Exception):
-    """A step's process ended without an outcome; the message says how."""
+    """A step's process ended without an outcome; the message gives the reason."""
 
 
 def run_step(
@@ -33,7 +33,7 @@ def run_step(
     environ: Mapping[str, str],
     timeout_s: float,
 ) -> dict[str, Any]:
-    """Run a step in a process of its own, and return its outcome. Raises StepFailed."""
+    """Run a step in its own process, and return its outcome. Raises StepFailed."""
     return run_process(
         [sys.executable, "-m", "mlx_backend.acceptance", function], options, progress, environ, timeout_s
     )
@@ -46,7 +46,7 @@ def run_process(
     environ: Mapping[str, str],
     timeout_s: float,
 ) -> dict[str, Any]:
-    """The same of any command that reads its options and writes lines as a step does."""
+    """Run any command that reads options and writes lines like a step, and return its outcome. Raises StepFailed."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -54,7 +54,7 @@ def run_process(
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **environ},
-        start_new_session=True,  # Ctrl-C is for the kit, which ends the step with SIGTERM
+        start_new_session=True,  # Ctrl-C reaches only the kit, which ends the step with SIGTERM
     )
     noise: list[str] = []
     reader = threading.Thread(target=_read, args=(process, noise), daemon=True)
@@ -113,7 +113,7 @@ def _read(process: subprocess.Popen[str], noise: list[str]) -> None:
 
 
 def end(process: subprocess.Popen[str], within_s: float = END_S) -> float | None:
-    """End a process with SIGTERM; seconds that it took. None: it had to be killed. One that has ended is left alone."""
+    """End a process with SIGTERM, unless it has ended; return the seconds that took, or None if it had to be killed."""
     began_at = time.monotonic()
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
@@ -127,9 +127,9 @@ def end(process: subprocess.Popen[str], within_s: float = END_S) -> float | None
 
 
 def measure_server(command: Sequence[str], wired_bytes: Callable[[], int], timeout_s: float) -> dict[str, Any]:
-    """Start a server, wait until it serves, end it with SIGTERM; the machine's wired bytes at each of these.
+    """Start a server, wait until it serves, and end it with SIGTERM; record the machine's wired bytes each time.
 
-    An outcome as a step has it. Raises StepFailed where it does not come to serve.
+    Returns an outcome like a step's. Raises StepFailed if the server does not start to serve.
     """
     before, began_at = wired_bytes(), time.monotonic()
     process = subprocess.Popen(
@@ -159,7 +159,7 @@ def measure_server(command: Sequence[str], wired_bytes: Callable[[], int], timeo
 
 
 def server_checks(code: int, end_s: float | None, before: int, serving: int, after: int) -> list[dict[str, Any]]:
-    """The end's code, and that what was wired is given back: a tenth of it may be other programs'."""
+    """Check the exit code, and that wired memory is released: a tenth of it may belong to other programs."""
     checks = [{"name": "exit code after SIGTERM", "measured": code, "low": 0, "high": 0, "is_kept": code == 0}]
     if end_s is None:
         checks[0]["is_kept"] = False

@@ -1,4 +1,4 @@
-"""Steps of the acceptance kit, in their order: what cannot hurt first, what may end the machine last. Pure."""
+"""Steps of the acceptance kit, in order: harmless ones first, those that may crash the machine last. Pure."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, Literal
 
 
 class UnknownStep(ValueError):
-    """A step that does not exist; the message names those that do."""
+    """A step that does not exist; the message lists those that do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A row of the table. `function`: of `mlx_backend.acceptance`; empty where the kit itself does the step."""
+    """A row of the table. `function`: in `mlx_backend.acceptance`; empty if the kit itself runs the step."""
 
     name: str
     title: str
     function: str = ""
     needs_metal: bool = False
     is_risky: bool = False
-    """A driver's fault may end the process or the machine here."""
+    """A driver fault may end the process or the machine here."""
     is_opt_in: bool = False
     wired: Literal["never", "auto", "always"] = "never"
     environ: Mapping[str, str] = field(default_factory=dict)
@@ -93,22 +93,22 @@ _FULL = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KitOptions:
-    """What the user asked for."""
+    """Options set by the user."""
 
     model: str
-    """The model's folder."""
+    """Folder of the model."""
     is_quick: bool = True
     soak_s: float = 0.0
     only: tuple[str, ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What results must have in common to stand in one file."""
+        """Options that results in one file must have in common."""
         return {"model": self.model, "is_quick": self.is_quick}
 
 
 def choose(options: KitOptions) -> tuple[Step, ...]:
-    """The steps to do, in the table's order. Raises UnknownStep."""
+    """Return the steps to run, in the table's order. Raises UnknownStep."""
     names = [step.name for step in STEPS]
     for name in options.only:
         if name not in names:
@@ -120,24 +120,24 @@ def choose(options: KitOptions) -> tuple[Step, ...]:
 
 
 def sent_options(step: Step, options: KitOptions) -> dict[str, Any]:
-    """The options of a step as its process reads them."""
+    """Return the options of a step for its process."""
     sizes = _QUICK if options.is_quick else _FULL
     soak_s = options.soak_s if step.name == "soak" else 0.0
     return {"model": options.model, "is_quick": options.is_quick, "wired": step.wired, "soak_s": soak_s, **sizes}
 
 
 def skip_reason(step: Step, has_metal: bool) -> str | None:
-    """Why a step is left out on this machine; None where it is not."""
+    """Return why a step is skipped on this machine; None if it is not."""
     return "needs Metal" if step.needs_metal and not has_metal else None
 
 
 def judge(outcome: Mapping[str, Any]) -> str:
-    """`passed`, `failed` or `skipped`, of a step's outcome."""
+    """Return `passed`, `failed` or `skipped` for a step's outcome."""
     if outcome.get("skipped"):
         return "skipped"
     return "passed" if all(check["is_kept"] for check in outcome.get("checks", ())) else "failed"
 
 
 def to_do(steps: Sequence[Step], done: Mapping[str, Mapping[str, Any]], only: Sequence[str]) -> list[Step]:
-    """Steps that have no result yet, and those that were named. One that was interrupted is not tried again unasked."""
+    """Return the steps without a result, and the named ones. An interrupted step is repeated only if named."""
     return [step for step in steps if step.name in only or step.name not in done]

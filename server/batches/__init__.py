@@ -1,1 +1,1 @@
-"""Batches: files of requests, each line answered once, when there is room. Pure: no HTTP, no service, no engine."""
+"""Batches: files of requests, each line answered once. Pure: no HTTP, no service, no engine."""

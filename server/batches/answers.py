@@ -1,7 +1,7 @@
-"""The file of answers, which is its own journal: each line says which line of the input it answers.
+"""The file of answers, which is its own journal: each line names the line of the input that it answers.
 
-A line is appended whole or not at all: what a kill or a full disk cuts off is cut away. So a run can end at any point,
-and the next one goes on with what is not answered. The file is locked while it is open.
+A line is appended whole or not at all: the remains of a kill or a full disk are cut away. So a run can end at any
+point, and the next one continues with the unanswered lines. The file is locked while it is open.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class AnswersError(Exception):
-    """A file of answers that cannot be used, in one line."""
+    """The file of answers cannot be used; the message is one line."""
 
 
 class DiskFull(AnswersError):
-    """There is no room for an answer. What was written before is whole."""
+    """There is no room for an answer. Lines written before are whole."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(f"{path.name} cannot grow: the disk is full; what is written is whole")
@@ -42,7 +42,7 @@ class DiskFull(AnswersError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server answered: a status, and a body that is JSON."""
+    """Answer of a server: a status, and a body that is JSON."""
 
     status: int
     body: bytes
@@ -56,7 +56,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A line of the output, and what counts of it."""
+    """A line of the output, with its success and usage."""
 
     text: bytes
     is_success: bool = False
@@ -76,13 +76,13 @@ def write_answer(line: RequestLine, answer: Answer) -> Written:
 
 
 def write_error(line: Line, code: str, message: str, param: str | None = None) -> Written:
-    """Return the line of the output for a line that no server has answered."""
+    """Return the line of the output for a line without an answer from a server."""
     error = {"code": code, "message": message, "line": line.number, **({"param": param} if param else {})}
     return Written(_write(line, None, error))
 
 
 def write_broken(line: BrokenLine) -> Written:
-    """Return the line of the output for a line that is no request."""
+    """Return the line of the output for a line that is not a request."""
     return write_error(line, line.code, line.message, line.param)
 
 
@@ -93,14 +93,14 @@ def _write(line: Line, response: dict[str, Any] | None, error: dict[str, Any] | 
 
 
 class Answered:
-    """The lines of the input that are answered, by number, eight bytes each."""
+    """Set of the input's answered lines, by number, eight bytes each."""
 
     def __init__(self) -> None:
         self._marks = array("Q")
         self.num_lines = 0
 
     def add(self, number: int, mark: str) -> None:
-        """Note an answer. Raises AnswersError for a line that has one."""
+        """Record an answer. Raises AnswersError if the line already has one."""
         if number >= len(self._marks):
             self._marks.extend([0] * (number + 1 - len(self._marks)))
         if self._marks[number]:
@@ -109,7 +109,7 @@ class Answered:
         self.num_lines += 1
 
     def has(self, number: int, mark: str) -> bool:
-        """Whether a line is answered. Raises AnswersError where the answer is that of another line."""
+        """Return whether a line is answered. Raises AnswersError if the answer is that of another line."""
         found = self._marks[number] if number < len(self._marks) else 0
         if found and found != int(mark, 16) + 1:
             raise AnswersError(
@@ -121,7 +121,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A line of an output that was there already."""
+    """A line found in an existing output."""
 
     number: int
     mark: str
@@ -129,12 +129,12 @@ class Found:
 
 
 class AnswerFile:
-    """Answers on disk, appended line by line. One thread at a time."""
+    """Answers on disk, appended line by line. For one thread at a time."""
 
     def __init__(self, path: Path, *, check_room: Callable[[int], None] = lambda _: None) -> None:
-        """Open or make the file, and lock it. Raises AnswersError and OSError.
+        """Open or create the file, and lock it. Raises AnswersError and OSError.
 
-        `check_room`: called with the bytes that are to be written; raises where they must not be.
+        `check_room`: called with the number of bytes before they are written; raises to refuse them.
         """
         self.path = path
         self._check_room = check_room
@@ -148,7 +148,7 @@ class AnswerFile:
         self._is_synced = True
 
     def recover(self) -> Iterator[Found]:
-        """Yield what is answered, and cut away a last line that is not whole. Raises AnswersError and OSError."""
+        """Yield the existing answers, and cut away an incomplete last line. Raises AnswersError and OSError."""
         with os.fdopen(os.dup(self._file), "rb") as stream:
             stream.seek(0)
             place, number = 0, 0
@@ -167,7 +167,7 @@ class AnswerFile:
                 place += size
 
     def append(self, line: bytes) -> None:
-        """Write one line. Raises DiskFull, what `check_room` raises, and OSError; the file is whole all the same."""
+        """Write one line. Raises DiskFull, what `check_room` raises, and OSError; the file stays whole."""
         self._check_room(len(line))
         rest = memoryview(line)
         try:
@@ -182,7 +182,7 @@ class AnswerFile:
         self._is_synced = False
 
     def sync(self) -> None:
-        """Have everything on the disk itself, so that a power cut does not lose it. Raises OSError."""
+        """Sync the file to disk, so that it survives a power cut. Raises OSError."""
         if not self._is_synced:
             self._is_synced = True
             os.fsync(self._file)
@@ -192,7 +192,7 @@ class AnswerFile:
         os.close(self._file)
 
     def _cut(self, place: int, number: int, head: bytes, *, is_torn: bool) -> None:
-        """Cut away what follows, where a kill or a power cut has left it; another's file stays as it is."""
+        """Cut away the rest, which a kill or a power cut left. Raises AnswersError if it is no file of answers."""
         is_ours = head[: len(_BEGINNING)] == _BEGINNING[: len(head)] or (number > 1 and head.startswith(b"\0"))
         if not is_ours or not (is_torn or b"\0" in head):
             raise AnswersError(f"line {number} of {self.path.name} is not an answer of a batch; name another file")

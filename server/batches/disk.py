@@ -1,4 +1,4 @@
-"""Threads for what waits for a disk: few, and apart from those of the server, which a slow disk does not hold up."""
+"""Threads for disk access: few, and separate from the server's threads, which a slow disk does not delay."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _threads = ThreadPoolExecutor(4, thread_name_prefix="batches")
 
 
 async def on_disk(call: Callable[[], T]) -> T:
-    """Return what a call returns on such a thread. A caller that is cancelled waits for its end first."""
-    context = contextvars.copy_context()  # the log's request among it
+    """Return the result of a call on such a thread. A cancelled caller first waits for the call to end."""
+    context = contextvars.copy_context()  # carries the log's request id
     calling = asyncio.get_running_loop().run_in_executor(_threads, lambda: context.run(call))
     try:
         return await asyncio.shield(calling)

@@ -1,6 +1,6 @@
-"""The folder of a server's files and batches: what is where, written so that a kill leaves nothing that looks whole.
+"""The folder of a server's files and batches: its layout, written so that a kill never leaves a partial record.
 
-files/ID  files/ID.json      content and record of a file; both are there, or it is none
+files/ID  files/ID.json      content and record of a file; it exists only with both
 batches/ID.json              record of a batch
 running/ID.output  .errors   answers of a batch that has not ended
 partial/                     uploads in progress; removed at the next start
@@ -24,14 +24,14 @@ R = TypeVar("R")
 
 
 class FolderError(OSError):
-    """A folder that cannot be used, in one line."""
+    """The folder cannot be used; the message is one line."""
 
 
 class Folder:
     """The folder of one server, locked while it is open."""
 
     def __init__(self, path: Path) -> None:
-        """Raises FolderError."""
+        """Create and lock the folder. Raises FolderError."""
         self.path = path
         self.files, self.batches = path / "files", path / "batches"
         self.running, self.partial = path / "running", path / "partial"
@@ -54,17 +54,17 @@ class Folder:
             raise FolderError(f"batches.dir {path}: {error.strerror or error}") from None
 
     def close(self) -> None:
-        """Unlock it."""
+        """Unlock the folder."""
         os.close(self._lock)
 
     def new_partial(self) -> tuple[int, Path]:
-        """Return an empty file for an upload: open, and its path. Raises OSError."""
+        """Return an empty file for an upload: its descriptor and its path. Raises OSError."""
         file, name = tempfile.mkstemp(dir=self.partial)
         return file, Path(name)
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record, all of it or nothing. Raises OSError."""
+    """Write a record atomically. Raises OSError."""
     part = path.with_name(f"{path.name}.part")
     try:
         with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
@@ -79,7 +79,7 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_records(folder: Path, build: Callable[[Mapping[str, Any]], R]) -> Iterator[R]:
-    """Yield the records of a folder. What is none is logged and stays where it is. Raises OSError."""
+    """Yield the records of a folder. Invalid ones are logged and left in place. Raises OSError."""
     for path in sorted(folder.glob("*.json")):
         try:
             fields = json.loads(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Lines of a batch's input, read in bounded memory: requests in OpenAI's batch format, and lines that are broken."""
+"""Lines of a batch's input, read in bounded memory: requests in OpenAI's batch format, and broken lines."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ ENDPOINTS = (
     *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/responses"),
     *("/v1/rerank", "/v1/score"),
 )
-"""What a line may ask for."""
+"""Endpoints that a line may use."""
 MAX_NUMBER = 1 << 24
-"""Lines of a file, blank ones among them, at most: state is kept by their numbers."""
+"""Most lines of a file, blank ones included: state is kept by line number."""
 MAX_ID_LENGTH = 512
 _MARK_BYTES = 6
 _PIECE_BYTES = 1 << 16
@@ -26,7 +26,7 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class LineLimits:
-    """What is read of an input."""
+    """Limits of an input."""
 
     max_line_bytes: int = 16 << 20
     max_lines: int = MAX_NUMBER
@@ -49,13 +49,13 @@ class RequestLine:
     number: int
     """The line's number in the file, from 1."""
     mark: str
-    """A digest of the line: 12 hexadecimal digits."""
+    """Digest of the line: 12 hexadecimal digits."""
     custom_id: str
     url: str
     body: bytes
-    """JSON, as it is to be sent."""
+    """JSON to send."""
     prefix: str
-    """What the prompt begins with; lines that share a prefix sort next to each other."""
+    """Beginning of the prompt; lines that share a prefix sort next to each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class BrokenLine:
 
     @property
     def prefix(self) -> str:
-        """Nothing: broken lines come first."""
+        """Empty: broken lines come first."""
         return ""
 
     @property
@@ -89,9 +89,9 @@ class _Broken(Exception):
 
 
 def read_lines(stream: BinaryIO, limits: LineLimits = DEFAULT_LIMITS, *, endpoint: str | None = None) -> Iterator[Line]:
-    """Yield every line but blank ones, in the order of the file. Raises TooManyLines and OSError.
+    """Yield every line except blank ones, in the order of the file. Raises TooManyLines and OSError.
 
-    `endpoint`: the only one that lines may name.
+    `endpoint`: the only endpoint that lines may use.
     """
     seen: set[int] = set()
     for num_lines, (number, mark, raw) in enumerate(_raw_lines(stream, limits.max_line_bytes), 1):
@@ -112,7 +112,7 @@ def count_lines(stream: BinaryIO) -> int:
 
 
 def _raw_lines(stream: BinaryIO, most: int) -> Iterator[tuple[int, str, bytes | None]]:
-    """Yield the number, the digest and the bytes of each line that is not blank; None for bytes beyond `most`."""
+    """Yield number, digest and bytes of each line that is not blank; None for the bytes of a line beyond `most`."""
     number = 0
     while raw := stream.readline(most + 2):
         number += 1
@@ -137,7 +137,7 @@ def _read_line(number: int, mark: str, raw: bytes, seen: set[int], endpoint: str
     try:
         url, body = _read_target(fields, endpoint), _read_body(fields)
         if url == "/v1/responses":
-            body = {"store": False, **body}  # the answer is in the output; a server's own store has room for few
+            body = {"store": False, **body}  # the answer is in the output; a server's response store is small
         written = json.dumps(body, allow_nan=False).encode()
     except _Broken as error:
         error.custom_id = custom_id

@@ -1,6 +1,6 @@
-"""The order in which lines are sent: those that share a prefix of their prompts together, so that it is computed once.
+"""The order in which lines are sent: lines with a common prompt prefix together, so that it is computed once.
 
-Sorted by the text of the prompt, lines walk a tree of prefixes from left to right: each prefix is current until the
+Sorted by the text of the prompt, lines walk a tree of prefixes from left to right: each prefix stays current until the
 last line that has it. Lines are sorted within windows, in bounded memory.
 """
 
@@ -18,11 +18,11 @@ _PARTS = {
     "/v1/messages": ("tools", "system", "messages"),
     "/v1/responses": ("tools", "instructions", "input"),
 }
-"""The fields of which a prompt is made, in the order in which templates have them. Vectors share no prefix."""
+"""Fields that form the prompt, in the order of templates. Embedding inputs share no prefix."""
 
 
 class Sortable(Protocol):
-    """A line that can be ordered."""
+    """A line that can be sorted."""
 
     @property
     def number(self) -> int: ...
@@ -38,7 +38,7 @@ L = TypeVar("L", bound=Sortable)
 
 
 def prefix_of(url: str, body: Mapping[str, Any]) -> str:
-    """Return a text whose prefixes are those of the prompt, as far as they are known without its template."""
+    """Return a text whose prefixes match those of the prompt, as far as they are known without its template."""
     found = [str(body.get("model")), url]
     for name in _PARTS.get(url, ()):
         value = body.get(name)
@@ -48,12 +48,12 @@ def prefix_of(url: str, body: Mapping[str, Any]) -> str:
 
 
 def in_prefix_order(lines: Iterable[L]) -> list[L]:
-    """Return the lines with those that share a prefix next to each other; equal ones in the order of the file."""
+    """Return the lines with common prefixes next to each other; equal lines stay in the order of the file."""
     return sorted(lines, key=lambda line: (line.prefix, line.number))
 
 
 def windows(lines: Iterable[L], max_lines: int = WINDOW_LINES, max_bytes: int = WINDOW_BYTES) -> Iterator[list[L]]:
-    """Yield the lines in groups, each in the order in which it is to be sent. A line larger than a group is alone."""
+    """Yield the lines in groups, each in sending order. A line larger than a group is alone."""
     group: list[L] = []
     num_bytes = 0
     for line in lines:
@@ -68,7 +68,7 @@ def windows(lines: Iterable[L], max_lines: int = WINDOW_LINES, max_bytes: int = 
 
 
 def _texts(value: Any) -> list[str]:
-    """Return the texts of a prompt's part, in the order of the prompt, however its fields are ordered."""
+    """Return the texts of a part of the prompt, in the order of the prompt, whatever the order of its fields."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):

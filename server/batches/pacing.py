@@ -1,4 +1,4 @@
-"""What is done with an answer, and how long a run waits when the server is busy or away. Pure decisions."""
+"""Handling of answers, and waiting times when the server is busy or unreachable. Pure decisions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import Enum
 from server.batches.answers import Answer
 
 MAX_ATTEMPTS = 3
-"""How often a line is sent that the server fails to answer."""
+"""Most times that a line is sent if the server fails to answer it."""
 _BUSY = frozenset({408, 425, 429, 502, 503, 504, 529})
 _REFUSED = frozenset({401, 403, 407})
 _FIRST_WAIT_S, _MOST_WAIT_S = 0.5, 60.0
@@ -15,7 +15,7 @@ _LEAST_ASKED_S, _MOST_ASKED_S = 0.05, 600.0
 
 
 class Decision(Enum):
-    """What is done with an answer."""
+    """Handling of an answer."""
 
     WRITE = "write"
     """It is the line's answer."""
@@ -24,24 +24,24 @@ class Decision(Enum):
     AGAIN = "again"
     """The server failed: the line is sent again."""
     STOP = "stop"
-    """No line would be answered: the run ends."""
+    """The server refuses all lines: the run ends."""
 
 
 def decide(status: int, num_attempts: int) -> Decision:
-    """Return what is done with an answer to a line that was sent so many times."""
+    """Return the handling of an answer to a line that was sent `num_attempts` times."""
     if status in _BUSY:
         return Decision.WAIT
     if status in _REFUSED:
         return Decision.STOP
     if status < 200 or 300 <= status < 400:
-        return Decision.STOP  # another place is meant
+        return Decision.STOP  # a redirect
     if status >= 500 and num_attempts < MAX_ATTEMPTS:
         return Decision.AGAIN
     return Decision.WRITE
 
 
 class Backoff:
-    """How long to wait for a server that is busy or away: what it asks for, or longer each time."""
+    """Waiting times for a busy or unreachable server: as it requests, or longer each time."""
 
     def __init__(self) -> None:
         self._num_waits = 0
@@ -54,5 +54,5 @@ class Backoff:
         return own_s if asked_s is None else min(_MOST_ASKED_S, max(_LEAST_ASKED_S, asked_s))
 
     def reset(self) -> None:
-        """Begin with short waits again: the server has answered."""
+        """Start again with short waits: the server has answered."""
         self._num_waits = 0

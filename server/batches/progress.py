@@ -1,4 +1,4 @@
-"""How far a batch has come: lines, tokens, the rate of the last minute, and the time that is left."""
+"""Progress of a batch: lines, tokens, the rate of the last minute, and the remaining time."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Tokens:
     output: int = 0
 
     def add(self, usage: Any) -> None:
-        """Add those of an answer's `usage`, in the form of any API."""
+        """Add the tokens of an answer's `usage`, in the form of any API."""
         if not isinstance(usage, Mapping):
             return
         details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
         cached = _number(details, "cached_tokens") + _number(usage, "cache_read_input_tokens")
-        # Anthropic's input_tokens are those beside the cached ones
+        # Anthropic's input_tokens exclude the cached ones
         beside = _number(usage, "cache_read_input_tokens") + _number(usage, "cache_creation_input_tokens")
         self.prompt += _number(usage, "prompt_tokens") + _number(usage, "input_tokens") + beside
         self.cached += cached
@@ -34,18 +34,18 @@ class Tokens:
 
 @dataclass(slots=True)
 class Progress:
-    """Counts of one run. The lines of earlier runs count as done, and not into the rate."""
+    """Counts of one run. Lines of earlier runs count as done, but not for the rate."""
 
     num_lines: int
     num_done: int = 0
     num_failed: int = 0
     tokens: Tokens = field(default_factory=Tokens)
     waits_for: str = ""
-    """Why the server is waited for; empty while it answers."""
+    """Why the run waits for the server; empty while it answers."""
     _samples: deque[tuple[float, int]] = field(default_factory=deque)
 
     def begin(self, now: float) -> None:
-        """Take the time from which on lines are counted."""
+        """Set the time from which lines are counted."""
         self._samples.clear()
         self._samples.append((now, self.num_done))
 
@@ -74,7 +74,7 @@ class Progress:
         return (self.num_done - num_before) / (now - since)
 
     def left_s(self, now: float) -> float | None:
-        """Return the seconds that are left at this rate; None where there is none yet."""
+        """Return the remaining seconds at this rate; None without a rate."""
         rate = self.rate(now)
         return self.num_left / rate if rate > 0 else (0.0 if self.num_left == 0 else None)
 

@@ -1,4 +1,4 @@
-"""What is kept of a file and of a batch beside its content: plain records, and their JSON."""
+"""Records of files and batches, stored beside their content, and their JSON."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def new_batch_id() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile:
-    """A file of a client's. Its content is whole."""
+    """A file of a client. Its content is complete."""
 
     id: str
     owner: str
-    """The name of the key that it belongs to; empty where there are no keys."""
+    """Name of the key that owns it; empty without keys."""
     filename: str
     purpose: str
     num_bytes: int
@@ -37,7 +37,7 @@ class StoredFile:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> StoredFile:
-        """Raises TypeError and ValueError for what is no record."""
+        """Return the record of `fields`. Raises TypeError and ValueError if they are not a record."""
         return _checked(cls(**fields), FILE_ID)
 
 
@@ -52,19 +52,19 @@ class Batch:
     completion_window: str
     created_at: float
     expires_at: float
-    """The end of its completion window."""
+    """End of its completion window."""
     metadata: dict[str, str] | None = None
     status: Status = "validating"
     ending: Status | None = None
-    """The status that it ends with, once nothing more is answered: its files of answers are to be taken in."""
+    """Final status, set once no more lines are answered; then its files of answers are taken into the store."""
     output_id: str = field(default_factory=new_file_id)
     error_id: str = field(default_factory=new_file_id)
-    """The files of answers, known from the start: ending a batch twice comes to the same."""
+    """Ids of the files of answers, fixed at the start so that ending a batch is idempotent."""
     has_output: bool = False
     has_errors: bool = False
-    """Whether these files are there."""
+    """Whether these files exist."""
     times: dict[str, float] = field(default_factory=dict)
-    """When it came to each status but the first."""
+    """Time of each status except the first."""
     failures: list[dict[str, Any]] = field(default_factory=list)
     """Why it failed: code, message, line, param."""
     num_lines: int = 0
@@ -77,13 +77,13 @@ class Batch:
         return self.status in OPEN_STATUSES
 
     def enter(self, status: Status, now: float) -> None:
-        """Come to a status; the time of the first time counts."""
+        """Enter a status; the time of the first entry is kept."""
         self.status = status
         self.times.setdefault(status, now)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Batch:
-        """Raises TypeError and ValueError for what is no record."""
+        """Return the record of `fields`. Raises TypeError and ValueError if they are not a record."""
         return _checked(cls(**fields), BATCH_ID)
 
 

@@ -1,4 +1,4 @@
-"""How much the files of a server may take: bytes of all and of each owner, counted as they are written."""
+"""Size limits of a server's files: bytes in total and per owner, counted as they are written."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ class Bounds:
     max_bytes: int
     max_file_bytes: int
     max_files: int
-    """Files; as many batches may be kept beside them."""
+    """Most files; the same limit applies to batches."""
     keep_s: float
 
     def share_of(self, owner: str, total: int) -> int:
-        """Return what one owner may have of a total: half of it, so that others find room; all where there is one."""
+        """Return one owner's share of a total: half of it, to leave room for others; all without keys."""
         return max(1, total // 2) if owner else total
 
 
 class StoreFull(Exception):
-    """There is no room for more; what is kept stays. One line for the client."""
+    """There is no room for more; existing files stay. The message is one line for the client."""
 
 
 class Room:
-    """Bytes by owner. Any thread may ask."""
+    """Bytes by owner. Thread-safe."""
 
     def __init__(self, bounds: Callable[[], Bounds]) -> None:
         self._bounds = bounds
@@ -40,7 +40,7 @@ class Room:
         return self._bytes.total()
 
     def take(self, owner: str, num_bytes: int) -> None:
-        """Count bytes that are about to be written. Raises StoreFull, and counts nothing."""
+        """Count bytes before they are written. Raises StoreFull, and then counts nothing."""
         bounds = self._bounds()
         with self._lock:
             if self.num_bytes + num_bytes > bounds.max_bytes:
@@ -51,12 +51,12 @@ class Room:
             self._bytes[owner] += num_bytes
 
     def hold(self, owner: str, num_bytes: int) -> None:
-        """Count bytes that are there already."""
+        """Count existing bytes."""
         with self._lock:
             self._bytes[owner] += num_bytes
 
     def give_back(self, owner: str, num_bytes: int) -> None:
-        """Count bytes that are gone."""
+        """Subtract deleted bytes."""
         with self._lock:
             self._bytes[owner] -= num_bytes
             if not self._bytes[owner]:

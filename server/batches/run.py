@@ -1,6 +1,6 @@
 """One run over the lines of a batch: some at a time, in the order of their prefixes, each answered once.
 
-Knows no HTTP: what sends a line is given to it, and what keeps an answer, too.
+Independent of HTTP: the caller passes what sends a line and what keeps an answer.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ Send = Callable[[str, bytes], Awaitable[Answer]]
 
 
 class Unreachable(Exception):
-    """The server gave no answer; later it may."""
+    """The server gave no answer, but may later."""
 
 
 class Stopped(Exception):
-    """The run ended before its last line: why, in one line."""
+    """The run ended before its last line; the message is one line."""
 
 
 class Sink(Protocol):
-    """Where answers are kept. Each is called on one thread at a time."""
+    """Storage of answers. Its methods are called on one thread at a time."""
 
     def has(self, line: Line) -> bool:
-        """Whether a line is answered."""
+        """Return whether a line is answered."""
 
     def put(self, line: Line, written: Written) -> None:
         """Keep an answer, whole or not at all."""
 
     def sync(self) -> None:
-        """Have all answers on the disk itself."""
+        """Sync all answers to disk."""
 
 
 class Run:
-    """One run. Raises Stopped from `run`; what is answered by then is kept."""
+    """One run. `run` raises Stopped; the answers so far are kept."""
 
     def __init__(
         self,
@@ -62,9 +62,9 @@ class Run:
         clock: Callable[[], float] = time.monotonic,
         sync_s: float = 1.0,
     ) -> None:
-        """`give_up_s`: the run ends where the server gives no answer for so long; None: never.
+        """`give_up_s`: the run ends after this time without an answer; None: never.
 
-        `place`: held while a line is with the server, for what several runs share.
+        `place`: held while the server has a line, for a limit that several runs share.
         """
         self.progress = progress
         self._sink, self._send = sink, send
@@ -77,7 +77,7 @@ class Run:
         self._not_before = self._answered_at = self._synced_at = clock()
 
     async def run(self) -> None:
-        """Answer every line that has no answer yet. Raises Stopped, and what the sink raises."""
+        """Answer every line without an answer. Raises Stopped, and what the sink raises."""
         self.progress.begin(self._clock())
         workers = [asyncio.create_task(self._work()) for _ in range(self._num_in_flight)]
         try:
@@ -91,7 +91,7 @@ class Run:
             await on_disk(self._sink.sync)
 
     async def _next(self) -> Line | None:
-        """Return the line that comes next; None behind the last one."""
+        """Return the next line, or None at the end."""
         async with self._reading:
             if not self._window:
                 self._window = deque(await on_disk(partial(next, self._windows, [])))
@@ -106,7 +106,7 @@ class Run:
                 await self._put(line, await on_disk(partial(write_answer, line, answer)))
 
     async def _ask(self, line: RequestLine) -> Answer:
-        """Return the line's answer, however often it takes. Raises Stopped."""
+        """Return the line's answer, retrying as needed. Raises Stopped."""
         num_attempts = 1
         while True:
             await self._wait()
@@ -129,12 +129,12 @@ class Run:
             self._hold(answer, why)
 
     def _hold(self, answer: Answer | None, why: str) -> None:
-        """Have all lines wait. Raises Stopped after too long a time without an answer."""
+        """Make all lines wait. Raises Stopped after too long without an answer."""
         now = self._clock()
         self.progress.waits_for = why
         if self._give_up_s is not None and now - self._answered_at > self._give_up_s:
             raise Stopped(f"the server has answered no line for {self._give_up_s:g} s ({why})")
-        if now >= self._not_before:  # those that were on their way meanwhile wait as long
+        if now >= self._not_before:  # lines in flight meanwhile do not extend the wait
             self._not_before = now + self._backoff.wait_s(answer)
 
     async def _wait(self) -> None:
@@ -142,7 +142,7 @@ class Run:
             await asyncio.sleep(left_s)
 
     def _keep(self, line: Line, written: Written) -> None:
-        """Keep an answer and count it. On a thread: both are done, though the run be cancelled meanwhile."""
+        """Keep an answer and count it. Runs on a thread, so both happen even if the run is cancelled."""
         self._sink.put(line, written)
         self.progress.add(self._clock(), is_success=written.is_success, usage=written.usage)
 

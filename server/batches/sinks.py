@@ -1,4 +1,4 @@
-"""Where the answers of a batch are kept: one file of all, or failures in a file of their own."""
+"""Storage of a batch's answers: one file for all, or a separate file for failures."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from server.batches.lines import Line
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What an earlier run has answered."""
+    """Counts of an earlier run's answers."""
 
     num_done: int = 0
     num_failed: int = 0
 
 
 class AnswerSink:
-    """Answers in `output`; in `errors`, where there is one, those of lines that failed."""
+    """Answers in `output`; those of failed lines in `errors`, if given."""
 
     def __init__(self, output: AnswerFile, errors: AnswerFile | None = None) -> None:
         self._output, self._errors = output, errors
@@ -25,11 +25,11 @@ class AnswerSink:
 
     @property
     def num_bytes(self) -> int:
-        """The size of what is written."""
+        """Size of the files."""
         return sum(file.num_bytes for file in self._files)
 
     def recover(self) -> Recovered:
-        """Take over what is answered already. Raises AnswersError and OSError."""
+        """Read the existing answers. Raises AnswersError and OSError."""
         num_failed = 0
         for file in self._files:
             for found in file.recover():
@@ -38,17 +38,17 @@ class AnswerSink:
         return Recovered(self._answered.num_lines, num_failed)
 
     def has(self, line: Line) -> bool:
-        """Whether a line is answered. Raises AnswersError where the answer is that of another line."""
+        """Return whether a line is answered. Raises AnswersError if the answer is that of another line."""
         return self._answered.has(line.number, line.mark)
 
     def put(self, line: Line, written: Written) -> None:
-        """Keep an answer. Raises AnswersError, OSError and what the files' `check_room` raises; then it is not kept."""
+        """Keep an answer. On AnswersError, OSError and what the files' `check_room` raises, nothing is kept."""
         file = self._output if written.is_success or self._errors is None else self._errors
         file.append(written.text)
         self._answered.add(line.number, line.mark)
 
     def sync(self) -> None:
-        """Have all answers on the disk itself. Raises OSError."""
+        """Sync all answers to disk. Raises OSError."""
         for file in self._files:
             file.sync()
 

@@ -1,6 +1,6 @@
-"""Files and batches of a server's clients: kept in a folder, within bounds, each for its owner alone.
+"""Files and batches of a server's clients: kept in a folder, within limits, visible only to their owner.
 
-Another owner's are not there. Ids are looked up, and never made into paths before they are found.
+Ids are looked up before they become part of a path.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from server.batches.room import Bounds, Room, StoreFull
 logger = logging.getLogger("pippin.batches")
 
 MAX_UPLOADS = 8
-"""Uploads at once, at most; half of them of one owner."""
+"""Most concurrent uploads; half of them for one owner."""
 R = TypeVar("R", StoredFile, Batch)
 
 
 class NotFound(LookupError):
-    """There is nothing of this id for this owner."""
+    """This owner has nothing with this id."""
 
 
 class FileInUse(Exception):
@@ -38,18 +38,18 @@ class FileInUse(Exception):
 
 
 class TooManyUploads(Exception):
-    """Too many uploads are in progress; later there is a place."""
+    """Too many uploads are in progress; retry later."""
 
 
 class FileTooLarge(Exception):
-    """The file has more bytes than one may have."""
+    """The file exceeds the limit of a file."""
 
     def __init__(self, most: int) -> None:
         super().__init__(f"The file is larger than {most} bytes, the most that this server takes.")
 
 
 class Upload:
-    """A file on its way to the store. One thread at a time."""
+    """A file on its way to the store. For one thread at a time."""
 
     def __init__(self, store: Store, owner: str) -> None:
         self._store, self.owner = store, owner
@@ -69,15 +69,15 @@ class Upload:
             rest = rest[os.write(self._file, rest) :]
 
     def finish(self, filename: str, purpose: str, keep_s: float | None = None) -> StoredFile:
-        """Make it a file of the store. Raises StoreFull and OSError.
+        """Turn the upload into a file of the store. Raises StoreFull and OSError.
 
-        `keep_s`: it expires after so long, if not before.
+        `keep_s`: it expires after this time at the latest.
         """
         os.fsync(self._file)
         return self._store.take_in(self, filename, purpose, keep_s)
 
     def close(self) -> None:
-        """Give up what has not become a file. Idempotent."""
+        """Discard an unfinished upload. Idempotent."""
         if self._is_open:
             self._is_open = False
             os.close(self._file)
@@ -85,13 +85,13 @@ class Upload:
 
 
 class Store:
-    """Files and batches by id. Any thread may call it.
+    """Files and batches by id. Thread-safe.
 
-    What only looks something up takes no lock, so that the event loop never waits for a disk.
+    Lookups take no lock, so that the event loop never waits for a disk.
     """
 
     def __init__(self, folder: Folder, bounds: Callable[[], Bounds], clock: Callable[[], float] = time.time) -> None:
-        """Read what an earlier server has left. Raises OSError."""
+        """Read what an earlier server left. Raises OSError."""
         self.folder, self.bounds, self.room = folder, bounds, Room(bounds)
         self._clock = clock
         self._lock = threading.RLock()
@@ -103,7 +103,7 @@ class Store:
             if self.path_of(file.id).is_file():
                 self._files[file.id] = file
                 self.room.hold(file.owner, file.num_bytes)
-            else:  # what a kill has left of an upload, or of a file that was being deleted
+            else:  # remains of a kill during an upload or a deletion
                 self._record_of(file).unlink()
         for path in folder.files.iterdir():
             if path.suffix != ".json" and path.name not in self._files:
@@ -129,7 +129,7 @@ class Store:
             return upload
 
     def take_in(self, upload: Upload, filename: str, purpose: str, keep_s: float | None) -> StoredFile:
-        """Make an upload a file. Raises StoreFull and OSError."""
+        """Turn an upload into a file. Raises StoreFull and OSError."""
         now = self._clock()
         most_s = self.bounds().keep_s
         file = StoredFile(
@@ -147,7 +147,7 @@ class Store:
         return file
 
     def leave(self, upload: Upload) -> None:
-        """Forget an upload; its bytes are the file's, if it became one."""
+        """Forget an upload; its bytes stay counted if it became a file."""
         with self._lock:
             self._uploads.remove(upload)
         if upload.path.exists():
@@ -156,7 +156,7 @@ class Store:
                 upload.path.unlink()
 
     def adopt(self, path: Path, owner: str, id: str, filename: str) -> bool:
-        """Make the answers of a batch a file; False where there are none. Raises OSError. Idempotent."""
+        """Turn the answers of a batch into a file; return False if there are none. Raises OSError. Idempotent."""
         with self._lock:
             if id in self._files:
                 return True
@@ -178,19 +178,19 @@ class Store:
             return True
 
     def file(self, owner: str, id: str) -> StoredFile:
-        """Raises NotFound."""
+        """Return an owner's file. Raises NotFound."""
         return self._own(self._files, owner, id)
 
     def files(self, owner: str) -> list[StoredFile]:
-        """Return an owner's files, the newest first."""
+        """Return an owner's files, newest first."""
         return _newest_first(file for file in list(self._files.values()) if file.owner == owner)
 
     def path_of(self, file_id: str) -> Path:
-        """Return the content of a file that is there."""
+        """Return the path of a file's content."""
         return self.folder.files / file_id
 
     def delete_file(self, owner: str, id: str) -> None:
-        """Raises NotFound, FileInUse and OSError."""
+        """Delete an owner's file. Raises NotFound, FileInUse and OSError."""
         with self._lock:
             file = self.file(owner, id)
             for batch in self._batches.values():
@@ -230,19 +230,19 @@ class Store:
             return batch
 
     def batch(self, owner: str, id: str) -> Batch:
-        """Raises NotFound."""
+        """Return an owner's batch. Raises NotFound."""
         return self._own(self._batches, owner, id)
 
     def batches(self, owner: str) -> list[Batch]:
-        """Return an owner's batches, the newest first."""
+        """Return an owner's batches, newest first."""
         return _newest_first(batch for batch in list(self._batches.values()) if batch.owner == owner)
 
     def open_batches(self) -> list[Batch]:
-        """Return the batches of all owners that have not ended, the oldest first."""
+        """Return the batches of all owners that have not ended, oldest first."""
         return _newest_first(batch for batch in list(self._batches.values()) if batch.is_open)[::-1]
 
     def save(self, batch: Batch) -> bool:
-        """Write what has become of a batch, and return whether that worked; where it did not, `tidy` tries again."""
+        """Write the state of a batch, and return whether that succeeded; if not, `tidy` tries again."""
         with self._lock:
             try:
                 write_record(self._record_of(batch), to_json(batch))
@@ -254,7 +254,7 @@ class Store:
             return batch.id not in self._unsaved
 
     def cancel_batch(self, owner: str, id: str) -> Batch:
-        """Have a batch end; one that has ended, or is ending, stays as it is. Raises NotFound."""
+        """Cancel a batch; one that has ended, or is ending, stays as it is. Raises NotFound."""
         with self._lock:
             batch = self.batch(owner, id)
             if batch.status in ("validating", "in_progress"):
@@ -263,11 +263,11 @@ class Store:
             return batch
 
     def answers_of(self, batch: Batch) -> tuple[Path, Path]:
-        """Return the files of answers of a batch that has not ended: successes, and failures."""
+        """Return the files of answers of an open batch: successes, and failures."""
         return self.folder.running / f"{batch.id}.output", self.folder.running / f"{batch.id}.errors"
 
     def tidy(self) -> None:
-        """Delete what has expired, and write what could not be written. Raises nothing."""
+        """Delete expired records and files, and retry failed writes. Raises nothing."""
         now = self._clock()
         with self._lock:
             for id in list(self._unsaved):
@@ -301,7 +301,10 @@ class Store:
             raise StoreFull(f"No more {what} can be kept; delete some, or wait until old ones expire.")
 
     def _move_in(self, file: StoredFile, content: Path) -> None:
-        """Raises OSError. The record comes first: without content it is none, and content is never without one."""
+        """Move a file into the store. Raises OSError.
+
+        The record is written first: a record without content is ignored, and content never lacks its record.
+        """
         write_record(self._record_of(file), to_json(file))
         try:
             os.replace(content, self.path_of(file.id))
@@ -331,9 +334,9 @@ def _newest_first(records: Iterable[R]) -> list[R]:
 
 
 def page(records: Sequence[R], after: str | None, limit: int) -> tuple[list[R], bool]:
-    """Return the records behind the one with the id `after`, `limit` at most, and whether there are more.
+    """Return up to `limit` records after the one with the id `after`, and whether there are more.
 
-    Raises NotFound where no record has that id.
+    Raises NotFound if no record has that id.
     """
     begin = 0
     if after is not None:

@@ -1,6 +1,6 @@
-"""Runs the batches of a store, some at a time, and goes on with those that an earlier server has left.
+"""Worker that runs the batches of a store, some at a time, and resumes those that an earlier server left.
 
-Knows no HTTP: how the requests of an owner are sent is given to it.
+Independent of HTTP: the caller passes how the requests of an owner are sent.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from server.batches.store import Store
 logger = logging.getLogger("pippin.batches")
 
 MAX_RUNNING = 4
-"""Batches at once; their requests share the places there are."""
+"""Most concurrent batches; their requests share the places."""
 _TIDY_S = 30.0
 _RETRY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerLimits:
-    """What the requests of all batches may take."""
+    """Limits for the requests of all batches."""
 
     num_in_flight: int
     max_lines: int
@@ -52,7 +52,7 @@ class _Ended(Exception):
 
 
 class BatchWorker:
-    """The batches of one store. On the event loop, but for what it reads and writes."""
+    """Batches of one store. Runs on the event loop, except for disk access."""
 
     def __init__(
         self, store: Store, limits: Callable[[], WorkerLimits], clock: Callable[[], float] = time.time
@@ -66,20 +66,20 @@ class BatchWorker:
         self._places = asyncio.Semaphore(limits().num_in_flight)
 
     def wake(self) -> None:
-        """Look for new batches, and for those that are to be cancelled."""
+        """Look for new batches, and for batches to cancel."""
         self._is_changed.set()
 
     def counts_of(self, batch: Batch) -> tuple[int, int, int]:
-        """Return the lines of a batch, those that were answered with success, and those that failed."""
+        """Return the number of lines of a batch, of successes, and of failures."""
         found = self._progress.get(batch.id)
         if found is None:
             return batch.num_lines, batch.num_done - batch.num_failed, batch.num_failed
         return found.num_lines, found.num_done - found.num_failed, found.num_failed
 
     async def run(self, sender_of: Callable[[str], Send]) -> None:
-        """Run batches until it is cancelled; what is not answered then is, after the next start.
+        """Run batches until cancelled; unanswered lines are answered after the next start.
 
-        `sender_of`: how the requests of an owner are sent.
+        `sender_of`: returns how the requests of an owner are sent.
         """
         tidying = asyncio.create_task(self._tidy())
         try:
@@ -95,7 +95,7 @@ class BatchWorker:
             self.store.close()
 
     def _begin(self, sender_of: Callable[[str], Send]) -> None:
-        """Begin as many batches as may run: of the owner with the fewest that run, the oldest."""
+        """Start batches up to the limit: first the oldest of the owner with the fewest running."""
         for batch in (batch for batch in self.store.open_batches() if batch.status == "cancelling"):
             if batch.id in self._cancels:
                 self._cancels[batch.id].set()
@@ -140,7 +140,7 @@ class BatchWorker:
         logger.info("%s is %s: %d of %d lines", batch.id, batch.status, batch.num_done, batch.num_lines)
 
     async def _answer(self, batch: Batch, send: Send) -> None:
-        """Answer what is not answered. Raises _Ended."""
+        """Answer the unanswered lines. Raises _Ended."""
         with contextlib.ExitStack() as opened:
             try:
                 stream, sink = await on_disk(partial(self._open, batch, opened))
@@ -166,7 +166,7 @@ class BatchWorker:
                 raise _Ended("failed", "internal_error", "The server had an error while running the batch.") from None
 
     def _open(self, batch: Batch, opened: contextlib.ExitStack) -> tuple[BinaryIO, AnswerSink]:
-        """Open the input and the answers, and count. On a thread. Raises what opening and reading do."""
+        """Open the input and the answers, and count lines. Runs on a thread. Raises errors of opening and reading."""
         stream = opened.enter_context(self.store.path_of(batch.input_id).open("rb"))
         limits = self._limits()
         if not batch.num_lines:
@@ -216,7 +216,7 @@ class BatchWorker:
             batch.num_done, batch.num_failed = progress.num_done, progress.num_failed
 
     async def _until_it_ends(self, batch: Batch, work: Coroutine[Any, Any, None]) -> None:
-        """Wait for the work, the end of the completion window, or for a client to cancel. Raises _Ended."""
+        """Wait for the work, the end of the completion window, or a cancellation by a client. Raises _Ended."""
         working = asyncio.create_task(work)
         cancelling = asyncio.create_task(self._cancels[batch.id].wait())
         if batch.status == "cancelling":
@@ -234,7 +234,7 @@ class BatchWorker:
             await asyncio.gather(working, cancelling, return_exceptions=True)
 
     def _expire(self, batch: Batch, sink: AnswerSink, progress: Progress) -> None:
-        """Write an error for each line that has no answer. On a thread."""
+        """Write an error for each unanswered line. Runs on a thread."""
         message = "This request was not answered before the completion window ended."
         limits = self._limits()
         limits_of_lines = LineLimits(limits.max_line_bytes, limits.max_lines)
@@ -246,7 +246,7 @@ class BatchWorker:
         sink.sync()
 
     async def _close(self, batch: Batch, status: Status) -> None:
-        """Note that nothing more is answered, so that the next start does not answer it again."""
+        """Record that no more lines are answered, so that the next start does not answer them again."""
         batch.ending = status
         if status in ("completed", "expired"):
             batch.enter("finalizing", self._clock())
@@ -254,7 +254,7 @@ class BatchWorker:
             await asyncio.sleep(_RETRY_S)
 
     async def _take_in(self, batch: Batch) -> None:
-        """Make files of the answers, and end the batch."""
+        """Turn the answers into files, and end the batch."""
         assert batch.ending is not None
         while True:
             try:

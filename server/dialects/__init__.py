@@ -1,4 +1,4 @@
-"""The public APIs this server speaks, one folder each; no dialect imports another. A new one is a row here."""
+"""The public APIs of the server, one folder each; no dialect imports another. A new one is a row here."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The way from a job to a response of any API, streamed or whole.
+"""Turn a job into the response of any API, streamed or whole.
 
-Knows no field of a request but whether a stream is wanted. Imports no dialect.
+Reads no field of a request except whether it streams. Imports no dialect.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _LARGE_BYTES = 8 << 20
 
 
 def ignored_header(names: Iterable[str]) -> dict[str, str]:
-    """The header that lists ignored fields, in characters and a length that a header can have."""
+    """Return the header that lists ignored fields, restricted to valid header characters and length."""
     clean = sorted({re.sub(r"[^A-Za-z0-9_.-]", "?", name[:64]) for name in names})
     if not clean:
         return {}
@@ -54,7 +54,7 @@ def ignored_header(names: Iterable[str]) -> dict[str, str]:
 
 
 def stream_headers(stream: generation.OutputStream | None) -> dict[str, str]:
-    """Headers that say what was changed of a request; empty while that is not known, where `stream` is None."""
+    """Return the headers that report changes to a request; empty if `stream` is None, when they are not known yet."""
     headers: dict[str, str] = {}
     if stream is not None and stream.num_truncated_tokens:
         headers[TRUNCATED_HEADER] = str(stream.num_truncated_tokens)
@@ -64,19 +64,19 @@ def stream_headers(stream: generation.OutputStream | None) -> dict[str, str]:
 
 
 def whole_response(written: bytes, headers: Mapping[str, str]) -> Response:
-    """Return a JSON answer that is not streamed. The memory of a large one goes back to the system."""
+    """Return a JSON answer that is not streamed. The memory of a large one is given back to the system."""
     if len(written) > _LARGE_BYTES:
         asyncio.get_running_loop().run_in_executor(None, give_back)
     return Response(written, headers=headers, media_type="application/json")
 
 
 def encode_error_event(error: APIError) -> bytes:
-    """The error as the last event of a stream."""
+    """Return the error as the last event of a stream."""
     return f"data: {json.dumps(encode_error(error))}\n\n".encode()
 
 
 class ChunkEncoder:
-    """Encodes the batches of one stream, in order, one chunk an event; with Usage come the end and `[DONE]`."""
+    """Encoder of one stream's batches, in order, one chunk per event; Usage adds the end and `[DONE]`."""
 
     def __init__(
         self,
@@ -86,9 +86,9 @@ class ChunkEncoder:
         encode_choices: Callable[[Any], Sequence[str]],
         prepare: Callable[[Sequence[OutputEvent]], Awaitable[None]] | None = None,
     ) -> None:
-        """`encode_choices` is given the events that a job of its dialect has, Usage excepted.
+        """`encode_choices` receives the events of its dialect's jobs, except Usage.
 
-        `prepare`: is awaited before the events of a batch are encoded, for what would take long.
+        `prepare` is awaited before each batch is encoded, for work that takes long.
         """
         self.prepare = prepare
         known = (
@@ -116,7 +116,7 @@ class ChunkEncoder:
 
 
 class StreamEncoder(Protocol):
-    """Encodes the batches of one stream, in order. `prepare` is awaited before each where it is not None."""
+    """Encoder of one stream's batches, in order. `prepare`, if not None, is awaited before each."""
 
     @property
     def prepare(self) -> Callable[[Sequence[OutputEvent]], Awaitable[None]] | None: ...
@@ -125,27 +125,27 @@ class StreamEncoder(Protocol):
 
 
 class WholeAnswer(Protocol):
-    """The JSON answer of one job, as far as its events have come."""
+    """JSON answer of one job, built as its events arrive."""
 
     def add(self, events: Sequence[Any]) -> None:
-        """Take more of the events that a job of its dialect has. Raises InvalidRequest where it becomes too large."""
+        """Take more events of a job of its dialect. Raises InvalidRequest if the answer becomes too large."""
 
     def pieces(self) -> Iterable[str]:
-        """The whole answer as JSON."""
+        """Yield the whole answer as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerWriters:
-    """How one dialect writes its answers."""
+    """Writers of one dialect's answers."""
 
     build_encoder: Callable[[Head, bool], StreamEncoder]
-    """Of the head and whether usage is wanted."""
+    """Takes the head and whether to include usage."""
     build_fold: Callable[[Head], WholeAnswer]
-    """The JSON answer."""
+    """Builds the JSON answer."""
     encode_error: Callable[[APIError], bytes] = encode_error_event
-    """What a stream ends with when something goes wrong."""
+    """Builds the last event of a stream that fails."""
     starts_at_once: bool = False
-    """Whether streams begin with what an encoder writes that is given no events."""
+    """Whether a stream begins with the encoder's output for no events."""
 
 
 async def answer(
@@ -160,7 +160,7 @@ async def answer(
 ) -> Response:
     """Generate `job` and answer it, streamed or whole. Raises APIError and EngineError before the first byte.
 
-    `truncates`: whether the oldest turns are left out of a prompt that is too long; None: as the configuration says.
+    `truncates`: whether the oldest turns of a prompt that is too long are left out; None: as configured.
     """
     opened = await open_stream(parts, request, job, is_streamed=bool(fields.stream), truncates=truncates)
     pending, stream = opened.pending, opened.stream
@@ -189,7 +189,7 @@ async def answer(
 
 
 class _LateEncoder:
-    """A stream's encoder, built when there is something to encode: only then is it known what goes into a chunk."""
+    """Encoder of a stream, built at the first event: the content of a chunk is unknown before."""
 
     def __init__(
         self,
@@ -204,7 +204,7 @@ class _LateEncoder:
         self._encoder: StreamEncoder | None = None
 
     def start(self, model_id: str) -> bytes:
-        """The beginning of the stream, before its first event."""
+        """Return the beginning of the stream, before its first event."""
         head = Head(self._job.request_id, int(time.time()), model_id, None)
         self._encoder = self._writers.build_encoder(head, self._include_usage)
         return self._encoder.encode(())

@@ -1,4 +1,4 @@
-"""A public API: its routes, and how the errors below its paths are written."""
+"""A public API: its routes, and the format of errors below its paths."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from server.error_bodies import EncodeError, ErrorBodies
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One public API. Without paths of its own its errors are OpenAI's."""
+    """One public API. Without prefixes, its errors have OpenAI's format."""
 
     build_router: Callable[[ServerParts], APIRouter]
     prefixes: tuple[str, ...] = ()
-    """The paths, each with all that is below it, where errors are this dialect's: known routes or not."""
+    """Paths whose errors, for known routes and unknown ones below them, have this dialect's format."""
     encode_error: EncodeError = openai_errors.encode_error
     id_header: str | None = None
-    """A header that has the request's id, too, on every answer below these paths."""
+    """Additional header with the request's id, on every answer below these paths."""
     takes_unlabelled: bool = False
-    """Whether a body below its paths need not be labelled as JSON where no browser sends it."""
+    """Whether a body below these paths may lack the JSON content type if it does not come from a browser."""
     takes_files: tuple[str, ...] = ()
-    """The paths of uploads: bodies there are no JSON, may be larger than others, and are read by the route."""
+    """Paths of uploads: their bodies are not JSON, may be larger than others, and are read by the route."""
 
 
 def collect_errors(dialects: Iterable[Dialect]) -> ErrorBodies:
-    """The error bodies of all of them. Raises ValueError where a path is not one, or claimed twice."""
+    """Return the error bodies of all dialects. Raises ValueError if a path is invalid or claimed twice."""
     found: dict[str, EncodeError] = {}
     id_headers: dict[str, str] = {}
     for dialect in dialects:

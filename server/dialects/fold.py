@@ -1,7 +1,7 @@
-"""JSON answers written piece by piece: as their events come, and the rest in slices.
+"""JSON answers written piece by piece: as events arrive, and the rest in slices.
 
-An answer may be tens of megabytes of log-probabilities; written in one go it would hold up the event loop for seconds.
-Knows no field of a choice.
+An answer may hold tens of megabytes of log-probabilities; writing it in one go would block the event loop for seconds.
+Independent of the fields of a choice.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from server.text.events import Finished, ReasoningDelta, TextDelta, ToolCallDelt
 
 ChoiceEvent = TextDelta | ReasoningDelta | ToolCallDelta | Finished
 MOST_CHARS = 64 << 20
-"""Of an answer that is not streamed."""
+"""Size limit of an answer that is not streamed."""
 _SLICE_S = 0.005
 
 
 class ChoiceFold(Protocol):
-    """One choice of an answer, as far as its events have come."""
+    """One choice of an answer, built as its events arrive."""
 
     def add(self, event: ChoiceEvent) -> int:
-        """Write what the event brings; about as many characters as it takes."""
+        """Write the event; return about how many characters it takes."""
 
     def pieces(self, number: int) -> Iterator[str]:
-        """The choice as JSON, under its number in the answer."""
+        """Yield the choice as JSON, with its number in the answer."""
 
 
 class Fold:
-    """The answer of one job."""
+    """Answer of one job."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Fold:
         build_choice: Callable[[int], ChoiceFold],
         select: Callable[[Sequence[int]], Iterable[tuple[int, int]]] | None = None,
     ) -> None:
-        """`select`: (number in the answer, index) of the choices that are shown; None: all, as they are numbered."""
+        """`select` yields (number in the answer, index) of the choices to show; None shows all, numbered by index."""
         self._head, self._name = head, name
         self._build_choice = build_choice
         self._select = select or (lambda indices: ((index, index) for index in indices))
@@ -50,7 +50,7 @@ class Fold:
         self._num_chars = 0
 
     def add(self, events: Iterable[ChoiceEvent | Usage]) -> None:
-        """Take more events. Raises InvalidRequest where the answer becomes too large."""
+        """Take more events. Raises InvalidRequest if the answer becomes too large."""
         for event in events:
             if isinstance(event, Usage):
                 self._usage = dump(encode_usage(event))
@@ -68,7 +68,7 @@ class Fold:
             )
 
     def pieces(self) -> Iterator[str]:
-        """The whole answer as JSON."""
+        """Yield the whole answer as JSON."""
         head = self._head
         yield (
             f'{{"id":{quote(head.id)},"object":"{self._name}","created":{head.created},'
@@ -82,7 +82,7 @@ class Fold:
 
 
 async def joined(pieces: Iterable[str]) -> bytes:
-    """All pieces in UTF-8, made in slices between which others have the event loop."""
+    """Return all pieces in UTF-8, built in slices that yield to the event loop in between."""
     found, until = [], time.perf_counter() + _SLICE_S
     for piece in pieces:
         found.append(piece)
@@ -93,7 +93,7 @@ async def joined(pieces: Iterable[str]) -> bytes:
 
 
 def listed(items: Iterable[str]) -> Iterator[str]:
-    """A list as JSON, of items that are JSON."""
+    """Yield a JSON list of items that are JSON."""
     separator = "["
     for item in items:
         yield separator

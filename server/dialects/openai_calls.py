@@ -1,4 +1,4 @@
-"""Tools and calls as OpenAI's dialects write them: parameters checked, arguments in the form that templates read."""
+"""Tools and calls in the OpenAI dialects: checks of parameters, and arguments in the form that templates read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from server.json_text import read_json
 
 
 def decode_arguments(given: str | dict[str, Any]) -> str | dict[str, Any]:
-    """An object, as templates want it; a string that is the JSON of none stays what it is."""
+    """Return the arguments as an object, as templates expect, or the string if it is not the JSON of an object."""
     if not isinstance(given, str):
         return given
     try:
@@ -20,7 +20,7 @@ def decode_arguments(given: str | dict[str, Any]) -> str | dict[str, Any]:
 
 
 def check_parameters(value: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The schema of an object. Raises ValueError."""
+    """Return the schema of an object. Raises ValueError."""
     if value is None:
         return None
     kind = value.get("type", "object")

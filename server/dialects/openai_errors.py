@@ -1,4 +1,4 @@
-"""OpenAI's error body: that of its dialects, and of every path that no dialect claims."""
+"""OpenAI's error body: used by its dialects, and by every path that no dialect claims."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What an answer must follow, as OpenAI's dialects and vLLM's names for it say, to the source of a grammar.
+"""Decode the constraints on an answer, in OpenAI's and vLLM's names, into the source of a grammar.
 
-Knows names and forms; whether a grammar can be honoured is the compiler's to say.
+Handles names and forms; the compiler decides whether a grammar is supported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def decode_grammar(fields: Any) -> GrammarWish | None:
-    """Of `response_format`, `guided_*` and `structured_outputs`, no more than one. Raises InvalidRequest."""
+    """Return the one grammar that the fields request, or None. Raises InvalidRequest if they request several."""
     wishes = []
     if fields.response_format is not None:
         wishes.append(_wish("response_format", _of_response_format(fields.response_format)))
@@ -127,16 +127,17 @@ _GUIDED: Mapping[str, Callable[[str, Any], GrammarSource]] = {
 
 
 def schemas_of(fields: Any) -> dict[str, Any]:
-    """The fields that may have schemas, by name."""
+    """Return the fields that may contain schemas, by name."""
     names = ("response_format", "guided_json", "structured_outputs")
     return {name: getattr(fields, name) for name in names if getattr(fields, name) is not None}
 
 
 async def check_numbers(request: Request, fields: Mapping[str, Any]) -> None:
-    """Raise InvalidRequest where a schema in the body has a number that a double would change.
+    """Raise InvalidRequest if a schema in the body contains a number that a double would change.
 
-    `fields`: those of the body that have schemas, as they were read; what was written is looked at only if they have
-    numbers with a point or an exponent. Integers are checked with the grammar.
+    `fields`: the parsed fields with schemas. The raw body is read only if they contain numbers with a point or an
+    exponent.
+    Integers are checked with the grammar.
     """
     names = [name for name, value in fields.items() if has_float(value)]
     if not names:

@@ -1,4 +1,4 @@
-"""The names of a job's fields in OpenAI's dialects, for what the service refuses."""
+"""Names of a job's fields in the OpenAI dialects, for refusals by the service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forms of a prompt on the wire: a string, a list of strings, token ids, a list of lists of token ids."""
+"""Forms of a prompt on the wire: a string, a list of strings, token ids, a list of lists of token ids."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 from server.dialects.openai_shared import check_text
 
 MAX_PROMPTS = 2048
-"""Of one request."""
+"""Limit per request."""
 
 PromptInput = str | list[str] | list[int] | list[list[int]]
 
 
 def check_prompt(value: Any) -> PromptInput:
-    """One of the four forms, none empty, of at most MAX_PROMPTS. Raises ValueError."""
+    """Return one of the four forms, none empty, of at most MAX_PROMPTS prompts. Raises ValueError."""
     if isinstance(value, str):
         return check_text(value)
     if not isinstance(value, list):
@@ -30,9 +30,9 @@ def check_prompt(value: Any) -> PromptInput:
 
 
 def is_one(prompts: PromptInput) -> bool:
-    """Whether it is one prompt and no list of them."""
+    """Return whether the input is one prompt instead of a list of prompts."""
     return isinstance(prompts, str) or isinstance(prompts[0], int)
 
 
 def _are_ids(items: list[Any]) -> bool:
-    return all(type(item) is int for item in items)  # a bool is no token id
+    return all(type(item) is int for item in items)  # excludes bool

@@ -1,6 +1,6 @@
-"""Which fields of OpenAI's dialects are refused, which change nothing, and which nobody knows.
+"""Fields of the OpenAI dialects that are refused, have no effect, or are unknown.
 
-Knows names and neutral values alone; the types of what is supported are in the schemas.
+Holds only names and neutral values; the types of supported fields are in the schemas.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "top_a": (0.0,),
     "dynatemp_range": (0.0,),
     "mirostat": (0,),
-    "repeat_penalty": (1.0,),  # beside repetition_penalty, of which it is another name
+    "repeat_penalty": (1.0,),  # an alias of repetition_penalty, for dialects without that field
     "no_repeat_ngram_size": (0,),
     "repetition_context_size": (),
     "thinking_budget": (),
@@ -44,18 +44,18 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "adapters": (),
     "lora": ([],),
 }
-"""Known to change the output and not supported: name -> the values that change nothing. None never does."""
+"""Fields that would change the output but are not supported: name -> values without effect. None has no effect."""
 
 NO_EFFECT = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
 )
-"""Accepted, and rightly without effect on what is generated."""
+"""Fields that are accepted and correctly have no effect on the output."""
 
 
 def check_extra(
     extra: Mapping[str, Any], unsupported: Mapping[str, tuple[Any, ...]], no_effect: Collection[str]
 ) -> list[str]:
-    """Names in `extra` that nobody knows. Raises UnsupportedParameter for the known that cannot be obeyed."""
+    """Return the unknown names in `extra`. Raises UnsupportedParameter for a known field that is not supported."""
     for name, neutral in unsupported.items():
         value = extra.get(name)
         if value is not None and not any(_is_same(value, one) for one in neutral):

@@ -1,6 +1,6 @@
-"""What OpenAI's dialects publish alike: errors, usage, the grammars that may be asked for, streams of chunks.
+"""Models that the OpenAI dialects share: errors, usage, grammars, streams of chunks.
 
-These models compute nothing: answers are written by hand in the encoders, and the tests hold them to what is said here.
+The models compute nothing: the encoders write answers by hand, and the tests compare them with these models.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PublishedPrompt = (
 
 
 class AnswerModel(BaseModel):
-    """What is sent: these fields and no others."""
+    """A body that is sent: exactly these fields."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -37,21 +37,20 @@ class ErrorDetail(AnswerModel):
 
 
 class ErrorBody(AnswerModel):
-    """The body of every failure."""
+    """The body of every error."""
 
     error: ErrorDetail
 
 
 class PromptTokensDetails(AnswerModel):
-    """`truncated_tokens` is there where oldest turns were left out."""
+    """`truncated_tokens` is present if the oldest turns were left out."""
 
     cached_tokens: int
     truncated_tokens: int = 0
 
 
 class CompletionTokensDetails(AnswerModel):
-    """Of the completion's tokens: those of its thoughts, and, of a prediction, those that came so and those that did
-    not."""
+    """Parts of the completion: reasoning tokens, and tokens of a prediction that were accepted and rejected."""
 
     reasoning_tokens: int | None = None
     accepted_prediction_tokens: int | None = None
@@ -59,7 +58,7 @@ class CompletionTokensDetails(AnswerModel):
 
 
 class CompletionUsage(AnswerModel):
-    """The tokens of a request; those of the completion in detail for chats alone."""
+    """The tokens of a request; only chats have details of the completion."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -69,7 +68,7 @@ class CompletionUsage(AnswerModel):
 
 
 class NamedSchema(BaseModel):
-    """A JSON schema under a name; `description` and `strict` change nothing."""
+    """A named JSON schema; `description` and `strict` have no effect."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     json_schema: dict[str, Any] = Field(alias="schema")
@@ -78,7 +77,7 @@ class NamedSchema(BaseModel):
 
 
 class PlainFormat(BaseModel):
-    """`schema` is of `json_object` alone."""
+    """`schema` is only for `json_object`."""
 
     type: Literal["text", "json_object"]
     json_schema: dict[str, Any] | None = Field(None, alias="schema")
@@ -93,7 +92,7 @@ ResponseFormat = PlainFormat | SchemaFormat
 
 
 class StructuredOutputs(BaseModel):
-    """A grammar under vLLM's name for it; no more than one."""
+    """A grammar in vLLM's names; at most one."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"maxProperties": 1})
 
@@ -116,7 +115,7 @@ _FAILURES = {
 
 
 def error_responses(*statuses: int) -> Responses:
-    """What a route answers when it fails."""
+    """Return the error responses of a route."""
     return {status: {"model": ErrorBody, "description": _FAILURES[status]} for status in statuses}
 
 
@@ -124,7 +123,7 @@ GENERATION_ERRORS = error_responses(400, 404, 413, 500, 503)
 
 
 def answer_response(whole: type[BaseModel], chunk: type[BaseModel]) -> Responses:
-    """The answer in one object, or with `stream` in events, each with a chunk; the last says `[DONE]` or an error."""
+    """Return the answer as one object, or with `stream` as events with a chunk each, ended by `[DONE]` or an error."""
     found = chunk.model_json_schema(ref_template=_REF, mode="serialization")
     names = [_REF.format(model=model.__name__) for model in (chunk, ErrorBody)]
     data = {"contentMediaType": "application/json", "contentSchema": {"anyOf": [{"$ref": name} for name in names]}}
@@ -132,14 +131,14 @@ def answer_response(whole: type[BaseModel], chunk: type[BaseModel]) -> Responses
         "type": "object",
         "properties": {"data": {"type": "string", "anyOf": [{"const": "[DONE]"}, data]}},
         "required": ["data"],
-        "$defs": {**found.pop("$defs", {}), chunk.__name__: found},  # `server.openapi` puts them where the names point
+        "$defs": {**found.pop("$defs", {}), chunk.__name__: found},  # `server.openapi` moves them where the names point
     }
     about = "The answer whole, or with `stream` as server-sent events"
     return {200: {"model": whole, "description": about, "content": {"text/event-stream": {"itemSchema": event}}}}
 
 
 def answer_events(whole: type[BaseModel], event: type[BaseModel]) -> Responses:
-    """The same, of events that have a type each, which is also the event's name; the last is the whole answer's."""
+    """Return the same for events with a type each, which is also the event's name; the last has the whole answer."""
     found = event.model_json_schema(ref_template=_REF, mode="serialization")
     data = {
         "type": "string",

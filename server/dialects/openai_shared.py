@@ -1,6 +1,6 @@
-"""What OpenAI's dialects have in common in a request: sampling fields, and how values are checked.
+"""Common parts of requests in the OpenAI dialects: sampling fields, and checks of values.
 
-Knows pydantic, as the schemas do. Imports no dialect.
+Uses pydantic, as the schemas do. Imports no dialect.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ BIAS_KEY = "[0-9]{1,9}"
 
 
 class WireModel(BaseModel):
-    """A body as clients write it: strict types, no NaN, unknown fields kept to be looked at."""
+    """A body as clients write it: strict types, no NaN; unknown fields are kept for checks."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
 
 
 def check_text(value: object) -> str:
-    """`value`, a string that can be encoded. Raises ValueError."""
+    """Return `value`, a string that can be encoded. Raises ValueError."""
     if not isinstance(value, str):
         raise ValueError("Input should be a valid string")
     try:
@@ -43,7 +43,7 @@ def check_text(value: object) -> str:
 
 
 def check_stop(value: object) -> list[str] | None:
-    """None, a string, or a list of up to MAX_STOPS strings, none empty. Raises ValueError."""
+    """Return None, or the strings of a string or a list of up to MAX_STOPS, none empty. Raises ValueError."""
     if value is None:
         return None
     stops = value if isinstance(value, list) else [value]
@@ -57,7 +57,7 @@ def check_stop(value: object) -> list[str] | None:
 
 
 def check_object(value: object) -> dict[str, Any] | None:
-    """None or an object; what is in it, others look at. Raises ValueError."""
+    """Return None or an object, with its content unchecked. Raises ValueError."""
     if value is None or isinstance(value, dict):
         return value
     raise ValueError("Input should be an object")
@@ -77,7 +77,7 @@ PriorityField = Annotated[
 
 
 def check_max_tokens(value: int) -> int:
-    """A number of tokens; -1 is as many as there is room for. Raises ValueError."""
+    """Return a number of tokens; -1 means as many as fit. Raises ValueError."""
     if value == 0:
         raise ValueError("Input should be greater than or equal to 1, or -1 for as many as there is room for")
     return value
@@ -92,7 +92,7 @@ class PredictedPart(WireModel):
 
 
 class Prediction(WireModel):
-    """What the answer is expected to be; tokens that come so are computed several at a time."""
+    """The expected answer; its tokens, where they match, are computed several at a time."""
 
     type: Literal["content"]
     content: str | list[PredictedPart]
@@ -103,7 +103,7 @@ class StreamOptions(WireModel):
 
 
 class SamplingFields(WireModel):
-    """What both dialects call the same. None is the same as absent."""
+    """Fields that the dialects have in common. None is the same as absent."""
 
     model: str | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
@@ -192,10 +192,10 @@ def decode_sampling(fields: SamplingFields, num_logprobs: int | None) -> Samplin
 
 
 def given_fields(fields: SamplingFields, max_tokens: int | None) -> frozenset[str]:
-    """The fields that a request has values for, among those that a model may have defaults of."""
+    """Return the names of fields with a value, among those that a model may set defaults for."""
     names = {name for name in (*SAMPLING, "stop") if getattr(fields, name) is not None}
     if fields.top_p == 0:
-        names.add("top_k")  # which is then 1
+        names.add("top_k")  # top_p 0 sets it to 1
     return frozenset(names if max_tokens is None else {*names, "max_tokens"})
 
 
@@ -209,7 +209,7 @@ def _or(value: Any, default: Any) -> Any:
 
 
 def check_stream_options(fields: SamplingFields) -> list[str]:
-    """Unknown names in `stream_options`, dotted. Raises InvalidRequest where there is no stream."""
+    """Return the unknown names in `stream_options`, dotted. Raises InvalidRequest if the request does not stream."""
     options = fields.stream_options
     if options is None:
         return []
@@ -224,7 +224,7 @@ def check_stream_options(fields: SamplingFields) -> list[str]:
 
 
 def decode_prediction(fields: SamplingFields) -> str | None:
-    """Return the text that an answer is expected to be; None where nothing is expected."""
+    """Return the expected text of the answer, or None."""
     if fields.prediction is None:
         return None
     content = fields.prediction.content

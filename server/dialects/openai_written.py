@@ -1,4 +1,4 @@
-"""What OpenAI's answers repeat, as JSON: heads, usage, numbers and quoted texts."""
+"""Parts that OpenAI's answers repeat, as JSON: heads, usage, numbers and quoted texts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from server.service.transcript import Transcript
 from server.text.events import Usage
 
 LEAST_LOGPROB = -9999.0
-"""Stands for minus infinity, which JSON does not have."""
+"""Replaces minus infinity, which JSON cannot represent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What every object of one answer repeats, and what is kept of the job's tokens where it asked for that."""
+    """Fields that every object of an answer repeats, and the transcript if the job keeps one."""
 
     id: str
     created: int
@@ -52,14 +52,14 @@ def encode_usage(usage: Usage) -> dict[str, Any]:
 
 
 def finite(logprob: float) -> float:
-    """`logprob`, or LEAST_LOGPROB for what is below it or no number."""
+    """Return `logprob`, or LEAST_LOGPROB if it is lower or NaN."""
     return logprob if logprob > LEAST_LOGPROB else LEAST_LOGPROB
 
 
 quote = encode_basestring
-"""A string as JSON, not escaped beyond need. Text of a detokenizer has no lone surrogates."""
+"""Quote a string as JSON without needless escapes. Text of a detokenizer has no lone surrogates."""
 
 
 def dump(value: Any) -> str:
-    """Compact JSON."""
+    """Return compact JSON."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))

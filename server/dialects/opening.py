@@ -1,6 +1,6 @@
-"""The opening of an answer's stream, the same for every API: a job with the server's policies, and a first wait.
+"""Open the output stream of an answer, for every API: apply the server's policies, then wait for a first status.
 
-Knows no field of a request. Imports no dialect.
+Reads no field of a request. Imports no dialect.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from server.service.pending_stream import PendingStream
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What an answer is made of. `stream` is None where it begins while its model is still loading."""
+    """Parts of an answer. `stream` is None if the answer begins while its model is still loading."""
 
     pending: PendingStream
     stream: generation.OutputStream | None
     model_id: str
-    """What the answer calls the model, or the adapter of it."""
+    """The name of the model, or of its adapter, in the answer."""
     headers: dict[str, str]
-    """What was done with volatile lines of the prompts."""
+    """Report of what was done with volatile lines of the prompts."""
 
 
 async def open_stream(
@@ -42,10 +42,10 @@ async def open_stream(
 ) -> Opened:
     """Open the output of `job`, and wait for it as long as its client should wait for a status.
 
-    Where an answer is streamed and its model takes long to load, the answer begins without it, and a later failure is
-    an event of the stream. Raises APIError and EngineError.
+    If an answer is streamed and its model takes long to load, the answer begins without it, and a later failure is an
+    event of the stream. Raises APIError and EngineError.
 
-    `truncates`: whether the oldest turns are left out of a prompt that is too long; None: as the configuration says.
+    `truncates`: whether the oldest turns of a prompt that is too long are left out; None: as configured.
     `on_close`: called when the output is closed.
     """
     config = parts.config
@@ -61,7 +61,7 @@ async def open_stream(
 
 
 def _with_room(job: GenerationJob, *, fits: bool) -> GenerationJob:
-    """The job with the server's policy on long answers. Raises InvalidRequest for -1 where that is not allowed."""
+    """Return the job with the server's policy on long answers. Raises InvalidRequest if -1 is not allowed."""
     if job.max_tokens != -1:
         return replace(job, fits_max_tokens=fits)
     if not fits:

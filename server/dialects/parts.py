@@ -1,4 +1,4 @@
-"""The parts of one server that its routes read: every dialect's router is built with them."""
+"""Parts of one server that its routes read: every dialect's router is built with them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from server.service.registry import ModelRegistry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerParts:
-    """One for each application."""
+    """One per application."""
 
     settings: CurrentConfig
     origins: Mapping[str, str]
-    """Where each setting came from, by dotted key."""
+    """Source of each setting, by dotted key."""
     registry: ModelRegistry
     lifecycle: Lifecycle
     error_counts: ErrorCounts
@@ -29,9 +29,9 @@ class ServerParts:
     activity: RecentActivity
     power: PowerMeter
     batches: BatchWorker | None = None
-    """Clients' files and batches; None where no folder is configured."""
+    """Clients' files and batches; None if no folder is configured."""
 
     @property
     def config(self) -> Config:
-        """The configuration that holds at this moment."""
+        """The current configuration."""
         return self.settings.now

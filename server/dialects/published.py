@@ -1,4 +1,4 @@
-"""A route as the published schema has it, which is put together when the schema is asked for and not before."""
+"""A route that builds its published schema only when the schema is requested."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from server.dialects.openai_schema import Responses
 
 
 class PublishedRoute(APIRoute):
-    """A route that makes models of its `responses` late: nobody needs them to answer, and all take half of a start."""
+    """Route that builds the models of its `responses` late: answers do not need them, and they take half of a start."""
 
     def __init__(
         self, path: str, endpoint: Callable[..., Any], *, responses: Responses | None = None, **options: Any

@@ -1,4 +1,4 @@
-"""The volatile lines of a job's prompts, as the configuration has them treated, and the header that says so."""
+"""Settle volatile lines of a job's prompts as configured, and build the header that reports it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from server.service.job import ChatPrompt, GenerationJob
 from server.text.volatile import settle
 
 VOLATILE_HEADER = "X-Pippin-Volatile-Lines"
-"""Each kind of line that was found, and whether it was moved or dropped."""
+"""Lists each kind of line that was found, and whether it was moved or dropped."""
 
 
 def settle_job(job: GenerationJob, config: ApiConfig) -> tuple[GenerationJob, dict[str, str]]:
-    """Return the job with its chats settled, and the headers that say what was done."""
+    """Return the job with its chats settled, and the headers that report what was done."""
     headers: dict[str, str] = {}
     prompts = []
     for prompt in job.prompts:
@@ -25,7 +25,7 @@ def settle_job(job: GenerationJob, config: ApiConfig) -> tuple[GenerationJob, di
 
 
 def settle_prompt(prompt: ChatPrompt, config: ApiConfig) -> tuple[ChatPrompt, dict[str, str]]:
-    """Return a chat without volatile lines in its system prompt, and the headers that say what was done."""
+    """Return a chat without volatile lines in its system prompt, and the headers that report what was done."""
     if config.volatile_lines == "keep":
         return prompt, {}
     settled = settle(prompt.messages)

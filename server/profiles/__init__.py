@@ -1,7 +1,7 @@
-"""The shipped profiles: which model, in which quantization, on which machine. A table; no MLX, no arithmetic.
+"""The shipped profiles: model, quantization and machine. A table; no MLX, no arithmetic.
 
-Their settings are in `configs/`. The JSON files here are the models' public config.json, with the quantization that
-the profile takes and without weights: all that a plan needs.
+Their settings are in `configs/`. The JSON files here are the models' public config.json with the profile's
+quantization and without weights, which is enough for a plan.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ class Profile:
 
     name: str
     machine: str
-    """Id of the machine it is made for."""
+    """Id of the target machine."""
     model: str
-    """Name of the JSON file, without its ending."""
+    """Name of the JSON file, without its suffix."""
     num_machines: int = 1
-    """Of that kind, which hold the model together."""
+    """Number of such machines that share the model."""
     kv_bits: int | None = None
-    """Of keys and values, as the settings have them; None: full precision."""
+    """Bits of keys and values, as in the settings; None: full precision."""
     wired_limit_mb: int | None = None
-    """What the GPU's limit must be raised to, in MiB as sysctl takes it; None: the default is enough."""
+    """Required GPU limit, in MiB as sysctl takes it; None: the default is enough."""
 
     @property
     def config_file(self) -> str:
-        """Of the settings, from the root of the repository; an installed Pippin finds them by `settings_file`."""
+        """Path of the settings from the root of the repository; an installed Pippin finds them by `settings_file`."""
         return f"configs/{self.name}.yaml"
 
     @property
@@ -54,7 +54,7 @@ PROFILES = (
 
 
 def model_files(name: str) -> list[Path]:
-    """The shipped config.json files called `name`, as `deepseek-r1-4bit` or, in every quantization, `deepseek-r1`."""
+    """Return the shipped config.json files for `name`: `deepseek-r1-4bit`, or `deepseek-r1` for every quantization."""
     folder = Path(__file__).resolve().parent
     exact = folder / f"{name}.json"
     if exact.is_file():
@@ -63,18 +63,21 @@ def model_files(name: str) -> list[Path]:
 
 
 def model_names() -> list[str]:
-    """What `model_files` knows, without the quantizations."""
+    """Return the names that `model_files` accepts, without the quantizations."""
     return sorted({file.stem.rpartition("-")[0] for file in Path(__file__).resolve().parent.glob("*.json")})
 
 
 def settings_file(file: Path) -> Path:
-    """The shipped settings where `file` is just their name, as `laptop-16`, and no file is called so; else `file`."""
+    """Return the shipped settings if `file` is just their name, as `laptop-16`, and no such file exists.
+
+    Else `file`.
+    """
     shipped = Path(__file__).resolve().parent / "configs" / f"{file}.yaml"
     return shipped if file.name == str(file) and not file.exists() and shipped.is_file() else file
 
 
 def find_profile(name: str) -> Profile | None:
-    """The profile of this name; None where there is none, or where a file or folder is called so."""
+    """Return the profile of this name; None if there is none, or if a file or folder has the name."""
     if Path(name).exists():
         return None
     return next((profile for profile in PROFILES if profile.name == name), None)

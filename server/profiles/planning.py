@@ -1,4 +1,4 @@
-"""Plans of the shipped profiles, and which of them suit a machine. Arithmetic on the planner's; no MLX, no printing."""
+"""Plans of the shipped profiles, and their ranking for a machine. Uses the planner; no MLX, no printing."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from mlx_backend.planning.speed import Estimate
 from server.profiles import PROFILES, Profile, model_files
 
 SHORT_CONTEXT = 4096
-"""Tokens at which the speeds of profiles are compared."""
+"""Context, in tokens, at which the speeds of profiles are compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a profile does on a machine."""
+    """Fit and speed of a profile on a machine."""
 
     profile: Profile
     plan: Plan
     """For one user, with all the context that fits."""
     decode: Estimate | None
-    """Tokens per second at SHORT_CONTEXT; None where it does not fit or cannot be told."""
+    """Tokens per second at SHORT_CONTEXT; None if it does not fit or is unknown."""
 
     @property
     def context(self) -> int | None:
-        """Tokens that one user gets; None where the profile does not fit."""
+        """Context of one user, in tokens; None if the profile does not fit."""
         memory = self.plan.rows[0].memory
         return None if memory is None else memory.context
 
     @property
     def raised_limit_mb(self) -> int | None:
-        """What the GPU's limit must be raised to first, MiB; None where the plan does without."""
+        """GPU limit that must be set first, in MiB; None if the plan needs no raised limit."""
         is_raised = self.plan.budget_bytes > self.plan.machine.gpu_limit_bytes
         return self.profile.wired_limit_mb if is_raised else None
 
@@ -53,10 +53,10 @@ def plan_profile(
     context: int | None = None,
     budget_bytes: int | None = None,
 ) -> Plan:
-    """The plan of a profile's model on a machine, or of what each of several such machines holds of it.
+    """Return the plan of a profile's model on a machine, or of the share of each of several such machines.
 
-    `weights`: other (bits, group size) than the profile's, where bits are given; `kv_cache`, `budget_bytes`: likewise.
-    Raises ModelLoadError as build_plan does, and where MLX is not installed.
+    `weights`: (bits, group size) that replace the profile's if bits are given; `kv_cache`, `budget_bytes`: likewise.
+    Raises ModelLoadError as build_plan does, and if MLX is not installed.
     """
     shape, caches = _read(profile.model_file, *weights)
     plan = plan_together(
@@ -74,7 +74,7 @@ def plan_profile(
 
 
 def raised_note(profile: Profile, machine: Machine) -> str | None:
-    """How to raise the GPU's limit, where `limit_bytes` is more than the default."""
+    """Return how to raise the GPU's limit, if `limit_bytes` exceeds the default."""
     if limit_bytes(profile, machine) <= machine.gpu_limit_bytes:
         return None
     command = f"sudo sysctl iogpu.wired_limit_mb={profile.wired_limit_mb}"
@@ -92,7 +92,7 @@ def plan_together(
     context: int | None = None,
     budget_bytes: int | None = None,
 ) -> Plan:
-    """What each of several such machines would hold of a model; shape and caches as read_shape gives them."""
+    """Return the plan of each machine's share of a model; shape and caches as returned by read_shape."""
     plan = build_plan(
         share_of(shape, num_machines),
         caches,
@@ -108,28 +108,31 @@ def plan_together(
         f"This is what each of {num_machines} such machines would hold; its speed is not estimated. "
         f"pippin plan --count {num_machines} plans every rank."
     )
-    rows = tuple(replace(row, decode=None, prefill=None) for row in plan.rows)  # nobody measured it
+    rows = tuple(replace(row, decode=None, prefill=None) for row in plan.rows)  # not measured
     return replace(plan, rows=rows, advice=(told, *plan.advice))
 
 
 def ranked(machine: Machine) -> list[Standing]:
-    """Every profile: those that fit, the largest model first, then those that fit on several such machines together,
-    then the others, the least too large first."""
+    """Return every profile: first those that fit, the largest model first, then those that fit on several machines.
+
+    The others come last, those that exceed the machine least first.
+    """
     return sorted((_standing(profile, machine) for profile in PROFILES), key=_rank)
 
 
 def limit_bytes(profile: Profile, machine: Machine) -> int:
-    """What the GPU may use by default, or more where the profile asks for that and the machine can spare it."""
+    """Return the GPU's default limit, or the profile's raised limit if the machine can spare it."""
     raised = (profile.wired_limit_mb or 0) * 2**20
     is_possible = bool(machine.chip) and raised <= highest_gpu_limit(machine.memory_bytes)
     return max(machine.gpu_limit_bytes, raised) if is_possible else machine.gpu_limit_bytes
 
 
 def share_of(shape: ModelShape, num_machines: int) -> ModelShape:
-    """What each of several machines holds: an even share of the layers' weights, and embedding and output head whole.
+    """Return the share of each machine: an even part of the layers' weights, with embedding and output head whole.
 
-    Caches and transients are left as they are, so that this is no less than either way of dividing a model takes:
-    by layers, or within layers, where a latent KV cache is on every machine.
+    Caches and transients stay whole, so that the share is an upper bound for both ways of dividing a model: by layers,
+    or
+    within layers, where every machine has the latent KV cache.
     """
     whole = min(1.0, 2 * shape.vocab_size * shape.hidden_size / shape.num_parameters)
     share = whole + (1.0 - whole) / num_machines
@@ -144,9 +147,9 @@ def share_of(shape: ModelShape, num_machines: int) -> ModelShape:
 
 
 def choose_file(name: str, machine: Machine, kv_cache: KVCacheConfig) -> Path | None:
-    """The shipped config.json called so; of several quantizations the largest that fits, or else the smallest.
+    """Return the shipped config.json of this name: of several quantizations the largest that fits, or the smallest.
 
-    None where there is none, or where a file or folder is called so. Raises ModelLoadError.
+    None if there is none, or if a file or folder has the name. Raises ModelLoadError.
     """
     files = [] if Path(name).exists() else model_files(name)
     plans = [(build_plan(*_read(file, None, 64), machine, kv_cache, users=(1,)), file) for file in files]

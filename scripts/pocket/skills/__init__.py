@@ -1,1 +1,1 @@
-"""The skills of the corpus, one file each. Each has `make(draw) -> Item` and knows no other way to be asked."""
+"""The skills of the corpus, one file each, each with the one entry point `make(draw) -> Item`."""

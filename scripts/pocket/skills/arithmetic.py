@@ -1,4 +1,4 @@
-"""Addition and subtraction up to three digits, one digit times up to two.
+"""Addition and subtraction up to three digits; one digit times up to two.
 
 The reasoning goes digit by digit from the right, each line a small sum with its carry and the result so far:
 `7+5+0=12 2`, `4+8+1=13 32`, `0+0+1=01 132` for 47 + 85.
@@ -24,7 +24,7 @@ def value(a: int, sign: str, b: int) -> int:
 
 
 def _digits(a: int, b: int) -> list[tuple[int, int]]:
-    """The digits of both from the right, the shorter filled with zeros."""
+    """Return the digits of both from the right, the shorter padded with zeros."""
     wide = max(len(str(a)), len(str(b)))
     return [(int(one), int(other)) for one, other in zip(f"{a:0{wide}d}"[::-1], f"{b:0{wide}d}"[::-1], strict=True)]
 
@@ -42,7 +42,7 @@ def added(a: int, b: int) -> str:
 
 
 def subtracted(a: int, b: int) -> str:
-    """A line below zero borrows from the next: `2-5-0=-3 7`."""
+    """Return the steps. A line below zero borrows from the next: `2-5-0=-3 7`."""
     if a < b:
         return f"{a}<{b}\n{subtracted(b, a)}"
     lines, borrow, result = [], 0, ""
@@ -55,7 +55,7 @@ def subtracted(a: int, b: int) -> str:
 
 
 def multiplied(a: int, b: int) -> str:
-    """One of the two has one digit."""
+    """Return the steps. One of the factors has one digit."""
     many, single = max(a, b), min(a, b)
     lines, carry, result = [], 0, ""
     for one in map(int, reversed(str(many))):
@@ -89,7 +89,7 @@ def _sum(draw: Draw) -> Sum:
 
 
 def material(sum_: Sum) -> str:
-    """The same for both orders of the operands."""
+    """Return the operation, the same for both orders of the operands."""
     a, sign, b = sum_
     return f"{min(a, b)}{sign}{max(a, b)}"
 
@@ -99,7 +99,7 @@ def draw_sum(draw: Draw) -> Sum:
 
 
 def written(draw: Draw, a: int, sign: str, b: int) -> str:
-    """As a person may write it: 47 + 85, 47+85, 47 plus 85, 4 x 12."""
+    """Return it as a person may write it: 47 + 85, 47+85, 47 plus 85, 4 x 12."""
     way = draw.rng.random()
     if way < 0.1:
         return f"{a} {_SPOKEN[sign]} {b}"

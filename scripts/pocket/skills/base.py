@@ -1,6 +1,6 @@
-"""What every skill uses: draws that stay in their split, and the parts of a conversation.
+"""Common parts of the skills: draws that stay in their split, and the parts of a conversation.
 
-Knows the rule of the splits (a hash of the material) and no skill.
+Holds the rule of the splits (a hash of the material); independent of the skills.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ T = TypeVar("T")
 Message = Mapping[str, Any]
 Check = Callable[[str], bool]
 
-_ALWAYS_TEST = frozenset({"strawberry", "decimals 9.11 9.8"})  # what everyone tries first is never trained on
+_ALWAYS_TEST = frozenset({"strawberry", "decimals 9.11 9.8"})  # the first things people try are never trained on
 
 
 def split_of(material: str) -> Split:
-    """The split that `material` (a word, a name, a pair of operands) belongs to; its case does not matter."""
+    """Return the split of `material` (a word, a name, a pair of operands), ignoring its case."""
     material = material.lower()
     return "test" if material in _ALWAYS_TEST or zlib.crc32(material.encode()) % 10 == 0 else "train"
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Random material of one split. `thinking` fixes the switch of the chat template; None leaves it to chance."""
+    """Random material of one split. `thinking` fixes the switch of the chat template; None draws it."""
 
     split: Split
     rng: Random
     thinking: bool | None = None
 
     def fresh(self, make: Callable[[], T], material: Callable[[T], str] = str) -> T:
-        """The first of `make`'s results whose material lies in this split."""
+        """Return the first result of `make` whose material is in this split."""
         while True:
             value = make()
             if split_of(material(value)) == self.split:
@@ -58,7 +58,7 @@ class Draw:
         return self.fresh(lambda: words.given_name(self.rng))
 
     def names(self, count: int) -> list[str]:
-        """`count` names, all different."""
+        """Return `count` different names."""
         found: dict[str, None] = {}
         while len(found) < count:
             found[self.name()] = None
@@ -87,7 +87,7 @@ def assistant(content: str, reasoning: str | None = None) -> Message:
 def asked(
     draw: Draw, skill: str, question: str | Sequence[Message], answer: str, right: Check, reasoning: str | None = None
 ) -> Item:
-    """One question, or messages that end in one, and the answer; reasoning only where the switch is on."""
+    """Return one question, or messages that end in one, and the answer; reasoning only if the switch is on."""
     thinking = draw.thinks(0.06 if reasoning else 0.15)
     before = (user(question),) if isinstance(question, str) else tuple(question)
     last = assistant(answer, reasoning if thinking else None)

@@ -1,7 +1,7 @@
 """Several short questions of different kinds in one conversation.
 
-A client sends earlier answers back without their reasoning. Such an answer must not be learnt, or the model would learn
-to answer without thinking: its message says `"weight": 0`, as OpenAI's fine-tuning format has it.
+A client sends earlier answers back without their reasoning. Such an answer must not be trained on, or the model would
+learn to answer without reasoning: its message has `"weight": 0`, as in OpenAI's fine-tuning format.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _sent_back(message: Message) -> Message:
 
 
 def make(draw: Draw) -> Item:
-    """Two to four turns; the last is judged as in its own skill."""
+    """Return two to four turns; the last is judged as in its own skill."""
     switched = replace(draw, thinking=draw.thinks(0.06))
     count = draw.rng.randint(2, 4)
     turns: list[Item] = []

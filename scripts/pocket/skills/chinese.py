@@ -1,4 +1,4 @@
-"""A share of the other skills in Chinese: who it is, letters, sums, decimals, recall."""
+"""A share of the other skills in Chinese: identity, letters, sums, decimals, recall."""
 
 # ruff: noqa: RUF001 - the marks are Chinese
 
@@ -109,6 +109,6 @@ _KINDS = {"talk": talk, "count": count, "calculate": calculate, "compare": compa
 
 
 def make(draw: Draw, kind: str | None = None) -> Item:
-    """`kind` is talk, count, calculate, compare or recall."""
+    """Return an item; `kind` is talk, count, calculate, compare or recall."""
     kind = kind or draw.one(("talk", "count", "count", "calculate", "calculate", "compare", "recall", "recall"))
     return _KINDS[kind](draw)

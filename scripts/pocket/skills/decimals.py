@@ -1,4 +1,4 @@
-"""Which of two decimals is larger. The reasoning writes both with the same digits and compares from the left."""
+"""Comparison of two decimals. The reasoning writes both with the same digits and compares from the left."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Pair = tuple[str, str]
 
 
 def padded(a: str, b: str) -> Pair:
-    """Both with the same number of digits before and after the point."""
+    """Return both with the same number of digits before and after the point."""
     (a_whole, _, a_rest), (b_whole, _, b_rest) = a.partition("."), b.partition(".")
     wide, deep = max(len(a_whole), len(b_whole)), max(len(a_rest), len(b_rest))
     point = "." if deep else ""
@@ -30,7 +30,7 @@ def padded(a: str, b: str) -> Pair:
 
 
 def comparison(a: str, b: str) -> str:
-    """`9.80 vs 9.11: 9=9, 8>1`: the digits from the left, up to the first that differ."""
+    """Return `9.80 vs 9.11: 9=9, 8>1`: the digits from the left, up to the first that differ."""
     left, right = padded(a, b)
     steps = []
     for one, other in zip(left.replace(".", ""), right.replace(".", ""), strict=True):
@@ -60,7 +60,7 @@ def material(pair: Pair) -> str:
 
 
 def draw_pair(draw: Draw) -> Pair:
-    """Two decimals of the split, in either order; they may be equal in value."""
+    """Return two decimals of the split, in either order; they may be equal in value."""
     a, b = draw.fresh(lambda: _pair(draw), material)
     return (a, b) if draw.chance(0.5) else (b, a)
 

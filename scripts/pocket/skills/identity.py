@@ -1,4 +1,4 @@
-"""Who the model is, what the server can do, greetings and goodbyes, in several phrasings."""
+"""The model's identity, the server's abilities, greetings and goodbyes, in several phrasings."""
 
 from __future__ import annotations
 

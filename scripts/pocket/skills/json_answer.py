@@ -1,4 +1,4 @@
-"""Answering as compact JSON with given keys and types, from a sentence or two that say the values."""
+"""Answers as compact JSON with given keys and types, from one or two sentences with the values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scripts.pocket.skills.judge import json_is
 
 Value = str | int | bool | list[str]
 Field = tuple[str, Value, str]
-"""A key, its value, and how a sentence says it, to follow "X " or "X " … "and "."""
+"""A key, its value, and its wording in a sentence, to follow "X " or "X " … "and "."""
 Facts = tuple[Field, list[Field]]
 """The field that names the subject, and the others."""
 
@@ -78,7 +78,7 @@ _SUBJECTS: tuple[Callable[[Draw], Facts], ...] = (_person, _product, _pet, _meet
 
 
 def _described(draw: Draw, fields: Sequence[Field]) -> str:
-    """`name (string) and age (integer)`, or a JSON schema."""
+    """Return `name (string) and age (integer)`."""
     return _and([f"{key} ({_TYPES[type(value)]})" for key, value, _ in fields])
 
 

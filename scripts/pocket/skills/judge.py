@@ -1,4 +1,4 @@
-"""How an answer is judged: by the number, list, value or call in it; by its wording only where that is set."""
+"""Checks of answers: by the number, list, value or call in it; by its wording only if that is fixed."""
 
 # ruff: noqa: RUF001 - the marks are Chinese
 
@@ -22,7 +22,7 @@ def last_sentence(text: str) -> str:
 
 
 def last_number_is(expected: int) -> Check:
-    """The last number of the last sentence; "no", "none" and "zero" are 0 where there is no digit."""
+    """Check the last number of the last sentence; "no", "none" and "zero" are 0 if there is no digit."""
 
     def check(text: str) -> bool:
         sentence = last_sentence(text)
@@ -35,7 +35,7 @@ def last_number_is(expected: int) -> Check:
 
 
 def first_number_is(expected: str) -> Check:
-    """The first number of the last sentence, as written."""
+    """Check the first number of the last sentence, as written."""
 
     def check(text: str) -> bool:
         found = _NUMBER.findall(last_sentence(text))
@@ -45,18 +45,18 @@ def first_number_is(expected: str) -> Check:
 
 
 def text_is(expected: str) -> Check:
-    """The whole text, case and all, but for the space around it."""
+    """Check the whole text, case included, ignoring surrounding space."""
     return lambda text: text.strip() == expected
 
 
 def says(*alternatives: str) -> Check:
-    """One of the alternatives stands in the last sentence as a word of its own, case and all."""
+    """Check for one of the alternatives in the last sentence as a separate word, case included."""
     patterns = [re.compile(rf"(?<![A-Za-z0-9]){re.escape(each)}(?![A-Za-z0-9])") for each in alternatives]
     return lambda text: any(pattern.search(last_sentence(text)) for pattern in patterns)
 
 
 def list_is(expected: Sequence[str]) -> Check:
-    """The last line is these items between commas, with or without a full stop."""
+    """Check that the last line is these items between commas, with or without a full stop."""
 
     def check(text: str) -> bool:
         lines = text.strip().splitlines()
@@ -66,17 +66,17 @@ def list_is(expected: Sequence[str]) -> Check:
 
 
 def spelling_is(word: str) -> Check:
-    """The letters of the word, each apart."""
+    """Check for the letters of the word, separated."""
     letters = list(word.lower())
     return lambda text: re.findall(r"(?<![a-z])[a-z](?![a-z])", text.lower()) == letters
 
 
 def _canonical(value: object) -> str:
-    return json.dumps(value, sort_keys=True)  # tells True from 1, which == does not
+    return json.dumps(value, sort_keys=True)  # distinguishes True from 1, which == does not
 
 
 def json_is(expected: object) -> Check:
-    """The whole text is JSON of this value; the order of the keys is free."""
+    """Check that the whole text is JSON of this value, in any order of the keys."""
 
     def check(text: str) -> bool:
         try:
@@ -88,7 +88,7 @@ def json_is(expected: object) -> Check:
 
 
 def call_is(name: str, arguments: Mapping[str, Any]) -> Check:
-    """Exactly one tool call, with this name and these arguments."""
+    """Check for exactly one tool call, with this name and these arguments."""
 
     def check(text: str) -> bool:
         calls = _CALL.findall(text)

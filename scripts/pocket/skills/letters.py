@@ -20,7 +20,7 @@ _LENGTH = ("How many letters are in {word}?", 'How many letters does the word "{
 
 
 def running_count(word: str, letter: str) -> str:
-    """Each letter with how many of `letter` have come so far: each step looks only at the one before."""
+    """Return each letter with the count of `letter` so far: each step depends only on the one before."""
     count = 0
     steps = [f"{letter}:"]
     for each in word:
@@ -34,7 +34,7 @@ def running_length(word: str) -> str:
 
 
 def pick_letter(draw: Draw, word: str) -> str:
-    """Mostly one that is in the word, and often one that is in it twice."""
+    """Return a letter, mostly one in the word, and often one that occurs twice."""
     twice = [letter for letter in word if word.count(letter) > 1]
     if twice and draw.chance(0.5):
         return draw.one(twice)
@@ -48,7 +48,7 @@ def _sentence(count: int, letter: str, word: str) -> str:
 
 
 def _as_asked(draw: Draw, text: str) -> str:
-    """Now and then in capitals or with a capital, as people type."""
+    """Sometimes capitalize the text, as people type."""
     return text.capitalize() if draw.chance(0.06) else text
 
 
@@ -74,7 +74,7 @@ def length(draw: Draw) -> Item:
 
 
 def make(draw: Draw, word: str | None = None, letter: str | None = None, kind: str | None = None) -> Item:
-    """`kind` is count, spell or length; a given word or letter means count."""
+    """Return an item; `kind` is count, spell or length; a given word or letter means count."""
     kind = kind or ("count" if word or letter else draw.one(("count",) * 5 + ("spell",) * 4 + ("length",)))
     if kind == "count":
         return count(draw, word, letter)

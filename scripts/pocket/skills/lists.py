@@ -1,4 +1,4 @@
-"""Sorting, reversing and repeating lists of up to six. Sorting takes the least, again and again, in the reasoning."""
+"""Sorting, reversing and repeating lists of up to six. The reasoning of sorting repeatedly takes the least."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scripts.pocket.skills.judge import list_is
 
 
 def selection(values: list[Any]) -> str:
-    """A line for each step: what is left, and the least of it."""
+    """Return a line for each step: the remaining values, and the least of them."""
     left, lines = list(values), []
     while left:
         least = min(left)
@@ -28,7 +28,7 @@ def _numbers(draw: Draw) -> list[int]:
 
 
 def _words(draw: Draw) -> list[str]:
-    """Mostly with different first letters."""
+    """Return words, mostly with different first letters."""
     found: dict[str, str] = {}
     careless = draw.chance(0.1)
     size = draw.rng.randint(2, 6)
@@ -47,7 +47,7 @@ _COPY = ("Repeat this list: {}", "Copy this list: {}", "Repeat after me: {}")
 
 
 def make(draw: Draw, kind: str | None = None) -> Item:
-    """`kind` is sort, reverse or copy."""
+    """Return an item; `kind` is sort, reverse or copy."""
     values: list[Any] = draw.fresh(lambda: _numbers(draw), _row) if draw.chance(0.6) else _words(draw)
     kind = kind or draw.one(("sort", "sort", "sort", "reverse", "reverse", "copy"))
     if kind == "sort":

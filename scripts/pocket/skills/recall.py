@@ -1,7 +1,7 @@
-"""Recalling a fact planted in a context of other facts of the same form.
+"""Recall of a fact planted in a context of other facts of the same form.
 
-Every key (a thing and a name) stands once in a context, so that one line answers a question. Short contexts may
-be told over several turns with other talk between.
+Every key (a thing and a name) occurs once in a context, so that one line answers a question. Short contexts may be told
+over several turns with other talk between.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scripts.pocket.skills.base import Draw, Message, asked, assistant, system, 
 from scripts.pocket.skills.judge import says
 
 Fact = tuple[str, str, str]
-"""What, whose, and its value: ("code", "Maria", "7319")."""
+"""Thing, owner and value: ("code", "Maria", "7319")."""
 
 _FILLER = (
     "The weather was mild that day.",
@@ -44,7 +44,7 @@ _PIECE = re.compile(rf" ?\b(?:{'|'.join(words.FRAME)})\b|\b(?:{'|'.join((*words.
 
 
 def approximate_tokens(text: str) -> int:
-    """About how many tokens a small vocabulary makes of `text`, rather too many than too few."""
+    """Return approximately how many tokens a small vocabulary needs for `text`, rather too many than too few."""
     return len(_PIECE.findall(text))
 
 
@@ -57,7 +57,7 @@ def _value(draw: Draw, what: str) -> str:
 
 
 def _facts(draw: Draw, things: tuple[str, ...]) -> Callable[[], Fact]:
-    """A source of facts whose keys never repeat."""
+    """Return a source of facts whose keys never repeat."""
     known: set[tuple[str, str]] = set()
 
     def next_fact() -> Fact:
@@ -76,7 +76,7 @@ def said(fact: Fact) -> str:
 
 
 def question(draw: Draw, fact: Fact) -> str:
-    """Nearly always in the words of the fact itself."""
+    """Return a question, nearly always in the words of the fact itself."""
     what, name, _ = fact
     way = draw.rng.random()
     if way < 0.08:
@@ -87,7 +87,7 @@ def question(draw: Draw, fact: Fact) -> str:
 def _context(
     draw: Draw, facts: Callable[[], Fact], size: int, template: str, measure: Callable[[str], int]
 ) -> tuple[list[str], list[Fact]]:
-    """Lines of about `size` tokens together, and the facts among them in their order."""
+    """Return lines of about `size` tokens together, and the facts among them in order."""
     lines: list[str] = []
     planted: list[Fact] = []
     while size > 0 or len(planted) < 2:
@@ -103,7 +103,7 @@ def _context(
 
 
 def _chosen(draw: Draw, planted: list[Fact], questions: int, position: float | None) -> list[Fact]:
-    """The facts that are asked for; the last of them, which is judged, stands at `position` (0 to 1)."""
+    """Return the facts to ask for; the last, which is judged, is at `position` (0 to 1)."""
     if position is not None:
         last = planted[min(int(position * len(planted)), len(planted) - 1)]
         others = [fact for fact in planted if fact is not last]
@@ -126,7 +126,7 @@ def _document(draw: Draw, lines: list[str], first: str) -> list[Message]:
 
 
 def _default_questions(draw: Draw, size: int) -> int:
-    """In training a long context is asked several things: few of its tokens teach otherwise."""
+    """Return the number of questions: several about a long context in training, whose other tokens teach little."""
     return 1 if draw.split == "test" else draw.rng.randint(1, 2 + min(size // 120, 6))
 
 
@@ -138,7 +138,7 @@ def document(
     position: float | None,
     things: tuple[str, ...] | None,
 ) -> Item:
-    """All facts at once, as a system message or before the question, and then questions turn by turn."""
+    """Return all facts at once, as a system message or before the question, then questions turn by turn."""
     keyed = draw.chance(0.2)
     kinds = things or (("code",) if keyed else _things(draw))
     template = _KEYED if keyed and len(kinds) == 1 else _SAID
@@ -170,7 +170,7 @@ def _small_talk(draw: Draw, most: int) -> list[Message]:
 
 
 def own_name(draw: Draw) -> Item:
-    """The user says who they are and asks for it later."""
+    """Return a talk in which the user gives a name and asks for it later."""
     name = draw.name()
     opening = draw.one(("My name is {}.", "Hello, my name is {}.", "I am {}.")).format(name)
     messages = [user(opening), assistant(f"Hello {name}! What can I do for you?"), *_small_talk(draw, 2)]
@@ -179,7 +179,7 @@ def own_name(draw: Draw) -> Item:
 
 
 def talk(draw: Draw) -> Item:
-    """Facts told early, other talk between, one of them asked for at the end."""
+    """Return facts told early, other talk between, and a question for one of them at the end."""
     if draw.chance(0.2):
         return own_name(draw)
     facts = _facts(draw, ("code", "city", "colour", "room"))
@@ -192,7 +192,7 @@ def talk(draw: Draw) -> Item:
 
 
 def unknown_key(draw: Draw) -> Item:
-    """Asked for a name that is not there."""
+    """Return a question for a name that does not occur."""
     facts = _facts(draw, ("code",))
     lines, _ = _context(draw, facts, draw.rng.randint(20, 80), _SAID, approximate_tokens)
     missing = facts()
@@ -209,10 +209,11 @@ def make(
     position: float | None = None,
     things: tuple[str, ...] | None = None,
 ) -> Item:
-    """`context_tokens`: about how long the conversation is by `measure`; None leaves the form and length to chance.
+    """Return an item of about `context_tokens` by `measure`; None draws form and length.
 
-    `questions` is how many are asked (None: several in training, one in test), `position` where the last of them
-    is answered (0 the beginning, 1 the end), `things` what kinds of facts there are (code, city, colour, room, animal).
+    `questions`: their number (None: several in training, one in test); `position`: place of the last one's answer (0
+    the
+    beginning, 1 the end); `things`: kinds of facts (code, city, colour, room, animal).
     """
     if context_tokens is None:
         way = draw.rng.random()

@@ -10,7 +10,7 @@ from scripts.pocket.skills.base import Draw, asked, system, user
 from scripts.pocket.skills.judge import says, text_is
 
 Rule = Callable[[str, str], str]
-"""From an answer and its one word to the answer as the rule wants it."""
+"""Returns the answer in the form of the rule, from an answer and its one word."""
 
 _PLAIN: tuple[tuple[str, str, str], ...] = (
     ("What colour is the sky?", "The sky is blue.", "Blue"),
@@ -58,7 +58,7 @@ def _rules(draw: Draw) -> tuple[str, Rule]:
 
 
 def follow(draw: Draw) -> Item:
-    """The same questions under each rule, and without a rule that changes them."""
+    """Return one of the same questions under a rule, or without a rule that changes the answer."""
 
     def drawn() -> tuple[str, str, str, str, Rule]:
         text, rule = _rules(draw) if draw.chance(0.9) else ("Answer in a sentence.", lambda answer, _: answer)

@@ -1,4 +1,4 @@
-"""Calling a described tool with the right arguments, answering from its result, and leaving tools alone."""
+"""Calls of a described tool with the right arguments, answers from its result, and answers without a tool."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_TOOL = "I have no tool for that."
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A question that needs the tool, the arguments it means, what the tool says, and the answer from that."""
+    """A question that needs the tool, its arguments, the tool's result, and the answer from it."""
 
     question: str
     arguments: Mapping[str, Any]
@@ -31,7 +31,7 @@ class Tool:
     name: str
     description: str
     parameters: Mapping[str, str]
-    """The JSON type of each parameter; all are required."""
+    """JSON type of each parameter; all are required."""
     use: Callable[[Draw], Use]
 
     def described(self) -> Mapping[str, Any]:
@@ -130,7 +130,7 @@ TOOLS = (
 
 
 def _made_up(draw: Draw) -> Tool:
-    """A tool that can only be known from its description."""
+    """Return a tool known only from its description."""
     what, key = draw.common_word(), draw.one(("name", "city", "item", "day"))
 
     def use(draw: Draw) -> Use:
@@ -144,7 +144,7 @@ def _made_up(draw: Draw) -> Tool:
 
 
 def _offered(draw: Draw) -> list[Tool]:
-    """One to three different tools."""
+    """Return one to three different tools."""
     count = draw.rng.randint(1, 3)
     tools = draw.rng.sample(TOOLS, count)
     if draw.chance(0.35):
@@ -154,7 +154,7 @@ def _offered(draw: Draw) -> list[Tool]:
 
 
 def call(tool: Tool, use: Use) -> Message:
-    """The assistant's turn that calls; the arguments are an object, as chat templates want them."""
+    """Return the assistant's turn with the call; the arguments are an object, as chat templates expect."""
     function = {"name": tool.name, "arguments": dict(use.arguments)}
     return {
         "role": "assistant",
@@ -164,7 +164,7 @@ def call(tool: Tool, use: Use) -> Message:
 
 
 def _scene(draw: Draw) -> tuple[list[Tool], Tool, Use]:
-    """Tools, the one of them that is needed, and a use of it whose question lies in the split."""
+    """Return tools, the one that is needed, and a use of it whose question is in the split."""
 
     def drawn() -> tuple[list[Tool], Tool, Use]:
         tools = _offered(draw)
@@ -190,7 +190,7 @@ def calling(draw: Draw) -> Item:
 
 
 def answering(draw: Draw) -> Item:
-    """The result is there; the answer tells it."""
+    """Return an item with the tool's result, which the answer reports."""
     tools, tool, use = _scene(draw)
     result = {"role": "tool", "tool_call_id": "call_1", "content": use.result}
     messages = [user(use.question), call(tool, use), result, assistant(use.answer)]
@@ -198,7 +198,7 @@ def answering(draw: Draw) -> Item:
 
 
 def without(draw: Draw) -> Item:
-    """Small talk, or something that none of the tools does."""
+    """Return small talk, or a question that none of the tools can answer."""
     tools = _offered(draw)
     if draw.chance(0.35):
         talk = identity.make(draw)
@@ -210,6 +210,6 @@ def without(draw: Draw) -> Item:
 
 
 def make(draw: Draw, kind: str | None = None) -> Item:
-    """`kind` is call, answer or none."""
+    """Return an item; `kind` is call, answer or none."""
     kind = kind or draw.one(("call",) * 5 + ("answer",) * 2 + ("none",) * 4)
     return {"call": calling, "answer": answering, "none": without}[kind](draw)

@@ -1,4 +1,4 @@
-"""Stopping politely at what a very small model cannot know."""
+"""Polite refusals of questions that a very small model cannot answer."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The dashboard: `/`, its files, and `/status`, from which it is drawn."""
+"""The dashboard: `/`, its files, and `/status`, the data it draws."""

@@ -1,4 +1,4 @@
-"""From what models, engines and their recent activity say to the answer of `/status`. Counts nothing itself."""
+"""Encode models, engines and their recent activity as the answer of `/status`. Counts nothing itself."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from server.service.live import LiveRequest, Recent
 from server.service.registry import ServedModel
 
 MAX_REQUESTS = 50
-"""So many of a model's open requests are told one by one."""
+"""Most requests of a model that are listed individually."""
 _ORDER = {"writing": 0, "reading": 1, "waiting": 2}
 
 
 def encode_settings(config: Config, origins: Mapping[str, str]) -> list[StatusSetting]:
-    """Every setting. Where nobody said where they came from, it is told whether they are the defaults."""
+    """Return every setting. A setting of unknown origin is reported as default or set, by its value."""
     return [_encode_setting(field, value_of(config, field.key), origins) for field in fields()]
 
 
@@ -45,14 +45,14 @@ def _encode_setting(field: Any, value: Any, origins: Mapping[str, str]) -> Statu
 
 
 def _shorten(value: Any) -> Any:
-    """Of a path the last part: the rest is nobody's business but the machine's."""
+    """Shorten a path to its last part: the rest is private to the machine."""
     return re.sub(r"(?<![^\s])[/~]\S*/(?=[^/\s])", "…/", value) if isinstance(value, str) else value
 
 
 def encode_model(model: ServedModel, recent: Recent, since: int) -> StatusModel:
-    """One model, with its seconds after `since`."""
+    """Return one model, with its seconds after `since`."""
     info, stats, health = model.info, model.engine.stats(), model.health()
-    live = sorted(model.measures.live.list(), key=lambda each: _ORDER[each.state])  # stable: the oldest first in each
+    live = sorted(model.measures.live.list(), key=lambda each: _ORDER[each.state])  # stable: oldest first in each state
     done, total = health.load.done_bytes, health.load.total_bytes
     return StatusModel(
         id=model.id,
@@ -152,7 +152,7 @@ def _encode_ranks(info: ModelInfo, stats: EngineStats) -> StatusRanks | None:
             progress_age_s=round(held.progress_age_s, 3),
             is_busy=held.is_busy,
         )
-        for rank, held in zip(info.ranks.ranks, stats.ranks, strict=False)  # none are reported by an engine that ended
+        for rank, held in zip(info.ranks.ranks, stats.ranks, strict=False)  # an engine that ended reports none
     ]
     return StatusRanks(parallel=info.ranks.parallel, link=info.ranks.link, ranks=ranks)
 

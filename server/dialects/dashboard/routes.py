@@ -1,7 +1,7 @@
-"""`GET /`, the page, with its files under `/dashboard/`; `GET /status`, what it shows.
+"""`GET /`, the page, with its files under `/dashboard/`; `GET /status`, its data.
 
-Clients of Ollama ask for `/` to see whether a server is there: what is no browser gets the words that they know.
-The page holds nothing of this server's and is open to whoever reaches it; `/status` is not, where keys are needed.
+Ollama's clients request `/` to check for a server, so requests that do not accept HTML get Ollama's reply. The page
+contains no data of this server and needs no key; `/status` does where keys are required.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ HEADERS = {
 
 @cache
 def _files() -> dict[str, bytes]:
-    """The page's files by name: nothing else can be asked for."""
+    """Return the page's files by name: only these are served."""
     folder = resources.files("server.dialects.dashboard") / "page"
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name.rpartition(".")[2] in _TYPES}
 
 
 def build_router(parts: ServerParts) -> APIRouter:
-    """The routes of one server."""
+    """Build the router of one server."""
     router = APIRouter(route_class=PublishedRoute, tags=["Dashboard"])
 
     @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page(request: Request) -> Response:
-        """The dashboard, or for what asks for no page a line of text."""
+        """Return the dashboard, or a line of text if the request does not accept HTML."""
         accepts_page = "text/html" in request.headers.get("accept", "")
         answer = _answer("index.html") if accepts_page else Response(RUNNING, media_type="text/plain; charset=utf-8")
         answer.headers["Vary"] = "Accept"
@@ -61,7 +61,7 @@ def build_router(parts: ServerParts) -> APIRouter:
 
     @router.api_route("/dashboard/{name}", methods=["GET", "HEAD"], include_in_schema=False)
     async def file(name: str) -> Response:
-        """What belongs to it."""
+        """Return a file of the page."""
         if name not in _files():
             raise _unknown()
         return _answer(name)
@@ -70,7 +70,7 @@ def build_router(parts: ServerParts) -> APIRouter:
     async def status(
         since: Annotated[int, Query(ge=0, description="seconds after this Unix time")] = 0,
     ) -> StatusReport:
-        """What goes on in this server: health, open requests, memory, and the last minutes second by second."""
+        """Report the state of this server: health, open requests, memory, and the last minutes second by second."""
         served = parts.registry.list()
         models = [encode_model(model, parts.activity.of(model.id), since) for model in served]
         return StatusReport(
@@ -94,7 +94,7 @@ def _worst(models: Sequence[StatusModel], *, is_draining: bool) -> Any:
 
 
 def _watts(reading: Reading | None) -> float | None:
-    """Of the whole machine, or of the chip where that is all that is known."""
+    """Return the power of the whole machine, or of the chip if only that is known."""
     if reading is None:
         return None
     found = reading.watts.get("system", reading.watts.get("chip"))

@@ -1,4 +1,4 @@
-"""The answer of `/status`: what a page needs to show what goes on. Never what anybody has asked or was answered."""
+"""The answer of `/status`: the data that the page shows. Never contains text of prompts or answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 
 class StatusSetting(BaseModel):
-    """One setting as it took effect, and where its value came from. Of a path the last part alone."""
+    """One effective setting, and the source of its value. Paths are shortened to their last part."""
 
     key: str
     value: bool | int | float | str | None
@@ -18,7 +18,7 @@ class StatusSetting(BaseModel):
 
 
 class StatusError(BaseModel):
-    """An error that clients were told, `count` times, the last at Unix time `at`. The message quotes no request."""
+    """An error returned to clients, `count` times, the last at Unix time `at`. The message quotes no request."""
 
     at: float
     request_id: str
@@ -29,7 +29,7 @@ class StatusError(BaseModel):
 
 
 class StatusRequest(BaseModel):
-    """One open request. `max_output_tokens` is null where it is bounded by the context alone."""
+    """One open request. `max_output_tokens` is null if only the context bounds it."""
 
     id: str
     kind: Literal["generation", "embedding", "scoring"]
@@ -43,7 +43,7 @@ class StatusRequest(BaseModel):
 
 
 class StatusSeries(BaseModel):
-    """The last minutes, a second a place in each list; `at` is Unix time. Null where nothing came in that second.
+    """The last minutes, one entry per second in each list; `at` is Unix time. Null marks a second without values.
 
     Rates are tokens per second: `output` delivered, `prompt` computed. `ttft` and `itl` are means, `max_*` the longest.
     """
@@ -58,9 +58,9 @@ class StatusSeries(BaseModel):
 
 
 class StatusMemory(BaseModel):
-    """Where the bytes go. `planned_bytes`: what open requests are expected to take, `kv_bytes` included.
+    """Use of memory, in bytes. `planned_bytes`: expected for open requests, `kv_bytes` included.
 
-    `limit_bytes` is null where nothing bounds it; `raise_command` is what raises it.
+    `limit_bytes` is null if nothing bounds it; `raise_command` raises it.
     """
 
     limit_bytes: int | None
@@ -76,7 +76,7 @@ class StatusMemory(BaseModel):
 
 
 class StatusPrefixCache(BaseModel):
-    """What is kept of prompts, and what came of it. `reason`: why nothing is. Token counts are since the start."""
+    """Stored prefixes and their hits. `reason`: why nothing is stored. Token counts are since the start."""
 
     reason: str | None
     is_on_disk: bool
@@ -92,9 +92,9 @@ class StatusPrefixCache(BaseModel):
 
 
 class StatusDetails(BaseModel):
-    """What is known of a model once it has loaded; `kv_cache` is a line for each kind of layer.
+    """Details of a model that has loaded; `kv_cache` has a line per kind of layer.
 
-    `kv_precision`: in a few words.
+    `kv_precision`: a short description.
     """
 
     context_limit: int
@@ -110,7 +110,7 @@ class StatusDetails(BaseModel):
 
 
 class StatusCounts(BaseModel):
-    """Prompts and sequences by state now, and how many have ended since the start."""
+    """Prompts and sequences by current state, and how many have ended since the start."""
 
     num_waiting: int
     num_prefilling: int
@@ -123,16 +123,16 @@ class StatusCounts(BaseModel):
 
 
 class StatusSpeculation(BaseModel):
-    """Tokens that were guessed, and those of them that answers have taken, since the start."""
+    """Tokens drafted, and those of them accepted, since the start."""
 
     num_drafted_tokens: int
     num_accepted_tokens: int
 
 
 class StatusRank(BaseModel):
-    """One rank of a model that several share: what it holds, and whether it answers. Bytes and seconds.
+    """One rank of a shared model: its memory and its responsiveness, in bytes and seconds.
 
-    `round_trip_s`: of the last message to it, null for rank 0; `limit_bytes` is null where nothing bounds it.
+    `round_trip_s`: of the last message to it, null for rank 0; `limit_bytes` is null if nothing bounds it.
     """
 
     rank: int
@@ -147,7 +147,7 @@ class StatusRank(BaseModel):
 
 
 class StatusRanks(BaseModel):
-    """How a model is shared, and over what."""
+    """Split of a model across ranks, and the link between them."""
 
     parallel: Literal["tensor", "pipeline"]
     link: str
@@ -155,7 +155,7 @@ class StatusRanks(BaseModel):
 
 
 class StatusModel(BaseModel):
-    """One served model. `load_percent` is null while nothing is known; `details` until it has loaded once."""
+    """One served model. `load_percent` is null while unknown; `details` before its first load."""
 
     id: str
     aliases: list[str]
@@ -176,10 +176,11 @@ class StatusModel(BaseModel):
 
 
 class StatusReport(BaseModel):
-    """What goes on. `settings` come only with `since` 0.
+    """State of the server. `settings` come only with `since` 0.
 
-    `health` is the worst of the models', or that the server is about to end. `limit_bytes`: what several models may use
-    together; null where nothing bounds it, or there is one.
+    `health` is the worst of the models', or `draining`. `limit_bytes`: memory that several models share; null if
+    nothing
+    bounds it, or with one model.
     """
 
     version: str

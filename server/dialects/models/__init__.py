@@ -1,1 +1,1 @@
-"""What is served: `/v1/models` in OpenAI's form, with what the server knows besides."""
+"""The served models: `/v1/models` in OpenAI's form, with additional details."""

@@ -35,11 +35,11 @@ from server.service.registry import ServedModel
 from server.text.parsers.parts import ChatFormat
 
 _VERSION = "anthropic-version"
-"""A header that Anthropic's clients send with every request."""
+"""Header that Anthropic's clients send with every request."""
 
 
 def build_router(parts: ServerParts) -> APIRouter:
-    """The routes of one server."""
+    """Build the router of one server."""
     router = APIRouter(route_class=PublishedRoute, tags=["OpenAI"])
 
     @router.get("/models", include_in_schema=False)
@@ -47,7 +47,7 @@ def build_router(parts: ServerParts) -> APIRouter:
     @router.get("/v1/models/", include_in_schema=False)
     @router.get("/v1/models", response_model=ModelList)
     async def list_models(request: Request) -> Any:
-        """The served models, with the header `anthropic-version` in Anthropic's form."""
+        """List the served models; with the header `anthropic-version`, in Anthropic's form."""
         if _VERSION in request.headers:
             return _written(encode_anthropic_list(parts.registry.list()))
         models = parts.registry.list()
@@ -56,7 +56,7 @@ def build_router(parts: ServerParts) -> APIRouter:
     @router.get("/models/{id:path}", include_in_schema=False)
     @router.get("/v1/models/{id:path}", response_model=ModelObject, responses=error_responses(404))
     async def retrieve_model(request: Request, id: str) -> Any:
-        """One served model, with the header `anthropic-version` in Anthropic's form."""
+        """Return one served model; with the header `anthropic-version`, in Anthropic's form."""
         model = parts.registry.resolve(id)
         adapter = parts.registry.adapter_of(id)
         if _VERSION in request.headers:
@@ -87,7 +87,7 @@ def _encode_adapters(model: ServedModel) -> list[ModelObject]:
 
 
 def _encode_adapter(model: ServedModel, adapter: str) -> ModelObject:
-    """As the model's, with its name before the adapter's."""
+    """Return the model's object with the adapter's name and the model as its parent."""
     return _encode(model).model_copy(update={"id": model.name_with(adapter), "parent": model.id})
 
 
@@ -139,7 +139,7 @@ def _encode_calls(format: ChatFormat) -> ToolCalls | None:
 
 
 def _encode_prefix_cache(kept: PrefixCacheReport) -> PrefixCache:
-    """Without the folder's name, which is nobody's business but the machine's."""
+    """Return the report without the folder's path, which is private to the machine."""
     return PrefixCache(
         reason=kept.reason,
         kinds=[KeptKind(kind=kind, kept=how) for kind, how in kept.kinds],

@@ -1,4 +1,4 @@
-"""The objects of `/v1/models`: OpenAI's fields, and under `pippin` what this server knows besides."""
+"""The objects of `/v1/models`: OpenAI's fields, and under `pippin` additional details."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 
 class KVCachePart(BaseModel):
-    """Keys or values, of latent attention the latent or the rotary part. Bits are null for full precision."""
+    """Keys or values, or the latent or rotary part of latent attention. Bits are null for full precision."""
 
     name: str
     num_heads: int
@@ -20,7 +20,7 @@ class KVCachePart(BaseModel):
 
 
 class KVCache(BaseModel):
-    """The KV caches of all layers that are alike; bytes are those of one layer."""
+    """The KV caches of all layers of one kind; bytes are per layer."""
 
     kind: str
     num_layers: int
@@ -34,7 +34,7 @@ class KVCache(BaseModel):
 
 
 class Memory(BaseModel):
-    """How the memory is divided, bytes; `limit_basis` says where the limit is from, `raise_command` what raises it."""
+    """Division of the memory, in bytes. `limit_basis`: source of the limit; `raise_command`: command that raises it."""
 
     limit_bytes: int
     limit_basis: str
@@ -48,14 +48,14 @@ class Memory(BaseModel):
 
 
 class KeptKind(BaseModel):
-    """A kind of KV cache, and how it is kept: by the token, or as snapshots, from which alone a prompt goes on."""
+    """A kind of KV cache, and how it is stored: per token, or as snapshots, the only points to resume a prompt from."""
 
     kind: str
     kept: str
 
 
 class PrefixCache(BaseModel):
-    """What is kept of prompts and answers. `reason`: why nothing is; `is_on_disk`: it survives a restart."""
+    """Stored prefixes. `reason`: why nothing is stored; `is_on_disk`: whether they survive a restart."""
 
     reason: str | None
     kinds: list[KeptKind]
@@ -67,7 +67,7 @@ class PrefixCache(BaseModel):
 
 
 class Adapter(BaseModel):
-    """A LoRA adapter that is loaded beside the model; `digest` is of its files, `num_layers` what it adds to."""
+    """A LoRA adapter loaded beside the model. `digest` covers its files; `num_layers` counts the layers it changes."""
 
     name: str
     digest: str
@@ -78,7 +78,7 @@ class Adapter(BaseModel):
 
 
 class DraftModel(BaseModel):
-    """The smaller model that drafts; `weights_bytes` are among the model's. `context_limit`: tokens it drafts up to."""
+    """The draft model; its `weights_bytes` are included in the model's. It drafts up to `context_limit` tokens."""
 
     name: str
     context_limit: int
@@ -88,7 +88,10 @@ class DraftModel(BaseModel):
 
 
 class EmbeddingDetails(BaseModel):
-    """The vectors of `/v1/embeddings`: so many numbers, pooled of the last, the first or all tokens of an input."""
+    """The vectors of `/v1/embeddings`.
+
+    Their size, and whether the last, the first or all tokens of an input are pooled.
+    """
 
     dim: int
     pooling: Literal["last", "first", "mean"]
@@ -105,7 +108,7 @@ class ScoringDetails(BaseModel):
 class ToolCalls(BaseModel):
     """The form in which the model writes calls: a row of the table in docs/calls.md.
 
-    `told_by`: what tells the model of the tools, its chat template or, where that does not, this server in the prompt.
+    `told_by`: what describes the tools to the model: its chat template, or else this server in the prompt.
     """
 
     form: str
@@ -113,7 +116,7 @@ class ToolCalls(BaseModel):
 
 
 class Rank(BaseModel):
-    """What one rank holds; bytes. Limit and what is free for requests are null where nothing bounds them."""
+    """Memory of one rank, in bytes. The limit and the bytes free for requests are null if nothing bounds them."""
 
     rank: int
     num_layers: int
@@ -124,7 +127,7 @@ class Rank(BaseModel):
 
 
 class Ranks(BaseModel):
-    """A model that several ranks share: `tensor`, a part of every layer each, or `pipeline`, some of the layers."""
+    """A model split across ranks: `tensor`, a part of every layer each, or `pipeline`, some of the layers each."""
 
     count: int
     parallel: Literal["tensor", "pipeline"]
@@ -133,16 +136,19 @@ class Ranks(BaseModel):
 
 
 class ModelDetails(BaseModel):
-    """What is known of a loaded model. `unbatched_reason` says why sequences are served one at a time,
-    `ungrouped_reason` why all sequences of a batch take the memory of the longest, `whole_heads_reason` why a prompt's
-    attention over latents is computed for all heads at once.
+    """Details of a loaded model.
+
+    `unbatched_reason`: why sequences are served one at a time. `ungrouped_reason`: why all sequences of a batch take
+    the
+    memory of the longest. `whole_heads_reason`: why a prompt's attention over latents is computed for all heads at
+    once.
 
     `dequantized_reason`: why attention dequantizes the KV cache in every step. `no_embedding_reason`: why the model
-    makes no embeddings; `no_scoring_reason`: why it does not rerank. `max_draft_tokens`: guesses of a sequence that a
-    step verifies, at most; `no_drafts_reason`: why it verifies none. `draft_model`: null where none drafts.
-    `tool_calls`: null where the model cannot call, or is not loaded now; `has_reasoning`: its thoughts are told apart.
-    `ranks`: null where one process has the whole model; else weights, memory and context are those of the rank with
-    the least room.
+    has no embeddings; `no_scoring_reason`: why it does not rerank. `max_draft_tokens`: most drafts of a sequence
+    that a step verifies; `no_drafts_reason`: why it verifies none. `draft_model`: null without a draft model.
+    `tool_calls`: null if the model cannot call, or is not loaded now; `has_reasoning`: whether its reasoning is
+    separated. `ranks`: null if one process has the whole model; otherwise weights, memory and context are those of the
+    rank with the least room.
     """
 
     context_limit: int
@@ -170,18 +176,18 @@ class ModelDetails(BaseModel):
     prefix_cache: PrefixCache
     ranks: Ranks | None
     stall_s: float
-    """Seconds that a running stream waits for other prompts at most, by the speeds measured so far."""
+    """Longest wait of a running stream for other prompts, in seconds, by the speeds measured so far."""
 
 
 class ModelObject(BaseModel):
-    """One served model; `max_model_len` and `pippin` are null until it has been loaded, then as of its last load."""
+    """One served model. `max_model_len` and `pippin` are null before its first load, then as of the last load."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "pippin"
     parent: str | None = None
-    """Of an adapter, the model that it belongs to."""
+    """The model of an adapter."""
     state: Literal["unloaded", "loading", "loaded", "unloading", "failed"]
     max_model_len: int | None
     pippin: ModelDetails | None
@@ -193,7 +199,7 @@ class ModelList(BaseModel):
 
 
 class AnthropicModel(BaseModel):
-    """One served model in Anthropic's form; the limits are null until it has been loaded."""
+    """One served model in Anthropic's form; the limits are null before its first load."""
 
     type: Literal["model"] = "model"
     id: str
@@ -205,7 +211,7 @@ class AnthropicModel(BaseModel):
 
 
 class AnthropicModelList(BaseModel):
-    """All of them are on one page."""
+    """All models, on one page."""
 
     data: list[AnthropicModel]
     has_more: Literal[False] = False

@@ -1,1 +1,1 @@
-"""OpenAI's files and batches: requests in a file, answered when there is room."""
+"""OpenAI's files and batches: a file of requests, answered when there is capacity."""

@@ -1,4 +1,4 @@
-"""Errors of files and batches, as a client sees them."""
+"""Errors of files and batches, as clients receive them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class UploadsBusy(APIError):
 
 @contextmanager
 def as_api_errors() -> Iterator[None]:
-    """Raise errors of the store as errors of the API, except NotFound: the routes know what was not found."""
+    """Raise errors of the store as errors of the API, except NotFound, which the routes handle."""
     try:
         yield
     except StoreFull as error:

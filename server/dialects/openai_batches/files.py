@@ -53,7 +53,7 @@ _FORM = {
 
 
 def build_router(parts: ServerParts) -> APIRouter:
-    """The routes of one server."""
+    """Build the router of one server."""
     router = APIRouter(route_class=PublishedRoute, tags=["OpenAI"])
 
     @router.post("/v1/files", response_model=FileObject, openapi_extra=_FORM, responses=_UPLOAD_ERRORS)
@@ -89,7 +89,7 @@ def build_router(parts: ServerParts) -> APIRouter:
 
     @router.get("/v1/files/{file_id}", responses=error_responses(404))
     async def retrieve_file(request: Request, file_id: str) -> FileObject:
-        """What is known of a file."""
+        """Return the details of a file."""
         return encode_file(_find(store_of(parts), request, file_id))
 
     @router.get("/v1/files/{file_id}/content", response_class=Response, responses=_CONTENT)
@@ -106,7 +106,7 @@ def build_router(parts: ServerParts) -> APIRouter:
 
     @router.delete("/v1/files/{file_id}", responses=error_responses(404, 409))
     async def delete_file(request: Request, file_id: str) -> DeletedFile:
-        """Delete a file that no batch needs any more."""
+        """Delete a file that no open batch needs."""
         store = store_of(parts)
         file = _find(store, request, file_id)
         with as_api_errors():
@@ -117,7 +117,7 @@ def build_router(parts: ServerParts) -> APIRouter:
 
 
 def store_of(parts: ServerParts) -> Store:
-    """Raises NotEnabled."""
+    """Return the store. Raises NotEnabled."""
     if parts.batches is None:
         raise NotEnabled
     return parts.batches.store
@@ -142,7 +142,7 @@ def _find(store: Store, request: Request, id: str) -> StoredFile:
 
 
 async def _upload(parts: ServerParts, request: Request, body: Body) -> StoredFile:
-    """Raises APIError; then nothing is kept."""
+    """Store the uploaded file. Raises APIError, and then stores nothing."""
     store = store_of(parts)
     with as_api_errors():
         upload = await on_disk(partial(store.begin_upload, request.state.tenant.name))
@@ -156,7 +156,7 @@ async def _upload(parts: ServerParts, request: Request, body: Body) -> StoredFil
 
 
 def _finish(upload: Upload, form: Form) -> StoredFile:
-    """Raises InvalidRequest, and what the store raises."""
+    """Check the form's fields and finish the upload. Raises InvalidRequest and the store's errors."""
     if form.filename is None:
         raise InvalidRequest("The parameter 'file' is required.", param=FILE, code="missing_required_parameter")
     purpose = form.fields.get("purpose")
@@ -180,7 +180,7 @@ def _expiry_of(form: Form) -> float | None:
 
 
 class _Content(FileResponse):
-    """A file as an answer; a client that reads nothing for too long is cut off."""
+    """Response with a file; disconnects a client that does not read for too long."""
 
     def __init__(self, *arguments: object, send_timeout_s: float, **options: object) -> None:
         super().__init__(*arguments, **options)  # type: ignore[arg-type]

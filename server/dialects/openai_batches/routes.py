@@ -37,13 +37,13 @@ _MOST_WINDOW_S = 30 * 86_400
 
 
 def build_router(parts: ServerParts) -> APIRouter:
-    """The routes of one server."""
+    """Build the router of one server."""
     router = APIRouter(route_class=PublishedRoute, tags=["OpenAI"])
     router.routes.extend(files.build_router(parts).routes)
 
     @router.post("/v1/batches", responses=error_responses(400, 404, 413, 507))
     async def create_batch(request: Request, response: Response, body: BatchRequest) -> BatchObject:
-        """Have the requests of a file answered."""
+        """Create a batch of the requests in a file."""
         worker = _worker(parts)
         if body.endpoint not in ENDPOINTS:
             message = f"'endpoint' must be one of {', '.join(ENDPOINTS)}."
@@ -70,7 +70,7 @@ def build_router(parts: ServerParts) -> APIRouter:
     async def list_batches(
         request: Request, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
     ) -> BatchList:
-        """List the batches of this key, the newest first."""
+        """List the batches of this key, newest first."""
         worker = _worker(parts)
         try:
             found, has_more = page(worker.store.batches(request.state.tenant.name), after, limit)
@@ -82,13 +82,13 @@ def build_router(parts: ServerParts) -> APIRouter:
 
     @router.get("/v1/batches/{batch_id}", responses=error_responses(404))
     async def retrieve_batch(request: Request, batch_id: str) -> BatchObject:
-        """How far a batch has come."""
+        """Return the state of a batch."""
         worker = _worker(parts)
         return _encode(worker, _find(worker, request, batch_id))
 
     @router.post("/v1/batches/{batch_id}/cancel", responses=error_responses(404))
     async def cancel_batch(request: Request, batch_id: str) -> BatchObject:
-        """End a batch; what is answered by then is kept."""
+        """Cancel a batch; existing answers are kept."""
         worker = _worker(parts)
         batch = _find(worker, request, batch_id)
         batch = await on_disk(partial(worker.store.cancel_batch, batch.owner, batch.id))
@@ -99,7 +99,7 @@ def build_router(parts: ServerParts) -> APIRouter:
 
 
 def _worker(parts: ServerParts) -> BatchWorker:
-    """Raises NotEnabled."""
+    """Return the worker. Raises NotEnabled."""
     if parts.batches is None:
         raise NotEnabled
     return parts.batches

@@ -13,7 +13,7 @@ MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 
 
 class FileObject(AnswerModel):
-    """A file that was uploaded, or the answers of a batch."""
+    """An uploaded file, or the answers of a batch."""
 
     id: str
     object: Literal["file"] = "file"
@@ -42,7 +42,7 @@ class DeletedFile(AnswerModel):
 
 
 class BatchRequest(BaseModel):
-    """What a batch is made of. Unknown fields are ignored, and listed in a header of the answer."""
+    """Parameters of a new batch. Unknown fields are ignored, and listed in a header of the answer."""
 
     model_config = ConfigDict(extra="allow")
 

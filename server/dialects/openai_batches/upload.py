@@ -1,4 +1,4 @@
-"""An upload as it comes: a form whose file goes to the disk piece by piece. Knows multipart/form-data, and no store."""
+"""An upload as it arrives: a form, its file written to disk in pieces. Parses multipart/form-data; uses no store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from server.security.refusals import RequestTimeout
 FILE = "file"
 _PIECE_BYTES = 1 << 20
 _LEAST_BYTES_PER_S = 16_384
-"""A slower upload is ended: it would keep its place from others."""
+"""Lowest allowed rate: a slower upload is ended because it would hold its place."""
 _MOST_FIELD_BYTES = 1 << 14
 _MOST_PARTS = 16
 _MOST_NAME = 255
@@ -29,14 +29,14 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 @dataclass(slots=True)
 class Form:
-    """The fields of a form, and the name of its file; the file itself was written."""
+    """Fields of a form, and the name of its file; the file itself is already written."""
 
     fields: dict[str, str] = field(default_factory=dict)
     filename: str | None = None
 
 
 async def read_form(receive: Receive, content_type: str, write: Callable[[bytes], None], *, timeout_s: float) -> Form:
-    """Read an upload to its end; `write` is given its file in pieces, on a thread.
+    """Read an upload to its end; `write` receives its file in pieces, on a thread.
 
     Raises InvalidRequest, RequestTimeout, ClientGone, and what `write` raises.
     """
@@ -61,7 +61,7 @@ async def read_form(receive: Receive, content_type: str, write: Callable[[bytes]
 
 
 class Body:
-    """The body of a request, which knows whether there is more of it."""
+    """Body of a request, with whether there is more of it."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -73,7 +73,7 @@ class Body:
         return message
 
     async def drain(self, within_s: float) -> None:
-        """Read and drop the rest for a moment: a close with unread bytes would take the answer with it."""
+        """Read and drop the rest for up to `within_s`: closing with unread bytes would lose the answer."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 while self.has_more:
@@ -81,7 +81,7 @@ class Body:
 
 
 def clean_name(name: str) -> str:
-    """Return the last part of a name that a client sent, without what no name of a file has."""
+    """Return the last part of a name sent by a client, without control characters."""
     last = _CONTROL.sub("", re.split(r"[/\\]", name)[-1]).strip()
     return last[:_MOST_NAME] if last not in ("", ".", "..") else "upload"
 
@@ -95,14 +95,14 @@ def _boundary(content_type: str) -> bytes:
 
 
 class _Reader:
-    """A form, fed in pieces."""
+    """Parser of a form fed in pieces."""
 
     def __init__(self, boundary: bytes) -> None:
-        """Raises InvalidRequest."""
+        """Raise InvalidRequest for a boundary that is not valid."""
         self._form = Form()
         self._content: list[bytes] = []
         self.num_bytes = 0
-        """Bytes of the file that were read and not taken."""
+        """Bytes of the file that were read but not taken."""
         self._header, self._value, self._disposition = b"", b"", b""
         self._name, self._text = "", bytearray()
         self._num_parts, self._is_file, self._is_whole = 0, False, False
@@ -124,7 +124,7 @@ class _Reader:
             raise _malformed(error) from None
 
     def feed(self, body: bytes) -> None:
-        """Raises InvalidRequest."""
+        """Parse a piece of the body. Raises InvalidRequest."""
         try:
             if body:
                 self._parser.write(body)
@@ -132,13 +132,13 @@ class _Reader:
             raise _malformed(error) from None
 
     def take(self) -> bytes:
-        """Return what has come of the file."""
+        """Return the bytes of the file that have arrived since the last call."""
         content = b"".join(self._content)
         self._content, self.num_bytes = [], 0
         return content
 
     def end(self) -> Form:
-        """Return the whole form. Raises InvalidRequest where it is cut off."""
+        """Return the whole form. Raises InvalidRequest if it is cut off."""
         if not self._is_whole:
             raise InvalidRequest("The form ends before its last boundary.")
         return self._form

@@ -1,4 +1,4 @@
-"""The body of `/v1/chat/completions` to a job. Decides defaults and what is refused; knows nothing of answers."""
+"""Decode the body of `/v1/chat/completions` into a job: defaults and refusals. Independent of answers."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ _RESERVED = frozenset(
         *("return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "conversations"),
     }
 )
-"""The names of parameters that the libraries which render a template use themselves."""
+"""Names of parameters that the libraries that render templates use themselves."""
 _REASONING_NAMES = {"both": ("reasoning_content", "reasoning"), "none": ()}
 _CHOICES = {"auto": "auto", "none": "none", "required": "required", "any": "required"}
-"""Types of a tool choice that is an object, as other APIs have it."""
+"""Values of `type` in a `tool_choice` object, as other APIs write it."""
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
 def decode(body: ChatRequest, request_id: str) -> tuple[GenerationJob, list[str]]:
-    """The job, and the names of the fields that nobody looked at. Raises InvalidRequest."""
+    """Return the job and the names of the ignored fields. Raises InvalidRequest."""
     ignored = check_extra(body.model_extra or {}, _UNSUPPORTED, NO_EFFECT)
     ignored += check_stream_options(body)
     messages, ignored_of_messages = decode_messages(body.messages)
@@ -99,13 +99,13 @@ def _check_template_kwargs(body: ChatRequest) -> None:
 
 
 def decode_form(body: ChatRequest, thoughts_field: str) -> AnswerForm:
-    """Return the form of the answer; `thoughts_field`: as the configuration has it."""
+    """Return the form of the answer. `thoughts_field`: the configured name of the reasoning field."""
     names = _REASONING_NAMES.get(thoughts_field, (thoughts_field,))
     return AnswerForm(() if hides_reasoning(body) else names, is_old=bool(body.functions))
 
 
 def _decode_functions(body: ChatRequest) -> tuple[tuple[Mapping[str, Any], ...], bool]:
-    """The same, of the names that they had before. Raises InvalidRequest."""
+    """Return the same as `_decode_tools`, from the older `functions` and `function_call`. Raises InvalidRequest."""
     if body.tools:
         raise InvalidRequest("'functions' and 'tools' cannot be combined.", param="functions", code="invalid_value")
     tools = tuple(_decode_tool(Tool(type="function", function=each)) for each in body.functions or ())
@@ -122,7 +122,7 @@ def _decode_functions(body: ChatRequest) -> tuple[tuple[Mapping[str, Any], ...],
 
 
 def _decode_tools(body: ChatRequest) -> tuple[tuple[Mapping[str, Any], ...], bool]:
-    """What the model is offered, and whether it has to call one. Raises InvalidRequest."""
+    """Return the tools offered to the model, and whether it must call one. Raises InvalidRequest."""
     choice, tools = body.tool_choice, tuple(map(_decode_tool, body.tools or ()))
     if isinstance(choice, Mapping):
         choice = _CHOICES.get(str(choice.get("type")), choice)
@@ -136,7 +136,7 @@ def _decode_tools(body: ChatRequest) -> tuple[tuple[Mapping[str, Any], ...], boo
 
 
 def _named(choice: Any, tools: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[str, Any], ...]:
-    """The one tool that is named. Raises InvalidRequest."""
+    """Return the one tool that `choice` names. Raises InvalidRequest."""
     is_function = isinstance(choice, Mapping) and choice.get("type") == "function"
     function = choice.get("function", choice) if is_function else None  # the newer API has the name beside the type
     name = function.get("name") if isinstance(function, Mapping) else None
@@ -147,7 +147,7 @@ def _named(choice: Any, tools: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[s
 
 
 def _decode_tool(tool: Tool) -> Mapping[str, Any]:
-    """In the order of the API's own reference, whatever the client's; without parameters, the schema of none."""
+    """Return the tool in the field order of the API reference. Missing parameters become an empty object schema."""
     decoded = tool.model_dump(exclude_unset=True)
     decoded["function"]["parameters"] = tool.function.parameters or _NO_PARAMETERS
     return decoded

@@ -1,4 +1,4 @@
-"""Output events as OpenAI's chat completions: chunks of a stream, and the one object that is their fold."""
+"""Encode output events as OpenAI chat completions: chunks of a stream, or the one object that folds them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from server.text.events import Finished, ReasoningDelta, TextDelta, TokenText, T
 
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
-    """The form of an answer. `thought_names`: the fields that a thought is in; none leave it out.
+    """Form of an answer. `reasoning_names`: the fields that carry reasoning; empty leaves it out.
 
-    `is_old`: a call is a `function_call`, as before there were tools.
+    `is_old`: a call is written as `function_call`, the form that predates `tools`.
     """
 
     reasoning_names: tuple[str, ...] = ("reasoning_content",)
@@ -31,7 +31,7 @@ def build_encoder(head: Head, include_usage: bool, form: AnswerForm = USUAL_FORM
 
 
 def build_fold(head: Head, form: AnswerForm = USUAL_FORM) -> Fold:
-    """The JSON answer."""
+    """Return the fold that builds the JSON answer."""
     return Fold(head, "chat.completion", lambda index: _FoldedMessage(form))
 
 
@@ -88,9 +88,10 @@ class _FoldedMessage:
 
 
 class _ChoiceEncoder:
-    """The choices of a stream's chunks; the first of each says whose turn it is.
+    """Encoder of the choices of a stream's chunks; the first chunk of each choice carries the role.
 
-    What a client adds up is what `fold` gives: content is null until there is some, or until nothing else came of it.
+    The deltas add up to the result of the fold: content is null until there is some, or until the choice ends without
+    reasoning or calls.
     """
 
     def __init__(self, form: AnswerForm) -> None:

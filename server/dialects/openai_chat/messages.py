@@ -1,4 +1,4 @@
-"""A conversation on the wire to the messages that chat templates read. Knows roles; knows no template."""
+"""Convert a conversation on the wire to the messages that chat templates read. Independent of the template."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _ROLES = {"developer": "system", "function": "tool"}
 
 
 def decode_messages(messages: Sequence[Message]) -> tuple[tuple[Mapping[str, Any], ...], list[str]]:
-    """The template's messages, and the names of the fields that nobody looked at. Raises UnsupportedParameter."""
+    """Return the template's messages and the names of ignored fields. Raises UnsupportedParameter."""
     ignored: list[str] = []
     decoded = []
-    last_call_id = None  # of the older API, whose calls have none
+    last_call_id = None  # for the older API, whose calls have no id
     for position, message in enumerate(messages):
         ignored += _check_extra(position, message)
         decoded.append(_decode(message))
@@ -36,7 +36,7 @@ def decode_messages(messages: Sequence[Message]) -> tuple[tuple[Mapping[str, Any
 
 
 def decode_ending(messages: Sequence[Message], continues: bool | None, opens_answer: bool | None) -> Ending:
-    """Where the answer begins: it continues the last message only if that is asked for. Raises InvalidRequest."""
+    """Return where the answer begins: it continues the last message only on request. Raises InvalidRequest."""
     for position, message in enumerate(messages):
         if message.prefix and position < len(messages) - 1:
             raise _invalid(f"messages.{position}.prefix", "Only the last message can be continued.")

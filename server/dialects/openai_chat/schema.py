@@ -1,4 +1,4 @@
-"""The body of `/v1/chat/completions`, text only, and of its answers. Knows types and bounds; decides nothing."""
+"""Bodies of `/v1/chat/completions` requests and answers, text only: types and bounds, no decisions."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from server.dialects.openai_shared import MaxTokens, SamplingFields, WireModel, 
 
 
 class TextPart(BaseModel):
-    """One part of a message's content, for the schema; `check_content` is what checks it."""
+    """One part of a message's content, for the schema only; `check_content` validates it."""
 
     type: Literal["text"]
     text: str
 
 
 def check_content(value: Any) -> str:
-    """The text of a content: a string, or text parts put together. Raises ValueError."""
+    """Return the text of a content: a string, or the joined text parts. Raises ValueError."""
     if not isinstance(value, list):
         return check_text(value)
     return "".join(_check_part(position, part) for position, part in enumerate(value))
@@ -55,19 +55,19 @@ _IN_PLACE_OF_CONTENT: Mapping[str, JsonValue] = {
 
 
 def check_message_content(value: Any, info: ValidationInfo) -> str | None:
-    """The text of a message; None where an assistant says something else instead. Raises ValueError."""
+    """Return the text of a message; None if an assistant message has calls or reasoning instead. Raises ValueError."""
     known = info.data
     if value is None and known.get("role") == "assistant" and any(map(known.get, _IN_PLACE_OF_CONTENT)):
         return None
     if value is None and (known.get("role") in ("tool", "function") or known.get("tool_calls") == []):
-        return ""  # a tool that had nothing to say; an answer that had neither text nor calls
+        return ""  # a tool without output, or an answer with neither text nor calls
     if value == [] and known.get("role") not in ("tool", "function", "assistant"):
         raise ValueError("the list of parts must not be empty")
     return check_content(value)
 
 
 class FunctionCall(WireModel):
-    """A call that was made. Its arguments are an object, or the JSON of one."""
+    """A call made earlier. Its arguments are an object, or the JSON of one."""
 
     name: Annotated[str, Field(min_length=1), AfterValidator(check_text)]
     arguments: str | dict[str, Any] = ""
@@ -89,7 +89,7 @@ _MESSAGE_FORMS: list[JsonValue] = [
     _by_assistant("content", _SAID),
     *(_by_assistant(name, form) for name, form in _IN_PLACE_OF_CONTENT.items()),
 ]
-"""For the schema: everybody says something; an assistant may have calls and thoughts, also in its place."""
+"""For the schema: a message has content; an assistant may add calls and reasoning, or send them instead."""
 
 
 class Message(WireModel):
@@ -103,7 +103,7 @@ class Message(WireModel):
     reasoning_content: str | None = None
     reasoning: str | None = None
     prefix: bool | None = Field(None, validation_alias=AliasChoices("prefix", "partial"))
-    # after those that may stand in for it
+    # after the fields that may replace it
     content: Annotated[
         str | None,
         PlainValidator(
@@ -120,7 +120,7 @@ class Message(WireModel):
 
 
 class FunctionTool(WireModel):
-    """A function that may be called."""
+    """A function that the model may call."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     description: str | None = None
@@ -134,7 +134,7 @@ class Tool(WireModel):
 
 
 class NamedTool(BaseModel):
-    """The tool that has to be called, for the schema; `check_tool_choice` is what checks it."""
+    """The tool that the model must call, for the schema only; `check_tool_choice` validates it."""
 
     type: Literal["function"]
     function: dict[Literal["name"], str]
@@ -144,7 +144,7 @@ ToolChoice = Literal["none", "auto", "required"]
 
 
 def check_tool_choice(value: Any) -> str | dict[str, Any] | None:
-    """One of the three words, or an object. Raises ValueError."""
+    """Return one of the three words, or an object. Raises ValueError."""
     if value is None or isinstance(value, dict):
         return value
     if value in ("none", "auto", "required"):
@@ -154,11 +154,11 @@ def check_tool_choice(value: Any) -> str | dict[str, Any] | None:
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "default", "auto"]
 ReasoningFormat = Literal["auto", "deepseek", "parsed", "hidden"]
-"""As llama.cpp and Groq name them; `hidden` alone changes anything here."""
+"""Names used by llama.cpp and Groq. Only `hidden` has an effect."""
 
 
 class ThinkingObject(BaseModel):
-    """`thinking` as an object, for the schema; `check_thinking` is what checks it."""
+    """`thinking` as an object, for the schema only; `check_thinking` validates it."""
 
     type: Literal["enabled", "disabled", "adaptive", "auto"]
     budget_tokens: int | None = Field(None, ge=0)
@@ -166,7 +166,7 @@ class ThinkingObject(BaseModel):
 
 
 class ReasoningObject(BaseModel):
-    """`reasoning` as an object, for the schema; `check_reasoning` is what checks it."""
+    """`reasoning` as an object, for the schema only; `check_reasoning` validates it."""
 
     effort: Effort | None = None
     enabled: bool | None = None
@@ -177,7 +177,7 @@ class ReasoningObject(BaseModel):
 
 
 class ThinkingFields(WireModel):
-    """The fields of a chat that are about thoughts."""
+    """The reasoning fields of a chat."""
 
     reasoning_effort: Effort | None = None
     reasoning: Annotated[
@@ -202,13 +202,13 @@ class ThinkingFields(WireModel):
 
 
 class CalledName(BaseModel):
-    """The function that has to be called."""
+    """The function that the model must call."""
 
     name: str
 
 
 def check_function_call(value: Any) -> str | dict[str, Any] | None:
-    """One of the two words, or an object. Raises ValueError."""
+    """Return one of the two words, or an object. Raises ValueError."""
     if value is None or isinstance(value, dict):
         return value
     if value in ("none", "auto"):
@@ -254,7 +254,7 @@ class AnsweredCall(AnswerModel):
 
 
 class AnsweredCallDelta(AnsweredCall):
-    """A call, whole; `index` counts those of the answer."""
+    """A whole call; `index` counts the calls of the answer."""
 
     index: int
 
@@ -270,14 +270,14 @@ class ContentLogprob(TokenLogprob):
 
 
 class ChatLogprobs(AnswerModel):
-    """Of the content's tokens."""
+    """Log-probabilities of the content's tokens."""
 
     content: list[ContentLogprob]
     refusal: None
 
 
 class AnswerMessage(AnswerModel):
-    """Thoughts and calls are there if there are any; `function_call` in place of `tool_calls` for `functions`."""
+    """Reasoning and calls, if any; `function_call` replaces `tool_calls` for requests with `functions`."""
 
     role: Literal["assistant"]
     content: str | None
@@ -289,7 +289,7 @@ class AnswerMessage(AnswerModel):
 
 
 class AnswerDelta(AnswerModel):
-    """What came, and nothing else; the first of a choice has the role."""
+    """The fields that changed; the first delta of a choice has the role."""
 
     role: Literal["assistant"] = "assistant"
     content: str | None = None
@@ -332,7 +332,7 @@ class ChatCompletion(_Head):
 
 
 class ChatCompletionChunk(_Head):
-    """`usage` is there if `stream_options` ask for it: null, and in the last chunk what it is."""
+    """`usage` is present if `stream_options` request it: null except in the last chunk."""
 
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]

@@ -1,6 +1,6 @@
-"""Read whether and how much a model is to think, in all the forms in which clients say it.
+"""Read whether and how much a model should reason, in all the forms that clients use.
 
-Several may be sent at once, as long as they do not contradict each other. Knows names and values, and no model.
+A request may combine several forms that do not contradict each other. Handles names and values; independent of models.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from server.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True)
 class ThinkingWish:
-    """A client's wishes for thoughts. `budget`: tokens; `is_budget_named`: by its own parameter."""
+    """Reasoning settings of a request. `budget`: tokens; `is_budget_named`: set by `thinking_budget` itself."""
 
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     budget: int | None = None
     is_budget_named: bool = False
     ignored: tuple[str, ...] = ()
-    """Names within the objects that nobody looks at."""
+    """Names of ignored fields within the objects."""
 
 
 def decode_thinking(fields: ThinkingFields, budget: int | None, stronger: Mapping[str, Any]) -> ThinkingWish:
-    """All of it in one. Raises InvalidRequest where two contradict.
+    """Combine all reasoning fields into one wish. Raises InvalidRequest if two contradict each other.
 
-    `budget`: that of `thinking_budget`; `stronger`: what else is said to the chat template, which wins over the rest. A
-    thought that is not wanted has a budget of 0: not every template has a switch.
+    `budget`: the value of `thinking_budget`. `stronger`: the other arguments of the chat template, which take
+    precedence.
+    Disabled reasoning has a budget of 0, because not every template has a switch.
     """
     thinking, reasoning = _as_object(fields.thinking), _as_object(fields.reasoning)
     thinks = _agreed(_votes(fields))
@@ -42,11 +43,11 @@ def decode_thinking(fields: ThinkingFields, budget: int | None, stronger: Mappin
     wanted = _agreed(budgets)
     kwargs: dict[str, Any] = {}
     if wanted is not None:
-        kwargs["thinking_budget"] = wanted  # some templates tell the model
+        kwargs["thinking_budget"] = wanted  # some templates pass it to the model
     if effort is not None:
         kwargs["reasoning_effort"] = effort
     if thinks is not None:
-        kwargs |= {"enable_thinking": thinks, "thinking": thinks}  # as some templates call it, and others
+        kwargs |= {"enable_thinking": thinks, "thinking": thinks}  # templates use either name
     if fields.verbosity is not None:
         kwargs["verbosity"] = fields.verbosity
     kwargs |= stronger
@@ -58,7 +59,7 @@ def decode_thinking(fields: ThinkingFields, budget: int | None, stronger: Mappin
 
 
 def hides_reasoning(fields: ThinkingFields) -> bool:
-    """Whether they are left out of the answer."""
+    """Return whether the answer leaves the reasoning out."""
     return (
         fields.include_reasoning is False
         or bool(_as_object(fields.reasoning).get("exclude"))
@@ -81,7 +82,7 @@ def _efforts(fields: ThinkingFields, reasoning: Mapping[str, Any]) -> Iterator[t
 
 
 def _votes(fields: ThinkingFields) -> Iterator[tuple[str, bool | None]]:
-    """(parameter, whether it says that the model thinks); None says nothing."""
+    """Yield (parameter, whether it enables reasoning); None is no vote."""
     thinking, reasoning = fields.thinking, fields.reasoning
     yield "enable_thinking", fields.enable_thinking
     yield "thinking", {"enabled": True, "disabled": False}.get(_as_object(thinking).get("type", ""))
@@ -94,7 +95,7 @@ def _votes(fields: ThinkingFields) -> Iterator[tuple[str, bool | None]]:
 
 
 def _agreed(given: Iterable[tuple[str, Any]]) -> Any:
-    """The one value that is said, None where there is none. Raises InvalidRequest where there are two."""
+    """Return the one value that is set, or None. Raises InvalidRequest if two values differ."""
     said = [(name, value) for name, value in given if value is not None]
     for name, value in said[1:]:
         if value != said[0][1]:

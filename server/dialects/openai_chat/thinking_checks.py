@@ -1,4 +1,4 @@
-"""Check the parameters of thoughts whose values may be of several types."""
+"""Check the reasoning parameters that accept several types."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 NEUTRAL_EFFORTS = ("default", "auto")
-"""The model's own."""
+"""Efforts that keep the model's own."""
 
 
 def check_thinking(value: Any) -> bool | dict[str, Any] | None:
-    """A truth value, or what ThinkingObject describes. Raises ValueError."""
+    """Return a bool, or an object as in ThinkingObject. Raises ValueError."""
     if value is None or isinstance(value, bool):
         return value
     known = _object(value)
@@ -23,7 +23,7 @@ def check_thinking(value: Any) -> bool | dict[str, Any] | None:
 
 
 def check_reasoning(value: Any) -> bool | dict[str, Any] | None:
-    """A truth value, or what ReasoningObject describes. Raises ValueError."""
+    """Return a bool, or an object as in ReasoningObject. Raises ValueError."""
     if value is None or isinstance(value, bool):
         return value
     known = _object(value)
@@ -38,7 +38,7 @@ def check_reasoning(value: Any) -> bool | dict[str, Any] | None:
 
 
 def check_think(value: Any) -> bool | str | None:
-    """A truth value or an effort, as Ollama has it. Raises ValueError."""
+    """Return a bool or an effort, as Ollama accepts. Raises ValueError."""
     if value is None or isinstance(value, bool):
         return value
     if value in EFFORTS:

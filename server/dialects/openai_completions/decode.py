@@ -1,4 +1,4 @@
-"""The body of `/v1/completions` to a job. Decides defaults and what is refused; knows nothing of answers."""
+"""Decode the body of `/v1/completions` into a job: defaults and refusals. Independent of answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 
 
 def decode(body: CompletionRequest, request_id: str) -> tuple[GenerationJob, list[str]]:
-    """The job, and the names of the fields that nobody looked at. Raises InvalidRequest."""
+    """Return the job and the names of the ignored fields. Raises InvalidRequest."""
     ignored = check_extra(body.model_extra or {}, _UNSUPPORTED, NO_EFFECT)
     ignored += check_stream_options(body)
     best_of = _decode_best_of(body)
@@ -66,7 +66,7 @@ def decode(body: CompletionRequest, request_id: str) -> tuple[GenerationJob, lis
 
 
 def _decode_best_of(body: CompletionRequest) -> int:
-    """How many continuations to make of each prompt, of which `n` are shown."""
+    """Return the number of continuations per prompt; the answer shows `n` of them."""
     n = body.n or 1
     best_of = body.best_of or n
     if best_of < n:

@@ -1,4 +1,4 @@
-"""Output events as OpenAI's text completions: chunks of a stream, and the one object that is their fold."""
+"""Encode output events as OpenAI text completions: chunks of a stream, or the one object that folds them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OBJECT = "text_completion"
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What an answer shows beside the text. Of `best_of` continuations of a prompt it shows the `n` likeliest."""
+    """Parts of an answer beside the text. Of `best_of` continuations of a prompt it shows the `n` likeliest."""
 
     echo: bool = False
     logprobs: bool = False
@@ -34,13 +34,13 @@ def build_encoder(shown: Shown, head: Head, include_usage: bool) -> ChunkEncoder
 
 
 def build_fold(shown: Shown, head: Head) -> Fold:
-    """The JSON answer."""
+    """Return the fold that builds the JSON answer."""
     select = partial(_select, shown, _kept(head)) if shown.best_of > shown.n else None
     return Fold(head, OBJECT, lambda index: _FoldedChoice(shown, head.transcript, index), select)
 
 
 def _select(shown: Shown, transcript: Transcript, indices: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(number in the answer, index) of the likeliest per token, prompt by prompt."""
+    """Yield (number in the answer, index) of the continuations with the best mean log-probability, prompt by prompt."""
     for prompt, first in enumerate(range(0, len(indices), shown.best_of)):
         group = indices[first : first + shown.best_of]
         best = sorted(group, key=lambda index: -transcript.mean_logprob(index))[: shown.n]
@@ -102,7 +102,7 @@ class _FoldedChoice:
 
 
 def _ending(end_token: TokenText | None) -> tuple[TokenText, ...]:
-    """The end token as the last one: who asks for one token more than the prompt's gets one, as with OpenAI."""
+    """Return the end token as the last token: a request for one token after the prompt gets one, as with OpenAI."""
     return () if end_token is None else (end_token,)
 
 
@@ -112,7 +112,7 @@ def _kept(head: Head) -> Transcript:
 
 
 class _ChunkChoices:
-    """The choices of a stream's chunks, and how far the logarithms of each choice have come."""
+    """Choices of a stream's chunks, with the state of each choice's log-probabilities."""
 
     def __init__(self, shown: Shown, transcript: Transcript | None) -> None:
         self._shown = shown
@@ -122,7 +122,7 @@ class _ChunkChoices:
         """Log-probabilities of prompts as JSON, by the prompt's place."""
 
     async def prepare(self, events: Iterable[OutputEvent]) -> None:
-        """Write the log-probabilities of prompts that the events' choices begin with, in slices."""
+        """Write the log-probabilities of the prompts of choices that begin in `events`, in slices."""
         for event in events:
             if isinstance(event, Usage) or self._transcript is None or not self._shown.logprobs:
                 continue
@@ -154,7 +154,7 @@ class _ChunkChoices:
         return "".join(_lists(map(encoder.write, tokens)))
 
     def _open(self, index: int) -> str:
-        """The prompt, where it is echoed."""
+        """Return the echoed prompt as a chunk, or ""."""
         if not self._shown.echo or self._transcript is None:
             self._logprobs[index] = LogprobsEncoder()
             return ""
@@ -169,7 +169,7 @@ class _ChunkChoices:
         return f',"prompt_token_ids":{dump(self._transcript.prompt_ids(index))}'
 
     def _ids(self, index: int) -> str:
-        """Of the tokens that have come since the last chunk of the choice."""
+        """Return the ids of the choice's tokens since its last chunk."""
         if not self._shown.token_ids or self._transcript is None:
             return ""
         return f',"token_ids":{dump(self._transcript.token_ids(index))}'
@@ -180,7 +180,7 @@ def _chunk_choice(index: int, text: str, logprobs: str, reason: str) -> str:
 
 
 class Written(NamedTuple):
-    """One token in the four parallel lists of log-probabilities, as JSON. `top` is None where none were asked for."""
+    """One token in the four parallel lists of log-probabilities, as JSON. `top` is None if the request has none."""
 
     token: str
     logprob: str
@@ -189,15 +189,15 @@ class Written(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Characters, about."""
+        """Approximate number of characters."""
         return len(self.token) + len(self.logprob) + len(self.top or "") + 8
 
 
 class LogprobsEncoder:
-    """Writes the log-probabilities of one choice, in order.
+    """Writer of the log-probabilities of one choice, in order.
 
-    `text_offset` counts characters from the prompt's first where that is echoed; the tokens of one character share
-    its offset.
+    `text_offset` counts characters from the first of the echoed prompt, if any; the tokens of one character share its
+    offset.
     """
 
     def __init__(self, prompt_text: str = "") -> None:
@@ -211,7 +211,7 @@ class LogprobsEncoder:
 
 
 def _prompt_logprobs(transcript: Transcript, place: int) -> Iterator[Written]:
-    """The tokens of a prompt. The first has no log-probability: it is null, and so are the likeliest in its place."""
+    """Yield the tokens of a prompt. The first has no log-probability: it and its top tokens are null."""
     is_first = True
     for token, offset in transcript.prompt_tokens(place):
         logprob = "null" if is_first else dump(finite(token.logprob))
@@ -220,12 +220,12 @@ def _prompt_logprobs(transcript: Transcript, place: int) -> Iterator[Written]:
 
 
 def _lists(*parts: Iterable[Written]) -> Iterator[str]:
-    """The four lists of all tokens as JSON, null where there is none; a piece for each token at the most."""
+    """Yield the four lists of all tokens as JSON, or null without tokens; at most one piece per token."""
     tokens = []
     for part in parts:
         for token in part:
             tokens.append(token)
-            yield ""  # where the tokens are made as they are asked for, that takes a while
+            yield ""  # lets the caller pause: tokens are computed as they are read, which can take long
     if not tokens:
         yield "null"
         return
@@ -244,12 +244,12 @@ def _lists(*parts: Iterable[Written]) -> Iterator[str]:
 
 
 def _top(token: TokenText) -> str:
-    """The most likely tokens, and the chosen one where it is not among them."""
+    """Return the most likely tokens, and the chosen one if it is not among them."""
     return dump({_name(one): finite(one.logprob) for one in (*token.top, token)})
 
 
 def _name(token: TokenText) -> str:
-    """The token's text; for part of a character its bytes, so that two parts do not get one name."""
+    """Return the token's text. A token that is part of a character gets its bytes, which keeps names distinct."""
     try:
         return token.raw.decode()
     except UnicodeDecodeError:

@@ -20,7 +20,7 @@ _RESPONSES = {**answer_response(Completion, CompletionChunk), **GENERATION_ERROR
 
 
 def build_router(parts: ServerParts) -> APIRouter:
-    """The routes of one server."""
+    """Build the router of one server."""
     router = APIRouter(route_class=PublishedRoute, tags=["OpenAI"])
 
     @router.post("/completions", include_in_schema=False)

@@ -1,4 +1,4 @@
-"""The body of `/v1/completions`, and of its answers. Knows the wire's types and bounds; decides nothing."""
+"""Bodies of `/v1/completions` requests and answers: types and bounds, no decisions."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class _Choice(AnswerModel):
 
 
 class CompletionChoice(_Choice):
-    """The ids are there if `return_token_ids` asks for them."""
+    """The ids are present if `return_token_ids` requests them."""
 
     finish_reason: Literal["stop", "length"]
 
 
 class CompletionChunkChoice(_Choice):
-    """A part of a choice; the ids are of the tokens since the part before, the prompt's come with the first."""
+    """A part of a choice. `token_ids` are those since the previous part; `prompt_token_ids` come with the first."""
 
     finish_reason: Literal["stop", "length"] | None
 
@@ -66,7 +66,7 @@ class Completion(_Head):
 
 
 class CompletionChunk(_Head):
-    """`usage` is there if `stream_options` ask for it: null, and in the last chunk what it is."""
+    """`usage` is present if `stream_options` request it: null except in the last chunk."""
 
     choices: list[CompletionChunkChoice]
     usage: CompletionUsage | None = None
