@@ -125,9 +125,10 @@ class ModelDetails(BaseModel):
     the memory of the longest. `whole_heads_reason`: why a prompt's attention over latents is computed for all heads at
     once.
 
-    `dequantized_reason`: why attention dequantizes the KV cache in every step. `no_embedding_reason`: why the model has
-    no embeddings. `max_draft_tokens`: most drafted tokens of a sequence that a step verifies; `no_drafts_reason`: why
-    it verifies none. `tool_calls`: null if the model cannot call, or is not loaded now; `has_reasoning`: whether its
+    `dequantized_reason`: why attention dequantizes the KV cache in every step. `no_embedding_reason`: why the model
+    has no embeddings. `max_draft_tokens`: most drafted tokens of a sequence that a step verifies; `no_drafts_reason`:
+    why it verifies none. `tool_calls`: null if the model cannot call, or is not loaded now; `has_reasoning`: whether
+    its
     reasoning is separated. `ranks`: null if one process has the whole model; otherwise weights, memory and context are
     those of the rank with the least room.
     """
