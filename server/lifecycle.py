@@ -151,8 +151,7 @@ class DrainingServer(uvicorn.Server):
     """A server that finishes admitted work before it closes its port.
 
     `drain_s` is called when needed, as a reload may change it; `cut` fails late work; `has_wired`: whether memory must
-    be
-    unwired before the process may end.
+    be unwired before the process may end.
     """
 
     def __init__(

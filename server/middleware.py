@@ -185,8 +185,7 @@ async def _cut_off(send: Send) -> None:
     """End the connection without flushing unread bytes, if the transport is reachable.
 
     A close would wait for the unread bytes without limit. Uvicorn's `send` is a method of the object with the
-    transport; on
-    other servers, returning without an end closes the connection.
+    transport; on other servers, returning without an end closes the connection.
     """
     transport = getattr(getattr(send, "__self__", None), "transport", None)
     if transport is not None:

@@ -54,8 +54,7 @@ def _attempt(allocate: Callable[[], None]) -> dict[str, Any]:
 
 def _ask_for_too_much() -> None:
     # More than any machine has, so that no system tries: Linux would promise an allocation that is merely too large,
-    # and
-    # end the process when it is used.
+    # and end the process when it is used.
     mx.eval(mx.zeros((1 << 30, 1 << 30), dtype=mx.uint8))
 
 

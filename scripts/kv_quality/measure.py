@@ -29,8 +29,7 @@ class Drift:
     """Measures over the assistant's tokens.
 
     Perplexity; KL divergence from the full-precision predictions, nats per token; share of tokens with the same
-    likeliest
-    token; bytes of a token in all layers.
+    likeliest token; bytes of a token in all layers.
     """
 
     perplexity: float

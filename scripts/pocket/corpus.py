@@ -85,8 +85,7 @@ def stream(
     """Yield items endlessly, the same for the same arguments.
 
     `weights` replaces the shares by skill; a skill that it does not name does not occur. Contexts of recall are
-    log-uniform
-    in `recall_tokens`. Items longer than `max_context_tokens` (approximately counted) are left out.
+    log-uniform in `recall_tokens`. Items longer than `max_context_tokens` (approximately counted) are left out.
     """
     rng = Random(seed)
     shares = weights or {name: skill.weight for name, skill in SKILLS.items()}

@@ -14,8 +14,7 @@ class Item:
     """A conversation whose last message is the assistant's.
 
     `messages` are OpenAI's: role, content, `reasoning_content` if the assistant reasons first, `tool_calls` if it calls
-    a
-    tool; `tools` are OpenAI's tool descriptions. All assistant messages are trained on, those of user and system are
+    a tool; `tools` are OpenAI's tool descriptions. All assistant messages are trained on, those of user and system are
     not.
     """
 

@@ -105,8 +105,7 @@ def render(item: Item) -> list[tuple[str, bool]]:
     """Return the conversation as the chat template writes it, in pieces: (text, is trained on).
 
     The assistant's text is trained on, including `<|im_end|>`. Empty reasoning that `enable_thinking=False` puts into
-    the
-    prompt is not.
+    the prompt is not.
     """
     pieces = list(_system(item))
     for index, message in enumerate(item.messages):

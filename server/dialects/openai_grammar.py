@@ -136,8 +136,7 @@ async def check_numbers(request: Request, fields: Mapping[str, Any]) -> None:
     """Raise InvalidRequest if a schema in the body contains a number that a double would change.
 
     `fields`: the parsed fields with schemas. The raw body is read only if they contain numbers with a point or an
-    exponent.
-    Integers are checked with the grammar.
+    exponent. Integers are checked with the grammar.
     """
     names = [name for name, value in fields.items() if has_float(value)]
     if not names:

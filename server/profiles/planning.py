@@ -131,8 +131,7 @@ def share_of(shape: ModelShape, num_machines: int) -> ModelShape:
     """Return the share of each machine: an even part of the layers' weights, with embedding and output head whole.
 
     Caches and transients stay whole, so that the share is an upper bound for both ways of dividing a model: by layers,
-    or
-    within layers, where every machine has the latent KV cache.
+    or within layers, where every machine has the latent KV cache.
     """
     whole = min(1.0, 2 * shape.vocab_size * shape.hidden_size / shape.num_parameters)
     share = whole + (1.0 - whole) / num_machines

@@ -212,8 +212,7 @@ def make(
     """Return an item of about `context_tokens` by `measure`; None draws form and length.
 
     `questions`: their number (None: several in training, one in test); `position`: place of the last one's answer (0
-    the
-    beginning, 1 the end); `things`: kinds of facts (code, city, colour, room, animal).
+    the beginning, 1 the end); `things`: kinds of facts (code, city, colour, room, animal).
     """
     if context_tokens is None:
         way = draw.rng.random()

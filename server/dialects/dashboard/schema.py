@@ -179,8 +179,7 @@ class StatusReport(BaseModel):
     """State of the server. `settings` come only with `since` 0.
 
     `health` is the worst of the models', or `draining`. `limit_bytes`: memory that several models share; null if
-    nothing
-    bounds it, or with one model.
+    nothing bounds it, or with one model.
     """
 
     version: str

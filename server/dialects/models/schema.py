@@ -139,8 +139,7 @@ class ModelDetails(BaseModel):
     """Details of a loaded model.
 
     `unbatched_reason`: why sequences are served one at a time. `ungrouped_reason`: why all sequences of a batch take
-    the
-    memory of the longest. `whole_heads_reason`: why a prompt's attention over latents is computed for all heads at
+    the memory of the longest. `whole_heads_reason`: why a prompt's attention over latents is computed for all heads at
     once.
 
     `dequantized_reason`: why attention dequantizes the KV cache in every step. `no_embedding_reason`: why the model

@@ -29,8 +29,7 @@ def decode_thinking(fields: ThinkingFields, budget: int | None, stronger: Mappin
     """Combine all reasoning fields into one wish. Raises InvalidRequest if two contradict each other.
 
     `budget`: the value of `thinking_budget`. `stronger`: the other arguments of the chat template, which take
-    precedence.
-    Disabled reasoning has a budget of 0, because not every template has a switch.
+    precedence. Disabled reasoning has a budget of 0, because not every template has a switch.
     """
     thinking, reasoning = _as_object(fields.thinking), _as_object(fields.reasoning)
     thinks = _agreed(_votes(fields))
