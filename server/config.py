@@ -248,15 +248,21 @@ class Config:
         if self.port > 65535:
             raise OptionError("port", f"must be at most 65535, not {self.port}")
         if self.models and self.model is not None:
-            raise OptionError("model", f"{self.model!r} and models are both given; put it into models")
+            raise OptionError("model", f"{self.model!r} is set together with models; move it into models")
         if self.models and self.aliases is not None:
-            raise OptionError("aliases", f"{self.aliases!r} are for a server of one model; put them into models")
+            raise OptionError(
+                "aliases", f"{self.aliases!r} applies only to a server of one model; move the aliases into models"
+            )
         if self.models and self.adapters is not None:
-            raise OptionError("adapters", f"{self.adapters!r} are for a server of one model; put them into models")
+            raise OptionError(
+                "adapters", f"{self.adapters!r} applies only to a server of one model; move the adapters into models"
+            )
         if self.models and self.debug.record is not None:
-            raise ValueError("debug.record is for a server of one model; leave models or debug.record unset")
+            raise ValueError("debug.record applies only to a server of one model; leave models or debug.record unset")
         if self.ranks.is_one_model_in_parts and (self.models or self.residency.keep_alive_s is not None):
-            raise ValueError("ranks.count is for one model that stays; leave models and residency.keep_alive_s unset")
+            raise ValueError(
+                "ranks.count needs a single model that stays loaded; leave models and residency.keep_alive_s unset"
+            )
         for entry in self.models:
             with_own(self, entry)
 
@@ -303,7 +309,7 @@ def resolve(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, s
     """
     if file is None and FILE_VARIABLE in environ:
         if not environ[FILE_VARIABLE]:
-            raise ConfigError(f"environment {FILE_VARIABLE}: is empty; name a file or unset it")
+            raise ConfigError(f"environment {FILE_VARIABLE} is empty; set it to a file or unset it")
         file = Path(environ[FILE_VARIABLE])
     if file is not None:
         file = settings_file(file)

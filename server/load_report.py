@@ -47,7 +47,7 @@ def _report(model: ServedModel, url: str, when_ready: Callable[[], None]) -> Non
         if info.memory is not None:
             logger.info("memory: %s", describe_memory(info.memory))
             if info.context_limited_by == "memory" and info.memory.raise_command:
-                logger.info("memory: the context would be longer after: %s", info.memory.raise_command)
+                logger.info("memory: to allow a longer context: %s", info.memory.raise_command)
         for line in describe_kv_caches(info):
             logger.info("KV cache: %s", line)
         logger.info("prefix cache: %s", describe_prefix_cache(info.prefix_cache))
@@ -57,11 +57,11 @@ def _report(model: ServedModel, url: str, when_ready: Callable[[], None]) -> Non
 def _log_reasons(name: str, info: ModelInfo) -> None:
     """Log what this model cannot have of what others have."""
     if info.dequantized_reason is not None:
-        logger.warning("attention dequantizes every layer's KV cache in every step: %s", info.dequantized_reason)
+        logger.warning("attention dequantizes every layer's KV cache at every step: %s", info.dequantized_reason)
     if info.whole_heads_reason is not None:
         logger.warning("a chunk's attention keeps the scores of all heads at once: %s", info.whole_heads_reason)
     if info.max_drafts:
-        logger.info("speculation: up to %d guesses of a request are verified in a step", info.max_drafts)
+        logger.info("speculation: up to %d draft tokens per request are verified in a step", info.max_drafts)
     elif info.no_drafts_reason and info.no_drafts_reason != NO_SPECULATION:
         logger.warning("speculation is off for %s: %s", name, info.no_drafts_reason)
     if info.unbatched_reason is not None:
@@ -80,17 +80,20 @@ def describe(info: ModelInfo) -> str:
 def describe_ranks(ranks: RanksInfo) -> str:
     """One line on what each rank holds."""
     held = (f"rank {each.rank} {each.num_layers} layers, {each.weights_bytes / 1e6:,.1f} MB" for each in ranks.ranks)
-    return f"{len(ranks.ranks)} over {ranks.link}, {ranks.parallel}: {'; '.join(held)}; below, the rank with least room"
+    return (
+        f"{len(ranks.ranks)} over {ranks.link}, {ranks.parallel}: {'; '.join(held)}; "
+        "below: the rank with the least room"
+    )
 
 
 def describe_memory(memory: MemoryReport) -> str:
     """One line on where the bytes go."""
-    parts = ((memory.weights_bytes, "weights"), (memory.free_bytes, "KV caches and computing"))
+    parts = ((memory.weights_bytes, "weights"), (memory.free_bytes, "KV caches and computation"))
     told = ", ".join(f"{size / 1e9:.2f} for {what}" for size, what in parts)
     wired = (
         "" if not memory.wired_reason else f"; {'wired' if memory.wired_bytes else 'not wired'}: {memory.wired_reason}"
     )
-    unused = f"{memory.reserve_bytes / 1e9:.2f} unused"
+    unused = f"{memory.reserve_bytes / 1e9:.2f} in reserve"
     return f"of {memory.limit_bytes / 1e9:.2f} GB ({memory.limit_basis}) {told}, {unused}{wired}"
 
 

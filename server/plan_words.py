@@ -1,4 +1,4 @@
-"""How the numbers of a plan are written for people: no more digits than an estimate has."""
+"""Formatting of a plan's numbers: no more digits than an estimate has."""
 
 from __future__ import annotations
 

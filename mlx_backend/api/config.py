@@ -78,7 +78,7 @@ class KVCacheConfig:
         check_options(self)
         for name in ("group_size", "start"):
             if getattr(self, name) is not None and not self.is_quantized:
-                raise OptionError(name, "says how a quantized cache is held; set bits too, or leave it unset")
+                raise OptionError(name, "applies only to a quantized cache; set kv_cache.bits too, or leave it unset")
 
     @property
     def is_quantized(self) -> bool:

@@ -259,7 +259,7 @@ def _advice(group: _Group, rows: Sequence[RanksRow], budget: int) -> list[str]:
     found = []
     machine, longest = group.machine, group.shapes[0].context_length
     if group.link.id == "tb5" and has_thunderbolt_5(machine) is None:
-        found.append("This counts on Thunderbolt 5, RDMA and macOS 26.2 or newer on every machine.")
+        found.append("This assumes Thunderbolt 5, RDMA and macOS 26.2 or newer on every machine.")
     short = next((row for row in rows if (row.context or 0) < longest), None)
     raised = highest_gpu_limit(machine.memory_bytes)
     if short is not None and machine.chip and raised > budget:
@@ -268,7 +268,7 @@ def _advice(group: _Group, rows: Sequence[RanksRow], budget: int) -> list[str]:
             users = "1 user" if short.num_users == 1 else f"{short.num_users} users"
             found.append(
                 f"Raise the GPU's limit on every machine to {raised / 1e9:,.0f} GB: sudo sysctl "
-                f"iogpu.wired_limit_mb={raised // 2**20} (until the next start); then {more[0].context:,} tokens fit "
+                f"iogpu.wired_limit_mb={raised // 2**20} (until the next restart); then {more[0].context:,} tokens fit "
                 f"for {users}."
             )
     if not any(row.memories for row in rows) and not found:

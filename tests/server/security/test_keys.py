@@ -245,7 +245,7 @@ def test_a_file_that_cannot_be_read_again_changes_nothing(
         clock.now += 1.0
         assert found(ring, key) is not None
         assert found(ring, "secret") is None
-    assert caplog.text.count("stay as they were") == 1
+    assert caplog.text.count("keeping the previous keys") == 1
     path.unlink(missing_ok=True)
     fresh = add(path, "bob")
     clock.now += 1.0
