@@ -76,7 +76,7 @@ def test_what_does_not_fit_ends_with_3(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_an_uneven_split_is_offered_where_it_gives_more(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("r1-two-m2-ultra-192", "--users", "1") == 0
-    assert "--split 29,32 evens out the weights: 163,840 tokens fit then" in said(capsys)
+    assert "--split 29,32 balances the weights: 163,840 tokens fit, instead of" in said(capsys)
 
 
 def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +84,7 @@ def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(str(folder), *MAC, "--count", "2") == 0
     text = said(capsys)
     assert "tiny: llama" in text
-    assert "-> tensor: the other is not possible: mlx-lm has no pipeline parallelism for llama models" in text
+    assert "-> tensor: the alternative is not possible: mlx-lm has no pipeline parallelism for llama models" in text
 
 
 @pytest.mark.parametrize(

@@ -292,11 +292,11 @@ def test_the_command_prints_the_key_once(path: Path, capsys: pytest.CaptureFixtu
     assert key not in told.err
 
     assert run("keys", "list", "--file", str(path)) == 0
-    assert capsys.readouterr().out == "alice  60 requests a minute\n"
+    assert capsys.readouterr().out == "alice  60 requests per minute\n"
     assert run("keys", "add", "root", "--admin", "--tokens-per-minute", "9", "--file", str(path)) == 0
     capsys.readouterr()
     assert run("keys", "list", "--file", str(path)) == 0
-    assert capsys.readouterr().out.splitlines()[1] == "root  admin, 9 tokens a minute"
+    assert capsys.readouterr().out.splitlines()[1] == "root  admin, 9 tokens per minute"
 
     assert run("keys", "revoke", "alice", "--file", str(path)) == 0
     assert KeyRing(path).find(key) is None

@@ -152,5 +152,5 @@ def test_a_folder_that_has_no_tokenizer(tmp_path: Path, files: dict[str, str]) -
         (tmp_path / name).write_text(text)
     with pytest.raises(ModelLoadError, match=r"mock\.tokenizer"):
         build_model(Config(backend="mock", mock=MockConfig(tokenizer=str(tmp_path))))
-    with pytest.raises(ModelLoadError, match="does not exist"):
+    with pytest.raises(ModelLoadError, match="there is no folder"):
         build_model(Config(backend="mock", mock=MockConfig(tokenizer=str(tmp_path / "none"))))
