@@ -171,7 +171,7 @@ def _note(standing: Standing) -> str:
     if standing.raised_limit_mb is not None:
         notes.append("limit raised")
     if standing.context is None:
-        notes.append(f"{gigabytes(max(0, plan.budget_bytes - plan.reserve_bytes))} GB available")
+        notes.append(f"{gigabytes(max(0, plan.budget_bytes - plan.reserve_bytes))} GB free")
     return "; ".join(notes)
 
 

@@ -147,7 +147,7 @@ def test_no_such_folder() -> None:
 DAMAGES = {
     "no config": "no config.json",
     "truncated": "is truncated",
-    "architecture": "no architecture 'nonesuch'",
+    "architecture": "does not support the architecture 'nonesuch'",
     "no tokenizer": "tokenizer",
     "limit": "more than the model's own 2048",
     "bits": "does not divide this model's heads of 16; no group size does; leave it unset",

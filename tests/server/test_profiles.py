@@ -221,7 +221,7 @@ def test_what_does_not_fit_comes_last_with_the_reason(capsys: pytest.CaptureFixt
     assert found[0]["profile"] == "qwen3-235b-192"
     last = found[-1]
     assert (last["profile"], last["fits"], last["context"]) == ("r1-m3-ultra-512", False, None)
-    assert last["note"] == "151.6 GB available"
+    assert last["note"] == "151.6 GB free"
     (pair,) = (row for row in found if row["num_machines"] == 2)
     assert pair["fits"] and pair["decode_tokens_per_s"] is None
     assert (pair["note"], pair["wired_limit_mb"]) == ("2 machines; limit raised", 175_000)
