@@ -69,11 +69,9 @@ class SecurityConfig:
     local_origins: bool = option(
         True, "allow /v1 to pages served from the client's own machine, to apps and to browser extensions"
     )
-    requests_per_minute: int | None = option(
-        None, "limit for each key that has none in the keys file; none: no limit", ge=1
-    )
+    requests_per_minute: int | None = option(None, "limit for keys without one in the keys file; none: no limit", ge=1)
     tokens_per_minute: int | None = option(
-        None, "limit on prompt + output for each key that has none in the keys file; none: no limit", ge=1
+        None, "prompt + output limit for keys without one in the file; none: no limit", ge=1
     )
     share_prefix_cache: bool = option(False, "share the prefix cache between keys; otherwise each key has its own")
     max_body_bytes: int = option(16 * 1024 * 1024, "maximum request body, bytes; larger ones get a 413", ge=1)
@@ -126,9 +124,7 @@ class ApiConfig:
 class ResponsesConfig:
     """Responses of /v1/responses kept in memory, so that a later request can continue from them."""
 
-    max_stored: int = option(
-        1000, "maximum number of stored responses; the oldest are removed first; 0: store none", ge=0
-    )
+    max_stored: int = option(1000, "maximum number of stored responses, newest kept; 0: store none", ge=0)
     max_stored_mb: float = option(64.0, "maximum size of all stored responses and their inputs, MB", ge=0)
 
     def __post_init__(self) -> None:
@@ -188,12 +184,9 @@ class ResidencyConfig:
     keep_alive_s: float | None = option(
         None, "idle time after which an unpinned model is unloaded, seconds; none: only when memory is needed", gt=0
     )
-    load_wait_s: float = option(
-        600.0, "longest time a request waits for its model to load, seconds; then it gets a 503", gt=0
-    )
+    load_wait_s: float = option(600.0, "time a request waits for its model to load, seconds; then a 503", gt=0)
     verify: Literal["first", "always", "never"] = option(
-        "first",
-        "compare a model's files with their published SHA-256 before loading; first: only when the files are new",
+        "first", "compare a model's files with their published SHA-256 before loading; first: only new files"
     )
 
     def __post_init__(self) -> None:

@@ -151,11 +151,7 @@ def check_configuration(facts: Facts, config: Config) -> Iterator[Finding]:
 def check_models(facts: Facts, config: Config) -> Iterator[Finding]:
     """Check each model's files and that it fits into memory."""
     total = facts.memory_bytes()
-    yield (
-        Finding("memory", "ok", f"{total / 1e9:.1f} GB")
-        if total
-        else Finding("memory", "warning", "its size is unknown")
-    )
+    yield Finding("memory", "ok", f"{total / 1e9:.1f} GB") if total else Finding("memory", "warning", "size unknown")
     if config.backend == "mock" or config.simulate.machine is not None:
         yield Finding("model", "ok", "the mock backend needs no files")
         return
@@ -172,10 +168,7 @@ def _check_model(facts: Facts, config: Config, name: str | None) -> Iterator[Fin
     folder = pocket.folder() if pocket.is_meant(name) else _folder(facts, name or "")
     if folder is None and name and "/" in name and not name.startswith(("/", ".", "~")):
         yield Finding(
-            what,
-            "warning",
-            "is not in the download cache",
-            f"the server downloads it at the start; to download it now: pippin pull {name}",
+            what, "warning", "is not in the download cache", f"downloaded at the start; or now: pippin pull {name}"
         )
         return
     try:
@@ -258,9 +251,7 @@ def check_port(facts: Facts, config: Config) -> Finding:
         return Finding("port", "ok", f"{place} is free")
     if answer:
         return Finding("port", "ok", f"{answer} is already running on {place}")
-    return Finding(
-        "port", "problem", f"{place} is in use by another program", "stop it, or set another port with --port"
-    )
+    return Finding("port", "problem", f"{place} is in use by another program", "stop it, or set another --port")
 
 
 def check_files(facts: Facts, config: Config) -> Finding:
@@ -287,7 +278,7 @@ def check_service(facts: Facts) -> Finding:
         if facts.succeeds(ask):
             return Finding("service", "ok", f"{path}, running")
         return Finding(
-            "service", "warning", f"{path} is installed but not running", f"see `{' '.join(ask)}` and its log"
+            "service", "warning", f"{path} is installed but not running", f"see `{' '.join(ask)}` and the log"
         )
     return Finding("service", "ok", "not installed (pippin install-service)")
 

@@ -83,7 +83,7 @@ def test_all_is_well(facts: Facts) -> None:
         ({"python": (3, 10)}, "python", "problem", "3.11 or newer"),
         ({"version_of": {"mlx": "0.31.9", "mlx-lm": "1.0"}.get}, "mlx", "problem", "0.32.2 or newer"),
         ({"version_of": {"mlx": "0.32.2"}.get}, "mlx-lm", "problem", "not installed"),
-        ({"memory_bytes": lambda: None}, "memory", "warning", "its size is unknown"),
+        ({"memory_bytes": lambda: None}, "memory", "warning", "size unknown"),
         ({"footprint": lambda *_: needs(10, 500, 400)}, None, "warning", "iogpu.wired_limit_mb=471859"),
         ({"footprint": lambda *_: needs(480, 500, 400)}, None, "problem", "iogpu.wired_limit_mb=471859"),
         ({"footprint": lambda *_: needs(900, 990, 400)}, None, "problem", "use a smaller model"),
