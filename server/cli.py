@@ -38,7 +38,7 @@ from server.config import Config, ConfigError, value_of
 
 app = typer.Typer(
     name="pippin",
-    help="An LLM inference server on MLX with an OpenAI-compatible HTTP interface.",
+    help="LLM inference server on MLX with an OpenAI-compatible HTTP API.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -86,7 +86,7 @@ _Arguments = typer.Argument(None, metavar="[OPTIONS] [MODEL]", show_default=Fals
 
 @app.command(context_settings=_PASSED_ON)
 def serve(arguments: list[str] | None = _Arguments) -> None:
-    """Serve a model over HTTP until stopped."""
+    """Serve a model over HTTP."""
     if serve_flags.asks_help(arguments or []):
         serve_flags.show_help("serve", str(serve.__doc__), {})
         return
@@ -98,7 +98,7 @@ def serve(arguments: list[str] | None = _Arguments) -> None:
         simulation.check(config)
     if config.backend == "mlx" and config.model is None and not config.models and not pocket.is_here():
         raise ConfigError(
-            "no model: say `pippin serve MODEL`, MODEL being a folder or hub id of an MLX model, or --backend mock"
+            "no model is set; run `pippin serve MODEL` with a folder or hub id of an MLX model, or use --backend mock"
         )
     gc.disable()  # imports create no garbage, and looking for it takes a tenth of a start
     from server.run import serve as run
@@ -112,7 +112,7 @@ def show_config(
     arguments: list[str] | None = _Arguments,
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
 ) -> None:
-    """Print the resolved settings, and the source of each."""
+    """Print the resolved settings and the source of each."""
     if serve_flags.asks_help(arguments or []):
         serve_flags.show_help("config", str(show_config.__doc__), {"--json": "Print JSON instead of a table."})
         return
@@ -134,26 +134,31 @@ def plan(
     ),
     machine: str | None = typer.Option(
         None,
-        help="Plan for this machine, such as m3-ultra-512 (see --machines); else for the profile's or the one at hand.",
+        help="Machine to plan for, such as m3-ultra-512 (see --machines). Default: the profile's machine, or this one.",
     ),
-    bits: int | None = typer.Option(None, help="Plan with weights quantized to so many bits."),
-    group_size: int = typer.Option(64, help="... in groups of so many."),
-    kv_bits: int | None = typer.Option(None, help="Plan with a KV cache of so many bits: 8, 6, 5 or 4."),
-    kv_group_size: int | None = typer.Option(None, help="... in groups of so many: 32, 64 or 128."),
-    users: str = typer.Option("1,2,4,8", help="For so many users at once, with commas between."),
-    count: int | None = typer.Option(None, min=1, max=16, help="Over so many such machines together."),
-    parallel: str | None = typer.Option(None, help="... split so: tensor or pipeline; else the better for the link."),
-    split: str | None = typer.Option(None, help="... with so many layers on each of a pipeline's ranks, as 31,30."),
-    link: str | None = typer.Option(None, help="... connected by tb5, tb4, 10gbe or 1gbe; else as the machines can."),
-    context: int | None = typer.Option(None, min=1, help="No more context than that for a user, tokens."),
-    budget_gb: float | None = typer.Option(None, min=0, help="Memory for the model; else the GPU's limit."),
+    bits: int | None = typer.Option(None, help="Bits of the weights. Default: as in the model."),
+    group_size: int = typer.Option(64, help="Group size of quantized weights."),
+    kv_bits: int | None = typer.Option(None, help="KV cache bits: 8, 6, 5 or 4. Default: the model's precision."),
+    kv_group_size: int | None = typer.Option(None, help="Group size of a quantized KV cache: 32, 64 or 128."),
+    users: str = typer.Option("1,2,4,8", help="Numbers of concurrent users, comma-separated."),
+    count: int | None = typer.Option(None, min=1, max=16, help="Number of machines that share the model."),
+    parallel: str | None = typer.Option(
+        None, help="With --count: tensor or pipeline. Default: the faster over the link."
+    ),
+    split: str | None = typer.Option(None, help="With --count: layers on each pipeline rank, such as 31,30."),
+    link: str | None = typer.Option(None, help="With --count: tb5, tb4, 10gbe or 1gbe. Default: the fastest."),
+    context: int | None = typer.Option(None, min=1, help="Maximum context per user, tokens. Default: the model's."),
+    budget_gb: float | None = typer.Option(None, min=0, help="Memory for the model, GB. Default: the GPU's limit."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
-    plot: str | None = typer.Option(None, help="Draw memory against context into this PNG or SVG file."),
-    machines: bool = typer.Option(False, "--machines", help="List the machines that are known, and end."),
-    anchors: bool = typer.Option(False, "--anchors", help="List the speeds that estimates are fitted to, and end."),
-    is_list: bool = typer.Option(False, "--list", help="Rank the shipped profiles for the machine, and end."),
+    plot: str | None = typer.Option(None, help="PNG or SVG file for a plot of memory against context."),
+    machines: bool = typer.Option(False, "--machines", help="List the known machines and exit."),
+    anchors: bool = typer.Option(False, "--anchors", help="List the measured speeds behind the estimates and exit."),
+    is_list: bool = typer.Option(False, "--list", help="Rank the shipped profiles for the machine and exit."),
 ) -> None:
-    """Show whether a model fits a machine: context, users, speed, and possible improvements. Nothing is loaded."""
+    """Estimate whether a model fits a machine, with context, users and speed. Exits with 3 if it does not fit.
+
+    Nothing is loaded.
+    """
     from mlx_backend.planning.ranks_plan import Choice
     from server import plan as shown
     from server import plan_ranks
@@ -187,7 +192,7 @@ def plan(
     if isinstance(found, Choice):
         shown.print_json(plan_ranks.to_document(found, name)) if as_json else plan_ranks.show(found, name)
         if plot is not None:
-            raise ConfigError("--plot draws one machine; leave --count out")
+            raise ConfigError("--plot supports one machine only; omit --count")
         raise typer.Exit(0 if found.plan.fits else 3)
     if as_json:
         shown.print_json(shown.to_document(found, name))
@@ -197,7 +202,7 @@ def plan(
         try:
             shown.draw(found, name, Path(plot))
         except ImportError:
-            raise ConfigError("--plot needs matplotlib; install it, or Pippin with the extra plots") from None
+            raise ConfigError("--plot needs matplotlib; install it, or install Pippin with the extra `plots`") from None
         except (OSError, ValueError) as error:
             raise ConfigError(f"--plot {plot}: {error}") from None
     raise typer.Exit(0 if found.fits else 3)
@@ -248,7 +253,7 @@ def _options(
         False, "--version", help="Same as `pippin version`.", is_eager=True, callback=_print_version
     ),
 ) -> None:
-    """Options of `pippin` itself; their callbacks run before this."""
+    """Options of `pippin` itself, handled by their eager callbacks."""
 
 
 def _print_json(rows: Mapping[str, tuple[Any, str]]) -> None:
@@ -261,7 +266,7 @@ def _print_table(rows: Mapping[str, tuple[Any, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("key", "value", "where from", box=None, pad_edge=False)
+    table = Table("key", "value", "source", box=None, pad_edge=False)
     for column in table.columns:
         column.overflow = "fold"  # wraps a long path instead of cutting it
     for key, (value, origin) in rows.items():

@@ -56,36 +56,38 @@ LogFormat = Literal["console", "json"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecurityConfig:
-    """Who may ask, and what a client may cost."""
+    """Access control, and limits for each client."""
 
-    keys_file: str | None = option(None, "file of API keys, as `pippin keys` writes it; none: no key is needed")
-    allow_open: bool = option(False, "let others than this machine use the server without a key")
-    open_metrics: bool = option(False, "/metrics needs no key")
+    keys_file: str | None = option(None, "file of API keys written by `pippin keys`; none: no key is required")
+    allow_open: bool = option(False, "allow other machines to use the server without a key")
+    open_metrics: bool = option(False, "serve /metrics without a key")
     allowed_hosts: str | None = option(
-        None, "names this server is called by, beside its address, with commas; * is any"
+        None, "host names allowed in requests beside the server's address, comma-separated; *: any"
     )
     cors_origins: str | None = option(
-        None, "origins whose pages may use it, as https://a.example, with commas; * is any"
+        None, "web origins allowed to use the server, such as https://a.example, comma-separated; *: any"
     )
     local_origins: bool = option(
-        True, "pages that programs on the client's own machine serve, apps and browser extensions may use /v1"
+        True, "allow /v1 to pages served from the client's own machine, to apps and to browser extensions"
     )
-    requests_per_minute: int | None = option(None, "of each key, where its line in the file says nothing", ge=1)
-    tokens_per_minute: int | None = option(None, "prompt and output, of each key, where its line says nothing", ge=1)
-    share_prefix_cache: bool = option(False, "keys share what is kept of their prompts; else each has its own")
-    max_body_bytes: int = option(16 * 1024 * 1024, "largest request body, bytes; a larger one is answered 413", ge=1)
+    requests_per_minute: int | None = option(None, "limit for keys without one in the keys file; none: no limit", ge=1)
+    tokens_per_minute: int | None = option(
+        None, "prompt + output limit for keys without one in the file; none: no limit", ge=1
+    )
+    share_prefix_cache: bool = option(False, "share the prefix cache between keys; otherwise each key has its own")
+    max_body_bytes: int = option(16 * 1024 * 1024, "maximum request body, bytes; larger ones get a 413", ge=1)
     max_bodies_bytes: int = option(
-        128 * 1024 * 1024, "bodies of all requests in progress, bytes; what comes on top is answered 503", ge=1
+        128 * 1024 * 1024, "maximum size of all request bodies in progress, bytes; requests beyond it get a 503", ge=1
     )
-    max_json_depth: int = option(128, "brackets of a body that may be open at once", ge=1)
+    max_json_depth: int = option(128, "maximum nesting depth of a JSON body", ge=1)
     max_json_items: int = option(
-        100_000, "texts, lists and objects in a body, at most; and 20 times as many numbers", ge=1
+        100_000, "maximum strings, lists and objects in a JSON body; numbers may be 20 times as many", ge=1
     )
-    max_headers: int = option(100, "headers of a request, at most", ge=1)
-    max_header_bytes: int = option(32 * 1024, "size of a request's path and headers, bytes", ge=1)
-    max_connections: int = option(4096, "connections at once; a few more are answered 503, but for /health", ge=1)
-    read_timeout_s: float = option(30.0, "a request's head, and then its body, must come within so many seconds", gt=0)
-    send_timeout_s: float = option(60.0, "a client that reads nothing for so long is closed, seconds", gt=0)
+    max_headers: int = option(100, "maximum number of headers in a request", ge=1)
+    max_header_bytes: int = option(32 * 1024, "maximum size of a request's path and headers, bytes", ge=1)
+    max_connections: int = option(4096, "maximum open connections; a few more get a 503, except for /health", ge=1)
+    read_timeout_s: float = option(30.0, "time to receive a request's headers, and then its body, seconds", gt=0)
+    send_timeout_s: float = option(60.0, "time after which a client that reads nothing is disconnected, seconds", gt=0)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -93,10 +95,10 @@ class SecurityConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamConfig:
-    """The manners of a streamed answer."""
+    """Streamed responses."""
 
-    keep_alive_s: float = option(5.0, "comment on a silent stream every so many seconds", gt=0)
-    drain_s: float = option(30.0, "on SIGTERM, running answers may take so long to end, seconds", ge=0)
+    keep_alive_s: float = option(5.0, "interval of keep-alive comments on a silent stream, seconds", gt=0)
+    drain_s: float = option(30.0, "time that running requests may take to finish after SIGTERM, seconds", ge=0)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -104,15 +106,15 @@ class StreamConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiConfig:
-    """Details of the API in which clients differ."""
+    """API details on which clients differ."""
 
     thoughts_field: Literal["reasoning_content", "reasoning", "both", "none"] = option(
-        "reasoning_content", "field of a chat's answer that has the model's thoughts; none: they are left out"
+        "reasoning_content", "field of a chat answer that contains the reasoning; none: omit it"
     )
 
     volatile_lines: Literal["move", "keep"] = option(
         "move",
-        "clocks and counters in system prompts, which spoil the prefix cache: move behind the last message, or keep",
+        "clocks and counters in system prompts, which prevent prefix matches: move after the last message, or keep",
     )
 
     def __post_init__(self) -> None:
@@ -121,10 +123,10 @@ class ApiConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponsesConfig:
-    """Answers of /v1/responses that are kept in memory, so that a later request can go on from them."""
+    """Responses of /v1/responses kept in memory, so that a later request can continue from them."""
 
-    max_stored: int = option(1000, "responses that are kept, at most; the oldest make room; 0: none", ge=0)
-    max_stored_mb: float = option(64.0, "size of all of them together, with what was sent for them, MB", ge=0)
+    max_stored: int = option(1000, "maximum number of stored responses, newest kept; 0: store none", ge=0)
+    max_stored_mb: float = option(64.0, "maximum size of all stored responses and their inputs, MB", ge=0)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -132,17 +134,17 @@ class ResponsesConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchesConfig:
-    """Files of requests that are answered when there is room: /v1/files and /v1/batches."""
+    """Batches of requests, computed when there is capacity: /v1/files and /v1/batches."""
 
     dir: str | None = option(
-        None, "folder of clients' files and batches, which survive a restart; none: /v1/files and /v1/batches are off"
+        None, "folder for clients' files and batches, which survive a restart; none: /v1/files and /v1/batches are off"
     )
-    max_gb: float = option(20.0, "size of all files together, GB; one key may have half of it", gt=0)
-    max_file_mb: float = option(2048.0, "size of one file that is uploaded, MB; a larger one is answered 413", gt=0)
-    max_files: int = option(2000, "files, and batches as well, at most; one key may have half of them", ge=1)
-    max_lines: int = option(200_000, "requests of one batch, at most", ge=1)
-    max_in_flight: int = option(8, "requests of all batches that are computed at once", ge=1)
-    keep_days: float = option(30.0, "files and batches are deleted after so many days", gt=0)
+    max_gb: float = option(20.0, "maximum size of all files, GB; one key may use half of it", gt=0)
+    max_file_mb: float = option(2048.0, "maximum size of an uploaded file, MB; larger ones get a 413", gt=0)
+    max_files: int = option(2000, "maximum number of files, and of batches; one key may have half of them", ge=1)
+    max_lines: int = option(200_000, "maximum number of requests in a batch", ge=1)
+    max_in_flight: int = option(8, "maximum batch requests in progress at once", ge=1)
+    keep_days: float = option(30.0, "days after which files and batches are deleted", gt=0)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -150,12 +152,12 @@ class BatchesConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrammarConfig:
-    """Grammars that answers follow: schemas, regular expressions, choices. Each is compiled in its own process."""
+    """Grammars for structured output: schemas, regular expressions, choices. Each is compiled in its own process."""
 
-    compile_s: float = option(5.0, "processor time that compiling one grammar may take, seconds", gt=0)
+    compile_s: float = option(5.0, "maximum CPU time to compile one grammar, seconds", gt=0)
     memory_gb: float | None = option(
         None,
-        "memory for all grammars of a model, GB; one may take a third; none: a quarter of memory.reserve_gb, "
+        "memory for all grammars of a model, GB; one may use a third; none: a quarter of memory.reserve_gb, "
         "0.1 to 1 GB",
         ge=0.1,
     )
@@ -166,10 +168,10 @@ class GrammarConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceConfig:
-    """What the server does for the machine it runs on."""
+    """Effects on the machine that runs the server."""
 
     keep_awake: Literal["auto", "never"] = option(
-        "auto", "while requests run, keep the machine from going to sleep (macOS, with caffeinate)"
+        "auto", "prevent the machine from sleeping while requests run (macOS, with caffeinate)"
     )
 
     def __post_init__(self) -> None:
@@ -178,14 +180,14 @@ class ServiceConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResidencyConfig:
-    """Which models are in memory, and when."""
+    """Loading and unloading of models."""
 
     keep_alive_s: float | None = option(
-        None, "unload a model that is not pinned when idle for so long, seconds; none: when room is needed", gt=0
+        None, "idle time after which an unpinned model is unloaded, seconds; none: only when memory is needed", gt=0
     )
-    load_wait_s: float = option(600.0, "a request waits for its model to load so long; then 503, seconds", gt=0)
+    load_wait_s: float = option(600.0, "time a request waits for its model to load, seconds; then a 503", gt=0)
     verify: Literal["first", "always", "never"] = option(
-        "first", "compare a model's files with their published SHA-256 before it is loaded; first: when they are new"
+        "first", "compare a model's files with their published SHA-256 before loading; first: only new files"
     )
 
     def __post_init__(self) -> None:
@@ -194,27 +196,26 @@ class ResidencyConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Everything that can be set. A nested dataclass is a section."""
+    """All settings. A nested dataclass is a section."""
 
     model: str | None = option(None, "folder or hub id of an MLX model")
     aliases: str | None = option(
-        None, "other names of the model, with commas; * stands for any characters, as in claude-*"
+        None, "other names of the model, comma-separated; * matches any characters, as in claude-*"
     )
     adapters: str | None = option(
-        None, "LoRA adapters of the model, as NAME=FOLDER with commas; a request names one as MODEL:NAME"
+        None, "LoRA adapters of the model, NAME=FOLDER, comma-separated; requests select one as MODEL:NAME"
     )
     adapters_folder: str | None = option(
-        None,
-        "folder of folders of adapters, which an admin may load while the server runs; none: configured ones alone",
+        None, "folder of adapter folders that an admin may load at run time; none: only configured adapters"
     )
-    backend: Backend = option("mlx", "what computes; mock needs no model and no MLX")
+    backend: Backend = option("mlx", "compute backend; mock needs no model and no MLX")
     host: str = option("127.0.0.1", "address to listen on")
-    port: int = option(8080, "port to listen on; 0: any free one", ge=0)
-    log_level: LogLevel = option("info", "least severe log lines that are shown")
-    log_format: LogFormat = option("console", "lines for people, or a JSON object a line")
-    log_prompts: bool = option(False, "log what clients write, too")
+    port: int = option(8080, "port to listen on; 0: any free port", ge=0)
+    log_level: LogLevel = option("info", "minimum severity of log lines")
+    log_format: LogFormat = option("console", "log format: readable lines, or one JSON object per line")
+    log_prompts: bool = option(False, "include clients' prompts in the log")
     log_file: str | None = option(
-        None, "file that the log is appended to; it may be rotated away; none: standard error"
+        None, "file to append the log to; external rotation is supported; none: standard error"
     )
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
@@ -247,13 +248,15 @@ class Config:
             raise OptionError("port", f"must be at most 65535, not {self.port}")
         for name in ("model", "aliases", "adapters"):
             if self.models and getattr(self, name) is not None:
-                raise OptionError(name, f"{getattr(self, name)!r} is for a server of one model; put it into models")
+                raise OptionError(name, f"{getattr(self, name)!r} applies only to a server of one model; use models")
         if self.models and self.defaults != RequestDefaults():
-            raise ValueError("defaults are for a server of one model; put them into models")
+            raise ValueError("defaults apply only to a server of one model; move them into models")
         if self.models and self.debug.record is not None:
-            raise ValueError("debug.record is for a server of one model; leave models or debug.record unset")
+            raise ValueError("debug.record applies only to a server of one model; leave models or debug.record unset")
         if self.ranks.is_one_model_in_parts and (self.models or self.residency.keep_alive_s is not None):
-            raise ValueError("ranks.count is for one model that stays; leave models and residency.keep_alive_s unset")
+            raise ValueError(
+                "ranks.count needs a single model that stays loaded; leave models and residency.keep_alive_s unset"
+            )
         for entry in self.models:
             with_own(self, entry)
 
@@ -301,7 +304,7 @@ def resolve(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, s
     """
     if file is None and FILE_VARIABLE in environ:
         if not environ[FILE_VARIABLE]:
-            raise ConfigError(f"environment {FILE_VARIABLE}: is empty; name a file or unset it")
+            raise ConfigError(f"environment {FILE_VARIABLE} is empty; set it to a file or unset it")
         file = Path(environ[FILE_VARIABLE])
     if file is not None:
         file = settings_file(file)

@@ -72,7 +72,7 @@ def as_written(entry: ModelEntry) -> dict[str, Any]:
 
 def _read_entry(name: Any, content: Any, origin: str, own: Mapping[str, Field]) -> ModelEntry:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigError(f"{origin}: {KEY}: a name is made of letters, digits, and . _ - : /, unlike {name!r}")
+        raise ConfigError(f"{origin}: {KEY}: {name!r} is not a valid name; use letters, digits, and . _ - : /")
     place = f"{KEY}.{name}"
     if isinstance(content, str):
         content = {"model": content}
@@ -88,9 +88,9 @@ def _read_entry(name: Any, content: Any, origin: str, own: Mapping[str, Field]) 
             values.setdefault("own", {}).update(_read_section(key, value, place, origin, own))
         else:
             known = ", ".join([*_FIELDS, *_READERS, *_SECTIONS])
-            raise ConfigError(f"{origin}: {place} cannot have {key!r} so; it is a mapping of {known}")
+            raise ConfigError(f"{origin}: {place} has an unknown or malformed key {key!r}; valid keys: {known}")
     if "model" not in values:
-        raise ConfigError(f"{origin}: {place}.model is missing: the folder or hub id")
+        raise ConfigError(f"{origin}: {place}.model is missing; set it to a folder or hub id")
     return _checked(ModelEntry(**values), f"{origin}: {place}")
 
 
@@ -98,7 +98,7 @@ def _checked(entry: ModelEntry, place: str) -> ModelEntry:
     if entry.keep_alive_s is not None and entry.keep_alive_s <= 0:
         raise ConfigError(f"{place}.keep_alive_s must be more than 0, not {entry.keep_alive_s!r}")
     if entry.pinned and entry.keep_alive_s is not None:
-        raise ConfigError(f"{place} is pinned, so that it is never idle for too long: leave keep_alive_s out")
+        raise ConfigError(f"{place} is pinned and never unloaded when idle; remove keep_alive_s")
     if entry.adapter and all(entry.adapter != adapter.name for adapter in entry.adapters):
         raise ConfigError(f"{place}.adapter must be the name of one of its adapters, not {entry.adapter!r}")
     return entry
@@ -111,7 +111,7 @@ def _read_section(
         key = f"{section}.{name}"
         if key not in own:
             known = ", ".join(f.name for f in own.values() if f.section == section)
-            raise ConfigError(f"{origin}: {place}.{section} cannot have {name!r}; it is a mapping of {known}")
+            raise ConfigError(f"{origin}: {place}.{section} has an unknown key {name!r}; valid keys: {known}")
         yield key, read(replace(own[key], section=f"{place}.{section}"), Given(value, origin))
 
 
@@ -135,7 +135,7 @@ def _check_names(entries: Sequence[ModelEntry], origin: str) -> None:
     names += [served_name(entry.name, adapter.name) for entry in entries for adapter in entry.adapters]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ConfigError(f"{origin}: {KEY}: two models are called {twice!r}")
+        raise ConfigError(f"{origin}: {KEY}: {twice!r} names two models; rename one")
 
 
 def _field(name: str, kind: type, is_optional: bool = False) -> Field:

@@ -97,7 +97,7 @@ def from_environment(environ: Mapping[str, str], table: Table) -> dict[str, Give
         if variable not in known:
             names = [name.removeprefix(PREFIX) for name in (*known, FILE_VARIABLE)]
             nearest = PREFIX + _nearest(variable.removeprefix(PREFIX), names)
-            raise ConfigError(f"environment: unknown variable {variable}; the nearest known one is {nearest}")
+            raise ConfigError(f"environment: unknown variable {variable}; did you mean {nearest}?")
         given[known[variable]] = Given(text, f"environment {variable}")
     return given
 
@@ -164,9 +164,9 @@ def _section_values(section: str, value: Any, origin: str, table: Table) -> dict
 
 def _unknown_key(key: str, origin: str, table: Table) -> ConfigError:
     nearest = _nearest_key(key, table)
-    advice = f"the nearest known one is {nearest}"
+    advice = f"did you mean {nearest}?"
     if nearest == key:  # known, but written with a dot
-        advice = "sections are nested, as in {}: {{{}: …}}".format(*key.split("."))
+        advice = "write sections nested, as in {}: {{{}: …}}".format(*key.split("."))
     return ConfigError(f"{origin}: unknown key {key!r}; {advice}")
 
 
@@ -189,10 +189,10 @@ def read(declared: Field, given: Given) -> Any:
     try:
         if value is None or (value == "none" and "none" not in declared.choices):
             if not declared.is_optional:
-                raise ValueError("may not be none")
+                raise ValueError("must not be none")
             return None
         if value == "":
-            raise ValueError("is empty; give a value" + (" or 'none'" if declared.is_optional else ""))
+            raise ValueError("is empty; set a value" + (" or 'none'" if declared.is_optional else ""))
         value = KINDS[declared.type](value)
         if declared.choices and value not in declared.choices:
             raise ValueError(f"must be one of {', '.join(map(str, declared.choices))}, not {value!r}")
@@ -233,7 +233,7 @@ def _read_bool(value: Any) -> bool:
 
 def _read_str(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"must be text, not {value!r}; quote it")
+        raise ValueError(f"must be text, not {value!r}; put it in quotes")
     return value
 
 

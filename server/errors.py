@@ -72,7 +72,7 @@ class ModelNotFound(InvalidRequest):
 
     def __init__(self, name: str, served: Sequence[str]) -> None:
         known = ", ".join(served) or "none"
-        super().__init__(f"The model '{name}' does not exist here. Served: {known}.", param="model")
+        super().__init__(f"The model '{name}' does not exist. Served models: {known}.", param="model")
 
 
 class AdapterNotLoaded(ModelNotFound):
@@ -90,7 +90,7 @@ class BodyTooLarge(InvalidRequest):
     code = "request_too_large"
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"The request body is larger than {limit} bytes, the most this server accepts.")
+        super().__init__(f"The request body is larger than this server's limit of {limit} bytes.")
 
 
 class Unavailable(APIError):

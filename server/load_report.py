@@ -48,7 +48,7 @@ def _report(model: ServedModel, url: str, when_ready: Callable[[], None]) -> Non
         if info.memory is not None:
             logger.info("memory: %s", describe_memory(info.memory))
             if info.context_limited_by == "memory" and info.memory.raise_command:
-                logger.info("memory: the context would be longer after: %s", info.memory.raise_command)
+                logger.info("memory: to allow a longer context: %s", info.memory.raise_command)
         for line in describe_kv_caches(info):
             logger.info("KV cache: %s", line)
         logger.info("prefix cache: %s", describe_prefix_cache(info.prefix_cache))
@@ -58,11 +58,11 @@ def _report(model: ServedModel, url: str, when_ready: Callable[[], None]) -> Non
 def _log_reasons(name: str, info: ModelInfo) -> None:
     """Log the features that this model lacks, with reasons."""
     if info.dequantized_reason is not None:
-        logger.warning("attention dequantizes every layer's KV cache in every step: %s", info.dequantized_reason)
+        logger.warning("attention dequantizes every layer's KV cache at every step: %s", info.dequantized_reason)
     if info.whole_heads_reason is not None:
         logger.warning("a chunk's attention keeps the scores of all heads at once: %s", info.whole_heads_reason)
     if info.max_drafts:
-        logger.info("speculation: up to %d guesses of a request are verified in a step", info.max_drafts)
+        logger.info("speculation: up to %d draft tokens per request are verified in a step", info.max_drafts)
         if info.draft_model is not None:
             logger.info("draft model: %s", describe_draft_model(info.draft_model))
     elif info.no_drafts_reason and info.no_drafts_reason != NO_SPECULATION:
@@ -89,17 +89,20 @@ def describe_draft_model(draft: DraftModelInfo) -> str:
 def describe_ranks(ranks: RanksInfo) -> str:
     """Return one line on the share of each rank."""
     held = (f"rank {each.rank} {each.num_layers} layers, {each.weights_bytes / 1e6:,.1f} MB" for each in ranks.ranks)
-    return f"{len(ranks.ranks)} over {ranks.link}, {ranks.parallel}: {'; '.join(held)}; below, the rank with least room"
+    return (
+        f"{len(ranks.ranks)} over {ranks.link}, {ranks.parallel}: {'; '.join(held)}; "
+        "below: the rank with the least room"
+    )
 
 
 def describe_memory(memory: MemoryReport) -> str:
     """Return one line on the use of memory."""
-    parts = ((memory.weights_bytes, "weights"), (memory.free_bytes, "KV caches and computing"))
+    parts = ((memory.weights_bytes, "weights"), (memory.free_bytes, "KV caches and computation"))
     told = ", ".join(f"{size / 1e9:.2f} for {what}" for size, what in parts)
     wired = (
         "" if not memory.wired_reason else f"; {'wired' if memory.wired_bytes else 'not wired'}: {memory.wired_reason}"
     )
-    unused = f"{memory.reserve_bytes / 1e9:.2f} unused"
+    unused = f"{memory.reserve_bytes / 1e9:.2f} in reserve"
     return f"of {memory.limit_bytes / 1e9:.2f} GB ({memory.limit_basis}) {told}, {unused}{wired}"
 
 

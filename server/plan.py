@@ -38,7 +38,7 @@ def show(plan: Plan, name: str, console: Console | None = None) -> None:
     for line in plan.advice:
         out.print(f"-> {line}", markup=False)
     if any(row.decode is not None for row in plan.rows):
-        out.print("Speeds are estimates; each range is as wide as the published measurements behind it lie apart.")
+        out.print("Speeds are estimates; each range reflects the spread of the published measurements behind it.")
 
 
 def to_document(plan: Plan, name: str) -> dict[str, Any]:
@@ -84,9 +84,9 @@ def draw(plan: Plan, name: str, file: Path) -> None:
     most = max(row.num_users for row in plan.rows)
     if most > 1:
         totals = [m.total_bytes / 1e9 for m in memory_by_context(plan, contexts, most)]
-        axes.plot(contexts, totals, "k--", label=f"all of it, {most} users")
-    axes.axhline(plan.budget_bytes / 1e9, color="tab:red", label="limit for the GPU")
-    axes.axhline(plan.machine.memory_bytes / 1e9, color="tab:gray", label="memory of the machine")
+        axes.plot(contexts, totals, "k--", label=f"total, {most} users")
+    axes.axhline(plan.budget_bytes / 1e9, color="tab:red", label="GPU limit")
+    axes.axhline(plan.machine.memory_bytes / 1e9, color="tab:gray", label="machine memory")
     axes.set(xlabel="context, tokens", ylabel="GB", title=f"{name} on {plan.machine.name}", xlim=(0, longest))
     axes.legend(loc="lower right", fontsize=8)
     axes.grid(alpha=0.3)
@@ -139,11 +139,11 @@ def show_profiles(standings: Sequence[Standing], console: Console | None = None)
 
 
 def _legend(standings: Sequence[Standing]) -> Iterator[str]:
-    yield f"Weights in GB; the context that one user gets; the speed, an estimate, at {SHORT_CONTEXT:,} tokens."
+    yield f"Weights in GB; context for one user; estimated speed at {SHORT_CONTEXT:,} tokens."
     if any(standing.profile.num_machines > 1 for standing in standings):
-        yield "2 machines: the weights on each; pippin plan PROFILE shows every rank, docs/ranks.md how they serve it."
+        yield "2 machines: weights on each; pippin plan PROFILE shows every rank, and docs/ranks.md how to serve it."
     if any(standing.raised_limit_mb is not None for standing in standings):
-        yield "limit raised: do that first; pippin plan PROFILE shows the command."
+        yield "limit raised: raise it first; pippin plan PROFILE shows the command."
 
 
 def profiles_document(standings: Sequence[Standing]) -> list[dict[str, Any]]:
@@ -171,7 +171,7 @@ def _note(standing: Standing) -> str:
     if standing.raised_limit_mb is not None:
         notes.append("limit raised")
     if standing.context is None:
-        notes.append(f"{gigabytes(max(0, plan.budget_bytes - plan.reserve_bytes))} GB there")
+        notes.append(f"{gigabytes(max(0, plan.budget_bytes - plan.reserve_bytes))} GB free")
     return "; ".join(notes)
 
 
@@ -182,7 +182,7 @@ def _machine_cells(machine: Machine) -> tuple[str, ...]:
 
 def _heading(plan: Plan, name: str) -> Iterator[str]:
     shape, machine = plan.shape, plan.machine
-    active = f", {count_of(shape.active_parameters)} of them for a token" if shape.is_moe else ""
+    active = f", {count_of(shape.active_parameters)} active per token" if shape.is_moe else ""
     yield f"{name}: {shape.model_type}, {count_of(shape.num_parameters)} parameters{active}"
     per_token = sum(cache.bytes_per_token for cache in plan.caches)
     held = "in full precision" if not plan.kv_cache.is_quantized else "quantized"
@@ -192,7 +192,7 @@ def _heading(plan: Plan, name: str) -> Iterator[str]:
     )
     limit = f"{gigabytes(plan.budget_bytes)} GB for the model"
     basis = f" ({machine.gpu_limit_basis})" if plan.budget_bytes == machine.gpu_limit_bytes else ""
-    yield f"{machine.name}: {limit}{basis}, {gigabytes(plan.reserve_bytes)} GB of them kept in reserve"
+    yield f"{machine.name}: {limit}{basis}, {gigabytes(plan.reserve_bytes)} GB of it in reserve"
 
 
 def _table(plan: Plan) -> Table:
@@ -226,7 +226,7 @@ def _kv_line(plan: Plan) -> str:
         + ("does not fit" if choice.context is None else f"{choice.context:,} tokens")
         for choice in plan.kv_choices
     ]
-    return f"KV cache, and the context that one user gets: {'; '.join(told)}"
+    return f"Context for one user by KV cache: {'; '.join(told)}"
 
 
 def _speculation_line(verifications: Sequence[Verification]) -> str:
@@ -234,8 +234,8 @@ def _speculation_line(verifications: Sequence[Verification]) -> str:
     ratios = ", ".join(f"{each.step_ratio:.1f}-{each.most_ratio:.1f}" for each in verifications)
     low, high = gain_range(verifications)
     return (
-        f"Speculation: a step that verifies {numbers} guesses takes {ratios} of a plain one; where {SHARES[0]:.0%} to "
-        f"{SHARES[1]:.0%} of them are right, answers come {low:.1f} to {high:.1f} times as fast"
+        f"Speculation: a step that verifies {numbers} drafts takes {ratios} times a plain step; if {SHARES[0]:.0%} to "
+        f"{SHARES[1]:.0%} of them are right, answers are {low:.1f} to {high:.1f} times as fast"
     )
 
 
@@ -243,8 +243,8 @@ def _chats_line(plan: Plan) -> str:
     at_once = f"at least {plan.num_chats}" if plan.num_chats == MOST_CHATS else str(plan.num_chats)
     chats = "1 chat" if plan.num_chats == 1 else f"{at_once} chats"
     return (
-        f"Users as above may each fill their context. Of ordinary length, {CHAT_TOKENS:,} tokens each, {chats} fit at "
-        "once: admission counts with expected lengths"
+        f"Users above may each fill their context. Of typical length, {CHAT_TOKENS:,} tokens each, {chats} fit at "
+        "once: admission uses expected lengths"
     )
 
 

@@ -52,7 +52,7 @@ def plan_ranks(
     """
     chosen = _link(machine, link)
     if parallel is not None and parallel not in PARALLELS:
-        raise ValueError(f"--parallel {parallel!r}: one of {', '.join(PARALLELS)}")
+        raise ValueError(f"--parallel {parallel!r} must be one of {', '.join(PARALLELS)}")
     counts = None if split is None else parse_split(split)
     opened, whole = _read(model, *weights)
 
@@ -102,7 +102,7 @@ def _link(machine: Machine, name: str | None) -> Link:
         return default_link(machine)
     link = find_link(name)
     if link.id == "tb5" and has_thunderbolt_5(machine) is False:
-        raise ValueError(f"{machine.name} has no Thunderbolt 5; take --link tb4, 10gbe or 1gbe")
+        raise ValueError(f"{machine.name} has no Thunderbolt 5; use --link tb4, 10gbe or 1gbe")
     return link
 
 
@@ -123,13 +123,13 @@ def show(choice: Choice, name: str, console: Console | None = None) -> None:
 
 def _heading(plan: RanksPlan, name: str) -> Iterator[str]:
     shape, ranks, machine, link = plan.whole, plan.ranks, plan.machine, plan.link
-    active = f", {count_of(shape.active_parameters)} of them for a token" if shape.is_moe else ""
+    active = f", {count_of(shape.active_parameters)} active per token" if shape.is_moe else ""
     yield f"{name}: {shape.model_type}, {count_of(shape.num_parameters)} parameters{active}"
     how = "tensor parallel" if ranks.parallel == "tensor" else f"a pipeline of {'+'.join(map(str, ranks.split))} layers"
     yield f"{ranks.size} ranks, {how}, over {link.name} (MLX's {link.backend})"
     limit = f"{gigabytes(plan.budget_bytes)} GB for the model"
     basis = f" ({machine.gpu_limit_basis})" if plan.budget_bytes == machine.gpu_limit_bytes else ""
-    yield f"each {machine.name}: {limit}{basis}, {gigabytes(plan.reserve_bytes)} GB of them kept in reserve"
+    yield f"each {machine.name}: {limit}{basis}, {gigabytes(plan.reserve_bytes)} GB of it in reserve"
 
 
 def _ranks_table(plan: RanksPlan) -> Table:
@@ -173,10 +173,10 @@ def _footer(choice: Choice) -> Iterator[str]:
     plan = choice.plan
     if plan.num_chats:
         at_once = f"at least {plan.num_chats}" if plan.num_chats == MOST_CHATS else str(plan.num_chats)
-        yield f"Of ordinary length, {CHAT_TOKENS:,} tokens each, {at_once} chats fit every rank at once."
+        yield f"Of typical length, {CHAT_TOKENS:,} tokens each, {at_once} chats fit every rank at once."
     sent, seconds = sum(message.num_bytes for message in plan.messages), plan.messages_s
     yield (
-        f"A token takes {len(plan.messages)} messages of {sent:,} bytes together: {1e3 * seconds.low:.1f}-"
+        f"A token takes {len(plan.messages)} messages of {sent:,} bytes in total: {1e3 * seconds.low:.1f}-"
         f"{1e3 * seconds.high:.1f} ms. {plan.link.basis[0].upper()}{plan.link.basis[1:]}."
     )
     if choice.reason:
@@ -184,7 +184,7 @@ def _footer(choice: Choice) -> Iterator[str]:
     for line in plan.advice:
         yield f"-> {line}"
     if any(row.decode is not None for row in plan.rows):
-        yield "Speeds are estimates, not measured over several machines; docs/ranks.md says what they rest on."
+        yield "Speeds are estimates, not measured over several machines; docs/ranks.md explains their basis."
 
 
 # --- for programs

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 from server import pocket
 from server.config import ConfigError, Field, Resolved, fields, resolve, sections
 
-_MODEL_HELP = f"Same as --model; without either, {pocket.MODEL_ID!r}, the model that comes with Pippin."
-_CONFIG_HELP = "YAML file of settings, or the name of a profile (`pippin plan --list`)."
+_MODEL_HELP = f"Same as --model. Default: {pocket.MODEL_ID!r}, the model that ships with Pippin."
+_CONFIG_HELP = "YAML configuration file, or the name of a profile (`pippin plan --list`)."
 _HELP = "Show this message and exit."
 
 
@@ -24,7 +24,7 @@ def resolve_arguments(arguments: Sequence[str]) -> Resolved:
     flags: dict[str, str | None] = given
     if positional is not None:
         if flags["model"] not in (None, positional):
-            raise ConfigError(f"two models: {positional!r} and --model {flags['model']!r}")
+            raise ConfigError(f"two models are given, {positional!r} and --model {flags['model']!r}; name one")
         flags["model"] = positional
     return resolve(None if file is None else Path(file), os.environ, flags)
 
@@ -45,8 +45,8 @@ class _Parser(argparse.ArgumentParser):
         for argument in left:
             if argument.startswith("-"):
                 nearest = difflib.get_close_matches(argument, self._option_string_actions, n=1, cutoff=0.0)[0]
-                raise ConfigError(f"unknown flag {argument}; the nearest known one is {nearest}")
-            raise ConfigError(f"one model at most, not also {argument!r}")
+                raise ConfigError(f"unknown flag {argument}; did you mean {nearest}?")
+            raise ConfigError(f"unexpected argument {argument!r}: the command takes one model")
         return found
 
 

@@ -139,13 +139,15 @@ def test_a_port_that_is_taken() -> None:
 def test_no_such_folder() -> None:
     code, lines = failing("/no/such/folder")
     assert code == 1
-    assert lines == ["pippin: there is no folder /no/such/folder; name a model folder, or a hub id such as owner/model"]
+    assert lines == [
+        "pippin: folder /no/such/folder does not exist; name a model folder, or a hub id such as owner/model"
+    ]
 
 
 DAMAGES = {
     "no config": "no config.json",
-    "truncated": "is cut off",
-    "architecture": "no architecture 'nonesuch'",
+    "truncated": "is truncated",
+    "architecture": "does not support the architecture 'nonesuch'",
     "no tokenizer": "tokenizer",
     "limit": "more than the model's own 2048",
     "bits": "does not divide this model's heads of 16; no group size does; leave it unset",

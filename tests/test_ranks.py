@@ -166,7 +166,7 @@ def test_a_drain_answers_what_was_admitted_and_ends_all_with_0() -> None:
 def test_a_model_that_cannot_be_split_so_is_refused_in_one_line(folder: Path) -> None:
     server = ServerProcess(str(folder), "--ranks", "2", "--parallel", "pipeline")
     assert server.wait() == 1
-    says = "does not split a llama model into a pipeline; possible: tensor over 2 ranks"
+    says = "has no pipeline parallelism for llama models; possible: tensor over 2 ranks"
     assert [line for line in server.lines if line.startswith("pippin: ") and says in line], server.lines
 
 
@@ -175,7 +175,7 @@ def test_a_model_that_cannot_be_split_so_is_refused_in_one_line(folder: Path) ->
     [
         (("--prefix-cache-dir", "/tmp/blocks"), "prefix_cache.dir is for a model in one process"),
         (("--record", "/tmp/run"), "debug.record is for a model in one process"),
-        (("--residency-keep-alive-s", "5"), "ranks.count is for one model that stays"),
+        (("--residency-keep-alive-s", "5"), "ranks.count needs a single model that stays loaded"),
     ],
 )
 def test_what_cannot_be_shared_is_refused_at_once(arguments: tuple[str, ...], says: str) -> None:

@@ -21,17 +21,19 @@ LARGEST_PER_BUFFER = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """Who computes when."""
+    """Scheduling of prefill and decode."""
 
-    max_num_seqs: int = option(32, "sequences that decode together, at most", ge=1)
-    max_waiting: int = option(1024, "requests that may wait for a place; one more is answered 503", ge=1)
-    max_stall_s: float = option(0.25, "longest a running stream may wait for somebody's prefill, seconds", gt=0)
-    max_chunk_s: float = option(
-        2.0, "longest prefill chunk while nothing decodes, seconds: an abort waits for it; macOS ends 5 s", gt=0
+    max_num_seqs: int = option(32, "maximum number of sequences decoded together", ge=1)
+    max_waiting: int = option(1024, "maximum number of waiting requests; further ones get a 503", ge=1)
+    max_stall_s: float = option(
+        0.25, "longest time a running stream waits for another request's prefill, seconds", gt=0
     )
-    max_chunk_tokens: int = option(2048, "tokens of one prefill chunk, at most", ge=1)
+    max_chunk_s: float = option(
+        2.0, "longest prefill chunk while nothing decodes, seconds; aborts wait for it, and macOS stops it at 5 s", gt=0
+    )
+    max_chunk_tokens: int = option(2048, "maximum tokens in one prefill chunk", ge=1)
     batch_share: float = option(
-        0.05, "time that requests of class batch may add to what the others take, as a share of it", ge=0.01
+        0.05, "maximum share by which requests of class batch may slow down the others", ge=0.01
     )
 
     def __post_init__(self) -> None:
@@ -40,14 +42,15 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextConfig:
-    """How long prompt and output may be together."""
+    """Length of prompt and output together."""
 
-    limit: int | None = option(None, "prompt + output ceiling, tokens; none: the model's own", ge=1)
+    limit: int | None = option(None, "maximum prompt + output, tokens; none: the model's context length", ge=1)
     on_overflow: Literal["error", "truncate_oldest"] = option(
-        "error", "a chat that is too long: 400, or its oldest turns go (header and usage say how many tokens)"
+        "error", "for a chat that is too long: return a 400, or drop the oldest turns (reported in a header and usage)"
     )
     on_max_tokens: Literal["fit", "error"] = option(
-        "fit", "max_tokens above the room that is left, or -1: as many as fit (a header says so), or 400"
+        "fit",
+        "for max_tokens of -1 or above the remaining context: reduce it (reported in a header), or return a 400",
     )
 
     def __post_init__(self) -> None:
@@ -56,25 +59,29 @@ class ContextConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVCacheConfig:
-    """How keys and values are held."""
+    """Precision of the KV cache."""
 
     bits: int | None = option(
-        None, "bits of quantized keys and values; none: the model's precision", choices=(4, 5, 6, 8)
+        None, "bits per key and value in a quantized cache; none: the model's precision", choices=(4, 5, 6, 8)
     )
-    key_bits: int | None = option(None, "bits of keys, where they differ from kv_cache.bits", choices=(4, 5, 6, 8))
-    value_bits: int | None = option(None, "bits of values, where they differ from kv_cache.bits", choices=(4, 5, 6, 8))
+    key_bits: int | None = option(
+        None, "bits per key, if different from kv_cache.bits; none: kv_cache.bits", choices=(4, 5, 6, 8)
+    )
+    value_bits: int | None = option(
+        None, "bits per value, if different from kv_cache.bits; none: kv_cache.bits", choices=(4, 5, 6, 8)
+    )
     group_size: int | None = option(
-        None, "numbers that share a scale in a quantized cache; none: 64", choices=(32, 64, 128)
+        None, "group size of a quantized cache: numbers that share a scale; none: 64", choices=(32, 64, 128)
     )
     start: int | None = option(
-        None, "first tokens of every sequence that stay in full precision in a quantized cache; none: 0", ge=0
+        None, "leading tokens of a sequence kept in full precision in a quantized cache; none: 0", ge=0
     )
 
     def __post_init__(self) -> None:
         check_options(self)
         for name in ("group_size", "start"):
             if getattr(self, name) is not None and not self.is_quantized:
-                raise OptionError(name, "says how a quantized cache is held; set bits too, or leave it unset")
+                raise OptionError(name, "applies only to a quantized cache; set kv_cache.bits too, or leave it unset")
 
     @property
     def is_quantized(self) -> bool:
@@ -95,24 +102,28 @@ class KVCacheConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryConfig:
-    """How much memory may be used, in GB (1e9 bytes)."""
+    """Memory limits, in GB (1e9 bytes)."""
 
     limit_gb: float | None = option(
-        None, "memory for weights, KV caches and computing; none: what the system lets the device have", gt=0
+        None, "memory for weights, KV caches and computation, GB; none: the system's limit for the device", gt=0
     )
-    reserve_gb: float | None = option(None, "of the limit, what stays unused; none: a tenth, at most 3 GB", ge=0)
+    reserve_gb: float | None = option(
+        None, "part of the limit left unused, GB; none: a tenth of the limit, at most 3 GB", ge=0
+    )
     cache_gb: float | None = option(
-        None, "freed buffers that MLX keeps for reuse; none: a quarter of what the weights leave, at most 4 GB", ge=0
+        None,
+        "freed buffers that MLX keeps for reuse, GB; none: a quarter of the memory left by the weights, at most 4 GB",
+        ge=0,
     )
     wired: Literal["auto", "never", "always"] = option(
         "auto",
-        "keep the weights from being paged out (macOS); auto: from 4 GB on, where that is safe; docs/memory.md",
+        "prevent macOS from paging out the weights; auto: from 4 GB of weights, where safe (docs/memory.md)",
     )
     max_ops_per_buffer: int | None = option(
-        None, "operations that MLX puts into one Metal command buffer, at most; none: MLX chooses by the chip", ge=1
+        None, "maximum operations in one Metal command buffer; none: MLX's default for the chip", ge=1
     )
     max_mb_per_buffer: int | None = option(
-        None, "data of one Metal command buffer, MB, at most; more holds more memory; none: MLX chooses", ge=1
+        None, "maximum data of one Metal command buffer, MB; higher values use more memory; none: MLX's default", ge=1
     )
 
     def __post_init__(self) -> None:
@@ -141,29 +152,34 @@ def _bytes(gigabytes: float | None) -> int | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RanksConfig:
-    """One model, shared by several processes."""
+    """One model divided among several processes (ranks)."""
 
     count: int = option(
-        1, "processes on this machine that hold a part of the model each; 1: one has it all", ge=1, short_flag="--ranks"
+        1,
+        "processes on this machine that each hold a part of the model; 1: one process holds all of it",
+        ge=1,
+        short_flag="--ranks",
     )
     parallel: Parallel = option(
-        "tensor", "what a part is: a share of every layer, or some of the layers", short_flag="--parallel"
+        "tensor",
+        "division of the model: a share of every layer (tensor), or whole layers (pipeline)",
+        short_flag="--parallel",
     )
     split: str | None = option(
-        None, "layers of each of a pipeline's ranks, rank 0 first, as 31,30; none: even", short_flag="--split"
+        None, "layers on each pipeline rank, rank 0 first, such as 31,30; none: an even split", short_flag="--split"
     )
     hostfile: str | None = option(
         None,
-        "MLX's file of the machines, rank 0's first; this process is rank 0; none: all ranks are on this machine",
+        "MLX hostfile that lists the machines, rank 0 (this process) first; none: all ranks are on this machine",
         short_flag="--hostfile",
     )
     key: str | None = option(
-        None, "@FILE of the key by which the machines of a hostfile know each other", short_flag="--key"
+        None, "shared secret that authenticates the machines of a hostfile, as @FILE", short_flag="--key"
     )
     port: int = option(
-        7400, "port at which rank 0 waits for the machines of a hostfile; the next one is for MLX's own messages", ge=1
+        7400, "port on which rank 0 waits for the machines of a hostfile; MLX itself uses the next one", ge=1
     )
-    join_s: float = option(120.0, "ranks that have not joined by then end the server, seconds", gt=0)
+    join_s: float = option(120.0, "time for all ranks to join, seconds; after it the server stops", gt=0)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -178,23 +194,23 @@ class RanksConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixCacheConfig:
-    """What is kept of prompts and answers, so that it is not computed again."""
+    """Prompts and answers kept for reuse by later prompts that begin the same."""
 
-    enabled: bool = option(True, "keep what was computed, and take it where a prompt begins alike")
+    enabled: bool = option(True, "reuse the KV cache of earlier prompts and answers when a prompt begins the same")
     ram_gb: float | None = option(
         None,
-        "memory for it, GB; running requests come first; none: half of what the weights leave",
+        "memory for the cache, GB; running requests take precedence; none: half of the memory left by the weights",
         ge=0,
     )
-    dir: str | None = option(None, "folder on an SSD where it survives a restart; none: memory only")
-    max_bytes: int = option(50_000_000_000, "most that the folder may hold, bytes", ge=0)
-    chunk_tokens: int = option(64, "tokens of a block, the unit that is stored and shared", ge=1)
+    dir: str | None = option(None, "folder on an SSD where the cache survives a restart; none: memory only")
+    max_bytes: int = option(50_000_000_000, "maximum size of the folder, bytes", ge=0)
+    chunk_tokens: int = option(64, "tokens in a block, the unit of storage and sharing", ge=1)
     snapshot_tokens: int = option(
-        1024, "for state that cannot be cut (sliding windows, recurrent): a snapshot every so many tokens", ge=1
+        1024, "tokens between snapshots of state that cannot be truncated (sliding windows, recurrent layers)", ge=1
     )
     next_turn: bool = option(
         True,
-        "where a chat's next prompt leaves thoughts out, compute its known beginning while nothing else is asked",
+        "while idle, precompute the known beginning of a chat's next prompt if that prompt omits reasoning",
     )
 
     def __post_init__(self) -> None:
@@ -207,22 +223,20 @@ class PrefixCacheConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculationConfig:
-    """Tokens that are guessed and verified several at a time (speculative decoding): answers stay the same."""
+    """Speculative decoding: draft several tokens and verify them in one step. Answers stay the same."""
 
     kind: Literal["off", "ngram", "draft-model"] = option(
         "off",
-        "where guesses come from; ngram: earlier text of the same prompt and answer; draft-model: a smaller model",
+        "source of draft tokens; ngram: earlier text of the same prompt and answer; draft-model: a smaller model",
         short_flag="--speculation",
     )
     draft_model: str | None = option(
         None,
-        "folder or hub id of the smaller model of kind draft-model; its vocabulary must be the model's",
+        "folder or hub id of the draft model, for kind draft-model; it needs the model's vocabulary",
         short_flag="--draft-model",
     )
-    max_tokens: int = option(8, "guesses that one step verifies for a request, at most", ge=1)
-    max_slowdown: float = option(
-        0.01, "share of its time that guesses which do not pay may cost a request, at most", ge=0
-    )
+    max_tokens: int = option(8, "maximum draft tokens that one step verifies for a request", ge=1)
+    max_slowdown: float = option(0.01, "maximum share of a request's time spent on drafts that do not pay off", ge=0)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -241,9 +255,13 @@ class SpeculationConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthConfig:
-    """When the server calls itself unhealthy."""
+    """Conditions under which the server reports itself unhealthy."""
 
-    stall_s: float = option(60.0, "unhealthy when work waits and no step finished for so long, seconds", gt=0)
+    stall_s: float = option(
+        60.0,
+        "time without a finished step while work waits, seconds; after it the server reports itself unhealthy",
+        gt=0,
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -251,22 +269,25 @@ class HealthConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MockConfig:
-    """The pace and the faults of the mock backend, and what it writes."""
+    """Speed, faults and output of the mock backend."""
 
-    load_s: float = option(0.0, "time that loading takes, seconds", ge=0)
-    ttft_s: float = option(0.0, "time of a prefill, however long the prompt, seconds", ge=0)
+    load_s: float = option(0.0, "time to load the model, seconds", ge=0)
+    ttft_s: float = option(0.0, "time of a prefill, whatever the prompt's length, seconds", ge=0)
     itl_s: float = option(0.0, "time of one decode step, seconds", ge=0)
-    context: int = option(4096, "the mock model's own context length, tokens", ge=8)
+    context: int = option(4096, "context length of the mock model, tokens", ge=8)
     script: str | None = option(
-        None, 'file of lines {"match": REGEX, "text": TEXT}: what it writes where the last message matches'
+        None,
+        'file of lines {"match": REGEX, "text": TEXT}: the answer when the last message matches; none: made-up text',
     )
     tokenizer: str | None = option(
-        None, "folder of a model whose tokenizer, template and end tokens it has; no weights"
+        None, "model folder to take the tokenizer, template and end tokens from, without weights; none: built in"
+    )
+    fault: str | None = option(
+        None, "fault to inject: KIND@STEP, or KIND/STEPS for one every STEPS steps; KIND is fail, oom, hang or die"
     )
     draft_share: float = option(
-        1.0, "share of the tokens of its draft model that are what it writes, with speculation.kind draft-model", ge=0
+        1.0, "share of a draft model's tokens that are right, with speculation.kind draft-model", ge=0
     )
-    fault: str | None = option(None, "KIND@STEP or KIND/STEPS (every so many), KIND one of fail, oom, hang, die")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -274,17 +295,17 @@ class MockConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulateConfig:
-    """A machine whose pace and memory the mock backend has, as the planner predicts them."""
+    """Simulation of a machine by the mock backend, with the speed and memory that the planner predicts."""
 
     machine: str | None = option(
-        None, "machine to simulate, such as m3-ultra-512 (pippin plan --machines)", short_flag="--simulate"
+        None, "machine to simulate, such as m3-ultra-512 (listed by `pippin plan --machines`)", short_flag="--simulate"
     )
     model: str | None = option(
-        None, "model that it serves: such as deepseek-r1, a profile, a folder, a config.json", short_flag="--as"
+        None, "model to simulate: a name such as deepseek-r1, a profile, a folder or a config.json", short_flag="--as"
     )
-    speed: float = option(1.0, "times as fast as predicted", gt=0)
+    speed: float = option(1.0, "factor on the predicted speed", gt=0)
     disk_gb_s: float | None = option(
-        None, "what its disk reads, GB per second, for the time of loading; none: mock.load_s", gt=0
+        None, "disk read speed that determines the time to load, GB per second; none: mock.load_s", gt=0
     )
 
     def __post_init__(self) -> None:
@@ -293,10 +314,12 @@ class SimulateConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DebugConfig:
-    """Tools for finding out what went wrong."""
+    """Debugging tools."""
 
     record: str | None = option(
-        None, "file to record every step of the engine in, token ids included, to be replayed", short_flag="--record"
+        None,
+        "file that records every engine step, with token ids, for replay; none: no recording",
+        short_flag="--record",
     )
 
 

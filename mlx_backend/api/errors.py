@@ -49,7 +49,7 @@ class QueueFull(EngineError):
     """Too many requests are waiting already."""
 
     def __init__(self, num_waiting: int, retry_after_s: int = 5) -> None:
-        super().__init__(f"{num_waiting} requests are waiting already; try again later")
+        super().__init__(f"{num_waiting} requests are already waiting; try again later")
         self.num_waiting = num_waiting
         self.retry_after_s = retry_after_s
         """Time after which some of them should have started."""
@@ -59,7 +59,7 @@ class TooManyPrompts(EngineError):
     """More prompts in one submission than `scheduler.max_waiting`: waiting would not help."""
 
     def __init__(self, num_prompts: int, limit: int) -> None:
-        super().__init__(f"The request has {num_prompts} prompts; at most {limit} can be taken at once.")
+        super().__init__(f"The request has {num_prompts} prompts; the limit is {limit}.")
 
 
 class ContextLengthExceeded(EngineError):
@@ -86,7 +86,7 @@ class MemoryLimitExceeded(EngineError):
         rows = "" if num_rows == 1 else f" for {num_rows} continuations"
         super().__init__(
             f"This request may need {needed_bytes / 1e9:.2f} GB of memory beside the model ({num_tokens} tokens of "
-            f"prompt and output{rows}), and {limit_bytes / 1e9:.2f} GB are there. "
+            f"prompt and output{rows}), but only {limit_bytes / 1e9:.2f} GB are available. "
             f"At most {largest} tokens{rows} fit; please shorten the prompt or ask for fewer tokens."
         )
 
@@ -95,7 +95,7 @@ class UnknownToken(EngineError):
     """A token id of a prompt, or (`is_bias`) of a logit bias, is not in the model's vocabulary."""
 
     def __init__(self, token_id: int, vocab_size: int, *, is_bias: bool = False) -> None:
-        super().__init__(f"There is no token {token_id}: this model's token ids go from 0 to {vocab_size - 1}.")
+        super().__init__(f"Token {token_id} does not exist: this model's token ids range from 0 to {vocab_size - 1}.")
         self.is_bias = is_bias
 
 

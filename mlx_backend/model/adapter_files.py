@@ -68,13 +68,13 @@ def open_adapter(name: str, folder: Path) -> AdapterFiles:
     """Read and check the files of the adapter called `name`. Raises ModelLoadError."""
     path = folder / CONFIG
     if not path.is_file():
-        raise ModelLoadError(f"adapter {name}: {folder} has no {CONFIG}; name the folder of a LoRA adapter")
+        raise ModelLoadError(f"adapter {name}: {folder} has no {CONFIG}; set the folder of a LoRA adapter")
     try:
         if path.stat().st_size > _MOST_CONFIG_BYTES:
             raise ValueError("it is too large")
         config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
-            raise ValueError("it is no mapping")
+            raise ValueError("it is not a mapping")
     except (OSError, ValueError, RecursionError) as error:
         raise ModelLoadError(f"adapter {name}: {path} cannot be read ({error})") from error
     form: Literal["mlx-lm", "peft"] = "peft" if "peft_type" in config else "mlx-lm"
@@ -105,7 +105,7 @@ def stacked_bytes(adapters: Sequence[AdapterFiles]) -> int:
 def _mlx_scale(config: Mapping[str, Any]) -> Scale:
     kind = config.get("fine_tune_type", "lora")
     if kind != "lora":
-        raise ValueError(f"its fine_tune_type is {str(kind)[:40]!r}; only lora is served beside others{_FUSE}")
+        raise ValueError(f"its fine_tune_type is {str(kind)[:40]!r}; only lora is supported{_FUSE}")
     parameters = config.get("lora_parameters")
     scale = parameters.get("scale") if isinstance(parameters, dict) else None
     number = _number(scale, "lora_parameters.scale")
@@ -115,16 +115,16 @@ def _mlx_scale(config: Mapping[str, Any]) -> Scale:
 def _peft_scales(config: Mapping[str, Any]) -> Scale:
     """Return alpha / rank, or alpha / sqrt(rank); `alpha_pattern` has other alphas by the end of a layer's path."""
     if config["peft_type"] != "LORA":
-        raise ValueError(f"its peft_type is {str(config['peft_type'])[:40]!r}; only LORA is served")
+        raise ValueError(f"its peft_type is {str(config['peft_type'])[:40]!r}; only LORA is supported")
     for key, without in (("use_dora", False), ("bias", "none"), ("fan_in_fan_out", False)):
         if config.get(key, without) != without:
-            raise ValueError(f"{key} is {str(config[key])[:40]!r}, which is not served beside others{_FUSE}")
+            raise ValueError(f"{key} is {str(config[key])[:40]!r}, which is not supported{_FUSE}")
     for key in ("modules_to_save", "layer_replication", "trainable_token_indices", "target_parameters"):
         if config.get(key):
-            raise ValueError(f"{key} is set, which is not served beside others{_FUSE}")
+            raise ValueError(f"{key} is set, which is not supported{_FUSE}")
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
-        raise ValueError(f"alpha_pattern is no mapping, but {str(patterns)[:40]!r}")
+        raise ValueError(f"alpha_pattern must be a mapping, not {str(patterns)[:40]!r}")
     for pattern in patterns:
         if re.search(r"[^\w.]", pattern):
             raise ValueError(f"alpha_pattern has {pattern[:60]!r}; name each layer by the end of its path")
@@ -140,7 +140,7 @@ def _peft_scales(config: Mapping[str, Any]) -> Scale:
 
 def _number(value: Any, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{key} of its {CONFIG} is {str(value)[:40]!r}, not a number")
+        raise ValueError(f"{key} of its {CONFIG} must be a number, not {str(value)[:40]!r}")
     return float(value)
 
 
@@ -158,21 +158,21 @@ def _pair(
     for name in shapes:
         found = pattern.fullmatch(name)
         if found is None:
-            raise ValueError(f"its tensor {name[:80]} is no factor of a linear layer{_FUSE}")
+            raise ValueError(f"its tensor {name[:80]} is not a factor of a linear layer{_FUSE}")
         names.setdefault(found[1], {})[found[2].lower()] = name
     if not names:
         raise ValueError("its file has no tensors")
     factors = {}
     for path, pair in sorted(names.items()):
         if len(pair) < 2:
-            raise ValueError(f"{path} has one factor of two")
+            raise ValueError(f"{path} has only one of its two factors")
         a, b = shapes[pair["a"]], shapes[pair["b"]]
         if is_transposed:
             a, b = a[::-1], b[::-1]
         if len(a) != 2 or len(b) != 2:
-            raise ValueError(f"{path} is a layer of experts or of another kind; only linear layers are served")
+            raise ValueError(f"{path} is not a linear layer; only linear layers are supported")
         if a[1] != b[0] or not 1 <= a[1] <= _MOST_RANK:
-            raise ValueError(f"the factors of {path} are {list(a)} and {list(b)}; a rank is 1 to {_MOST_RANK}")
+            raise ValueError(f"the factors of {path} are {list(a)} and {list(b)}; the rank must be 1 to {_MOST_RANK}")
         factors[path] = Factors(pair["a"], pair["b"], a[0], b[1], a[1], scale(path, a[1]))
     return factors
 

@@ -54,7 +54,7 @@ def find_model(name: str) -> Path:
     if path.exists():
         raise ModelLoadError(f"{name} is a file; name the folder that holds config.json and the weights")
     if not HUB_ID.fullmatch(name):
-        raise ModelLoadError(f"there is no folder {name}; name a model folder, or a hub id such as owner/model")
+        raise ModelLoadError(f"folder {name} does not exist; name a model folder, or a hub id such as owner/model")
     return _download(name)
 
 
@@ -75,7 +75,7 @@ def read_config(file: Path) -> Mapping[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{file} cannot be read as a config.json ({error}); fetch it again") from error
+        raise ModelLoadError(f"{file} cannot be read as a config.json ({error}); download it again") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelLoadError(f"{file} names no model_type; is it the config.json of a language model?")
     return config
@@ -85,10 +85,10 @@ def _choose_weights(path: Path) -> WeightFiles:
     try:
         return find_weights(path)
     except (OSError, UnicodeError) as error:
-        raise ModelLoadError(f"{path / INDEX} cannot be read ({error}); fetch the model again") from error
+        raise ModelLoadError(f"{path / INDEX} cannot be read ({error}); download the model again") from error
     except IncompleteWeights as error:
         has_any = any(path.glob("model*.safetensors*"))
-        advice = "fetch the model again" if has_any else "convert the model with mlx_lm.convert first"
+        advice = "download the model again" if has_any else "convert the model with mlx_lm.convert first"
         raise ModelLoadError(f"{path} {error}; {advice}") from error
 
 
@@ -102,16 +102,16 @@ def read_header(file: Path) -> dict[str, Mapping[str, Any]]:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
-                raise ValueError("its header is not one")
+                raise ValueError("its header is invalid")
             header = json.loads(stream.read(length))
         tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
         end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
         expected = 8 + length + int(end)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise ModelLoadError(f"{file} is not a readable safetensors file ({error}); fetch it again") from error
+        raise ModelLoadError(f"{file} is not a readable safetensors file ({error}); download it again") from error
     if size < expected:
         missing = math.ceil((expected - size) / 1024)
-        raise ModelLoadError(f"{file} is cut off: {missing} KiB of {expected // 1024} are missing; fetch it again")
+        raise ModelLoadError(f"{file} is truncated: {missing} of {expected // 1024} KiB are missing; download it again")
     return tensors
 
 
@@ -123,7 +123,7 @@ def belonging(names: Collection[str], index: str | None) -> list[str]:
     try:
         weights = choose([name for name in names if name.endswith(".safetensors")], index).names
     except IncompleteWeights as error:
-        raise ModelLoadError(f"{error}; look for the model in MLX's format, or convert it") from error
+        raise ModelLoadError(f"{error}; use the model in MLX's format, or convert it") from error
     return [name for name in names if name in weights or is_small(name)]
 
 
@@ -160,8 +160,8 @@ def _download(name: str) -> Path:
         raise ModelLoadError(f"{name} {error}") from error
     except LocalEntryNotFoundError as error:
         raise ModelLoadError(
-            f"{name} is neither a folder here nor in the download cache, and the hub is out of reach"
+            f"{name} is neither a local folder nor in the download cache, and the hub is unreachable"
         ) from error
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ModelLoadError(f"{name} is not a folder here and cannot be downloaded: {reason}") from error
+        raise ModelLoadError(f"{name} is not a local folder and cannot be downloaded: {reason}") from error

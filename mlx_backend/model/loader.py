@@ -60,10 +60,12 @@ def build_model(checkpoint: Checkpoint) -> nn.Module:
     except ValueError as error:
         if "not supported" in str(error):
             raise ModelLoadError(
-                f"mlx-lm knows no architecture {model_type!r}; choose another model or a newer mlx-lm"
+                f"mlx-lm does not support the architecture {model_type!r}; use another model or a newer mlx-lm"
             ) from error
         known = "".join(f"; {note}" for note in checkpoint.notes)
-        raise ModelLoadError(f"{checkpoint.path} does not fit its config.json: {_first_line(error)}{known}") from error
+        raise ModelLoadError(
+            f"{checkpoint.path} does not match its config.json: {_first_line(error)}{known}"
+        ) from error
     except (KeyError, TypeError, AttributeError, AssertionError, RuntimeError, OSError) as error:
         what = f"{type(error).__name__}: {_first_line(error)}"
         raise ModelLoadError(f"{checkpoint.path} cannot be built as a {model_type} model ({what})") from error
@@ -79,7 +81,7 @@ def _build(checkpoint: Checkpoint) -> nn.Module:
             raise
     model = _load(checkpoint, main)
     others = ", ".join(file.name for file in checkpoint.weight_files if file not in main)
-    logger.info("%s: left out, the model takes nothing of it: %s", checkpoint.path.name, others)
+    logger.info("%s: skipped files that the model does not use: %s", checkpoint.path.name, others)
     return model
 
 

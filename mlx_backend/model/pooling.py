@@ -44,18 +44,18 @@ def read_pooling(checkpoint: Checkpoint) -> Pooling | str:
     """Return the pooling of a model, or the reason why it makes no vectors."""
     path = checkpoint.path
     if not is_embedding_model(path):
-        return "its folder has no modules.json, with which embedding models say how a vector is made"
+        return "its folder has no modules.json, in which embedding models define their pooling"
     if checkpoint.config.get("use_bidirectional_attention") or checkpoint.config.get("is_causal") is False:
-        return "its tokens attend to those after them, which mlx-lm's code does not do"
+        return "its attention is bidirectional, which mlx-lm does not implement"
     try:
         modules = {str(module["type"]).rpartition(".")[2]: path / module["path"] for module in _read(path)}
         if list(modules) not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-            return f"its modules.json asks for {', '.join(modules)}; Transformer, Pooling and Normalize are known"
+            return f"its modules.json needs {', '.join(modules)}; only Transformer, Pooling and Normalize are supported"
         asked = _asked(_read(modules["Pooling"], "config.json"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its modules.json, or what it names, cannot be read ({type(error).__name__}: {error})"
+        return f"its modules.json, or a file that it names, cannot be read ({type(error).__name__}: {error})"
     if len(asked) != 1 or asked[0] not in _PLACES:
-        return f"its pooling is {' and '.join(asked) or 'nothing'}; one of lasttoken, mean and cls is known"
+        return f"its pooling is {' and '.join(asked) or 'nothing'}; only one of lasttoken, mean and cls is supported"
     return Pooling(_PLACES[asked[0]], "Normalize" in modules)
 
 

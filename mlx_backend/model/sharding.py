@@ -20,7 +20,7 @@ from mlx_backend.model.deadline import deadline
 
 JOIN_S = 45
 """Time after which ranks that do not find each other end: MLX's own wait holds the GIL, and is endless on rank 0."""
-_ADVICE = "end what else uses the ports of the hostfile, allow them in the firewalls, and start all ranks again"
+_ADVICE = "stop other programs on the hostfile's ports, allow the ports in the firewalls, and restart all ranks"
 _joined: list[Membership] = []
 """The group of this process; there can be only one until it ends."""
 
@@ -31,7 +31,7 @@ def join(membership: Membership) -> mx.distributed.Group:
     A process that waits too long ends with exit code 1 and a line: nothing else could end it.
     """
     if _joined:
-        raise ModelLoadError("ranks: this process has been in a group before; restart it")
+        raise ModelLoadError("ranks: this process has already been in a group; restart it")
     _joined.append(membership)
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         backend, content, variables = describe(membership, file.name)

@@ -72,7 +72,7 @@ def build_from_config(config: Mapping[str, Any], quantization: Quantization | No
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         what = f"{type(error).__name__}: {error}"
         raise ModelLoadError(
-            f"config.json of model_type {config.get('model_type')!r} builds no model ({what})"
+            f"config.json of model_type {config.get('model_type')!r} does not describe a valid model ({what})"
         ) from error
     model.set_dtype(mx.bfloat16)
     section = config.get("quantization") if quantization is None else None

@@ -44,9 +44,9 @@ def read_index(text: str) -> frozenset[str]:
         raise ValueError(f"it has no weight_map ({error})") from None
     for name in named:
         if not isinstance(name, str) or "/" in name or "\\" in name or not name.endswith(".safetensors"):
-            raise ValueError(f"it names {str(name)[:80]!r}, which is no weight file beside it")
+            raise ValueError(f"it names {str(name)[:80]!r}, which is not a weight file in the same folder")
     if not named:
-        raise ValueError("it names no file")
+        raise ValueError("it names no files")
     return named
 
 
@@ -94,7 +94,7 @@ def _chosen(
     chosen = frozenset(names)
     others = [name for name in present if fnmatchcase(name, _ANY) and name not in chosen]
     if others:
-        notes = [*notes, f"{_listed(others)} left out: not of the model's files"]
+        notes = [*notes, f"{_listed(others)} skipped: not part of the model"]
     return WeightFiles(tuple(sorted(chosen)), tuple(notes), is_indexed)
 
 
@@ -105,7 +105,7 @@ def _whole(present: Collection[str]) -> frozenset[str]:
     sets = _shards(present)
     whole = [names for (_, number), names in sets.items() if int(number) == len(names)]
     if len(whole) > 1:
-        raise IncompleteWeights(f"has two sets of weights, {min(whole[0])} … and {min(whole[1])} …; keep one of them")
+        raise IncompleteWeights(f"has two sets of weights, {min(whole[0])} … and {min(whole[1])} …; keep only one")
     if whole or sets:
         return frozenset(whole[0]) if whole else frozenset()
     return frozenset(name for name in present if fnmatchcase(name, _ANY))

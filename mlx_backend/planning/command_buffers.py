@@ -49,6 +49,6 @@ def _read(variable: str, text: str) -> int:
     if not 1 <= value <= LARGEST_PER_BUFFER:
         raise ModelLoadError(
             f"environment {variable}: must be a whole number from 1 to {LARGEST_PER_BUFFER}, not {text!r}; "
-            "correct it or unset it"
+            "correct or unset it"
         )
     return value

@@ -84,7 +84,7 @@ def find_link(link_id: str) -> Link:
     for link in LINKS:
         if link.id == link_id.strip().lower():
             return link
-    raise ValueError(f"link {link_id!r}: one of {', '.join(link.id for link in LINKS)}")
+    raise ValueError(f"link {link_id!r} must be one of {', '.join(link.id for link in LINKS)}")
 
 
 def has_thunderbolt_5(machine: Machine) -> bool | None:

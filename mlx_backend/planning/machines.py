@@ -51,7 +51,7 @@ class UnknownMachine(LookupError):
     def __init__(self, machine_id: str, nearest: Sequence[str]) -> None:
         self.nearest = tuple(nearest)
         hint = f"Nearest: {', '.join(self.nearest)}." if self.nearest else "An id looks like m3-ultra-512."
-        super().__init__(f"There is no machine {machine_id!r}. {hint}")
+        super().__init__(f"Unknown machine {machine_id!r}. {hint}")
 
 
 @cache
@@ -161,6 +161,6 @@ def _other(name: str, memory_bytes: int) -> Machine:
         bandwidth=0,
         memory_bytes=memory_bytes,
         gpu_limit_bytes=memory_bytes,
-        gpu_limit_basis="all of the memory: no limit of macOS applies",
+        gpu_limit_basis="all of the memory: no macOS limit applies",
         source="this computer",
     )

@@ -252,7 +252,7 @@ def _advice(
         if more is not None and (short.memory is None or more.context > short.memory.context):
             found.append(
                 f"Raise the GPU's limit to {raised / 1e9:,.0f} GB: sudo sysctl iogpu.wired_limit_mb={raised // 2**20} "
-                f"(until the next start); then {more.context:,} tokens fit for {_users(short.num_users)}."
+                f"(until the next restart); then {more.context:,} tokens fit for {_users(short.num_users)}."
             )
     if rows[0].memory is None:
         found += _smaller_weights(shape, plans, budget, reserve)
@@ -282,8 +282,8 @@ def _wiring(shape: ModelShape, machine: Machine, rows: Sequence[Row], budget: in
     if not wiring.wired_bytes or rows[0].memory is None:
         return []
     return [
-        f"The weights, {wiring.wired_bytes / 1e9:,.1f} GB, are wired and requests batched, unless the GPU driver has "
-        "panicked before or another process has wired memory (not run on a Mac; docs/memory.md)."
+        f"The weights, {wiring.wired_bytes / 1e9:,.1f} GB, are wired and requests are batched, unless the GPU driver "
+        "has panicked before or another process has wired memory (not run on a Mac; docs/memory.md)."
     ]
 
 
@@ -301,8 +301,8 @@ def _smaller_weights(shape: ModelShape, plans: Sequence[CachePlan], budget: int,
             ]
     least = round(shape.num_parameters * (_TRIED_BITS[-1] + 32 / _GROUP_SIZE) / 8)
     return [
-        f"No quantization of this model that is worth having fits: at {_TRIED_BITS[-1]} bits its weights are about "
-        f"{least / 1e9:,.0f} GB, and {max(0, budget - reserve) / 1e9:,.0f} GB are there for everything. Use a machine "
+        f"No useful quantization of this model fits: at {_TRIED_BITS[-1]} bits its weights are about "
+        f"{least / 1e9:,.0f} GB, and only {max(0, budget - reserve) / 1e9:,.0f} GB are available. Use a machine "
         "with more memory, several machines, or a smaller model."
     ]
 

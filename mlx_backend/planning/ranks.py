@@ -128,7 +128,7 @@ def parse_split(text: str) -> tuple[int, ...]:
     except ValueError:
         split = ()
     if not split or min(split) < 1:
-        raise ValueError(f"split {text!r}: give the layers of each rank with commas between, such as 31,30")
+        raise ValueError(f"split {text!r} must be the layers of each rank, comma-separated, such as 31,30")
     return split
 
 
@@ -145,7 +145,7 @@ def read_split(text: str | None) -> tuple[int, ...] | None:
 def check(splits: Splits, parallel: Parallel, size: int, split: Sequence[int] | None = None) -> None:
     """Raise ModelLoadError if the model cannot be split so; the message names the possible splits."""
     if not 2 <= size <= MOST_RANKS:
-        raise ModelLoadError(f"{size} ranks: a model is split over 2 to {MOST_RANKS}")
+        raise ModelLoadError(f"{size} ranks are not supported; use 2 to {MOST_RANKS}")
     if parallel == "tensor":
         _check_tensor(splits, size, split)
     else:
@@ -159,26 +159,26 @@ def possibilities(splits: Splits) -> str:
         found.append(f"tensor over {_either(splits.tensor_sizes)} ranks")
     if splits.largest_pipeline >= 2:
         found.append(f"pipeline over 2 to {splits.largest_pipeline} ranks")
-    return " or ".join(found) if found else "one machine alone"
+    return " or ".join(found) if found else "one machine only"
 
 
 def _check_tensor(splits: Splits, size: int, split: Sequence[int] | None) -> None:
     possible = f"possible: {possibilities(splits)}"
     if splits.divisibles is None:
-        raise ModelLoadError(f"mlx-lm does not split a {splits.model_type} model by tensors; {possible}")
+        raise ModelLoadError(f"mlx-lm has no tensor parallelism for {splits.model_type} models; {possible}")
     if split is not None:
-        raise ModelLoadError("split is for a pipeline; under tensor parallelism all ranks have equal parts")
+        raise ModelLoadError("split applies only to a pipeline; with tensor parallelism all ranks have equal parts")
     failing = [each for each in splits.divisibles if each.count % size]
     if failing:
         named = ", ".join(f"{each.count} {each.what}" for each in failing[:_MOST_NAMED])
         more = f" and {len(failing) - _MOST_NAMED} more" if len(failing) > _MOST_NAMED else ""
-        raise ModelLoadError(f"tensor parallelism over {size} ranks would have to divide {named}{more}; {possible}")
+        raise ModelLoadError(f"tensor parallelism over {size} ranks cannot divide {named}{more}; {possible}")
 
 
 def _check_pipeline(splits: Splits, size: int, split: Sequence[int] | None) -> None:
     possible = f"possible: {possibilities(splits)}"
     if not splits.has_pipeline:
-        raise ModelLoadError(f"mlx-lm does not split a {splits.model_type} model into a pipeline; {possible}")
+        raise ModelLoadError(f"mlx-lm has no pipeline parallelism for {splits.model_type} models; {possible}")
     if size > splits.num_layers:
         raise ModelLoadError(f"a pipeline of {size} ranks has more ranks than the model's {splits.num_layers} layers")
     if split is None:
@@ -186,14 +186,14 @@ def _check_pipeline(splits: Splits, size: int, split: Sequence[int] | None) -> N
     even = ",".join(map(str, even_split(splits.num_layers, size)))
     given = ",".join(map(str, split))
     if len(split) != size:
-        raise ModelLoadError(f"split {given} is for {len(split)} ranks, not {size}; an even one is {even}")
+        raise ModelLoadError(f"split {given} has {len(split)} ranks, not {size}; an even split is {even}")
     if min(split) < 1 or sum(split) != splits.num_layers:
         raise ModelLoadError(
-            f"split {given} has {sum(split)} layers, and the model has {splits.num_layers}; each rank needs "
+            f"split {given} has {sum(split)} layers, but the model has {splits.num_layers}; each rank needs "
             f"at least 1, and an even split is {even}"
         )
     if tuple(split) != even_split(splits.num_layers, size) and not splits.has_uneven_pipeline:
-        raise ModelLoadError(f"mlx-lm splits a {splits.model_type} model evenly only, {even}; leave split out")
+        raise ModelLoadError(f"mlx-lm splits a {splits.model_type} model only evenly, {even}; omit split")
 
 
 def _either(sizes: Sequence[int]) -> str:

@@ -140,7 +140,7 @@ def choose(tensor: RanksPlan | str, pipeline: RanksPlan | str) -> Choice:
     if isinstance(tensor, str) or isinstance(pipeline, str):
         plan, refusal = (pipeline, tensor) if isinstance(tensor, str) else (tensor, pipeline)
         assert isinstance(plan, RanksPlan)
-        return Choice(plan, f"{plan.ranks.parallel}: the other is not possible: {refusal}")
+        return Choice(plan, f"{plan.ranks.parallel}: the alternative is not possible: {refusal}")
     if tensor.fits != pipeline.fits:
         plan, other = (tensor, pipeline) if tensor.fits else (pipeline, tensor)
         return Choice(plan, f"{plan.ranks.parallel}: {other.ranks.parallel} does not fit", other)
@@ -151,10 +151,8 @@ def choose(tensor: RanksPlan | str, pipeline: RanksPlan | str) -> Choice:
     if tensor.compared is None or pipeline.compared is None:
         is_fast = tensor.link.backend == "jaccl"
         plan, other = (tensor, pipeline) if is_fast else (pipeline, tensor)
-        which = (
-            f"{len(tensor.messages)} messages a token cost little" if is_fast else "few messages a token matter most"
-        )
-        return Choice(plan, f"{plan.ranks.parallel}: over {plan.link.name} {which}; speeds cannot be told here", other)
+        which = f"{len(tensor.messages)} messages per token cost little" if is_fast else "few messages matter most"
+        return Choice(plan, f"{plan.ranks.parallel}: over {plan.link.name} {which}; speeds are unknown here", other)
     is_faster = tensor.compared.value > pipeline.compared.value
     plan, other = (tensor, pipeline) if is_faster else (pipeline, tensor)
     assert plan.compared is not None and other.compared is not None
@@ -162,7 +160,7 @@ def choose(tensor: RanksPlan | str, pipeline: RanksPlan | str) -> Choice:
         plan,
         f"{plan.ranks.parallel}: about {_speed(plan.compared)} tokens per second over {plan.link.name} at "
         f"{COMPARED_TOKENS:,} tokens, {other.ranks.parallel} about {_speed(other.compared)}; messages take "
-        f"{1e3 * plan.messages_s.value:.1f} ms of a token and {1e3 * other.messages_s.value:.1f}",
+        f"{1e3 * plan.messages_s.value:.1f} ms and {1e3 * other.messages_s.value:.1f} ms per token",
         other,
     )
 
@@ -174,8 +172,8 @@ def compare_split(plan: RanksPlan, other: RanksPlan) -> str | None:
     if more <= context:
         return None
     split = ",".join(map(str, other.ranks.split))
-    than = f"{context:,} as it is" if context else "none as it is"
-    return f"--split {split} evens out the weights: {more:,} tokens fit then, {than}."
+    than = f"{context:,}" if context else "none"
+    return f"--split {split} balances the weights: {more:,} tokens fit, instead of {than}."
 
 
 class _Group:
@@ -259,7 +257,7 @@ def _advice(group: _Group, rows: Sequence[RanksRow], budget: int) -> list[str]:
     found = []
     machine, longest = group.machine, group.shapes[0].context_length
     if group.link.id == "tb5" and has_thunderbolt_5(machine) is None:
-        found.append("This counts on Thunderbolt 5, RDMA and macOS 26.2 or newer on every machine.")
+        found.append("This assumes Thunderbolt 5, RDMA and macOS 26.2 or newer on every machine.")
     short = next((row for row in rows if (row.context or 0) < longest), None)
     raised = highest_gpu_limit(machine.memory_bytes)
     if short is not None and machine.chip and raised > budget:
@@ -268,7 +266,7 @@ def _advice(group: _Group, rows: Sequence[RanksRow], budget: int) -> list[str]:
             users = "1 user" if short.num_users == 1 else f"{short.num_users} users"
             found.append(
                 f"Raise the GPU's limit on every machine to {raised / 1e9:,.0f} GB: sudo sysctl "
-                f"iogpu.wired_limit_mb={raised // 2**20} (until the next start); then {more[0].context:,} tokens fit "
+                f"iogpu.wired_limit_mb={raised // 2**20} (until the next restart); then {more[0].context:,} tokens fit "
                 f"for {users}."
             )
     if not any(row.memories for row in rows) and not found:

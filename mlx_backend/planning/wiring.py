@@ -126,7 +126,7 @@ def decide_wiring(facts: WiringFacts) -> Wiring:
     if reason:
         return Wiring(reason=reason, single_reason=f"nothing is wired: {reason}")
     if facts.holder is not None:
-        return Wiring(reason=f"{facts.holder} has wired memory, and only one process of a machine should; end it first")
+        return Wiring(reason=f"{facts.holder} has wired memory, and only one process per machine should; stop it first")
     if facts.lock_error:
         return Wiring(reason=facts.lock_error)
     return Wiring(wired_bytes=facts.weights_bytes, reason=_wired_reason(facts))
@@ -136,15 +136,15 @@ def _impossible(facts: WiringFacts) -> str:
     if facts.macos and facts.macos[0] < _FIRST_MACOS:
         return f"macOS {_dotted(facts.macos)} cannot keep the GPU's memory wired; {_FIRST_MACOS} can"
     if "Paravirtual" in facts.device:
-        return "a virtual machine has no residency sets"
+        return "virtual machines have no residency sets"
     if facts.has_several_models:
         return (
-            "several models are served, and what is wired must not change while one of them computes; "
-            "a server of one model wires it"
+            "several models are served, and wired memory must not change while one of them computes; "
+            "a server of one model wires its weights"
         )
     if facts.weights_bytes + _HEAP_BYTES > facts.recommended_bytes:
         return (
-            f"the weights take {_gb(facts.weights_bytes)}, and macOS lets {_gb(facts.recommended_bytes)} be wired; "
+            f"the weights take {_gb(facts.weights_bytes)}, macOS lets only {_gb(facts.recommended_bytes)} be wired; "
             "raise iogpu.wired_limit_mb"
         )
     return ""
@@ -154,16 +154,16 @@ def _pointless(facts: WiringFacts) -> str:
     """Return the reason why `auto` does not wire."""
     text = f"memory.wired is auto, and the weights take {_gb(facts.weights_bytes)}"
     if facts.weights_bytes < _LEAST_BYTES:
-        return f"{text}: under {_gb(_LEAST_BYTES)} nothing is gained"
+        return f"{text}: below {_gb(_LEAST_BYTES)} wiring gains nothing"
     generation = chip_generation(facts.device)
     if generation is not None and generation >= _PAGES_BY_ITSELF:
-        return f"memory.wired is auto, and on an M{generation} nothing is gained"
+        return f"memory.wired is auto, and wiring gains nothing on an M{generation}"
     if not facts.macos:
-        return "memory.wired is auto, and the version of macOS is not known"
+        return "memory.wired is auto, and the macOS version is unknown"
     others = max(0, facts.wired_now_bytes - _WIRED_BY_MACOS_BYTES)
     free, wanted = facts.memory_bytes - others - facts.weights_bytes, free_beside(facts.memory_bytes)
     if free < wanted:
-        already = f", {_gb(others)} are wired already" if others else ""
+        already = f", {_gb(others)} are already wired" if others else ""
         return f"{text} of {_gb(facts.memory_bytes)}{already}: {_gb(wanted)} must stay free{_left_behind(facts)}"
     return ""
 
@@ -171,13 +171,13 @@ def _pointless(facts: WiringFacts) -> str:
 def _dangerous(facts: WiringFacts) -> str:
     macos, mlx = _MONOLITHIC
     if facts.macos and facts.mlx and facts.macos[0] >= macos and facts.mlx < mlx:
-        return f"MLX {_dotted(facts.mlx)} on macOS {_dotted(facts.macos)} rewires all of it over and over; update MLX"
+        return f"MLX {_dotted(facts.mlx)} on macOS {_dotted(facts.macos)} rewires everything repeatedly; update MLX"
     panic = newest_own_panic(facts.panics, facts.first_wired_at)
     if panic is None or facts.policy == "always":
         return ""
     return (
-        f"the GPU driver panicked ({panic}) after Pippin had wired memory on this machine; "
-        "memory.wired: always wires again, never leaves it unwired and batches"
+        f"the GPU driver panicked ({panic}) after Pippin wired memory on this machine; "
+        "set memory.wired to always to wire again, or to never to batch unwired"
     )
 
 
@@ -254,7 +254,7 @@ def _wired_reason(facts: WiringFacts) -> str:
 def _left_behind(facts: WiringFacts) -> str:
     if facts.left_by is None:
         return ""
-    return f"; {facts.left_by} ended without unwiring, and macOS may hold its memory until the machine restarts"
+    return f"; {facts.left_by} ended without unwiring; macOS may hold its memory until the machine restarts"
 
 
 def _dotted(version: Version) -> str:

@@ -19,23 +19,27 @@ _COLOURS = {"passed": "green", "failed": "red", "interrupted": "red", "skipped":
 
 
 def acceptance(
-    model: str = typer.Argument(pocket.MODEL_ID, metavar="MODEL", help="A model's folder; the larger, the better."),
-    out: str = typer.Option(..., "--out", metavar="FILE", help="Where the result goes, as JSON."),
-    is_quick: bool = typer.Option(True, "--quick/--full", help="A minute or two, or half an hour."),
-    soak_minutes: float = typer.Option(0.0, min=0, help="Also run two streams for so long; 30 is a soak. Comes last."),
-    only: str | None = typer.Option(None, metavar="STEP,…", help="Just these steps, also such as have a result."),
-    is_fresh: bool = typer.Option(False, "--fresh", help="Forget an earlier run that has not finished."),
+    model: str = typer.Argument(
+        pocket.MODEL_ID, metavar="MODEL", help="Model folder or `pocket`. Larger models test more."
+    ),
+    out: str = typer.Option(..., "--out", metavar="FILE", help="JSON file for the result."),
+    is_quick: bool = typer.Option(True, "--quick/--full", help="One or two minutes (quick), or half an hour (full)."),
+    soak_minutes: float = typer.Option(
+        0.0, min=0, help="Minutes of a final soak test with two streams; 30 is typical."
+    ),
+    only: str | None = typer.Option(None, metavar="STEP,…", help="Run only these steps, even if they have a result."),
+    is_fresh: bool = typer.Option(False, "--fresh", help="Discard an earlier unfinished run."),
 ) -> None:
-    """Measure this machine for Pippin: facts, equality with the CPU, memory, speed, recovery. Ends with 1 if one fails.
+    """Test this machine: hardware, equality with the CPU, memory, speed, recovery. Exits with 1 if a step fails.
 
-    The riskiest steps come last. A run that was interrupted, even by a restart of the machine, goes on where it was.
+    The riskiest steps run last. An interrupted run, even after a restart of the machine, resumes where it stopped.
     """
     from server.acceptance.kit import OtherRun, run_kit
     from server.acceptance.steps import KitOptions, UnknownStep
 
     folder = pocket.folder() if pocket.is_meant(model) else Path(model).expanduser()
     if not folder.is_dir():
-        raise ConfigError(f"there is no folder {model}; to fetch a model first: pippin pull {model}")
+        raise ConfigError(f"folder {model} does not exist; to download a model, run `pippin pull {model}`")
     names = tuple(filter(None, (only or "").split(",")))
     options = KitOptions(model=str(folder.resolve()), is_quick=is_quick, soak_s=60 * soak_minutes, only=names)
     try:
@@ -44,7 +48,7 @@ def acceptance(
     except (OtherRun, UnknownStep) as error:
         raise ConfigError(str(error)) from None
     except BlockingIOError:
-        raise ConfigError(f"--out {out}: another run writes it") from None
+        raise ConfigError(f"--out {out}: another run is writing to it") from None
     except OSError as error:
         raise ConfigError(f"--out {out}: {error.strerror or error}") from None
     except KeyboardInterrupt:
@@ -55,7 +59,7 @@ def acceptance(
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGINT stop the run in order: the step's process is ended first. A shell may have SIGINT ignored."""
+    """Make SIGTERM and SIGINT end the step's process, then the run. A shell may have SIGINT ignored."""
     before = {each: signal.signal(each, signal.default_int_handler) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -107,4 +111,4 @@ def _summarize(document: dict[str, Any], out: Path) -> None:
         counts[step["status"]] = counts.get(step["status"], 0) + 1
     print(f"{', '.join(f'{count} {status}' for status, count in sorted(counts.items()))}; {out}")
     for panic in document["new_panics"]:
-        print(f"the GPU driver panicked meanwhile: {panic}")
+        print(f"the GPU driver panicked during the run: {panic}")

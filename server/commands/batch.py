@@ -1,4 +1,4 @@
-"""`pippin batch`: answer the requests of a file, with a model of its own or a running server. Knows its exit codes."""
+"""`pippin batch`: answer the requests of a file, with a model in this process or a running server. Sets exit codes."""
 
 from __future__ import annotations
 
@@ -27,30 +27,38 @@ ParseServe = Callable[[Sequence[str]], Config]
 
 _POLL_S = 0.05
 _LINE_BYTES = 1 << 16
-"""What a line has beside the body of its request."""
+"""Bytes of a line beside the body of its request."""
 _URL_IN_FLIGHT = 16
 _MORE_IN_FLIGHT = 4
 """Requests beyond those that decode: their prompts are ready when a place is free."""
 
-Source = typer.Argument(..., metavar="IN.jsonl", help="Requests in OpenAI's batch format, one a line.")
-Out = typer.Argument(..., metavar="OUT.jsonl", help="Where answers are appended; a run that was ended goes on.")
+Source = typer.Argument(..., metavar="IN.jsonl", help="Requests in OpenAI's batch format, one per line.")
+Out = typer.Argument(..., metavar="OUT.jsonl", help="Answers, appended; an interrupted run resumes from them.")
 ServeArguments = typer.Argument(
-    None, metavar="[-- MODEL ARGUMENT...]", help="As of `pippin serve`, where no --url is given."
+    None, metavar="[-- MODEL ARGUMENT...]", help="Arguments of `pippin serve`, without --url."
 )
 Url = typer.Option(
-    None, "--url", metavar="URL", help="Ask this server, Pippin or another with OpenAI's API.", show_default=False
+    None,
+    "--url",
+    metavar="URL",
+    help="Server to send the requests to: Pippin, or another with OpenAI's API.",
+    show_default=False,
 )
-Key = typer.Option(None, "--key", help="With --url: an API key, or @FILE that holds it.", show_default=False)
+Key = typer.Option(None, "--key", help="API key for --url, or @FILE with the key.", show_default=False)
 InFlight = typer.Option(
-    None, "--in-flight", min=1, max=1024, help="Requests at once; else as many as the model decodes together, or 16."
+    None,
+    "--in-flight",
+    min=1,
+    max=1024,
+    help="Concurrent requests. Default: all that the model decodes together; 16 with --url.",
 )
 GiveUp = typer.Option(
-    3600.0, "--give-up", min=1, metavar="SECONDS", help="End where the server has answered no line for so long."
+    3600.0, "--give-up", min=1, metavar="SECONDS", help="Stop when no line has been answered for this long."
 )
 
 
 def add_to(app: typer.Typer, parse: ParseServe) -> None:
-    """Make the command known to the command line."""
+    """Add the command to the command line."""
 
     @app.command()
     def batch(
@@ -62,17 +70,17 @@ def add_to(app: typer.Typer, parse: ParseServe) -> None:
         in_flight: int | None = InFlight,
         give_up: float = GiveUp,
     ) -> None:
-        """Answer every line of a file once. Ended at any point, the same command goes on where it was."""
+        """Answer every line of a file once. After an interruption, the same command resumes."""
         if url is None:
             if key is not None:
-                raise ConfigError("--key is for --url; without it the model runs in this process")
+                raise ConfigError("--key applies only with --url; without --url, the model runs in this process")
             config = parse(arguments or [])
             opening = _in_process(config)
             number = in_flight or config.scheduler.max_num_seqs + _MORE_IN_FLIGHT
             size = config.security.max_body_bytes + _LINE_BYTES
         else:
             if arguments:
-                raise ConfigError(f"{arguments[0]!r} is for a model in this process; with --url the server has its own")
+                raise ConfigError(f"{arguments[0]!r} applies only to a model in this process; omit it, or omit --url")
             number, size = in_flight or _URL_IN_FLIGHT, 64 << 20
             opening = _over_http(url, key, number)
         raise typer.Exit(_run(source, out, opening, number, give_up, size))
@@ -102,11 +110,11 @@ def _run(
     except (InputError, TooManyLines, AnswersError, ModelLoadError) as error:
         return _fail(str(error))
     except Stopped as error:
-        return _fail(f"{error}; run the same command again to go on")
+        return _fail(f"{error}; to resume, run the same command again")
     except OSError as error:
         return _fail(f"{error.filename or out}: {error.strerror or error}")
     except KeyboardInterrupt:
-        _fail("stopped; run the same command again to go on")
+        _fail("stopped; to resume, run the same command again")
         return 130
     print(batch_progress.summary(progress, out, time.monotonic() - began), file=sys.stderr)
     return 0
@@ -147,12 +155,12 @@ async def _in_process(config: Config) -> AsyncIterator[Send]:
     from server.security.tenant import Tenant
     from server.service.registry import ModelRegistry
 
-    level = "warning" if config.log_level == "info" else config.log_level  # else there is a line for each answer
+    level = "warning" if config.log_level == "info" else config.log_level  # else the log has a line per answer
     configure_logging(level, config.log_format, with_prompts=config.log_prompts, file=config.log_file)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if config.backend == "mlx":
         set_buffer_limits(config.memory, os.environ)
-    config = replace(config, batches=replace(config.batches, dir=None))  # a server's: it may be running
+    config = replace(config, batches=replace(config.batches, dir=None))  # the folder is a server's, perhaps running
     models = build_models(config)
     required = [model for model in models if model.is_required]
     app = create_app(config, ModelRegistry(models, load_wait_s=config.residency.load_wait_s))
@@ -170,7 +178,7 @@ async def _in_process(config: Config) -> AsyncIterator[Send]:
 
 
 async def _loaded(models: Sequence[ServedModel]) -> None:
-    """Wait until all are. Raises ModelLoadError."""
+    """Wait until all models are loaded. Raises ModelLoadError."""
     from mlx_backend.api.errors import ModelLoadError
 
     for model in models:

@@ -1,4 +1,4 @@
-"""What a person sees of a batch: a bar on a terminal, a line now and then elsewhere, and the counts at the end."""
+"""Progress display of a batch: a bar on a terminal, periodic lines elsewhere, and the counts at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DRAW_S = 0.2
 
 @contextmanager
 def shown(what: str) -> Iterator[Begin]:
-    """Show the progress that is given to what this yields, on standard error, until the context ends."""
+    """Yield a function that takes the progress to show on standard error until the context ends."""
     found: list[Progress] = []
     is_over = threading.Event()
     draw = _draw if sys.stderr.isatty() else _tell
@@ -36,20 +36,20 @@ def shown(what: str) -> Iterator[Begin]:
 
 
 def describe(progress: Progress, now: float) -> str:
-    """Return one line: what is done, how fast, and what is left."""
+    """Return one line with lines done, speed and time left."""
     share = 100 * progress.num_done // progress.num_lines if progress.num_lines else 100
     parts = [f"{progress.num_done:,} of {progress.num_lines:,} lines ({share}%)", *_details(progress, now)]
     return ", ".join(parts)
 
 
 def summary(progress: Progress, out: Path, took_s: float) -> str:
-    """Return what a run has come to."""
+    """Return the summary of a run."""
     tokens = progress.tokens
     lines = [f"{out}: {progress.num_done:,} lines answered, {progress.num_failed:,} of them failed"]
     if tokens.prompt or tokens.output:
         cached = f" ({100 * tokens.cached / tokens.prompt:.0f}% cached)" if tokens.prompt else ""
         lines.append(
-            f"this run: {duration(took_s)}, {tokens.prompt:,} tokens of prompts{cached}, {tokens.output:,} of output"
+            f"this run: {duration(took_s)}, {tokens.prompt:,} prompt tokens{cached}, {tokens.output:,} output tokens"
         )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""`pippin bench`: how fast a server is, or two beside each other. Knows its options and exit codes."""
+"""`pippin bench`: measure the speed of one server, or of two in turn. Options and exit codes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from server.config import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-Url = typer.Argument(DEFAULT_URL, metavar="URL", help="The server: Pippin, or another with OpenAI's API.")
-Beside = typer.Option(None, metavar="URL", help="Another server, measured in turn with the first.", show_default=False)
-Prompt = typer.Option("256,1024,4096", help="Lengths of prompts, tokens, with commas between.")
-Concurrency = typer.Option("1,4,8", help="Numbers of requests at once, with commas between.")
-Out = typer.Option(64, min=2, help="Tokens of every answer.")
-Rounds = typer.Option(3, min=1, help="How often each is measured; medians are shown.")
-Model = typer.Option(None, help="The model; else the first that is served.", show_default=False)
-BesideModel = typer.Option(None, help="The other server's.", show_default=False)
-Key = typer.Option(None, help="An API key, or @FILE that holds it.", show_default=False)
-BesideKey = typer.Option(None, help="The other server's.", show_default=False)
-Json = typer.Option(None, "--json", metavar="FILE", help="Write everything measured; - for standard output, alone.")
-Plot = typer.Option(None, metavar="FILE", help="Draw it into this PNG or SVG file.", show_default=False)
+Url = typer.Argument(DEFAULT_URL, metavar="URL", help="Server: Pippin, or another with OpenAI's API.")
+Beside = typer.Option(
+    None, metavar="URL", help="Second server, measured alternately with the first.", show_default=False
+)
+Prompt = typer.Option("256,1024,4096", help="Prompt lengths, tokens, comma-separated.")
+Concurrency = typer.Option("1,4,8", help="Numbers of concurrent requests, comma-separated.")
+Out = typer.Option(64, min=2, help="Tokens per answer.")
+Rounds = typer.Option(3, min=1, help="Measurements of each cell; medians are shown.")
+Model = typer.Option(None, help="Model. Default: the first one served.", show_default=False)
+BesideModel = typer.Option(None, help="The same for the second server.", show_default=False)
+Key = typer.Option(None, help="API key, or @FILE with the key.", show_default=False)
+BesideKey = typer.Option(None, help="The same for the second server.", show_default=False)
+Json = typer.Option(None, "--json", metavar="FILE", help="JSON file for all measurements; - prints only JSON.")
+Plot = typer.Option(None, metavar="FILE", help="PNG or SVG file for a plot.", show_default=False)
 
 
 def bench(
@@ -46,9 +48,9 @@ def bench(
     json_file: str | None = Json,
     plot: Path | None = Plot,
 ) -> None:
-    """Measure the time to the first token, and tokens per second, over lengths of prompts and requests at once.
+    """Measure time to first token and tokens per second, by prompt length and concurrency.
 
-    The prompts are random words: nothing of them is in a prefix cache. Let nothing else run meanwhile.
+    Prompts are random words, so that no prefix cache applies. Run nothing else meanwhile.
     """
     from server.client import bench_report
     from server.client.bench import BenchError, Grid, Target, measure
@@ -56,7 +58,7 @@ def bench(
 
     grid = Grid(_numbers("--prompt", prompt), _numbers("--concurrency", concurrency), out, rounds)
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("--plot needs matplotlib; install it, or Pippin with the extra plots")
+        raise ConfigError("--plot needs matplotlib; install it, or install Pippin with the extra `plots`")
     try:
         targets = [Target(url, model, read_key(key))]
         if beside is not None:
@@ -89,7 +91,7 @@ def _numbers(name: str, text: str) -> list[int]:
     except ValueError:
         found = []
     if not found or min(found) < 1:
-        raise ConfigError(f"{name} {text!r}: whole numbers from 1, with commas between")
+        raise ConfigError(f"{name} {text!r} must be comma-separated whole numbers from 1")
     return found
 
 

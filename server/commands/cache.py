@@ -1,6 +1,6 @@
-"""`pippin cache ls | clear | verify`: the prefix cache's folder, for people and for programs.
+"""`pippin cache ls | clear | verify`: the prefix cache's folder, as tables or JSON.
 
-Knows the configuration and how to write tables. What the files are is known to `mlx_backend.prefix_cache.folder`.
+Reads the configuration and prints tables; `mlx_backend.prefix_cache.folder` defines the files.
 """
 
 from __future__ import annotations
@@ -20,63 +20,63 @@ from server.config import ConfigError, resolve
 if TYPE_CHECKING:
     from mlx_backend.prefix_cache.folder import Finding, ModelFolder
 
-app = typer.Typer(
-    help="Look at, clear or check what the prefix cache keeps on disk.", no_args_is_help=True, rich_markup_mode="rich"
-)
+app = typer.Typer(help="List, clear or verify the prefix cache on disk.", no_args_is_help=True, rich_markup_mode="rich")
 
 _SHORT_ID = 12
 
-Dir = typer.Option(None, "--dir", metavar="FOLDER", help="The folder; else prefix_cache.dir of the configuration.")
-ConfigFile = typer.Option(None, "--config", metavar="FILE", help="YAML file of settings.")
+Dir = typer.Option(None, "--dir", metavar="FOLDER", help="Folder of the cache. Default: prefix_cache.dir.")
+ConfigFile = typer.Option(None, "--config", metavar="FILE", help="YAML configuration file.")
 AsJSON = typer.Option(False, "--json", help="Print JSON instead of a table.")
 
 
 @app.command("ls")
 def show(directory: str | None = Dir, config: Path | None = ConfigFile, as_json: bool = AsJSON) -> None:
-    """List what is kept, model by model, the one used last first."""
+    """List the cached models, most recently used first."""
     root = _root(directory, config)
     found = _models(root)
     if as_json:
         _print_json({"folder": str(root), "models": [_document(each) for each in found]})
     elif not found:
-        print(f"nothing is kept in {_clean(str(root))}")
+        print(f"no cached blocks in {_clean(str(root))}")
     else:
         _print_table(found)
 
 
 @app.command()
 def clear(
-    model: str | None = typer.Argument(None, metavar="MODEL", help="Its name or the beginning of its id; else all."),
+    model: str | None = typer.Argument(
+        None, metavar="MODEL", help="Model name, or the beginning of its id. Default: all models."
+    ),
     directory: str | None = Dir,
     config: Path | None = ConfigFile,
-    force: bool = typer.Option(False, "--force", help="Also while a server uses the folder."),
+    force: bool = typer.Option(False, "--force", help="Clear even while a server uses the folder."),
 ) -> None:
-    """Remove what is kept, of one model or of all."""
+    """Remove the cached blocks of one model or of all."""
     from mlx_backend.prefix_cache import folder
 
     root = _root(directory, config)
     found = _models(root)
     chosen = found if model is None else _choose(found, model)
-    with _held(root, "say --force to clear it all the same", may_go_on=force) as is_held, _told(root):
+    with _held(root, "use --force to clear it anyway", may_go_on=force) as is_held, _told(root):
         cleared = folder.clear(chosen, is_held=is_held)
     print(f"removed {cleared.num_blocks:,} blocks, {_gigabytes(cleared.num_bytes)}")
     if cleared.num_foreign:
-        print(f"{cleared.num_foreign:,} other files are not the prefix cache's, and stay", file=sys.stderr)
+        print(f"{cleared.num_foreign:,} other files do not belong to the prefix cache and were kept", file=sys.stderr)
 
 
 @app.command()
 def verify(
     directory: str | None = Dir,
     config: Path | None = ConfigFile,
-    keep: bool = typer.Option(False, "--keep", help="Name what is damaged, and do not remove it."),
+    keep: bool = typer.Option(False, "--keep", help="List damaged blocks without removing them."),
     as_json: bool = AsJSON,
 ) -> None:
-    """Read every block and check it; remove what is damaged. The exit code is 1 if there was any."""
+    """Verify every block and remove damaged ones. Exits with 1 if any block is damaged."""
     from mlx_backend.prefix_cache import folder
 
     root = _root(directory, config)
     num_removed, findings = 0, list[Any]()
-    with _held(root, "say --keep to look without removing anything", may_go_on=keep) as is_held, _told(root):
+    with _held(root, "use --keep to check without removing anything", may_go_on=keep) as is_held, _told(root):
         found = folder.models(root)
         for each in found:
             findings += folder.verify(each, is_held=is_held)
@@ -95,16 +95,16 @@ def verify(
 
 
 def _root(directory: str | None, file: Path | None) -> Path:
-    """The folder that is meant, which is there. Raises ConfigError."""
+    """Return the existing folder of the cache. Raises ConfigError."""
     given = directory if directory is not None else resolve(file, os.environ, {}).config.prefix_cache.dir
     if not given:
-        raise ConfigError("which folder? say --dir FOLDER, or set prefix_cache.dir")
+        raise ConfigError("no cache folder is set; use --dir FOLDER, or set prefix_cache.dir")
     try:
         root = Path(given).expanduser()
         if root.is_dir():
             return root
-        raise ConfigError(f"{root}: {'not a folder' if root.exists() else 'there is no such folder'}")
-    except (OSError, ValueError, RuntimeError) as error:  # a name too long, with a NUL in it, a user that is not
+        raise ConfigError(f"{root} {'is not a folder' if root.exists() else 'does not exist'}")
+    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long or has a NUL, an unknown user
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{given!r}: {getattr(error, 'strerror', None) or error}") from None
@@ -119,7 +119,7 @@ def _models(root: Path) -> list[ModelFolder]:
 
 @contextmanager
 def _told(root: Path) -> Iterator[None]:
-    """What the system refuses is told in one line."""
+    """Turn an OSError into a ConfigError of one line."""
     try:
         yield
     except OSError as error:
@@ -128,7 +128,7 @@ def _told(root: Path) -> Iterator[None]:
 
 @contextmanager
 def _held(root: Path, advice: str, *, may_go_on: bool) -> Iterator[bool]:
-    """Whether nobody else writes to the folder meanwhile; where somebody does, ConfigError unless `may_go_on`."""
+    """Lock the folder and yield whether that worked. Raises ConfigError if it did not, unless `may_go_on`."""
     from mlx_backend.prefix_cache import folder
 
     with ExitStack() as stack:
@@ -139,27 +139,27 @@ def _held(root: Path, advice: str, *, may_go_on: bool) -> Iterator[bool]:
             if not may_go_on:
                 reason = error.strerror or error
                 if isinstance(error, folder.FolderInUse):
-                    reason = f"another process uses it; end that, or {advice}"
+                    reason = f"another process uses it; stop that process, or {advice}"
                 raise ConfigError(f"{root}: {reason}") from None
             is_held = False
         yield is_held
 
 
 def _choose(found: Sequence[ModelFolder], name: str) -> list[ModelFolder]:
-    """All of this name, or the one whose id begins so. Raises ConfigError."""
+    """Return the models of this name, or the one with this beginning of its id. Raises ConfigError."""
     named = [each for each in found if each.model == name]
     if named:
         return named
     begun = [each for each in found if name and each.id.startswith(name)]
     if len(begun) > 1:
-        raise ConfigError(f"{len(begun)} models have an id that begins with {name!r}")
+        raise ConfigError(f"{len(begun)} models have ids that begin with {name!r}; give more of the id")
     if not begun:
         known = ", ".join(sorted({_name(each) for each in found})) or "nothing"
-        raise ConfigError(f"nothing is kept of {name!r}; what there is: {known}")
+        raise ConfigError(f"no cached model {name!r}; cached: {known}")
     return begun
 
 
-# --- for people and programs
+# --- output
 
 
 def _document(each: ModelFolder) -> dict[str, Any]:
@@ -193,18 +193,18 @@ def _print_table(found: Sequence[ModelFolder]) -> None:
         table.add_row(_name(each), each.id[:_SHORT_ID], _bits(each), *counts, used)
     Console(markup=False, highlight=False).print(table)
     if num_unreadable := sum(each.num_unreadable for each in found):
-        print(f"{num_unreadable:,} blocks cannot be read: see `pippin cache verify`", file=sys.stderr)
+        print(f"{num_unreadable:,} blocks cannot be read; run `pippin cache verify`", file=sys.stderr)
 
 
 def _print_findings(root: Path, num_blocks: int, findings: Sequence[Finding], num_removed: int) -> None:
     for each in findings:
         print(_clean(f"{each.path.relative_to(root)}: {each.reason}"))
-    whole = "all whole" if not findings else f"{len(findings):,} damaged, {num_removed:,} removed"
+    whole = "all intact" if not findings else f"{len(findings):,} damaged, {num_removed:,} removed"
     print(f"{num_blocks:,} blocks in {_clean(str(root))}: {whole}")
 
 
 def _name(each: ModelFolder) -> str:
-    return "(not known)" if each.model is None else _clean(each.model)
+    return "(unknown)" if each.model is None else _clean(each.model)
 
 
 def _bits(each: ModelFolder) -> str:
@@ -215,7 +215,7 @@ def _bits(each: ModelFolder) -> str:
 
 
 def _clean(text: str) -> str:
-    """Without what a terminal would obey: names come from files."""
+    """Replace control characters, which a terminal would obey: names come from files."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 

@@ -1,4 +1,4 @@
-"""`pippin chat`: talk to a server, on a terminal or through a pipe. Knows its options and exit codes."""
+"""`pippin chat`: chat with a server, on a terminal or through a pipe. Options and exit codes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from server.config import ConfigError
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
-Url = typer.Option(DEFAULT_URL, "--url", metavar="URL", help="The server: Pippin, or another with OpenAI's API.")
-Model = typer.Option(None, "--model", help="The model; else the first that is served.", show_default=False)
-System = typer.Option(None, "--system", metavar="TEXT", help="The system prompt.", show_default=False)
-Key = typer.Option(None, "--key", help="An API key, or @FILE that holds it.", show_default=False)
-KeepsHistory = typer.Option(True, "--history/--no-history", help="Keep what is asked for the next time.")
+Url = typer.Option(DEFAULT_URL, "--url", metavar="URL", help="Server: Pippin, or another with OpenAI's API.")
+Model = typer.Option(None, "--model", help="Model. Default: the first one served.", show_default=False)
+System = typer.Option(None, "--system", metavar="TEXT", help="System prompt.", show_default=False)
+Key = typer.Option(None, "--key", help="API key, or @FILE with the key.", show_default=False)
+KeepsHistory = typer.Option(True, "--history/--no-history", help="Keep the input history between sessions.")
 
 
 def chat(
@@ -25,7 +25,7 @@ def chat(
     key: str | None = Key,
     history: bool = KeepsHistory,
 ) -> None:
-    """Talk to a model. Without a terminal: one question from standard input, its answer on standard output."""
+    """Chat with a model. Without a terminal, answer standard input on standard output."""
     from server.client.chat import ChatError, Conversation
     from server.client.terminal import answer_once, talk
     from server.client.wire import read_key
@@ -45,5 +45,5 @@ def chat(
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-        except BrokenPipeError:  # whoever read the answer has enough of it
+        except BrokenPipeError:  # the reader closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""`pippin compare`: how far one model's predictions are from another's, on a text."""
+"""`pippin compare`: distance between two models' predictions on a text."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from server.config import ConfigError
 
 
 def compare(
-    source: str = typer.Argument(..., metavar="SOURCE", help="The model that is compared with: a folder or a hub id."),
-    other: str = typer.Argument(..., metavar="OTHER", help="The model that is measured, such as a conversion of it."),
+    source: str = typer.Argument(..., metavar="SOURCE", help="Reference model: a folder or hub id."),
+    other: str = typer.Argument(..., metavar="OTHER", help="Model to measure, such as a conversion of SOURCE."),
     text: str = typer.Option(
-        ..., metavar="FILE", help="A text, or conversations (.jsonl); of it the first 8,192 tokens are used."
+        ..., metavar="FILE", help="Text file, or conversations (.jsonl); the first 8,192 tokens are used."
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of text."),
 ) -> None:
-    """Measure how far a model is from another: KL divergence, agreement of the next token, perplexity."""
+    """Compare a model's predictions with another's: KL divergence, next-token agreement, perplexity."""
     import json
 
     try:
@@ -37,11 +37,11 @@ def compare(
 
 
 def in_words(quality: entry.Quality) -> str:
-    """Return what was measured, in a few lines."""
+    """Return the measurements as text."""
     return (
-        f"KL divergence {quality.kl:.5f} nats a token, over {quality.num_tokens:,} tokens\n"
-        f"the same next token in {quality.agreement:.2%}\n"
-        f"perplexity {quality.perplexity:.4f}, of the source {quality.source_perplexity:.4f}"
+        f"KL divergence {quality.kl:.5f} nats per token, over {quality.num_tokens:,} tokens\n"
+        f"same next token in {quality.agreement:.2%} of positions\n"
+        f"perplexity {quality.perplexity:.4f}, source {quality.source_perplexity:.4f}"
     )
 
 

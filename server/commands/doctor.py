@@ -1,6 +1,6 @@
-"""`pippin doctor`: what of this machine and of this configuration would keep the server from serving, and what to do.
+"""`pippin doctor`: problems of this machine and configuration that would prevent serving, each with a remedy.
 
-Each check is a function of `Facts`, which the tests make up. Nothing is loaded, downloaded or changed.
+Each check is a function of `Facts`, which tests replace. Nothing is loaded, downloaded or changed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _REQUIREMENT = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?\s*>=\s*([0-9.]+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What is asked of the machine."""
+    """Facts about the machine."""
 
     here: Here = field(default_factory=Here)
     python: tuple[int, int] = sys.version_info[:2]
@@ -50,7 +50,7 @@ class Facts:
     wired_state: Callable[[], WiredState] = read_state
     free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free
     who_answers: Callable[[str, int], str | None] = lambda host, port: _who_answers(host, port)
-    """None: the port is free. Empty: it is taken by something that is no Pippin. Raises OSError where it cannot be."""
+    """None: the port is free. Empty: a program other than Pippin has it. Raises OSError if it cannot be bound."""
     cached: Callable[[str], Path | None] = lambda name: _cached(name)
     num_files: int = field(default_factory=lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     succeeds: Callable[[Sequence[str]], bool] = lambda command: _succeeds(command)
@@ -62,10 +62,10 @@ def add_to(app: typer.Typer, parse: ParseServe) -> None:
     @app.command()
     def doctor(
         arguments: list[str] | None = ServeArguments,
-        hostfile: str | None = typer.Option(None, metavar="FILE", help="Look at the machines of MLX's hostfile, too."),
-        as_json: bool = typer.Option(False, "--json", help="Print JSON instead of lines."),
+        hostfile: str | None = typer.Option(None, metavar="FILE", help="MLX hostfile whose machines to check as well."),
+        as_json: bool = typer.Option(False, "--json", help="Print JSON instead of text."),
     ) -> None:
-        """Look for what would keep the server from serving, and say what to do. Ends with 1 if there is a problem."""
+        """Check machine and configuration, and suggest fixes. Exits with 1 if there is a problem."""
         facts = Facts()
         found = list(examine(facts, arguments or [], parse))
         if hostfile is not None:
@@ -78,12 +78,12 @@ def add_to(app: typer.Typer, parse: ParseServe) -> None:
 
 
 def examine(facts: Facts, arguments: Sequence[str], parse: ParseServe) -> Iterator[Finding]:
-    """Everything, in the order in which it would matter."""
+    """Yield all findings, in the order in which they matter."""
     try:
         config = parse(arguments)
     except ConfigError as error:
         yield from check_versions(facts, Config())
-        yield Finding("configuration", "problem", str(error), "correct it; what follows needs it and was not looked at")
+        yield Finding("configuration", "problem", str(error), "correct it; the other checks need it and were skipped")
         return
     yield from check_versions(facts, config)
     yield packages.check(facts.other_packages())
@@ -98,11 +98,11 @@ def examine(facts: Facts, arguments: Sequence[str], parse: ParseServe) -> Iterat
 
 
 def examine_hosts(facts: Facts, hostfile: Path, arguments: Sequence[str], parse: ParseServe) -> Iterator[Finding]:
-    """The machines of a hostfile, as far as this one can tell."""
+    """Yield findings about the machines of a hostfile, as far as they are visible from this one."""
     try:
         config = parse(arguments)
     except ConfigError:
-        config = Config()  # what is wrong with it was said before
+        config = Config()  # its fault is already reported
     name = config.model
     folder = pocket.folder() if pocket.is_meant(name) else _folder(facts, name or "")
     asked = doctor_ranks.RankFacts(version_of=facts.version_of)
@@ -113,11 +113,11 @@ def examine_hosts(facts: Facts, hostfile: Path, arguments: Sequence[str], parse:
 
 
 def check_versions(facts: Facts, config: Config) -> Iterator[Finding]:
-    """Python and what computes, against what the installed package asks for."""
+    """Check Python, mlx and mlx-lm against the requirements of the installed package."""
     version = ".".join(map(str, facts.python))
     if facts.python < (3, 11):
         yield Finding(
-            "python", "problem", f"{version}; 3.11 or newer is needed", "make the environment with a newer one"
+            "python", "problem", f"{version}; 3.11 or newer is required", "create the environment with a newer Python"
         )
     else:
         yield Finding("python", "ok", version)
@@ -128,13 +128,13 @@ def check_versions(facts: Facts, config: Config) -> Iterator[Finding]:
             state: State = "problem" if config.backend == "mlx" else "ok"
             yield Finding(name, state, "is not installed", "run scripts/install" if state == "problem" else "")
         elif name in least and _numbers(found) < _numbers(least[name]):
-            yield Finding(name, "problem", f"{found}; {least[name]} or newer is needed", "run scripts/install")
+            yield Finding(name, "problem", f"{found}; {least[name]} or newer is required", "run scripts/install")
         else:
             yield Finding(name, "ok", found)
 
 
 def check_configuration(facts: Facts, config: Config) -> Iterator[Finding]:
-    """That it resolves is known by now; whether it is safe, and its keys can be used, is not."""
+    """Check that the resolved configuration is safe and its keys file readable."""
     from server.security.hosts import UnsafeSetup, check_setup
     from server.security.keys import KeysError, read_keys
 
@@ -149,11 +149,11 @@ def check_configuration(facts: Facts, config: Config) -> Iterator[Finding]:
 
 
 def check_models(facts: Facts, config: Config) -> Iterator[Finding]:
-    """Each model's files, and whether it fits into memory."""
+    """Check each model's files and that it fits into memory."""
     total = facts.memory_bytes()
-    yield Finding("memory", "ok", f"{total / 1e9:.1f} GB") if total else Finding("memory", "warning", "cannot be told")
+    yield Finding("memory", "ok", f"{total / 1e9:.1f} GB") if total else Finding("memory", "warning", "size unknown")
     if config.backend == "mock" or config.simulate.machine is not None:
-        yield Finding("model", "ok", "the mock needs no files")
+        yield Finding("model", "ok", "the mock backend needs no files")
         return
     names: list[str | None] = [entry.model for entry in config.models]
     for name in names or [config.model]:
@@ -168,103 +168,105 @@ def _check_model(facts: Facts, config: Config, name: str | None) -> Iterator[Fin
     folder = pocket.folder() if pocket.is_meant(name) else _folder(facts, name or "")
     if folder is None and name and "/" in name and not name.startswith(("/", ".", "~")):
         yield Finding(
-            what, "warning", "is not in the download cache", f"it is fetched at the start; or now: pippin pull {name}"
+            what, "warning", "is not in the download cache", f"downloaded at the start; or now: pippin pull {name}"
         )
         return
     try:
         if folder is None:
-            raise ModelLoadError(f"there is no folder {name}" if name else "none is named, and none comes with Pippin")
+            raise ModelLoadError(
+                f"folder {name} does not exist" if name else "no model is set, and none ships with Pippin"
+            )
         checkpoint = open_checkpoint(folder)
         files = checkpoint.weight_files
     except ModelLoadError as error:
-        yield Finding(what, "problem", str(error), "fetch it again, or name another one")
+        yield Finding(what, "problem", str(error), "download it again, or set another model")
         return
     size = sum(file.stat().st_size for file in files)
-    yield Finding(what, "ok", f"{len(files)} weight files, {size / 1e9:.2f} GB, whole by their headers; in {folder}")
+    yield Finding(what, "ok", f"{len(files)} weight files, {size / 1e9:.2f} GB, complete by their headers; in {folder}")
     if checkpoint.notes:
-        advice = "it is served without them; remove what is left over, or fetch the model again"
+        advice = "it is served without them; remove leftover files, or download the model again"
         yield Finding(what, "warning", "; ".join(checkpoint.notes), advice)
     yield check_fit(facts, config, what, folder)
 
 
 def check_fit(facts: Facts, config: Config, what: str, folder: Path) -> Finding:
-    """Whether it fits, and on a Mac where it does not, what would let the GPU have more."""
+    """Check that the model fits; if not, on a Mac, suggest a higher GPU limit."""
     from mlx_backend.api.errors import EngineError
     from mlx_backend.planning.machines import highest_gpu_limit
 
     try:
         needs = facts.footprint(config, folder)
     except (EngineError, ImportError, OSError, ValueError) as error:
-        return Finding(what, "warning", f"what it needs of memory cannot be told: {error}")
-    text = f"needs {needs.least_bytes / 1e9:.2f} GB at least, {needs.wanted_bytes / 1e9:.2f} with room for a request"
+        return Finding(what, "warning", f"its memory need is unknown: {error}")
+    text = f"needs at least {needs.least_bytes / 1e9:.2f} GB, {needs.wanted_bytes / 1e9:.2f} GB with a request"
     if needs.limit_bytes is None:
         return Finding(what, "ok", text)
-    text += f", of {needs.limit_bytes / 1e9:.2f}"
+    text += f"; the limit is {needs.limit_bytes / 1e9:.2f} GB"
     if needs.wanted_bytes <= needs.limit_bytes:
         return Finding(what, "ok", text)
-    advice = "take a smaller one, or fewer bits; `pippin plan` says what fits"
+    advice = "use a smaller model, or fewer bits; `pippin plan` shows what fits"
     highest = highest_gpu_limit(facts.memory_bytes() or 0) if facts.here.platform == "darwin" else 0
     if highest > max(needs.limit_bytes, needs.least_bytes):
         now = facts.wired_limit_mb()
-        advice = f"sudo sysctl iogpu.wired_limit_mb={highest // 2**20}" + (f" (it is {now} now)" if now else "")
+        advice = f"sudo sysctl iogpu.wired_limit_mb={highest // 2**20}" + (f" (now {now})" if now else "")
     return Finding(what, "problem" if needs.least_bytes > needs.limit_bytes else "warning", text, advice)
 
 
 def check_disk(facts: Facts, config: Config) -> Iterator[Finding]:
-    """Room for the prefix cache and for downloads."""
+    """Check disk space for the prefix cache and for downloads."""
     if config.prefix_cache.dir is not None:
         folder = Path(config.prefix_cache.dir).expanduser()
         held = sum(path.stat().st_size for path in folder.glob("*/*.kv")) if folder.is_dir() else 0
         wanted = max(0, config.prefix_cache.max_bytes - held)
-        yield _check_room(facts, "disk of the prefix cache", folder, wanted, "set prefix_cache.max_bytes to less")
+        yield _check_room(facts, "disk of the prefix cache", folder, wanted, "lower prefix_cache.max_bytes")
         near = _nearest_folder(folder)
         if not os.access(near, os.W_OK):
-            yield Finding("disk of the prefix cache", "problem", f"{near} cannot be written to", "name another folder")
+            yield Finding("disk of the prefix cache", "problem", f"{near} is not writable", "set another folder")
     environ = facts.here.environ
     hub = Path(environ.get("HF_HOME") or facts.here.home / ".cache/huggingface")
-    yield _check_room(facts, "disk of models", hub, _LOW_DISK_BYTES, "make room before the next download")
+    yield _check_room(facts, "disk of models", hub, _LOW_DISK_BYTES, "free up space before the next download")
 
 
 def _check_room(facts: Facts, what: str, folder: Path, wanted: int, advice: str) -> Finding:
     try:
         free = facts.free_bytes(_nearest_folder(folder))
     except OSError as error:
-        return Finding(what, "problem", f"{folder}: {error.strerror or error}", "name another folder")
+        return Finding(what, "problem", f"{folder}: {error.strerror or error}", "set another folder")
     text = f"{free / 1e9:.1f} GB free in {folder}"
     if free < wanted:
-        return Finding(what, "warning", f"{text}, {wanted / 1e9:.1f} may be wanted", advice)
+        return Finding(what, "warning", f"{text}, {wanted / 1e9:.1f} GB may be needed", advice)
     return Finding(what, "ok", text)
 
 
 def check_port(facts: Facts, config: Config) -> Finding:
-    """Whether it can be had, or who has it."""
+    """Check that the port is free, or find what has it."""
     place = f"{config.host}:{config.port}"
     if config.port == 0:
-        return Finding("port", "ok", "any that is free")
+        return Finding("port", "ok", "any free one")
     try:
         answer = facts.who_answers(config.host, config.port)
     except OSError as error:
-        return Finding("port", "problem", f"{place}: {error.strerror or error}", "choose another with --host or --port")
+        return Finding("port", "problem", f"{place}: {error.strerror or error}", "set another with --host or --port")
     if answer is None:
         return Finding("port", "ok", f"{place} is free")
     if answer:
-        return Finding("port", "ok", f"{answer} answers on {place} already")
-    return Finding("port", "problem", f"{place} is taken by another program", "end it, or choose another with --port")
+        return Finding("port", "ok", f"{answer} is already running on {place}")
+    return Finding("port", "problem", f"{place} is in use by another program", "stop it, or set another --port")
 
 
 def check_files(facts: Facts, config: Config) -> Finding:
-    """A connection is an open file."""
+    """Check the limit of open files: each connection is one."""
     wanted = config.security.max_connections + _OTHER_FILES
     if facts.num_files == resource.RLIM_INFINITY or facts.num_files >= wanted:
-        return Finding("open files", "ok", "as many as are wanted")
-    text = f"{facts.num_files} at most; security.max_connections wants {wanted}"
+        return Finding("open files", "ok", "the limit is high enough")
+    text = f"the limit is {facts.num_files}; security.max_connections needs {wanted}"
     return Finding(
         "open files", "warning", text, "raise the hard limit (ulimit -Hn), or lower security.max_connections"
     )
 
 
 def check_service(facts: Facts) -> Finding:
-    """Whether one is installed, and runs."""
+    """Check whether a service is installed and running."""
     for is_system in (False, True):
         path = service_path(facts.here, is_system=is_system)
         if path is None or not path.is_file():
@@ -274,18 +276,18 @@ def check_service(facts: Facts) -> Finding:
         if facts.here.platform != "darwin":
             ask = ("systemctl", *(() if is_system else ("--user",)), "is-active", "--quiet", systemd.NAME)
         if facts.succeeds(ask):
-            return Finding("service", "ok", f"{path}, and it runs")
+            return Finding("service", "ok", f"{path}, running")
         return Finding(
-            "service", "warning", f"{path} is there, and it does not run", f"see `{' '.join(ask)}` and its log"
+            "service", "warning", f"{path} is installed but not running", f"see `{' '.join(ask)}` and the log"
         )
-    return Finding("service", "ok", "none is installed (pippin install-service)")
+    return Finding("service", "ok", "not installed (pippin install-service)")
 
 
-# --- for people
+# --- output
 
 
 def show(found: Sequence[Finding]) -> None:
-    """A line each, and one more with what to do."""
+    """Print one line per finding, and its advice on another."""
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
@@ -353,7 +355,7 @@ def _who_answers(host: str, port: int) -> str | None:
 
 
 def _name_of_server(host: str, port: int) -> str:
-    """Name and version where it is a Pippin; else empty."""
+    """Return name and version if the server is Pippin; else empty."""
     import http.client
 
     connection = http.client.HTTPConnection({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port, timeout=3)
@@ -368,7 +370,7 @@ def _name_of_server(host: str, port: int) -> str:
 
 
 def _cached(name: str) -> Path | None:
-    """The folder of a hub id in the download cache."""
+    """Return the folder of a hub id in the download cache."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(name, "config.json")
@@ -383,7 +385,7 @@ def _folder(facts: Facts, name: str) -> Path | None:
 
 
 def _nearest_folder(path: Path) -> Path:
-    """The folder, or what of the way to it is there."""
+    """Return the folder, or its nearest existing parent."""
     return next(each for each in (path.absolute(), *path.absolute().parents) if each.is_dir())
 
 

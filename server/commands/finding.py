@@ -10,7 +10,7 @@ State = Literal["ok", "warning", "problem"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line: what was looked at, how it is, and where it is not well, what to do."""
+    """One line: the subject, its state and a text; with advice if the state is not ok."""
 
     what: str
     state: State

@@ -1,6 +1,6 @@
-"""`pippin install-service` and `uninstall-service`: have the system start the server, and start it again.
+"""`pippin install-service` and `uninstall-service`: let the system start and restart the server.
 
-Knows where files go and what is asked of a person. What is in them is known to `server.appliance`.
+Chooses the files' places and prints instructions; `server.appliance` writes their contents.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ ParseServe = Callable[[Sequence[str]], Config]
 """The configuration of `pippin serve` with these arguments. Raises ConfigError."""
 
 JoinOption = typer.Option(
-    None, metavar="LEADER:PORT", help="Have it join rank 0 there, as `pippin join` does, instead of serving."
+    None, metavar="LEADER:PORT", help="Join rank 0 at this address, as `pippin join` does, instead of serving."
 )
-ServeArguments = typer.Argument(None, metavar="[-- ARGUMENT...]", help="As of `pippin serve`.")
+ServeArguments = typer.Argument(None, metavar="[-- ARGUMENT...]", help="Arguments of `pippin serve`.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Here:
-    """The machine and the person, as far as a service depends on them."""
+    """The machine and the user, as far as a service depends on them."""
 
     platform: str = sys.platform
     home: Path = field(default_factory=lambda: Path(_person().pw_dir))
@@ -44,35 +44,37 @@ class Here:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """Of Pippin itself: its script, where it is installed as one."""
+        """Command of Pippin itself: its script, if installed."""
         script = Path(self.python).absolute().with_name("pippin")
         return (str(script),) if script.is_file() else (str(Path(self.python).absolute()), "-m", "server")
 
 
 def add_to(app: typer.Typer, parse: ParseServe) -> None:
-    """Make both commands known to the command line."""
+    """Add both commands to the command line."""
 
     @app.command("install-service")
     def install_service(
         arguments: list[str] | None = ServeArguments,
         join: str | None = JoinOption,
-        key: str | None = typer.Option(None, "--key", metavar="@FILE", help="With --join: rank 0's key."),
-        is_system: bool = typer.Option(False, "--system", help="Of the machine, not of you: starts without a login."),
-        only_print: bool = typer.Option(False, "--print", help="Show the file, and write nothing."),
-        force: bool = typer.Option(False, "--force", help="Replace a file that was not written by this command."),
+        key: str | None = typer.Option(None, "--key", metavar="@FILE", help="With --join: file of rank 0's key."),
+        is_system: bool = typer.Option(
+            False, "--system", help="Install for the machine instead of your user: it starts without a login."
+        ),
+        only_print: bool = typer.Option(False, "--print", help="Print the file without writing it."),
+        force: bool = typer.Option(False, "--force", help="Replace a file that this command did not write."),
     ) -> None:
-        """Have launchd (macOS) or systemd (Linux) start the server, and start it again when it fails."""
+        """Install a launchd (macOS) or systemd (Linux) service that starts the server and restarts it when it fails."""
         if join is not None:
             found = build_rank(Here(), join, key, arguments or [], is_system=is_system)
         else:
             if key is not None:
-                raise ConfigError("--key is for --join; of `pippin serve` it comes after --")
+                raise ConfigError("--key applies only with --join; put the --key of `pippin serve` after --")
             found = build(Here(), arguments or [], parse, is_system=is_system)
         if only_print:
             print(found.text, end="")
             return
         install(found, is_ours=_is_ours(sys.platform), force=force)
-        print(f"wrote {found.path}\nto start it now, and from now on:")
+        print(f"wrote {found.path}\nto start it now and at every boot:")
         for command in found.start:
             print(f"  {shlex.join(command)}")
         for hint in found.hints:
@@ -80,11 +82,11 @@ def add_to(app: typer.Typer, parse: ParseServe) -> None:
 
     @app.command("uninstall-service")
     def uninstall_service(
-        is_system: bool = typer.Option(False, "--system", help="The machine's, not yours."),
-        is_rank: bool = typer.Option(False, "--join", help="The one that joins another machine's server."),
-        force: bool = typer.Option(False, "--force", help="Also a file that was not written by install-service."),
+        is_system: bool = typer.Option(False, "--system", help="Remove the machine's service instead of your user's."),
+        is_rank: bool = typer.Option(False, "--join", help="Remove the service that joins another machine's server."),
+        force: bool = typer.Option(False, "--force", help="Remove a file that install-service did not write."),
     ) -> None:
-        """Stop the service, let it finish, and remove its file."""
+        """Stop the service after its running requests and remove its file."""
         here = Here()
         if is_rank:
             found = build_rank(here, "", None, [], is_system=is_system, is_checked=False)
@@ -97,9 +99,9 @@ def add_to(app: typer.Typer, parse: ParseServe) -> None:
 def build(
     here: Here, arguments: Sequence[str], parse: ParseServe, *, is_system: bool, reads_config: bool = True
 ) -> ServiceFile:
-    """The file for this system. Raises ConfigError."""
+    """Return the service file for this system. Raises ConfigError."""
     if here.platform not in ("darwin", "linux"):
-        raise ConfigError(f"a service can be installed on macOS and Linux, not on {here.platform}")
+        raise ConfigError(f"services are supported on macOS and Linux, not on {here.platform}")
     config = parse(arguments) if reads_config else Config()
     is_mac = here.platform == "darwin"
     log_file = here.folder / Path(config.log_file).expanduser() if config.log_file else None
@@ -127,9 +129,9 @@ def build(
 def build_rank(
     here: Here, leader: str, key: str | None, arguments: Sequence[str], *, is_system: bool, is_checked: bool = True
 ) -> ServiceFile:
-    """The file of a service that joins rank 0 at `leader`, and joins it again. Raises ConfigError."""
+    """Return the file of a service that joins and rejoins rank 0 at `leader`. Raises ConfigError."""
     if here.platform not in ("darwin", "linux"):
-        raise ConfigError(f"a service can be installed on macOS and Linux, not on {here.platform}")
+        raise ConfigError(f"services are supported on macOS and Linux, not on {here.platform}")
     if is_checked:
         key = _checked(here, leader, key)
     log_file = launchd.log_folder(here.home) / "rank.log"
@@ -152,11 +154,11 @@ def build_rank(
 
 
 def _checked(here: Here, leader: str, key: str | None) -> str:
-    """The key's file by its whole path. Raises ConfigError where the service could not start."""
+    """Return the key's file with its full path. Raises ConfigError if the service could not start."""
     from mlx_backend.follow import KeyFileError, parse, read_key  # late: `pippin --help` needs no engine
 
     if key is None or key == "@-":
-        raise ConfigError("--join needs --key @FILE, the file of the key that rank 0 has, too")
+        raise ConfigError("--join needs --key @FILE, a file with the same key as rank 0's")
     whole = f"@{here.folder / Path(key[1:]).expanduser()}" if key.startswith("@") and len(key) > 1 else key
     try:
         parse(leader)
@@ -169,7 +171,7 @@ def _checked(here: Here, leader: str, key: str | None) -> str:
 
 
 def install(found: ServiceFile, *, is_ours: Callable[[str], bool], force: bool) -> None:
-    """Write the file, and make the folders it names. Raises ConfigError."""
+    """Write the file and create the folders it names. Raises ConfigError."""
     try:
         _check_owner(found.path, is_ours, force=force)
         for folder in (found.path.parent, *found.folders):
@@ -179,7 +181,7 @@ def install(found: ServiceFile, *, is_ours: Callable[[str], bool], force: bool) 
         unfinished.chmod(0o644)
         os.replace(unfinished, found.path)
     except OSError as error:
-        advice = "; with --system this needs sudo" if isinstance(error, PermissionError) else ""
+        advice = "; --system needs sudo" if isinstance(error, PermissionError) else ""
         raise ConfigError(f"{error.filename or found.path}: {error.strerror or error}{advice}") from None
 
 
@@ -192,11 +194,11 @@ def uninstall(
 ) -> None:
     """Stop the service and remove its file. Raises ConfigError."""
     if not found.path.exists():
-        raise ConfigError(f"there is no {found.path}; nothing is installed")
+        raise ConfigError(f"{found.path} does not exist; no service is installed")
     _check_owner(found.path, is_ours, force=force)
     for command in found.stop:
         if run(command) != 0:
-            why = "it was not running, or has to be stopped by hand"
+            why = "it was not running, or must be stopped manually"
             print(f"pippin: `{shlex.join(command)}` failed: {why}", file=sys.stderr)
     try:
         found.path.unlink()
@@ -205,7 +207,7 @@ def uninstall(
 
 
 def service_path(here: Here, *, is_system: bool) -> Path | None:
-    """Where the file would be; None where there is no such thing."""
+    """Return the path of the service file; None on other systems."""
     if here.platform == "darwin":
         return launchd.path_of(here.home, is_system=is_system)
     return systemd.path_of(here.home, is_system=is_system) if here.platform == "linux" else None
@@ -215,7 +217,7 @@ def _check_owner(path: Path, is_ours: Callable[[str], bool], *, force: bool) -> 
     if force or not path.exists():
         return
     if not is_ours(path.read_text(encoding="utf-8", errors="replace")):
-        raise ConfigError(f"{path} was not written by `pippin install-service`; look at it, then say --force")
+        raise ConfigError(f"{path} was not written by `pippin install-service`; check it, then use --force")
 
 
 def _is_ours(platform: str) -> Callable[[str], bool]:
@@ -223,7 +225,7 @@ def _is_ours(platform: str) -> Callable[[str], bool]:
 
 
 def _written(here: Here, config: Config, log_file: Path | None) -> tuple[Path, ...]:
-    """The prefix cache's folder, the log's, and where models are downloaded to."""
+    """Return the folders that the service writes to: prefix cache, log and model downloads."""
     cache = here.environ.get("XDG_CACHE_HOME") or str(here.home / ".cache")
     hub = here.environ.get("HF_HOME") or f"{cache}/huggingface"
     folders = [Path(hub)]
@@ -235,7 +237,7 @@ def _written(here: Here, config: Config, log_file: Path | None) -> tuple[Path, .
 
 
 def _person() -> pwd.struct_passwd:
-    """Whose service it is: with sudo, of whoever said it."""
+    """Return the user of the service: under sudo, the invoking user."""
     name = os.environ.get("SUDO_USER") if os.geteuid() == 0 else None
     return pwd.getpwnam(name or getpass.getuser())
 

@@ -1,6 +1,6 @@
-"""`pippin join`: hold a part of the model that another machine serves, until that server ends.
+"""`pippin join`: hold a part of a model that another machine serves, until that server ends.
 
-Knows where models are. What is done then is known to the engine.
+Finds the model; the engine does the rest.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import typer
 from server import model_files, pocket
 
 LeaderArgument = typer.Argument(
-    metavar="LEADER:PORT", help="Where rank 0 waits: its address in the hostfile, and port 7400 or its ranks.port."
+    metavar="LEADER:PORT", help="Address of rank 0 in the hostfile, with port 7400 or its ranks.port."
 )
-KeyOption = typer.Option(None, "--key", metavar="@FILE", help="The file of the key that rank 0 has, too.")
+KeyOption = typer.Option(None, "--key", metavar="@FILE", help="File with the same key as rank 0's.")
 
 
 def join(
     leader: str = LeaderArgument,
     key: str | None = KeyOption,
-    model: str | None = typer.Option(None, help="Folder or hub id of the model here; else as rank 0 calls it."),
-    rank: int | None = typer.Option(None, help="The rank to become; else the one of this machine in the hostfile."),
+    model: str | None = typer.Option(None, help="Folder or hub id of the model on this machine. Default: rank 0's."),
+    rank: int | None = typer.Option(None, help="Rank to become. Default: this machine's rank in the hostfile."),
 ) -> None:
     """Hold a part of the model that `pippin serve --hostfile` serves on another machine.
 
-    Ends with 0 where rank 0 or a signal has ended it, 75 where rank 0 is lost or cannot be reached, 77 where it is
-    refused (another key, version or model), 70 where it fails itself, and 2 where it cannot be started so. It does not
-    try again: `pippin install-service --join` has the system do that.
+    Exits with 0 when rank 0 or a signal ends it, 75 if rank 0 is lost or unreachable, 77 if rank 0 refuses it (another
+    key, version or model), 70 on its own failure, and 2 if it cannot start with these arguments. It does not retry:
+    `pippin install-service --join` makes the system do that.
     """
     from mlx_backend import follow  # late: `pippin --help` needs no engine
     from mlx_backend.model.checkpoint import find_model

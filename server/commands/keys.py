@@ -1,6 +1,6 @@
-"""`pippin keys add | list | revoke`: the file of API keys. A running server notices a change within a second.
+"""`pippin keys add | list | revoke`: the file of API keys. A running server applies changes within a second.
 
-Knows the configuration and what a person is told. What the file is is known to `server.security.keys`.
+Reads the configuration and prints; `server.security.keys` defines the file.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from server.config import ConfigError, resolve
 from server.security import keys
 
 app = typer.Typer(
-    help="Make, list and revoke API keys. A server that runs notices within a second.",
+    help="Add, list and revoke API keys. A running server applies changes within a second.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
 
-File = typer.Option(None, "--file", metavar="FILE", help="The keys file; else security.keys_file of the configuration.")
-ConfigFile = typer.Option(None, "--config", metavar="FILE", help="YAML file of settings.")
-Name = typer.Argument(metavar="NAME", help="What the key is called in the log.")
+File = typer.Option(None, "--file", metavar="FILE", help="Keys file. Default: security.keys_file.")
+ConfigFile = typer.Option(None, "--config", metavar="FILE", help="YAML configuration file.")
+Name = typer.Argument(metavar="NAME", help="Name of the key in the log.")
 Class = typer.Option(
     None,
     "--priority",
     metavar=f"[{'|'.join(PRIORITIES)}]",
-    help="The most urgent class that its requests may be of; else any.",
+    help="Most urgent class that its requests may have. Default: any.",
 )
-_PER_MINUTE = "a minute, at most; else the configuration's."
+_PER_MINUTE = "per minute, at most. Default: the configuration's limit."
 
 
 @app.command()
 def add(
     name: str = Name,
     requests_per_minute: int | None = typer.Option(None, min=1, help=f"Requests {_PER_MINUTE}"),
-    tokens_per_minute: int | None = typer.Option(None, min=1, help=f"Tokens of prompts and answers {_PER_MINUTE}"),
+    tokens_per_minute: int | None = typer.Option(None, min=1, help=f"Prompt and output tokens {_PER_MINUTE}"),
     priority: str | None = Class,
-    admin: bool = typer.Option(False, "--admin", help="It may load and unload models."),
+    admin: bool = typer.Option(False, "--admin", help="Allow the key to load and unload models."),
     file: str | None = File,
     config: Path | None = ConfigFile,
 ) -> None:
-    """Make a key and print it, this once: only its hash is kept."""
+    """Add a key and print it once: only its hash is stored."""
     path = _path(file, config)
     try:
         key = keys.add(
@@ -57,12 +57,12 @@ def add(
     except keys.KeysError as error:
         raise ConfigError(str(error)) from None
     print(key)
-    print(f"Its hash is in {path} as {name!r}; the key itself is shown this once.", file=sys.stderr)
+    print(f"Added {name!r} to {path}. The key is shown only once; the file stores its hash.", file=sys.stderr)
 
 
 @app.command("list")
 def show(file: str | None = File, config: Path | None = ConfigFile) -> None:
-    """List the names of the keys, what they may and their limits."""
+    """List the keys with their rights and limits."""
     path = _path(file, config)
     try:
         found = keys.read_keys(path)
@@ -70,7 +70,7 @@ def show(file: str | None = File, config: Path | None = ConfigFile) -> None:
         raise ConfigError(str(error)) from None
     for key in found:
         limits = {"requests": key.requests_per_minute, "tokens": key.tokens_per_minute}
-        told = [f"{limit} {what} a minute" for what, limit in limits.items() if limit is not None]
+        told = [f"{limit} {what} per minute" for what, limit in limits.items() if limit is not None]
         told += [f"class {key.priority}"] if key.priority != "live" else []
         print(f"{key.name}  {', '.join(['admin'] * key.is_admin + told)}".rstrip())
     if not found:
@@ -79,18 +79,18 @@ def show(file: str | None = File, config: Path | None = ConfigFile) -> None:
 
 @app.command()
 def revoke(name: str = Name, file: str | None = File, config: Path | None = ConfigFile) -> None:
-    """Take a key out of the file. Requests that are being answered go on; no new one is let in."""
+    """Remove a key from the file. New requests with it are refused; running ones continue."""
     path = _path(file, config)
     try:
         keys.revoke(path, name)
     except keys.KeysError as error:
         raise ConfigError(str(error)) from None
-    print(f"{name!r} is no key any more", file=sys.stderr)
+    print(f"revoked {name!r}", file=sys.stderr)
 
 
 def _path(file: str | None, config: Path | None) -> Path:
-    """Where the keys are. Raises ConfigError."""
+    """Return the keys file. Raises ConfigError."""
     named = resolve(config, os.environ, {"security.keys_file": file}).config.security.keys_file
     if named is None:
-        raise ConfigError("no keys file: name one with --file, or set security.keys_file")
+        raise ConfigError("no keys file is set; use --file, or set security.keys_file")
     return Path(named).expanduser()

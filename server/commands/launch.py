@@ -1,6 +1,6 @@
-"""`pippin launch`: start an agent of other people's so that it uses a running server. Knows its options and exit codes.
+"""`pippin launch`: start a third-party agent that uses a running server. Options and exit codes.
 
-Everything is written into a folder of its own, which is gone when the agent ends.
+All files go into a temporary folder, removed when the agent ends.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from server.commands.chat import DEFAULT_URL
 from server.config import ConfigError
 
 _NAMES = "codex, opencode, claude or aider"
-Name = typer.Argument(..., metavar="AGENT", help=f"The agent: {_NAMES}.")
+Name = typer.Argument(..., metavar="AGENT", help=f"Agent: {_NAMES}.")
 Arguments = typer.Argument(None, metavar="[-- ARGS]", help="Arguments for the agent, after --.", show_default=False)
-Url = typer.Option(DEFAULT_URL, "--url", metavar="URL", help="The server.")
-Model = typer.Option(None, "--model", help="The model; else the first that is loaded.", show_default=False)
-Key = typer.Option(None, "--key", help="An API key, or @FILE that holds it.", show_default=False)
+Url = typer.Option(DEFAULT_URL, "--url", metavar="URL", help="Server.")
+Model = typer.Option(None, "--model", help="Model. Default: the first one loaded.", show_default=False)
+Key = typer.Option(None, "--key", help="API key, or @FILE with the key.", show_default=False)
 
 
 def launch(
@@ -37,13 +37,13 @@ def launch(
     model: str | None = Model,
     key: str | None = Key,
 ) -> None:
-    """Start an agent with what it needs to use a running server. Nothing of it stays when it ends."""
+    """Start a coding agent configured for a running server. Leaves no files behind."""
     from server.client.agents import AGENTS, Target
     from server.client.wire import base_url, read_key
 
     found = AGENTS.get(agent)
     if found is None:
-        raise ConfigError(f"launch knows no agent {agent!r}; it starts {_NAMES}")
+        raise ConfigError(f"unknown agent {agent!r}; use {_NAMES}")
     try:
         key, base = read_key(key), base_url(url)
     except (OSError, ValueError) as error:
@@ -56,7 +56,7 @@ def launch(
     target = Target(url=base, model=chosen["id"], key=key, context=context)
     _say(f"{agent} uses '{target.model}' at {base}")
     if context is not None and context < found.least_context:
-        _say(f"its context is {context} tokens; {agent} needs some {found.least_context} for a task")
+        _say(f"its context is {context} tokens; {agent} needs about {found.least_context} for a task")
     with tempfile.TemporaryDirectory(prefix="pippin-") as name:
         folder = Path(name)
         prepared = found.prepare(target, folder)
@@ -69,7 +69,7 @@ def launch(
 
 
 def _choose(base: str, key: str | None, model: str | None) -> Mapping[str, Any]:
-    """The model as the server lists it. Ends the process with 1 where there is no server, or no such model."""
+    """Return the model as the server lists it. Exits with 1 if there is no server or no such model."""
     import httpx2
 
     from server.client.agents import choose_model
@@ -84,14 +84,14 @@ def _choose(base: str, key: str | None, model: str | None) -> Mapping[str, Any]:
                 if answer.status_code == 200:
                     return dict(answer.json())
     except httpx2.HTTPError as error:
-        _fail(f"no answer from {base}: {error}. Start a server with `pippin serve`, or name one with --url")
+        _fail(f"no answer from {base}: {error}. Start a server with `pippin serve`, or set --url")
     except (ValueError, LookupError, TypeError) as error:
         _fail(f"{base} does not answer as Pippin does: {error}")
     _fail(f"{base}: {error_text(answer.status_code, answer.content)}")
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """The exit code of the agent; 128 and the signal's number where one ended it."""
+    """Return the agent's exit code; 128 plus the signal's number if a signal ended it."""
     with _patient() as signals:
         process = subprocess.Popen(command, env=dict(environment))
         signals.reach(process)
@@ -100,7 +100,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 class _Signals:
-    """Passes signals on to a process, those that came before it was there as well."""
+    """Forwards signals to a process, including those that arrived before it started."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -120,10 +120,10 @@ class _Signals:
 
 @contextmanager
 def _patient() -> Iterator[_Signals]:
-    """Leave Ctrl-C to the agent, which has it from the terminal as well, and pass on what ends this process."""
+    """Leave Ctrl-C to the agent, which receives it from the terminal, and forward signals that end this process."""
     signals = _Signals()
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    signal.signal(signal.SIGINT, lambda *_: None)  # a handler, and not SIG_IGN, which the agent would inherit
+    signal.signal(signal.SIGINT, lambda *_: None)  # a handler: the agent would inherit SIG_IGN
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signals.take)
     try:

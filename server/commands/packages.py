@@ -1,4 +1,4 @@
-"""Other packages with the names of Pippin's, for `pippin doctor`: before it on Python's path, or in its own folder."""
+"""Packages that share a name with Pippin's, for `pippin doctor`: earlier on Python's path, or in the same folder."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ DISTRIBUTION = "pippin"
 
 @dataclass(frozen=True, slots=True)
 class Others:
-    """Each list has (name, place): a folder, or the name of a distribution."""
+    """Lists of (name, place); a place is a folder or the name of a distribution."""
 
     on_path: Sequence[tuple[str, str]] = ()
-    """What `import NAME` gives programs other than the command `pippin`."""
+    """Packages that `import NAME` finds in programs other than the command `pippin`."""
     in_place: Sequence[tuple[str, str]] = ()
-    """Distributions that have installed files into the same package."""
+    """Distributions with files installed into the same package."""
 
 
 def find_others() -> Others:
-    """Look for them. Imports nothing that is not Pippin's."""
+    """Find such packages. Imports only Pippin's own."""
     on_path = []
     for name in NAMES:
         first = _first_on_path(name)
@@ -36,20 +36,20 @@ def find_others() -> Others:
 
 
 def check(others: Others) -> Finding:
-    """A problem where Pippin's own files may be overwritten; a warning where only other programs are affected."""
+    """Report a problem if Pippin's own files may be overwritten; a warning if only other programs are affected."""
     if others.in_place:
-        text = "; ".join(f"{owner} installs a package {name}, too" for name, owner in others.in_place)
-        advice = "install Pippin into an environment of its own: uv tool install, or pipx"
+        text = "; ".join(f"{owner} also installs a package {name}" for name, owner in others.in_place)
+        advice = "install Pippin into its own environment, with uv tool install or pipx"
         return Finding("packages", "problem", f"{text}, into the same folder", advice)
     if others.on_path:
-        text = "; ".join(f"import {name} gives {folder}" for name, folder in others.on_path)
-        advice = "the command `pippin` is not affected, `python -m server` is: unset PYTHONPATH, or start it elsewhere"
-        return Finding("packages", "warning", f"{text}, which is not Pippin's", advice)
-    return Finding("packages", "ok", f"{' and '.join(NAMES)} are Pippin's")
+        text = "; ".join(f"import {name} finds {folder}" for name, folder in others.on_path)
+        advice = "`python -m server` is affected, the command `pippin` is not: unset PYTHONPATH, or start it elsewhere"
+        return Finding("packages", "warning", f"{text}, which does not belong to Pippin", advice)
+    return Finding("packages", "ok", f"{' and '.join(NAMES)} belong to Pippin")
 
 
 def _first_on_path(name: str) -> Path | None:
-    """The folder of the package that an import would find if none was imported yet."""
+    """Return the folder of the package that a fresh import would find."""
     for finder in sys.meta_path:
         spec: Any = finder.find_spec(name, None)
         if spec is not None:

@@ -1,4 +1,4 @@
-"""Question of `pippin plan`: which model, on which machine or machines, for whom; and its answer by the planner."""
+"""Question of `pippin plan` (model, machines, users) and the planner's answer."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Question:
 
 
 def answer(question: Question) -> Plan | Choice:
-    """The plan, or the choice of one over several machines. Raises ConfigError."""
+    """Return the plan, or for several machines the choice of one. Raises ConfigError."""
     try:
         users = numbers(question.users)
     except ValueError:
-        raise ConfigError(f"--users {question.users!r}: whole numbers from 1, with commas between") from None
+        raise ConfigError(f"--users {question.users!r} must be comma-separated whole numbers from 1") from None
     profile = find_profile(question.model)
     try:
         if profile is not None:
@@ -120,11 +120,11 @@ def _over_ranks(
 def _refuse_ranks(question: Question) -> None:
     given = [f"--{name}" for name in ("parallel", "split", "link") if getattr(question, name) is not None]
     if given:
-        raise ConfigError(f"{', '.join(given)}: for several machines; say how many with --count")
+        raise ConfigError(f"{', '.join(given)}: only for several machines; set their number with --count")
 
 
 def name_of(model: str) -> str:
-    """What a model is called: by its folder, or by a file that is not every model's config.json."""
+    """Return a model's name: that of its folder, or of a file not called config.json."""
     path = Path(model)
     if path.is_file() and path.name != "config.json":
         return path.stem
@@ -132,11 +132,11 @@ def name_of(model: str) -> str:
 
 
 def machine_of(name: str | None) -> Machine:
-    """The machine of this id, or the one at hand. Raises ConfigError."""
+    """Return the machine with this id, or this machine. Raises ConfigError."""
     try:
         found = find_machine(name) if name is not None else this_machine()
     except UnknownMachine as error:
         raise ConfigError(str(error)) from None
     if found is None:
-        raise ConfigError("this machine's memory cannot be told; name one with --machine (see --machines)")
+        raise ConfigError("the memory of this machine is unknown; name a machine with --machine (see --machines)")
     return found

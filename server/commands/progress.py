@@ -1,4 +1,4 @@
-"""How a command shows that it gets on: a bar on a terminal, a line per tenth elsewhere. On standard error."""
+"""Progress display of a command on standard error: a bar on a terminal, a line per tenth elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Report = Callable[[LoadProgress], None]
 
 @contextmanager
 def shown(what: str) -> Iterator[Report]:
-    """Give what shows the progress of `what`; any thread may call it."""
+    """Yield a function that shows the progress of `what`; any thread may call it."""
     if not sys.stderr.isatty():
         yield _Tenths(what).report
         return

@@ -1,4 +1,4 @@
-"""`pippin ps`: the models of a running server, what each holds and does."""
+"""`pippin ps`: models of a running server, with memory and activity."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import typer
 from server.commands.chat import DEFAULT_URL
 from server.config import ConfigError
 
-Url = typer.Option(DEFAULT_URL, "--url", metavar="URL", help="The server.")
-Key = typer.Option(None, "--key", help="An API key, or @FILE that holds it.", show_default=False)
+Url = typer.Option(DEFAULT_URL, "--url", metavar="URL", help="Server.")
+Key = typer.Option(None, "--key", help="API key, or @FILE with the key.", show_default=False)
 AsJson = typer.Option(False, "--json", help="Print JSON instead of a table.")
 
 _SPEED_S = 0.5
-"""Tokens are counted twice, so far apart, to tell a speed."""
+"""Time between the two token counts that give a speed."""
 
 Model = Mapping[str, Any]
 
@@ -39,7 +39,7 @@ def ps(url: str = Url, key: str | None = Key, as_json: bool = AsJson) -> None:
 
 
 def _look(url: str, key: str | None) -> tuple[list[Model], dict[str, float]]:
-    """(the models, tokens per second of those that work). Ends the process with 1 where the server does not answer."""
+    """Return (models, tokens per second of busy ones). Exits with 1 if the server does not answer."""
     import httpx2
 
     from server.client.wire import settings
@@ -119,7 +119,7 @@ def _classes_table(model: Model) -> Any:
 
 
 def _ranks_table(model: Model) -> Any:
-    """The ranks of a model that several share: what each holds, and whether it answers."""
+    """Return a table of a model's ranks: memory of each, and whether it answers."""
     from rich.table import Table
 
     table = Table(f"ranks of {model['id']}", box=None, pad_edge=False)

@@ -1,7 +1,7 @@
-"""`pippin pull`: a model of the hub into its download cache, and compared with the hub's record.
+"""`pippin pull`: download a hub model into the download cache and compare it with the hub's record.
 
-What was interrupted goes on where it stopped. Only weights, configuration, tokenizer and template files are fetched: no
-pickles and no code.
+Interrupted downloads resume. Only weights, configuration, tokenizer and template files are fetched: no pickles, no
+code.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _AT_ONCE = 4
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is to be fetched of a repository: the bytes and the digest of each file, by name."""
+    """Files to fetch from a repository: size and digest of each, by name."""
 
     commit: str
     sizes: Mapping[str, int]
@@ -37,37 +37,37 @@ class Wanted:
 
     @property
     def large(self) -> list[str]:
-        """The files that the hub knows by their SHA-256."""
+        """Files with a SHA-256 at the hub."""
         return [name for name, digest in self.digests.items() if len(digest) == 64]
 
 
 def pull(
-    model: str = typer.Argument(..., metavar="OWNER/MODEL", help="A hub id."),
-    revision: str | None = typer.Option(None, help="A branch, a tag or a commit; else the newest."),
+    model: str = typer.Argument(..., metavar="OWNER/MODEL", help="Hub id."),
+    revision: str | None = typer.Option(None, help="Branch, tag or commit. Default: the newest."),
 ) -> None:
-    """Download a model of the hub, going on where an earlier try stopped, and compare its files with its record."""
+    """Download a model from the hub, or resume a download, and verify its files."""
     if not HUB_ID.fullmatch(model):
-        raise ConfigError(f"{model!r} is no hub id; one has the form owner/model")
+        raise ConfigError(f"{model!r} is not a hub id; use owner/model")
     try:
         folder = fetch(model, revision)
     except ModelLoadError as error:
         raise ConfigError(str(error)) from None
-    print(f"{model} is in {folder}\nserve it: pippin serve {model}")
+    print(f"{model} is in {folder}\nto serve it: pippin serve {model}")
 
 
 def fetch(model: str, revision: str | None = None) -> Path:
-    """The folder of the model, complete and compared. Raises ModelLoadError."""
+    """Return the model's folder, complete and verified. Raises ModelLoadError."""
     wanted = ask(model, revision)
     record = Record("the hub's record", wanted.digests)
     folder = _download(model, revision, wanted)
     damaged = _compare(folder, record)
-    if damaged:  # of an earlier download: the hub's client asks whether a file is there, not what is in it
+    if damaged:  # by an earlier download: the hub's client checks that a file exists, not its contents
         for each in damaged:
             each.file.resolve().unlink(missing_ok=True)
             each.file.unlink(missing_ok=True)
         damaged = _compare(_download(model, revision, wanted), record)
     if damaged:
-        raise ModelLoadError(f"{damaged[0]}, by {record.basis}, though it was just downloaded; try again")
+        raise ModelLoadError(f"{damaged[0]}, by {record.basis}, although it was just downloaded; try again")
     found = model_files.find_record(folder)
     if found is not None:
         model_files.remember(folder, found)
@@ -75,7 +75,7 @@ def fetch(model: str, revision: str | None = None) -> Path:
 
 
 def ask(model: str, revision: str | None) -> Wanted:
-    """What the hub says of the repository's files."""
+    """Return the hub's record of the repository's files."""
     from huggingface_hub import HfApi, hf_hub_download
 
     try:
@@ -108,7 +108,7 @@ def _download(model: str, revision: str | None, wanted: Wanted) -> Path:
     def work() -> str:
         with ThreadPoolExecutor(_AT_ONCE) as threads:
             list(threads.map(lambda name: fetch_large(model, name, wanted, blobs), wanted.large))
-        # The rest; and of what is there already, the links to it.
+        # The other files, and links to those already present.
         return str(snapshot_download(model, revision=revision, allow_patterns=list(wanted.sizes)))
 
     disable_progress_bars()
@@ -120,7 +120,7 @@ def _download(model: str, revision: str | None, wanted: Wanted) -> Path:
             while not wait([running], _POLL_S).done:
                 report(LoadProgress(done_bytes=min(total, _bytes_in(blobs)), total_bytes=total))
         except KeyboardInterrupt:
-            os._exit(_interrupted(model))  # its threads would finish their files first
+            os._exit(_interrupted(model))  # else its threads finish their files first
         try:
             folder = Path(running.result())
         except Exception as error:  # as above
@@ -130,7 +130,7 @@ def _download(model: str, revision: str | None, wanted: Wanted) -> Path:
 
 
 def fetch_large(model: str, name: str, wanted: Wanted, blobs: Path) -> None:
-    """A file into the cache, by its digest. The hub's own client begins anew in every process; this goes on."""
+    """Download a file into the cache, by its digest. Resumes across processes, unlike the hub's own client."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
@@ -147,19 +147,19 @@ def fetch_large(model: str, name: str, wanted: Wanted, blobs: Path) -> None:
         try:
             http_get(url, stream, resume_size=stream.tell(), headers=build_hf_headers(), expected_size=size)
         except OSError:
-            if stream.tell() > size:  # not this file, then
+            if stream.tell() > size:  # not this file
                 stream.truncate(0)
             raise
     part.replace(blob)
 
 
 def _interrupted(model: str) -> int:
-    print(f"stopped; `pippin pull {model}` goes on where this one did", flush=True)
+    print(f"stopped; to resume: pippin pull {model}", flush=True)
     return 130
 
 
 def _bytes_in(blobs: Path) -> int:
-    """What is on the disk of whole and half files."""
+    """Return the bytes on disk of complete and partial files."""
     found = 0
     for path in blobs.glob("*"):
         try:
@@ -176,13 +176,13 @@ def _compare(folder: Path, record: Record) -> list[model_files.Damage]:
 
 
 def explain(model: str, error: BaseException) -> str:
-    """One line on why the hub does not give the model."""
+    """Return one line on why the model cannot be downloaded."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.GatedRepoError):
-        return f"{model} is given only to those who were let in: ask for it on its page, then `hf auth login`"
+        return f"{model} is gated: request access on its page, then run `hf auth login`"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"the hub has no {model}, or it is private: check the name, or `hf auth login`"
+        return f"{model} does not exist on the hub, or is private: check the name, or run `hf auth login`"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{model} has no such revision"
     if constants.HF_HUB_OFFLINE:

@@ -78,7 +78,7 @@ def raised_note(profile: Profile, machine: Machine) -> str | None:
     if limit_bytes(profile, machine) <= machine.gpu_limit_bytes:
         return None
     command = f"sudo sysctl iogpu.wired_limit_mb={profile.wired_limit_mb}"
-    return f"This counts on a raised limit: {command} (until the next start)."
+    return f"This assumes a raised limit: {command} (until the next restart)."
 
 
 def plan_together(

@@ -85,7 +85,7 @@ async def check_body(body: bytes, content_type: str, max_depth: int, max_items: 
         # A page of another site may send text/plain without a preflight request; it may not send JSON.
         raise InvalidRequest("The request body must be a JSON object, sent with 'Content-Type: application/json'.")
     if b"\0" in body:  # UTF-16 or 32, which would parse as JSON and escape these checks
-        raise InvalidRequest("The request body is not valid JSON: it is not text in UTF-8.")
+        raise InvalidRequest("The request body is not valid JSON: it is not UTF-8 text.")
     if len(body) > _LONG_BYTES:
         await asyncio.to_thread(_check_structure, body, max_depth, max_items)
     else:
@@ -100,7 +100,7 @@ def _check_structure(body: bytes, max_depth: int, max_items: int) -> None:
     num_items = num_texts + outside.count(b"[") + outside.count(b"{")
     if num_items > max_items or outside.count(b",") > _NUMBERS_PER_ITEM * max_items:
         raise InvalidRequest(
-            f"The request body has more than {max_items} texts, lists and objects in it, "
+            f"The request body has more than {max_items} strings, lists and objects, "
             f"or more than {_NUMBERS_PER_ITEM * max_items} numbers.",
             code="too_many_items",
         )

@@ -176,7 +176,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._watch()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(InvalidRequest("This is not a request of HTTP/1.1."))
+        self._refuse(InvalidRequest("This is not an HTTP/1.1 request."))
 
     def _unsupported_upgrade_warning(self) -> None:
         """Ignore an offer to upgrade the protocol, without a warning."""

@@ -217,7 +217,7 @@ class Gate:
     def _check_host(self, headers: Headers) -> None:
         hosts = headers.getlist("host")
         if len(hosts) != 1:
-            raise InvalidRequest("A request needs a Host header, and no more than one.")
+            raise InvalidRequest("A request must have exactly one Host header.")
         if not self._hosts.allows(hosts[0]):
             raise HostRefused(hosts[0])
 
@@ -249,7 +249,7 @@ class Gate:
             raise KeyRefused("No API key was sent. Send it as 'Authorization: Bearer KEY'.")
         key = self.keys.find(sent)
         if key is None:
-            raise KeyRefused("The API key is not known here.")
+            raise KeyRefused("The API key is unknown.")
         return key
 
 

@@ -34,14 +34,14 @@ def check_setup(config: Config) -> None:
     security = config.security
     if security.keys_file is None and not security.allow_open:
         raise UnsafeSetup(
-            f"listening on {config.host} would let anybody on the network use this server. Make a key with "
-            "`pippin keys add NAME --file FILE` and set security.keys_file to FILE, or say that it is "
-            "meant so: security.allow_open"
+            f"listening on {config.host} would let anyone on the network use this server. Add a key with "
+            "`pippin keys add NAME --file FILE` and set security.keys_file to FILE, or, if open access is "
+            "intended, set security.allow_open"
         )
     if security.keys_file is None and is_wildcard(config.host) and not security.allowed_hosts:
         raise UnsafeSetup(
-            f"listening on {config.host} without keys needs security.allowed_hosts: the names and addresses under "
-            "which this machine is called. Else any page that somebody looks at on this network could use the server"
+            f"listening on {config.host} without keys needs security.allowed_hosts: the names and addresses of "
+            "this machine. Otherwise any web page opened on this network could use the server"
         )
 
 

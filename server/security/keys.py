@@ -83,7 +83,7 @@ def parse(path: Path, text: str) -> tuple[Key, ...]:
         try:
             key = _parse_line(line.strip())
             if key.name in keys:
-                raise ValueError(f"the name {key.name!r} is given twice")
+                raise ValueError(f"the name {key.name!r} appears twice")
         except ValueError as error:
             raise KeysError(f"keys file {path}, line {number}: {error}") from None
         keys[key.name] = key
@@ -93,10 +93,12 @@ def parse(path: Path, text: str) -> tuple[Key, ...]:
 def add(path: Path, name: str, *, is_admin: bool = False, **limits: int | str | None) -> str:
     """Add a new key's hash to the file, creating it if necessary; return the key. Raises KeysError."""
     if not _NAME.fullmatch(name):
-        raise KeysError("a key's name has 1 to 64 letters, digits, '.', '_' and '-', and begins with a letter or digit")
+        raise KeysError(
+            "a key's name must have 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or digit"
+        )
     text = _read(path)[0] if path.exists() else ""
     if any(key.name == name for key in parse(path, text)):
-        raise KeysError(f"keys file {path}: there is a key {name!r} already; revoke it first, or choose another name")
+        raise KeysError(f"keys file {path}: the key {name!r} already exists; revoke it first, or choose another name")
     if limits.get(_PRIORITY) not in (None, *PRIORITIES):
         raise KeysError(f"priority must be one of {', '.join(PRIORITIES)}, not {limits[_PRIORITY]!r}")
     key = new_key()
@@ -111,7 +113,7 @@ def revoke(path: Path, name: str) -> None:
     """Remove a key from the file. Raises KeysError."""
     text = _read(path)[0]
     if all(key.name != name for key in parse(path, text)):
-        raise KeysError(f"keys file {path}: there is no key {name!r}")
+        raise KeysError(f"keys file {path}: no key {name!r}; `pippin keys list` shows the names")
     _write(path, [line for line in text.splitlines() if line.strip().partition(":")[0] != name])
 
 
@@ -119,9 +121,7 @@ def _parse_line(line: str) -> Key:
     name, _, rest = line.partition(":")
     hash, _, options = rest.partition(":")
     if not _NAME.fullmatch(name) or not _HASH.fullmatch(hash):
-        raise ValueError(
-            "is not name:hash, the hash being SHA-256 in 64 hexadecimal digits; `pippin keys add` writes it"
-        )
+        raise ValueError("is not name:hash with a SHA-256 hash of 64 hexadecimal digits; use `pippin keys add`")
     told = [option.strip() for option in options.split(",") if option]
     limits = dict(_parse_option(option) for option in told if option != _ADMIN)
     return Key(name=name, hash=hash, is_admin=_ADMIN in told, **limits)
@@ -134,7 +134,7 @@ def _parse_option(option: str) -> tuple[str, Any]:
             raise ValueError(f"{name} must be one of {', '.join(PRIORITIES)}, not {value!r}")
         return name, value
     if name not in _LIMITS:
-        raise ValueError(f"unknown option {name!r}; known are {', '.join((_ADMIN, *_LIMITS, _PRIORITY))}")
+        raise ValueError(f"unknown option {name!r}; use {', '.join((_ADMIN, *_LIMITS, _PRIORITY))}")
     if not value.isascii() or not value.isdecimal() or int(value) < 1:
         raise ValueError(f"{name} must be a whole number from 1")
     return name, int(value)
@@ -149,7 +149,7 @@ def _read(path: Path) -> tuple[str, Signature]:
             if not stat.S_ISREG(found.st_mode):
                 raise KeysError(f"keys file {path}: is not a file")
             if found.st_mode & 0o077:
-                raise KeysError(f"keys file {path}: others than its owner can read or write it; say `chmod 600 {path}`")
+                raise KeysError(f"keys file {path}: other users can read or write it; run `chmod 600 {path}`")
             if found.st_uid not in (os.geteuid(), 0):
                 raise KeysError(f"keys file {path}: belongs to another user")
             content = file.read(_MAX_BYTES + 1)
@@ -208,7 +208,7 @@ class KeyRing:
         self._keys = parse(path, text)
         self._failure: str | None = None
         if not self._keys:
-            logger.warning("keys file %s has no keys: nobody can use the server", path)
+            logger.warning("keys file %s has no keys: every request will be refused", path)
 
     def find(self, sent: str) -> Key | None:
         """Return the key that was sent. Compares every hash, each in constant time: the duration reveals nothing."""
@@ -247,14 +247,14 @@ class KeyRing:
         """Apply the keys of a reading; return the hashes of the keys that are no longer valid."""
         if reading.failure is not None:
             if reading.failure != self._failure:  # each failure is logged once
-                logger.error("%s; the keys stay as they were", reading.failure)
+                logger.error("%s; keeping the previous keys", reading.failure)
             self._failure = reading.failure
             return frozenset()
         self._failure = None
         if reading.keys is None or reading.signature is None:
             return frozenset()
         former, self._keys, self._signature = self._keys, reading.keys, reading.signature
-        logger.info("keys file %s read again: %d keys", self._path, len(self._keys))
+        logger.info("keys file %s reloaded: %d keys", self._path, len(self._keys))
         return frozenset(key.hash for key in former) - frozenset(key.hash for key in self._keys)
 
     def reload(self) -> frozenset[str]:

@@ -32,7 +32,7 @@ class AdminRefused(InvalidRequest):
     code = "admin_key_required"
 
     def __init__(self) -> None:
-        super().__init__("This API key may not load or unload models; one that was made with --admin may.")
+        super().__init__("This API key cannot load or unload models; use one created with --admin.")
 
 
 class HostRefused(InvalidRequest):
@@ -43,8 +43,7 @@ class HostRefused(InvalidRequest):
 
     def __init__(self, host: str) -> None:
         super().__init__(
-            f"This server does not answer for the host {_quoted(host)}. "
-            "If it should, name it in security.allowed_hosts."
+            f"This server does not serve the host {_quoted(host)}. To allow it, add it to security.allowed_hosts."
         )
 
 
@@ -56,7 +55,7 @@ class OriginRefused(InvalidRequest):
 
     def __init__(self, origin: str) -> None:
         super().__init__(
-            f"Pages of {_quoted(origin)} may not use this server. If they should, name it in security.cors_origins "
+            f"Pages of {_quoted(origin)} may not use this server. To allow them, add it to security.cors_origins "
             "(--security-cors-origins)."
         )
 
@@ -75,7 +74,7 @@ class EncodingRefused(InvalidRequest):
     code = "unsupported_transfer_encoding"
 
     def __init__(self) -> None:
-        super().__init__("The only transfer encoding that is supported is 'chunked'.")
+        super().__init__("The only supported transfer encoding is 'chunked'.")
 
 
 class RequestTimeout(InvalidRequest):
@@ -85,7 +84,7 @@ class RequestTimeout(InvalidRequest):
     code = "request_timeout"
 
     def __init__(self, timeout_s: float) -> None:
-        super().__init__(f"The request body did not come within {timeout_s:g} seconds.")
+        super().__init__(f"The request body did not arrive within {timeout_s:g} seconds.")
 
     @property
     def headers(self) -> dict[str, str]:
@@ -119,7 +118,7 @@ class TooManyBodies(APIError):
     code = "too_many_bodies"
 
     def __init__(self) -> None:
-        super().__init__("The requests in progress are too large together; try again later.")
+        super().__init__("The bodies of all requests in progress are too large together; try again later.")
 
     @property
     def headers(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Apply a model's defaults to the requests that leave things open. The one place where that happens, for every API."""
+"""Application of a model's defaults to the fields that a request leaves unset. Shared by all APIs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SYSTEM_ROLES = ("system", "developer")
 
 
 def with_defaults(job: GenerationJob, defaults: RequestDefaults) -> GenerationJob:
-    """The job with the defaults of its model in place of what its request does not say."""
+    """Return the job with its model's defaults for the fields that the request does not set."""
     if defaults == NO_DEFAULTS:
         return job
     changes: dict[str, Any] = {"sampling": with_sampling(job.sampling, job.given, defaults)}
@@ -31,13 +31,13 @@ def with_defaults(job: GenerationJob, defaults: RequestDefaults) -> GenerationJo
 
 
 def with_sampling(sampling: SamplingParams, given: frozenset[str], defaults: RequestDefaults) -> SamplingParams:
-    """The sampling with the defaults of what is not `given`."""
+    """Return the sampling with defaults for the fields that are not `given`."""
     changes: dict[str, Any] = {name: value for name, value in defaults.sampling.items() if name not in given}
     return replace(sampling, **changes)
 
 
 def with_messages(messages: Sequence[Mapping[str, Any]], defaults: RequestDefaults) -> tuple[Mapping[str, Any], ...]:
-    """The messages behind the default system prompt, where they have none, and the messages that every chat has."""
+    """Return the messages with the default system prompt, if they have none, and the default messages."""
     first = next((place for place, each in enumerate(messages) if each.get("role") not in _SYSTEM_ROLES), len(messages))
     has_system = any(each.get("role") in _SYSTEM_ROLES for each in messages)
     system = () if has_system or defaults.system is None else ({"role": "system", "content": defaults.system},)

@@ -1,7 +1,7 @@
-"""From an embedding job to its vectors: resolve the model, encode the inputs, check them all, compute them in turn.
+"""Embedding jobs: resolve the model, encode the inputs, check them all, compute them in turn.
 
-The inputs go to the engine as prompts without an answer, a few at a time, so that whoever comes meanwhile does not
-wait behind all of them. Knows nothing of HTTP or of any dialect.
+The engine receives the inputs as prompts without an answer, a few at a time, so that other requests do not wait for
+all of them. Independent of HTTP and of dialects.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from server.text.tokenizer import Tokenizer
 logger = logging.getLogger("pippin.request")
 
 _AT_ONCE = 16
-"""Inputs of one job that are with the engine together."""
+"""Inputs of one job that are in the engine at once."""
 
 _ENDS: Mapping[str, RequestEnd] = {"done": "stop", "aborted": "aborted"}
 
@@ -41,14 +41,14 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingJob:
-    """Whose vectors are wanted. `params` are the wire's names of the inputs, for error bodies."""
+    """Request for embeddings. `params`: the inputs' names on the wire, for error bodies."""
 
     request_id: str
     model: str
     inputs: tuple[TextPrompt | TokenPrompt, ...]
     params: tuple[str, ...]
     dimensions: int | None = None
-    """So many of the first numbers of each vector; None: all."""
+    """Number of leading dimensions to return; None: all."""
     dimensions_param: str
     tenant: Tenant = field(default_factory=Tenant)
     priority: Priority = "normal"
@@ -56,7 +56,7 @@ class EmbeddingJob:
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """A vector of each input, in order, as little-endian float32."""
+    """One vector per input, in order, as little-endian float32."""
 
     model_id: str
     vectors: list[bytes]
@@ -64,7 +64,7 @@ class Embeddings:
 
 
 async def embed(registry: ModelRegistry, job: EmbeddingJob) -> Embeddings:
-    """All vectors of a job. Raises APIError and EngineError; nothing is computed where one input cannot be."""
+    """Return all vectors of a job. Raises APIError and EngineError; an invalid input fails the job early."""
     began = time.perf_counter()
     log_prompts(job.request_id, job.inputs)
     async with registry.use(job.model) as model:
@@ -104,13 +104,13 @@ async def _embed(model: ServedModel, adapter: str, job: EmbeddingJob, began: flo
 
 
 def _fields(id: str, model: str, num_inputs: int, num_tokens: int, took_s: float, ended: str) -> dict[str, Any]:
-    """The job's line in the log, for programs."""
+    """Return the job's log line in machine-readable form."""
     names = ("request_id", "id", "model", "inputs", "prompt_tokens", "took_s", "finish")
     return dict(zip(names, (id, id, model, num_inputs, num_tokens, round(took_s, 6), ended), strict=True))
 
 
 def _describe(job: EmbeddingJob, began: float, prompts: Sequence[Ids], num_done: int) -> LiveRequest:
-    """For whoever watches."""
+    """Return a snapshot for monitoring."""
     return LiveRequest(
         request_id=job.request_id,
         kind="embedding",
@@ -122,14 +122,14 @@ def _describe(job: EmbeddingJob, began: float, prompts: Sequence[Ids], num_done:
 
 
 def numbers(vector: bytes) -> tuple[float, ...]:
-    """A vector's numbers."""
+    """Return a vector's numbers."""
     return struct.unpack(f"<{len(vector) // 4}f", vector)
 
 
 def _check_model(model: ServedModel, info: ModelInfo, job: EmbeddingJob) -> None:
     if info.embedding is None:
         raise InvalidRequest(
-            f"The model '{model.id}' makes no embeddings: {info.no_embedding_reason}.",
+            f"The model '{model.id}' does not support embeddings: {info.no_embedding_reason}.",
             param="model",
             code="unsupported_model",
         )
@@ -144,7 +144,7 @@ def _check_model(model: ServedModel, info: ModelInfo, job: EmbeddingJob) -> None
 
 
 async def _encode(tokenizer: Tokenizer, job: EmbeddingJob, context: int) -> list[Ids]:
-    """Token ids of each; an empty text has none, whatever special tokens a text gets. Raises APIError."""
+    """Return token ids of each input; an empty text has none, not even special tokens. Raises APIError."""
 
     def encode() -> list[Ids]:
         return [
@@ -177,7 +177,7 @@ def _check_input(ids: Ids, param: str, info: ModelInfo) -> None:
 async def _compute(
     engine: Engine, adapter: str, job: EmbeddingJob, prompts: Sequence[Ids], vectors: list[bytes]
 ) -> None:
-    """Adds each input's vector to `vectors`, in order."""
+    """Append each input's vector to `vectors`, in order."""
     requests = [
         GenerationRequest(
             request_id=f"{job.request_id}-{position}",
@@ -206,10 +206,10 @@ async def _compute_together(engine: Engine, requests: Sequence[GenerationRequest
 
 
 def _finish(vector: bytes, job: EmbeddingJob, info: ModelInfo) -> bytes:
-    """As many of its numbers as are wanted, of length 1 again where the model's vectors are."""
+    """Return the requested dimensions, renormalized to length 1 if the model's vectors are normalized."""
     known = numbers(vector)
     if not math.isfinite(sum(known)):
-        raise InternalError("The model computed a vector that is not of numbers.")
+        raise InternalError("The model computed a vector with values that are not finite.")
     if job.dimensions is None or job.dimensions == len(known):
         return vector
     kept = known[: job.dimensions]

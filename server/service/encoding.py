@@ -1,7 +1,7 @@
-"""Prompts to token ids: through the chat template, without the oldest turns where they would not fit.
+"""Conversion of prompts to token ids, through the chat template and without the oldest turns if they do not fit.
 
-Long texts are encoded on threads of their own, a few at a time: they take neither the event loop nor all of the memory.
-Knows nothing of HTTP or of any dialect.
+Long texts are encoded on separate threads, a few at a time, to spare the event loop and the memory.
+Independent of HTTP and of dialects.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from server.text.volatile import with_reminders
 T = TypeVar("T")
 
 LONG_TEXT_CHARS = 20_000
-"""Encoding a longer text leaves the event loop to others meanwhile."""
+"""A longer text is encoded on another thread."""
 _MOST_CHARS_PER_TOKEN = 8
-"""What is beyond so many characters of a prediction is not encoded: few texts have so few tokens."""
+"""Characters of a prediction encoded per usable token: few texts have fewer tokens."""
 _AT_ONCE = 2
-"""Long texts that are encoded together. A tokenizer takes hundreds of bytes per token while it is at it."""
+"""Long texts that are encoded at once. A tokenizer uses hundreds of bytes per token while encoding."""
 
 _threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="text")
 
 
 async def run_in_text_thread(work: Callable[..., T], *arguments: Any) -> T:
-    """The result of work that takes long, done on a thread of its own, a little later where many want that."""
+    """Run long work on a text thread and return its result; it queues while all text threads are busy."""
     call = partial(contextvars.copy_context().run, work, *arguments)
     loop = asyncio.get_running_loop()
     try:
@@ -54,26 +54,26 @@ async def run_in_text_thread(work: Callable[..., T], *arguments: Any) -> T:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One prompt's tokens, and how many of the oldest were left out so that it fits."""
+    """Tokens of one prompt, and the number of oldest ones dropped to fit it."""
 
     ids: tuple[int, ...]
     num_truncated_tokens: int = 0
     end_ids: frozenset[int] = frozenset()
-    """Tokens that end what follows this kind of prompt, beside the model's own."""
+    """Tokens that end the output for this kind of prompt, beside the model's own."""
     begins: Start = "before"
     borders: Borders = field(default_factory=Borders)
 
 
 FindBorders = Callable[..., Borders]
-"""`BorderFinder.find`, told whether positions are wanted."""
+"""`BorderFinder.find` with its choice of positions bound."""
 
 
 async def encode_prompt(
     tokenizer: Tokenizer, prompt: Prompt, job: GenerationJob, context: int, limit: int | None, find: FindBorders | None
 ) -> Encoded:
-    """Token ids of one prompt, of a chat at most `limit` where that can be had by leaving turns out.
+    """Return the token ids of one prompt; for a chat at most `limit` if dropping turns can achieve that.
 
-    Raises APIError, naming the wire's parameter. What is much longer than `context` is refused before all is encoded.
+    Raises APIError with the parameter's wire name. A prompt much longer than `context` is refused early.
     """
     if isinstance(prompt, TokenPrompt):
         encoded = Encoded(prompt.ids)
@@ -91,9 +91,9 @@ async def encode_prompt(
 
 
 async def encode_prediction(tokenizer: Tokenizer, job: GenerationJob, info: ModelInfo) -> tuple[int, ...]:
-    """Token ids of what a job's answers are expected to be, as far as they may be used; none where nothing is drafted.
+    """Return the token ids of a job's prediction that drafting may use; empty without drafting.
 
-    Raises InvalidRequest for what is not valid Unicode.
+    Raises InvalidRequest for invalid Unicode.
     """
     text = job.prediction
     if not text or not info.max_drafts or not job.speculates:
@@ -143,12 +143,12 @@ def _encode_text(
 
 def _check_tools(tokenizer: Tokenizer, prompt: ChatPrompt, param: str) -> None:
     if prompt.tools and not tokenizer.chat_format.has_tools:
-        raise UnsupportedParameter(param, f"The parameter '{param}' is not supported: the model cannot call any.")
+        raise UnsupportedParameter(param, f"The parameter '{param}' is not supported: the model cannot call tools.")
 
 
 @dataclass(frozen=True, slots=True)
 class _ChatEncoder:
-    """A chat's prompt to token ids, whole or without its oldest turns."""
+    """Encoder of a chat's prompt, whole or without its oldest turns."""
 
     tokenizer: Tokenizer
     prompt: ChatPrompt
@@ -156,9 +156,9 @@ class _ChatEncoder:
     find: FindBorders | None
 
     def encode(self, limit: int | None) -> Encoded:
-        """Without as few of the oldest turns as make it fit; whole where not even the last turn alone would.
+        """Encode without the fewest oldest turns that make it fit; whole if not even the last turn alone fits.
 
-        Raises TooLong where it is whole, and longer than the context.
+        Raises TooLong if the whole prompt is returned and exceeds the context.
         """
         rendered = self._render(0)
         whole = self._ids(rendered)
@@ -174,13 +174,13 @@ class _ChatEncoder:
         return replace(fitting, num_truncated_tokens=num_tokens - len(fitting.ids))
 
     def _render(self, num_turns: int) -> Rendered:
-        """The prompt's text without so many turns."""
+        """Return the prompt's text without its `num_turns` oldest turns."""
         prompt = self.prompt
         messages = with_reminders(without_oldest(prompt.messages, num_turns), prompt.reminders)
         return render_prompt(self.tokenizer, messages, prompt.template_kwargs, prompt.tools, prompt.ending)
 
     def _ids(self, rendered: Rendered) -> tuple[int, ...] | TooLong:
-        """The text's tokens, no more than the context has; the template has written the special ones."""
+        """Return the text's tokens, at most the context's length; the template has written the special ones."""
         try:
             return tuple(encode_up_to(self.tokenizer, rendered.text, self.context, add_special_tokens=False))
         except TooLong as error:
@@ -192,7 +192,7 @@ class _ChatEncoder:
         if self.find is None:
             return Encoded(ids, begins=rendered.begins)
         prompt = self.prompt
-        # without reminders, so that the last border is before them: the next prompt has others
+        # without reminders: the next prompt has others, so the last border must precede them
         messages = without_oldest(prompt.messages, num_turns)
         borders = self.find(ids, messages, prompt.template_kwargs, prompt.tools, prompt.ending)
         return Encoded(ids, begins=rendered.begins, borders=borders)
@@ -211,7 +211,7 @@ def _text_length(prompt: TextPrompt | ChatPrompt | InfillPrompt) -> int:
 
 
 def _num_chars(value: object) -> int:
-    """About as many as a template may write of it."""
+    """Return about the number of characters that a template writes for it."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, Mapping):

@@ -1,7 +1,7 @@
-"""From a job to its output: resolve the model, encode the prompts, fit them into the limits, admit, generate.
+"""Generation jobs: resolve the model, encode the prompts, fit them into the limits, admit, generate.
 
-`open` does all that can still be answered with a status code; the OutputStream it returns does the rest.
-Knows nothing of HTTP or of any dialect.
+`open` covers everything that can still fail with a status code; the OutputStream it returns does the rest.
+Independent of HTTP and of dialects.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ from server.text.pipeline import ChoicePipeline
 from server.text.tokenizer import Tokenizer
 
 _USUAL_OUTPUT_TOKENS = 1024
-"""An answer of unknown length is taken for as long, where its key has a limit of tokens; what is beyond is counted as
-it comes."""
+"""Assumed length of an answer without a limit, if its key has a token limit; further tokens are counted as they
+come."""
 MOST_LOGPROBS = 1_000_000
-"""Of the tokens of an answer that is kept until its end, and of the prompts of any; some 60 bytes each."""
+"""Limit for the tokens of an unstreamed answer and for all prompts; about 60 bytes each."""
 _LEAST_ROOM = 1024
-"""Tokens left for an answer of unknown length where oldest turns may go; or a quarter of the limit, if that is less."""
+"""Tokens reserved for an answer of unknown length if oldest turns may be dropped; at most a quarter of the limit."""
 
 
 async def open(
     registry: ModelRegistry, job: GenerationJob, *, truncates: bool = False, is_whole: bool = False
 ) -> OutputStream:
-    """Admit a job. `truncates`: the oldest turns of a chat that is too long are left out.
+    """Admit a job. `truncates`: drop the oldest turns of a chat that is too long.
 
-    `is_whole`: all of the output is kept until its end.
+    `is_whole`: the output is collected until its end.
 
-    Raises APIError and EngineError, with nothing left behind.
+    Raises APIError and EngineError, with everything released.
     """
     started_at = time.perf_counter()
     log_prompts(job.request_id, job.prompts)
@@ -158,9 +158,9 @@ async def _open(
 
 
 class OutputStream:
-    """The output of one job: batches of OutputEvent, each all that was there at once, Usage the last of all.
+    """Output of one job: batches of OutputEvent, each with all available events; Usage is the last.
 
-    Raises EngineError when the engine fails. Belongs to one reader, who closes it.
+    Raises EngineError when the engine fails. Owned and closed by one reader.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class OutputStream:
     ) -> None:
         wants_logprobs = job.sampling.num_logprobs is not None
         self.shortened_to: int | None = None
-        """The `max_tokens` of the shortest answer, where that is less than was asked for."""
+        """The `max_tokens` of the shortest answer, if less than requested."""
         self._tokens = tokens
         self._batches = aiter(tokens)
         self._choices = [
@@ -184,13 +184,13 @@ class OutputStream:
         self._num_open = len(parsers)
         self._record = record
         self.transcript = transcript
-        """What is kept for a job that asked; ahead of the events by no more than their batch."""
+        """Transcript, if the job keeps one; ahead of the events by at most their batch."""
         self.lease: Lease | None = None
-        """Of the model, released with the stream."""
+        """Lease of the model, released with the stream."""
         self.load_s = 0.0
-        """Seconds until the model was there."""
+        """Seconds until the model was loaded."""
         self.next_turn: NextTurn | None = None
-        """What is kept of the answer, so that the next prompt can be begun."""
+        """The answer's content, kept to compute the beginning of the next prompt."""
         self._is_done = False
         self._is_closed = False
         self._max_output_tokens = None if job.max_tokens is None else job.max_tokens * len(parsers)
@@ -207,12 +207,12 @@ class OutputStream:
 
     @property
     def num_cached_tokens(self) -> int:
-        """Of the prompts, what came from the prefix cache; known once there has been an event."""
+        """Prompt tokens from the prefix cache; final after the first event."""
         return self._tokens.num_cached_tokens
 
     @property
     def num_truncated_tokens(self) -> int:
-        """Of the prompts, what was left out so that they fit."""
+        """Prompt tokens dropped to fit the context."""
         return self._record.num_truncated_tokens
 
     @property
@@ -221,7 +221,7 @@ class OutputStream:
 
     @property
     def timings(self) -> JobTimings:
-        """Durations up to now; those of the whole job once it has ended."""
+        """Durations up to now; of the whole job once it has ended."""
         return self._record.timings(self.load_s, self._tokens.queue_time_s)
 
     def __aiter__(self) -> OutputStream:
@@ -236,7 +236,7 @@ class OutputStream:
                 self._take(await anext(self._batches), events)
         except StopAsyncIteration:
             if self._record.error is None:
-                self._record.error = EngineDead("the engine ended the stream with choices unfinished")
+                self._record.error = EngineDead("the engine ended the stream before all choices finished")
             raise self._record.error from None
         except Exception as error:
             self._record.error = error
@@ -248,7 +248,7 @@ class OutputStream:
         return events
 
     async def aclose(self) -> None:
-        """Give up what has not finished, and write the job's line in the log. Idempotent."""
+        """Abort unfinished choices and write the job's log line. Idempotent."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -265,14 +265,14 @@ class OutputStream:
             self.next_turn.begin()
 
     def _revoke(self) -> None:
-        """End what is still written: the key is not valid any more. The reader is told when it reads on."""
+        """Abort the output because the key was revoked. The next read raises the error."""
         if not self._is_done:
             self._record.error = KeyRevoked()
             for index in range(len(self._choices)):
                 self._tokens.abort(index)
 
     def _describe(self) -> LiveRequest:
-        """For whoever watches."""
+        """Return a snapshot for monitoring."""
         progress, record = self._tokens.progress, self._record
         return LiveRequest(
             request_id=record.request_id,
@@ -294,7 +294,7 @@ class OutputStream:
         for token in batch:
             choice = self._choices[token.index]
             if choice.done:
-                continue  # the token came while its end was on the way
+                continue  # the token arrived before the engine processed the end
             if self.transcript is not None:
                 self.transcript.take(token)
             if isinstance(token, PromptEvent):
@@ -308,7 +308,7 @@ class OutputStream:
             if choice.done:
                 self._num_open -= 1
                 self._record.finished += [event for event in new if isinstance(event, Finished)]
-                if token.finish_reason is None:  # a stop string ends it, which the engine does not look for
+                if token.finish_reason is None:  # a stop string ended it; the engine does not check those
                     self._tokens.finish(token.index)
 
     def _take_prompt(self, event: PromptEvent, events: list[OutputEvent]) -> None:
@@ -326,7 +326,7 @@ def _check_writes(model: ServedModel, info: ModelInfo) -> None:
 
 
 def _check_logprobs(job: GenerationJob, requests: Sequence[GenerationRequest], is_whole: bool) -> None:
-    """Refuse more log-probabilities than an answer can have. Raises InvalidRequest."""
+    """Raise InvalidRequest for more log-probabilities than an answer may have."""
     num_prompt, num_output = job.num_prompt_logprobs, job.sampling.num_logprobs if is_whole else None
     number = 0
     for request in requests:
@@ -336,22 +336,22 @@ def _check_logprobs(job: GenerationJob, requests: Sequence[GenerationRequest], i
             number += job.n * request.max_tokens * (1 + num_output)
     if number > MOST_LOGPROBS:
         raise InvalidRequest(
-            f"The answer would have up to {number} log-probabilities; at most {MOST_LOGPROBS} are sent in one piece. "
-            f"Ask for it with '{job.names.stream}', or for fewer tokens, choices or log-probabilities.",
+            f"The answer would have up to {number} log-probabilities; the limit without streaming is {MOST_LOGPROBS}. "
+            f"Set '{job.names.stream}', or request fewer tokens, choices or log-probabilities.",
             param=job.names.num_logprobs,
             code="answer_too_large",
         )
 
 
 def _num_needed(job: GenerationJob, requests: Sequence[GenerationRequest]) -> int:
-    """Tokens that a job may take of its key's account: of an answer of unknown length, as many as most have."""
+    """Return the tokens to reserve from the key's account; for an answer of unknown length, a usual length."""
     unknown = job.max_tokens is None and job.default_max_tokens is None
     most = _USUAL_OUTPUT_TOKENS if unknown else inf
     return sum(len(request.prompt_ids) + job.n * int(min(request.max_tokens, most)) for request in requests)
 
 
 def _border_finding(model: ServedModel, info: ModelInfo, job: GenerationJob) -> FindBorders | None:
-    """None where nothing is kept, so that nobody asks for borders."""
+    """Return the border finder; None without a prefix cache, which needs no borders."""
     kept = info.prefix_cache
     if kept.reason is not None or not job.uses_prefix_cache:
         return None
@@ -359,7 +359,7 @@ def _border_finding(model: ServedModel, info: ModelInfo, job: GenerationJob) -> 
 
 
 def _parser(tokenizer: Tokenizer, job: GenerationJob, prompt: Prompt, encoded: Encoded) -> OutputParser | None:
-    """For one choice; a plain prompt's answer is not parsed."""
+    """Return the parser for one choice; None for a plain prompt, whose answer is not parsed."""
     if not isinstance(prompt, ChatPrompt):
         return None
     only_one = not prompt.parallel_tool_calls
@@ -373,14 +373,14 @@ def _parser(tokenizer: Tokenizer, job: GenerationJob, prompt: Prompt, encoded: E
 
 
 def _prompt_limit(job: GenerationJob, limit: int) -> int:
-    """Tokens that a prompt may have beside the answer."""
+    """Return the tokens available for a prompt beside the answer."""
     least = min(_LEAST_ROOM, limit // 4)
     wanted = job.max_tokens or least
     return limit - (min(wanted, least) if job.fits_max_tokens else wanted)
 
 
 def _choose_max_tokens(job: GenerationJob, num_prompt_tokens: int, limit: int) -> int:
-    """The job's own, or its default as far as there is room. Raises APIError with the three numbers."""
+    """Return the job's `max_tokens`, or its default limited to the room. Raises APIError with the three numbers."""
     room = limit - num_prompt_tokens
     if job.max_tokens is not None:
         wanted = min(job.max_tokens, room) if job.fits_max_tokens and room > 0 else job.max_tokens

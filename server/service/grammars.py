@@ -1,6 +1,6 @@
-"""A job's grammar, compiled for its model: off the event loop, and behind the thought where the model has one.
+"""Compilation of a job's grammar for its model: off the event loop, and applied after the reasoning.
 
-Knows what a grammar cannot be combined with; knows no wire.
+Checks what a grammar cannot be combined with. Independent of the wire.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from server.text.tokenizer import Tokenizer
 async def compile_grammar(
     compiler: GrammarCompiler, tokenizer: Tokenizer, job: GenerationJob, prompt: Prompt, *, begins: Start
 ) -> Grammar | None:
-    """The grammar of each continuation of one of the job's prompts; None for anything. The caller has to release it.
+    """Return the grammar for the continuations of a prompt; None if unconstrained. The caller must release it.
 
     Raises InvalidRequest and Unavailable.
     """
@@ -39,7 +39,7 @@ async def compile_grammar(
             source = await asyncio.to_thread(_built, _of_calls, tokenizer, prompt, job, begins)
             if source is not None:
                 _check(job, job.names.tools, forbids_min_tokens=prompt.must_call or wish is not None)
-                reasoning = None if tokenizer.chat_format.is_harmony else reasoning  # it is in the grammar
+                reasoning = None if tokenizer.chat_format.is_harmony else reasoning  # part of the grammar
                 return await compiler.compile(source, reasoning, job.tenant.name)
         if wish is None:
             return None if reasoning is None or reasoning.budget is None else Grammar(None, reasoning)
@@ -55,7 +55,7 @@ async def compile_grammar(
 
 
 def is_held(prompt: ChatPrompt, job: GenerationJob) -> bool:
-    """Whether the client wants its answer's calls right by construction: it has to call, or a grammar says of what."""
+    """Return whether the answer's calls must be valid by construction: forced or strict calls, or a grammar."""
     if not prompt.tools:
         return False
     has_strict = any(tool["function"].get("strict") for tool in prompt.tools)
@@ -63,22 +63,22 @@ def is_held(prompt: ChatPrompt, job: GenerationJob) -> bool:
 
 
 def _needs_grammar(tokenizer: Tokenizer, prompt: ChatPrompt, job: GenerationJob) -> bool:
-    """Whether a grammar is built of calls: also where a model knows their form from the prompt alone."""
+    """Return whether to build a grammar of calls: also for a model taught their form only by the prompt."""
     calls = tokenizer.chat_format.calls
     is_taught = bool(prompt.tools) and calls is not None and calls.own_words
     return is_held(prompt, job) or (is_taught and not job.sampling.allowed_token_ids)
 
 
 def _built(build: Callable[..., GrammarSource | None], *arguments: object) -> GrammarSource | None:
-    """What `build` returns. Raises GrammarError also for schemas that it cannot follow to their end."""
+    """Return the result of `build`. Raises GrammarError also for schemas with too deep recursion."""
     try:
         return build(*arguments)
     except RecursionError:
-        raise GrammarError("the schemas refer to one another too deeply") from None
+        raise GrammarError("the schemas reference one another too deeply") from None
 
 
 def _reasoning(tokenizer: Tokenizer, job: GenerationJob, prompt: ChatPrompt, begins: Start) -> Reasoning | None:
-    """The thought that may come, with its budget. Raises InvalidRequest."""
+    """Return the reasoning that may come, with its budget. Raises InvalidRequest."""
     reasoning = reasoning_of(tokenizer, is_open=begins in ("opened", "reasoning"))
     if job.thinking_budget is None:
         return None if begins == "content" else reasoning
@@ -86,7 +86,9 @@ def _reasoning(tokenizer: Tokenizer, job: GenerationJob, prompt: ChatPrompt, beg
         return None if begins == "content" else reasoning
     if reasoning is None:
         name = job.names.thinking_budget
-        raise UnsupportedParameter(name, f"The parameter '{name}' is not supported: the model marks no thoughts.")
+        raise UnsupportedParameter(
+            name, f"The parameter '{name}' is not supported: the model does not mark its reasoning."
+        )
     _check(job, job.names.thinking_budget, forbids_min_tokens=False)
     if begins == "content":
         return None
@@ -103,7 +105,7 @@ def _reasoning(tokenizer: Tokenizer, job: GenerationJob, prompt: ChatPrompt, beg
 
 
 def _harmony_budget(tokenizer: Tokenizer, before_final: Reasoning, budget: int, *, has_grammar: bool) -> Reasoning:
-    """Of the first analysis; where a grammar waits, of all that comes before the final message."""
+    """Return a budget for the first analysis; with a grammar, for everything before the final message."""
     header, end, closing, call = (
         tuple(tokenizer.encode(text, add_special_tokens=False))
         for text in (harmony.ANALYSIS, harmony.END, harmony.CLOSING, harmony.COMMENTARY)
@@ -114,7 +116,7 @@ def _harmony_budget(tokenizer: Tokenizer, before_final: Reasoning, budget: int, 
 
 
 def _closing_ids(tokenizer: Tokenizer, reasoning: Reasoning) -> tuple[int, ...]:
-    """How a thought ends: with the white space that the chat template writes around its closing tag."""
+    """Return the tokens that end reasoning: the closing tag with the chat template's white space around it."""
     tag = tokenizer.chat_format.think_end or ""
     said = {"role": "assistant", "content": "said", "reasoning_content": "thought"}
     try:
@@ -128,16 +130,16 @@ def _closing_ids(tokenizer: Tokenizer, reasoning: Reasoning) -> tuple[int, ...]:
 
 
 def _of_calls(tokenizer: Tokenizer, prompt: ChatPrompt, job: GenerationJob, begins: Start) -> GrammarSource | None:
-    """Calls of the prompt's tools in the model's own form, or an answer, in which those of strict tools are right.
+    """Return a grammar of tool calls in the model's form, or of an answer with valid calls of strict tools.
 
-    None where the second cannot be had. Raises InvalidRequest where the first cannot, and GrammarError. With many tools
-    it takes milliseconds.
+    None if the second is impossible. Raises InvalidRequest if the first is, and GrammarError. Takes milliseconds with
+    many tools.
     """
     marks, spell, must_call = tokenizer.chat_format, _speller(tokenizer), prompt.must_call
     answer = None if must_call or job.grammar is None else job.grammar.source
     if marks.is_harmony and begins == "content":
         if must_call:
-            raise InvalidRequest("A final message that goes on cannot become a call.", param=job.names.must_call)
+            raise InvalidRequest("A continued final message cannot become a tool call.", param=job.names.must_call)
         return None
     if marks.is_harmony:
         in_reasoning, budget = begins in ("opened", "reasoning"), job.thinking_budget
@@ -152,7 +154,7 @@ def _of_calls(tokenizer: Tokenizer, prompt: ChatPrompt, job: GenerationJob, begi
 
 
 def _speller(tokenizer: Tokenizer) -> Spell:
-    """Texts as a grammar names them: special tokens by their ids, all else as it is."""
+    """Return a function that spells texts for a grammar: special tokens by ids, all else as is."""
     marks = tokenizer.chat_format
     markup = harmony.TAGS if marks.is_harmony else marks.calls.markup if marks.calls else ()
     names = {tokenizer.token_text(token_id): token_id for token_id in tokenizer.special_ids}
@@ -162,9 +164,9 @@ def _speller(tokenizer: Tokenizer) -> Spell:
 
 
 def reasoning_of(tokenizer: Tokenizer, *, is_open: bool) -> Reasoning | None:
-    """The marks of the model's thoughts as tokens; None where it marks none.
+    """Return the model's reasoning marks as tokens; None if it has none.
 
-    Of one that writes headers all is thought, as it were, that comes before its final message.
+    For a model that writes message headers, everything before the final message counts as reasoning.
     """
     marks: ChatFormat = tokenizer.chat_format
     if marks.is_harmony:
@@ -177,7 +179,7 @@ def reasoning_of(tokenizer: Tokenizer, *, is_open: bool) -> Reasoning | None:
 
 
 def _check(job: GenerationJob, wish: str, *, forbids_min_tokens: bool) -> None:
-    """Refuse what would leave a grammar, the wire's `wish`, without a token to draw. Raises InvalidRequest."""
+    """Raise InvalidRequest for options that could leave the grammar (wire name `wish`) without a token to sample."""
     others = {
         job.names.min_tokens: forbids_min_tokens and job.min_tokens > 0,
         job.names.allowed_token_ids: bool(job.sampling.allowed_token_ids),

@@ -1,4 +1,4 @@
-"""GenerationJob: the one canonical request, frozen; what every dialect's decode() returns."""
+"""GenerationJob: the canonical, frozen request that every dialect's decode() returns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from server.text.grammar import GrammarSource
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
-    """A prompt as text, encoded with the tokenizer's own special tokens (a beginning-of-sequence, say) unless not."""
+    """A prompt as text, encoded with the tokenizer's special tokens (such as beginning-of-sequence) by default."""
 
     text: str
     add_special_tokens: bool = True
@@ -23,31 +23,31 @@ class TextPrompt:
 
 @dataclass(frozen=True, slots=True)
 class TokenPrompt:
-    """A prompt as token ids, taken as they are."""
+    """A prompt as token ids, used as they are."""
 
     ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """Messages for the chat template, in the template's own form: mappings with `role` and `content`."""
+    """Messages for the chat template, in its own form: mappings with `role` and `content`."""
 
     messages: tuple[Mapping[str, Any], ...]
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     tools: tuple[Mapping[str, Any], ...] = ()
-    """What the model is offered, and calls of which are looked for in its answer."""
+    """Tools offered to the model; its answer is parsed for calls of them."""
     parallel_tool_calls: bool = True
-    """If not, an answer ends with its first call."""
+    """If false, an answer ends with its first call."""
     must_call: bool = False
-    """The answer is a call of one of `tools`, or several."""
+    """The answer must be one or several calls of `tools`."""
     ending: Ending = "answer"
     reminders: tuple[str, ...] = ()
-    """Lines that differ from request to request; the model reads them at the end of the last message."""
+    """Lines that change between requests; appended to the last message."""
 
 
 @dataclass(frozen=True, slots=True)
 class InfillPrompt:
-    """A text with a gap that is to be filled."""
+    """A text with a gap to fill."""
 
     prefix: str
     suffix: str
@@ -58,7 +58,7 @@ Prompt = TextPrompt | TokenPrompt | ChatPrompt | InfillPrompt
 
 @dataclass(frozen=True, slots=True)
 class GrammarWish:
-    """What the answers must follow, and the wire's name for who asked for it."""
+    """Grammar that the answers must follow, and the wire name of the requesting field."""
 
     source: GrammarSource
     param: str
@@ -66,9 +66,9 @@ class GrammarWish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationJob:
-    """What is to be generated, whatever dialect it was asked in.
+    """Request for generation, independent of the dialect.
 
-    `max_tokens` None means `default_max_tokens`, and where that is None too, the rest of the context.
+    `max_tokens` None means `default_max_tokens`; if that is None too, the rest of the context.
     Choice i of prompt p has the index p * n + i in every event.
     """
 
@@ -76,42 +76,42 @@ class GenerationJob:
     model: str
     prompts: tuple[Prompt, ...]
     names: FieldNames
-    """The dialect's, for errors."""
+    """The dialect's field names, for errors."""
     n: int = 1
     max_tokens: int | None = None
     default_max_tokens: int | None = None
     fits_max_tokens: bool = False
-    """Whether `max_tokens` is cut to the room that the prompt leaves; else it is refused."""
+    """Whether `max_tokens` is reduced to the room left by the prompt; otherwise refused."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     grammar: GrammarWish | None = None
     thinking_budget: int | None = None
-    """Tokens of a thought after which it is closed; None: it is as long as it is."""
+    """Tokens of reasoning after which it is closed; None: unlimited."""
     needs_reasoning: bool = True
-    """Whether a budget is refused of a model that marks no thoughts; else it has no effect there."""
+    """Whether a budget is refused for a model without reasoning marks; otherwise ignored."""
     ignore_eos: bool = False
     min_tokens: int = 0
-    """Outputs before which nothing ends the sequence, no token and no stop string."""
+    """Output tokens before which neither a token nor a stop string ends the sequence."""
     stop_token_ids: tuple[int, ...] = ()
-    """Tokens that end a sequence beside the model's own, also where those are ignored."""
+    """Tokens that end a sequence beside the model's own, even if those are ignored."""
     dry_sequence_breakers: tuple[str, ...] | None = None
-    """Texts that no repetition goes across; None for the usual ones."""
+    """Texts that break repetitions; None: the usual ones."""
     bad_words: tuple[str, ...] = ()
-    """Texts that are not written."""
+    """Texts that must not be generated."""
     num_prompt_logprobs: int | None = None
-    """None: no log-probabilities of the prompts; k >= 0: those of their tokens, and the k most likely ones'."""
+    """None: no prompt log-probabilities; k >= 0: those of the tokens and of the k most likely ones."""
     tenant: Tenant = field(default_factory=Tenant)
     priority: Priority = "normal"
     """The class that the request asks for; `tenant` may allow no more than another."""
     cache_salt: str = ""
-    """Prompts of different salts share nothing of what is kept of them."""
+    """Prompts with different salts share no prefix cache."""
     uses_prefix_cache: bool = True
-    """Whether what is known of the prompts is taken, and what is computed is kept."""
+    """Whether the prefix cache is read and written."""
     prediction: str | None = None
-    """What the answers are expected to be: tokens that come so cost less. No answer depends on it."""
+    """Expected text of the answers: matching tokens cost less. Answers do not depend on it."""
     speculates: bool = True
-    """Whether tokens may be guessed and verified several at a time."""
+    """Whether speculative decoding may be used."""
     given: frozenset[str] = frozenset()
-    """What the request says itself, among what a model may have defaults of; by the names of `RequestDefaults`."""
+    """Fields that the request sets, among those with model defaults; by the names of `RequestDefaults`."""
     keeps_transcript: bool = False
-    """Whether the output stream keeps what the answer may show of tokens."""
+    """Whether the output stream keeps a transcript of tokens."""

@@ -1,6 +1,6 @@
-"""What goes on now: the requests that are open, and the last minutes of what was measured, second by second.
+"""Current activity: the open requests, and the last minutes of measurements, second by second.
 
-Read and written on the event loop alone. Counters and progress; knows nothing of what is asked or answered.
+Read and written on the event loop only. Holds counters and progress, no content.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from server.service.registry import ModelRegistry
 
 KEPT_S = 300
-"""So many seconds are kept."""
+"""Seconds that are kept."""
 
 LiveState = Literal["waiting", "reading", "writing"]
-"""`waiting`: nobody has begun; `reading`: the prompt is being computed; `writing`: tokens have come."""
+"""`waiting`: not started; `reading`: the prompt is being computed; `writing`: tokens have arrived."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveRequest:
-    """How far one open request is, over all its prompts and choices."""
+    """Progress of one open request, over all its prompts and choices."""
 
     request_id: str
     kind: Literal["generation", "embedding", "scoring"]
@@ -34,11 +34,11 @@ class LiveRequest:
     """By `time.perf_counter`."""
     num_prompt_tokens: int
     num_computed_tokens: int
-    """Of the prompts, those that were known included."""
+    """Prompt tokens computed or found in the cache."""
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
     max_output_tokens: int | None = None
-    """None: as many as there is room for."""
+    """None: limited only by the context."""
 
 
 Describe = Callable[[], LiveRequest]
@@ -53,7 +53,7 @@ class LiveRequests:
         self._found: dict[object, Describe] = {}
 
     def add(self, describe: Describe) -> Callable[[], None]:
-        """Show a request, by what it says of itself when asked; the way to take it away again. Idempotent."""
+        """Add a request by its `describe`; return a function that removes it. Idempotent."""
         place = object()
         self._found[place] = describe
         return lambda: self._found.pop(place, None) and None
@@ -67,22 +67,22 @@ class LiveRequests:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Second:
-    """One second, or what went by since the last. Rates are tokens per second; times are None where nothing came."""
+    """One second, or the time since the last sample. Rates are tokens per second; times are None without events."""
 
     at: int
     """Unix time."""
     output_tok_s: float
     prompt_tok_s: float
-    """Prompt tokens computed; what was known is not among them."""
+    """Prompt tokens computed, without cached ones."""
     ttft_s: float | None
-    """Mean of the first tokens that came."""
+    """Mean time to first token."""
     max_ttft_s: float | None
     itl_s: float | None
     max_itl_s: float | None
 
 
 class Recent:
-    """The last KEPT_S seconds of one model. `sample` is to be called about once a second."""
+    """The last KEPT_S seconds of one model. Call `sample` about once a second."""
 
     def __init__(self, measures: Measures) -> None:
         self._measures = measures
@@ -93,13 +93,13 @@ class Recent:
         self._itl = _Reading(measures.inter_token_latency_s)
 
     def since(self, at: int) -> list[Second]:
-        """The seconds after `at`, oldest first."""
+        """Return the seconds after `at`, oldest first."""
         return [second for second in self._seconds if second.at > at]
 
     def sample(self, now: float, num_computed: int) -> None:
-        """Note what came since the last call, which the first does not. `now`: Unix time.
+        """Record activity since the last call; the first call only sets the base. `now`: Unix time.
 
-        `num_computed`: prompt tokens that the engine has computed in its life.
+        `num_computed`: prompt tokens computed by the engine since its start.
         """
         ttft, max_ttft = self._ttft.take()
         itl, max_itl = self._itl.take()
@@ -110,7 +110,7 @@ class Recent:
                 Second(
                     at=int(now),
                     output_tok_s=(num_output - self._num_output) / took_s,
-                    # an engine that was loaded again counts anew
+                    # a reloaded engine counts from 0
                     prompt_tok_s=max(num_computed - self._num_computed, 0) / took_s,
                     ttft_s=ttft,
                     max_ttft_s=max_ttft,
@@ -122,7 +122,7 @@ class Recent:
 
 
 class _Reading:
-    """Takes from a histogram what came since the last time: the mean, and the longest."""
+    """Reader of a histogram's mean and maximum since the last read."""
 
     __slots__ = ("_count", "_histogram", "_sum")
 
@@ -139,7 +139,7 @@ class _Reading:
 
 
 class RecentActivity:
-    """The recent past of every model. `run` feels it once a second, until it is cancelled."""
+    """Recent activity of every model. `run` samples it once a second, until cancelled."""
 
     def __init__(self, registry: ModelRegistry) -> None:
         self.started_at = self.now()
@@ -160,7 +160,7 @@ class RecentActivity:
             self._recent[model.id].sample(now, model.engine.stats().prefix_cache.num_computed_tokens)
 
     async def run(self) -> None:
-        """Beat early in every second, so that each is one sample."""
+        """Sample early in every second, so that each second has one sample."""
         while True:
             now = self.now()
             self.beat(now)

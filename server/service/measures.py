@@ -1,7 +1,7 @@
-"""What is measured of one model's requests: histograms and counters as plain numbers, for whoever shows them.
+"""Measurements of one model's requests: histograms and counters as plain numbers.
 
-Written on the event loop alone, so nothing is locked: an observation is a bisection and three additions. Knows nothing
-of how the numbers are shown, and nothing of who asked.
+Written on the event loop only, so nothing is locked: an observation is a bisection and three additions. Independent
+of presentation and of clients.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from server.service.live import LiveRequests
 from server.text.events import EndReason
 
 RequestEnd = EndReason | Literal["aborted", "error"]
-"""How a request ended; `aborted`: its client left."""
+"""End of a request; `aborted`: its client disconnected."""
 
 REQUEST_ENDS: tuple[RequestEnd, ...] = ("error", "aborted", "length", "tool_calls", "stop")
-"""Of several choices that ended differently, the first of these is the request's."""
+"""Order of precedence for a request whose choices ended differently."""
 
 # A long prompt of a model that fills the machine takes half an hour; a short one of a small model, milliseconds.
 WAITED_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
@@ -31,7 +31,7 @@ TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 655
 
 
 class Histogram:
-    """How many observations were at most each of `bounds`, which ascend, and their sum."""
+    """Histogram with ascending upper `bounds`, and the sum of observations."""
 
     __slots__ = ("_counts", "bounds", "count", "peak", "sum")
 
@@ -40,7 +40,7 @@ class Histogram:
         self.sum = 0.0
         self.count = 0
         self.peak = 0.0
-        """The largest observation since whoever reads it last set it back."""
+        """Largest observation since the reader last reset it."""
         self._counts = [0] * (len(bounds) + 1)
 
     def observe(self, value: float) -> None:
@@ -52,7 +52,7 @@ class Histogram:
 
     @property
     def cumulative(self) -> list[int]:
-        """Observations of at most each bound; the last are all."""
+        """Number of observations up to each bound; the last counts all."""
         return list(accumulate(self._counts))
 
 
@@ -70,34 +70,34 @@ def _tokens() -> Histogram:
 
 @dataclass(slots=True)
 class Measures:
-    """One model's requests so far. A request is one job, whatever prompts and choices it has."""
+    """Measurements of one model. A request is one job, with all its prompts and choices."""
 
     time_to_first_token_s: Histogram = field(default_factory=_waited)
-    """From when the request was read to its first token."""
+    """Time from reading the request to its first token."""
     inter_token_latency_s: Histogram = field(default_factory=_per_token)
-    """From one delivery of tokens to the next of the same request: what its client sees as a pause."""
+    """Time between deliveries of tokens to the same request: the pauses that its client sees."""
     time_per_output_token_s: Histogram = field(default_factory=_per_token)
-    """The mean after the first token, of finished requests with one choice."""
+    """Mean time per token after the first, for finished requests with one choice."""
     class_time_to_first_token_s: dict[Priority, Histogram] = field(
         default_factory=lambda: {priority: _waited() for priority in PRIORITIES}
     )
-    """The first of these, by class."""
+    """Time to first token, by class."""
     queue_time_s: Histogram = field(default_factory=_waited)
-    """Until the scheduler let the request's first prompt in."""
+    """Time until the scheduler admitted the request's first prompt."""
     e2e_latency_s: Histogram = field(default_factory=_waited)
-    """Of finished requests, to the last token."""
+    """Time to the last token of finished requests."""
     prompt_tokens: Histogram = field(default_factory=_tokens)
-    """Of finished requests, over all prompts."""
+    """Prompt tokens of finished requests, over all prompts."""
     output_tokens: Histogram = field(default_factory=_tokens)
-    """Of finished requests, over all choices."""
+    """Output tokens of finished requests, over all choices."""
     num_output_tokens: int = 0
-    """Delivered to requests, finished or not."""
+    """Output tokens delivered to requests, finished or not."""
     num_ended: Counter[RequestEnd] = field(default_factory=Counter)
     live: LiveRequests = field(default_factory=LiveRequests)
-    """Those that are open."""
+    """Open requests."""
 
     def ended(self, end: RequestEnd, num_prompt_tokens: int, num_output_tokens: int, took_s: float) -> None:
-        """A request is over; what was given up or failed counts, and says nothing of lengths and times."""
+        """Record the end of a request; aborted and failed ones are counted without lengths and times."""
         self.num_ended[end] += 1
         if end in ("error", "aborted"):
             return

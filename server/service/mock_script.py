@@ -1,4 +1,4 @@
-"""Output of the mock backend: a script's text where one of its lines matches, else words in the model's tokens."""
+"""Output of the mock backend: a script's text if one of its lines matches, otherwise random words."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WORDS = (
     "🙂",
 )
 _CLOSING, _FILLING = frozenset(b'"]}'), frozenset(b" \n0123456789,")
-"""Bytes that bring the end of an answer in JSON closer, and bytes with which it could go on and on."""
+"""Bytes that bring an answer in JSON closer to its end, and bytes that could extend it endlessly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Line:
 
 
 def read_script(path: Path) -> tuple[Line, ...]:
-    """The lines of a file, each an object of `match`, a regular expression, and `text`. Raises ModelLoadError."""
+    """Read a file's lines, each an object with `match`, a regular expression, and `text`. Raises ModelLoadError."""
     try:
         written = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeError) as error:
@@ -56,9 +56,9 @@ def _line(path: Path, number: int, written: str) -> Line:
     try:
         found = json.loads(written)
         if not isinstance(found, dict) or found.keys() != {"match", "text"}:
-            raise ValueError('it should be {"match": REGEX, "text": TEXT}')
+            raise ValueError('it must be {"match": REGEX, "text": TEXT}')
         if not all(isinstance(value, str) for value in found.values()):
-            raise ValueError("'match' and 'text' should be texts")
+            raise ValueError("'match' and 'text' must be strings")
         found["text"].encode()
         return Line(re.compile(found["match"]), found["text"])
     except (ValueError, OverflowError, RecursionError, re.error) as error:
@@ -66,19 +66,19 @@ def _line(path: Path, number: int, written: str) -> Line:
 
 
 class MockAuthor:
-    """Writes for one model. Its methods may be called from any thread."""
+    """Writer of one mock model's answers. Thread-safe."""
 
     def __init__(self, script: Sequence[Line] = (), *, has_tokenizer: bool = False) -> None:
-        """`has_tokenizer`: the backend cannot make up words of its own, since its tokens are another model's."""
+        """`has_tokenizer`: the backend cannot make up its own words, because its tokens are another model's."""
         self._script, self._has_tokenizer = script, has_tokenizer
         self._sets: tuple[frozenset[int], frozenset[int]] | None = None
 
     def write(
         self, tokenizer: Tokenizer, job: GenerationJob, prompts: Sequence[Sequence[int]], has_grammar: Sequence[bool]
     ) -> list[MockText | None]:
-        """Return the answers to each prompt, None where the backend makes them up. The first grammar takes long.
+        """Return the answers to each prompt; None if the backend makes them up. Slow for the first grammar.
 
-        `prompts`: the ids of the job's; `has_grammar`: which of them has one.
+        `prompts`: token ids of the job's prompts; `has_grammar`: which of them have one.
         """
         pairs = zip(job.prompts, prompts, has_grammar, strict=True)
         return [self._answer(tokenizer, job, prompt, ids, has) for prompt, ids, has in pairs]
@@ -122,7 +122,7 @@ class MockAuthor:
 
 
 def _asked(prompt: Prompt) -> str | None:
-    """Return the text that a script is matched with: the last message, or the prompt; None for token ids."""
+    """Return the text to match a script against: the last message, or the prompt; None for token ids."""
     if isinstance(prompt, ChatPrompt):
         return str(prompt.messages[-1].get("content") or "")
     if isinstance(prompt, TextPrompt):

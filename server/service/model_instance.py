@@ -1,6 +1,6 @@
-"""One instance of a model in memory: from the check of its files through loading to its close; it is freed as a whole.
+"""One instance of a model in memory, from the check of its files to its close; freed as a whole.
 
-A model that is unloaded and loaded again gets a second instance, with another engine and another tokenizer.
+A reloaded model gets a new instance, with a new engine and tokenizer.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ logger = logging.getLogger("pippin.models")
 Report = Callable[[LoadProgress], None]
 
 _LONG_S = 600.0
-"""To give hundreds of gigabytes back takes a while; until then they count as held."""
+"""Timeout for freeing hundreds of gigabytes; until then they count as held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How a model comes to be, as often as it is loaded."""
+    """Functions and settings that create a model's instances."""
 
     build_engine: Callable[[MemoryShare | None], Engine]
-    """Called on a thread of the instance's own. Raises ModelLoadError."""
+    """Called on the instance's loading thread. Raises ModelLoadError."""
     load_tokenizer: Callable[[], Tokenizer]
     check: Callable[[Report], None] | None = None
-    """Looks at the files before anything is loaded from them, telling how far it is. Raises ModelLoadError."""
+    """Check of the files before loading, with progress reports. Raises ModelLoadError."""
     author: MockAuthor | None = None
-    """The writer of a mock's answers; None for other models."""
+    """Writer of a mock's answers; None for other models."""
     grammars: GrammarConfig = field(default_factory=GrammarConfig)
     computes_ahead: bool = False
-    """Whether the beginning of a chat's next prompt is computed while nothing is asked."""
+    """Whether the beginning of a chat's next prompt is computed while idle."""
     warms_grammars: bool = False
-    """What compiles grammars is started with the model; else with the first grammar."""
+    """Whether the grammar compiler starts with the model; otherwise with the first grammar."""
 
 
 class _Ended(Exception):
-    """Gets the thread out of what it does when the instance is closed; no failure."""
+    """Stops the loading thread when the instance is closed; not a failure."""
 
 
 class ModelInstance:
-    """Loads in the background. `engine` is NO_ENGINE until there is one."""
+    """One instance, loaded in the background. `engine` is NO_ENGINE until there is one."""
 
     def __init__(self, recipe: Recipe, engine: Engine | None, on_death: Callable[[], None]) -> None:
-        """`engine`: one that is built already, not started. `on_death` is called from another thread."""
+        """`engine`: already built, not started. `on_death` is called from another thread."""
         self._recipe = recipe
         self._built = engine
         self._on_death = on_death
@@ -69,13 +69,13 @@ class ModelInstance:
         self.tokenizer: Tokenizer | None = None
 
     def start(self, name: str, share: MemoryShare | None = None) -> None:
-        """Begin. Returns at once."""
+        """Start loading. Returns at once."""
         if self._built is not None and self._recipe.check is None:
             self._start_engine(self._built)
         threading.Thread(target=self._run, args=(name, share), name=f"loading {name}", daemon=True).start()
 
     def close(self) -> None:
-        """End the engine; what is still running fails."""
+        """Close the engine; running requests fail."""
         with self._lock:
             self._is_ended = True
         self._settle()
@@ -97,12 +97,12 @@ class ModelInstance:
         return self.engine.failure or self._failure
 
     def health(self) -> EngineHealth:
-        """The engine's, and where that is well, the tokenizer's; before there is an engine, that of the files."""
+        """Return the engine's health, or if ok the tokenizer's; without an engine, that of the file check."""
         if self._failure is not None:
             return EngineHealth(status="dead", detail=str(self._failure), load=self.engine.health().load)
         if self.engine is NO_ENGINE:
             is_checking = self._checked is not None
-            detail = "its files are compared with their record" if is_checking else "it is about to be loaded"
+            detail = "its files are being verified" if is_checking else "it is about to load"
             return EngineHealth(status="loading", detail=detail, load=self._checked or LoadProgress())
         health = self.engine.health()
         if self.tokenizer is None and health.status == "ok":
@@ -111,13 +111,13 @@ class ModelInstance:
 
     @cached_property
     def grammars(self) -> GrammarCompiler:
-        """Those that answers follow, in processes of their own."""
+        """Compiler of the model's grammars, in separate processes."""
         given, info = self._recipe.grammars, self.engine.model_info
         if given.memory_gb is not None:
             memory_bytes = round(given.memory_gb * 1e9)
         elif info is None or info.memory is None:
             memory_bytes = MEMORY_BYTES
-        else:  # the reserve is for what no other part of the plan counts
+        else:  # the reserve covers what no other part of the plan counts
             memory_bytes = max(LEAST_MEMORY_BYTES, min(MEMORY_BYTES, info.memory.reserve_bytes // 4))
         return GrammarCompiler(self._loaded_tokenizer(), GrammarBudget(given.compile_s, memory_bytes))
 
@@ -151,8 +151,8 @@ class ModelInstance:
             self.engine.wait_loaded()
             self._settle()
         except _Ended:
-            logger.info("loading '%s' was given up", name)
-        except Exception as error:  # noqa: BLE001 - a thread has no caller: kept for whoever asks
+            logger.info("loading '%s' was cancelled", name)
+        except Exception as error:  # noqa: BLE001 - a thread has no caller: kept as `failure`
             self._failure = error
             let_go_of_frames(error)
             logger.error("'%s' cannot be loaded: %s", name, error)
@@ -188,10 +188,10 @@ class _NoEngine:
     failure = None
 
     def start(self) -> None:
-        """There is nothing to start."""
+        """Do nothing."""
 
     def wait_loaded(self) -> None:
-        """Nothing loads."""
+        """Return at once."""
 
     def submit(self, requests: object) -> NoReturn:
         raise EngineNotReady("the model is not loaded")
@@ -200,10 +200,10 @@ class _NoEngine:
         return EngineStats()
 
     def health(self) -> EngineHealth:
-        return EngineHealth(status="ok", detail="it is not loaded; a request loads it")
+        return EngineHealth(status="ok", detail="not loaded; a request loads it")
 
     def on_death(self, callback: Callable[[], None]) -> None:
-        """Nothing is alive."""
+        """Do nothing."""
 
     def load_adapter(self, adapter: object) -> NoReturn:
         raise EngineNotReady("the model is not loaded")
@@ -212,7 +212,7 @@ class _NoEngine:
         raise EngineNotReady("the model is not loaded")
 
     def close(self, timeout_s: float = 0.0) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
 NO_ENGINE: Engine = _NoEngine()

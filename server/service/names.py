@@ -1,4 +1,4 @@
-"""The names of a job's fields on the wire: each dialect says its own in one place, and the service refuses by them."""
+"""Wire names of a job's fields, defined by each dialect and used by the service's errors."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldNames:
-    """A dialect's names, for the messages and the `param` of errors. Fields that it has not keep the service's names.
+    """A dialect's field names for error messages and `param`. Fields that it lacks keep the service's names.
 
-    Where the name depends on the request, as with a grammar that several fields may ask for, it stands by the value.
+    A name that depends on the request, such as a grammar's, is stored with the value.
     """
 
     prompt: str
@@ -24,4 +24,4 @@ class FieldNames:
     num_logprobs: str = "num_logprobs"
     prediction: str = "prediction"
     stream: str = "stream"
-    """The field that asks for the answer in pieces."""
+    """Field that enables streaming."""

@@ -1,8 +1,8 @@
-"""The beginning of a chat's next prompt, computed while nothing else is asked.
+"""Computation of the beginning of a chat's next prompt while the model is idle.
 
-Many templates leave the thoughts since the last question out once there is another one, so that all that came after
-them, calls and results, is another prompt. Whatever the next question is, that part is known as soon as an answer
-ends: it is computed then, and the prefix cache has both forms when the question comes. Every request comes first.
+Many templates omit the reasoning since the last question once there is another one, so that everything after it,
+calls and results, becomes a different prompt. That part is known as soon as an answer ends, whatever the next
+question: it is computed then, and the prefix cache holds both forms. Requests take precedence.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pippin.prefix_cache")
 
 LEAST_TOKENS = 256
-"""Fewer are left to the next request."""
+"""Minimum number of tokens worth computing ahead."""
 _IDLE_WAIT_S, _MOST_WAITS = 0.05, 40
 
 
 class Ahead:
-    """What a model computes ahead: one prompt at most, until something is asked. Belongs to the event loop."""
+    """Computation ahead of time: at most one prompt, until a request arrives. Used on the event loop only."""
 
     def __init__(self) -> None:
         self._task: asyncio.Task[None] | None = None
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do this in place of what was begun before."""
+        """Start this work in place of earlier work."""
         self.stop()
         self._task = asyncio.create_task(work)
 
     def stop(self) -> None:
-        """Stop it; what is computed by then is kept."""
+        """Stop the work; tokens computed so far are kept."""
         if self._task is not None:
             self._task.cancel()
 
@@ -63,7 +63,7 @@ class NextTurn:
         self._is_final = False
 
     def take(self, token: TokenEvent, events: Sequence[OutputEvent]) -> None:
-        """Keep a token, and what became of it."""
+        """Store a token and its output events."""
         self._output_ids.append(token.token_id)
         for event in events:
             if isinstance(event, TextDelta):
@@ -71,10 +71,10 @@ class NextTurn:
             elif isinstance(event, ReasoningDelta):
                 self._thoughts.append(event.text)
             elif isinstance(event, Finished):
-                self._is_final = event.reason == "stop"  # after calls come their results, in the same turn
+                self._is_final = event.reason == "stop"  # calls are followed by their results in the same turn
 
     def begin(self) -> None:
-        """Compute the beginning of the next prompt, where more than the answer is left out of it."""
+        """Compute the beginning of the next prompt, if more than the answer changes in it."""
         if self._is_final and self._has_steps():
             self._model.ahead.start(self._compute())
 
@@ -103,29 +103,29 @@ class NextTurn:
                     pass
             logger.debug("computed the beginning of the next prompt: %d tokens", len(ids))
         except EngineError as error:
-            logger.debug("the beginning of the next prompt is not computed: %s", error)
+            logger.debug("the beginning of the next prompt was not computed: %s", error)
 
     def _has_steps(self) -> bool:
-        """Whether there are answers since the last question: calls, whose thoughts may be left out."""
+        """Return whether there are answers since the last question: calls whose reasoning may be omitted."""
         roles = [message.get("role") for message in self._prompt.messages]
         return "user" in roles and "assistant" in roles[-roles[::-1].index("user") :]
 
     def _find(self, borders: BorderFinder) -> list[int]:
-        """Return the beginning of the next prompt; none where the template leaves nothing out."""
+        """Return the beginning of the next prompt; empty if the template omits nothing."""
         prompt = self._prompt
         if not borders.forgets:
             return []
         return borders.find_next(prompt.messages, self._answer(), prompt.template_kwargs, prompt.tools)
 
     def _answer(self) -> dict[str, Any]:
-        """The answer as the client will give it back: with its thought, unless it gave back none before."""
+        """Return the answer as the client will send it back: with reasoning unless earlier ones lack it."""
         answer: dict[str, Any] = {"role": "assistant", "content": "".join(self._texts)}
         earlier = [message for message in self._prompt.messages if message.get("role") == "assistant"]
         gives = not earlier or any(message.get("reasoning_content") for message in earlier)
         return {**answer, "reasoning_content": "".join(self._thoughts)} if gives and self._thoughts else answer
 
     async def _is_idle(self) -> bool:
-        """Whether nothing is asked of the model; the answer itself leaves a moment after its end."""
+        """Return whether the model is idle; the answer itself leaves the engine shortly after its end."""
         for _ in range(_MOST_WAITS):
             stats = self._model.engine.stats()
             if stats.num_waiting + stats.num_prefilling + stats.num_running == 0:
@@ -137,7 +137,7 @@ class NextTurn:
 def next_turn_of(
     model: ServedModel, job: GenerationJob, requests: Sequence[GenerationRequest], *, is_cut: bool
 ) -> NextTurn | None:
-    """Return what is kept of a job's answer; None where no next prompt is known. `is_cut`: turns were left out."""
+    """Return the next turn of a job; None if no next prompt is known. `is_cut`: turns were dropped."""
     info = model.info
     if not model.computes_ahead or is_cut or not job.uses_prefix_cache or len(requests) != 1 or job.n != 1:
         return None

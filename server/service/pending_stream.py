@@ -1,6 +1,6 @@
-"""A job's output before the job is admitted: for a client that should hear something while its model loads.
+"""A job's output before admission, for a client that receives progress while its model loads.
 
-Knows nothing of HTTP or of any dialect.
+Independent of HTTP and of dialects.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from server.text.events import OutputEvent
 
 
 class PendingStream:
-    """`generation.open` on its way, which goes on when nobody waits for it. To be closed, or awaited to its end."""
+    """A running `generation.open`, which continues without a waiter. Close it, or await it to its end."""
 
     def __init__(
         self,
@@ -25,13 +25,13 @@ class PendingStream:
         model: ServedModel,
         on_close: Callable[[], None] | None = None,
     ) -> None:
-        """`on_close`: called behind the stream's own close."""
+        """`on_close`: called after the stream's own close."""
         self._on_close = on_close
         self._task = asyncio.create_task(opening)
         self._model = model
 
     async def wait(self, most_s: float) -> OutputStream | None:
-        """The stream; None where the model is loading still after `most_s`. Raises what opening raises."""
+        """Return the stream; None if the model is still loading after `most_s`. Raises the errors of opening."""
         try:
             while not self._task.done():
                 await asyncio.wait({self._task}, timeout=None if most_s == inf else most_s)
@@ -44,11 +44,11 @@ class PendingStream:
 
     @property
     def stream(self) -> OutputStream | None:
-        """The stream, as soon as its job is admitted."""
+        """Stream, once its job is admitted."""
         return self._task.result() if self._has_stream else None
 
     def result(self) -> OutputStream:
-        """The stream, once there has been an event."""
+        """Return the stream; valid after the first event."""
         return self._task.result()
 
     @property
@@ -63,7 +63,7 @@ class PendingStream:
         return self
 
     async def __anext__(self) -> list[OutputEvent]:
-        """Raises APIError and EngineError, those of opening among them."""
+        """Return the next events. Raises APIError and EngineError, also those of opening."""
         return await anext(await self._task)
 
     async def aclose(self) -> None:

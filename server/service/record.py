@@ -1,6 +1,6 @@
-"""What the log, the usage and the measures say of one job: counters, times, how it ended.
+"""Cost record of a job for log, usage and metrics: counters, times and its end.
 
-Knows nothing of tokens or text. Owned by the job's output stream.
+Independent of tokens and text. Owned by the job's output stream.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ logger = logging.getLogger("pippin.request")
 
 
 def describe_failure(error: BaseException) -> str:
-    """For the log. The engine's messages are of numbers; of others, which may quote the request, only the class."""
+    """Describe an error for the log: an engine's with its message, any other, which may quote the request, by class."""
     what = f": {error}" if isinstance(error, EngineError) else ""
     return f"failed ({type(error).__name__}{what})"
 
 
 def log_prompts(request_id: str, prompts: Iterable[Any]) -> None:
-    """Write what a job asks into the log, where that is wanted. `prompts`: dataclasses."""
+    """Log a job's prompts, if configured. `prompts`: dataclasses."""
     if shows_prompts():
         asked = [asdict(prompt) for prompt in prompts]
         written = json.dumps(asked, ensure_ascii=False, default=str)
@@ -40,7 +40,7 @@ def log_prompts(request_id: str, prompts: Iterable[Any]) -> None:
 
 @dataclass(slots=True)
 class JobRecord:
-    """One job so far. Times are of `time.perf_counter`."""
+    """Record of one job so far. Times are those of `time.perf_counter`."""
 
     request_id: str
     model_id: str
@@ -49,15 +49,15 @@ class JobRecord:
     num_truncated_tokens: int = 0
     num_output_tokens: int = 0
     measures: Measures = field(default_factory=Measures)
-    """The model's, to which this job is added as it goes."""
+    """Measures of the model, updated as the job proceeds."""
     num_choices: int = 1
     has_prediction: bool = False
-    """Whether the client said what the answer is expected to be."""
+    """Whether the client sent a prediction."""
     drafted: DraftedTokens = field(default_factory=DraftedTokens)
-    """What was guessed and verified; known at the end."""
+    """Drafted and verified tokens; set at the end."""
     tenant: Tenant = field(default_factory=Tenant)
     rate_grant: RateGrant = field(default_factory=lambda: RateGrant(None, 0))
-    """Of tokens of the tenant's account."""
+    """Tokens taken from the tenant's account."""
     priority: Priority = "normal"
     is_begun: bool = False
     finished: list[Finished] = field(default_factory=list)
@@ -68,13 +68,13 @@ class JobRecord:
     _num_counted: int = 0
 
     def begin(self, queue_time_s: float | None) -> None:
-        """The first of the answer has come."""
+        """Record the start of the answer."""
         self.is_begun = True
         if queue_time_s is not None:
             self.measures.queue_time_s.observe(queue_time_s)
 
     def tick(self) -> None:
-        """Tokens have come; `num_output_tokens` does not count them yet."""
+        """Record the arrival of tokens, which `num_output_tokens` does not count yet."""
         now = time.perf_counter()
         if not self._first_at:
             self._first_at = now
@@ -89,7 +89,7 @@ class JobRecord:
         self._last_at = now
 
     def add_to_measures(self, is_done: bool) -> None:
-        """Add the end of the job to the model's measures. To be called once."""
+        """Add the end of the job to the model's measures. Call it once."""
         self._count_output()
         self.rate_grant.settle(self.num_prompt_tokens + self.num_output_tokens)
         took_s = (self._last_at or time.perf_counter()) - self.started_at
@@ -111,7 +111,7 @@ class JobRecord:
         return next(end for end in REQUEST_ENDS if end in reasons)
 
     def usage(self, num_cached_tokens: int) -> Usage:
-        """Of a finished job."""
+        """Return the usage of a finished job."""
         num_output_tokens = sum(event.num_output_tokens for event in self.finished)
         counted = [event.num_reasoning_tokens for event in self.finished if event.num_reasoning_tokens is not None]
         return Usage(
@@ -125,14 +125,14 @@ class JobRecord:
         )
 
     def timings(self, load_s: float, queue_time_s: float | None) -> JobTimings:
-        """How long the parts have taken so far; `load_s` and `queue_time_s`: before the prompt was computed."""
+        """Return the durations of the parts so far; `load_s` and `queue_time_s`: before the prompt was computed."""
         now = time.perf_counter()
         begun_at = self.started_at + load_s + (queue_time_s or 0.0)
         first_at, last_at = self._first_at or now, self._last_at or now
         return JobTimings(now - self.started_at, load_s, max(0.0, first_at - begun_at), last_at - first_at)
 
     def write(self, num_cached_tokens: int, is_done: bool) -> None:
-        """The job's line in the log."""
+        """Write the job's log line."""
         level = logging.WARNING if self.error is not None else logging.INFO
         logger.log(
             level,
@@ -153,7 +153,7 @@ class JobRecord:
         )
 
     def _fields(self, num_cached_tokens: int, is_done: bool) -> dict[str, Any]:
-        """The same for programs."""
+        """Return the same in machine-readable form."""
         speed = self.tok_s
         return {
             "request_id": self.request_id,
@@ -174,7 +174,7 @@ class JobRecord:
 
     @property
     def tok_s(self) -> float | None:
-        """Output tokens per second after the first ones, over all choices; None where there are none."""
+        """Output tokens per second after the first ones, over all choices; None if there are none."""
         took_s = self._last_at - self._first_at
         return (self.num_output_tokens - self._num_first_tokens) / took_s if took_s > 0 else None
 

@@ -1,7 +1,7 @@
-"""The models this server serves, by name. A request picks one of them and can never load another.
+"""Models of this server, by name. A request selects one of them and can never load another.
 
-Owns a model's state and its lives; who is loaded when is decided in `residency`. Knows nothing of HTTP or of what is
-generated.
+Owns a model's state and instances; `residency` decides which models are loaded. Independent of HTTP and of
+generation.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ ModelState = Literal["unloaded", "loading", "loaded", "unloading", "failed"]
 
 
 class ServedModel:
-    """One model, loaded or not: an engine, and the tokenizer that belongs to it, both of which load in the background.
+    """One model, loaded or not: an engine and its tokenizer, which load in the background.
 
-    State changes on the event loop, by `residency`; reading it, any thread may.
+    `residency` changes the state on the event loop; any thread may read it.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class ServedModel:
         keep_alive_s: float | None = None,
         defaults: RequestDefaults = NO_DEFAULTS,
     ) -> None:
-        """`engine`: of the first instance, where it is built already; without a `recipe` there is no second one.
+        """`engine`: of the first instance, if already built; without a `recipe` there is no second one.
 
-        `is_required`: loaded at the start, and its death is the server's. `is_pinned`: unloaded only when told to.
-        `keep_alive_s`: unloaded when idle for so long; None: not for that.
+        `is_required`: loaded at the start; its failure ends the server. `is_pinned`: unloaded only on request.
+        `keep_alive_s`: idle time before unloading; None: not unloaded for idleness.
         """
         self.id = id
         self.aliases = tuple(aliases)
@@ -70,21 +70,21 @@ class ServedModel:
         self.measures = Measures()
         self.is_required, self.is_pinned, self.keep_alive_s = is_required, is_pinned, keep_alive_s
         self.defaults = defaults
-        """What its requests say where they do not say otherwise."""
+        """Defaults for its requests."""
         self.estimate_footprint = estimate_footprint
         self.num_users = 0
-        """Requests that hold it; while there are any it is not unloaded, unless by force."""
+        """Number of requests that hold it; it is unloaded only without any, or by force."""
         self.used_at = time.monotonic()
         self.share: MemoryShare | None = None
-        """What it was told that it may use, while it is loaded."""
+        """Memory assigned to it while it is loaded."""
         self.is_leaving = False
-        """It is to be unloaded when those who use it are done; whoever comes now waits for its next instance."""
+        """Whether it is unloaded once its requests finish; new requests wait for its next instance."""
         self.last_info: ModelInfo | None = None
-        """Of the instance before, where it is not loaded."""
+        """Info of the previous instance, while not loaded."""
         self.last_format: ChatFormat | None = None
-        """The format of chats of the instance before."""
+        """Chat format of the previous instance."""
         self.last_failure: BaseException | None = None
-        """Why it could not be loaded, or died; until it is loaded."""
+        """Reason it failed to load or died; cleared by the next load."""
         self.ahead = Ahead()
         self._finding: asyncio.Future[None] | None = None
         self._recipe = recipe
@@ -95,7 +95,7 @@ class ServedModel:
         self._death_callbacks: list[Callable[[], None]] = []
 
     def start(self, share: MemoryShare | None = None) -> None:
-        """Begin to load. Returns at once."""
+        """Start loading. Returns at once."""
         if self._instance is None:
             self._instance = ModelInstance(self._first, None, self._died)
         self.share, self.last_failure = share, None
@@ -103,23 +103,23 @@ class ServedModel:
         self._instance.start(self.id, share)
 
     async def until_settled(self) -> None:
-        """Return when loading has ended, whatever came of it; at once where nothing loads."""
+        """Return when loading has ended, successfully or not; at once if nothing loads."""
         if self._instance is not None:
             await self._instance.until_settled()
 
     def close(self) -> None:
-        """End the engine, for good."""
+        """Close the engine permanently."""
         if self._instance is not None:
             self._instance.close()
 
     def fail(self, error: BaseException) -> None:
-        """There is no instance, or none any more, because of `error`; for a required model that ends the server."""
+        """Drop the instance because of `error`; for a required model, this ends the server."""
         self._instance, self.share, self.last_failure = None, None, error
         if self.is_required:
             self._died()
 
     def unload(self) -> None:
-        """End the engine, and let go of everything that the model holds. Waits for it."""
+        """Close the engine and free everything that the model holds. Blocks until done."""
         if self._instance is not None:
             self._instance.close()
             self.last_info, self.last_format = self.info, self.chat_format
@@ -127,27 +127,27 @@ class ServedModel:
 
     @property
     def adapter_ids(self) -> tuple[str, ...]:
-        """What requests call its adapters."""
+        """Names of its adapters in requests."""
         return tuple(served_name(self.id, adapter) for adapter in self.adapters.names)
 
     def name_with(self, adapter: str) -> str:
-        """What answers call it with one of its adapters."""
+        """Return the name of the model with one of its adapters, as answers have it."""
         return served_name(self.id, "" if adapter == self.adapters.default else adapter)
 
     @property
     def engine(self) -> Engine:
-        """The current instance's; one that does nothing where there is none."""
+        """Engine of the current instance; a null engine if there is none."""
         instance = self._instance
         return NO_ENGINE if instance is None else instance.engine
 
     @property
     def is_present(self) -> bool:
-        """Whether it has memory, or is about to: from the start of loading to the end of unloading."""
+        """Whether it holds memory or is about to: from the start of loading to the end of unloading."""
         return self._instance is not None
 
     @property
     def can_be_loaded(self) -> bool:
-        """Whether `start` would do something: without a recipe there is one instance."""
+        """Whether `start` would have an effect: without a recipe there is only one instance."""
         return self._instance is not None or self._recipe is not None
 
     @property
@@ -162,24 +162,24 @@ class ServedModel:
 
     @property
     def info(self) -> ModelInfo | None:
-        """What is known of it, from this instance or the one before."""
+        """Info from this instance or the previous one."""
         return self.engine.model_info or self.last_info
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """None until it has loaded."""
+        """Tokenizer; None until loaded."""
         instance = self._instance
         return None if instance is None else instance.tokenizer
 
     @property
     def chat_format(self) -> ChatFormat | None:
-        """How it marks thoughts and calls, by this instance or the one before; None until it was loaded."""
+        """Marks of reasoning and calls, from this instance or the previous one; None until loaded once."""
         return self.last_format if self.tokenizer is None else self.tokenizer.chat_format
 
     async def find_chat_format(self) -> None:
-        """Have `chat_format` known though the model was never loaded, by its tokenizer's files, once.
+        """Set `chat_format` from the tokenizer's files, once, if the model was never loaded.
 
-        Where they cannot be read it stays unknown.
+        It stays unknown if they cannot be read.
         """
         if self.state in ("unloaded", "failed") and self.chat_format is None:
             self._finding = self._finding or asyncio.ensure_future(self._find_chat_format())
@@ -191,57 +191,57 @@ class ServedModel:
 
         try:
             found = await run_in_text_thread(load)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with the files is told when the model is loaded
+        except Exception as error:  # noqa: BLE001 - any fault of the files is reported when the model loads
             logger.warning("the tokenizer of %s cannot be read: %s", self.id, error)
             return
         self.last_format = self.last_format or found
 
     @property
     def grammars(self) -> GrammarCompiler:
-        """The grammars that answers follow. To be asked for when the tokenizer has loaded."""
+        """Grammar compiler. Requires a loaded tokenizer."""
         return self._alive().grammars
 
     @property
     def grammar_stats(self) -> GrammarStats:
-        """Counters of this instance's grammars; zeros where it is not loaded."""
+        """Counters of this instance's grammars; zeros if it is not loaded."""
         return GrammarStats() if self._instance is None else self._instance.grammar_stats
 
     @property
     def author(self) -> MockAuthor | None:
-        """The writer of its answers, if it is a mock with a script or a tokenizer."""
+        """Writer of its answers, if it is a mock with a script or a tokenizer."""
         return self._first.author
 
     @property
     def computes_ahead(self) -> bool:
-        """Whether the beginning of a chat's next prompt is computed while nothing is asked."""
+        """Whether the beginning of a chat's next prompt is computed while idle."""
         return self._first.computes_ahead
 
     @property
     def borders(self) -> BorderFinder:
-        """Where chats may go on differently. To be asked for when the tokenizer has loaded."""
+        """Finder of the places where chats may diverge. Requires a loaded tokenizer."""
         return self._alive().borders
 
     @property
     def failure(self) -> BaseException | None:
-        """Why this instance is over, of the engine or of the tokenizer, or why there was none."""
+        """Reason this instance failed (engine or tokenizer), or why there is none."""
         instance = self._instance
         return self.last_failure if instance is None else instance.failure
 
     def on_death(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called, from another thread, when `failure` is set. To be said before `start`."""
+        """Call `callback` from another thread when `failure` is set. Register it before `start`."""
         self._death_callbacks.append(callback)
 
     def ready(self) -> tuple[Tokenizer, ModelInfo]:
-        """What serving needs. Raises EngineDead or EngineNotReady."""
+        """Return tokenizer and info. Raises EngineDead or EngineNotReady."""
         if self.failure is not None:
-            raise EngineDead(f"the model '{self.id}' cannot be served any more: {self.failure}")
+            raise EngineDead(f"the model '{self.id}' can no longer be served: {self.failure}")
         tokenizer, info = self.tokenizer, self.engine.model_info
         if tokenizer is None or info is None:
             raise EngineNotReady(f"the model '{self.id}' is still loading")
         return tokenizer, info
 
     def health(self) -> EngineHealth:
-        """Of an unloaded one, ok: it can be loaded."""
+        """Return the health; ok if unloaded, since it can be loaded."""
         instance = self._instance
         if instance is not None:
             return instance.health()
@@ -260,16 +260,16 @@ class ServedModel:
 
 
 def is_pattern(alias: str) -> bool:
-    """Whether an alias stands for many names: `*` for any characters, `?` for one."""
+    """Return whether an alias is a pattern: `*` matches any characters, `?` one."""
     return "*" in alias or "?" in alias
 
 
 def _built_once(_: MemoryShare | None) -> Engine:
-    raise EngineDead("its engine was built once")
+    raise EngineDead("its engine cannot be built again")
 
 
 class ModelRegistry:
-    """Served models by name, and the way to one that is loaded."""
+    """Served models by name, with access to loaded ones."""
 
     def __init__(
         self, models: Sequence[ServedModel], watcher: Watcher | None = None, *, load_wait_s: float = LOAD_WAIT_S
@@ -280,11 +280,11 @@ class ModelRegistry:
         self.residency = Residency(models, watcher, load_wait_s=load_wait_s)
 
     def start(self) -> None:
-        """Begin to load every required model. Returns at once; called on the event loop where there are several."""
+        """Start loading every required model. Returns at once; call it on the event loop if there are several."""
         self.residency.start()
 
     async def close(self) -> None:
-        """End every engine; what is still running fails."""
+        """Close every engine; running requests fail."""
         for model in self._models.values():
             model.ahead.stop()
         await self.residency.close()
@@ -295,9 +295,9 @@ class ModelRegistry:
         return tuple(self._models.values())
 
     def resolve(self, name: str) -> ServedModel:
-        """The model called `name`; no name means the only one. Raises ModelNotFound, InvalidRequest.
+        """Return the model called `name`; no name means the only one. Raises ModelNotFound, InvalidRequest.
 
-        Names and aliases that are equal come first, then a model's adapters, then the first alias whose pattern
+        Exact names and aliases come first, then a model's adapters, then the first alias with a pattern that
         matches.
         """
         if not name and len(self._models) == 1:
@@ -337,22 +337,22 @@ class ModelRegistry:
         return self.resolve(name).name_with(self.adapter_of(name))
 
     def defaults_of(self, name: str) -> RequestDefaults:
-        """The defaults of the model called `name`; none where there is no such model, which is refused elsewhere."""
+        """Return the defaults of the model called `name`; none for an unknown model, which is refused elsewhere."""
         try:
             return self.resolve(name).defaults
         except (ModelNotFound, InvalidRequest):
             return NO_DEFAULTS
 
     async def acquire(self, name: str) -> Lease:
-        """The model called `name`, which stays until the lease is released; loaded first where it is not.
+        """Return a lease that keeps the model called `name` loaded until released; loads it first if needed.
 
-        At the start, nobody waits for a required one: `ready` says that it loads. Raises APIError, EngineError.
+        At the start, requests do not wait for a required model: `ready` reports it. Raises APIError, EngineError.
         """
         return await self.residency.acquire(self.resolve(name))
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[ServedModel]:
-        """The model called `name`, for as long as the context. Raises what `acquire` raises."""
+        """Yield the model called `name`, kept loaded during the context. Raises the errors of `acquire`."""
         lease = await self.acquire(name)
         try:
             yield lease.model

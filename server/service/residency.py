@@ -1,7 +1,7 @@
-"""Which models are in memory: loaded when asked for, unloaded when idle or when another needs the room.
+"""Residency of models in memory: loaded on request, unloaded when idle or when another needs the memory.
 
-One model comes or goes at a time. Requests hold what they use by a lease; a model with leases is not unloaded, and one
-that is to go takes no new ones: those wait, and have it loaded again. Everything here runs on the event loop.
+One model is loaded or unloaded at a time. Requests hold their model by a lease; a model with leases is not unloaded,
+and one that is leaving grants no new leases: those requests wait for its reload. Runs on the event loop only.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ logger = logging.getLogger("pippin.models")
 
 LOAD_WAIT_S = 600.0
 RETRY_S = 30.0
-"""A model that could not be loaded, or died, is loaded again by the first request after so long."""
+"""Time after which a request reloads a model that failed or died."""
 _LEAST_PAUSE_S = 0.02
-"""Between two looks for models that are idle."""
+"""Minimum pause between checks for idle models."""
 
 
 class Watcher(Protocol):
-    """Who is told of models that come and go. Called on the event loop; must not wait."""
+    """Observer of loads and unloads. Called on the event loop; must not block."""
 
     def loading(self, model: ServedModel) -> None: ...
 
@@ -39,7 +39,7 @@ class Watcher(Protocol):
 
 
 class Lease:
-    """A model that stays until this is released, and with it what a request holds of the model."""
+    """Hold on a model until released, with other resources that a request holds of it."""
 
     def __init__(self, model: ServedModel, release: Callable[[ServedModel], None]) -> None:
         self.model = model
@@ -47,7 +47,7 @@ class Lease:
         self._held: list[Callable[[], None]] = []
 
     def on_release(self, let_go: Callable[[], None]) -> None:
-        """Have `let_go` called with the release."""
+        """Call `let_go` on release."""
         self._held.append(let_go)
 
     def release(self) -> None:
@@ -61,7 +61,7 @@ class Lease:
 
 
 class _Load:
-    """One load that requests wait for. `is_handed`: each of them has its lease."""
+    """One load that requests wait for. `is_handed`: all of them have their leases."""
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None]
@@ -90,7 +90,7 @@ class Residency:
     # ---- for requests ----
 
     async def acquire(self, model: ServedModel) -> Lease:
-        """A lease of the model, loaded first where it is not. Raises EngineError."""
+        """Return a lease of the model, loaded first if needed. Raises EngineError."""
         load = self._loads.get(model.id)
         if model.is_present and not model.is_leaving and load is None:
             model.num_users += 1
@@ -120,17 +120,17 @@ class Residency:
             self._idle[model.id].set()
 
     def _check_failed(self, model: ServedModel) -> None:
-        """Not every request tries anew what has just failed."""
+        """Raise the recent failure again instead of retrying at every request."""
         error, failed_at = model.last_failure, self._failed_at.get(model.id)
         if error is None or failed_at is None or time.monotonic() - failed_at > RETRY_S:
             return
         kind = ModelLoadError if isinstance(error, ModelLoadError) else EngineDead
         raise kind(f"the model '{model.id}' cannot be served: {error}")
 
-    # ---- for whoever runs the server ----
+    # ---- for the server ----
 
     def start(self) -> None:
-        """Begin to load the required models. Needs a running event loop where there are several models."""
+        """Start loading the required models. Needs a running event loop if there are several models."""
         if len(self._models) == 1:
             for model in self._models:
                 self._start_alone(model)
@@ -148,13 +148,13 @@ class Residency:
             self._spawn(self._sweep())
 
     async def close(self) -> None:
-        """Nothing comes or goes any more."""
+        """Stop all loading and unloading."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def load(self, model: ServedModel) -> None:
-        """Have the model loaded, and wait for it; a failure before does not count. Raises EngineError."""
+        """Load the model and wait for it, despite a recent failure. Raises EngineError."""
         self._failed_at.pop(model.id, None)
         lease = await self.acquire(model)
         try:
@@ -164,7 +164,7 @@ class Residency:
             lease.release()
 
     async def unload(self, model: ServedModel, *, by_force: bool = False) -> None:
-        """Have the model unloaded, when its requests are done; by force, they fail. Goes on without the caller."""
+        """Unload the model when its requests are done; by force, they fail. Continues without the caller."""
         if by_force and model.is_present:
             model.is_leaving = True
             await asyncio.to_thread(model.close)
@@ -179,7 +179,7 @@ class Residency:
         self._footprints.pop(model.id, None)
 
     def leave(self, model: ServedModel) -> None:
-        """Begin to unload the model if no request holds it, and it is not pinned."""
+        """Start unloading the model if no request holds it and it is not pinned."""
         if model.is_present and not model.is_pinned and model.num_users == 0:
             self._spawn(self._unload_in_turn(model))
 
@@ -208,7 +208,7 @@ class Residency:
 
     async def _load_now(self, model: ServedModel) -> None:
         if not model.can_be_loaded:
-            raise EngineDead(f"the model '{model.id}' cannot be loaded a second time")
+            raise EngineDead(f"the model '{model.id}' cannot be loaded again")
         try:
             share = await self._make_room(model)
         except EngineError as error:
@@ -218,8 +218,8 @@ class Residency:
         await model.until_settled()
         if model.state == "loaded":
             return
-        failure = model.failure or EngineNotReady("it was unloaded while it was loading")
-        if not model.is_required:  # a required one's failure is the server's, which ends with it
+        failure = model.failure or EngineNotReady("it was unloaded while loading")
+        if not model.is_required:  # a required model's failure ends the server
             await asyncio.to_thread(model.unload)
             model.fail(failure)
         kind = ModelLoadError if isinstance(failure, ModelLoadError) else EngineDead
@@ -235,12 +235,12 @@ class Residency:
             self._watcher.loading(model)
 
     def _note_death(self, model: ServedModel, loop: asyncio.AbstractEventLoop) -> None:
-        """Called on a thread of the model's."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it everything
+        """Note a model's death; called on one of its threads."""
+        with contextlib.suppress(RuntimeError):  # the loop is already closed
             loop.call_soon_threadsafe(lambda: self._spawn(self._bury(model)))
 
     async def _bury(self, model: ServedModel) -> None:
-        """One of several models has died: what it held is given back, and the next request loads it again."""
+        """Free the memory of a model that died; the next request reloads it."""
         async with self._lock:
             error = model.failure
             if model.is_present and error is not None:
@@ -252,7 +252,7 @@ class Residency:
     # ---- room ----
 
     async def _make_room(self, model: ServedModel) -> MemoryShare | None:
-        """What the model may use, when others are unloaded as far as that needs. Raises ModelLoadError."""
+        """Unload others as needed and return the model's share. Raises ModelLoadError."""
         if len(self._models) == 1:
             return None
         mine = await self._measure(model)
@@ -263,7 +263,7 @@ class Residency:
         if mine.least_bytes > limit - pinned:
             raise ModelLoadError(too_large(model.id, mine, limit, pinned))
         while mine.wanted_bytes > self._free(model, limit) and (victim := self._choose_victim(model)) is not None:
-            logger.info("'%s' needs %.2f GB: '%s' goes", model.id, mine.wanted_bytes / 1e9, victim.id)
+            logger.info("'%s' needs %.2f GB: unloading '%s'", model.id, mine.wanted_bytes / 1e9, victim.id)
             await self._unload(victim)
         free = self._free(model, limit)
         if mine.least_bytes > free:
@@ -276,12 +276,12 @@ class Residency:
         return limit - sum(_held(other) for other in self._models if other is not model)
 
     def _choose_victim(self, model: ServedModel) -> ServedModel | None:
-        """The least recently used that may go; one that nobody uses before one that must be waited for."""
+        """Return the least recently used model that may be unloaded; unused ones first."""
         others = [o for o in self._models if o is not model and o.share is not None and not o.is_pinned]
         return min(others, key=lambda other: (other.num_users > 0, other.used_at), default=None)
 
     async def _measure(self, model: ServedModel) -> Footprint | None:
-        """The model's footprint; before the first is loaded, everybody's. Raises ModelLoadError for its own."""
+        """Return the model's footprint; the first call measures all. Raises ModelLoadError for its own."""
         for each in (model, *self._models):
             if each.id in self._footprints or each.estimate_footprint is None:
                 continue
@@ -303,7 +303,7 @@ class Residency:
                 await self._unload(model)
 
     async def _unload(self, model: ServedModel) -> None:
-        """When its requests are done. Under the lock."""
+        """Unload the model when its requests are done. Requires the lock."""
         model.is_leaving = True
         try:
             await self._until_idle(model)
@@ -323,7 +323,7 @@ class Residency:
             del self._idle[model.id]
 
     async def _sweep(self) -> None:
-        """Unload what nobody has used for its `keep_alive_s`."""
+        """Unload models that have been idle for their `keep_alive_s`."""
         watched = [(model, model.keep_alive_s) for model in self._models if model.keep_alive_s is not None]
         pause_s = min(1.0, min(keep_s for _, keep_s in watched) / 4)
         while True:
@@ -335,7 +335,7 @@ class Residency:
                             await self._unload(model)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """A task that is kept until it is done, and whose failure whoever waits for it is told."""
+        """Start a task, referenced until done; its failure reaches its waiters."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._forget)

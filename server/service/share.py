@@ -1,4 +1,4 @@
-"""How the memory is divided between models of one server. Pure arithmetic over footprints; bytes."""
+"""Division of memory between the models of one server. Pure arithmetic over footprints; bytes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from mlx_backend.api.interface import Footprint
 
 
 def choose_share(free_bytes: int, model: Footprint, others: Iterable[Footprint]) -> int:
-    """Of what is free, what `model` gets, for as long as it is loaded.
+    """Return the share of the free memory that `model` gets while it is loaded.
 
-    What it wants; and of what is left then, when those of `others`, which are not loaded, that could be loaded beside
-    it have what they want, the same part as each of them. The smallest come first.
+    The share is what it wants, plus an equal part of the rest, after the unloaded `others` that fit beside it have
+    what they want; each of those gets the same part. The smallest come first.
     """
     rest = free_bytes - model.wanted_bytes
     if rest <= 0:
@@ -26,11 +26,11 @@ def choose_share(free_bytes: int, model: Footprint, others: Iterable[Footprint])
 
 
 def too_large(name: str, model: Footprint, limit_bytes: int, pinned_bytes: int) -> str:
-    """Why a model can never be loaded, in numbers."""
-    pinned = f", of which models that stay hold {_gb(pinned_bytes)}" if pinned_bytes else ""
+    """Return the message for a model that can never be loaded, with numbers."""
+    pinned = f", of which pinned models hold {_gb(pinned_bytes)}" if pinned_bytes else ""
     return (
-        f"the model '{name}' does not fit: it needs {_gb(model.least_bytes)} at least ({_gb(model.weights_bytes)} of "
-        f"them weights), and all models together may use {_gb(limit_bytes)}{pinned}"
+        f"the model '{name}' does not fit: it needs at least {_gb(model.least_bytes)} ({_gb(model.weights_bytes)} of "
+        f"it weights), and all models together may use {_gb(limit_bytes)}{pinned}"
     )
 
 

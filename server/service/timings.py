@@ -1,4 +1,4 @@
-"""How long the parts of one job took, in seconds. Knows no clock."""
+"""Durations of the parts of one job, in seconds. Reads no clock."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class JobTimings:
-    """From the request to its last token. `total_s` has the time in the queue as well, which is in no part."""
+    """Durations from the request to its last token. `total_s` includes the time in the queue, which is in no part."""
 
     total_s: float = 0.0
     load_s: float = 0.0
-    """Until the model was there."""
+    """Time until the model was loaded."""
     prompt_s: float = 0.0
-    """From the queue's end to the first token."""
+    """Time from the end of the queue to the first token."""
     output_s: float = 0.0
-    """From the first token to the last."""
+    """Time from the first token to the last."""

@@ -1,7 +1,7 @@
-"""The token ids that a job's sampling needs beside its prompts: what ends it, what XTC keeps, what breaks DRY,
-what bad words are.
+"""Token ids that a job's sampling needs beside its prompts: stop tokens, tokens kept by XTC, DRY breakers,
+bad words.
 
-Knows the tokenizer's side and the bounds of the vocabulary; how the engine uses the ids, it does not.
+Covers the tokenizer and the bounds of the vocabulary; the engine uses the ids.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from server.text.tokenizer import Tokenizer
 
 _LINE_END = "\n"
 DRY_BREAKERS = ("\n", ":", '"', "*")
-"""Those of the method's author."""
+"""Breakers of the method's author."""
 
 
 def resolve_sampling(job: GenerationJob, tokenizer: Tokenizer, vocab_size: int) -> SamplingParams:
-    """The job's parameters with the ids of texts filled in. Raises APIError for ids that the model has not."""
+    """Return the job's parameters with token ids for texts. Raises APIError for ids outside the vocabulary."""
     params = job.sampling
     check_known(params.allowed_token_ids, vocab_size, job.names.allowed_token_ids)
     if params.xtc_probability > 0:
@@ -37,14 +37,14 @@ def resolve_sampling(job: GenerationJob, tokenizer: Tokenizer, vocab_size: int) 
 
 
 def resolve_stop_ids(job: GenerationJob, tokenizer: Tokenizer, vocab_size: int) -> frozenset[int]:
-    """What ends a sequence. Raises APIError for ids that the model has not, and where nothing could be drawn."""
+    """Return the tokens that end a sequence. Raises APIError for unknown ids, or if none could be sampled."""
     check_known(job.stop_token_ids, vocab_size, job.names.stop_token_ids)
-    ignores_end = job.ignore_eos and job.grammar is None  # a grammar's own end is one of them
+    ignores_end = job.ignore_eos and job.grammar is None  # a grammar ends with one of them
     stop_ids = frozenset(job.stop_token_ids) | (frozenset() if ignores_end else frozenset(tokenizer.eos_ids))
     allowed, names = job.sampling.allowed_token_ids, job.names
     if job.min_tokens and allowed and stop_ids.issuperset(allowed):
         raise InvalidRequest(
-            f"Every one of '{names.allowed_token_ids}' ends the output, which '{names.min_tokens}' does not let it do.",
+            f"Every token of '{names.allowed_token_ids}' ends the output, which '{names.min_tokens}' forbids.",
             param=names.min_tokens,
             code="invalid_value",
         )
@@ -52,37 +52,37 @@ def resolve_stop_ids(job: GenerationJob, tokenizer: Tokenizer, vocab_size: int) 
 
 
 def check_min_tokens(min_tokens: int, max_tokens: int, names: FieldNames) -> None:
-    """Raises InvalidRequest where there is no room for them."""
+    """Raise InvalidRequest if `min_tokens` exceeds `max_tokens`."""
     if min_tokens > max_tokens:
         raise InvalidRequest(
-            f"'{names.min_tokens}' ({min_tokens}) is more than the output may have ({max_tokens}).",
+            f"'{names.min_tokens}' ({min_tokens}) exceeds the maximum output ({max_tokens}).",
             param=names.min_tokens,
             code="invalid_value",
         )
 
 
 def check_known(ids: Iterable[int], vocab_size: int, param: str) -> None:
-    """Raises APIError, naming `param`, for the first id that the model has not."""
+    """Raise APIError, naming `param`, for the first id outside the vocabulary."""
     unknown = next((token_id for token_id in ids if not 0 <= token_id < vocab_size), None)
     if unknown is not None:
         raise to_api_error(UnknownToken(unknown, vocab_size), param)
 
 
 def _last_tokens(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[int, ...]:
-    """The token in which each text ends where it follows a letter; texts that the tokenizer drops have none."""
+    """Return the last token of each text when it follows a letter; texts that the tokenizer drops have none."""
     letter = tokenizer.encode("a", add_special_tokens=False)
     encoded = [tokenizer.encode(f"a{text}", add_special_tokens=False) for text in texts]
     return tuple(sorted({ids[-1] for ids in encoded if ids and ids != letter}))
 
 
 def _spellings(tokenizer: Tokenizer, words: Iterable[str]) -> list[tuple[int, ...]]:
-    """The tokens of each word: with a space before it and without, at a text's beginning and within it."""
+    """Return the tokens of each word: with and without a leading space, at the beginning of a text and within it."""
     before = tokenizer.encode(_LINE_END, add_special_tokens=False)
     found: dict[tuple[int, ...], None] = {}
     for word in words:
         bare = word.lstrip(" ")
         if bare and not tokenizer.encode(bare, add_special_tokens=False):
-            continue  # the tokenizer drops it, and would leave the space
+            continue  # the tokenizer drops it and keeps only the space
         for text in (bare or word, " " + bare):
             within = tokenizer.encode(_LINE_END + text, add_special_tokens=False)
             found[tuple(tokenizer.encode(text, add_special_tokens=False))] = None

@@ -1,4 +1,4 @@
-"""Text to the token ids that a served model would read, and back. Knows nothing of HTTP; generates nothing."""
+"""Conversion between text and the token ids of a served model. Independent of HTTP; generates nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LONGEST_TEXT_CHARS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages in the chat template's own form, and what else goes into it."""
+    """Messages in the chat template's own form, with the template's other inputs."""
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] = ()
@@ -35,7 +35,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What a text is to a model; `texts` are the tokens decoded one by one."""
+    """Tokens of a text; `texts`: each token decoded alone."""
 
     ids: list[int]
     texts: list[str]
@@ -43,7 +43,7 @@ class Tokens:
 
 
 def conversation_of(prompt: ChatPrompt) -> Conversation:
-    """The conversation as the model reads it."""
+    """Return the conversation as the model reads it."""
     messages = with_reminders(prompt.messages, prompt.reminders)
     return Conversation(messages, prompt.tools, prompt.template_kwargs, prompt.ending)
 
@@ -57,7 +57,7 @@ async def tokenize(
     add_special_tokens: bool,
     with_texts: bool,
 ) -> Tokens:
-    """The tokens of a text, or of a conversation; `param`: the wire's name of it. Raises APIError and EngineError."""
+    """Return the tokens of a text or conversation; `param`: its wire name. Raises APIError and EngineError."""
     async with registry.use(model) as served:
         tokenizer, info = served.ready()
 
@@ -65,7 +65,7 @@ async def tokenize(
             text = source if isinstance(source, str) else _render(tokenizer, source, param, served.defaults)
             if len(text) > LONGEST_TEXT_CHARS:
                 raise InvalidRequest(
-                    f"The text has {len(text)} characters; at most {LONGEST_TEXT_CHARS} are tokenized at once.",
+                    f"The text has {len(text)} characters; the limit is {LONGEST_TEXT_CHARS}.",
                     param=param,
                     code="too_long",
                 )
@@ -85,14 +85,14 @@ def _render(tokenizer: Tokenizer, conversation: Conversation, param: str, defaul
 
 
 async def count_prompt(registry: ModelRegistry, model: str, prompt: ChatPrompt, names: FieldNames) -> int:
-    """The tokens of a chat's prompt: those that its job would have. Raises APIError and EngineError.
+    """Return the number of tokens that a chat's prompt would have. Raises APIError and EngineError.
 
-    What is longer than LONGEST_TEXT_CHARS is counted in pieces, so that a token or two may be missing.
+    A text longer than LONGEST_TEXT_CHARS is counted in pieces, so that the count may be a token or two short.
     """
     async with registry.use(model) as served:
         tokenizer, _ = served.ready()
         if prompt.tools and not tokenizer.chat_format.has_tools:
-            message = f"The parameter '{names.tools}' is not supported: the model cannot call any."
+            message = f"The parameter '{names.tools}' is not supported: the model cannot call tools."
             raise UnsupportedParameter(names.tools, message)
         source = conversation_of(prompt)
 
@@ -110,7 +110,7 @@ async def count_prompt(registry: ModelRegistry, model: str, prompt: ChatPrompt, 
 
 
 async def detokenize(registry: ModelRegistry, model: str, ids: Sequence[int], *, param: str) -> str:
-    """The text of some tokens, special ones by their names. Raises APIError, naming `param`, and EngineError."""
+    """Return the text of tokens, special ones by name. Raises APIError, naming `param`, and EngineError."""
     async with registry.use(model) as served:
         tokenizer, info = served.ready()
         check_known(ids, info.vocab_size, param)
@@ -132,6 +132,6 @@ def _spell(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 
 def _special_name(tokenizer: Tokenizer, token_id: int) -> str:
-    """The name of a token that decoding leaves out; empty for any other."""
+    """Return the name of a token that decoding omits; empty for any other."""
     name = tokenizer.token_text(token_id)
     return name if name.strip() and not tokenizer.decode([token_id]) else ""

@@ -1,6 +1,6 @@
-"""What an answer may show of a job's tokens beside its text: prompts, their log-probabilities, ids, likelihoods.
+"""Token details of a job beside its text: prompts, their log-probabilities, ids, likelihoods.
 
-Kept for the jobs that ask for it, and filled as their output is read. Knows no dialect.
+Kept for jobs that request it, and filled as their output is read. Independent of dialects.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Choice:
 
 
 class Transcript:
-    """The tokens of one job. Choice i of prompt p has the index p * n + i."""
+    """Tokens of one job. Choice i of prompt p has the index p * n + i."""
 
     def __init__(self, tokenizer: Tokenizer, prompts: Sequence[Prompt], ids: Sequence[tuple[int, ...]], n: int) -> None:
         self._tokenizer = tokenizer
@@ -36,7 +36,7 @@ class Transcript:
         self._texts: dict[int, str] = {}
 
     def take(self, event: StreamEvent) -> None:
-        """One more event of the engine's, in order."""
+        """Add the engine's next event."""
         if isinstance(event, PromptEvent):
             self._logprobs[event.index // self._n] = event.logprobs
             return
@@ -46,24 +46,24 @@ class Transcript:
             choice.sum_logprobs += event.logprobs.logprob
 
     def prompt_ids(self, index: int) -> tuple[int, ...]:
-        """Of the prompt that choice `index` continues."""
+        """Return the token ids of the prompt that choice `index` continues."""
         return self._prompts[index // self._n][1]
 
     def place(self, index: int) -> int:
-        """Which of the prompts choice `index` continues."""
+        """Return the position of the prompt that choice `index` continues."""
         return index // self._n
 
     def prompt_text(self, place: int) -> str:
-        """A prompt as it is given back."""
+        """Return a prompt as shown in the answer."""
         if place not in self._texts:
             prompt, ids = self._prompts[place]
             self._texts[place] = prompt.text if isinstance(prompt, TextPrompt) else self._tokenizer.decode(ids)
         return self._texts[place]
 
     def prompt_tokens(self, place: int) -> Iterator[tuple[TokenText, int]]:
-        """The tokens of a prompt whose log-probabilities have come, each with its first character's place in the text.
+        """Yield the tokens of a prompt with known log-probabilities, each with the offset of its first character.
 
-        The first has no log-probability: it is NaN. Each is made when it is asked for.
+        The first token's log-probability is NaN. Tokens are built lazily.
         """
         ids, logprobs = self._prompts[place][1], (TokenLogprobs(math.nan), *self._logprobs[place])
         offsets = token_offsets(self.prompt_text(place), map(self._tokenizer.token_bytes, ids))
@@ -71,13 +71,13 @@ class Transcript:
             yield describe_token(self._tokenizer, token_id, found), offset
 
     def token_ids(self, index: int) -> list[int]:
-        """Those of a choice that were not asked for before, an end token included."""
+        """Return the tokens of a choice since the last call, including an end token."""
         choice = self._choices[index]
         new = choice.ids[choice.num_shown :]
         choice.num_shown = len(choice.ids)
         return new
 
     def mean_logprob(self, index: int) -> float:
-        """Log-probability per token of a choice, where these were asked for; 0 of one without a token."""
+        """Return the mean log-probability per token of a choice, if requested; 0 without tokens."""
         choice = self._choices[index]
         return choice.sum_logprobs / max(len(choice.ids), 1)

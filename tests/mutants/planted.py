@@ -443,7 +443,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("a page of any site uses the server", "            raise OriginRefused(origin)", "            pass"),
         ("DNS rebinding gets through", "            raise HostRefused(hosts[0])", "            pass"),
         ("a request of two hosts is let in", "        if len(hosts) != 1:", "        if not hosts:"),
-        ("any key is as good as another", "        if key is None:\n            raise KeyRefused(\"The API key is not known here.\")", "        if key is None:\n            pass"),
+        ("any key is as good as another", "        if key is None:\n            raise KeyRefused(\"The API key is unknown.\")", "        if key is None:\n            pass"),
         ("the operators' pages are open to every app", "not scope[\"path\"].startswith(_OPERATORS)", "True"),
     ),
     *_of(

@@ -81,7 +81,7 @@ def test_without_the_pocket_model_mlx_needs_one_and_the_mock_does_not(
     assert run("serve") == 2
     assert run("serve", "--backend", "mock") == 7
     assert len(served) == 1
-    assert "no model: say `pippin serve MODEL`" in capsys.readouterr().err
+    assert "no model is set; run `pippin serve MODEL`" in capsys.readouterr().err
 
 
 def test_with_the_pocket_model_no_model_need_be_named(served: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_with_the_pocket_model_no_model_need_be_named(served: list[Config], monk
     [
         (("--port", "x"), "pippin: flag --port: port must be a whole number, not 'x'"),
         (("--config", "/nowhere.yaml"), "pippin: file /nowhere.yaml: No such file or directory"),
-        (("a", "--model", "b"), "pippin: two models: 'a' and --model 'b'"),
+        (("a", "--model", "b"), "pippin: two models are given, 'a' and --model 'b'; name one"),
     ],
 )
 def test_a_bad_config_is_one_line_and_code_2(
@@ -113,9 +113,9 @@ def test_a_bad_config_is_one_line_and_code_2(
 
 def test_an_unknown_flag_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("serve", "--kv-cache-bit", "8") == 2
-    assert capsys.readouterr().err == "pippin: unknown flag --kv-cache-bit; the nearest known one is --kv-cache-bits\n"
+    assert capsys.readouterr().err == "pippin: unknown flag --kv-cache-bit; did you mean --kv-cache-bits?\n"
     assert run("serve", "a", "b") == 2
-    assert capsys.readouterr().err == "pippin: one model at most, not also 'b'\n"
+    assert capsys.readouterr().err == "pippin: unexpected argument 'b': the command takes one model\n"
     assert run("serve", "--port") == 2
     assert "--port" in capsys.readouterr().err
 
@@ -143,7 +143,7 @@ def test_config_as_json_has_every_key_and_its_origin(
 def test_config_as_a_table_has_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("config", "--model", "[bold]a[/bold]") == 0
     lines = [line.rstrip().split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == ["key", "value", "where from"]
+    assert lines[0] == ["key", "value", "source"]
     assert [line[0] for line in lines[1:]] == [f.key for f in fields()]
     assert lines[1][1:] == ["[bold]a[/bold]", "flag --model"]
 

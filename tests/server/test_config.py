@@ -135,7 +135,7 @@ def layers(draw: st.DrawFn) -> dict[str, dict[str, Any]]:
         for source in draw(st.sets(st.sampled_from(sorted(chosen)))):
             chosen[source][key] = draw(valid_values(FIELDS[key]))
     if any("kv_cache" in key for values in chosen.values() for key in values):
-        chosen["flag"]["kv_cache.bits"] = 8  # the section's other fields say how a quantized cache is held
+        chosen["flag"]["kv_cache.bits"] = 8  # the section's other fields apply to a quantized cache
     given = {key for values in chosen.values() for key in values}
     if given & {"speculation.kind", "speculation.draft_model"}:
         chosen["flag"] |= {"speculation.kind": "draft-model", "speculation.draft_model": "folder"}  # both or none
@@ -214,7 +214,7 @@ def test_one_model_has_defaults_of_its_requests(write: Write) -> None:
         ("defaults: {colour: 1}", "defaults cannot have 'colour'"),
         ("defaults: [1]", "defaults must be a mapping"),
         ("defaults: {temperature: 9}", "defaults.temperature"),
-        ("defaults: {seed: 1}\nmodels: {a: b}", "defaults are for a server of one model; put them into models"),
+        ("defaults: {seed: 1}\nmodels: {a: b}", "defaults apply only to a server of one model; move them into models"),
         ("models: {a: {model: b, adapters: {c: /c}, adapter: d}}", "models.a.adapter must be the name of one of its"),
     ],
 )
@@ -248,11 +248,11 @@ def test_null_and_none_are_no_value(write: Write) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("prot: 1", "unknown key 'prot'; the nearest known one is port"),
-        ("kv_cahce: {bits: 8}", "unknown key 'kv_cahce'; the nearest known one is kv_cache"),
-        ("kv_cache: {bit: 8}", "unknown key 'kv_cache.bit'; the nearest known one is kv_cache.bits"),
-        ("bits: 8", "unknown key 'bits'; the nearest known one is kv_cache.bits"),
-        ("kv_cache.bits: 8", "unknown key 'kv_cache.bits'; sections are nested, as in kv_cache: {bits: …}"),
+        ("prot: 1", "unknown key 'prot'; did you mean port?"),
+        ("kv_cahce: {bits: 8}", "unknown key 'kv_cahce'; did you mean kv_cache?"),
+        ("kv_cache: {bit: 8}", "unknown key 'kv_cache.bit'; did you mean kv_cache.bits?"),
+        ("bits: 8", "unknown key 'bits'; did you mean kv_cache.bits?"),
+        ("kv_cache.bits: 8", "unknown key 'kv_cache.bits'; write sections nested, as in kv_cache: {bits: …}"),
         ("port: 1\n7: 8", "unknown key '7'"),
         ("'': 8", "unknown key ''"),
         ("kv_cache: 8", "kv_cache must be a mapping of bits, key_bits, value_bits, group_size, start, not 8"),
@@ -260,9 +260,9 @@ def test_null_and_none_are_no_value(write: Write) -> None:
         ("port: {a: 1}", "port must be a whole number, not {'a': 1}"),
         ("port: true", "port must be a whole number, not True"),
         ("port: 1.0", "port must be a whole number, not 1.0"),
-        ("port: null", "port may not be none"),
+        ("port: null", "port must not be none"),
         ("port: 65536", "port must be at most 65535, not 65536"),
-        ("host: 1", "host must be text, not 1; quote it"),
+        ("host: 1", "host must be text, not 1; put it in quotes"),
         ("backend: cuda", "backend must be one of mlx, mock, not 'cuda'"),
         ("health: {stall_s: .nan}", "health.stall_s must be a number, not nan"),
         ("health: {stall_s: 1" + "0" * 400 + "}", "health.stall_s must be a number"),
@@ -317,16 +317,16 @@ def test_no_file_is_so_broken_that_it_is_anything_but_a_config_error(
 @pytest.mark.parametrize(
     ("variable", "text", "says"),
     [
-        ("PIPPIN_PROT", "1", "environment: unknown variable PIPPIN_PROT; the nearest known one is PIPPIN_PORT"),
-        ("PIPPIN_BIT", "8", "environment: unknown variable PIPPIN_BIT; the nearest known one is PIPPIN_KV_CACHE_BITS"),
-        ("PIPPIN_CONFIGS", "a", "environment: unknown variable PIPPIN_CONFIGS; the nearest known one is PIPPIN_CONFIG"),
+        ("PIPPIN_PROT", "1", "environment: unknown variable PIPPIN_PROT; did you mean PIPPIN_PORT?"),
+        ("PIPPIN_BIT", "8", "environment: unknown variable PIPPIN_BIT; did you mean PIPPIN_KV_CACHE_BITS?"),
+        ("PIPPIN_CONFIGS", "a", "environment: unknown variable PIPPIN_CONFIGS; did you mean PIPPIN_CONFIG?"),
         ("PIPPIN_PORT", "abc", "environment PIPPIN_PORT: port must be a whole number, not 'abc'"),
         ("PIPPIN_PORT", "-1", "environment PIPPIN_PORT: port must be at least 0, not -1"),
-        ("PIPPIN_PORT", "", "environment PIPPIN_PORT: port is empty; give a value"),
-        ("PIPPIN_HOST", "", "environment PIPPIN_HOST: host is empty; give a value"),
-        ("PIPPIN_HOST", "none", "environment PIPPIN_HOST: host may not be none"),
-        ("PIPPIN_MODEL", "", "environment PIPPIN_MODEL: model is empty; give a value or 'none'"),
-        ("PIPPIN_CONFIG", "", "environment PIPPIN_CONFIG: is empty; name a file or unset it"),
+        ("PIPPIN_PORT", "", "environment PIPPIN_PORT: port is empty; set a value"),
+        ("PIPPIN_HOST", "", "environment PIPPIN_HOST: host is empty; set a value"),
+        ("PIPPIN_HOST", "none", "environment PIPPIN_HOST: host must not be none"),
+        ("PIPPIN_MODEL", "", "environment PIPPIN_MODEL: model is empty; set a value or 'none'"),
+        ("PIPPIN_CONFIG", "", "environment PIPPIN_CONFIG is empty; set it to a file or unset it"),
         ("PIPPIN_MOCK_ITL_S", "inf", "environment PIPPIN_MOCK_ITL_S: mock.itl_s must be a number, not 'inf'"),
         (
             "PIPPIN_LOG_LEVEL",

@@ -75,28 +75,31 @@ def test_none_is_none(tmp_path: Path, text: str) -> None:
     [
         ("models: [a]", "models must be a mapping of names to models, not ['a']"),
         ("models: {a: 1}", "models.a must be a folder, a hub id or a mapping, not 1"),
-        ("models: {a: {}}", "models.a.model is missing: the folder or hub id"),
-        ("models: {a: {model: 1}}", "models.a.model must be text, not 1; quote it"),
-        ("models: {a: {model: }}", "models.a.model may not be none"),
-        ("models: {1: x}", "models: a name is made of letters, digits, and . _ - : /, unlike 1"),
-        ("models: {../a: x}", "models: a name is made of letters, digits, and . _ - : /, unlike '../a'"),
+        ("models: {a: {}}", "models.a.model is missing; set it to a folder or hub id"),
+        ("models: {a: {model: 1}}", "models.a.model must be text, not 1; put it in quotes"),
+        ("models: {a: {model: }}", "models.a.model must not be none"),
+        ("models: {1: x}", "models: 1 is not a valid name"),
+        ("models: {../a: x}", "models: '../a' is not a valid name"),
         ("models: {a: {model: x, pinned: maybe}}", "models.a.pinned must be true or false, not 'maybe'"),
-        ("models: {a: {model: x, port: 1}}", "models.a cannot have 'port' so; it is a mapping of model, pinned"),
-        ("models: {a: {model: x, kv_cache: 8}}", "models.a cannot have 'kv_cache' so"),
-        ("models: {a: {model: x, context: {on_overflow: error}}}", "models.a.context cannot have 'on_overflow'"),
+        (
+            "models: {a: {model: x, port: 1}}",
+            "models.a has an unknown or malformed key 'port'; valid keys: model, pinned",
+        ),
+        ("models: {a: {model: x, kv_cache: 8}}", "models.a has an unknown or malformed key 'kv_cache'"),
+        ("models: {a: {model: x, context: {on_overflow: error}}}", "models.a.context has an unknown key 'on_overflow'"),
         ("models: {a: {model: x, kv_cache: {bits: x}}}", "models.a.kv_cache.bits must be a whole number, not 'x'"),
         (
             "models: {a: {model: x, speculation: {kind: draft-model}}}",
             "models.a: kind draft-model needs speculation.draft_model, a folder or a hub id",
         ),
         ("models: {a: {model: x, kv_cache: {bits: 7}}}", "models.a.kv_cache.bits must be one of 4, 5, 6, 8, not 7"),
-        ("models: {a: {model: x, kv_cache: {start: 4}}}", "models.a: start says how a quantized cache is held"),
+        ("models: {a: {model: x, kv_cache: {start: 4}}}", "models.a: start applies only to a quantized cache"),
         ("models: {a: {model: x, keep_alive_s: 0}}", "models.a.keep_alive_s must be more than 0, not 0.0"),
         ("models: {a: {model: x, keep_alive_s: 1, pinned: true}}", "models.a is pinned"),
         ("models: {a: {model: x, aliases: b}}", "models.a.aliases must be a list of names, not 'b'"),
-        ("models: {a: {model: x, aliases: [b]}, b: y}", "models: two models are called 'b'"),
-        ("aliases: c\nmodels: {a: x}", "aliases 'c' is for a server of one model; put it into models"),
-        ("models: {a: x}\nmodel: y", "model 'y' is for a server of one model; put it into models"),
+        ("models: {a: {model: x, aliases: [b]}, b: y}", "models: 'b' names two models"),
+        ("aliases: c\nmodels: {a: x}", "aliases 'c' applies only to a server of one model; use models"),
+        ("models: {a: x}\nmodel: y", "model 'y' applies only to a server of one model; use models"),
         ("model: y\nmodel_s: {}", "unknown key 'model_s'"),
     ],
 )
@@ -108,10 +111,10 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str, says: str)
 
 
 def test_a_model_of_a_flag_beside_models_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^flag --model: model 'y' is for a server of one model"):
+    with pytest.raises(ConfigError, match=r"^flag --model: model 'y' applies only to a server of one model"):
         resolved(tmp_path, "models: {a: x}", model="y")
 
 
 def test_the_config_is_checked_when_it_is_built_by_hand() -> None:
-    with pytest.raises(ValueError, match="is for a server of one model"):
+    with pytest.raises(ValueError, match="applies only to a server of one model"):
         Config(model="a", models=(ModelEntry(name="a", model="a"),))

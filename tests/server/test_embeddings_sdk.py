@@ -92,7 +92,7 @@ def test_a_model_without_pooling(tmp_path: Path) -> None:
         OpenAI(base_url=f"{client.base_url}/v1", api_key="none", max_retries=0) as sdk,
     ):
         with pytest.raises(
-            BadRequestError, match=r"'plain' makes no embeddings: its folder has no modules.json"
+            BadRequestError, match=r"'plain' does not support embeddings: its folder has no modules.json"
         ) as told:
             sdk.embeddings.create(model="plain", input="a")
         assert (told.value.code, told.value.param) == ("unsupported_model", "model")

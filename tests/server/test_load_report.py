@@ -40,7 +40,7 @@ def test_a_line_for_each_kind() -> None:
     info = ModelInfo(context_limit=1, vocab_size=1, kv_caches=(latent, window, recurrent))
     memory = MemoryReport(limit_bytes=10**10, limit_basis="here", weights_bytes=6 * 10**9, reserve_bytes=10**9)
     assert describe_memory(memory) == (
-        "of 10.00 GB (here) 6.00 for weights, 3.00 for KV caches and computing, 1.00 unused"
+        "of 10.00 GB (here) 6.00 for weights, 3.00 for KV caches and computation, 1.00 in reserve"
     )
     assert describe_kv_caches(info) == [
         "6 x latent; latent 2 x 128 in 8 bits in groups of 64; rope 2 x 32 in full precision (8 bits requested; in "

@@ -35,7 +35,7 @@ def config(tmp_path: Path) -> Path:
 def test_a_table_for_people(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(str(config), "--bits", "4", "--machine", "m3-ultra-512") == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "r1: deepseek_v3, 671.0 B parameters, 36.6 B of them for a token" in said
+    assert "r1: deepseek_v3, 671.0 B parameters, 36.6 B active per token" in said
     assert "weights 377.6 GB, KV cache 70,272 bytes per token" in said
     assert "163,840" in said
 
@@ -66,11 +66,11 @@ def test_a_folder_on_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--machine", "m3-ultra-500"], "There is no machine 'm3-ultra-500'. Nearest: m3-ultra-512"),
-        (["--users", "0"], "--users '0': whole numbers from 1"),
-        (["--users", "two"], "--users 'two': whole numbers from 1"),
+        (["--machine", "m3-ultra-500"], "Unknown machine 'm3-ultra-500'. Nearest: m3-ultra-512"),
+        (["--users", "0"], "--users '0' must be comma-separated whole numbers from 1"),
+        (["--users", "two"], "--users 'two' must be comma-separated whole numbers from 1"),
         (["--kv-bits", "7"], "bits must be one of 4, 5, 6, 8, not 7"),
-        (["--kv-group-size", "64"], "group_size says how a quantized cache is held"),
+        (["--kv-group-size", "64"], "group_size applies only to a quantized cache"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(
@@ -87,7 +87,7 @@ def test_what_cannot_be_planned_is_one_line(
     [
         ("{", "cannot be read as a config.json"),
         ("{}", "names no model_type"),
-        ('{"model_type": "x"}', "builds no model"),
+        ('{"model_type": "x"}', "does not describe a valid model"),
     ],
 )
 def test_a_config_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str) -> None:

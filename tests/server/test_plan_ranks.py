@@ -76,7 +76,7 @@ def test_what_does_not_fit_ends_with_3(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_an_uneven_split_is_offered_where_it_gives_more(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("r1-two-m2-ultra-192", "--users", "1") == 0
-    assert "--split 29,32 evens out the weights: 163,840 tokens fit then" in said(capsys)
+    assert "--split 29,32 balances the weights: 163,840 tokens fit, instead of" in said(capsys)
 
 
 def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +84,7 @@ def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(str(folder), *MAC, "--count", "2") == 0
     text = said(capsys)
     assert "tiny: llama" in text
-    assert "-> tensor: the other is not possible: mlx-lm does not split a llama model into a pipeline" in text
+    assert "-> tensor: the alternative is not possible: mlx-lm has no pipeline parallelism for llama models" in text
 
 
 @pytest.mark.parametrize(
@@ -93,16 +93,22 @@ def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ((GPT_OSS, "--count", "4"), "cannot split this gpt_oss model over 4 ranks; possible: tensor over 2 ranks"),
         (
             (GPT_OSS, "--count", "4", "--parallel", "tensor"),
-            "have to divide 90 quantization groups of mlp.experts",
+            "cannot divide 90 quantization groups of mlp.experts",
         ),
-        ((GPT_OSS, "--count", "2", "--parallel", "pipeline"), "gpt_oss model into a pipeline; possible: tensor over 2"),
-        ((R1, "--count", "2", "--split", "31,31"), "split 31,31 has 62 layers, and the model has 61"),
-        ((R1, "--count", "2", "--split", "a"), "split 'a': give the layers of each rank"),
-        ((R1, "--count", "2", "--parallel", "tensor", "--split", "31,30"), "split is for a pipeline"),
-        ((R1, "--count", "2", "--parallel", "data"), "--parallel 'data': one of tensor, pipeline"),
-        ((R1, "--count", "2", "--link", "wifi"), "link 'wifi': one of tb5, tb4, 10gbe, 1gbe"),
-        ((R1, "--parallel", "tensor", "--link", "tb5"), "--parallel, --link: for several machines; say how many"),
-        ((R1, "--count", "2", "--plot", "x.png"), "--plot draws one machine; leave --count out"),
+        (
+            (GPT_OSS, "--count", "2", "--parallel", "pipeline"),
+            "pipeline parallelism for gpt_oss models; possible: tensor over 2",
+        ),
+        ((R1, "--count", "2", "--split", "31,31"), "split 31,31 has 62 layers, but the model has 61"),
+        ((R1, "--count", "2", "--split", "a"), "split 'a' must be the layers of each rank"),
+        ((R1, "--count", "2", "--parallel", "tensor", "--split", "31,30"), "split applies only to a pipeline"),
+        ((R1, "--count", "2", "--parallel", "data"), "--parallel 'data' must be one of tensor, pipeline"),
+        ((R1, "--count", "2", "--link", "wifi"), "link 'wifi' must be one of tb5, tb4, 10gbe, 1gbe"),
+        (
+            (R1, "--parallel", "tensor", "--link", "tb5"),
+            "--parallel, --link: only for several machines; set their number",
+        ),
+        ((R1, "--count", "2", "--plot", "x.png"), "--plot supports one machine only; omit --count"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(
@@ -116,4 +122,4 @@ def test_what_cannot_be_planned_is_one_line(
 
 def test_a_mac_without_thunderbolt_5(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(R1, "--machine", "m2-ultra-192", "--count", "2", "--link", "tb5") == 2
-    assert "has no Thunderbolt 5; take --link tb4, 10gbe or 1gbe" in capsys.readouterr().err
+    assert "has no Thunderbolt 5; use --link tb4, 10gbe or 1gbe" in capsys.readouterr().err

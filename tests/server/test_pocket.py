@@ -149,5 +149,5 @@ def test_without_weights_the_name_is_that_of_a_folder_that_is_not_there(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pocket, "is_here", lambda: False)
-    with pytest.raises(ModelLoadError, match="there is no folder pocket"):
+    with pytest.raises(ModelLoadError, match="folder pocket does not exist"):
         build_model(Config(model="pocket"))

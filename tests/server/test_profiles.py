@@ -174,7 +174,7 @@ def test_a_profile_of_two_machines_says_what_each_holds(capsys: pytest.CaptureFi
     assert run("r1-two-m2-ultra-192") == 0
     text = said(capsys)
     assert "2 ranks, a pipeline of 31+30 layers, over Thunderbolt Bridge, TCP" in text
-    assert "counts on a raised limit: sudo sysctl iogpu.wired_limit_mb=175000" in text
+    assert "assumes a raised limit: sudo sysctl iogpu.wired_limit_mb=175000" in text
 
 
 # --- the command
@@ -221,7 +221,7 @@ def test_what_does_not_fit_comes_last_with_the_reason(capsys: pytest.CaptureFixt
     assert found[0]["profile"] == "qwen3-235b-192"
     last = found[-1]
     assert (last["profile"], last["fits"], last["context"]) == ("r1-m3-ultra-512", False, None)
-    assert last["note"] == "151.6 GB there"
+    assert last["note"] == "151.6 GB free"
     (pair,) = (row for row in found if row["num_machines"] == 2)
     assert pair["fits"] and pair["decode_tokens_per_s"] is None
     assert (pair["note"], pair["wired_limit_mb"]) == ("2 machines; limit raised", 175_000)
@@ -242,7 +242,7 @@ def test_the_list_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert table[0][:3] == ["laptop-16", "4.6", "40,960"]
     assert {row[0] for row in table} == {profile.name for profile in PROFILES}  # nothing is cut off
     assert all(row[2:5] == ["does", "not", "fit"] for row in table[1:])
-    assert "2 machines: the weights on each; pippin plan PROFILE shows every rank" in " ".join(text.split())
+    assert "2 machines: weights on each; pippin plan PROFILE shows every rank" in " ".join(text.split())
     assert "cannot" not in text
 
 
@@ -254,7 +254,7 @@ def test_the_list_is_for_this_machine_where_none_is_named(
     assert {row["machine"] for row in listed(capsys)} == {here.id}
     monkeypatch.setattr("server.commands.plan_question.this_machine", lambda: None)
     assert run("--list") == 2
-    assert "name one with --machine" in capsys.readouterr().err
+    assert "name a machine with --machine" in capsys.readouterr().err
 
 
 def test_an_unknown_machine_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,7 @@ def test_a_file_and_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("machine", "model", "says"),
     [
-        ("m3-ultra-51", "deepseek-r1", "simulate.machine: There is no machine 'm3-ultra-51'. Nearest: m3-ultra-512"),
+        ("m3-ultra-51", "deepseek-r1", "simulate.machine: Unknown machine 'm3-ultra-51'. Nearest: m3-ultra-512"),
         ("m1-16", "nothing", "there is no 'nothing'; known by name: deepseek-r1, gpt-oss-120b, qwen3-235b, qwen3-8b"),
         ("m2-ultra-192", "r1-two-m2-ultra-192", "r1-two-m2-ultra-192 is for 2 machines; one is simulated"),
     ],

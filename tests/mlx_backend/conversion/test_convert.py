@@ -334,9 +334,9 @@ def test_what_does_not_fit_the_config_is_refused(tmp_path: Path) -> None:
     source = write_model(tmp_path / "source", "llama")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "intermediate_size": 96}))
-    assert "does not fit its config.json" in refused(source, tmp_path / "out")
+    assert "does not match its config.json" in refused(source, tmp_path / "out")
     (source / "config.json").write_text(json.dumps({**config, "model_type": "unheard_of"}))
-    assert "no architecture 'unheard_of'" in refused(source, tmp_path / "out")
+    assert "does not support the architecture 'unheard_of'" in refused(source, tmp_path / "out")
 
 
 def test_a_name_in_two_files_is_refused(published: Path, tmp_path: Path) -> None:

@@ -166,5 +166,5 @@ def test_a_part_that_stays_full_is_not_held_against_its_groups() -> None:
 
 @pytest.mark.parametrize("field", ["group_size", "start"])
 def test_what_only_says_how_is_refused_without_bits(field: str) -> None:
-    with pytest.raises(ValueError, match=f"{field} says how a quantized cache is held; set bits too"):
+    with pytest.raises(ValueError, match=f"{field} applies only to a quantized cache; set kv_cache.bits too"):
         KVCacheConfig(**{field: 64})

@@ -150,7 +150,7 @@ def test_a_model_that_mlx_lm_does_not_split() -> None:
     build = build_of({**COMMON, **CONFIGS["gemma3"]})
     splits = read_splits(build)
     assert (splits.divisibles, splits.has_pipeline) == (None, False)
-    with pytest.raises(ModelLoadError, match="possible: one machine alone"):
+    with pytest.raises(ModelLoadError, match="possible: one machine only"):
         read_ranks(build, splits, "pipeline", 2)
 
 

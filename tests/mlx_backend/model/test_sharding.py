@@ -25,12 +25,16 @@ CONFIG = {"model_type": "made_up", "num_attention_heads": 8, "num_key_value_head
 @pytest.mark.parametrize(
     ("name", "ranks", "says"),
     [
-        ("llama", RanksConfig(count=2, parallel="pipeline"), "into a pipeline; possible: tensor over 2 ranks"),
-        ("llama", RanksConfig(count=3), "would have to divide 64 rows or columns of self_attn.q_proj"),
+        (
+            "llama",
+            RanksConfig(count=2, parallel="pipeline"),
+            "has no pipeline parallelism for llama models; possible: tensor over 2 ranks",
+        ),
+        ("llama", RanksConfig(count=3), "cannot divide 64 rows or columns of self_attn.q_proj"),
         ("llama", RanksConfig(count=4), "2 key and value heads"),
-        ("llama", RanksConfig(count=2, split="1,2"), "split is for a pipeline"),
-        ("deepseek_v3", RanksConfig(count=2, parallel="pipeline", split="1,1"), "has 2 layers, and the model has 3"),
-        ("deepseek_v3", RanksConfig(count=2, parallel="pipeline", split="1,1,1"), "is for 3 ranks, not 2"),
+        ("llama", RanksConfig(count=2, split="1,2"), "split applies only to a pipeline"),
+        ("deepseek_v3", RanksConfig(count=2, parallel="pipeline", split="1,1"), "has 2 layers, but the model has 3"),
+        ("deepseek_v3", RanksConfig(count=2, parallel="pipeline", split="1,1,1"), "has 3 ranks, not 2"),
         ("deepseek_v3", RanksConfig(count=2, parallel="pipeline", split="3,0"), "ranks.split: split '3,0'"),
         ("deepseek_v3", RanksConfig(count=2, parallel="pipeline", split="a,2"), "ranks.split: split 'a,2'"),
         ("deepseek_v3", RanksConfig(count=4, parallel="pipeline"), "more ranks than the model's 3 layers"),

@@ -172,5 +172,5 @@ def test_heads_of_state_space_layers(name: str, heads: int) -> None:
 
 
 def test_an_unknown_architecture() -> None:
-    with pytest.raises(ModelLoadError, match="model_type 'nonesuch' builds no model"):
+    with pytest.raises(ModelLoadError, match="model_type 'nonesuch' does not describe a valid model"):
         from_config({"model_type": "nonesuch"})

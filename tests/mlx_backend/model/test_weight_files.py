@@ -30,17 +30,17 @@ def index_of(*names: str) -> str:
         (TWO, None, TWO, []),
         (TWO, index_of(*TWO), TWO, []),
         # what is left of another conversion, or lies beside
-        ([ONE_FILE, TWO[1]], index_of(ONE_FILE), [ONE_FILE], ["left out"]),
-        ([ONE_FILE, TWO[1]], None, [ONE_FILE], ["left out"]),
-        ([*TWO, FIVE[2]], None, TWO, ["left out"]),
-        ([*TWO, "model-extra.safetensors"], index_of(*TWO), TWO, ["left out"]),
-        ([ONE_FILE, *TWO], None, [ONE_FILE], ["left out"]),
-        ([ONE_FILE, *TWO], index_of(*TWO), TWO, ["left out"]),
+        ([ONE_FILE, TWO[1]], index_of(ONE_FILE), [ONE_FILE], ["skipped"]),
+        ([ONE_FILE, TWO[1]], None, [ONE_FILE], ["skipped"]),
+        ([*TWO, FIVE[2]], None, TWO, ["skipped"]),
+        ([*TWO, "model-extra.safetensors"], index_of(*TWO), TWO, ["skipped"]),
+        ([ONE_FILE, *TWO], None, [ONE_FILE], ["skipped"]),
+        ([ONE_FILE, *TWO], index_of(*TWO), TWO, ["skipped"]),
         ([ONE_FILE, "adapters.safetensors", "consolidated.safetensors"], None, [ONE_FILE], []),
         # an index of another conversion
         ([ONE_FILE], index_of(*FIVE), [ONE_FILE], ["not found here"]),
         (TWO, index_of(*FIVE), TWO, ["not found here"]),
-        ([*TWO, FIVE[0]], index_of(*FIVE), TWO, ["not found here", "left out"]),
+        ([*TWO, FIVE[0]], index_of(*FIVE), TWO, ["not found here", "skipped"]),
         # parts beside the model
         ([ONE_FILE, "mtp.safetensors"], index_of(ONE_FILE, "mtp.safetensors"), [ONE_FILE, "mtp.safetensors"], []),
         ([ONE_FILE], index_of(ONE_FILE, "mtp.safetensors"), [ONE_FILE], ["not found here"]),
@@ -51,8 +51,8 @@ def index_of(*names: str) -> str:
         # other names
         (["model.fp16.safetensors"], None, ["model.fp16.safetensors"], []),
         (["weights.safetensors"], index_of("weights.safetensors"), ["weights.safetensors"], []),
-        (["model-001-of-002.safetensors", *TWO], None, TWO, ["left out"]),
-        (["model-0001-of-00002.safetensors", *TWO], None, TWO, ["left out"]),
+        (["model-001-of-002.safetensors", *TWO], None, TWO, ["skipped"]),
+        (["model-0001-of-00002.safetensors", *TWO], None, TWO, ["skipped"]),
     ],
 )
 def test_what_is_taken(present: list[str], index: str | None, expected: list[str], said: list[str]) -> None:

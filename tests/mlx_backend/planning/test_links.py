@@ -84,6 +84,6 @@ def test_every_machine_has_a_link() -> None:
 
 
 def test_a_link_that_is_none() -> None:
-    with pytest.raises(ValueError, match="link 'wifi': one of tb5, tb4, 10gbe, 1gbe"):
+    with pytest.raises(ValueError, match="link 'wifi' must be one of tb5, tb4, 10gbe, 1gbe"):
         find_link("wifi")
     assert find_link(" TB5 ").id == "tb5"

@@ -210,7 +210,7 @@ def _dora(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_truncate, "is cut off"),
+        (_truncate, "is truncated"),
         (_rename, "for another model: this one has no layer model.layers.77"),
         (_widen, "for another model: .* is 64 x .* here and 128 x"),
         (_spoil, "not all finite"),

@@ -209,7 +209,7 @@ def test_what_fits_is_limited_by_the_machine() -> None:
     ("model", "machine", "sections", "says"),
     [
         (R1, "m1-16", {}, "does not fit M1.*377.6 GB"),
-        (QWEN, "m9-ultra-4", {}, "simulate.machine: There is no machine 'm9-ultra-4'"),
+        (QWEN, "m9-ultra-4", {}, "simulate.machine: Unknown machine 'm9-ultra-4'"),
         (QWEN, MACHINE, {"context": ContextConfig(limit=10**7)}, "more than the model's own"),
     ],
 )

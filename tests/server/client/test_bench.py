@@ -231,4 +231,4 @@ def test_a_plot_without_matplotlib_is_said_before_anything_is_measured(
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name))
     assert run("http://127.0.0.1:9", "--plot", "x.png") == 2
-    assert "--plot needs matplotlib; install it, or Pippin with the extra plots" in capsys.readouterr().err
+    assert "--plot needs matplotlib; install it, or install Pippin with the extra `plots`" in capsys.readouterr().err

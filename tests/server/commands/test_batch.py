@@ -77,19 +77,19 @@ def test_every_api_is_answered(
 
 def test_a_server_that_is_not_there_ends_with_1(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*files, "--url", "http://127.0.0.1:9", "--give-up", "1") == 1
-    assert "run the same command again to go on" in capsys.readouterr().err
+    assert "to resume, run the same command again" in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_there_ends_with_1(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*files, "--", "/nowhere/model") == 1
-    assert "there is no folder /nowhere/model" in capsys.readouterr().err
+    assert "folder /nowhere/model does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (("--key", "x"), "--key is for --url"),
-        (("--url", "http://127.0.0.1:9", "--", "pocket"), "'pocket' is for a model in this process"),
+        (("--key", "x"), "--key applies only with --url"),
+        (("--url", "http://127.0.0.1:9", "--", "pocket"), "'pocket' applies only to a model in this process"),
         (("--url", "ftp://x"), "is no URL of a server"),
         (("--url", "http://127.0.0.1:9", "--key", "@/nowhere/key"), "No such file"),
         (("--", "--no-such-flag"), "no-such-flag"),
@@ -138,7 +138,7 @@ def test_the_summary_has_tokens() -> None:
     told = batch_progress.summary(progress(), Path("out"), 61.0)
     assert told == (
         "out: 100 lines answered, 1 of them failed\n"
-        "this run: 1 min 1 s, 500 tokens of prompts (0% cached), 50 of output"
+        "this run: 1 min 1 s, 500 prompt tokens (0% cached), 50 output tokens"
     )
 
 

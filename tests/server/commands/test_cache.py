@@ -84,7 +84,7 @@ def test_for_programs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("ls", "--dir", str(tmp_path)) == 0
-    assert capsys.readouterr().out == f"nothing is kept in {tmp_path}\n"
+    assert capsys.readouterr().out == f"no cached blocks in {tmp_path}\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -111,7 +111,7 @@ def test_names_that_a_terminal_would_obey(root: Path, capsys: pytest.CaptureFixt
 def test_damage_is_hinted_at(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(root / FIRST, (9,)).write_bytes(b"no")
     assert run("ls", "--dir", str(root)) == 0
-    assert "1 blocks cannot be read: see `pippin cache verify`" in capsys.readouterr().err
+    assert "1 blocks cannot be read; run `pippin cache verify`" in capsys.readouterr().err
 
 
 # --- what is wrong with the folder
@@ -123,8 +123,8 @@ def test_one_line_for_a_folder_that_is_none(command: str, root: Path, capsys: py
     file.write_text("x")
     told = {
         str(file): "not a folder",
-        str(root / "nowhere"): "there is no such folder",
-        str(file / "below"): "there is no such folder",
+        str(root / "nowhere"): "does not exist",
+        str(file / "below"): "does not exist",
         "a" * 5000: "File name too long",
         "a\0b": "",
         "~nobody-of-this-name/x": "",
@@ -138,7 +138,7 @@ def test_one_line_for_a_folder_that_is_none(command: str, root: Path, capsys: py
 def test_no_folder_at_all(capsys: pytest.CaptureFixture[str]) -> None:
     for directory in ([], ["--dir", ""]):
         assert run("ls", *directory) == 2
-        assert "say --dir FOLDER, or set prefix_cache.dir" in capsys.readouterr().err
+        assert "use --dir FOLDER, or set prefix_cache.dir" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["ls", "clear", "verify"])
@@ -192,27 +192,27 @@ def test_clearing_all_of_one_name(root: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("name", ["", "nobody", "..", "../..", "/"])
 def test_clearing_what_is_not_there(name: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("clear", name, "--dir", str(root)) == 2
-    assert "what there is: other, pocket" in capsys.readouterr().err
+    assert "cached: other, pocket" in capsys.readouterr().err
     assert len(listed(root, capsys)) == 2
 
 
 def test_an_id_that_is_not_clear(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(root / ("ab" * 15 + "00"), (1,))
     assert run("clear", "abab", "--dir", str(root)) == 2
-    assert "2 models have an id" in capsys.readouterr().err
+    assert "2 models have ids" in capsys.readouterr().err
 
 
 def test_files_of_others_stay_and_are_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / FIRST / "notes.txt").write_text("mine")
     assert run("clear", "--dir", str(root)) == 0
-    assert "1 other files are not the prefix cache's, and stay" in capsys.readouterr().err
+    assert "1 other files do not belong to the prefix cache and were kept" in capsys.readouterr().err
     assert (root / FIRST / "notes.txt").exists()
 
 
 def test_while_a_server_uses_it(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with folder.held(root):
         assert run("clear", "--dir", str(root)) == 2
-        assert "another process uses it; end that, or say --force" in capsys.readouterr().err
+        assert "another process uses it; stop that process, or use --force" in capsys.readouterr().err
         assert sum(each["num_blocks"] for each in listed(root, capsys)) == 3
         assert run("clear", "--dir", str(root), "--force") == 0
         assert [each["num_blocks"] for each in listed(root, capsys)] == [0, 0]
@@ -230,7 +230,7 @@ def damage(root: Path) -> Path:
 
 def test_all_whole(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("verify", "--dir", str(root)) == 0
-    assert capsys.readouterr().out == f"3 blocks in {root}: all whole\n"
+    assert capsys.readouterr().out == f"3 blocks in {root}: all intact\n"
 
 
 def test_what_is_damaged_is_named_and_removed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,6 +256,6 @@ def test_verifying_while_a_server_uses_it(root: Path, capsys: pytest.CaptureFixt
     path = damage(root)
     with folder.held(root):
         assert run("verify", "--dir", str(root)) == 2
-        assert "say --keep to look" in capsys.readouterr().err
+        assert "use --keep to check" in capsys.readouterr().err
         assert run("verify", "--dir", str(root), "--keep") == 1
     assert path.exists()

@@ -76,7 +76,7 @@ def test_what_a_machine_leaves_is_the_budget(tmp_path: Path, capsys: pytest.Capt
         (("--recipe", "dynamic", "--mode", "mxfp4"), "--mode is for --bits"),
         (("--bits", "4", "--calibrate", "t", "--scales", "range"), "--calibrate and --scales: say one of them"),
         (("--bits", "4", "--calibrate", "t", "--losses", "l"), "--losses is for --calibrate with --fit or --machine"),
-        (("--machine", "m9"), "There is no machine 'm9'"),
+        (("--machine", "m9"), "Unknown machine 'm9'"),
         (("--bits", "4", "--scales", "luck"), "--scales luck"),
         (("--bits", "4", "--dtype", "int8"), "dtype int8"),
         (("--machine", "m1-pro-16", "--context", "long"), "'long' is no number of tokens"),
@@ -123,4 +123,4 @@ def test_two_models_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert told in capsys.readouterr().err
     text.write_bytes(b"\xff\xfe")
     assert run_any("compare", pocket.MODEL_ID, pocket.MODEL_ID, "--text", str(text)) == 2
-    assert "cannot be read as a text (it is not UTF-8)" in capsys.readouterr().err
+    assert "cannot be read as text (it is not UTF-8)" in capsys.readouterr().err

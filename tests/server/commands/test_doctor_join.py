@@ -36,8 +36,8 @@ def test_rank_0_looks_whether_its_ports_are_free() -> None:
         "10.0.0.1:7401 is free",
         "10.0.1.1:7401 is free",
     ]
-    join, *of_mlx = looked_at({0}, free="it is taken")
-    assert (join.what, join.state, join.text) == ("join port", "problem", "10.0.0.1:7400: it is taken")
+    join, *of_mlx = looked_at({0}, free="it is in use")
+    assert (join.what, join.state, join.text) == ("join port", "problem", "10.0.0.1:7400: it is in use")
     assert "--ranks-port" in join.advice
     assert [each.what for each in of_mlx if "another port" in each.advice] == ["MLX's port"] * 2
 
@@ -104,7 +104,7 @@ def test_what_waits_at_a_port_is_told_apart(listening: socket.socket, monkeypatc
 
 def test_a_port_is_free_or_not(listening: socket.socket) -> None:
     host, port = listening.getsockname()
-    assert why_not_free(host, port) == "it is taken"
+    assert why_not_free(host, port) == "it is in use"
     listening.close()
     assert why_not_free(host, port) == ""
     assert why_not_free("192.0.2.1", 7400) == os.strerror(errno.EADDRNOTAVAIL), "no address of this machine"

@@ -99,7 +99,7 @@ def test_two_macs_on_which_all_is_well(facts: RankFacts, tmp_path: Path) -> None
     assert said["this machine"].text == "is rank 0"
     assert said["rank 1 (b)"].text == "192.168.1.11 answers"
     assert "rank 0 (a)" not in said
-    assert "mlx 0.32.4, mlx-lm 0.32.2; the other machines must print the same" in said["versions"].text
+    assert "mlx 0.32.4, mlx-lm 0.32.2; the other machines must report the same" in said["versions"].text
     assert said["join port"].text == "192.168.1.10:7400 is free"
     assert said["MLX's port"].text == "192.168.1.10:7401 is free"
     assert said["RDMA"].text == "rdma_en5 are active"
@@ -171,7 +171,7 @@ def test_a_machine_that_is_not_in_the_file(facts: RankFacts, tmp_path: Path) -> 
     [
         ({"platform": "linux"}, "RDMA", "jaccl needs Macs", "set backend to ring"),
         ({"macos": lambda: (26, 1)}, "RDMA", "macOS 26.1; 26.2 or newer", "update macOS on every machine"),
-        ({"output": printing(ibv_devices=None)}, "RDMA", "there is no ibv_devices", "rdma_ctl enable"),
+        ({"output": printing(ibv_devices=None)}, "RDMA", "ibv_devices is missing", "rdma_ctl enable"),
         ({"output": printing(ibv_devices="device node GUID\n")}, "RDMA", "lists no device", "rdma_ctl enable"),
         (
             {"output": printing(ibv_devices=DEVICES.replace("rdma_en5", "rdma_en6"))},
@@ -227,7 +227,7 @@ def test_equal_files_have_equal_fingerprints(facts: RankFacts, tmp_path: Path) -
     texts = []
     for name, content in (("one", b"{}"), ("two", b"{}"), ("three", b"[]")):
         finding = found(facts, tmp_path, RING, write_record(tmp_path / name, content))["model files"]
-        assert finding.state == "warning" and "not compared" in finding.text and "pippin verify" in finding.advice
+        assert finding.state == "warning" and "not verified" in finding.text and "pippin verify" in finding.advice
         texts.append(finding.text)
     assert texts[0] == texts[1] != texts[2]
 
@@ -241,7 +241,7 @@ def test_files_that_were_compared_are_well(facts: RankFacts, tmp_path: Path, mon
     finding = found(facts, tmp_path, RING, folder)["model files"]
     assert finding.state == "ok"
     assert f"fingerprint {fingerprint(record)} of 2 files" in finding.text
-    assert "the other machines must print the same" in finding.text
+    assert "the other machines must report the same" in finding.text
 
 
 def test_fingerprints_do_not_depend_on_the_order() -> None:
@@ -256,7 +256,7 @@ def test_without_a_record_it_says_how_to_compare_by_hand(facts: RankFacts, tmp_p
     finding = found(facts, tmp_path, RING, tmp_path / "model")["model files"]
     assert finding.state == "warning"
     assert "shasum -a 256" in finding.advice and "pippin verify model" in finding.advice
-    assert found(facts, tmp_path, RING)["model files"].advice == "name it: -- MODEL"
+    assert found(facts, tmp_path, RING)["model files"].advice == "add -- MODEL"
 
 
 # --- the machine at hand

@@ -207,7 +207,7 @@ def test_writing_replacing_and_removing(tmp_path: Path, platform: str) -> None:
     uninstall(found, is_ours=is_ours, force=False, run=run)
     assert said == list(found.stop)
     assert not found.path.exists()
-    with pytest.raises(ConfigError, match="nothing is installed"):
+    with pytest.raises(ConfigError, match="no service is installed"):
         uninstall(found, is_ours=is_ours, force=False)
 
 

@@ -79,7 +79,7 @@ def test_an_agent_gets_what_it_needs_and_nothing_stays(
     assert not [*(home / "temporary").iterdir(), *(home / "home").iterdir()]
     told = capsys.readouterr().err
     assert f"{agent} uses 'mock' at {url}" in told
-    assert f"its context is 4096 tokens; {agent} needs some {AGENTS[agent].least_context}" in told
+    assert f"its context is 4096 tokens; {agent} needs about {AGENTS[agent].least_context}" in told
     assert found["variables"]["HOME"] == str(home / "home")
 
 
@@ -148,7 +148,7 @@ def test_what_cannot_be_started(
     assert run("launch", "codex", "--url", "http://127.0.0.1:9") == 1
     assert "pippin serve" in capsys.readouterr().err
     assert run("launch", "codex", "--url", url, "--model", "other/one?") == 1
-    assert "'other/one?' does not exist here" in capsys.readouterr().err
+    assert "'other/one?' does not exist" in capsys.readouterr().err
     monkeypatch.setenv("PATH", str(home))
     assert run("launch", "codex", "--url", url) == 1
     assert "codex is not installed, or not on PATH: npm install -g @openai/codex" in capsys.readouterr().err

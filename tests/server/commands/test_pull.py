@@ -87,10 +87,10 @@ def test_weights_configuration_and_tokenizer_are_fetched_and_no_code(hub: FakeHu
     assert done.returncode == 0, done.stderr
     folder = snapshot(tmp_path)
     assert {path.name for path in folder.iterdir()} == FETCHED == {name for name, _ in downloads(hub)}
-    assert done.stdout == f"owner/tiny is in {folder}\nserve it: pippin serve owner/tiny\n"
+    assert done.stdout == f"owner/tiny is in {folder}\nto serve it: pippin serve owner/tiny\n"
     assert "downloading owner/tiny: 100% (0.03 of 0.03 GB)" in done.stderr
     again = run("verify", "owner/tiny")
-    assert (again.returncode, again.stdout) == (0, f"{folder}: 4 files are as in the hub's record\n")
+    assert (again.returncode, again.stdout) == (0, f"{folder}: 4 files match the hub's record\n")
     hub.requests.clear()
     assert run("pull", "owner/tiny").returncode == 0
     assert downloads(hub) == []
@@ -108,7 +108,7 @@ def test_what_was_interrupted_goes_on_where_it_stopped(hub: FakeHub, start: Star
     wait_until(lambda: num_arrived(tmp_path) >= 5 * MB)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=DEADLINE_S)
-    assert (process.returncode, out) == (130, "stopped; `pippin pull owner/tiny` goes on where this one did\n")
+    assert (process.returncode, out) == (130, "stopped; to resume: pippin pull owner/tiny\n")
     hub.requests.clear()
     assert run("pull", "owner/tiny").returncode == 0
     ((name, part),) = [each for each in downloads(hub) if each[0].endswith(".safetensors")]
@@ -126,7 +126,7 @@ def test_a_damaged_file_is_named_and_pull_fetches_it_again(hub: FakeHub, run: Ru
     damaged, summary = found.stdout.splitlines()
     assert damaged.startswith(f"{weights} is damaged: its SHA-256 is ")
     assert damaged.endswith(f"and should be {hub.digest('model.safetensors')}")
-    assert summary == "1 of 4 files are not as in the hub's record"
+    assert summary == "1 of 4 files differ from the hub's record"
     hub.requests.clear()
     assert run("pull", "owner/tiny").returncode == 0
     assert [name for name, _ in downloads(hub)] == ["model.safetensors"]
@@ -136,14 +136,18 @@ def test_a_damaged_file_is_named_and_pull_fetches_it_again(hub: FakeHub, run: Ru
 @pytest.mark.parametrize(
     ("model", "variables", "says"),
     [
-        ("owner/other", {}, "the hub has no owner/other, or it is private: check the name, or `hf auth login`"),
+        (
+            "owner/other",
+            {},
+            "owner/other does not exist on the hub, or is private: check the name, or run `hf auth login`",
+        ),
         ("owner/tiny", {"HF_HUB_OFFLINE": "1"}, "owner/tiny cannot be downloaded: HF_HUB_OFFLINE is set"),
         (
             "owner/tiny",
             {"HF_ENDPOINT": "http://127.0.0.1:9"},
             "owner/tiny cannot be downloaded: [Errno ",
         ),
-        ("../tiny", {}, "'../tiny' is no hub id; one has the form owner/model"),
+        ("../tiny", {}, "'../tiny' is not a hub id; use owner/model"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(run: Run, model: str, variables: dict[str, str], says: str) -> None:
@@ -163,12 +167,12 @@ def test_a_repository_without_weights_is_no_model(hub: FakeHub, run: Run) -> Non
 def test_verify_of_what_was_not_pulled(run: Run, tmp_path: Path) -> None:
     missing = run("verify", "owner/tiny")
     assert missing.returncode == 2
-    assert missing.stderr.endswith("owner/tiny is not in the download cache; fetch it: pippin pull owner/tiny\n")
+    assert missing.stderr.endswith("owner/tiny is not in the download cache; to download it: pippin pull owner/tiny\n")
     unknown = run("verify", str(tmp_path))
     assert unknown.returncode == 3
-    assert "there is no SHA256SUMS and no record of the hub" in unknown.stdout
+    assert "there is neither a SHA256SUMS nor a record of the hub" in unknown.stdout
     pocket = run("verify")
-    assert (pocket.returncode, "5 files are as in SHA256SUMS of the folder" in pocket.stdout) == (0, True)
+    assert (pocket.returncode, "5 files match SHA256SUMS of the folder" in pocket.stdout) == (0, True)
 
 
 INDEX = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}

@@ -57,7 +57,7 @@ def test_any_text_is_read_as_it_was_written(text: str, indent: int) -> None:
     [
         ("models: {b: x}", "has its models in a line; add this one by hand:\n  mario:"),
         ("models:\n  mario: x\n", "has a model 'mario' already; give this one another name with --name"),
-        ("model: x\n", "c.yaml: model 'x' and models are both given"),
+        ("model: x\n", "c.yaml: model 'x' is set together with models"),
         ("prot: 1\n", "c.yaml: unknown key 'prot'"),
         ("a: [", "is not readable as YAML"),
         ("- a", "is no configuration file"),
@@ -85,7 +85,7 @@ def test_a_link_and_its_file_s_mode_stay(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(CannotImport, match="a name is made of letters"):
+    with pytest.raises(CannotImport, match="is not a valid name"):
         add_to(tmp_path / "c.yaml", "../mario", VALUES)
     with pytest.raises(CannotImport, match="cannot be written: No such file"):
         add_to(tmp_path / "none" / "c.yaml", "mario", VALUES)

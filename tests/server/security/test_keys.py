@@ -248,7 +248,7 @@ def test_a_file_that_cannot_be_read_again_changes_nothing(
         clock.now += 1.0
         assert found(ring, key) is not None
         assert found(ring, "secret") is None
-    assert caplog.text.count("stay as they were") == 1
+    assert caplog.text.count("keeping the previous keys") == 1
     path.unlink(missing_ok=True)
     fresh = add(path, "bob")
     clock.now += 1.0
@@ -295,14 +295,14 @@ def test_the_command_prints_the_key_once(path: Path, capsys: pytest.CaptureFixtu
     assert key not in told.err
 
     assert run("keys", "list", "--file", str(path)) == 0
-    assert capsys.readouterr().out == "alice  60 requests a minute\n"
+    assert capsys.readouterr().out == "alice  60 requests per minute\n"
     assert (
         run("keys", "add", "root", "--admin", "--tokens-per-minute", "9", "--priority", "batch", "--file", str(path))
         == 0
     )
     capsys.readouterr()
     assert run("keys", "list", "--file", str(path)) == 0
-    assert capsys.readouterr().out.splitlines()[1] == "root  admin, 9 tokens a minute, class batch"
+    assert capsys.readouterr().out.splitlines()[1] == "root  admin, 9 tokens per minute, class batch"
     assert run("keys", "add", "urgent", "--priority", "urgent", "--file", str(path)) == 2
     assert "priority must be one of live, normal, batch" in capsys.readouterr().err
 

@@ -152,7 +152,7 @@ async def test_a_pinned_model_is_loaded_at_the_start_and_stays() -> None:
         with pytest.raises(EngineNotReady):
             pinned.ready()
         await until(lambda: pinned.state == "loaded")
-        with pytest.raises(ModelLoadError, match=r"'b' does not fit: .* \([\d,]+ bytes\) .* that stay hold"):
+        with pytest.raises(ModelLoadError, match=r"'b' does not fit: .* \([\d,]+ bytes\) .* pinned models hold"):
             await touch(registry, "b")
         assert (events, registry.resolve("b").state) == (["+a"], "failed")
 
@@ -164,7 +164,7 @@ async def test_what_can_never_fit_is_told_in_bytes_and_nobody_goes_for_it() -> N
     )
     async with served(mock_model("a"), large) as (registry, events):
         await touch(registry, "a")
-        with pytest.raises(ModelLoadError, match=r"3,000,000,000 bytes\) at least .* use 0.00 GB \(1,400,000 bytes"):
+        with pytest.raises(ModelLoadError, match=r"at least .*\(3,000,000,000 bytes\) .* use .*\(1,400,000 bytes"):
             await touch(registry, "large")
         assert events == ["+a"]
 

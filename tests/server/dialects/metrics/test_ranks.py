@@ -75,8 +75,8 @@ def test_one_process_has_no_series() -> None:
 def test_the_log_says_what_each_rank_holds() -> None:
     assert INFO.ranks is not None
     assert describe_ranks(INFO.ranks) == (
-        "2 over loopback, pipeline: rank 0 31 layers, 300.0 MB; rank 1 30 layers, 300.0 MB; below, the rank with "
-        "least room"
+        "2 over loopback, pipeline: rank 0 31 layers, 300.0 MB; rank 1 30 layers, 300.0 MB; below: the rank with "
+        "the least room"
     )
 
 

@@ -176,7 +176,7 @@ async def test_the_line_in_the_log(caplog: pytest.LogCaptureFixture, client: htt
 async def test_inputs_that_cannot_be(client: httpx.AsyncClient, wrong: Any, param: str) -> None:
     error = await refused(client, input=wrong)
     assert error["param"] == param
-    assert f"'{param}'" in error["message"] or "There is no token" in error["message"]
+    assert f"'{param}'" in error["message"] or "does not exist: this model" in error["message"]
 
 
 async def test_half_of_a_character(client: httpx.AsyncClient) -> None:
@@ -241,7 +241,7 @@ async def test_a_model_that_makes_none() -> None:
     answer = await ask(engine)
     assert answer.status_code == 400
     assert answer.json()["error"] == {
-        "message": "The model 'mock' makes no embeddings: its pooling is max.",
+        "message": "The model 'mock' does not support embeddings: its pooling is max.",
         "type": "invalid_request_error",
         "param": "model",
         "code": "unsupported_model",
