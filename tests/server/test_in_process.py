@@ -14,7 +14,7 @@ from server.batches.run import Stopped
 from server.config import SecurityConfig
 from server.dialects.openai_errors import encode_error
 from server.error_bodies import ErrorBodies
-from server.in_process import InProcess
+from server.in_process import InProcess, as_batch
 from server.logs import current_request_id
 from server.security.tenant import Tenant
 
@@ -37,7 +37,7 @@ async def test_an_application_sees_a_request_of_the_tenant() -> None:
     answer = await sender(app)("/v1/completions", b'{"prompt": "x"}')
     scope, message, request_id = seen
     assert answer == Answer(201, b'{"a": 1}', request_id, 7.0)
-    assert (scope["method"], scope["path"], scope["state"]["tenant"]) == ("POST", "/v1/completions", TENANT)
+    assert (scope["method"], scope["path"], scope["state"]["tenant"]) == ("POST", "/v1/completions", as_batch(TENANT))
     assert scope["state"]["is_operator"] is False
     assert scope["state"]["request_id"] == request_id != current_request_id.get()
     assert message == {"type": "http.request", "body": b'{"prompt": "x"}', "more_body": False}

@@ -57,7 +57,7 @@ def test_any_text_is_read_as_it_was_written(text: str, indent: int) -> None:
     [
         ("models: {b: x}", "has its models in a line; add this one by hand:\n  mario:"),
         ("models:\n  mario: x\n", "has a model 'mario' already; give this one another name with --name"),
-        ("model: x\n", "c.yaml: model 'x' is set together with models"),
+        ("model: x\n", "c.yaml: model 'x' applies only to a server of one model"),
         ("prot: 1\n", "c.yaml: unknown key 'prot'"),
         ("a: [", "is not readable as YAML"),
         ("- a", "is no configuration file"),
