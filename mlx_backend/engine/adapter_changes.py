@@ -1,8 +1,8 @@
-"""Adapters that come and go while the model serves: each change waits for its turn between two steps.
+"""Adapters that are loaded and unloaded while the model serves: each change is made between two steps.
 
-Any thread asks for a change. The device thread makes it: it plans the bytes, preempts the newest sequences where those
-need it, and has the runner hold other factors. An adapter that is to go takes no new requests from then on, and goes
-when its last request has ended. A change that is refused changes nothing.
+Any thread requests a change. The device thread makes it: it plans the bytes, preempts the newest sequences where the
+adapter needs their memory, and has the runner hold other factors. An adapter that is to be unloaded takes no new
+requests from then on, and is unloaded when its last request has ended. A change that is refused changes nothing.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from mlx_backend.runners.adapter_host import AdapterHost, HasAdapters
 from mlx_backend.runners.base import Runner
 
 MOST_ADAPTERS = 256
-"""Adapters that one model holds at once."""
+"""Largest number of adapters that one model holds at once."""
 
 
 @dataclass(slots=True, eq=False)
 class Change:
-    """An adapter that comes, with its `files`, or goes (None)."""
+    """An adapter to load, with its `files`, or to unload (None)."""
 
     name: str
     files: AdapterFiles | None
@@ -48,21 +48,21 @@ class AdapterChanges:
         self._pending: list[Change] = []
         self._leaving: set[str] = set()
         self._loaded: ModelInfo | None = None
-        """As the model was loaded; `_loaded_bytes` and `_loaded_limit` are of then, too."""
+        """The model as it was loaded; `_loaded_bytes` and `_loaded_limit` date from then, too."""
         self._loaded_bytes = 0
         self._loaded_limit = 0
         self._infos: tuple[AdapterInfo, ...] = ()
         self.info: ModelInfo | None = None
-        """What is known of the model now; an adapter that is to go is not in it."""
+        """Facts of the model now; an adapter that is to be unloaded is not among them."""
         self.digests: dict[str, str] = {}
-        """Of the adapters that are held, by name."""
+        """Digests of the adapters that are held, by name."""
         self.has_news = False
         """Whether there is a change that `apply` has not looked at yet."""
 
     # ---- any thread ----
 
     def open(self, adapter: AdapterConfig) -> Change:
-        """Read an adapter's files, but for its weights. Raises AdapterRefused."""
+        """Read an adapter's files, except its weights. Raises AdapterRefused."""
         try:
             return Change(adapter.name, self._host().open(adapter))
         except ModelLoadError as error:
@@ -80,7 +80,7 @@ class AdapterChanges:
         self.has_news = True
 
     def end(self, error: EngineDead) -> None:
-        """Fail the changes that were not made, as no other will be. Under the lock."""
+        """Fail the changes that were not made: no later turn makes them. Under the lock."""
         for change in self._pending:
             if not change.done.done():
                 change.done.set_exception(error)
@@ -94,7 +94,7 @@ class AdapterChanges:
     # ---- the device thread ----
 
     def begin(self, info: ModelInfo) -> None:
-        """The model is loaded."""
+        """Take over the facts of the loaded model."""
         budget = self._runner.budget
         self._loaded, self._infos = info, info.adapters
         self._loaded_bytes = stacked_bytes(self._runner.adapters.files) if isinstance(self._runner, HasAdapters) else 0
@@ -120,7 +120,7 @@ class AdapterChanges:
                 self._pending.remove(change)
 
     def _requests(self, loop: EngineLoop) -> list[GenerationRequest]:
-        """All that have not ended. Under the lock."""
+        """Return all requests that have not ended. Under the lock."""
         return [*loop.requests, *(group.request for group, _ in self._inbox)]
 
     def _make(self, change: Change, loop: EngineLoop) -> None:
@@ -150,7 +150,7 @@ class AdapterChanges:
             return self._plan(held_bytes)
 
     def _make_room(self, change: Change, loop: EngineLoop, now: int, then: int) -> None:
-        """Have the factors fit that are held `now` and those that will be: both are there while the new ones are built.
+        """Make the factors held `now` and those held afterwards fit: both are in memory while the new ones are built.
 
         Raises NoRoomForAdapter.
         """
@@ -170,7 +170,7 @@ class AdapterChanges:
     def _check_room(
         self, name: str, budget: Budget, during: int, then: int, requests: Iterable[GenerationRequest]
     ) -> None:
-        """Every request must still fit alone, and a useful one beside the adapter."""
+        """Check that every request still fits alone, and that a useful one fits beside the adapter."""
         assert self._loaded is not None, "the model is loaded"
         least = min(self._loaded.context_limit, WANTED_TOKENS)
         if Budget.of(replace(budget.fields(), limit_bytes=max(then, 0))).largest_alone(1) < least:
@@ -184,11 +184,11 @@ class AdapterChanges:
             )
 
     def _limit(self, held_bytes: int) -> int:
-        """Bytes for requests beside adapters of so many."""
+        """Return the bytes for requests beside adapters of `held_bytes`."""
         return self._loaded_limit + self._loaded_bytes - held_bytes
 
     def _plan(self, held_bytes: int) -> ModelInfo:
-        """Plan with adapters of so many bytes, for requests that come from now on. Under the lock."""
+        """Plan with adapters of `held_bytes`, for requests that arrive from now on. Under the lock."""
         assert self._loaded is not None, "the model is loaded"
         loaded, budget, memory = self._loaded, self._runner.budget, self._loaded.memory
         longest, more = loaded.context_limit, held_bytes - self._loaded_bytes

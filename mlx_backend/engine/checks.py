@@ -1,4 +1,4 @@
-"""What is asked of every request before it is queued. Any thread; no MLX."""
+"""Checks of every request before it is queued. Any thread; no MLX."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlx_backend.planning.admission import Budget, Reservation
 
 
 def check_number(requests: Sequence[GenerationRequest], max_waiting: int) -> None:
-    """Raises TooManyPrompts where they could never wait together; a tenant with a name has half of the queue."""
+    """Raise TooManyPrompts if the prompts could never wait together; a named tenant has half of the queue."""
     is_named = any(request.tenant for request in requests)
     limit = max(1, max_waiting // 2) if is_named else max_waiting
     if len(requests) > limit:
@@ -24,7 +24,7 @@ def check_number(requests: Sequence[GenerationRequest], max_waiting: int) -> Non
 
 
 def check_request(request: GenerationRequest, info: ModelInfo, budget: Budget | None) -> None:
-    """Raises ContextLengthExceeded, UnknownToken, UnknownAdapter, MemoryLimitExceeded."""
+    """Check a request. Raises ContextLengthExceeded, UnknownToken, UnknownAdapter, MemoryLimitExceeded."""
     if request.adapter and all(request.adapter != each.name for each in info.adapters):
         raise UnknownAdapter(request.adapter)
     if len(request.prompt_ids) + request.max_tokens > info.context_limit:
@@ -35,7 +35,7 @@ def check_request(request: GenerationRequest, info: ModelInfo, budget: Budget | 
 
 
 def _check_memory(request: GenerationRequest, budget: Budget) -> None:
-    """What would not fit even alone."""
+    """Refuse a request that would not fit even alone."""
     total = len(request.prompt_ids) + request.max_tokens
     claim = Reservation(request.n, len(request.prompt_ids), total)
     if not budget.admits([claim]):
@@ -44,7 +44,7 @@ def _check_memory(request: GenerationRequest, budget: Budget) -> None:
 
 
 def check_token_ids(request: GenerationRequest, vocab_size: int) -> None:
-    """A device reads or writes out of bounds for an id it has no row for."""
+    """Refuse ids outside the vocabulary: for an id without a row, a device reads or writes out of bounds."""
     bias = [token_id for token_id, _ in request.sampling.logit_bias]
     for ids, is_bias in ((request.prompt_ids, False), (request.sampling.logprob_ids, False), (bias, True)):
         if ids and (min(ids) < 0 or max(ids) >= vocab_size):

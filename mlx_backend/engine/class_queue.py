@@ -1,4 +1,4 @@
-"""The queue of prompts by class: the most urgent class first, and none of them starves. No MLX, no clock.
+"""The queue of prompts by class: the most urgent class first, without starving the others. No MLX, no clock.
 
 Within a class tenants take turns. A class that waits while more urgent requests are admitted gets the next place after
 `PATIENCE` of them. The device thread owns it; others may read lengths and counts.
@@ -13,7 +13,7 @@ from mlx_backend.core.sequence import SequenceGroup
 from mlx_backend.engine.waiting import WaitingQueue
 
 PATIENCE = 16
-"""Admissions of more urgent requests after which a class that waits gets a place."""
+"""Admissions of more urgent requests after which a waiting class gets a place."""
 _BATCH = PRIORITIES.index("batch")
 
 
@@ -28,13 +28,13 @@ class ClassQueue:
     def __init__(self) -> None:
         self._queues = tuple(WaitingQueue() for _ in PRIORITIES)
         self._num_passed = [0] * len(PRIORITIES)
-        """Admissions of more urgent requests since each class began to wait, or had its last place."""
+        """Admissions of more urgent requests since each class began to wait, or was last admitted."""
 
     def __len__(self) -> int:
         return sum(map(len, self._queues))
 
     def __iter__(self) -> Iterator[SequenceGroup]:
-        """All, class by class and tenant by tenant."""
+        """Yield all waiting requests, class by class and tenant by tenant."""
         for queue in self._queues:
             yield from queue
 
@@ -47,13 +47,13 @@ class ClassQueue:
 
     @property
     def num_urgent(self) -> int:
-        """How many wait that are not of class batch."""
+        """Return how many requests wait that are not of class batch."""
         return sum(map(len, self._queues[:_BATCH]))
 
     def first(self, *, takes_batch: bool = True) -> SequenceGroup | None:
-        """Return the request that gets the next place; None where none waits. `takes_batch`: it may be of class batch.
+        """Return the request that gets the next place; None if none waits. `takes_batch`: it may be of class batch.
 
-        It stays first until it is admitted or leaves, but for requests of a more urgent class that come.
+        It stays first until it is admitted or leaves, unless a request of a more urgent class arrives.
         """
         candidates = [rank for rank, queue in enumerate(self._queues) if queue and (takes_batch or rank != _BATCH)]
         if not candidates:
@@ -66,11 +66,11 @@ class ClassQueue:
         self._queues[rank_of(group)].append(group)
 
     def appendleft(self, group: SequenceGroup) -> None:
-        """Put a request that lost its place before all others of its class."""
+        """Put a request that lost its place ahead of all others of its class."""
         self._queues[rank_of(group)].appendleft(group)
 
     def admit(self, group: SequenceGroup) -> None:
-        """Take out the first of its class, which is admitted."""
+        """Take out the first request of its class, which is admitted."""
         rank = rank_of(group)
         taken = self._queues[rank].popleft()
         assert taken is group, "only the first of a class is admitted"
@@ -84,7 +84,7 @@ class ClassQueue:
         self._queues[rank_of(group)].remove(group)
 
     def seen_by(self, priority: Priority) -> QueueView:
-        """Return what a new request of a class has to wait behind."""
+        """Return the requests that a new request of a class has to wait behind."""
         return QueueView(self._queues[: PRIORITIES.index(priority) + 1])
 
 

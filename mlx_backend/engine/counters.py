@@ -1,4 +1,4 @@
-"""Counters: what the device thread counts and measures, and the snapshot that others read. No MLX."""
+"""Counters and measurements of the device thread, and the snapshot that other threads read. No MLX."""
 
 from __future__ import annotations
 
@@ -15,39 +15,40 @@ from mlx_backend.runners.base import Runner
 _LATELY_S = 60.0
 _LEAST_S = 0.1
 _RETRY_AFTER_S = 5
-"""Where nothing has ended of late."""
+"""Returned if nothing has ended recently."""
 
 
 @dataclass(slots=True)
 class Counters:
-    """Written by the device thread, a field at a time; read by any."""
+    """Counters written by the device thread, one field at a time; read by any thread."""
 
     num_steps: int = 0
     num_stalls: int = 0
     stepped_at: float | None = None
-    """When the last decode step was collected, while rows decode without a break."""
+    """Time at which the last decode step was collected, while rows decode without a break."""
     num_finished: int = 0
     num_aborted: int = 0
     num_failed: int = 0
     ended_at: deque[float] = field(default_factory=lambda: deque(maxlen=64))
-    """When the last sequences ended, on the monotonic clock."""
+    """Times at which the last sequences ended, on the monotonic clock."""
     kv_bytes: int = 0
     planned_bytes: int = 0
     device_bytes: tuple[int, int] = (0, 0)
     progress_at: float = 0.0
-    """When the last step or chunk was done, on the monotonic clock."""
+    """Time at which the last step or chunk was done, on the monotonic clock."""
     prefix_cache: PrefixCacheStats = field(default_factory=PrefixCacheStats)
     speculation: SpeculationStats = field(default_factory=SpeculationStats)
 
     def ended(self, how: str, now: float) -> None:
-        """A sequence has `finished`, was `aborted` or has `failed`."""
+        """Count a sequence that has `finished`, was `aborted` or has `failed`."""
         self.num_finished += how == "finished"
         self.num_aborted += how == "aborted"
         self.num_failed += how == "failed"
         self.ended_at.append(now)
 
     def retry_after_s(self, num_waiting: int, now: float) -> int:
-        """In how long a tenth of those who wait should have a place, by how many have ended of late; 1 to 60."""
+        """Estimate in how many seconds a tenth of the waiting requests get a place, by how many ended recently; 1 to
+        60."""
         lately = [at for at in self.ended_at.copy() if now - at < _LATELY_S]
         if not lately:
             return _RETRY_AFTER_S
@@ -55,7 +56,7 @@ class Counters:
         return max(1, min(60, math.ceil(num_waiting / 10 / pace)))
 
     def stepped(self, now: float, max_stall_s: float) -> None:
-        """A decode step was collected: those who decode have waited since the one before."""
+        """Note that a decode step was collected: running sequences have waited since the one before."""
         self.num_stalls += self.stepped_at is not None and now - self.stepped_at > max_stall_s
         self.stepped_at = now
 
@@ -67,7 +68,7 @@ class Counters:
         self.prefix_cache = prefixes.stats()
 
     def snapshot(self, scheduler: Scheduler | None, num_arrived: int) -> EngineStats:
-        """`scheduler` None: before the model has loaded. `num_arrived`: prompts that it has not seen yet."""
+        """Return the counters now. `scheduler` None: before the model has loaded. `num_arrived`: not yet in it."""
         return EngineStats(
             num_waiting=num_arrived + (len(scheduler.waiting) if scheduler else 0),
             num_prefilling=len(scheduler.prefilling) + len(scheduler.ready) if scheduler else 0,

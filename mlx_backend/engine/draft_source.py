@@ -1,4 +1,4 @@
-"""DraftSource: the runner's draft model, as the loop asks it: measured, and given up where it fails again and again."""
+"""DraftSource: the runner's draft model for the loop; it is measured, and given up after repeated failures."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ logger = logging.getLogger("pippin.engine")
 
 _MAX_FAILURES = 3
 _STALL_SHARE = 0.5
-"""The part of the stall that was promised in which tokens of a row are prefilled."""
+"""Share of the promised stall that prefilling tokens of a row may take."""
 
 
 class DraftSource:
-    """Asks nothing where there is no draft model. `max_stall_s`: the longest that running streams are to wait."""
+    """Access to the draft model, if there is one. `max_stall_s`: the longest pause of running streams."""
 
     def __init__(self, runner: Runner, speculation: Speculation, max_stall_s: float) -> None:
         self._runner, self._speculation, self._max_stall_s = runner, speculation, max_stall_s
         self._num_failures = 0
 
     def ask(self, wanted: tuple[DraftRequest, ...]) -> tuple[tuple[Draft, ...], float]:
-        """Return what the draft model answers, and the seconds that it took. Without drafts, requests go on as well."""
+        """Return the draft model's drafts and the seconds they took. Requests continue without drafts, too."""
         began = time.monotonic()
         try:
             given = self._runner.draft(wanted)
@@ -42,13 +42,13 @@ class DraftSource:
         return given, time.monotonic() - began
 
     def is_wanted(self, sequences: Sequence[TokenSequence]) -> bool:
-        """Whether it should pay to have a part of one of these rows prefilled."""
+        """Return whether prefilling a part of one of these rows should pay."""
         return self._missing(sequences) is not None
 
     def prefill(self, sequences: Sequence[TokenSequence], beside_s: float) -> None:
         """Have a part of one of these rows prefilled.
 
-        `beside_s`: seconds of the decode step that is being computed, which it waits for.
+        `beside_s`: seconds of the decode step in progress, which the prefill waits for.
         """
         wanted = self._missing(sequences)
         if wanted is not None:

@@ -1,7 +1,7 @@
-"""DeviceEngine: owns the device thread, its inbox and its death. What that thread does over and over is in loop.py.
+"""DeviceEngine: owns the device thread, its inbox and its death. The thread's repeated work is in loop.py.
 
-Other threads touch the inbox, under the lock, and read counters. Everything else belongs to the device
-thread: its loop, the runner, every sequence.
+Other threads touch the inbox, under the lock, and read counters. Everything else belongs to the device thread: its
+loop, the runner, every sequence.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from mlx_backend.runners.base import Runner
 logger = logging.getLogger("pippin.engine")
 
 _DISK_WAIT_S = 0.5
-"""While all that is to be done waits for the disk, how often it is asked whether to go on waiting."""
+"""Interval at which the engine checks whether to keep waiting while all work waits for the disk."""
 
 _LEAVE_S = 1.0
-"""A device thread that is abandoned has so long to end by itself."""
+"""Time that an abandoned device thread has to end by itself."""
 
 
 class _ClosedWhileLoading(Exception):
-    """Gets the device thread out of loading when the engine closes; no failure."""
+    """Raised on the device thread to stop loading when the engine closes; not a failure."""
 
 
 class DeviceEngine:
@@ -69,7 +69,7 @@ class DeviceEngine:
         self._inbox: deque[tuple[SequenceGroup, EventStream]] = deque()
         self._adapters = AdapterChanges(runner, self._changed, self._inbox)
         self._closed: deque[tuple[TokenSequence, str]] = deque()
-        """Sequences that nobody reads any more: finished by their readers, or aborted."""
+        """Sequences that are read no more: finished by their readers, or aborted."""
         self._closing = False
         self._is_abandoned = self._has_ended = False
         self._failure: BaseException | None = None
@@ -81,7 +81,7 @@ class DeviceEngine:
         self._busy = False
         self._counters = Counters()
         self._loop: EngineLoop | None = None
-        """From loading on."""
+        """The loop; set when the model loads."""
 
     # ---- any thread ----
 
@@ -116,7 +116,7 @@ class DeviceEngine:
         with self._changed:
             if self._failure is not None or self._closing:
                 raise self._dead()
-            if info is not self.model_info:  # an adapter has come or gone meanwhile
+            if info is not self.model_info:  # an adapter was loaded or unloaded meanwhile
                 for request in requests:
                     check_request(request, self.model_info or info, self._runner.budget)
             if not self._has_room(groups):
@@ -155,7 +155,7 @@ class DeviceEngine:
         return found if self._read_ranks is None else replace(found, ranks=self._read_ranks())
 
     def show_ranks(self, read: Callable[[], tuple[RankStats, ...]]) -> None:
-        """Have `stats` say what `read` returns of the ranks; it is called on any thread."""
+        """Have `stats` report what `read` returns about the ranks; it is called on any thread."""
         self._read_ranks = read
 
     def health(self) -> EngineHealth:
@@ -178,7 +178,7 @@ class DeviceEngine:
                 self._thread.join(timeout_s)
 
     def abandon(self, error: EngineDead) -> None:
-        """Die of what the device thread may not notice, as it may wait for ever in a computation. Any other thread."""
+        """Die of an error that the device thread may miss, as a computation may block forever. Any other thread."""
         with self._changed:
             if self._failure is not None or self._closing:
                 return
@@ -210,14 +210,14 @@ class DeviceEngine:
                 loop.step()
         except _ClosedWhileLoading:
             logger.info("loading was given up")
-        except BaseException as error:  # noqa: BLE001 - whatever ends this thread ends the engine, and is told to all
+        except BaseException as error:  # noqa: BLE001 - whatever ends this thread ends the engine, and is reported to all
             self._die(error)
         finally:
             self._fail_everything()
             self._runner.close()
 
     def _prepare(self, info: ModelInfo) -> EngineLoop:
-        """What depends on the loaded model."""
+        """Build everything that depends on the loaded model."""
         budget = self._runner.budget
         free_bytes = None if budget is None else budget.limit_bytes
         prefixes, report = build_prefix_cache(
@@ -252,7 +252,7 @@ class DeviceEngine:
             raise _ClosedWhileLoading
 
     def _take_work(self, loop: EngineLoop) -> bool:
-        """Empty the inbox, waiting for something to do; False when the engine is to close."""
+        """Empty the inbox, waiting until there is work; False when the engine is to close."""
         self._adapters.apply(loop)
         with self._changed:
             is_idle = self._is_idle(loop)
@@ -262,7 +262,7 @@ class DeviceEngine:
         with self._changed:
             while self._is_idle(loop):
                 if not self._changed.wait(_DISK_WAIT_S if loop.waits_for_disk else None):
-                    break  # the disk is slow: see whether it is better to compute
+                    break  # the disk is slow: check whether computing is better
             arrived, closed = list(self._inbox), list(self._closed)
             self._inbox.clear()
             self._closed.clear()
@@ -276,20 +276,20 @@ class DeviceEngine:
         return not self._closing
 
     def _is_idle(self, loop: EngineLoop) -> bool:
-        """Whether there is nothing to do and nothing has come. Asked under the lock."""
+        """Return whether there is no work and nothing has arrived. Under the lock."""
         has_news = self._inbox or self._closed or self._closing or self._adapters.has_news
         return not (has_news or loop.has_work)
 
     def _die(self, error: BaseException) -> None:
         with self._changed:
             if self._is_abandoned:
-                return  # what it died of is known better
+                return  # the cause of death is known more precisely
             self._failure = error
         if not isinstance(error, ModelLoadError):
             logger.critical("the device thread died: %s", error, exc_info=error)
 
     def _fail_everything(self) -> None:
-        """The last thing this thread does: nobody may wait for it. Done once, by whichever thread comes first."""
+        """Fail everything that waits for this thread, as its last act. Done once, by whichever thread comes first."""
         with self._changed:
             if self._has_ended:
                 return

@@ -2,7 +2,7 @@
 
 A high quantile of the recent lengths, conditioned on what is already written: a sequence that is longer than most is
 expected to be as long as most of those that became longer still. Requests with `max_tokens` of the same magnitude are
-one kind, so that a thousand answers of one word say nothing about chats without a limit.
+one kind, so that a thousand answers of one word do not affect chats without a limit.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from collections import deque
 from math import ceil
 
 PRIOR = (16, 64, 128, 192, 256, 384, 512, 768, 1024, 2048)
-"""Lengths that stand in for finished requests until there are enough of them: of chats, roughly."""
+"""Lengths that stand in for finished requests until there are enough of them: roughly those of chats."""
 _QUANTILE = 0.75
-"""About the mean where a few are much longer than most. A higher one lets in fewer without being needed: the longest
-are expected to grow on, and all others are padded to them."""
+"""About the mean where a few lengths are much longer than most. A higher quantile admits fewer requests without need:
+the longest are expected to keep growing, and all others are padded to them."""
 _MOST_KEPT = 256
 _FEW = 4
 _GROWTH = 1.5
-"""Fewer longer ones than `_FEW` say little: a sequence is then expected to grow by this factor at least."""
+"""Factor by which a sequence is expected to grow at least if fewer than `_FEW` longer ones are known."""
 _BITS_PER_KIND = 2
 """`max_tokens` within a factor of 4 are one kind."""
 
 
 class ExpectedLength:
-    """The lengths of the last finished requests, by kind. Each kind begins with `PRIOR` and keeps a bounded number."""
+    """Lengths of the last finished requests, by kind. Each kind begins with `PRIOR` and keeps a bounded number."""
 
     def __init__(self) -> None:
         self._kinds: dict[int, _Lengths] = {}
 
     def observe(self, max_tokens: int, num_tokens: int) -> None:
-        """A sequence that could have had `max_tokens` finished with `num_tokens`."""
+        """Record that a sequence limited to `max_tokens` finished with `num_tokens`."""
         if max_tokens:
             self._kinds.setdefault(_kind(max_tokens), _Lengths()).add(num_tokens)
 
@@ -42,7 +42,7 @@ class ExpectedLength:
 
 
 class _Lengths:
-    """The last lengths of one kind: by age, and in order."""
+    """Recent lengths of one kind: by age, and sorted."""
 
     def __init__(self) -> None:
         self._by_age = deque(PRIOR)

@@ -1,8 +1,8 @@
 """Sequences with a grammar: which tokens of the vocabulary each may draw next. Owned by the device thread. No MLX.
 
-A state's answer for the next token needs the last one on the host, so a step with such a row waits for the step before
-it, after its own forward pass has been handed to the device. Rows without a grammar are not masked, and rows that are
-free for some tokens yet are not looked at until then.
+The mask of the next token needs the last token on the host, so a step with such a row waits for the step before it,
+after its own forward pass has been handed to the device. Rows without a grammar are not masked. A row that is still
+free for some tokens is not checked until then.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NO_DRAFTS: Mapping[SequenceId, Sequence[int]] = MappingProxyType({})
 
 
 def needs_mask(sequence: TokenSequence) -> bool:
-    """Return whether the sequence's grammar has a say in the token that is drawn next."""
+    """Return whether the sequence's grammar restricts the next token."""
     if sequence.request.grammar is None:
         return False
     if sequence.grammar_state is None:
@@ -29,10 +29,10 @@ def needs_mask(sequence: TokenSequence) -> bool:
 def read_masks(
     newest: Iterable[tuple[TokenSequence, int | None]], drafts: Mapping[SequenceId, Sequence[int]] = _NO_DRAFTS
 ) -> tuple[MaskBits, list[GrammarFailed]]:
-    """Return the masks of all sequences that are not free, and the failures of those that cannot go on.
+    """Return the masks of all sequences that are not free, and the failures of those that cannot continue.
 
-    All masks are asked for before the first is waited for. `newest`: sequences, and the token that the device drew for
-    each and that its outputs do not have yet. `drafts`: tokens behind which masks are wanted, too.
+    All masks are requested before waiting for the first. `newest`: sequences, and the token that the device drew for
+    each and that its outputs do not have yet. `drafts`: tokens after which masks are needed, too.
     """
     asked = []
     for sequence, token_id in newest:

@@ -1,6 +1,6 @@
-"""EngineLoop: what the device thread does over and over. Starts a step, reads the last one, computes chunks of prompts.
+"""EngineLoop: the repeated work of the device thread. Starts a step, reads the last one, computes prefill chunks.
 
-Owns the scheduler, the prefix cache and all that is in flight. Everything here is the device thread's.
+Owns the scheduler, the prefix cache and all that is in flight. Everything here belongs to the device thread.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from mlx_backend.runners.base import Runner
 logger = logging.getLogger("pippin.engine")
 
 _MAX_FAILURES_IN_A_ROW = 3
-"""So many failed computations with no decode step between them mean that the device is not sound."""
+"""Failed computations without a decode step between them after which the device counts as broken."""
 
 
 class EngineLoop:
-    """`max_rows`: sequences that the runner decodes together. `counters` are read by other threads."""
+    """The device thread's loop. `max_rows`: sequences that the runner decodes together. Others read `counters`."""
 
     def __init__(
         self,
@@ -52,16 +52,16 @@ class EngineLoop:
         self._in_flight: StepPlan | None = None
         """The step that was started and is not collected yet."""
         self._ran_out: OutOfMemory | None = None
-        """Memory ran out in this decode step, and every row is lost."""
+        """Set if memory ran out in this decode step, and every row is lost."""
         self._has_rows = False
         self._rows: tuple[SequenceId, ...] = ()
-        """Those that the prefix cache knows to have rows."""
+        """Sequences with rows, as last reported to the prefix cache."""
         self._collected_at: float | None = None
         self._failures_in_a_row = 0
         self._speculation = speculation
         self._draft_source = DraftSource(runner, speculation, config.max_stall_s)
         self._drafts: dict[SequenceId, tuple[int, ...]] = {}
-        """Of the step that is being started."""
+        """Drafts of the step that is being started."""
         self._outbox = Outbox()
         self._streams: dict[SequenceId, EventStream] = {}
         """The stream of every sequence that has not ended."""
@@ -70,7 +70,7 @@ class EngineLoop:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would get something done now."""
+        """Return whether a step has work to do now."""
         is_computing = self._in_flight is not None or (self.scheduler.has_work and not self.scheduler.is_blocked)
         return is_computing or self._prefixes.has_news
 
@@ -86,43 +86,43 @@ class EngineLoop:
         return list({id(sequence.request): sequence.request for sequence in alive}.values())
 
     def make_room(self, kept_bytes: int | None) -> None:
-        """Preempt what fits no longer, and leave `kept_bytes` to the prefix cache (None: no bound).
+        """Preempt what no longer fits, and leave `kept_bytes` to the prefix cache (None: no bound).
 
-        Between two steps, where memory is to be used for something else.
+        Called between two steps, when memory is needed for something else.
         """
-        self._collected_at = None  # no decode step's time is measured over it
-        self._change_rows(self.scheduler.row_ids)  # while what they hold is known by what it is known by now
+        self._collected_at = None  # no decode step is timed across this
+        self._change_rows(self.scheduler.row_ids)  # while the rows still have their present identity
         self._make_room()
         self._prefixes.fit(kept_bytes)
 
     def arrive(self, group: SequenceGroup, stream: EventStream) -> None:
-        """A prompt to be computed, behind all others."""
+        """Queue a prompt behind all others."""
         for sequence in group.sequences:
             self._streams[sequence.id] = stream
         self.scheduler.add(group)
         self._tell(group)
 
     def close_sequence(self, sequence: TokenSequence, how: str) -> None:
-        """Nobody reads it any more: it is `finished` or `aborted`. Idempotent."""
+        """Close a sequence that is read no more: it is `finished` or `aborted`. Idempotent."""
         self._end(sequence, how)
 
     def rest(self) -> None:
-        """There is nothing to do for now."""
+        """Settle down when there is no work for now."""
         self._collected_at = None
         self._let_go_of_rows()
         self._observe()
 
     def end(self, error: EngineDead, arrived: Iterable[EventStream]) -> None:
-        """The last turn has been: nobody may wait for another, nor those whose prompts have only `arrived`."""
+        """Fail all streams after the last turn, including those of prompts that have only `arrived`."""
         for stream in {*self._streams.values(), *arrived}:
             self._outbox.put(stream, error)
         self._outbox.send()
         self._prefixes.close()
 
     def step(self) -> None:
-        """Start the next step, then read the last one: the device computes while Python talks.
+        """Start the next step, then read the last one: the device computes while Python works.
 
-        Where drafts are likely to pay, the last one is read first: a draft goes on from its tokens.
+        If drafts are likely to pay, the last step is read first: a draft continues from its tokens.
         """
         self._prefixes.poll()
         if self._in_flight is not None and (self._in_flight.drafts or self._speculation.wants(self._decoding)):
@@ -136,10 +136,10 @@ class EngineLoop:
         if is_first:
             self._collected_at = self._counters.stepped_at = None
         elif not was_idle and not self._collect(self._in_flight, is_overlapped=True):
-            started = None  # was built on what is lost
+            started = None  # it was built on lost rows
         if started is not None and (is_first or (plan.chunks and (was_idle or plan.new_rows))):
-            # A first token does not wait until a second step is built, nor for a chunk; nor does any token wait for
-            # the chunks of two steps.
+            # A first token does not wait until a second step is built, nor for a chunk; nor does any token wait for the
+            # chunks of two steps.
             self._collect(started)
             started = None
         self._in_flight = started
@@ -156,7 +156,7 @@ class EngineLoop:
 
     @property
     def _beside_s(self) -> float:
-        """Seconds of the decode step that is being computed; 0 where none is."""
+        """Return the seconds of the decode step in progress; 0 if there is none."""
         return self._throughput.decode_s if self._in_flight is not None else 0.0
 
     @property
@@ -164,12 +164,12 @@ class EngineLoop:
         return [sequence for sequence in self.scheduler.running if sequence.can_decode]
 
     def _prefill_draft_model(self) -> None:
-        """Have the draft model prefill a part of a row, where that should pay."""
+        """Have the draft model prefill a part of a row, if that should pay."""
         if self._draft_source.is_wanted(self._decoding):
             if self._in_flight is not None and self._in_flight.drafts:
-                self._drain()  # it would be read before the next one is planned anyway, and how long it takes varies
+                self._drain()  # it would be read before the next one is planned anyway, and its time varies
             self._draft_source.prefill(self._decoding, self._beside_s)
-            self._collected_at = None  # what comes next is no measure of a decode step
+            self._collected_at = None  # what follows does not measure a decode step
 
     def _drain(self) -> None:
         """Read the step in flight before the next one is planned."""
@@ -179,14 +179,14 @@ class EngineLoop:
             self._recover(self._ran_out)
 
     def _with_drafts(self, plan: StepPlan) -> StepPlan:
-        """Return the plan with drafts, where no step is in flight and they are likely to pay."""
+        """Return the plan with drafts, if no step is in flight and they are likely to pay."""
         if self._in_flight is not None:
             return plan
         drafts = self._speculation.drafts(self.scheduler.rows(plan.decodes), self._draft_source.ask)
         return replace(plan, drafts=drafts) if drafts else plan
 
     def _make_room(self) -> None:
-        """Preempt what the scheduler chooses. What was computed is kept, as far as there is room."""
+        """Preempt what the scheduler chooses. What was computed is kept as far as there is room."""
         leaving, free_bytes = self.scheduler.overflow(self._counters.kv_bytes)
         if not leaving:
             return
@@ -203,20 +203,20 @@ class EngineLoop:
         self.scheduler.preempt(leaving)
 
     def _change_rows(self, staying: tuple[SequenceId, ...]) -> None:
-        """Tell the prefix cache before rows leave: it keeps what they hold."""
+        """Report rows to the prefix cache before they leave: it keeps what they hold."""
         if staying != self._rows:
             self._prefixes.change_rows(tuple(self.scheduler.rows(staying)))
             self._rows = staying
 
     def _observe(self) -> None:
         leaving = self.scheduler.leaving()
-        if leaving is not None:  # what is no longer needed is not held until the next step
+        if leaving is not None:  # unneeded memory is not held until the next step
             self._start(leaving)
         self._counters.observe(self._runner, self.scheduler, self._prefixes)
         self._counters.speculation = self._speculation.stats
 
     def _let_go_of_rows(self) -> None:
-        """Rows leave when a step starts without them; where none will start for long, they leave here."""
+        """Release rows now if no step will start soon; otherwise they leave with the next step."""
         if self._has_rows and self._in_flight is None and not self.scheduler.running:
             self._prefixes.change_rows(())
             self._rows = ()
@@ -224,14 +224,14 @@ class EngineLoop:
             self._has_rows = False
 
     def _start(self, plan: StepPlan) -> StepPlan | None:
-        """Start a step; the plan, where its rows are being computed."""
+        """Start a step; return the plan if its rows are being computed."""
         self._change_rows(plan.decodes or self.scheduler.row_ids)
         self._has_rows = self._has_rows or bool(plan.decodes)
         self._drafts = {draft.id: draft.token_ids for draft in plan.drafts}
         try:
             self._runner.start(plan, self._read_masks)
         except OutOfMemory as error:
-            self._ran_out = error  # the step before may still be whole: it is collected first
+            self._ran_out = error  # the step before may still be intact: it is collected first
             return None
         except SequenceFailed as error:
             self._lose_rows()
@@ -257,15 +257,15 @@ class EngineLoop:
         return masks
 
     def _collect(self, plan: StepPlan | None, *, is_overlapped: bool = False) -> bool:
-        """Whether the oldest step's tokens could be read. Where not, every row is lost.
+        """Return whether the oldest step's tokens could be read. If not, every row is lost.
 
-        `is_overlapped`: the one after it has been started.
+        `is_overlapped`: the step after it has been started.
         """
         drafts = () if plan is None else plan.drafts
         try:
             result = self._runner.collect()
         except OutOfMemory as error:
-            self._runner.idle()  # a step that was started since then is built on what is lost
+            self._runner.idle()  # a step that was started since then is built on lost rows
             self._ran_out = error
             return False
         except SequenceFailed as error:
@@ -334,7 +334,7 @@ class EngineLoop:
         self._tell(group)
 
     def _tell(self, group: SequenceGroup) -> None:
-        """Say so where a prompt is computed; that is the end for whom no token is wanted."""
+        """Report a computed prompt to its stream; a request for no tokens ends here."""
         for sequence, event in tell_prompt(group):
             self._outbox.put(self._streams[sequence.id], event)
             if event.finish_reason is not None:
@@ -345,7 +345,7 @@ class EngineLoop:
         self._counters.progress_at = now
 
     def _take_tokens(self, row: RowTokens, num_drafted: int) -> None:
-        """Take what a step gave a row: the tokens after its end mean nothing."""
+        """Take the tokens that a step gave a row: those after its end are discarded."""
         sequence = self.scheduler.sequence(row.id)
         if sequence is None:
             return
@@ -371,7 +371,7 @@ class EngineLoop:
             self._end(sequence, "finished")
 
     def _fail(self, error: SequenceFailed, sequences: Iterable[TokenSequence]) -> None:
-        """Fail some sequences, and the streams they belong to; raise when it happens again and again."""
+        """Fail some sequences and their streams; raise after repeated failures."""
         logger.error("a computation failed: %s", error, exc_info=error.__cause__)
         let_go_of_frames(error)
         for sequence in sequences:
@@ -379,7 +379,7 @@ class EngineLoop:
                 self._outbox.put(self._streams[sequence.id], error)
                 self._end(sequence, "failed")
         if isinstance(error, OutOfMemory | GrammarFailed):
-            return  # says something of the request, not that the device is broken
+            return  # the fault is in the request, not in the device
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= _MAX_FAILURES_IN_A_ROW:
             raise EngineDead(f"{self._failures_in_a_row} computations failed in a row; the last: {error}") from error

@@ -1,9 +1,9 @@
-"""What requests of each class may do: the most urgent first, class batch with a share of the time. No MLX, no clock.
+"""Limits of each class: the most urgent first, class batch with a share of the time. No MLX, no clock.
 
-"Others" are requests of the classes live and normal. Where there are none, class batch has everything. Beside them:
+"Others" are requests of the classes live and normal. Without them, class batch has everything. Beside them:
 - rows of class batch decode as far as a step takes no more than 1 + `share` of what it takes without them;
 - what they and their prompts add to the others' time is paid from an account, which earns `share` of the time that the
-  others take. Where not even one row is that cheap, one decodes now and then, and the account says for how long;
+  others take. If not even one row is that cheap, one decodes now and then, for as long as the account allows;
 - rows that may not decode leave the batch: what they have computed is kept while memory allows, and they come back;
 - a prompt of the others does not wait for steps of class batch.
 """
@@ -20,24 +20,24 @@ from mlx_backend.engine.reservations import Unit, alive_of
 from mlx_backend.engine.step_times import StepTimes
 
 MOST_S = 0.5
-"""The account holds no more than this: what is saved may all be spent beside one short answer."""
+"""Most seconds that the account holds: all of its savings may be spent beside one short answer."""
 MOST_OWED_S = 2.0
-"""The account owes no more than this, whatever was measured."""
+"""Most seconds that the account owes, whatever was measured."""
 OPEN_S = 0.25
-"""Class batch begins to spend when the account has so much: it comes back for long enough to be worth it."""
+"""Seconds in the account at which class batch begins to spend: enough for rows to come back for a useful time."""
 DEBT_S = 0.25
-"""Cheap rows, too, have to leave where the account owes so much, and come back when it has as much."""
+"""Debt at which cheap rows have to leave, too; they come back when the account holds as much."""
 LEAST_TOKENS = 32
-"""A sequence that comes back gets so many tokens, even if the account owes them: else it might never end."""
+"""Tokens that a sequence that comes back gets, even if the account owes them: otherwise it might never end."""
 KEPT_FACTOR = 1.5
-"""Rows that decode already may cost so much more than rows that join, so that a number that is near is kept."""
+"""Factor by which rows that already decode may cost more than rows that join, so that their number is stable."""
 PROMPT_SHARE = 0.2
-"""A chunk of class batch takes no more than this share of what prompts of others take: one may come meanwhile."""
+"""Largest chunk of class batch, as a share of the time of the others' prompts: one may arrive meanwhile."""
 
 STEP_SHARE = 0.1
-"""A step of class batch alone takes no more than this share of what prompts of others take."""
+"""Longest step of class batch alone, as a share of the time of the others' prompts."""
 FORGETTING = 0.01
-"""What is expected of the prompts of others grows by this share of the time without any."""
+"""Growth of the expected prompts of others, as a share of the time without any."""
 _BATCH = PRIORITIES.index("batch")
 
 
@@ -53,15 +53,15 @@ class Account:
         self.share = share
         self.left_s = 0.0
         self.is_open = False
-        """It has got to `OPEN_S` and has not come back to 0 since."""
+        """Whether the account has reached `OPEN_S` and has not fallen to 0 since."""
         self.is_in_debt = False
 
     def earn(self, seconds: float) -> None:
-        """Others have been served for so long."""
+        """Credit time for which others were served."""
         self._move(self.share * seconds)
 
     def spend(self, seconds: float) -> None:
-        """Class batch has added so much to the time of others."""
+        """Debit time that class batch added to the time of others."""
         self._move(-seconds)
 
     def _move(self, seconds: float) -> None:
@@ -75,22 +75,22 @@ class Account:
 
 
 class Priorities:
-    """Decides by classes; belongs to a scheduler, which asks it."""
+    """Decisions by class, for the scheduler that owns it."""
 
     def __init__(self, share: float, admitted: Mapping[PromptId, SequenceGroup], waiting: ClassQueue) -> None:
-        """`share`: `scheduler.batch_share`. `admitted`, `waiting`: the scheduler's own, read here."""
+        """Take `scheduler.batch_share` as `share`. `admitted`, `waiting`: the scheduler's own, only read here."""
         self._admitted, self._waiting = admitted, waiting
         self.times = StepTimes()
         self.account = Account(share)
         self.prompt_s: float | None = None
-        """Seconds that the prompts of others take of late; None where there was none."""
+        """Seconds that recent prompts of others took; None if there was none."""
         self.num_pauses = dict.fromkeys(PRIORITIES, 0)
         self.num_output_tokens = dict.fromkeys(PRIORITIES, 0)
 
-    # ---- what is decided ----
+    # ---- decisions ----
 
     def num_rows(self, num_others: int, num_batch: int, num_now: int = 0) -> int:
-        """Return how many of `num_batch` rows may decode beside `num_others`. `num_now`: as many do already."""
+        """Return how many of `num_batch` rows may decode beside `num_others`. `num_now`: rows that decode already."""
         if not num_others:
             return self._num_alone(num_batch)
         if self.account.is_in_debt:
@@ -103,11 +103,11 @@ class Priorities:
 
     @property
     def _is_alone(self) -> bool:
-        """Whether all that is admitted is of class batch."""
+        """Return whether all that is admitted is of class batch."""
         return all(map(is_batch, self._admitted.values()))
 
     def _num_alone(self, num_batch: int) -> int:
-        """Return how many rows may decode alone: a prompt of others that comes waits for two of their steps."""
+        """Return how many rows may decode alone: an arriving prompt of others waits for two of their steps."""
         if self.prompt_s is None:
             return num_batch
         return max(min(num_batch, 1), self.times.rows_within(num_batch, STEP_SHARE * self.prompt_s))
@@ -122,7 +122,7 @@ class Priorities:
         return num_batch < self.num_rows(max(num_others, 1), num_batch + 1, num_batch) and self.account.left_s > 0
 
     def joining(self, ready: Iterable[TokenSequence], running: Sequence[TokenSequence]) -> list[TokenSequence]:
-        """Return those of the sequences that are ready that may decode now, the most urgent first."""
+        """Return the ready sequences that may decode now, the most urgent first."""
         found = sorted(ready, key=lambda sequence: rank_of(sequence.group))
         others = [sequence for sequence in (*running, *found) if not is_batch(sequence.group)]
         num_now = sum(is_batch(sequence.group) for sequence in running)
@@ -131,10 +131,10 @@ class Priorities:
         return found[: len(found) - num_ready + max(num_joining, 0)]
 
     def order(self, prefilling: Sequence[SequenceGroup], num_steps: int) -> list[SequenceGroup]:
-        """Return the prompts of which chunks are computed, the most urgent class first.
+        """Return the prompts to compute chunks of, the most urgent class first.
 
         Within a class the oldest goes first in one step, the one with the least left in the next. Beside others, class
-        batch has to have the time, and waits for their prompts unless its account is full.
+        batch needs time in its account, and waits for their prompts unless the account is full.
         """
         found: list[SequenceGroup] = []
         for rank in range(len(PRIORITIES)):
@@ -168,7 +168,8 @@ class Priorities:
         return []
 
     def choose_paused(self, running: Sequence[TokenSequence]) -> list[Unit]:
-        """Return the sequences of class batch that leave, the newest first: more than may decode beside the others."""
+        """Return the sequences of class batch that leave, the newest first: those beyond what may decode beside the
+        others."""
         batch = [sequence for sequence in running if is_batch(sequence.group)]
         if not batch or len(batch) == len(running):
             return []
@@ -178,12 +179,12 @@ class Priorities:
             kept = 1
         return [[sequence] for sequence in reversed(batch[kept:])]
 
-    # ---- what is measured ----
+    # ---- measurements ----
 
     def stepped(self, rows: Sequence[TokenSequence], num_rows: int, seconds: float) -> None:
         """Take the measured seconds of a decode step of `num_rows`, beside which nothing else was computed.
 
-        `rows`: those that have not ended or left since it was started; where some have, it is not known of which class.
+        `rows`: those that have not ended or left since it was started; the class of the rest is unknown.
         """
         if len(rows) < num_rows:
             return
@@ -203,18 +204,18 @@ class Priorities:
         if is_batch(group):
             self.account.spend(0.0 if self._is_alone else seconds)
             return
-        self._earn(seconds / 4)  # most of what is earned is spent beside decodes, which have to bear it
+        self._earn(seconds / 4)  # most of what is earned is spent beside decodes, which bear the cost
         group.prompt_s += seconds
         if group.num_remaining_tokens <= chunk.num_tokens:
             self.prompt_s = group.prompt_s if self.prompt_s is None else 0.8 * self.prompt_s + 0.2 * group.prompt_s
 
     def _earn(self, seconds: float) -> None:
-        """Earn for requests of class batch that are there; for those that may come nothing is saved."""
+        """Earn for requests of class batch that are present; nothing is saved for later ones."""
         if self._waiting.of("batch") or any(map(is_batch, self._admitted.values())):
             self.account.earn(seconds)
 
     def _pass_alone(self, seconds: float) -> None:
-        """Expect the next prompt of the others to be the longer, the longer none has come."""
+        """Expect a longer next prompt of the others, the longer none has arrived."""
         if self.prompt_s is not None and self._is_alone:
             self.prompt_s += FORGETTING * seconds
 
@@ -224,9 +225,9 @@ def choose_displaced(
     urgent: SequenceGroup | None,
     fits: Callable[[SequenceGroup, Collection[SequenceGroup]], bool],
 ) -> list[Unit]:
-    """Return the requests of class batch, the newest first, without which an `urgent` request has a place.
+    """Return the requests of class batch, the newest first, that leave to make a place for an `urgent` request.
 
-    `groups`: what is admitted, in the order of `rank_to_leave`. Nothing leaves where that would not be enough.
+    `groups`: admitted requests, in the order of `rank_to_leave`. Nothing leaves if that would not be enough.
     """
     staying, leaving = list(groups), list[Unit]()
     while urgent is not None and not fits(urgent, staying):
@@ -237,10 +238,10 @@ def choose_displaced(
 
 
 def rank_to_leave(group: SequenceGroup) -> int:
-    """Return the rank by which requests stay where memory is short: one that has aged is among the most urgent."""
+    """Return the rank by which requests stay when memory is short: an aged one is among the most urgent."""
     return 0 if group.is_aged else rank_of(group)
 
 
 def _num_new(sequence: TokenSequence) -> int:
-    """Return the tokens that a sequence got since it came back."""
+    """Return the number of tokens that a sequence got since it came back."""
     return len(sequence.output_ids) - len(sequence.group.output_ids)

@@ -16,14 +16,14 @@ Unit = list[TokenSequence]
 
 
 def reserve_soon(group: SequenceGroup, staying: Iterable[TokenSequence] | None = None) -> Reservation:
-    """Return what a request holds within its next steps. `staying`: of its sequences, those that are counted."""
+    """Return what a request holds within its next steps. `staying`: the sequences of it that are counted."""
     alive = alive_of(group) if staying is None else list(staying)
     soon = tokens_soon(group.num_prompt_tokens, _written(alive), group.max_num_tokens)
     return _reservation(group, alive, soon)
 
 
 def reserve_expected(group: SequenceGroup, lengths: ExpectedLength) -> Reservation:
-    """Return what a request is expected to come to: never less than what it holds soon.
+    """Return what a request is expected to hold in the end: never less than what it holds soon.
 
     With every preemption its expected output counts twice as much, up to its worst case.
     """
@@ -66,7 +66,7 @@ def choose_leaving(
 
 
 def largest(sequences: Iterable[TokenSequence]) -> list[TokenSequence]:
-    """Those of the request that holds most, of these: the one a batch that ran out of memory can best do without."""
+    """Return the sequences of the request that holds most: after running out of memory, dropping it frees most."""
     by_request: dict[int, list[TokenSequence]] = {}
     for sequence in sequences:
         by_request.setdefault(id(sequence.request), []).append(sequence)

@@ -5,13 +5,13 @@ Arithmetic on counters: no MLX, no clock, no threads.
 The rules:
 - every running sequence decodes in every step;
 - beside decodes, prefill gets as many tokens as should take what `max_stall_s` leaves, and never less than a share of
-  the time: where a decode step is slow, streams pause for longer than that;
-- where nothing decodes, a chunk may take `max_chunk_s`;
-- a request that does not fit into memory beside the others, all at their expected lengths, waits, and those behind it;
-- where the next steps do not fit, the newest leave and wait at the front of the queue, to be computed again. The oldest
+  the time: if a decode step is slow, streams pause for longer than that;
+- if nothing decodes, a chunk may take `max_chunk_s`;
+- a request waits until it fits into memory beside the others, all at their expected lengths; those behind it wait, too;
+- if the next steps do not fit, the newest leave and wait at the front of the queue, to be computed again. The oldest
   request never leaves: alone it always fits;
 - a chunk is no longer than what fits into memory at its place in the prompt;
-- tenants take turns at being let in;
+- tenants take turns at admission;
 - prompts take turns: the oldest goes first in one step, the one with the least left in the next. The
   oldest gets every other turn whatever arrives, and a short prompt does not wait for a long one;
 - of different classes, the most urgent goes first (`priorities.py`), and class batch makes room for the others.
@@ -36,11 +36,11 @@ from mlx_backend.prefix_cache.prefix_match import PrefixMatch, PrefixView
 from mlx_backend.sampling.keys import base_key
 
 _STALL_SHARE = 0.6
-"""The share of the promised stall that a chunk is planned for; the rest is for what no measure foresees."""
+"""Share of the promised stall that a chunk is planned for; the rest absorbs what no measurement predicts."""
 _LEFTOVER_SHARE = 0.15
-"""A leftover of the time budget smaller than this starts no further chunk."""
+"""Share of the time budget below which a leftover starts no further chunk."""
 _SPARE_SHARE = 4
-"""One part in so many of the free memory may be places of rows that left."""
+"""Divisor of the free memory: places of rows that left may take one such part."""
 UNBOUNDED_BYTES = 1 << 62
 
 
@@ -62,7 +62,7 @@ class Scheduler:
         self._prefixes = prefixes
         self._num_steps = 0
         self._is_full = self.has_paused = False
-        """Sequences have left since the last plan: nothing is let in with the next one, or nothing of class batch."""
+        """Sequences have left since the last plan: the next one admits nothing, or nothing of class batch."""
         self.lengths = ExpectedLength()
         self.num_preemptions = 0
         """Sequences that were preempted."""
@@ -71,40 +71,40 @@ class Scheduler:
         self.kept_bytes: int | None = None
         """Bytes that the last plan leaves for the prefix cache; None: no bound."""
         self.is_blocked = False
-        """All that is to be done waits for the disk."""
+        """Whether all work waits for the disk."""
         self.waiting = ClassQueue()
         self.prefilling: list[SequenceGroup] = []
         self.ready: deque[TokenSequence] = deque()
         self.running: list[TokenSequence] = []
         self._admitted: dict[PromptId, SequenceGroup] = {}
-        """Prompts that were let in and whose sequences have not all ended."""
+        """Prompts that were admitted and have a sequence that has not ended."""
         self.priorities = Priorities(config.batch_share, self._admitted, self.waiting)
         self._rows: dict[SequenceId, TokenSequence] = {}
         """Sequences that the runner has a row for and that have not ended."""
         self._ended: list[SequenceId] = []
         """Sequences that had a row and have ended since the last plan."""
         self._dropped: list[PromptId] = []
-        """Prompts whose KV cache is of no use any more, since the last plan."""
+        """Prompts whose KV cache has become useless since the last plan."""
 
     def _claims(self, groups: Iterable[SequenceGroup]) -> list[Reservation]:
-        """What requests are expected to come to."""
+        """Return what requests are expected to hold."""
         return [reserve_expected(group, self.lengths) for group in groups]
 
     @property
     def _soon(self) -> list[Reservation]:
-        """What every admitted request holds within the next steps."""
+        """Return what every admitted request holds within the next steps."""
         return [reserve_soon(group) for group in self._admitted.values()]
 
     @property
     def planned_bytes(self) -> int:
-        """Bytes that admitted requests are expected to come to, the limit at most; 0 without a budget."""
+        """Return the bytes that admitted requests are expected to hold, at most the limit; 0 without a budget."""
         if self._budget is None:
             return 0
         return min(self._budget.needed(self._claims(self._admitted.values())), self._budget.limit_bytes)
 
     @property
     def stall_s(self) -> float:
-        """The longest pause of running sequences that can be promised: more than was asked for where steps are slow."""
+        """Return the longest pause of running sequences that can be promised: above the setting if steps are slow."""
         throughput = self._throughput
         chunk_s = max(throughput.least_chunk_s, min(throughput.efficient_chunk_s, self._config.max_chunk_s))
         return max(self._config.max_stall_s, (throughput.decode_s + chunk_s) / _STALL_SHARE)
@@ -118,26 +118,26 @@ class Scheduler:
         self.waiting.append(group)
 
     def sequence(self, sequence_id: SequenceId) -> TokenSequence | None:
-        """A sequence that the runner has a row for; None where it is to have none any more."""
+        """Return a sequence that the runner has a row for; None if it is to have none any more."""
         return self._rows.get(sequence_id)
 
     @property
     def row_ids(self) -> tuple[SequenceId, ...]:
-        """Every sequence that the runner has a row for and that has not ended."""
+        """Return the ids of the sequences that the runner has a row for and that have not ended."""
         return tuple(self._rows)
 
     def rows(self, sequence_ids: Iterable[SequenceId]) -> list[TokenSequence]:
-        """Those of the sequences that the runner has rows for."""
+        """Return those of the sequences that the runner has rows for."""
         return [self._rows[each] for each in sequence_ids if each in self._rows]
 
     def prompt(self, prompt_id: PromptId) -> SequenceGroup | None:
-        """A prompt that was let in; None where nobody waits for it any more."""
+        """Return an admitted prompt; None if it is not needed any more."""
         return self._admitted.get(prompt_id)
 
     def schedule(self) -> StepPlan:
-        """Let in what has a place, then plan one step. Chunks count as computed when `computed` says so."""
+        """Admit what has a place, then plan one step. Chunks count as computed when `computed` reports them."""
         self._join()
-        if not self._is_full:  # what leaves with this plan may come back with the next one, not with the same
+        if not self._is_full:  # what leaves with this plan may come back with the next one, not with this one
             self._admit()
         self._is_full = self.has_paused = False
         self._num_steps += 1
@@ -160,7 +160,7 @@ class Scheduler:
         )
 
     def _divide_free(self, chunks: Iterable[Chunk]) -> tuple[int, int | None]:
-        """Return the bytes for places of rows to come, and those left for the prefix cache (None: no bound).
+        """Return the bytes for places of future rows, and those left for the prefix cache (None: no bound).
 
         They are free in this step and in the next few. What is kept for later requests gives way when room is needed.
         """
@@ -172,7 +172,7 @@ class Scheduler:
         return spare, free - spare
 
     def leaving(self) -> StepPlan | None:
-        """A plan in which nothing is computed: what a runner need not hold since the last one. None: nothing."""
+        """Return a plan without computation: what a runner may release since the last one. None: nothing."""
         if not self._ended and not self._dropped:
             return None
         ended, dropped = self._take_leaving()
@@ -191,12 +191,12 @@ class Scheduler:
         return sequence.row(sequence.key)
 
     def started(self, plan: StepPlan) -> None:
-        """The plan's rows are being computed: each is to get a token."""
+        """Note that the plan's rows are being computed: each is to get a token."""
         for sequence_id in plan.decodes:
             self._rows[sequence_id].num_started_tokens += 1
 
     def computed(self, chunk: Chunk) -> None:
-        """A chunk of the plan is done; a prompt that is complete hands its sequences over to decoding."""
+        """Note that a chunk of the plan is done; the sequences of a complete prompt go on to decode."""
         group = self._admitted[chunk.prompt]
         group.num_computed_tokens = chunk.stop
         num_new = group.num_new_tokens(chunk)
@@ -208,22 +208,22 @@ class Scheduler:
             self._complete(group)
 
     def start_again(self, group: SequenceGroup) -> None:
-        """Nothing is left of what was computed or restored of a prompt."""
+        """Start a prompt again, with nothing left of what was computed or restored."""
         group.num_computed_tokens = group.num_cached_tokens = 0
         self._dropped.append(group.id)
 
     def recompute(self) -> None:
-        """Every row is lost: who ran goes back to the front of the queue, as a prompt of all its tokens."""
+        """Queue running sequences at the front again, as prompts of all their tokens: every row is lost."""
         while self.running:
             sequence = self.running[-1]
             self._rows.pop(sequence.id, None)
             self._wait_again([sequence])
 
     def overflow(self, held_bytes: int) -> tuple[list[Unit], int]:
-        """Choose what is to be preempted so that the next steps fit; see `preempt`. Mostly nothing.
+        """Choose what is to be preempted so that the next steps fit; see `preempt`. Usually nothing.
 
-        `held_bytes`: of the KV caches now. Also returns the bytes in which what leaves can be kept: they are free now,
-        beside its rows, and stay so in the next steps without it.
+        `held_bytes`: bytes of the KV caches now. Also returns the bytes available for keeping what leaves: they are
+        free now, beside its rows, and stay free in the next steps without it.
         """
         groups, urgent = sorted(self._admitted.values(), key=rank_to_leave), self.waiting.first(takes_batch=False)
         leaving = self.priorities.choose_paused(self.running) or choose_displaced(groups, urgent, self._fits)
@@ -253,7 +253,7 @@ class Scheduler:
                 group.num_preemptions += 1
 
     def _wait_again(self, unit: Unit) -> SequenceGroup:
-        """Put sequences of one request before all that wait; nothing is left of what was computed of them."""
+        """Put sequences of one request ahead of all that wait; nothing is left of what was computed of them."""
         former = unit[0].group
         output_ids = tuple(unit[0].output_ids) if unit[0].status is Status.RUNNING else former.output_ids
         for sequence in unit:
@@ -263,10 +263,10 @@ class Scheduler:
                 self.ready.remove(sequence)
             sequence.status = Status.PENDING
             sequence.num_started_tokens = len(sequence.output_ids)
-            sequence.close_grammar()  # may have been told of a token that is lost
+            sequence.close_grammar()  # it may have taken a token that is lost
             sequence.has_row = False
         if all(sequence in unit for sequence in alive_of(former)) and output_ids == former.output_ids:
-            group = former  # whose prompt is computed again: its stream goes on telling how far it is
+            group = former  # its prompt is computed again: its stream keeps reporting the progress
             del self._admitted[group.id]
             if group.num_computed_tokens:
                 self._dropped.append(group.id)
@@ -286,7 +286,7 @@ class Scheduler:
         return group
 
     def end(self, sequence: TokenSequence) -> None:
-        """Take out a sequence that finished, failed or was aborted, wherever it stands. Idempotent."""
+        """Take out a sequence that finished, failed or was aborted, in whatever state it is. Idempotent."""
         if sequence.status is Status.ENDED:
             return
         sequence.status = Status.ENDED
@@ -324,9 +324,9 @@ class Scheduler:
             self.running.append(sequence)
 
     def _admit(self) -> None:
-        """The most urgent first; within a class tenants take turns, and within one, first come, first served.
+        """Admit the most urgent first; within a class tenants take turns, and within one, first come, first served.
 
-        Rows are promised before a prompt is computed, so that none waits prefilled.
+        Rows are promised before a prompt is computed, so that no prefilled prompt waits for one.
         """
         while self.waiting:
             group = self.waiting.first(takes_batch=not self.has_paused and self.priorities.takes_batch())
@@ -380,10 +380,10 @@ class Scheduler:
                 return  # measure one chunk before planning a second
             left_s -= took_s
             if chunk.num_tokens == group.num_remaining_tokens:
-                budget_s = left_s = min(left_s, stall_s)  # from here on somebody waits for a first token
+                budget_s = left_s = min(left_s, stall_s)  # from here on a request waits for a first token
 
     def _chunk(self, group: SequenceGroup, match: PrefixMatch, left_s: float, *, is_first: bool) -> Chunk:
-        """As much of a prompt as should take `left_s`; of the first beside decodes, no less than is efficient."""
+        """Return a chunk of the prompt that should take `left_s`; the first beside decodes is at least efficient."""
         start, most = group.num_computed_tokens, self._config.max_chunk_tokens
         if match.restorable_until > start and self._prefixes is not None:
             stop = min(start + self._throughput.restorable_for(left_s, most), match.restorable_until)

@@ -1,9 +1,9 @@
-"""How long a decode step takes by its number of rows, learned from steps that were measured. No MLX, no clock."""
+"""Duration of a decode step by its number of rows, learned from measured steps. No MLX, no clock."""
 
 from __future__ import annotations
 
 _WEIGHT = 0.2
-"""Of a new measurement beside those before it."""
+"""Weight of a new measurement against those before it."""
 
 
 class StepTimes:
@@ -13,14 +13,14 @@ class StepTimes:
         self._seconds: dict[int, float] = {}
 
     def observe(self, num_rows: int, seconds: float) -> None:
-        """Take the measured seconds of a step of so many rows."""
+        """Record the measured seconds of a step of `num_rows`."""
         known = self._seconds.get(num_rows)
         self._seconds[num_rows] = seconds if known is None else known + _WEIGHT * (seconds - known)
 
     def estimate(self, num_rows: int) -> float | None:
-        """Return the seconds of a step; None where none of so few rows was measured.
+        """Return the seconds of a step; None if no step of so few rows was measured.
 
-        Beyond the largest number that was measured, every row is taken to be as slow as those on average.
+        Beyond the largest measured number, every row is taken to be as slow as the average one.
         """
         smaller = max((n for n in self._seconds if n <= num_rows), default=None)
         if smaller is None:
@@ -33,14 +33,14 @@ class StepTimes:
         return low_s + part * max(self._seconds[larger] - low_s, 0.0)
 
     def rows_within(self, most: int, seconds: float) -> int:
-        """Return how many rows, `most` at most, a step can have that takes so long; all where nothing was measured."""
+        """Return how many rows, at most `most`, a step may have to take `seconds`; `most` if nothing was measured."""
         found = most
         while found and (self.estimate(found) or 0.0) > seconds:
             found -= 1
         return found
 
     def most_rows(self, num_rows: int, most: int, factor: float) -> int:
-        """Return how many rows, `most` at most, a step of `num_rows` can have beside them for `factor` of its time."""
+        """Return how many rows, at most `most`, may join a step of `num_rows` for `factor` of its time."""
         alone_s = self.estimate(num_rows)
         if alone_s is None:
             return 0

@@ -1,7 +1,7 @@
 """The crossing from the device thread to an event loop: one EventStream per submission.
 
-The device thread hands over events with `call_soon_threadsafe`, once per turn and loop; everything else
-here runs on the loop that owns the stream.
+The device thread hands over events with `call_soon_threadsafe`, once per turn and loop; everything else here runs on
+the loop that owns the stream.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from mlx_backend.api.interface import DraftedTokens, PrefillProgress, StreamEven
 from mlx_backend.core.sequence import SequenceGroup, TokenSequence
 
 _MOST_EVENTS = 64
-"""That are handed over at once: a reader that was slow finds a backlog of thousands, and encoding takes its time."""
+"""Events handed over at once: a slow reader finds a backlog of thousands, and encoding takes time."""
 
 
 class EventStream:
-    """The tokens of the sequences of some prompts. Implements `interface.TokenStream`."""
+    """Stream of the tokens of some prompts' sequences. Implements `interface.TokenStream`."""
 
     def __init__(
         self, groups: tuple[SequenceGroup, ...], close: Callable[[Iterable[TokenSequence], str], None]
     ) -> None:
-        """`close` ends sequences that nobody reads any more, as "finished" or "aborted"."""
+        """Build a stream. `close` ends sequences that are read no more, as "finished" or "aborted"."""
         self.loop = asyncio.get_running_loop()
         self._groups = groups
         self.sequences = [sequence for group in groups for sequence in group.sequences]
@@ -38,7 +38,7 @@ class EventStream:
         return self
 
     async def __anext__(self) -> tuple[StreamEvent, ...]:
-        if self._pending:  # a backlog: the others have the loop between its parts
+        if self._pending:  # a backlog: others get the loop between its parts
             await asyncio.sleep(0)
         while not self._pending:
             if self._error is not None:
@@ -108,7 +108,7 @@ class EventStream:
 
 
 class Outbox:
-    """What a step has for the streams, sent once per event loop. Owned by the device thread."""
+    """Events of a step for the streams, sent once per event loop. Owned by the device thread."""
 
     def __init__(self) -> None:
         self._items: dict[asyncio.AbstractEventLoop, list[tuple[EventStream, Any]]] = {}
@@ -117,7 +117,7 @@ class Outbox:
         self._items.setdefault(stream.loop, []).append((stream, item))
 
     def send(self) -> None:
-        """Hand everything over. A loop that has closed has nobody left to read it."""
+        """Hand everything over. A loop that has closed has no readers left."""
         for loop, items in self._items.items():
             try:
                 loop.call_soon_threadsafe(_deliver, items)

@@ -13,19 +13,19 @@ from mlx_backend.core.sequence import SequenceGroup
 
 
 class WaitingQueue:
-    """Who is next is who has waited longest of the tenant whose turn it is; a turn ends when one is let in."""
+    """Queue in which the tenant at turn contributes its oldest request; an admission ends the turn."""
 
     def __init__(self) -> None:
         self._front: deque[SequenceGroup] = deque()
-        """Those who had a place and lost it: before everybody's turn."""
+        """Requests that had a place and lost it: ahead of every turn."""
         self._of: dict[str, deque[SequenceGroup]] = {}
-        """By tenant, in the order of turns. Nobody's queue is empty."""
+        """Requests by tenant, in the order of turns. No tenant's queue is empty."""
 
     def __len__(self) -> int:
         return len(self._front) + sum(map(len, list(self._of.values())))
 
     def __iter__(self) -> Iterator[SequenceGroup]:
-        """All, tenant by tenant."""
+        """Yield all requests, tenant by tenant."""
         yield from self._front
         for queue in self._of.values():
             yield from queue
@@ -35,7 +35,7 @@ class WaitingQueue:
 
     @property
     def first(self) -> SequenceGroup:
-        """Whose turn it is. It stays so until it is let in or leaves, whoever comes. Raises IndexError."""
+        """Return the next request. It stays so until it is admitted or leaves, whatever arrives. Raises IndexError."""
         if self._front:
             return self._front[0]
         for queue in self._of.values():
@@ -43,19 +43,19 @@ class WaitingQueue:
         raise IndexError("nobody waits")
 
     def count(self, tenant: str) -> int:
-        """How many of a tenant's wait for their turn."""
+        """Return how many of a tenant's requests wait for their turn."""
         return len(self._of.get(tenant, ()))
 
     def append(self, group: SequenceGroup) -> None:
-        """Behind its tenant's others; a tenant of whom nobody waits has the last turn."""
+        """Queue a request behind its tenant's others; a tenant without waiting requests gets the last turn."""
         self._of.setdefault(group.request.tenant, deque()).append(group)
 
     def appendleft(self, group: SequenceGroup) -> None:
-        """Before everybody."""
+        """Put a request ahead of every other."""
         self._front.appendleft(group)
 
     def popleft(self) -> SequenceGroup:
-        """Take out the first; its tenant's next turn is after all others'. Raises IndexError."""
+        """Take out the first request; its tenant's next turn is after all others'. Raises IndexError."""
         group = self.first
         if self._front:
             return self._front.popleft()
@@ -66,7 +66,7 @@ class WaitingQueue:
         return group
 
     def remove(self, group: SequenceGroup) -> None:
-        """Take out one that is given up. Raises ValueError."""
+        """Take out a request that is given up. Raises ValueError."""
         if group in self._front:
             self._front.remove(group)
             return
@@ -86,10 +86,10 @@ class Counted(Protocol):
 
 
 def has_room(waiting: Counted, arrived: Iterable[SequenceGroup], new: Iterable[SequenceGroup], most: int) -> bool:
-    """Whether `new`, of one tenant, may wait beside those who do and have `arrived`; no more than `most` may.
+    """Return whether `new`, of one tenant, may wait beside waiting and `arrived` requests; at most `most` may.
 
-    A tenant with a name leaves as many places free as it takes: alone it gets half of them, of three each gets a
-    quarter, and who comes next finds one. Without names all are one client, who may take every place.
+    A named tenant leaves as many places free as it takes: alone it gets half of them, three get a quarter each, and the
+    next one still finds a place. Without names all are one client, which may take every place.
     """
     here, coming = list(arrived), list(new)
     num_free = most - len(waiting) - len(here)

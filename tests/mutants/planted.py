@@ -281,7 +281,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "mlx_backend/engine/loop.py",
         _ENGINE,
         ("three failures in a year end the server", "        self._failures_in_a_row = 0\n        self._succeeded(now)", "        self._succeeded(now)"),
-        ("answers skip tokens after memory ran out", "            started = None  # was built on what is lost", "            pass"),
+        ("answers skip tokens after memory ran out", "            started = None  # it was built on lost rows", "            pass"),
         ("answers skip tokens after memory ran out", "            self._ran_out = error\n            return False", "            self._ran_out = error\n            return True"),
         ("answers that are being written wait for ever when the engine dies", "        for stream in {*self._streams.values(), *arrived}:", "        for stream in set(arrived):"),
         ("prompts stall running streams: the pace is taken for slower", "        self._collected_at = None  # the time to the next", "        pass  # the time to the next"),
