@@ -1,4 +1,4 @@
-"""What a runner provides whose adapters come and go while it serves. No MLX."""
+"""Interface of a runner that loads and unloads adapters while it serves. No MLX."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mlx_backend.model.adapter_files import AdapterFiles
 
 
 class AdapterHost(Protocol):
-    """The adapters of a loaded model. The device thread owns it; `open` any thread may call."""
+    """The adapters of a loaded model. The device thread owns it; any thread may call `open`."""
 
     @property
     def files(self) -> tuple[AdapterFiles, ...]:
-        """The adapters that are held, in the order in which they came."""
+        """Return the adapters that are held, in the order in which they were loaded."""
 
     def open(self, adapter: AdapterConfig) -> AdapterFiles:
         """Read and check an adapter's files, without its weights. Raises ModelLoadError."""
@@ -28,6 +28,6 @@ class AdapterHost(Protocol):
 
 @runtime_checkable
 class HasAdapters(Protocol):
-    """A runner whose adapters can change. One that lacks this serves those that it was loaded with."""
+    """A runner that can change its adapters. Any other serves those that it was loaded with."""
 
     adapters: AdapterHost

@@ -1,7 +1,7 @@
-"""LoRA adapters of one model, side by side: each row of a forward pass adds its own adapter's, or none.
+"""LoRA adapters of one model, side by side: each row of a forward pass adds those of its own adapter, or none.
 
-The linear layers keep their weights and everything else that a model reads of them: an adapted layer is of a class
-that adds to what its own class computes. Of each layer the factors of all adapters are stacked, float32, with zeros for
+The linear layers keep their weights and everything else that a model reads of them: the class of an adapted layer adds
+to the result of the layer's own class. For each layer the factors of all adapters are stacked, float32, with zeros for
 the base model and up to the largest rank; a batch of mixed rows gathers none of them, it multiplies by index.
 """
 
@@ -21,11 +21,11 @@ from mlx_backend.model.adapter_files import AdapterFiles, Factors, open_adapter,
 from mlx_backend.model.skeleton import Skeleton
 
 BASE = ""
-"""The adapter of requests that want none."""
+"""Adapter of requests that use none."""
 
 
 class _Choice:
-    """Which adapter each row of the next forward pass has: None for none at all, one for all, or [rows] int32."""
+    """The adapter of each row of the next forward pass: None for none at all, one for all, or [rows] int32."""
 
     slot: int | None = None
     slots: mx.array | None = None
@@ -59,7 +59,7 @@ class AdaptedLinear(nn.Linear):  # type: ignore[misc]
 
 
 class AdaptedQuantizedLinear(nn.QuantizedLinear):  # type: ignore[misc]
-    """The same with quantized weights."""
+    """A quantized linear layer whose rows may have adapters."""
 
     stack: _Stack
 
@@ -94,7 +94,7 @@ class Adapters:
         self._places: dict[str, int] = {BASE: 0}
         self._chosen: tuple[str, ...] = ()
         self._stacks: dict[str, _Stack] = {}
-        """By the path of the layer."""
+        """Stacks by the path of the layer."""
 
     def load(
         self,
@@ -104,7 +104,7 @@ class Adapters:
         *,
         is_batched: bool,
     ) -> tuple[AdapterInfo, ...]:
-        """Put all adapters beside the model's layers. Raises ModelLoadError where one is not for this model."""
+        """Put all adapters beside the model's layers. Raises ModelLoadError if one does not match this model."""
         self._model, self._make_caches, self._is_batched = model, make_caches, is_batched
         return self.change(files)
 
@@ -126,7 +126,7 @@ class Adapters:
         return tuple(_describe(adapter) for adapter in files)
 
     def _stack(self, files: Sequence[AdapterFiles], new: Sequence[AdapterFiles]) -> dict[str, _Stack]:
-        """Build the factors of every layer; those that are held stay as they are until all are there."""
+        """Build the factors of every layer; those that are held stay as they are until all are built."""
         layers = dict(self._model.named_modules())
         try:
             read = {adapter.name: _Tensors(adapter, layers) for adapter in new}
@@ -141,7 +141,7 @@ class Adapters:
         return stacks
 
     def _factors(self, adapter: AdapterFiles, path: str, read: _Tensors | None) -> tuple[mx.array, mx.array] | None:
-        """Return an adapter's factors of one layer, out of its file or, where it is held already, out of memory."""
+        """Return an adapter's factors of one layer, from memory if it is held already, otherwise from its file."""
         if read is not None or path not in adapter.factors:
             return None if read is None else read.factors(path)
         place, rank, held = self._places[adapter.name], adapter.factors[path].rank, self._stacks[path]
@@ -161,7 +161,7 @@ class Adapters:
         self._choice.slot = self._choice.slots = None
 
     def _check(self, names: Sequence[str]) -> None:
-        """Compute once with each. Raises ModelLoadError where the model's code keeps rows apart no longer."""
+        """Compute once with each adapter. Raises ModelLoadError if the model's code no longer keeps rows apart."""
         if not names:
             return
         batches = [[name] for name in names] + ([[BASE, *names]] if self._is_batched else [])
@@ -177,7 +177,7 @@ class Adapters:
             self.choose([BASE])
 
     def choose(self, names: Sequence[str]) -> None:
-        """Have row number i of the next forward pass use the adapter `names[i]`; one name is for all rows."""
+        """Have row number i of the next forward pass use the adapter `names[i]`; a single name is for all rows."""
         if len(self._places) == 1:
             return
         wanted = tuple(names) if len(set(names)) > 1 else (names[0],)
@@ -201,7 +201,7 @@ def _describe(adapter: AdapterFiles) -> AdapterInfo:
 
 
 class _Tensors:
-    """The tensors of one adapter, checked against the layers they are for."""
+    """Tensors of one adapter, checked against the layers that they belong to."""
 
     def __init__(self, adapter: AdapterFiles, layers: dict[str, Any]) -> None:
         for path, factors in adapter.factors.items():
@@ -213,7 +213,7 @@ class _Tensors:
             raise ModelLoadError(f"adapter {adapter.name}: {adapter.weights} cannot be read ({error})") from error
 
     def factors(self, path: str) -> tuple[mx.array, mx.array] | None:
-        """Return a [in, rank] and b [rank, out] with the scale in it, float32; None where the layer stays as it is."""
+        """Return a [in, rank] and b [rank, out], scaled, float32; None if the layer stays as it is."""
         found = self._adapter.factors.get(path)
         if found is None:
             return None

@@ -1,4 +1,4 @@
-"""Runner: the narrow door between the engine and a device. Everything here is called on the device thread.
+"""Runner: the narrow interface between the engine and a device. Everything here is called on the device thread.
 
 Only data crosses it: plans and results (core/step.py), errors that name ids, bytes. A runner can be in another process.
 """
@@ -16,7 +16,7 @@ from mlx_backend.planning.admission import Budget
 
 
 def limited_by(config: ContextConfig, limit: int, fitting: int) -> Literal["model", "configuration", "memory"]:
-    """Return what makes the context limit `fitting`, where the model and the configuration together allow `limit`."""
+    """Return what limits the context to `fitting`, if the model and the configuration together allow `limit`."""
     if fitting < limit:
         return "memory"
     return "model" if config.limit is None else "configuration"
@@ -24,12 +24,12 @@ def limited_by(config: ContextConfig, limit: int, fitting: int) -> Literal["mode
 
 _OUT_OF_MEMORY = (
     "Insufficient Memory",  # Metal, of a command buffer
-    "[metal::malloc]",  # Metal: a buffer larger than any may be, or one more than there may be
+    "[metal::malloc]",  # Metal: a buffer above the largest size, or one more than the largest number
     "Unable to allocate",  # MLX's allocators
     "out of memory",  # CUDA
 )
-"""Texts by which MLX's errors say so (backend/{metal,cuda,no_gpu}/allocator.cpp, metal/device.cpp): all are
-RuntimeErrors. Others name memory, too, such as "illegal memory access", and are faults of another kind."""
+"""Texts of MLX's out-of-memory errors (backend/{metal,cuda,no_gpu}/allocator.cpp, metal/device.cpp): all are
+RuntimeErrors. Other errors name memory, too, such as "illegal memory access", and are faults of another kind."""
 
 
 def failed(what: str, error: BaseException) -> SequenceFailed:
@@ -41,20 +41,20 @@ def failed(what: str, error: BaseException) -> SequenceFailed:
 
 
 class Runner(Protocol):
-    """Computes. Owns its rows, its prompts' KV caches and its blocks, all by id.
+    """Computes plans. Owns its rows, its prompts' KV caches and its blocks, all by id.
 
-    Steps are collected in the order in which they were started. Where a SequenceFailed names no ids, all that the
-    computation was for are lost. Where memory runs out in a decode step, or a step cannot be collected, every row is
-    lost, and is started again from a prompt; prompts and blocks stay.
+    Steps are collected in the order in which they were started. If a SequenceFailed names no ids, everything that the
+    computation was for is lost. If memory runs out in a decode step, or a step cannot be collected, every row is lost,
+    and is started again from a prompt; prompts and blocks stay.
     """
 
     @property
     def budget(self) -> Budget | None:
-        """The memory that live sequences may need together, once the model is loaded; None: no bound."""
+        """Memory that live sequences may need together, once the model is loaded; None: no bound."""
 
     @property
     def blocks(self) -> BlockStore | None:
-        """Where the prefix cache's blocks are, once the model is loaded; None where its caches cannot be kept."""
+        """Store of the prefix cache's blocks, once the model is loaded; None if its caches cannot be kept."""
 
     def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
         """Load the model. Raises ModelLoadError."""
@@ -62,7 +62,7 @@ class Runner(Protocol):
     def start(self, plan: StepPlan, read_masks: ReadMasks) -> None:
         """Let rows leave and join, and start to decode one step of the plan's rows, without waiting for it.
 
-        The plan's chunks are computed by `prefill`. `read_masks` is asked at most once, for the rows of `plan.masked`.
+        The plan's chunks are computed by `prefill`. `read_masks` is called at most once, for the rows of `plan.masked`.
         Raises SequenceFailed; then no step was started.
         """
 
@@ -75,22 +75,22 @@ class Runner(Protocol):
     def draft(self, wanted: tuple[DraftRequest, ...]) -> tuple[Draft, ...]:
         """Have the draft model prefill tokens of rows, and draft; return when the device is done.
 
-        A Draft for each row, empty where none was wanted; none for a row that is unknown, or of which the draft model
-        does not hold what the request says: it holds nothing of it any more. Raises SequenceFailed: the draft model
-        holds nothing at all, and no row is lost.
+        Returns a Draft for each row, empty if none was requested. There is none for an unknown row, nor for a row of
+        which the draft model does not hold what the request states: it then holds nothing of that row. Raises
+        SequenceFailed: the draft model holds nothing at all, and no row is lost.
         """
 
     def idle(self) -> None:
-        """Let go of every row, of steps that are not collected, and of the device's spare buffers. Prompts stay."""
+        """Release every row, steps that are not collected, and the device's spare buffers. Prompts stay."""
 
     def kv_bytes(self) -> int:
-        """Bytes of the KV caches of the batch, and of prompts that are being computed."""
+        """Return the bytes of the KV caches of the batch, and of prompts that are being computed."""
 
     def device_bytes(self) -> tuple[int, int]:
-        """(allocated now, the most so far) by the device, weights among them."""
+        """Return the bytes on the device, weights among them: (allocated now, the most so far)."""
 
     def interrupt(self) -> None:
-        """Called from any thread when the engine closes: cut short what only waits."""
+        """Cut short whatever only waits. Called from any thread when the engine closes."""
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Release the model."""

@@ -22,11 +22,12 @@ class _InFlight:
     drawn: Drawn
     rows: list[Row]
     drafted: DraftedStep | None
-    """What its rows draft; None: nothing."""
+    """The rows' drafts; None: there are none."""
 
 
 class Decoding:
-    """Owns the batch, the sampler and the steps in flight. `choose`: takes the adapter of each row of a pass."""
+    """Decode steps; owns the batch, the sampler and the steps in flight. `choose`: sets the adapter of each row of a
+    pass."""
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class Decoding:
         self.in_flight: deque[_InFlight] = deque()
 
     def start(self, rows: list[Row], plan: StepPlan, read_masks: ReadMasks, drop: Callable[[], None]) -> None:
-        """Build a step of these rows and hand it to the device. `drop`: lets go of the plan's prompts.
+        """Build a step of these rows and hand it to the device. `drop`: releases the plan's prompts.
 
         Raises what MLX raises; then no step was started, and the batch is lost.
         """
@@ -89,7 +90,7 @@ class Decoding:
         plan: StepPlan,
         read_masks: ReadMasks,
     ) -> Drawn:
-        """Draw behind each token; `places`: of a row's first one, by its id."""
+        """Draw a token after each token; `places`: those of each row's first one, by its id."""
         bits = self._masks(logits, previous, places, plan, read_masks) if plan.masked else ()
         drawn = sampler.draw(logits, bits)
         mx.async_eval(drawn.arrays)
@@ -103,7 +104,8 @@ class Decoding:
         plan: StepPlan,
         read_masks: ReadMasks,
     ) -> list[tuple[int, bytes]]:
-        """The bits of masked rows, by place. Waits for the step before, while the device computes this one's logits."""
+        """Return the bits of masked rows, by place. Waits for the step before, while the device computes this one's
+        logits."""
         mx.async_eval(logits)
         tokens = [] if self._last_tokens is None else self._last_tokens.tolist()
         newest = {row.id: token for row, token in zip(previous, tokens, strict=bool(tokens))}
@@ -127,7 +129,7 @@ class Decoding:
         )
 
     def _keep(self, drafted: DraftedStep, taken: dict[Row, RowTokens]) -> StepResult:
-        """Keep of a step with drafts what its rows have taken: their caches hold so many tokens more."""
+        """Keep the tokens of a step with drafts that its rows took: their caches hold as many more."""
         assert isinstance(self.batch, RowBatch), "it has had drafts"
         drafted.keep(self._model, self.batch, {row: len(tokens.token_ids) for row, tokens in taken.items()})
         if self._sampler.has_state:

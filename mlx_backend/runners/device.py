@@ -1,4 +1,4 @@
-"""The device under MLX: what it says of itself, and the limits it is told. The only file that knows MLX's own names.
+"""The device under MLX: its properties, and the limits set on it. The only file that uses MLX's own names for them.
 
 Written from MLX's documentation and source; the part for Metal was not run on a Mac.
 """
@@ -22,9 +22,9 @@ from mlx_backend.planning.wiring import Version, filler_sizes, parse_version, sl
 
 _lock = threading.Lock()
 _in_force: dict[object, Limits] = {}
-"""Limits are the process's: what each loaded model wants of them, by whoever loaded it."""
+"""Limits in force, by owner: they are global to the process, and each loaded model has its own."""
 _fillers: list[mx.array] = []
-"""They take up the room that the wired weights leave below the limit."""
+"""Arrays that fill the room between the wired weights and the limit."""
 
 
 def _read_sysctl() -> str:
@@ -33,7 +33,7 @@ def _read_sysctl() -> str:
 
 
 def read_facts(info: Mapping[str, Any] | None = None, sysctl: Callable[[], str] = _read_sysctl) -> DeviceFacts:
-    """`info`: what `mx.device_info()` returns; a CPU's has a name and nothing of memory. `sysctl`: the set limit."""
+    """Read the facts. `info`: the result of `mx.device_info()`; a CPU's has no memory. `sysctl`: the set limit."""
     said = mx.device_info() if info is None else info
     name, recommended = str(said.get("device_name", "")), int(said.get("max_recommended_working_set_size", 0))
     if not recommended:
@@ -51,12 +51,12 @@ def read_facts(info: Mapping[str, Any] | None = None, sysctl: Callable[[], str] 
 
 
 def has_fused_attention() -> bool:
-    """Whether attention runs in kernels that keep no score matrix."""
+    """Return whether attention runs in kernels that keep no score matrix."""
     return bool(mx.default_device() != mx.cpu)
 
 
 def needs_warm_shapes() -> bool:
-    """Whether a chunk or a step of a new shape takes much longer than one of a known shape: kernels are prepared.
+    """Return whether the first chunk or step of a new shape takes much longer, as kernels are prepared for it.
 
     Metal's kernels, and a CPU's, take any shape.
     """
@@ -64,16 +64,16 @@ def needs_warm_shapes() -> bool:
 
 
 def memory_limit(facts: DeviceFacts) -> tuple[int | None, str]:
-    """(bytes that the device may have, where that is from)."""
+    """Return (bytes that the device may have, the source of that number)."""
     if facts.recommended_bytes:
         return facts.recommended_bytes, facts.limit_basis
     return available_bytes(), "memory available at start"
 
 
 def apply_limits(limits: Limits, owner: object = None) -> None:
-    """Tell MLX. Freed buffers are given back before active and cached bytes together pass the limit.
+    """Apply limits to MLX. Freed buffers are returned before active and cached bytes together pass the limit.
 
-    Of several models, each an owner, the most that one of them wants holds, until it is released.
+    Each of several models is an owner. The largest limit among them is in force until its owner releases it.
     """
     with _lock:
         _in_force[owner] = limits
@@ -82,15 +82,15 @@ def apply_limits(limits: Limits, owner: object = None) -> None:
 
 
 def mlx_version() -> Version:
-    """(0, 32, 4)."""
+    """Return MLX's version, such as (0, 32, 4)."""
     return parse_version(mx.__version__)
 
 
 def wire(num_arrays: int, recommended_bytes: int) -> int:
-    """Wire all that is alive, and nothing that comes later; the bytes. `num_arrays`: no fewer than are alive.
+    """Wire all live arrays, and no later ones; return the bytes. `num_arrays`: at least the number of live arrays.
 
-    Nothing may be computing. Freed buffers go first, as MLX would wire those that it keeps for reuse, too;
-    `planning.wiring` has the rest. Raises ValueError and RuntimeError.
+    Nothing may be computing. Freed buffers are released first, as MLX would wire those that it keeps for reuse, too;
+    `planning.wiring` explains the rest. Raises ValueError and RuntimeError.
     """
     mx.synchronize()
     mx.clear_cache()
@@ -104,14 +104,14 @@ def wire(num_arrays: int, recommended_bytes: int) -> int:
 
 
 def unwire() -> None:
-    """Unwire, when everything that was computed is done: what stays wired may be lost until the machine restarts."""
+    """Unwire, after every computation has ended: memory that stays wired may be lost until the machine restarts."""
     mx.synchronize()
     mx.set_wired_limit(0)
     _fillers.clear()
 
 
 def release(owner: object = None) -> None:
-    """Give freed memory back, and the limits of a model that is let go of."""
+    """Return freed memory, and drop the limits of a released model."""
     mx.synchronize()
     with _lock:
         _in_force.pop(owner, None)
@@ -120,7 +120,7 @@ def release(owner: object = None) -> None:
 
 
 def _trim() -> None:
-    """Give freed memory back to the system: glibc keeps what a thread has freed for other threads, without bound."""
+    """Return freed memory to the system: glibc keeps what a thread has freed for other threads, without bound."""
     if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another libc has no such call, nor the habit
+        with contextlib.suppress(OSError, AttributeError):  # another libc has neither this call nor this behavior
             ctypes.CDLL(None).malloc_trim(0)

@@ -15,7 +15,7 @@ from mlx_backend.runners.wired import WiredWeights
 def divide_memory(
     config: EngineConfig, shape: ModelShape, name: str, wired: WiredWeights
 ) -> tuple[MemoryReport, Limits] | tuple[None, None]:
-    """Divide the memory, and decide whether weights are wired. None where no limit is known."""
+    """Divide the memory, and decide whether weights are wired. None if no limit is known."""
     given, facts, share = config.memory, device.read_facts(), config.share
     limit, basis = given.limit_bytes, "memory.limit_gb"
     if share is not None:

@@ -1,4 +1,4 @@
-"""A draft model beside the model that it drafts for: built with it, planned in its memory, checked once it is read."""
+"""A draft model beside its target model: built with it, planned in its memory, checked once it is read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _KEY = "speculation.draft_model"
 
 @dataclass(frozen=True, slots=True)
 class PlannedDraft:
-    """A draft model, no weight of it read yet. Its KV caches are in its own precision."""
+    """A draft model before its weights are read. Its KV caches are in its own precision."""
 
     checkpoint: Checkpoint
     model: Any
@@ -45,12 +45,12 @@ class PlannedDraft:
         return self.skeleton.shape.weights_bytes
 
     def budget(self, shape: ModelShape, plans: Sequence[CachePlan], limit_bytes: int, **options: Any) -> Budget:
-        """Return the budget of the model that it drafts for; `options`: see Budget."""
+        """Return the budget of the target model; `options`: see Budget."""
         own = self.skeleton.shape
         return DraftBudget(shape, plans, limit_bytes, draft_shape=own, draft_plans=self.plans, **options)
 
     def too_large(self, memory: MemoryReport, model: Checkpoint) -> ModelLoadError:
-        """Return the error where both do not fit together."""
+        """Return the error for two models that do not fit together."""
         own, both, limit = (each / 1e9 for each in (self.weights_bytes, memory.weights_bytes, memory.limit_bytes))
         return ModelLoadError(
             f"{_KEY}: {self.name} does not fit beside {model.path.name}: their weights take {both:.2f} GB, {own:.2f} "
@@ -59,7 +59,7 @@ class PlannedDraft:
         )
 
     def load(self, report: Callable[[LoadProgress], None], vocab_size: int, reason: str | None) -> DraftModel:
-        """Read its weights. `reason`: why the model that it drafts for takes no drafts. Raises ModelLoadError."""
+        """Read its weights. `reason`: why the target model takes no drafts. Raises ModelLoadError."""
         if reason is not None:
             raise ModelLoadError(f"{_KEY}: the model takes no drafts: {reason}; set speculation.kind to off")
         read_weights(self.model, self.checkpoint, report)
@@ -81,7 +81,7 @@ class PlannedDraft:
         return DraftModel(self.model, self._make_caches, make_batch, vocab_size)
 
     def check_kinds(self) -> None:
-        """Raise ModelLoadError where its caches cannot be batched, or cannot go back."""
+        """Raise ModelLoadError if its caches cannot be batched, or cannot be trimmed."""
         reason = spec.unbatched_reason(self._make_caches())
         if reason is None and any(plan.shape.traits.is_state for plan in self.plans):
             reason = "it has recurrent state, which cannot go back to before a token that is refused"

@@ -1,12 +1,12 @@
 """DraftModel: a smaller model that drafts for the rows of a batch, over KV caches of its own.
 
-What it is to prefill and how much it is to draft comes with each request; it remembers no token. A row's prompt is
-prefilled in chunks, into single caches, until the row drafts for the first time: then it joins the batch, in which
-all rows that draft are computed together, a step for each token. Tokens that are refused lie past a row's length when
-it goes on, and are written over.
+Each request states what to prefill and how much to draft; the draft model stores no token. A row's prompt is prefilled
+in chunks, into single caches, until the row drafts for the first time: then it joins the batch, in which all rows that
+draft are computed together, a step for each token. Rejected tokens lie past a row's length when it continues, and are
+overwritten.
 
-A token is drawn with the row's own sampling parameters and with the random key that the model that is drafted for has
-at that place. So both draw the same wherever their probabilities are alike, with a temperature, too.
+A token is drawn with the row's own sampling parameters and with the random key that the target model has at that place.
+So both draw the same wherever their probabilities are alike, with a temperature, too.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from mlx_backend.kv_cache.batch import RowBatch
 from mlx_backend.sampling.sampler import BatchSampler
 
 MOST_PASS_TOKENS = 16
-"""Tokens of a row that one pass over the batch takes, and more than it ever goes back."""
+"""Tokens of a row that one pass over the batch takes; it never goes back as many."""
 
 
 @dataclass(slots=True, eq=False)
 class DraftRow(Row):
-    """A row, as the draft model holds it."""
+    """A row as the draft model holds it."""
 
     num_held: int = 0
-    """Tokens, prompt and output, in its KV cache."""
+    """Number of tokens, prompt and output, in its KV cache."""
 
     @property
     def num_computed_tokens(self) -> int:
@@ -39,7 +39,7 @@ class DraftRow(Row):
 
 
 class DraftModel:
-    """`vocab_size`: of the model that it drafts for, whose logits may be padded otherwise."""
+    """The draft model. `vocab_size`: that of the target model, whose logits may be padded differently."""
 
     def __init__(
         self,
@@ -52,13 +52,13 @@ class DraftModel:
         self.reset()
 
     def reset(self) -> None:
-        """Hold nothing of any row."""
+        """Drop everything held of any row."""
         self._batch = self._make_batch()
         self._rows: dict[SequenceId, DraftRow] = {}
         self._sampler, self._sampled_rows = BatchSampler(), list[Row]()
 
     def leave(self, ids: Collection[SequenceId]) -> None:
-        """Hold nothing of these rows any more."""
+        """Drop everything held of these rows."""
         gone = {self._rows.pop(each) for each in ids if each in self._rows}
         staying = [row for row in self._batch.rows if row not in gone]
         if not staying:
@@ -68,12 +68,12 @@ class DraftModel:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the KV caches."""
+        """Return the bytes of the KV caches."""
         single = (cache for row in self._rows.values() for cache in row.caches or ())
         return int(self._batch.nbytes) + sum(int(cache.nbytes) for cache in single if not cache.empty())
 
     def draft(self, wanted: Sequence[DraftRequest], rows: Mapping[SequenceId, Row]) -> tuple[Draft, ...]:
-        """Do what `runners.base.Runner.draft` says; `rows`: those that decode, by id. Raises what MLX raises."""
+        """Implement `runners.base.Runner.draft`; `rows`: those that decode, by id. Raises what MLX raises."""
         found = {each: row for each in wanted if (row := self._find(each, rows)) is not None}
         drafting = {row: each for each, row in found.items() if each.num_drafts}
         for each, row in found.items():
@@ -84,7 +84,7 @@ class DraftModel:
         return tuple(Draft(row.id, drafts.get(row, ())) for row in found.values())
 
     def _find(self, wanted: DraftRequest, rows: Mapping[SequenceId, Row]) -> DraftRow | None:
-        """The row of a request, brought back to where the request begins; None where it is not held so far."""
+        """Return the row of a request, trimmed to where the request begins; None if it is not held that far."""
         source, held = rows.get(wanted.id), self._rows.get(wanted.id)
         if held is not None and (source is None or wanted.start == 0 or not self._can_go_on(held, wanted.start)):
             self.leave([wanted.id])
@@ -116,7 +116,7 @@ class DraftModel:
             mx.eval(self._pass({row: token_ids[first : first + MOST_PASS_TOKENS]}))
 
     def _pass(self, tokens: Mapping[Row, Sequence[int]]) -> mx.array:
-        """Compute some tokens of rows of the batch. Return the logits behind each row's last, in the batch's order."""
+        """Compute some tokens of rows of the batch. Return the logits after each row's last, in the batch's order."""
         self._batch.prepare({row: len(tokens.get(row, _NOTHING)) for row in self._batch.rows})
         rows = self._batch.rows
         given = [tokens.get(row, _NOTHING) for row in rows]
@@ -130,7 +130,7 @@ class DraftModel:
         return logits if len(lasts) == end else logits[mx.array(lasts, dtype=mx.uint32)]
 
     def _advance(self, taken: Mapping[Row, int]) -> None:
-        """Count the tokens of a pass; a row that took none keeps its length, and the next token is written there."""
+        """Count the tokens of a pass; a row that took none keeps its length; its next token is written there."""
         self._batch.advance(taken)
         for row, num_tokens in taken.items():
             assert isinstance(row, DraftRow)
@@ -139,9 +139,9 @@ class DraftModel:
     # ---- drafting ----
 
     def _draft(self, wanted: Mapping[DraftRow, DraftRequest]) -> dict[DraftRow, tuple[int, ...]]:
-        """Draft for rows, all in the same steps. The drafts are read at the end, at once."""
+        """Draft for rows, all in the same steps. All drafts are read together at the end."""
         for row in wanted:
-            if row.caches is not None:  # one at a time: beside what it holds already its place in the batch is made
+            if row.caches is not None:  # one at a time: its place in the batch is made beside what it holds already
                 if not row.num_held:
                     row.caches = None
                 self._batch.set_rows([*self._batch.rows, row])
@@ -166,7 +166,7 @@ class DraftModel:
         return {row: tuple(own[: wanted[row].num_drafts]) for row, own in found.items()}
 
     def _draw(self, rows: Sequence[Row], logits: mx.array) -> mx.array:
-        """Draw a token for each row as the model that is drafted for draws there."""
+        """Draw a token for each row as the target model draws there."""
         if rows != self._sampled_rows:
             self._sampler, self._sampled_rows = BatchSampler(), list(rows)
             self._sampler.set_rows(rows, self._vocab_size)
@@ -175,7 +175,7 @@ class DraftModel:
         return tokens
 
     def _step(self, before: Sequence[Row], drawn: mx.array, going_on: Collection[Row]) -> mx.array:
-        """Compute the tokens that were `drawn` for the rows `before`; those that do not go on do not keep theirs."""
+        """Compute the tokens that were `drawn` for the rows `before`; those that do not continue do not keep theirs."""
         for row in before:
             row.num_started_tokens += 1
         self._batch.prepare()
@@ -188,11 +188,11 @@ class DraftModel:
 
 
 _NOTHING = (0,)
-"""The token of a row that takes none: each row has one in every pass."""
+"""Token of a row that takes none: each row has one in every pass."""
 
 
 def _for_drafts(new: NewRow) -> NewRow:
-    """The same without what depends on earlier tokens, and without log-probabilities."""
+    """Return the row without what depends on earlier tokens, and without log-probabilities."""
     sampling = replace(
         new.sampling,
         repetition_penalty=1.0,
@@ -206,7 +206,7 @@ def _for_drafts(new: NewRow) -> NewRow:
 
 
 def _fitted(logits: mx.array, vocab_size: int) -> mx.array:
-    """Logits as wide as the model's that is drafted for: its random numbers depend on their number."""
+    """Return logits as wide as the target model's: its random numbers depend on their number."""
     width = logits.shape[-1]
     if width >= vocab_size:
         return logits[:, :vocab_size]

@@ -1,8 +1,8 @@
 """A decode step in which rows have drafts: to the model and the sampler, each of a row's tokens is a row.
 
-The sampler draws a token behind each: with the parameters and the random key that it would have there without drafts.
-A draft is kept as long as it is what was drawn, and behind the last one comes the token that was drawn there. So a row
-gets the tokens that it would get without drafts, with a temperature, too.
+The sampler draws a token after each: with the parameters and the random key that it would have there without drafts. A
+draft is accepted as long as it matches what was drawn, and after the last one comes the token that was drawn there. So
+a row gets the tokens that it would get without drafts, with a temperature, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mlx_backend.sampling.logprobs import StepLogprobs
 
 
 class DraftedStep:
-    """The rows of a step, in the order of the batch, with their drafts."""
+    """Rows of a step, in the order of the batch, with their drafts."""
 
     def __init__(self, rows: Sequence[Row], drafts: Mapping[SequenceId, tuple[int, ...]]) -> None:
         self.rows = list(rows)
@@ -33,21 +33,21 @@ class DraftedStep:
             for row, draft in zip(rows, self._drafts, strict=True)
             for place in range(len(draft) + 1)
         }
-        """For each token: the row as it is behind it, and what it goes on from."""
+        """For each token: the row as it is after it, and what it continues from."""
 
     @property
     def tokens(self) -> list[Row]:
-        """The row of each of the step's tokens."""
+        """Return the row of each of the step's tokens."""
         return [row for row, _ in self.sources.values()]
 
     @property
     def first_tokens(self) -> dict[SequenceId, int]:
-        """The place of each row's newest token among the step's tokens."""
+        """Return the place of each row's newest token among the step's tokens."""
         ends = itertools.accumulate(self._counts, initial=0)
         return {row.id: first for row, first in zip(self.rows, ends, strict=False)}
 
     def compute(self, model: Any, batch: RowBatch, newest: mx.array) -> mx.array:
-        """Return the logits behind each of the step's tokens, [tokens, vocab]. `newest`: tokens of the rows, [rows]."""
+        """Return the logits after each of the step's tokens, [tokens, vocab]. `newest`: tokens of the rows, [rows]."""
         self._inputs = self._tokens_of(newest)
         if not batch.is_wide:
             logits: mx.array = model(self._inputs[:, None], cache=batch.caches)[:, -1]
@@ -58,8 +58,8 @@ class DraftedStep:
     def keep(self, model: Any, batch: RowBatch, kept: Mapping[Row, int]) -> None:
         """Have the batch hold as many of each row's tokens as are `kept`.
 
-        Columns of tokens that are refused are written over. A state has taken them up, so all rows go back to the one
-        before the step, and it is computed again from the tokens that are kept.
+        Columns of rejected tokens are overwritten. A state has absorbed them, so all rows go back to the state before
+        the step, and it is computed again from the tokens that are kept.
         """
         counts = [kept[row] for row in self.rows]
         if batch.is_wide and counts != self._counts:
@@ -79,7 +79,7 @@ class DraftedStep:
         return mx.concatenate([newest.astype(mx.uint32), drafted])[mx.array(places, dtype=mx.uint32)]
 
     def read(self, drawn: Sequence[int], logprobs: StepLogprobs | None) -> dict[Row, RowTokens]:
-        """Return the tokens that each row gets. drawn: the token behind each of the step's tokens."""
+        """Return the tokens that each row gets. drawn: the token after each of the step's tokens."""
         found = {} if logprobs is None else logprobs.read(list(self.sources))
         taken, first = dict[Row, RowTokens](), 0
         for row, draft in zip(self.rows, self._drafts, strict=True):
@@ -93,7 +93,7 @@ class DraftedStep:
 
 
 def _widened(tokens: mx.array, counts: Sequence[int], kept: Sequence[int] | None = None) -> mx.array:
-    """Return tokens, [tokens], row by row, as [rows, most tokens of a row]; behind a row's last stands that one again.
+    """Return tokens, [tokens], row by row, as [rows, most tokens of a row]; each row is padded with its last token.
 
     `counts`: tokens of each row; `kept`: how many of them are returned, from the first; None: all.
     """
@@ -113,6 +113,6 @@ def _narrowed(logits: mx.array, counts: Sequence[int]) -> mx.array:
 
 
 def counts_of(rows: Sequence[Row], drafts: Sequence[Draft]) -> dict[Row, int]:
-    """Return the tokens that a step gives each row; empty where none has a draft."""
+    """Return the tokens that a step gives each row; empty if no row has a draft."""
     lengths = {draft.id: len(draft.token_ids) for draft in drafts}
     return {row: 1 + lengths.get(row.id, 0) for row in rows} if lengths else {}

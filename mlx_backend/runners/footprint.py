@@ -1,4 +1,4 @@
-"""What a model folder would take of the device's memory: built lazily, and never computed."""
+"""Estimate of the device memory that a model folder takes: built lazily, and never computed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mlx_backend.runners.draft_loading import plan_draft, with_draft
 
 
 def estimate_footprint(config: EngineConfig) -> Footprint:
-    """Of the model that `config` names, held as it says. Raises ModelLoadError."""
+    """Estimate the footprint of the model that `config` names, held as it says. Raises ModelLoadError."""
     with ThreadPoolExecutor(1) as thread:  # MLX keeps streams by thread: they end with this one
         return thread.submit(_measure, config).result()
 
@@ -40,4 +40,4 @@ def _measure(config: EngineConfig) -> Footprint:
         budget = build(found.shape, plans, 0, max_chunk=chunk, has_fused=has_fused, max_drafts=drafts)
         return footprint.estimate_footprint(budget, context, config.memory, limit)
     finally:
-        mx.clear_streams()  # else they are torn down as the process exits, which aborts it now and then
+        mx.clear_streams()  # otherwise they are torn down as the process exits, which occasionally aborts it

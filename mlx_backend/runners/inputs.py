@@ -1,4 +1,4 @@
-"""The inputs of a decode step: each row's newest token, which the host may not know yet."""
+"""Inputs of a decode step: each row's newest token, which may not be on the host yet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlx_backend.core.row import Row
 
 
 def newest_tokens(rows: Sequence[Row], previous: Sequence[Row], drawn: mx.array | None) -> mx.array:
-    """Return the token of each row, [rows], uint32: from the step before where the row was in it, else from the host.
+    """Return the token of each row, [rows], uint32: from the step before if the row was in it, else from the host.
 
     `drawn`: the tokens of the rows of the step before, `previous`, which may not be computed yet; None: there was none.
     """

@@ -60,11 +60,11 @@ _CLEAR_EVERY_STEPS = 256
 
 @dataclass(slots=True)
 class _Prompt:
-    """A prompt that is being computed, or that sequences are still to continue."""
+    """A prompt that is being computed, or that sequences will continue."""
 
     caches: list[Any]
     pooled: mx.array | None = None
-    """What is kept for the prompt's vector of the tokens that are computed."""
+    """State of the prompt's vector for the tokens that are computed."""
 
 
 class MLXRunner:
@@ -159,7 +159,8 @@ class MLXRunner:
         )
 
     def _defer_latents(self, shape: ModelShape) -> bool:
-        """Let attention over latents be computed in groups of heads. True: it is not, and planned anew."""
+        """Have attention over latents computed in groups of heads. Returns True if it is not, and memory was planned
+        anew."""
         if shape.attention is None or not shape.attention.is_latent:
             return False
         planned = shape.attention.is_grouped
@@ -173,7 +174,7 @@ class MLXRunner:
         return True
 
     def _build(self, checkpoint: Checkpoint) -> tuple[Any, Skeleton]:
-        """The model, no weight of it read yet, and its shape."""
+        """Return the model, before its weights are read, and its shape."""
         model = build_model(checkpoint)
         return model, read_model(model, checkpoint.config)
 
@@ -216,7 +217,7 @@ class MLXRunner:
         return quantized(caches, self._plans, self._is_dequantized if is_dequantized is None else is_dequantized)
 
     def _check_columns(self) -> str | None:
-        """Why attention gets dequantized copies in every step, where it does."""
+        """Return why attention gets dequantized copies in every step; None if it does not."""
         if not self._is_quantized:
             return None
         attention.install()
@@ -226,7 +227,7 @@ class MLXRunner:
         return reason
 
     def _check_groups(self) -> str | None:
-        """Why all rows are padded to the longest, where they are."""
+        """Return why all rows are padded to the longest; None if they are not."""
         attention.install()
         reason = check_groups(self._model, self._make_caches, self._vocab_size, self._kinds)
         self._max_groups = MAX_GROUPS if reason is None else 1
@@ -235,7 +236,7 @@ class MLXRunner:
         return reason
 
     def _check_drafts(self, reason: str | None) -> str | None:
-        """Why a step verifies no drafts, where it does not. `reason`: why rows are not batched in groups."""
+        """Return why a step verifies no drafts; None if it does. `reason`: why rows are not batched in groups."""
         if not self._config.speculation.max_drafts or reason is not None:
             return reason if self._config.speculation.max_drafts else NO_SPECULATION
         return check_drafts(self._model, self._make_caches, self._vocab_size, self._kinds)
@@ -273,15 +274,15 @@ class MLXRunner:
         return None if held is None else held.caches
 
     def _compute(self, chunk: Chunk, caches: list[Any]) -> None:
-        """A chunk into its caches. Only they are evaluated: its logits are never computed."""
+        """Compute a chunk into its caches. Only they are evaluated: its logits are never computed."""
         if self._pads_chunks:
             most = min(self._config.scheduler.max_chunk_tokens, self._context - chunk.start)
             size = padded(chunk.num_tokens, most)
             shapes.compute_padded(self._model, chunk.token_ids, size, chunk.stop, caches, self._plans)
         else:
             self._model(mx.array(chunk.token_ids)[None], cache=caches)
-        # Waited for: its time is measured, and a further chunk would need its memory beside this one's. Spare buffers
-        # stay, within the limit that MLX was told: the next chunk is often of the same size.
+        # This waits: the chunk's time is measured, and a further chunk would need its memory beside this one's. Spare
+        # buffers stay, within the limit set for MLX: the next chunk is often of the same size.
         mx.eval([cache.state for cache in caches])
 
     # ---- decode ----
@@ -299,7 +300,7 @@ class MLXRunner:
                 self._start([self._rows[each] for each in plan.decodes], plan, read_masks)
         except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
             self._lose_rows()
-            self._decoding.in_flight.extend(in_flight)  # the step before may be whole, and is still to be read
+            self._decoding.in_flight.extend(in_flight)  # the step before may be intact, and is still to be read
             raise failed("decode", error) from error
         finally:
             self._drop(plan.dropped)
@@ -339,7 +340,7 @@ class MLXRunner:
         self._rows = {}
 
     def _choose(self, adapters: Sequence[str]) -> None:
-        """Take the adapter of each row of the next pass; they may be others than when the batch was made."""
+        """Set the adapter of each row of the next pass; they may have changed since the batch was made."""
         self.adapters.choose(adapters)
 
     @property
@@ -361,7 +362,7 @@ class MLXRunner:
 
     def _lose_rows(self) -> None:
         self._reset()
-        mx.clear_cache()  # nothing decodes: what is spare goes back to the system
+        mx.clear_cache()  # nothing decodes: spare memory goes back to the system
 
     def idle(self) -> None:
         self._lose_rows()
@@ -375,7 +376,7 @@ class MLXRunner:
         return mx.get_active_memory(), mx.get_peak_memory()
 
     def interrupt(self) -> None:
-        """Nothing here only waits."""
+        """Do nothing: nothing here only waits."""
 
     def close(self) -> None:
         self._wired.unwire()
@@ -383,5 +384,5 @@ class MLXRunner:
             self.__dict__.pop(name, None)
         self.adapters = Adapters()
         device.release(self)
-        # Without it the thread's streams are torn down while the process exits, which aborts it now and then.
+        # Otherwise the thread's streams are torn down while the process exits, which occasionally aborts it.
         mx.clear_streams()

@@ -1,9 +1,9 @@
 """The mock runner: deterministic tokens, a pace, and faults, in place of a device.
 
-It replaces the lowest edge only: the engine, the scheduler and everything above are the real ones. A
-token is a byte of UTF-8 text, ids 0 to 255; the text depends on the prompt, on which of the n
-continuations it is and, unless the temperature is 0, on the seed. With a tokenizer of another model the tokens are that
-one's, and the text comes with the request, as it does where a script says it. Nothing here is a model.
+It replaces the lowest edge only: the engine, the scheduler and everything above are the real ones. A token is a byte of
+UTF-8 text, ids 0 to 255; the text depends on the prompt, on which of the n continuations it is and, unless the
+temperature is 0, on the seed. With another model's tokenizer the tokens are that one's, and the text comes with the
+request, as it does if a script supplies it. Nothing here is a model.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ _SHAPE = ModelShape(
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What goes wrong, at which decode step, counted from 1, or at every so many of them.
+    """A fault at one decode step, counted from 1, or at every multiple of a number of steps.
 
-    fail: the first sequence of that step is lost. oom: the rows of all are. hang: the step never ends. die: the
-    device thread does.
+    fail: the first sequence of that step is lost. oom: every row of the step is lost. hang: the step never ends. die:
+    the device thread ends.
     """
 
     kind: str
@@ -88,7 +88,7 @@ class Fault:
 
     @classmethod
     def parse(cls, text: str) -> Fault:
-        """`KIND@STEP` or `KIND/STEPS`. Raises ModelLoadError."""
+        """Parse `KIND@STEP` or `KIND/STEPS`. Raises ModelLoadError."""
         found = re.fullmatch(r"(fail|oom|hang|die)([@/])([1-9][0-9]{0,8})", text)
         if found is None:
             raise ModelLoadError(
@@ -103,7 +103,7 @@ class Fault:
 
 @dataclass(slots=True, eq=False)
 class MockRow(Row):
-    """A row, and what the mock has written for it since it joined."""
+    """A row, and the text written for it since it joined."""
 
     written: list[int] = field(default_factory=list)
 
@@ -112,7 +112,7 @@ class MockRunner:
     """Implements `runners.base.Runner` without a device."""
 
     def __init__(self, config: EngineConfig) -> None:
-        """Raises ModelLoadError for a tokenizer's folder that cannot be used, and for a fault that there is not."""
+        """Build the mock. Raises ModelLoadError for an unusable tokenizer folder, and for an unknown fault."""
         self._config = config
         folder = config.mock.tokenizer
         self._vocab_size = VOCAB_SIZE if folder is None else vocab_size_of(Path(folder).expanduser())
@@ -123,9 +123,9 @@ class MockRunner:
         self._free_at = 0.0
         self._rows: dict[SequenceId, MockRow] = {}
         self._prompts: dict[PromptId, list[int]] = {}
-        """The tokens that are computed of each."""
+        """Computed tokens of each prompt."""
         self._in_flight: deque[tuple[float, StepResult]] = deque()
-        """When each step is due, and what it gave."""
+        """Due time and result of each step."""
         self.adapters = MockAdapters()
         self.blocks = MockStore(_BYTES_PER_TOKEN, self._tokens_of)
 
@@ -157,7 +157,7 @@ class MockRunner:
         )
 
     def _plan_memory(self) -> MemoryReport | None:
-        """A budget where a limit is configured: the mock's tokens are then counted as if they were held."""
+        """Return a budget if a limit is configured: the mock's tokens are then counted as if they were held."""
         given, share = self._config.memory, self._config.share
         limit = given.limit_bytes if share is None else share.share_bytes
         if limit is None:
@@ -185,7 +185,7 @@ class MockRunner:
         return PromptResult(_prompt_logprobs(chunk), made)
 
     def _tokens_of(self, source: PromptId | SequenceId) -> Sequence[int]:
-        """The tokens that are computed of a prompt, or of a row with its prompt."""
+        """Return the computed tokens of a prompt, or of a row with its prompt."""
         if source in self._prompts:
             return self._prompts[source]
         row = self._rows[source]
@@ -197,14 +197,14 @@ class MockRunner:
         self._wait(self._pace.ttft_s * share)
 
     def _step_s(self, rows: Sequence[MockRow], num_drafts: int = 0) -> float:
-        """What a decode step of these rows takes, seconds; `num_drafts`: tokens of all that it verifies beside."""
+        """Return the seconds of a decode step of these rows; `num_drafts`: tokens of all rows that it also verifies."""
         return self._pace.itl_s
 
     def _now(self) -> float:
         return time.monotonic()
 
     def _wait(self, seconds: float) -> None:
-        """Do nothing for so long, or until the engine closes."""
+        """Wait for `seconds`, or until the engine closes."""
         self._interrupted.wait(seconds)
 
     def start(self, plan: StepPlan, read_masks: ReadMasks) -> None:
@@ -234,7 +234,7 @@ class MockRunner:
         self._in_flight.append((self._free_at, StepResult(sampled)))
 
     def _write(self, row: MockRow, draft: tuple[int, ...], bits: Mapping[tuple[SequenceId, int], bytes]) -> RowTokens:
-        """Write a token, and one more for each of the draft that is what it writes."""
+        """Write a token, and one more for each draft token that matches what it writes."""
         written = list[RowTokens]()
         for place in range(len(draft) + 1):
             written.append(_sample(row, bits.get((row.id, place)), self._vocab_size))
@@ -251,7 +251,7 @@ class MockRunner:
         return result
 
     def draft(self, wanted: tuple[DraftRequest, ...]) -> tuple[Draft, ...]:
-        """What it is to write, as if a smaller model wrote it; other tokens where `mock.draft_share` says so."""
+        """Return the text to be written, as if a smaller model wrote it; other tokens as `mock.draft_share` sets."""
         return tuple(Draft(each.id, self._guess(each)) for each in wanted if each.id in self._rows)
 
     def _guess(self, wanted: DraftRequest) -> tuple[int, ...]:
@@ -292,7 +292,7 @@ class MockRunner:
 
 
 def estimate_footprint(config: EngineConfig) -> Footprint:
-    """What a mock takes; without `memory.limit_gb` nothing bounds it."""
+    """Estimate the footprint of a mock; without `memory.limit_gb` nothing bounds it."""
     memory = replace(config.memory, reserve_gb=config.memory.reserve_gb or 0.0)
     context = config.context.limit or config.mock.context
     return footprint.estimate_footprint(_budget(0), context, memory, config.memory.limit_bytes)
@@ -304,7 +304,7 @@ def _budget(limit_bytes: int) -> Budget:
 
 
 def _sample(row: Row, bits: bytes | None, vocab_size: int) -> RowTokens:
-    """`bits`: which tokens a grammar allows."""
+    """Sample a token. `bits`: the tokens that a grammar allows."""
     token_id = own_token(row, row.num_started_tokens)
     if row.is_short and token_id in row.stop_ids:
         token_id = next(other for other in range(min(97, vocab_size - 1), vocab_size) if other not in row.stop_ids)

@@ -20,7 +20,7 @@ class MockAdapters:
         return AdapterFiles(adapter.name, Path(adapter.path), "mlx-lm", {}, digest)
 
     def load(self, adapters: Iterable[AdapterConfig]) -> tuple[AdapterInfo, ...]:
-        """Hold the adapters that the model begins with."""
+        """Hold the adapters that the model starts with."""
         return self.change([self.open(each) for each in adapters])
 
     def change(self, files: Sequence[AdapterFiles]) -> tuple[AdapterInfo, ...]:
@@ -28,7 +28,7 @@ class MockAdapters:
         return tuple(AdapterInfo(name=each.name, digest=each.digest, form="mock") for each in files)
 
     def check(self, names: Iterable[str]) -> None:
-        """A row of an adapter that is not held would have no answer: the engine must never ask for one."""
+        """Check that these are held. A row of any other would have no answer: the engine must never request one."""
         missing = {*names} - {"", *(each.name for each in self.files)}
         if missing:
             raise RuntimeError(f"rows of adapters that are not held: {sorted(missing)}")

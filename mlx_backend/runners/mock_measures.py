@@ -1,4 +1,4 @@
-"""Numbers that the mock makes of prompts: vectors, and log-probabilities of tokens that a request names."""
+"""Numbers that the mock derives from prompts: vectors, and log-probabilities of tokens that a request names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCORING = ScoringInfo(kind="tokens", basis="it is a mock", token_ids=(ord("y"), 
 
 
 def vector(prompt_ids: tuple[int, ...]) -> bytes:
-    """Return a direction drawn by the prompt alone."""
+    """Return a direction derived from the prompt alone."""
     source = _drawn_by(prompt_ids)
     drawn = [source.gauss() for _ in range(EMBEDDING.dim)]
     length = math.hypot(*drawn)
@@ -23,7 +23,7 @@ def vector(prompt_ids: tuple[int, ...]) -> bytes:
 
 
 def asked_logprobs(row: Row) -> tuple[float, ...]:
-    """Return the log-probabilities that a request asked for, drawn by its prompt alone."""
+    """Return the log-probabilities that a request names, derived from its prompt alone."""
     source = _drawn_by(row.prompt_ids)
     return tuple(-0.1 - 3 * source.random() for _ in row.sampling.logprob_ids)
 

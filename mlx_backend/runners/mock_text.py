@@ -1,4 +1,4 @@
-"""What the mock runner writes: words by the prompt, or what came with the request, as far as a grammar allows it."""
+"""Text of the mock runner: words by the prompt, or text from the request, as far as a grammar allows it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ WORDS = (
     *("naïve", "café", "waiters", "juggle", "你好", "🙂", "emoji"),
 )
 _CLOSES, _PUTS_OFF = frozenset(b'"]}'), frozenset(b" \n0123456789,")
-"""Bytes that bring the end of an answer in JSON closer, and bytes with which it could go on and on."""
+"""Bytes that bring the end of an answer in JSON closer, and bytes that could continue it endlessly."""
 _MOST_RANDOM_TOKENS = 100
 
 
 class _GivenText:
-    """The tokens that came with a request; what is wanted beyond them is the same again."""
+    """Tokens that came with a request; they repeat if more are needed."""
 
     def __init__(self, ids: tuple[int, ...]) -> None:
         self._ids = ids or (0,)
@@ -31,7 +31,7 @@ class _GivenText:
 
 
 class _Text:
-    """Words without end, as bytes; `length` bytes are what the mock says before it stops by itself."""
+    """Endless words, as bytes; the mock stops by itself after `length` bytes."""
 
     def __init__(self, source: random.Random) -> None:
         self._words = _words(source)
@@ -53,14 +53,14 @@ def _words(source: random.Random) -> Iterator[bytes]:
 
 
 def text_of(new: NewRow) -> _Text | _GivenText:
-    """What a row writes, whatever a grammar allows."""
+    """Return the text that a row writes, ignoring any grammar."""
     if new.mock is not None:
         return _GivenText(new.mock.outputs[new.ordinal])
     return _continuation(new.prompt_ids, new.ordinal, new.sampling.seed if _is_random(new) else None)
 
 
 def own_token(row: Row, position: int) -> int:
-    """What a row writes there, or its end, whatever a grammar allows."""
+    """Return the token that a row writes there, or its end, ignoring any grammar."""
     text = text_of(row.new)
     has_ended = position >= text.length and bool(row.stop_ids) and position >= row.new.min_tokens
     return min(row.stop_ids) if has_ended else text.token(position)
@@ -73,10 +73,10 @@ def _continuation(prompt_ids: tuple[int, ...], ordinal: int, seed: int | None) -
 
 
 def choose(bits: bytes, wanted: int, row: Row, vocab_size: int) -> int:
-    """A token that a grammar allows: the end, else one that brings it closer, else `wanted` before others.
+    """Choose a token that a grammar allows: the end, else one that brings it closer, else preferably `wanted`.
 
-    What a script says comes first, as far as it is allowed, and so does `wanted` where the end is allowed, too. With a
-    temperature, now and then any of the allowed, as long as the answer is not long yet.
+    Text from a script comes first, as far as it is allowed, and so does `wanted` if the end is allowed, too. With a
+    temperature, occasionally any of the allowed tokens, as long as the answer is not long yet.
     """
     given, stop_ids = row.new.mock, row.stop_ids
     may_end = any(_is_allowed(bits, token_id) for token_id in stop_ids)

@@ -1,4 +1,4 @@
-"""Count the tokens of a tokenizer by its files, for a mock that writes in them. Imports no tokenizer."""
+"""Vocabulary size from a tokenizer's files, for a mock that writes its tokens. Imports no tokenizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlx_backend.api.errors import ModelLoadError
 
 
 def vocab_size_of(folder: Path) -> int:
-    """The least number above every id. Raises ModelLoadError where no file of the folder tells."""
+    """Return the least number above every id. Raises ModelLoadError if no file of the folder contains it."""
     if not folder.is_dir():
         raise ModelLoadError(f"mock.tokenizer: there is no folder {folder}")
     found = max(_sizes(folder), default=0)

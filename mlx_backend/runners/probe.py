@@ -1,9 +1,9 @@
-"""Self-checks at start-up: does a batch of rows give the logits that one row at a time gives, and do quantized
-columns give what their dequantized copies give?
+"""Self-checks at start-up: does a batch of rows give the logits that one row at a time gives, and do quantized columns
+give what their dequantized copies give?
 
-A model's code decides that (an offset it takes for one number, a cache it indexes itself, keys it computes with
-before attention does), not the kind of its caches alone. It costs a few forward passes, which also compile what a
-first request would wait for.
+A model's code decides that (an offset it treats as one number, a cache it indexes itself, keys it computes with before
+attention does), not the kind of its caches alone. It costs a few forward passes, which also compile what a first
+request would wait for.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MakeCaches = Callable[[], list[Any]]
 
 
 def check_batching(model: Any, make_caches: MakeCaches, vocab_size: int) -> str | None:
-    """None where two rows of different lengths give the logits of each alone; else what went wrong."""
+    """Return None if two rows of different lengths give the logits of each alone; else what went wrong."""
     prompts = _prompts(vocab_size)
     try:
         alone = [_single(model, make_caches, prompt) for prompt in prompts]
@@ -53,7 +53,7 @@ def check_batching(model: Any, make_caches: MakeCaches, vocab_size: int) -> str 
 def check_groups(
     model: Any, make_caches: MakeCaches, vocab_size: int, kinds: Sequence[CacheKind] | None = None
 ) -> str | None:
-    """None where rows in groups of their own give the logits of one group; else what went wrong.
+    """Return None if rows in groups of their own give the logits of one group; else what went wrong.
 
     `kinds`: of the caches of one sequence, those of a layer with several in order; None: by their classes.
     """
@@ -75,7 +75,7 @@ def check_groups(
 def check_drafts(
     model: Any, make_caches: MakeCaches, vocab_size: int, kinds: Sequence[CacheKind] | None = None
 ) -> str | None:
-    """None where several tokens of a row in one step give the logits of a step for each; else what went wrong."""
+    """Return None if several tokens of a row in one step give the logits of a step for each; else what went wrong."""
     prompts = _prompts(vocab_size)
     alone = [_single(model, make_caches, prompt) for prompt in prompts]
     try:
@@ -90,14 +90,14 @@ def check_drafts(
 
 
 def _long_apart(num_tokens: int) -> int:
-    """Bytes of a row by which the long one has a group of its own, and the others share one, which needs a mask."""
+    """Return a row's bytes such that the long one gets its own group, and the others share one with a mask."""
     return 1 << (50 if num_tokens > max(_LENGTHS) else 40)
 
 
 def check_columns(model: Any, make_quantized: MakeCaches, make_dequantized: MakeCaches, vocab_size: int) -> str | None:
-    """None where the model takes quantized columns as it takes their copies; else what went wrong.
+    """Return None if the model takes quantized columns as it takes their copies; else what went wrong.
 
-    Raises ModelLoadError where it takes neither.
+    Raises ModelLoadError if it takes neither.
     """
     prompt = _prompts(vocab_size)[0]
     try:
@@ -115,9 +115,10 @@ def check_columns(model: Any, make_quantized: MakeCaches, make_dequantized: Make
 
 
 def defer_latents(model: Any, make_caches: MakeCaches, vocab_size: int, takes_groups: bool) -> str | None:
-    """Let attention over latents be computed in groups of heads, where that gives the model's own logits.
+    """Have attention over latents computed in groups of heads, if that gives the model's own logits.
 
-    None, or why a chunk's attention stays the model's own. `takes_groups`: the model's code lets chunks be deferred.
+    Returns None, or why a chunk's attention stays the model's own. `takes_groups`: the model's code lets chunks be
+    deferred.
     """
     prompt = _prompts(vocab_size)[0]
     expected = _single(model, make_caches, prompt)
@@ -183,7 +184,7 @@ def _batched(
 def _drafted(
     model: Any, make_caches: MakeCaches, prompts: list[list[int]], kinds: Sequence[CacheKind] | None
 ) -> list[mx.array]:
-    """Logits of the last two tokens of each prompt: both of the first in one step, in which the other has one."""
+    """Return logits of each prompt's last two tokens: the first computes both in one step, the other one."""
     batch = RowBatch(make_caches(), kinds=kinds, max_drafts=1)
     rows = _prefilled(model, make_caches, prompts)
     counts = {row: 2 if row is rows[0] else 1 for row in rows}
@@ -205,7 +206,7 @@ def _drafted(
 
 
 def _prefilled(model: Any, make_caches: MakeCaches, prompts: list[list[int]]) -> list[Row]:
-    """A row of each prompt, whose last tokens are not computed yet."""
+    """Return a row for each prompt; its last tokens are not computed yet."""
     rows: list[Row] = []
     for place, prompt in enumerate(prompts):
         caches = make_caches()
@@ -229,7 +230,7 @@ def _prefill(model: Any, caches: list[Any], tokens: list[int]) -> None:
 
 
 def _step(model: Any, tokens: mx.array, caches: list[Any]) -> mx.array:
-    """The logits of a decode step, computed: two steps of a pipeline in one evaluation corrupt each other."""
+    """Return the computed logits of a decode step: two steps of a pipeline in one evaluation corrupt each other."""
     logits = model(tokens, cache=caches)[:, -1]
     mx.eval(logits)
     return logits

@@ -1,6 +1,6 @@
 """The MLX runner of one rank: it holds its share of the model, and all ranks draw the same tokens.
 
-Every call must be made of all ranks, in the same order: a forward pass, and sharing the tokens, are collectives.
+Every call must be made on all ranks, in the same order: a forward pass, and sharing the tokens, are collectives.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class RankRunner(MLXRunner):
         super().__init__(config)
         self._membership = membership
         self._num_parameters = 0
-        """Of the whole model, as it is known to its users."""
+        """Parameters of the whole model, as reported to users."""
         self._whole: Sequence[CacheShape] = ()
-        """The caches of all ranks of a pipeline."""
+        """Caches of all ranks of a pipeline."""
 
     def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
         """Join the group and load the share. Raises ModelLoadError."""
@@ -65,7 +65,8 @@ class RankRunner(MLXRunner):
         return model, read_model(model, sharding.local_config(checkpoint.config, self._membership))
 
     def _row_sizes(self) -> RowSizes:
-        """Sizes that all ranks share: by them the batch orders its rows, and activations go from row to row.
+        """Return the sizes that all ranks share: they set the batch's order of rows, in which activations are
+        exchanged.
 
         The ranks of a pipeline may have different numbers of layers. So each of them counts the bytes of all layers.
         """

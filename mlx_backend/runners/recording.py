@@ -1,8 +1,8 @@
-"""Record of a run: every call that crosses the runner's door and what it gave, a line of JSON each; and its replay.
+"""Record of a run: every runner call and its result, a line of JSON each; and its replay.
 
 `pippin serve MODEL --record FILE` writes one; `python -m mlx_backend.replay FILE` replays it.
 
-No text is in it, but token ids are, which a tokenizer turns into text. Written by the device thread. No MLX.
+It contains no text, but token ids, which a tokenizer turns into text. Written by the device thread. No MLX.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ logger = logging.getLogger("pippin.engine")
 
 
 class RecordingRunner:
-    """A runner that does what `runner` does, and writes down each call. Implements `runners.base.Runner`."""
+    """A runner that forwards each call to `runner` and records it. Implements `runners.base.Runner`."""
 
     def __init__(self, runner: Runner, file: Path, config: EngineConfig) -> None:
-        """`config`: what `runner` was made with; what a replay needs of it is written down first."""
+        """Record `runner`. `config`: the one it was built with; what a replay needs of it is written first."""
         self._runner, self._path = runner, file
         self._model = {
             "model_path": config.model_path,
@@ -78,7 +78,7 @@ class RecordingRunner:
         return self._blocks
 
     def load(self, report: Callable[[LoadProgress], None]) -> ModelInfo:
-        """Load the model. Raises ModelLoadError, also where the file cannot be written."""
+        """Load the model. Raises ModelLoadError, also if the file cannot be written."""
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             self._file = os.fdopen(descriptor, "w", encoding="utf-8")
@@ -150,7 +150,7 @@ class RecordingRunner:
 
     def _end(self) -> None:
         if self._file is not None:
-            with contextlib.suppress(OSError):  # what is buffered cannot be written either
+            with contextlib.suppress(OSError):  # buffered lines cannot be written either
                 self._file.close()
             self._file = None
 
@@ -176,13 +176,13 @@ class _RecordingStore:
         return self._store.dump(block)
 
     def load(self, arrays: Any, data: memoryview) -> BlockRef:
-        """Raises ValueError: a replay would not have the bytes of an earlier run."""
+        """Raise ValueError: a replay would not have the bytes of an earlier run."""
         raise ValueError("a run that is recorded takes nothing from the disk")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Difference:
-    """A call of a recorded run that gave something else when it was replayed. Lines count from 1."""
+    """A recorded call with another result in the replay. Lines count from 1."""
 
     line: int
     recorded: Any
@@ -190,9 +190,9 @@ class Difference:
 
 
 def replay(file: Path, runner: Runner) -> Iterator[Difference]:
-    """Make a recorded run's calls again, of a runner that has loaded its model; yield what is different.
+    """Repeat a recorded run's calls on a runner that has loaded its model; yield the differences.
 
-    Calls that failed are not made again; what they left is. Raises ValueError where that cannot be done.
+    Failed calls are not repeated, but their effects are. Raises ValueError if that cannot be done.
     """
     in_flight = 0
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
@@ -214,7 +214,7 @@ def replay(file: Path, runner: Runner) -> Iterator[Difference]:
 
 
 def read_config(file: Path) -> EngineConfig:
-    """Return what the recorded run's runner was made with. Raises ValueError for a file that is no record."""
+    """Return the configuration of the recorded run's runner. Raises ValueError for a file that is no record."""
     with file.open(encoding="utf-8") as lines:
         said = json.loads(next(lines, "null"))
     if not isinstance(said, dict) or said.get("call") != "load":
@@ -229,9 +229,9 @@ def read_config(file: Path) -> EngineConfig:
 
 
 def _repeat_failure(runner: Runner, name: str, given: dict[str, Any], gave: dict[str, Any]) -> None:
-    """Leave a runner as a failed call left the recorded one."""
+    """Leave a runner in the state in which a failed call left the recorded one."""
     if name == "draft":
-        return  # what the draft model held is not asked for again
+        return  # what the draft model held is not requested again
     plan = StepPlan()
     if name == "start":
         plan = dataclasses.replace(given["plan"], decodes=(), masked=(), chunks=())

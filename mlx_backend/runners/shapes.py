@@ -2,8 +2,8 @@
 
 MLX for CUDA prepares attention by the number of a chunk's tokens and of all that they attend to, and products by the
 former. So the last chunk of a prompt is padded up to a size of the ladder: with tokens after its own, which those do
-not attend to, and whose columns are then given up. A state cannot give up anything, nor can a window that has
-turned: models that have one compute every last chunk as long as it is.
+not attend to, and whose columns are then trimmed. Neither a state nor a window that has wrapped around can be trimmed:
+models that have one compute every last chunk as long as it is.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from mlx_backend.sampling.sampler import BatchSampler
 logger = logging.getLogger("pippin.mlx")
 
 _MOST_S = 60.0
-"""What warming up may add to the start; a shape that is being prepared is finished."""
+"""Seconds that warming up may add to the start; a shape that is being prepared is finished."""
 _NUM_CHUNKS = 8
-"""Of a long prompt, so many whole chunks one after the other."""
+"""Whole chunks of a long prompt that are computed one after the other."""
 _LENGTHS = (3, 2)
-"""Tokens of the rows that decode steps are warmed up with: rows of one length take another way than others."""
+"""Tokens of the rows that decode steps are warmed up with: rows of one length take another path than others."""
 _ERRORS = (RuntimeError, ValueError, TypeError, IndexError, MemoryError)
 
 Task = Callable[[], None]
 
 
 def can_pad(plans: Sequence[CachePlan]) -> bool:
-    """Whether columns at the end of these caches can be given up."""
+    """Return whether columns at the end of these caches can be trimmed."""
     return all(plan.shape.traits.is_cut for plan in plans)
 
 
@@ -55,7 +55,7 @@ def compute_padded(
 
 
 class Warming:
-    """What is computed before the first request, a task a shape. `max_rows`: sequences that decode together."""
+    """Computations before the first request, a task for each shape. `max_rows`: sequences that decode together."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Warming:
         self._context, self._budget = context, budget
 
     def run(self, report: Callable[[LoadProgress], None], weights_bytes: int, *, most_s: float = _MOST_S) -> int:
-        """Do one task after the other, and `report` each; how many there was time for."""
+        """Run the tasks in order, and `report` each; return how many there was time for."""
         tasks = list(self._tasks())
         began, done = time.monotonic(), 0
         try:
@@ -91,7 +91,7 @@ class Warming:
         return done
 
     def _tasks(self) -> Iterator[Task]:
-        """Prompts of one chunk, decode steps of every number of rows, then the further chunks of a long prompt."""
+        """Yield prompts of one chunk, decode steps of every number of rows, then further chunks of a long prompt."""
         for size in padded_sizes(self._max_chunk):
             if self._fits(size, size):
                 yield lambda size=size: self._chunk(size, self._make_caches())  # type: ignore[misc]
@@ -113,7 +113,7 @@ class Warming:
         mx.eval([cache.state for cache in caches])
 
     def _steps(self, lengths: Sequence[int]) -> Iterator[Task]:
-        """A row more in each, of these lengths in turn."""
+        """Yield steps with one row more each, of these lengths in turn."""
         batch, sampler = self._make_batch(), BatchSampler()
         rows: list[Row] = []
 

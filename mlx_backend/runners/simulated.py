@@ -1,7 +1,7 @@
 """The simulated runner: the mock at the pace, and with the memory, that the planner predicts for a machine and a model.
 
-Text is made up as the mock's is, a token a byte of it. One thing is computed at a time, as on a device: a chunk of a
-prompt waits for the decode step before it. Prompts that the prefix cache knows take no time. No MLX.
+Text is generated as by the mock, a token for each byte. One thing is computed at a time, as on a device: a chunk of a
+prompt waits for the decode step before it. Prompts in the prefix cache take no time. No MLX.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ class PlannedSpeed:
         self._decode_s = cache(self._estimate_decode_s)
 
     def chunk_s(self, start: int, num_tokens: int) -> float:
-        """Of the prompt tokens from `start` on: what a prompt takes with them, less what it takes without.
+        """Return the seconds of prompt tokens from `start` on: those of a prompt with them, less those without.
 
-        No less than it takes to read the weights that they are computed with.
+        At least the time to read the weights that they are computed with.
         """
         computing_s = self._prompt_s(start + num_tokens) - self._prompt_s(start)
         return max(computing_s, weights_read_s(self._shape, self._machine, num_tokens) / self._speed)
 
     def step_s(self, num_rows: int, longest: int, num_drafts: int = 0) -> float:
-        """Of a decode step of so many rows; attention reads each as if it were as long as the longest.
+        """Return the seconds of a decode step of `num_rows`; attention reads each row as if it were as long as the
+        longest.
 
         `num_drafts`: tokens of all rows that it verifies beside their newest.
         """
@@ -59,10 +60,10 @@ class PlannedSpeed:
 
 
 class SimulatedRunner(MockRunner):
-    """Implements `runners.base.Runner` without the device that it is about."""
+    """Implements `runners.base.Runner` without the device that it simulates."""
 
     def __init__(self, config: EngineConfig, shape: ModelShape, caches: Sequence[CacheShape]) -> None:
-        """`shape` and `caches`: of the model, as read_shape gives them. Raises ModelLoadError."""
+        """Build the runner. `shape` and `caches`: the model's, as read_shape returns them. Raises ModelLoadError."""
         super().__init__(config)
         self._shape = shape
         self._machine = _find(config.simulate.machine or "")
@@ -99,7 +100,7 @@ class SimulatedRunner(MockRunner):
 
     @property
     def load_s(self) -> float:
-        """What loading takes, seconds."""
+        """Return the seconds that loading takes."""
         disk = self._config.simulate.disk_gb_s
         took_s = self._config.mock.load_s if disk is None else self._shape.weights_bytes / (disk * 1e9)
         return took_s / self._config.simulate.speed
@@ -111,7 +112,7 @@ class SimulatedRunner(MockRunner):
         return configured or own
 
     def _divide_memory(self) -> MemoryReport:
-        """As the MLX runner divides it on that machine."""
+        """Divide memory as the MLX runner does on that machine."""
         given, machine, weights_bytes = self._config.memory, self._machine, self._shape.weights_bytes
         facts = DeviceFacts(
             name=machine.name, memory_bytes=machine.memory_bytes, recommended_bytes=machine.gpu_limit_bytes

@@ -1,6 +1,6 @@
 """Prompts to vectors: the hidden states after a model's last norm, pooled on the device, chunk by chunk.
 
-The head is never computed. Knows a model's inner part by mlx-lm's name for it, `model`; what has none makes no vectors.
+The head is never computed. Finds a model's inner part by mlx-lm's name, `model`; a model without it makes no vectors.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mlx_backend.model.pooling import read_pooling
 from mlx_backend.model.scoring import is_classifier, read_scoring
 
 _LEAST_LENGTH = 1e-12
-"""A shorter vector stays as short; torch's normalize has the same bound."""
+"""Length below which a vector is not normalized; torch's normalize has the same bound."""
 Computed = tuple[mx.array | None, bytes | None]
-"""What is pooled of a prompt so far, and its vector once it is computed."""
+"""The pooled state of a prompt so far, and its vector once it is computed."""
 _ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
 
 
 def check_hidden(model: Any, make_caches: Callable[[], list[Any]], dim: int) -> str | None:
-    """None where the model gives its hidden states apart from its logits; else what went wrong."""
+    """Return None if the model gives its hidden states apart from its logits; else what went wrong."""
     try:
         shape = model.model(mx.array([[0, 1]]), cache=make_caches()).shape
     except _ERRORS as error:
@@ -38,7 +38,7 @@ def check_hidden(model: Any, make_caches: Callable[[], list[Any]], dim: int) -> 
 def read_embedding(
     model: Any, make_caches: Callable[[], list[Any]], checkpoint: Checkpoint, dim: int
 ) -> EmbeddingInfo | str:
-    """What the model's embeddings are, or why it makes none."""
+    """Return the properties of the model's embeddings, or why it makes none."""
     pooling = read_pooling(checkpoint)
     if isinstance(pooling, str):
         return pooling
@@ -48,7 +48,7 @@ def read_embedding(
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """What is made of prompts beside text. `computed`: how `compute` makes it; None: nothing is."""
+    """Results of prompts beside text. `computed`: how `compute` makes them; None: there are none."""
 
     computed: EmbeddingInfo | None
     report: dict[str, Any]
@@ -74,20 +74,20 @@ def read_vectors(model: Any, make_caches: Callable[[], list[Any]], checkpoint: C
 
 
 def compute(model: Any, chunk: Chunk, caches: list[Any], pooled: mx.array | None, info: EmbeddingInfo) -> Computed:
-    """A chunk into its caches and into what is `pooled`; with the prompt's last chunk comes its vector."""
+    """Compute a chunk into its caches and the `pooled` state; the prompt's last chunk also returns its vector."""
     hidden = model.model(mx.array(chunk.token_ids)[None], cache=caches)[0]
     is_last = chunk.stop == chunk.num_prompt_tokens
-    if is_last or info.pooling != "last":  # what is not pooled is not computed: the last layer's larger part
+    if is_last or info.pooling != "last":  # what is not pooled is not computed: most of the last layer
         pooled = _pool(pooled, hidden, info)
     if is_last and hasattr(model, SCORE):
         pooled = getattr(model, SCORE)(hidden[-1:])[0].astype(mx.float32)
-    mx.eval([cache.state for cache in caches], pooled)  # as a chunk that is not pooled
+    mx.eval([cache.state for cache in caches], pooled)  # as for a chunk that is not pooled
     vector = None if pooled is None or not is_last else _finish(pooled, chunk.num_prompt_tokens, info)
     return pooled, vector
 
 
 def _pool(before: mx.array | None, hidden: mx.array, info: EmbeddingInfo) -> mx.array:
-    """float32 [dim], of a chunk's hidden states [tokens, dim] and what was pooled before it."""
+    """Return float32 [dim], from a chunk's hidden states [tokens, dim] and what was pooled before it."""
     if info.pooling == "last":
         return hidden[-1].astype(mx.float32)
     if info.pooling == "first":

@@ -1,6 +1,6 @@
-"""Wired weights of one process: the facts, the lock that other processes see, and when MLX gets which limit.
+"""Wired weights of one process: the facts, the lock that other processes see, and when each limit is set in MLX.
 
-Runs on the device thread. On other devices than a Mac's nothing is asked and nothing is done. Not run on a Mac.
+Runs on the device thread. On devices other than a Mac's nothing is queried and nothing is done. Not run on a Mac.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from mlx_backend.runners import device
 logger = logging.getLogger("pippin.mlx")
 
 _OTHER_ARRAYS = 64
-"""What is alive beside the parameters: tables of rotary embeddings, keys of random numbers."""
+"""Live arrays beside the parameters: tables of rotary embeddings, keys of random numbers."""
 
 
 class WiredWeights:
-    """`decide` before a weight is read, `wire` after loading and probing, `unwire` before they are let go of."""
+    """Wired weights: `decide` before a weight is read, `wire` after loading and probing, `unwire` at the end."""
 
     def __init__(self) -> None:
         self.plan = Wiring()
@@ -31,7 +31,7 @@ class WiredWeights:
     def decide(
         self, policy: WiredPolicy, facts: DeviceFacts, weights_bytes: int, model: str, *, has_several_models: bool
     ) -> Wiring:
-        """What is to be done with the weights. Takes the lock where they are to be wired."""
+        """Decide whether to wire the weights. Takes the lock if they are to be wired."""
         self._recommended_bytes = facts.recommended_bytes
         known = read_wiring_facts(policy, facts, weights_bytes, has_several_models=has_several_models)
         self.plan = decide_wiring(known)
@@ -47,7 +47,7 @@ class WiredWeights:
         return self.plan
 
     def wire(self, num_parameters: int) -> Wiring:
-        """Wire all that is alive now: the weights, and the little that probes left. Returns what came of the plan."""
+        """Wire all live arrays: the weights, and the little that probes left. Returns the outcome."""
         if self._lock is None:
             return self.plan
         try:
@@ -61,7 +61,7 @@ class WiredWeights:
         return self.plan
 
     def unwire(self) -> None:
-        """Nothing is wired any more, and another process may wire. Does nothing where nothing was wired."""
+        """Unwire everything, so that another process may wire. Does nothing if nothing was wired."""
         if self._lock is not None:
             lock, self._lock = self._lock, None
             device.unwire()
@@ -71,7 +71,7 @@ class WiredWeights:
 def read_wiring_facts(
     policy: WiredPolicy, facts: DeviceFacts, weights_bytes: int, *, has_several_models: bool = False
 ) -> WiringFacts:
-    """All but who holds the lock: that is known when it is tried."""
+    """Return all facts except the lock's holder, which is known once the lock is tried."""
     known = WiringFacts(
         policy=policy,
         weights_bytes=weights_bytes,
