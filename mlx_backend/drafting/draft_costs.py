@@ -1,41 +1,41 @@
-"""What a draft model takes, measured: seconds of a step of some rows, and of a token that it prefills."""
+"""Measured costs of a draft model: seconds of a step of some rows, and of a token that it prefills."""
 
 from __future__ import annotations
 
 _STEP_SHARE = 0.25
 _TOKEN_SHARE = 0.01
-"""Of a plain step of the model that is drafted for, as long as nothing was measured."""
+"""Share of a plain step of the target model, as long as nothing was measured."""
 _UP, _DOWN = 0.1, 0.5
-"""What a slower and a faster measure count: the first ones are slow, as what they run is prepared."""
+"""Weights of a slower and a faster measurement: the first ones are slow, as kernels are prepared."""
 _FIRST_TOKENS = 64
-"""Taken up at once before anything was measured."""
+"""Tokens prefilled at once before anything was measured."""
 _LEAST_TOKENS = 16
 
 
 class DraftCosts:
-    """Measured by the number of rows; what is not measured is as the nearest that is."""
+    """Costs by the number of rows; a number that was not measured costs as the nearest that was."""
 
     def __init__(self) -> None:
         self._step_s: dict[int, float] = {}
         self._token_s: float | None = None
 
     def observe_steps(self, num_rows: int, num_steps: int, seconds: float) -> None:
-        """So many tokens of each row were drafted, one after the other."""
+        """Record that `num_steps` tokens of each row were drafted, one after the other."""
         self._step_s[num_rows] = _moved(self._step_s.get(num_rows), seconds / num_steps)
 
     def observe_chunk(self, num_tokens: int, seconds: float) -> None:
-        """So many tokens of a row were prefilled."""
+        """Record that `num_tokens` of a row were prefilled."""
         self._token_s = _moved(self._token_s, seconds / num_tokens)
 
     def steps_s(self, num_rows: int, num_steps: int, plain_s: float) -> float:
-        """Seconds that drafting takes. `plain_s`: of a plain step."""
+        """Return the seconds that drafting takes. `plain_s`: seconds of a plain step."""
         if not num_steps:
             return 0.0
         nearest = min(self._step_s, key=lambda rows: abs(rows - num_rows), default=None)
         return num_steps * (_STEP_SHARE * plain_s if nearest is None else self._step_s[nearest])
 
     def chunk_s(self, num_tokens: int, plain_s: float) -> float:
-        """Seconds that it takes to prefill so many tokens of a row."""
+        """Return the seconds to prefill `num_tokens` of a row."""
         return num_tokens * (_TOKEN_SHARE * plain_s if self._token_s is None else self._token_s)
 
     def tokens_for(self, seconds: float, most: int) -> int:

@@ -1,7 +1,7 @@
-"""DraftModelDrafter: what a smaller model would say next, which the runner asks it for once it is known to pay.
+"""DraftModelDrafter: what a smaller model would generate next, requested from the runner once it is known to pay.
 
-What the client predicts, and what repeats many tokens of earlier text, is taken from there: it costs nothing and is
-right more often.
+Tokens that the client predicts, and those that repeat many tokens of earlier text, are taken from there: this costs
+nothing and is right more often.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mlx_backend.drafting.drafter import Guess
 from mlx_backend.drafting.ngram import NGramDrafter
 
 _SURE = 2
-"""The least confidence of earlier text that is taken in place of the draft model's tokens."""
+"""Least confidence of earlier text that is taken instead of the draft model's tokens."""
 
 
 class DraftModelDrafter:

@@ -1,4 +1,4 @@
-"""DraftRows: what of each sequence the draft model holds, and what it is asked for. Owned by the device thread."""
+"""DraftRows: what the draft model holds of each sequence, and the requests to it. Owned by the device thread."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _NEAR = MOST_DRAFT_TOKENS + 1
 
 
 class DraftRows:
-    """`context_limit`: of the draft model, tokens; 0: there is none."""
+    """Rows of the draft model. `context_limit`: its context in tokens; 0: there is none."""
 
     def __init__(self, context_limit: int) -> None:
         self._context_limit = context_limit
         self._held: dict[SequenceId, int] = {}
 
     def is_ready(self, sequence: TokenSequence, num_tokens: int, num_unknown: int) -> bool:
-        """Whether it can draft so many tokens, once `num_unknown` further ones of the sequence are known."""
+        """Return whether it can draft `num_tokens`, once `num_unknown` further ones of the sequence are known."""
         total = _length(sequence) + num_unknown
         return total + num_tokens <= self._context_limit and total - self._num_held(sequence) <= _NEAR
 
     def num_missing(self, sequence: TokenSequence) -> int:
-        """Return how many tokens are to be prefilled before it can draft; 0 where it can now, or never will."""
+        """Return how many tokens are to be prefilled before it can draft; 0 if it can now, or never will."""
         missing = _length(sequence) - 1 - self._num_held(sequence)
         return missing if missing >= _NEAR and _length(sequence) < self._context_limit else 0
 
@@ -36,7 +36,7 @@ class DraftRows:
         return DraftRequest(id=sequence.id, start=start, token_ids=_tokens(sequence, start, stop))
 
     def to_draft(self, sequence: TokenSequence, num_drafts: int) -> DraftRequest:
-        """Return a request for drafts behind the sequence's newest token."""
+        """Return a request for drafts after the sequence's newest token."""
         start = self._num_held(sequence)
         token_ids = _tokens(sequence, start, _length(sequence))
         return DraftRequest(id=sequence.id, start=start, token_ids=token_ids, num_drafts=num_drafts)
@@ -52,7 +52,8 @@ class DraftRows:
         return drafts
 
     def accept(self, sequence_id: SequenceId, num_accepted: int, num_drafted: int) -> None:
-        """So many of a row's drafts were right: it holds those, but never the last one that it drafted."""
+        """Note that `num_accepted` of a row's drafts were right: it holds those, but never the last one that it
+        drafted."""
         if sequence_id in self._held:
             self._held[sequence_id] += min(num_accepted, num_drafted - 1)
 

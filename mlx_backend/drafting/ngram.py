@@ -1,10 +1,10 @@
 """NGramDrafter: the newest tokens have occurred before, and what followed them then may follow again.
 
-Of prompt and output, and of a text that the client predicts. Edits of a file, quotations, the keys of records and the
-names of tools are found this way, and no second model is needed (prompt lookup decoding, Saxena 2023).
+Searches prompt and output, and a text that the client predicts. Edits of a file, quotations, the keys of records and
+the names of tools are found this way, and no second model is needed (prompt lookup decoding, Saxena 2023).
 
-Tokens are kept as characters of a string, so that the interpreter's own search runs over them: a search through
-100,000 tokens takes about 0.1 ms, and mostly none is needed, as a guess that came true is followed further.
+Tokens are kept as characters of a string, so that the interpreter's own search runs over them: a search through 100,000
+tokens takes about 0.1 ms, and usually none is needed, as a correct guess is followed further.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Sequence
 from mlx_backend.drafting.drafter import NUM_CLASSES, Guess
 
 _LEAST_MATCH = 3
-"""Tokens that must have occurred before: after two, what follows is too seldom the same."""
+"""Tokens that must have occurred before: after two, the continuation is too seldom the same."""
 _MOST_MATCH = 32
 _LONGER = 8
-"""Matches shorter than this are searched once more for a longer one."""
+"""Length below which a match is searched once more for a longer one."""
 _WINDOW = 1 << 16
-"""Newest tokens that are searched."""
+"""Number of newest tokens that are searched."""
 _APART = chr(0x10FFFF)
-"""Between the prediction and the prompt: no token has this number."""
+"""Separator of the prediction and the prompt: no token has this number."""
 _PATIENCE = (16, 64)
-"""Searches in vain after which every second step is searched, and every fourth."""
+"""Failed searches after which every second step is searched, and every fourth."""
 
 
 class NGramDrafter:
@@ -33,9 +33,9 @@ class NGramDrafter:
         self._prediction_end = len(prediction_ids)
         self._text = _text(prediction_ids) + _APART + _text(prompt_ids)
         self._follow: int | None = 0 if prediction_ids else None
-        """The place of what may come next; None: not known."""
+        """Place of the token that may come next; None: unknown."""
         self._match = _LONGER if prediction_ids else 0
-        """Tokens before that place that are the same as the newest."""
+        """Number of tokens before that place that match the newest."""
         self._num_misses = 0
 
     def extend(self, token_ids: Sequence[int]) -> None:
@@ -57,12 +57,12 @@ class NGramDrafter:
         is_predicted = self._follow < self._prediction_end
         end = self._prediction_end if is_predicted else len(self._text)
         found = self._text[self._follow : min(self._follow + most, end)]
-        if not is_predicted and found and len(found) < most:  # what repeats itself goes on repeating itself
+        if not is_predicted and found and len(found) < most:  # repetition is likely to continue
             found = (found * most)[:most]
         return Guess(tuple(map(ord, found)), _class(self._match), is_predicted)
 
     def _search(self) -> None:
-        """Find the newest place where the newest tokens have occurred before; of the prediction first."""
+        """Find the newest place where the newest tokens have occurred before; the prediction is searched first."""
         if self._num_misses > _PATIENCE[0] and self._num_misses % (2 if self._num_misses <= _PATIENCE[1] else 4):
             self._num_misses += 1
             return
@@ -73,7 +73,7 @@ class NGramDrafter:
         self._follow = place
 
     def _find(self, start: int, end: int) -> int | None:
-        """Return the place behind a match in [start, end) of the text, which the text reaches; None: there is none."""
+        """Return the place after a match in [start, end) of the text, which the text reaches; None: there is none."""
         place, match = self._match_of(_LEAST_MATCH, start, end)
         while place is not None and match < _LONGER:
             longer, longer_match = self._match_of(match + 1, start, end)
@@ -84,7 +84,7 @@ class NGramDrafter:
         return place
 
     def _match_of(self, size: int, start: int, end: int) -> tuple[int | None, int]:
-        """Return the place behind the newest match of `size` tokens at least, and how many are the same."""
+        """Return the place after the newest match of at least `size` tokens, and the number of matching tokens."""
         text = self._text
         at = text.rfind(text[-size:], start, end)
         if at < 0:
@@ -96,7 +96,7 @@ class NGramDrafter:
 
 
 def _class(match: int) -> int:
-    """The class of guesses behind so many tokens that are the same: up to 3, 7, 15, more."""
+    """Return the class of guesses after `match` matching tokens: up to 3, 7, 15, more."""
     return min(NUM_CLASSES - 1, max(0, match.bit_length() - 2))
 
 

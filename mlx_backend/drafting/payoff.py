@@ -1,14 +1,14 @@
 """Whether drafts pay, and how many: measured seconds of steps against the measured share of drafts that are accepted.
 
 A step that verifies drafts takes longer than a plain one. How much longer is measured, by the rows and the tokens of
-the step; what is not measured yet lies between the nearest that is. A row's drafts are accepted one after the other, so
-the j-th counts p ** j, with p estimated for the row, from its own drafts and from all of the same confidence.
+the step; what is not measured yet lies between the nearest measurements. A row's drafts are accepted one after the
+other, so the j-th counts p ** j, with p estimated for the row, from its own drafts and from all of the same confidence.
 
 Of all choices the one with the most tokens a second is taken, as long as no row can lose much by it: each row has an
-account of the seconds that drafts have won and cost it, and a step is only taken where the account, with
-`max_slowdown` of the row's time, covers the worst case, in which none of its drafts is right. So a row that has no
-drafts itself is not slowed by those of others, and drafts that are never right end by themselves. What was learned
-fades, so that they are tried again.
+account of the seconds that drafts have won and cost it, and a step is only taken if the account, with `max_slowdown` of
+the row's time, covers the worst case, in which none of its drafts is right. So a row without drafts is not slowed by
+those of others, and drafts that are never right end by themselves. What was learned fades, so that they are tried
+again.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from mlx_backend.drafting.drafter import NUM_CLASSES, PROMISED
 from mlx_backend.kv_cache.allocation import most_step_tokens
 
 _PRIORS = (0.4, 0.6, 0.75, 0.85, 0.7)
-"""The share of drafts that are accepted before any was tried, by confidence; the last one: of a draft model's."""
+"""Share of drafts that are accepted before any was tried, by confidence; the last one: for a draft model."""
 _PRIOR_WEIGHT = 2.0
 _CLASS_WEIGHT = 3.0
-"""Drafts of a row that count as much as those of all."""
+"""Number of a row's drafts that count as much as those of all rows."""
 _CLASS_MEMORY, _ROW_MEMORY = 0.98, 0.9
-"""What an observation leaves of the weight of those before it."""
+"""Share that an observation leaves of the weight of those before it."""
 _FADING = 0.999
-"""What a plain step leaves of the weight of all observations: they count half after 700 steps."""
+"""Share that a plain step leaves of the weight of all observations: they count half after 700 steps."""
 _LEAST_GAIN = 1.03
-"""Drafts must promise so much: what is measured is not exact."""
+"""Least promised speedup by drafts: measurements are not exact."""
 _GRANT_STEPS = 1.0
 """Plain steps that drafts may cost a row before they have won it anything."""
 _SLOPE = 0.2
-"""A step with twice as many tokens takes so much longer, as long as none was measured."""
+"""Slowdown of a step with twice as many tokens, as long as none was measured."""
 _LEAST_WIN, _MOST_LEFT = 2.0, 256
-"""What a row must promise to win within so many tokens, in times of what it costs to prefill it."""
+"""Gain that a row must promise within a number of tokens, in multiples of the cost to prefill it."""
 _WEIGHT = 0.2
 _MOST_SIZES = 256
 
 
 @dataclass(slots=True)
 class Shares:
-    """Weighted numbers of drafts that were accepted, and of all that were tried."""
+    """Weighted counts of drafts that were accepted, and of all that were tried."""
 
     accepted: float = 0.0
     tried: float = 0.0
 
     def observe(self, num_accepted: int, num_drafted: int, memory: float) -> None:
-        """Drafts behind the first that is refused say nothing."""
+        """Record a draft. Tokens after the first rejected one are not counted."""
         tried = min(num_accepted + 1, num_drafted)
         self.accepted = self.accepted * memory**tried + num_accepted
         self.tried = self.tried * memory**tried + tried
@@ -60,7 +60,7 @@ class Shares:
 
 @dataclass(slots=True)
 class Account:
-    """What drafts have won and cost one row."""
+    """Seconds that drafts have won and cost one row."""
 
     shares: Shares = field(default_factory=Shares)
     balance_s: float = 0.0
@@ -82,76 +82,77 @@ class Candidate:
 
     @property
     def is_promised(self) -> bool:
-        """Whether a draft model is to be asked for it, which takes a step for each token."""
+        """Return whether a draft model is needed for it, which takes a step for each token."""
         return self.confidence == PROMISED
 
 
 class Payoff:
-    """Measured steps, and the drafts that pay by them. `max_drafts`: of a row, in a step."""
+    """Measured steps, and the drafts that pay by them. `max_drafts`: the most drafts of a row in a step."""
 
     def __init__(self, max_drafts: int, max_slowdown: float) -> None:
         self._max_drafts, self._max_slowdown = max_drafts, max_slowdown
         self._plain_s: dict[int, float] = {}
         self._drafted_s: dict[int, dict[int, float]] = {}
-        """By rows: seconds of steps with drafts, by tokens."""
+        """Seconds of steps with drafts, by rows, then by tokens."""
         self._classes = [Shares(prior * _PRIOR_WEIGHT, _PRIOR_WEIGHT) for prior in _PRIORS]
         assert len(self._classes) == NUM_CLASSES + 1
         self.costs = DraftCosts()
 
-    # ---- measuring ----
+    # ---- measurements ----
 
     def observe_plain(self, num_rows: int, seconds: float) -> None:
-        """A step without drafts, started before the one before it was read, took `seconds`."""
+        """Record the seconds of a step without drafts that was started before the previous one was read."""
         self._plain_s[num_rows] = _moved(self._plain_s.get(num_rows), seconds)
         for each, prior in zip(self._classes, _PRIORS, strict=True):
             each.accepted = _FADING * each.accepted + (1 - _FADING) * prior * _PRIOR_WEIGHT
             each.tried = _FADING * each.tried + (1 - _FADING) * _PRIOR_WEIGHT
 
     def observe_drafted(self, num_rows: int, num_tokens: int, seconds: float) -> None:
-        """A step of so many tokens, started after the one before it was read, took `seconds`, drafting left out."""
+        """Record the seconds, without drafting, of a step of `num_tokens` that was started after the previous one was
+        read."""
         sizes = self._drafted_s.setdefault(num_rows, {})
         sizes[num_tokens] = _moved(sizes.get(num_tokens), seconds)
         if len(self._drafted_s) > _MOST_SIZES:
             self._drafted_s.pop(next(iter(self._drafted_s)))
 
     def observe_draft(self, account: Account, confidence: int, num_accepted: int, num_drafted: int) -> None:
-        """So many of a row's drafts were accepted."""
+        """Record how many of a row's drafts were accepted."""
         account.shares.observe(num_accepted, num_drafted, _ROW_MEMORY)
         self._classes[confidence].observe(num_accepted, num_drafted, _CLASS_MEMORY)
 
     def settle(self, account: Account, num_rows: int, num_tokens: int, seconds: float) -> float:
-        """Book a step with drafts that gave a row so many tokens; return the seconds that it won, or lost."""
+        """Book a step with drafts that gave a row `num_tokens`; return the seconds that it won, or lost."""
         won_s = num_tokens * self.plain_s(num_rows) - seconds
         account.balance_s += won_s
         return won_s
 
-    # ---- predicting ----
+    # ---- predictions ----
 
     def plain_s(self, num_rows: int) -> float:
-        """Seconds of a step without drafts; 0 where none was measured. Of the nearest number of rows, if need be."""
+        """Return the seconds of a step without drafts, for the nearest measured number of rows; 0 if there is none."""
         if num_rows not in self._plain_s:
             nearest = min(self._plain_s, key=lambda rows: abs(rows - num_rows), default=None)
             return 0.0 if nearest is None else self._plain_s[nearest]
         return self._plain_s[num_rows]
 
     def drafted_s(self, num_rows: int, num_tokens: int) -> float:
-        """Seconds of a step with drafts: never less for more tokens."""
+        """Return the seconds of a step with drafts: never less for more tokens."""
         return self._step_times(num_rows)(num_tokens)
 
     def _step_times(self, num_rows: int) -> StepTimes:
         return StepTimes(num_rows, self.plain_s(num_rows), self._drafted_s.get(num_rows, {}))
 
     def share(self, account: Account, confidence: int) -> float:
-        """The share of a row's drafts that should be accepted."""
+        """Return the share of a row's drafts that should be accepted."""
         of_class, own = self._classes[confidence], account.shares
         return (own.accepted + _CLASS_WEIGHT * of_class.accepted / of_class.tried) / (own.tried + _CLASS_WEIGHT)
 
-    # ---- deciding ----
+    # ---- decisions ----
 
     def choose(self, rows: Sequence[Candidate], *, num_unknown: int = 0) -> list[int]:
-        """Return how many of its tokens each row drafts: none of any where that pays best.
+        """Return how many of its tokens each row drafts: none for all rows if that pays best.
 
-        `num_unknown`: tokens before a draft that must come as guessed, too; what is promised goes on from any.
+        `num_unknown`: tokens before a draft that must match the guess, too; promised tokens continue from any.
         """
         num_rows = len(rows)
         plain_s = self.plain_s(num_rows)
@@ -183,13 +184,13 @@ class Payoff:
         return best
 
     def invests(self, account: Account, cost_s: float, num_left: int, num_rows: int) -> bool:
-        """Whether a row that could have `num_left` tokens more should win what it costs to have it drafted for."""
+        """Return whether a row that could have `num_left` more tokens should win back the cost of its prefill."""
         plain_s = self.plain_s(num_rows)
         win_s = min(num_left, _MOST_LEFT) * plain_s * (1 - 1 / max(self._speedup(account, num_rows), 1e-9))
         return win_s > _LEAST_WIN * cost_s
 
     def _speedup(self, account: Account, num_rows: int) -> float:
-        """How much faster rows should be that all draft as this one, at their best."""
+        """Return the expected speedup of rows that all draft as this one, at their best."""
         plain_s, share = self.plain_s(num_rows), self.share(account, PROMISED)
         if not plain_s:
             return 1.0
@@ -202,7 +203,7 @@ class Payoff:
 
 
 class StepTimes:
-    """Seconds of a step by its tokens, through what was measured: never less for more tokens."""
+    """Seconds of a step by its tokens, interpolated from measurements: never less for more tokens."""
 
     def __init__(self, num_rows: int, plain_s: float, measured: Mapping[int, float]) -> None:
         sizes = sorted(({num_rows: plain_s} | dict(measured)).items())

@@ -1,8 +1,8 @@
-"""Speculation: the drafts of an engine's steps, and what became of them. Owned by the device thread.
+"""Speculation: the drafts of an engine's steps, and their outcome. Owned by the device thread.
 
-To draft, a row's newest token must be known, so a step with drafts is started only when the one before it was read,
-and the device waits for that long. Whether that is likely to pay is judged one token early, with what is known while
-a step is in flight; all of it is in the measured time of the step.
+To draft, a row's newest token must be known, so a step with drafts is started only when the previous one was read, and
+the device waits that long. Whether that is likely to pay is judged one token early, with what is known while a step is
+in flight; all of it is in the measured time of the step.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from mlx_backend.drafting.payoff import Account, Candidate, Payoff
 from mlx_backend.kv_cache.allocation import DRAFT_CHUNK_TOKENS
 
 _MOST_DRAFTED_STEPS = 256
-"""After so many steps without a plain one, the time of a plain one is measured again."""
+"""Steps in a row with drafts after which the time of a plain one is measured again."""
 _PLAIN_STEPS = 4
 _CAPITAL_S = 5.0
 """Seconds that prefilling rows may cost before drafts have won anything."""
 
 Ask = Callable[[tuple[DraftRequest, ...]], tuple[tuple[Draft, ...], float]]
-"""Has the draft model do what is requested: its answer, and the seconds that it took."""
+"""Sends requests to the draft model: returns its drafts, and the seconds that they took."""
 
 
 @dataclass(slots=True)
 class _Row:
-    """What is remembered of a sequence that decodes."""
+    """State of a sequence that decodes."""
 
     drafter: Drafter
     account: Account = field(default_factory=Account)
     num_seen: int = 0
-    """Outputs that the drafter knows."""
+    """Outputs that the drafter has taken."""
     guess: Guess = field(default_factory=Guess)
-    """The one that the step's draft is of."""
+    """Guess from which the step's draft was taken."""
 
 
 class Speculation:
-    """`max_drafts` of a row in a step; 0: this model's caches take no drafts, and there are none.
+    """Drafts of an engine. `max_drafts`: of a row in a step; 0: this model's caches take no drafts, and there are none.
 
-    `draft_context`: tokens of context that the draft model has; 0: there is none.
+    `draft_context`: the draft model's context in tokens; 0: there is none.
     """
 
     def __init__(self, config: SpeculationConfig, max_drafts: int, draft_context: int = 0) -> None:
@@ -56,18 +56,18 @@ class Speculation:
         self._decoded_s = 0.0
         """Seconds of all steps."""
         self._num_overlapped = 0
-        """Steps in a row that were started before the one before them was read."""
+        """Steps in a row that were started before the previous one was read."""
         self._since_plain = 0
         self.stats = SpeculationStats()
 
     def wants(self, sequences: Sequence[TokenSequence]) -> bool:
-        """Whether drafts are likely to pay in the next step: the one in flight is then to be read first."""
+        """Return whether drafts are likely to pay in the next step: the one in flight is then to be read first."""
         if not self._is_drafting(sequences):
             return False
         return any(self._payoff.choose(self._candidates(sequences, num_unknown=1), num_unknown=1))
 
     def drafts(self, sequences: Sequence[TokenSequence], ask: Ask) -> tuple[Draft, ...]:
-        """Return the drafts of a step of these rows, all of whose tokens are known. None where none pays."""
+        """Return the drafts of a step of these rows, all of whose tokens are known; empty if none pays."""
         self._drafting_s = 0.0
         if not self._is_drafting(sequences):
             return ()
@@ -86,9 +86,9 @@ class Speculation:
         return dict(self._draft_rows.answer(wanted, given))
 
     def missing(self, sequences: Sequence[TokenSequence], stall_s: float) -> DraftRequest | None:
-        """Return what the draft model is to prefill next of these rows, where that should pay; None: nothing.
+        """Return what the draft model is to prefill next of these rows, if that should pay; None: nothing.
 
-        No more than should take `stall_s`. A row that has been begun comes first.
+        At most what should take `stall_s`. A row whose prefill has begun comes first.
         """
         if not self._is_drafting(sequences):
             return None
@@ -106,7 +106,7 @@ class Speculation:
         return self._payoff.invests(self._row(sequence).account, cost_s, _room(sequence), num_rows)
 
     def prefilled(self, wanted: DraftRequest, given: Sequence[Draft], seconds: float) -> None:
-        """The draft model was asked to prefill tokens of a row, which took `seconds`."""
+        """Note that the draft model prefilled tokens of a row on request, in `seconds`."""
         self._draft_rows.answer([wanted], given)
         if given:
             self._payoff.costs.observe_chunk(len(wanted.token_ids), seconds)
@@ -150,17 +150,17 @@ class Speculation:
         return row
 
     def give_up_draft_model(self) -> None:
-        """It is asked nothing any more."""
+        """Send no more requests to the draft model."""
         self._draft_rows = DraftRows(0)
 
-    # ---- what became of them ----
+    # ---- outcome ----
 
     def measure(
         self, rows: Sequence[RowTokens], drafts: Sequence[Draft], seconds: float | None, *, is_overlapped: bool
     ) -> None:
-        """Note what a step took: a plain one where the steps before and after it overlap, too.
+        """Note the duration of a step: it is a plain one if the steps before and after it overlap, too.
 
-        `is_overlapped`: the one after it was started before it was read.
+        `is_overlapped`: the next step was started before it was read.
         """
         self._num_overlapped = self._num_overlapped + 1 if is_overlapped and seconds is not None else 0
         if seconds is not None:
@@ -171,14 +171,14 @@ class Speculation:
             self.observe_plain(len(rows), seconds)
 
     def observe_plain(self, num_rows: int, seconds: float) -> None:
-        """A step without drafts took `seconds`, beside what is done between steps."""
+        """Record the seconds of a step without drafts, besides the work between steps."""
         self._since_plain = 0
         self._payoff.observe_plain(num_rows, seconds)
 
     def observe(self, rows: Sequence[RowTokens], drafts: Iterable[Draft], seconds: float | None) -> None:
-        """A step that was started after the one before it was read gave its rows these tokens.
+        """Take the tokens that rows got from a step that was started after the previous one was read.
 
-        `seconds`: from when the one before was read; None: not known.
+        `seconds`: since the previous one was read; None: unknown.
         """
         lengths = {draft.id: len(draft.token_ids) for draft in drafts}
         self._since_plain += 1
@@ -199,7 +199,7 @@ class Speculation:
             self._payoff.observe_drafted(len(rows), len(rows) + sum(lengths.values()), verifying_s)
 
     def decoded(self, rows: Iterable[RowTokens], seconds: float) -> None:
-        """Rows had a step, of whatever kind, that took `seconds`."""
+        """Record a step of any kind that took `seconds`."""
         self._decoded_s += seconds
         for row in rows:
             known = self._rows.get(row.id)
@@ -207,12 +207,12 @@ class Speculation:
                 known.account.decoded_s += seconds
 
     def count(self, sequence_id: SequenceId, num_accepted: int, num_drafted: int) -> DraftedTokens:
-        """Return what the newest draft of a row comes to, where so many of its tokens were taken."""
+        """Return the counts of a row's newest draft, of which `num_accepted` tokens were taken."""
         known = self._rows.get(sequence_id)
         return DraftedTokens() if known is None or not num_drafted else _counted(known.guess, num_accepted, num_drafted)
 
     def forget(self, sequence_id: SequenceId) -> None:
-        """A sequence has ended, or has lost its row."""
+        """Forget a sequence that has ended, or has lost its row."""
         self._rows.pop(sequence_id, None)
         self._draft_rows.forget(sequence_id)
 
