@@ -1,4 +1,4 @@
-"""Picks the runner by name and imports it late; so, too, what reads a model's shape. Nothing else names a runner."""
+"""Picks the runner by name and imports it late, and the reader of a model's shape, too. Nothing else names a runner."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mlx_backend.runners.base import Runner
 def set_buffer_limits(config: MemoryConfig, environ: MutableMapping[str, str]) -> tuple[BufferLimit, ...]:
     """Put the limits of MLX's command buffers into `environ`, and return those in effect. Raises ModelLoadError.
 
-    To be called before MLX computes anything: it reads them once in a process.
+    Call it before MLX computes anything: MLX reads them once in a process.
     """
     limits = decide_buffer_limits(config, environ)
     environ.update({limit.variable: str(limit.value) for limit in limits if limit.is_new})
@@ -38,7 +38,7 @@ def set_buffer_limits(config: MemoryConfig, environ: MutableMapping[str, str]) -
 
 
 def create_engine(config: EngineConfig) -> Engine:
-    """An engine that has not been started. Raises ModelLoadError where the backend is not installed."""
+    """Return an engine that has not been started. Raises ModelLoadError if the backend is not installed."""
     if config.ranks.is_one_model_in_parts:
         return _create_ranks_engine(config)
     runner = create_runner(config)
@@ -60,7 +60,7 @@ def _create_ranks_engine(config: EngineConfig) -> Engine:
     build = functools.partial(create_rank_runner, config)
     check = None
     if config.backend == "mlx":
-        _rank_runner()  # now: a thread that imports mlx-lm while another loads the tokenizer by it may deadlock
+        _rank_runner()  # now: a thread that imports mlx-lm while another loads the tokenizer through it may deadlock
         check = functools.partial(check_split, config)
     runner = RanksRunner(config, build, check=check)
     engine = DeviceEngine(config, runner)
@@ -70,24 +70,24 @@ def _create_ranks_engine(config: EngineConfig) -> Engine:
 
 
 def check_split(config: EngineConfig) -> None:
-    """Raise ModelLoadError where the model cannot be split as `config` says."""
+    """Raise ModelLoadError if the model cannot be split as `config` states."""
     ranks = config.ranks
     splits = open_split_model(config.model_path).splits
     planning.check(splits, ranks.parallel, ranks.count, planning.read_split(ranks.split))
 
 
 def create_rank_runner(config: EngineConfig, membership: Membership) -> Runner:
-    """The runner of one of several ranks, all of which are given the same configuration."""
+    """Return the runner of one of several ranks, all of which receive the same configuration."""
     if config.backend == "mock":
         return create_runner(config)
     set_buffer_limits(config.memory, os.environ)
-    # One process a machine may wire weights, and one that ends while MLX waits for another rank cannot unwire them.
+    # One process on a machine may wire weights, and one that ends while MLX waits for another rank cannot unwire them.
     memory = replace(config.memory, wired="never")
     return _rank_runner()(replace(config, memory=memory, ranks_here=membership.num_here), membership)
 
 
 def _rank_runner() -> Callable[[EngineConfig, Membership], Runner]:
-    """The runner's class, imported, and what checks a split. Raises ModelLoadError where MLX is not installed."""
+    """Return the imported runner's class and the check of a split. Raises ModelLoadError if MLX is not installed."""
     _prepare_environment()
     try:
         from mlx_backend.model import rank_shapes  # noqa: F401
@@ -129,7 +129,7 @@ def create_runner(config: EngineConfig) -> Runner:
 
 
 def estimate_footprint(config: EngineConfig) -> Footprint:
-    """What the model of `config` would take. To be asked before any is loaded. Raises ModelLoadError."""
+    """Return what the model of `config` would take. Call it before any is loaded. Raises ModelLoadError."""
     if config.backend == "mock":
         from mlx_backend.runners import mock
 
@@ -145,7 +145,7 @@ def estimate_footprint(config: EngineConfig) -> Footprint:
 def read_shape(
     model: str, weight_bits: int | None = None, group_size: int = 64
 ) -> tuple[ModelShape, tuple[CacheShape, ...]]:
-    """What memory and speed depend on, of a model folder, a hub id or a config.json; nothing is computed.
+    """Return the sizes that memory and speed depend on, of a model folder, a hub id or a config.json; computes nothing.
 
     `weight_bits` plans for weights quantized so; then the config alone counts. Raises ModelLoadError.
     """
@@ -160,15 +160,15 @@ def read_shape(
 
 @dataclass(frozen=True, slots=True)
 class SplitModel:
-    """A model that may be split over ranks: how it can be, and what each rank holds then."""
+    """A model that may be split over ranks: the ways to split it, and what each rank then holds."""
 
     splits: Splits
     ranks: Callable[[Parallel, int, tuple[int, ...] | None], RankShapes]
-    """By (parallel, number of ranks, layers of each). Raises ModelLoadError."""
+    """Shapes by (parallel, number of ranks, layers of each). Raises ModelLoadError."""
 
 
 def open_split_model(model: str, weight_bits: int | None = None, group_size: int = 64) -> SplitModel:
-    """Of the same models as `read_shape`; nothing is computed. Raises ModelLoadError."""
+    """Open the same kinds of models as `read_shape`; computes nothing. Raises ModelLoadError."""
     _prepare_environment()
     try:
         from mlx_backend.model import rank_shapes
@@ -180,7 +180,7 @@ def open_split_model(model: str, weight_bits: int | None = None, group_size: int
 
 
 def _builder(model: str, weight_bits: int | None, group_size: int) -> Callable[[], tuple[Any, Mapping[str, Any]]]:
-    """What builds the model of a folder, a hub id or a config.json, and says its configuration."""
+    """Return a function that builds the model of a folder, a hub id or a config.json, and returns its configuration."""
     from mlx_backend.model import skeleton
     from mlx_backend.model.loader import build_model
 
@@ -196,7 +196,7 @@ def _builder(model: str, weight_bits: int | None, group_size: int) -> Callable[[
 
 @functools.cache
 def _prepare_environment() -> None:
-    """Set what MLX reads when it is imported, on a Mac. A value that is there already stays."""
+    """Set the variables that MLX reads when it is imported, on a Mac. A value that is already set stays."""
     if sys.platform != "darwin":
         return
     try:

@@ -1,6 +1,6 @@
 """The process of a rank other than 0: `pippin join`, or python -m mlx_backend.follow LEADER:PORT --key @FILE.
 
-`pippin serve --ranks` starts such processes itself, and hands them the key on standard input.
+`pippin serve --ranks` starts such processes itself, and passes them the key on standard input.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WRONG_USAGE = 2
 def follow(
     leader: str, key: str, *, rank: int | None = None, find: Callable[[str], Path] = Path, is_started: bool = False
 ) -> int:
-    """Join rank 0 and follow it; the exit code, which says how it ended.
+    """Join rank 0 and follow it; return the exit code, which gives the reason of the end.
 
     `key`: @FILE. `rank`: the one to become; None: the one that rank 0's hostfile gives to this host. `find`: finds the
     folder of a model by rank 0's name. `is_started`: by rank 0; then signals are rank 0's.
@@ -41,7 +41,7 @@ def follow(
     except ValueError as error:
         return _say(str(error), WRONG_USAGE)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    # Blocked ones wait for a thread: Python's own handlers run between calls, and a computation may never end.
+    # Blocked signals wait for a thread: Python's own handlers run between calls, and a computation may never end.
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     if not is_started:
         threading.Thread(target=_end_on_signal, name="signals", daemon=True).start()
@@ -58,7 +58,7 @@ def follow(
 
 
 class CannotJoin(Exception):
-    """One line: why there is no connection to rank 0, and what to do. `code`: of the exit."""
+    """Reason in one line why there is no connection to rank 0, and what to do. `code`: the exit code."""
 
     def __init__(self, line: str, code: int) -> None:
         super().__init__(line)
@@ -66,7 +66,7 @@ class CannotJoin(Exception):
 
 
 def greet(leader: str, address: tuple[str, int], secret: bytes) -> Channel:
-    """Connect to rank 0, and prove the key. Raises CannotJoin."""
+    """Connect to rank 0, and prove possession of the key. Raises CannotJoin."""
     try:
         return connect(socket.create_connection(address, _CONNECT_S), secret)
     except NotAuthenticated as error:
@@ -81,7 +81,7 @@ def greet(leader: str, address: tuple[str, int], secret: bytes) -> Channel:
 
 
 def end(code: int) -> None:
-    """End the process: a thread may wait for a rank that is lost, and the interpreter would wait for it."""
+    """End the process at once: a thread may wait for a lost rank, and the interpreter would wait for that thread."""
     logging.shutdown()
     sys.stderr.flush()
     os._exit(code)
@@ -91,7 +91,7 @@ _leave: list[Callable[[str], None]] = []
 
 
 def _end_on_signal() -> None:
-    """End when a signal asks for it, in the midst of a computation, too; rank 0 is told why."""
+    """End on a signal, even in the midst of a computation, and report the reason to rank 0."""
     number = signal.sigwait(_ENDING)
     for leave in _leave:
         leave(f"its process was asked to end ({signal.Signals(number).name})")
@@ -104,7 +104,7 @@ def _say(line: str, code: int) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Follow the rank 0 that has started this process; the exit code."""
+    """Follow the rank 0 that has started this process; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m mlx_backend.follow", description=__doc__)
     parser.add_argument("leader", help="where rank 0 listens, HOST:PORT")
     parser.add_argument("--key", required=True, help="@FILE that holds the key; @-: a line of standard input")

@@ -13,7 +13,7 @@ from mlx_backend.runners.recording import read_config, replay
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Replay a recorded run, print what is different, and return 1 where something is."""
+    """Replay a recorded run, print the differences, and return 1 if there are any."""
     parser = argparse.ArgumentParser(prog="python -m mlx_backend.replay", description=main.__doc__)
     parser.add_argument("file", type=Path, help="what `pippin serve --record` has written")
     file = parser.parse_args(arguments).file
