@@ -1,9 +1,8 @@
 """Allocation: the formats with the least loss that fit a number of bytes. Pure; no MLX.
 
-Each weight has options, each of so many bytes and with so much loss; losses add up. The options on the lower convex
-hull are a chain of upgrades. All weights' upgrades, the one that saves most loss a byte first, are taken until the
-next does not fit: that is the best there is for the bytes taken. It never exceeds the budget, and more bytes never
-give more loss.
+Each weight has options, each with its bytes and its loss; losses add up. The options on the lower convex hull are a
+chain of upgrades. All weights' upgrades, the one that saves most loss per byte first, are taken until the next does not
+fit: that is optimal for the bytes taken. It never exceeds the budget, and more bytes never give more loss.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from mlx_backend.conversion.spec import Spec
 
 
 class BudgetTooSmall(ValueError):
-    """Even the smallest options take more; `least_bytes` is what they take."""
+    """Raised if even the smallest options exceed the budget; `least_bytes`: their size."""
 
     def __init__(self, least_bytes: int) -> None:
         super().__init__(f"at least {least_bytes} bytes are needed")
@@ -33,7 +32,7 @@ class Option:
 
 
 def allocate(options: Mapping[str, Sequence[Option]], budget_bytes: int) -> dict[str, Option]:
-    """Return an option for each weight, by path; together they take no more than the budget. Raises BudgetTooSmall."""
+    """Return an option for each weight, by path; together they fit the budget. Raises BudgetTooSmall."""
     hulls = {path: hull(choices) for path, choices in options.items()}
     chosen = {path: chain[0] for path, chain in hulls.items()}
     taken = sum(option.num_bytes for option in chosen.values())
@@ -44,7 +43,7 @@ def allocate(options: Mapping[str, Sequence[Option]], budget_bytes: int) -> dict
         for path, chain in hulls.items()
         for place, (before, after) in enumerate(pairwise(chain))
     ]
-    # of a chain, earlier upgrades gain more a byte; where two gain alike, the order of the weights decides
+    # within a chain, earlier upgrades gain more per byte; between equal gains, the order of the weights decides
     upgrades.sort(key=lambda each: (-each[0], each[1]))
     for _, _, path, after in upgrades:
         more = after.num_bytes - chosen[path].num_bytes
@@ -56,7 +55,7 @@ def allocate(options: Mapping[str, Sequence[Option]], budget_bytes: int) -> dict
 
 
 def least_bytes(options: Mapping[str, Sequence[Option]]) -> int:
-    """Return what the smallest options take."""
+    """Return the bytes of the smallest options."""
     return sum(min(option.num_bytes for option in choices) for choices in options.values())
 
 

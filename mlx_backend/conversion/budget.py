@@ -1,4 +1,4 @@
-"""Bytes that a machine leaves for weights, beside KV caches and a prefill; sizes as people write them. No MLX."""
+"""Bytes that a machine leaves for weights, beside KV caches and a prefill; human-readable sizes. No MLX."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def weights_budget(
     num_users: int,
     reserve_bytes: int,
 ) -> int:
-    """Return what weights may take where so many users have so much context; negative where nothing is left.
+    """Return the bytes for weights beside `num_users` contexts of `context` tokens; negative if nothing is left.
 
-    `limit_bytes`: what the GPU may use. `shape` may be that of other weights of the same model.
+    `limit_bytes`: the GPU's limit. `shape` may be that of other weights of the same model.
     """
     memory = memory_of(
         shape,
@@ -47,7 +47,7 @@ def read_bytes(text: str) -> int:
 
 
 def write_bytes(num_bytes: int) -> str:
-    """Return a size as people write it: `412.3 GB`, `2.40 MB`."""
+    """Return a human-readable size: `412.3 GB`, `2.40 MB`."""
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 10**9 else f"{num_bytes / 1e6:,.2f} MB"
 
 

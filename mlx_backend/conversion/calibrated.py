@@ -1,4 +1,4 @@
-"""A model and the samples that it is calibrated on: what the choice of formats, and then every code, goes by."""
+"""A model and its calibration samples, which determine the choice of formats, and then every code."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from mlx_backend.conversion.search import searched
 from mlx_backend.conversion.spec import Spec
 
 PROBE_TOKENS = 2048
-"""The model is computed so often on so many tokens."""
+"""Tokens of samples on which the model is computed many times."""
 HESSIAN_TOKENS = 16_384
-"""And once on so many."""
+"""Tokens of samples on which the model is computed once."""
 
 
 class Calibrated:
-    """A model's folder with its calibration samples. The model is opened when something is asked for."""
+    """A model's folder with its calibration samples. The model is opened on first use."""
 
     def __init__(self, folder: Path, samples: Sequence[Sample]) -> None:
         self._folder, self._samples = folder, samples
 
     @cached_property
     def digest(self) -> str:
-        """What these samples are known by."""
+        """Digest that identifies these samples."""
         told = hashlib.sha256()
         for sample in self._samples:
             told.update(repr((sample.ids, sample.first)).encode())
@@ -39,7 +39,7 @@ class Calibrated:
 
     @cached_property
     def computed(self) -> Computed:
-        """What the model predicts on some of the samples. Raises ConversionError."""
+        """Predictions of the model on some of the samples. Raises ConversionError."""
         probes, others = (spread(self._samples, most) for most in (PROBE_TOKENS, HESSIAN_TOKENS))
         if not probes:
             raise ConversionError("the text for --calibrate has no two tokens; give a longer one")
@@ -47,11 +47,11 @@ class Calibrated:
 
     @cached_property
     def hessians(self) -> Hessians:
-        """The Hessians of weights on more of them. Raises ConversionError."""
+        """Hessians of weights on more of the samples. Raises ConversionError."""
         return Hessians(self.computed)
 
     def quantize(self, weight: mx.array, spec: Spec, path: str, place: int) -> Sequence[mx.array]:
-        """Quantize a weight by what its inputs are like; by search alone where that is not known."""
+        """Quantize a weight by the statistics of its inputs; by search alone if they are unknown."""
         hessian = self.hessians.of(path)
         if hessian is None:
             return searched(weight, spec)

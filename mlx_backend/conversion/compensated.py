@@ -1,7 +1,7 @@
-"""Codes by compensation (GPTQ): what rounding one column changes in the layer's output, later columns make up for.
+"""Codes by compensation (GPTQ): later columns compensate for what rounding one column changes in the layer's output.
 
-Columns are rounded from the first to the last. The error of each, weighed by the Hessian of the layer's inputs, is
-spread over those that are still to come; the scale and bias of a group are searched when its first column is reached.
+Columns are rounded from the first to the last. The error of each, weighted by the Hessian of the layer's inputs, is
+spread over the remaining ones; the scale and bias of a group are searched when its first column is reached.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from mlx_backend.conversion.search import pack, search_groups, searched
 from mlx_backend.conversion.spec import Spec
 
 _DAMPING = 0.01
-"""A share of the mean of a Hessian's diagonal, added to it: inputs that calibration hardly saw count a little, too."""
+"""Share of the mean of a Hessian's diagonal that is added to it, so that inputs rare in calibration count a little,
+too."""
 MOST_BITS = 6
-"""With more, rounding changes nothing that would have to be made up for."""
+"""With more bits, rounding leaves nothing to compensate for."""
 
 
 def compensated(weight: mx.array, spec: Spec, hessian: mx.array) -> Sequence[mx.array]:
-    """Quantize a weight [..., out, in] in MLX's affine format; `hessian`: of its inputs [..., in, in].
+    """Quantize a weight [..., out, in] in MLX's affine format; `hessian`: that of its inputs, [..., in, in].
 
-    What a plain search finds is taken where its error is less.
+    The result of a plain search is taken if its error is less.
     """
     plain = searched(weight, spec)
     if spec.mode != "affine" or spec.bits > MOST_BITS:
@@ -44,7 +45,7 @@ def output_error(weight: mx.array, made: Sequence[mx.array], spec: Spec, hessian
 
 
 def _factors(hessians: mx.array) -> mx.array:
-    """The upper Cholesky factor of each damped Hessian's inverse."""
+    """Return the upper Cholesky factor of each damped Hessian's inverse."""
     width = hessians.shape[-1]
     mean = mx.diagonal(hessians, axis1=-2, axis2=-1).mean(-1)[:, None, None]
     damped = hessians + (_DAMPING * mean + 1e-8) * mx.eye(width)
@@ -56,7 +57,7 @@ def _factors(hessians: mx.array) -> mx.array:
 
 
 def _compensated(weight: mx.array, spec: Spec, hessians: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """Packed codes, scales and biases of weights [parts, out, in]; `hessians`: [1 or parts, in, in]."""
+    """Return packed codes, scales and biases of weights [parts, out, in]; `hessians`: [1 or parts, in, in]."""
     top, size = 2**spec.bits - 1, spec.group_size
     factors = _factors(hessians)
     diagonal = mx.diagonal(hessians, axis1=-2, axis2=-1)
@@ -82,7 +83,7 @@ def _compensated(weight: mx.array, spec: Spec, hessians: mx.array) -> tuple[mx.a
 
 
 def _importance(diagonal: mx.array, shape: tuple[int, ...]) -> mx.array:
-    """What each number of a block [parts, out, group size] counts, by the mean square of its inputs."""
+    """Return the weight of each number of a block [parts, out, group size], by the mean square of its inputs."""
     raised = diagonal + _DAMPING * diagonal.mean(-1, keepdims=True) + 1e-12
     scaled = raised / raised.mean(-1, keepdims=True)
     return mx.broadcast_to(scaled[:, None], shape).reshape(-1, shape[-1])
@@ -91,7 +92,7 @@ def _importance(diagonal: mx.array, shape: tuple[int, ...]) -> mx.array:
 def _round_columns(
     block: mx.array, scale: mx.array, bias: mx.array, factors: mx.array, top: int
 ) -> tuple[mx.array, mx.array]:
-    """Codes of one group's columns, and the errors that are left for the columns after it."""
+    """Return codes of one group's columns, and the errors that are left for the columns after it."""
     wide, low = scale[..., 0].astype(mx.float32), bias[..., 0].astype(mx.float32)
     wide = mx.where(wide == 0, 1e-12, wide)
     codes, errors = [], []

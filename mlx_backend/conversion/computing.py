@@ -1,6 +1,6 @@
-"""A model that is computed over and over with one weight changed: what stands before that weight is computed once.
+"""A model that is computed repeatedly with one weight changed: whatever precedes that weight is computed once.
 
-Layers are passed over where nothing before or in them is changed: what the last of them gave is given again.
+Layers are skipped if nothing before or in them is changed: the output of the last of them is reused.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _UNABLE = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexE
 
 
 class _Enough(Exception):
-    """All that was asked for is computed."""
+    """Raised once everything needed is computed."""
 
 
 @dataclass(slots=True)
 class _Pass:
-    """One pass through the layers: how many are passed over and what they give, and which is the last."""
+    """One pass through the layers: how many are skipped, the output in their place, and which is the last."""
 
     num_passed: int = 0
     given: Any = None
@@ -38,16 +38,16 @@ class _Pass:
 
 
 class Computed:
-    """A model, what it predicts of some samples as it is, and the inputs of its layers on more of them."""
+    """A model, its unchanged predictions on some samples, and the inputs of its layers on more of them."""
 
     def __init__(self, folder: Path, probes: Sequence[Sample], others: Sequence[Sample]) -> None:
-        """Raises ConversionError."""
+        """Open the model. Raises ConversionError."""
         self._probes, self._batches = probes, batches_of(probes)
         self._others = batches_of(others)
         self._kept: list[dict[int, Any]] = []
-        """Each layer's output, for each batch of probes; empty where a model's layers cannot be passed over."""
+        """Each layer's output, for each batch of probes; empty if a model's layers cannot be skipped."""
         self._latest: tuple[int, list[Any]] = (0, [])
-        """So many layers are behind the other batches, and what the last of them gave."""
+        """Number of layers that the other batches have passed, and the outputs of the last of them."""
         self._pass = _Pass()
         try:
             self.model = open_model(folder)
@@ -61,7 +61,7 @@ class Computed:
         self._keep()
 
     def kl(self, path: str) -> float:
-        """Return the mean KL divergence from what the model predicts as it is; `path`: the module that is changed."""
+        """Return the mean KL divergence from the unchanged model's predictions; `path`: the module that is changed."""
         return max(0.0, mean_kl(self._expected, self._predictions(self._num_before(path))))
 
     def pass_through(self, path: str) -> Iterator[None]:
@@ -95,13 +95,14 @@ class Computed:
         return [each for _, each in sorted(found, key=lambda each: each[0])]
 
     def _num_before(self, path: str) -> int:
-        """The number of layers that come before a module: all for the head, none for what is elsewhere."""
+        """Return the number of layers that come before a module: all for the head, none for any other outside the
+        layers."""
         if (layer := layer_of(path)) is not None:
             return layer
         return len(self.model.layers) if kind_of(path) == "output head" else 0
 
     def _keep(self) -> None:
-        """Have every layer's outputs kept, where a model's layers can be passed over."""
+        """Keep every layer's outputs, if the model's layers can be skipped."""
         kinds: dict[type, type] = {}
 
         def passing(kind: type) -> type:
@@ -132,7 +133,7 @@ class Computed:
             self._kept = kept if self._is_same(len(layers) // 2) else []
 
     def _is_same(self, num_before: int) -> bool:
-        """Whether layers can be passed over: not where later ones use what earlier ones leave behind."""
+        """Return whether layers can be skipped: not if later ones use what earlier ones leave behind."""
         try:
             return mean_kl(self._expected, self._predictions(num_before)) == 0.0
         except _UNABLE:

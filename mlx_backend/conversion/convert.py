@@ -1,6 +1,6 @@
-"""A conversion: from an opened source and its plan to a model folder. Streams, and goes on where a kill ended it.
+"""A conversion: from an opened source and its plan to a model folder. Streams, and resumes where a kill ended it.
 
-Weight files come first, each named once it is whole; what makes a folder a model, config.json, comes last.
+Weight files come first, each named once it is whole; config.json, which makes a folder a model, comes last.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Report = Callable[[LoadProgress], None]
 _CACHE_BYTES = 256 << 20
 """Freed buffers that MLX keeps during a conversion."""
 _SPARE_BYTES = 64 << 20
-"""Beside the weight files: what the folder's other files take at most, but for those that are copied."""
+"""Most bytes of the folder's other files beside the weight files, except those that are copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +51,17 @@ class Job:
     plan: Plan
     out: Path
     origin: str
-    """The source as a person names it: a hub id, or its folder's name."""
+    """The source as users name it: a hub id, or its folder's name."""
     recipe: str
-    """How the formats were chosen, in words."""
+    """Description of how the formats were chosen."""
     quantize: Quantizer = field(default_factory=lambda: alone(nearest))
     method: str = "range"
-    """How codes and scales are chosen, in words that tell one from another."""
+    """Description of how codes and scales are chosen; it differs between methods."""
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """The outcome: whether there was anything left to do, and the bytes of the weight files."""
+    """Outcome: whether there was anything left to do, and the bytes of the weight files."""
 
     is_new: bool
     weight_file_bytes: int
@@ -71,7 +71,7 @@ class Converted:
 def convert(job: Job, report: Report = lambda _: None) -> Converted:
     """Write the folder of a job. Raises ConversionError.
 
-    Uses up the source. A folder that was converted so already is left as it is.
+    Uses up the source. A folder that already holds this conversion is left as it is.
     """
     identity = _identity(job)
     try:
@@ -99,7 +99,7 @@ def convert(job: Job, report: Report = lambda _: None) -> Converted:
 
 
 def _identity(job: Job) -> dict[str, Any]:
-    """All that the bytes of the output depend on."""
+    """Return everything that the bytes of the output depend on."""
     modules = job.source.modules
     folder = job.source.folder.resolve()
     return {
@@ -128,7 +128,7 @@ def _version(name: str) -> str:
 
 
 def _check_room(job: Job, beside: Mapping[str, Path]) -> None:
-    """Raise ConversionError where the disk has no room for what is still to be written."""
+    """Raise ConversionError if the disk has no room for what is still to be written."""
     there = sum(_size(job.out / shard.name) for shard in job.plan.shards)
     wanted = job.plan.weight_file_bytes - there + sum(_size(path) for path in beside.values()) + _SPARE_BYTES
     parent = next(path for path in (job.out, *job.out.absolute().parents) if path.is_dir())
@@ -184,7 +184,7 @@ def _skip(source: Source, item: Item) -> None:
 
 
 def _read_by(source: Source, item: Item) -> list[str]:
-    """The source's weights that an item is made of."""
+    """Return the source's weights that an item is made of."""
     names = (item.path, *(f"{item.path}.{part}" for part in ("weight", "scales", "biases", "global_scale")))
     return [name for name in names if name in source.weights]
 

@@ -1,6 +1,6 @@
 """Linear layers on a CPU: numpy's BLAS multiplies float32 there, some ten times as fast as MLX does.
 
-For measuring alone. Nothing changes for layers that are quantized.
+For measurements only. Quantized layers do not change.
 """
 
 from __future__ import annotations

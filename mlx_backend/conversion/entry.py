@@ -1,4 +1,4 @@
-"""The door of conversions, for commands. MLX is imported late, so that a command's help needs none of it."""
+"""Entry point of conversions, for commands. MLX is imported late, so that a command's help needs none of it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TRIES = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """How formats are chosen: the same for all weights, by a recipe, or as fits a number of bytes."""
+    """Choice of formats: the same for all weights, by a recipe, or to fit a number of bytes."""
 
     bits: int | None = None
     group_size: int | None = None
@@ -47,13 +47,13 @@ class Choice:
     fit_bytes: int | None = None
     """Bytes for the weights."""
     scales: Scales | None = None
-    """None: by calibration where there are samples; by range where all weights are stored alike, as mlx-lm does it;
-    else by search."""
+    """None: by calibration if there are samples; by range if all weights are stored alike, as mlx-lm does it; otherwise
+    by search."""
     dtype: str | None = None
     calibration: tuple[Sample, ...] = ()
-    """What a format loses is measured on these, and codes are chosen by the inputs that weights have on them."""
+    """Samples on which a format's loss is measured; codes are chosen by the inputs that weights have on them."""
     losses: Path | None = None
-    """A file to keep measured losses in, for other sizes."""
+    """File to keep measured losses in, for other sizes."""
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ class Prepared:
         return self.plan.sizes()
 
     def read_shape(self) -> tuple[ModelShape, tuple[CacheShape, ...]]:
-        """Return what memory and speed of the converted model depend on. Raises ConversionError."""
+        """Return the sizes that memory and speed of the converted model depend on. Raises ConversionError."""
         shape, caches = _read_shape(self.plan.config)
         return replace(shape, weights_bytes=self.plan.tensor_bytes), caches
 
@@ -87,7 +87,7 @@ class Prepared:
         return to_document(specs, f"{self.origin}, {self.recipe}: {self.plan.bits_per_weight:.2f} bits a weight.")
 
     def run(self, out: Path, report: Report) -> Converted:
-        """Write the model into a folder, going on where an earlier try stopped. Uses up the source.
+        """Write the model into a folder, resuming where an earlier try stopped. Uses up the source.
 
         Raises ConversionError.
         """
@@ -105,17 +105,17 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """Weight files that are not in the source's folder, but for their headers (`make_hollow`): how to fetch one."""
+    """Weight files of which the source's folder has only the headers (`make_hollow`), and how to fetch one."""
 
     fetch: Fetch
     digests: Mapping[str, str]
-    """The identity of the source's files."""
+    """Identity of the source's files."""
 
 
 def prepare(
     folder: Path, origin: str, choice: Choice, report: Report = lambda _: None, remote: Remote | None = None
 ) -> Prepared:
-    """Plan the conversion of the model in a folder, or of a config.json alone; no weights are read but samples.
+    """Plan the conversion of the model in a folder, or of a config.json alone; reads no weights except samples.
 
     Raises ConversionError.
     """
@@ -143,7 +143,7 @@ def prepare(
 
 
 def _notes(source: Source, plan: Plan, choice: Choice, default: Spec | None) -> Iterator[str]:
-    """Yield what is to be known of the formats that were chosen."""
+    """Yield notes on the formats that were chosen."""
     modules = source.modules
     if default is not None:
         whole = (module.candidate for module in modules.values() if module.spec is None)
@@ -171,7 +171,7 @@ def compare(source: Path, other: Path, samples: Sequence[Sample], report: Report
 
 
 def add_quality(source: Path, out: Path, samples: Sequence[Sample], text: str, report: Report) -> Quality:
-    """Compare a converted folder with its source, and write the outcome into its card. Raises ConversionError."""
+    """Compare a converted folder with its source, and write the result into its card. Raises ConversionError."""
     from mlx_backend.conversion import folder
 
     quality = compare(source, out, samples, report)
@@ -183,9 +183,9 @@ def add_quality(source: Path, out: Path, samples: Sequence[Sample], text: str, r
 
 
 def machine_budget(folder: Path, *, limit_bytes: int, context: int | None, num_users: int, reserve_bytes: int) -> int:
-    """Return the bytes that a machine leaves for weights, beside so much context for so many users.
+    """Return the bytes that a machine leaves for weights, beside `num_users` contexts of `context` tokens.
 
-    `context`: None for the whole context of the model. Raises ConversionError where nothing is left.
+    `context`: None for the whole context of the model. Raises ConversionError if nothing is left.
     """
     from mlx_backend.conversion.source import read_config
 
@@ -252,7 +252,7 @@ def _build_plan(source: Source, chooser: recipes.Chooser, default: Spec | None) 
 
 
 def _is_elsewhere(source: Source) -> bool:
-    """Whether there are no weights to measure."""
+    """Return whether there are no weights to measure."""
     return source.checkpoint is None or source.remote is not None
 
 
@@ -288,7 +288,7 @@ def _fitting(
         return recipes.assigned({path: option.spec for path, option in found.items()})
 
     chooser = chosen(headers)
-    for _ in range(_TRIES):  # headers hardly depend on the formats; what they do is known once there is a plan
+    for _ in range(_TRIES):  # headers hardly depend on the formats; the exact size is known once there is a plan
         plan = _build_plan(source, chooser, None)
         if plan.weight_file_bytes <= fit_bytes:
             break

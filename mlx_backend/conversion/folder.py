@@ -21,16 +21,16 @@ SUMS = "SHA256SUMS"
 _NOT_COPIED = frozenset(("config.json", "hf_quant_config.json", "adapter_config.json", INDEX, SUMMARY, CARD, SUMS))
 _TERMS = ("license", "licence", "notice", "use_policy", "usage_policy")
 _MOST_BYTES = 1 << 30
-"""A file beside the weights is no larger."""
+"""Largest size of a file beside the weights."""
 _WORST = 5
-"""So many tensors are named in the card, those with the largest errors."""
+"""Number of tensors named in the card, those with the largest errors."""
 _CARD_KEYS = ("license", "license_name", "license_link", "language")
 
 
 def files_beside(folder: Path) -> dict[str, Path]:
     """Return the files that are copied byte for byte, by name: tokenizer, templates, generation config, terms of use.
 
-    Raises ConversionError for one of a size that no such file has.
+    Raises ConversionError for a file that is too large to be one of these.
     """
     found = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and _is_copied(path.name)}
     for name, path in _modules(folder):
@@ -46,7 +46,7 @@ def _is_copied(name: str) -> bool:
 
 
 def _modules(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Files of sentence-transformers' modules, each in a folder of its own."""
+    """Yield the files of sentence-transformers' modules, each in a folder of its own."""
     try:
         modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
         names = [str(module["path"]) for module in modules]
@@ -64,10 +64,10 @@ class Facts:
 
     name: str
     source: str
-    """A hub id, or the name of the source's folder."""
+    """Hub id, or the name of the source's folder."""
     source_folder: Path
     plan: Mapping[str, Any]
-    """All that the output's bytes depend on."""
+    """Everything that the output's bytes depend on."""
     recipe: str
     bits_per_weight: float
     tensor_bytes: int
@@ -80,7 +80,7 @@ class Facts:
 
 
 def summary(facts: Facts) -> bytes:
-    """Return conversion.json: nothing in it depends on when, how fast or in how many runs a conversion was made."""
+    """Return conversion.json: nothing in it depends on the time, the speed or the number of runs of a conversion."""
     document = {
         "source": facts.source,
         "recipe": facts.recipe,
@@ -101,7 +101,7 @@ def to_summary(document: Mapping[str, Any]) -> bytes:
 
 
 def card(facts: Facts) -> bytes:
-    """Return README.md: where the model is from, how it is stored, and what was measured of it."""
+    """Return README.md: the model's origin, how it is stored, and its measurements."""
     head = {**_terms(facts.source_folder), "library_name": "mlx", "tags": ["mlx"]}
     if "/" in facts.source:
         head["base_model"] = facts.source
@@ -149,9 +149,9 @@ def _quality(quality: Mapping[str, Any] | None) -> Iterator[str]:
 
 
 def add_quality(out: Path, quality: Mapping[str, Any]) -> None:
-    """Write what was measured into the card and the summary of a folder. Raises OSError, ValueError, KeyError.
+    """Write measurements into the card and the summary of a folder. Raises OSError, ValueError, KeyError.
 
-    Their checksums are taken out first, so that a kill leaves none that is wrong.
+    Their checksums are removed first, so that a kill leaves no wrong one.
     """
     document = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
     text = (out / CARD).read_text(encoding="utf-8")
@@ -170,7 +170,7 @@ def add_quality(out: Path, quality: Mapping[str, Any]) -> None:
 
 
 def _terms(folder: Path) -> dict[str, Any]:
-    """The terms of use that the source's card names."""
+    """Return the terms of use that the source's card names."""
     try:
         text = (folder / CARD).read_text(encoding="utf-8")[:_MOST_BYTES]
         head = yaml.safe_load(text.split("---\n", 2)[1]) if text.startswith("---\n") else {}

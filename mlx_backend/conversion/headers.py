@@ -1,4 +1,4 @@
-"""Headers of safetensors files: what a file says that it holds, checked against its size. No MLX.
+"""Headers of safetensors files: the declared contents of a file, checked against its size. No MLX.
 
 A file is 8 bytes of length, little-endian, a JSON header of that length, then the tensors' bytes without a gap. MLX
 trusts a header; a conversion does not, since it would read one tensor's bytes as another's.
@@ -22,13 +22,13 @@ ITEM_BYTES: Mapping[str, int] = {
     **dict.fromkeys(("U64", "I64", "F64"), 8),
 }
 MOST_HEADER_BYTES = 100_000_000
-"""The format's own bound."""
+"""Limit set by the format."""
 _MOST_DIMS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor of a file: dtype by safetensors' name, shape, and where its bytes are, from the header's end."""
+    """A tensor of a file: safetensors' dtype name, shape, and the place of its bytes, from the header's end."""
 
     name: str
     dtype: str
@@ -43,7 +43,7 @@ class Header:
 
     tensors: tuple[Tensor, ...]
     start: int
-    """Where the first tensor's bytes are in the file."""
+    """Offset of the first tensor's bytes in the file."""
 
 
 def read_header(file: Path) -> Header:
@@ -59,7 +59,7 @@ def read_header(file: Path) -> Header:
 
 
 def parse_header(name: str, length: int, raw: bytes, size: int) -> Header:
-    """Return the header of a file of `size` bytes that says it is `length` long. Raises ConversionError."""
+    """Return the header of a file of `size` bytes that declares it as `length` long. Raises ConversionError."""
     if not 2 <= length <= MOST_HEADER_BYTES or len(raw) < length:
         raise ConversionError(f"{name} is no safetensors file, or it is cut off in its header; fetch it again")
     try:
@@ -87,7 +87,7 @@ def parse_header(name: str, length: int, raw: bytes, size: int) -> Header:
 
 
 def check_names(headers: Mapping[str, Header]) -> None:
-    """Raise ConversionError where two files have a tensor of the same name."""
+    """Raise ConversionError if two files have a tensor of the same name."""
     seen: dict[str, str] = {}
     for file, header in headers.items():
         for tensor in header.tensors:

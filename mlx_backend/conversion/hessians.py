@@ -1,7 +1,7 @@
 """Hessians: for each weight, the mean of x xT over the inputs x that it is multiplied by on calibration samples.
 
-With it the error that a changed weight makes in the layer's output is known without computing the model again. Of
-routed experts each has its own, leaning on the mean of all where it saw few tokens. They are collected layer by layer,
+A Hessian gives the error that a changed weight makes in the layer's output without computing the model again. Each
+routed expert has its own, which leans on the mean of all if it received few tokens. They are collected layer by layer,
 so that those of one layer are held at a time.
 """
 
@@ -20,13 +20,13 @@ from mlx_backend.conversion.computing import Computed
 from mlx_backend.conversion.kinds import kind_of, layer_of
 
 _LEANING = 64.0
-"""An expert's Hessian leans on the mean of all as if it had seen so many tokens of it."""
+"""Tokens that the mean of all counts for in an expert's Hessian."""
 _MOST_BYTES = 8 << 30
-"""A layer with larger ones has none."""
+"""Size above which a layer has no Hessians."""
 
 
 class _Sum:
-    """Sums of x xT, one for each part of a weight, and how many inputs are in each."""
+    """Sums of x xT, one for each part of a weight, and the number of inputs in each."""
 
     def __init__(self, num_parts: int, width: int) -> None:
         self.sums = mx.zeros((num_parts, width, width))
@@ -39,7 +39,7 @@ class _Sum:
 
 
 class Hessians:
-    """Hessians of a model's weights, found when they are asked for."""
+    """Hessians of a model's weights, computed on request."""
 
     def __init__(self, computed: Computed) -> None:
         self._computed = computed
@@ -47,7 +47,7 @@ class Hessians:
         self._found: dict[str, mx.array] = {}
 
     def of(self, path: str) -> mx.array | None:
-        """Return the Hessian of a weight [width, width], one for each part of a stack; None where there is none."""
+        """Return the Hessian of a weight [width, width], one for each part of a stack; None if there is none."""
         if (layer := layer_of(path)) is None and kind_of(path) != "output head":
             return None
         if layer is None or layer != self._layer:
@@ -72,7 +72,7 @@ class Hessians:
 
 
 def _empty(module: Any) -> _Sum | None:
-    """The sum to fill for a module; None for one whose inputs are not what its weight is multiplied by."""
+    """Return the sum to fill for a module; None for a module that does not multiply its weight by its inputs."""
     if isinstance(module, nn.Linear):
         return _Sum(1, module.weight.shape[-1])
     if isinstance(module, (SwitchLinear, MultiLinear)):
@@ -81,7 +81,7 @@ def _empty(module: Any) -> _Sum | None:
 
 
 def _mean(found: _Sum) -> mx.array:
-    """Each part's sum over its number of inputs."""
+    """Return each part's sum over its number of inputs."""
     if len(found.counts) == 1:
         made = found.sums[0] / found.counts[0]
     else:
@@ -94,7 +94,7 @@ def _mean(found: _Sum) -> mx.array:
 
 @contextmanager
 def _watched(modules: dict[str, Any], sums: dict[str, _Sum]) -> Iterator[None]:
-    """Have the inputs of modules added up meanwhile."""
+    """Add up the inputs of modules while the context is open."""
     kinds = {path: type(module) for path, module in modules.items()}
     for path, module in modules.items():
         module.__class__ = _watching(kinds[path], sums[path])
@@ -123,7 +123,7 @@ def _watching(kind: type, into: _Sum) -> type:
         return kind.__call__(module, x, indices, *args, **options)
 
     def multi(module: Any, x: mx.array, transpose: bool = True) -> Any:
-        if transpose:  # else the weight's rows are multiplied, and no inputs of its width are there
+        if transpose:  # otherwise the weight's rows are multiplied, and no inputs have its width
             heads = module.weight.shape[0]
             for head in range(heads):
                 part = x[:, head if x.shape[1] == heads else 0]

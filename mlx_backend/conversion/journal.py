@@ -1,7 +1,7 @@
-"""The journal of a conversion: what an output folder is to become, and which of its files are whole. No MLX.
+"""The journal of a conversion: the plan of an output folder, and which of its files are whole. No MLX.
 
-It is a file of JSON lines in the folder itself, and says that the folder is no model yet. A line is either whole or not
-counted, so a process can be killed at any point.
+It is a file of JSON lines in the folder itself, and marks that the folder is no model yet. A line is either whole or
+not counted, so a process can be killed at any point.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SUMMARY = "conversion.json"
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A weight file that is whole: its SHA-256, and what was measured of its tensors."""
+    """A weight file that is whole: its SHA-256, and the measurements of its tensors."""
 
     size: int
     sha256: str
@@ -38,7 +38,7 @@ class Journal:
     def __init__(self, out: Path, plan: Mapping[str, Any]) -> None:
         """Open or begin the conversion of `plan` in the folder `out`. Raises ConversionError, OSError.
 
-        `plan` says, in JSON, all that the bytes of the output depend on.
+        `plan` holds, in JSON, everything that the bytes of the output depend on.
         """
         self.done: dict[str, Done] = {}
         self._out, self._plan = out, json.loads(json.dumps(plan))
@@ -50,12 +50,12 @@ class Journal:
             raise
 
     def add(self, name: str, done: Done) -> None:
-        """Write down that a file is whole. Raises OSError."""
+        """Record that a file is whole. Raises OSError."""
         self._append({"file": name, "size": done.size, "sha256": done.sha256, "errors": dict(done.errors)})
         self.done[name] = done
 
     def remove(self) -> None:
-        """The folder is a model: take the journal away. Raises OSError."""
+        """Remove the journal: the folder is a model. Raises OSError."""
         shutil.rmtree(self._out / FOLDER)
         sync_folder(self._out)
 
@@ -92,7 +92,7 @@ class Journal:
             ) from None
 
     def _take(self, lines: list[Any]) -> None:
-        """Take over what an earlier try has written down. Raises ConversionError."""
+        """Take over what an earlier try has recorded. Raises ConversionError."""
         if not lines:
             self._append({"plan": self._plan})
             return
@@ -112,7 +112,7 @@ class Journal:
 
 
 def check_free(out: Path) -> None:
-    """Raise ConversionError where `out` holds anything that is not of a conversion that was begun here."""
+    """Raise ConversionError if `out` holds anything that is not part of a conversion begun here."""
     if out.exists() and not out.is_dir():
         raise ConversionError(f"{out} is a file; choose another --out")
     if not out.is_dir() or is_begun(out):
@@ -125,12 +125,12 @@ def check_free(out: Path) -> None:
 
 
 def is_begun(out: Path) -> bool:
-    """Return whether a folder holds a conversion that has not ended."""
+    """Return whether a folder holds an unfinished conversion."""
     return (out / FOLDER / _FILE).exists()
 
 
 def finished_plan(out: Path) -> Any:
-    """Return the plan of a folder that was converted to the end; None where it was not."""
+    """Return the plan of a finished conversion in a folder; None if there is none."""
     try:
         document = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -140,13 +140,13 @@ def finished_plan(out: Path) -> Any:
 
 
 def remove_parts(out: Path) -> None:
-    """Delete what is half written. Raises OSError."""
+    """Delete half-written files. Raises OSError."""
     for path in out.glob(f"*{PART}"):
         path.unlink()
 
 
 def _difference(begun: Any, wanted: Any, name: str = "") -> str | None:
-    """Return where two plans differ, in words; None where they do not."""
+    """Return a description of where two plans differ; None if they do not."""
     if isinstance(begun, dict) and isinstance(wanted, dict):
         keys = sorted(begun.keys() | wanted.keys())
         found = (_difference(begun.get(key), wanted.get(key), f"{name}.{key}" if name else key) for key in keys)

@@ -17,7 +17,7 @@ class LossFile:
     """The losses of each format of each weight, by path and by the format's name; without a file, none are kept."""
 
     def __init__(self, file: Path | None, identity: Mapping[str, Any]) -> None:
-        """Open or begin a file. `identity` says, in JSON, all that losses depend on. Raises ConversionError."""
+        """Open or begin a file. `identity` holds, in JSON, everything that losses depend on. Raises ConversionError."""
         self._file = file
         self._known: dict[str, dict[str, float]] = {}
         if file is None:
@@ -41,11 +41,11 @@ class LossFile:
             raise ConversionError(f"{file} cannot be read or written ({error.strerror or error})") from None
 
     def get(self, path: str) -> Mapping[str, float] | None:
-        """Return the losses of a weight by the names of its formats; None where they are to be measured."""
+        """Return the losses of a weight by the names of its formats; None if they are still to be measured."""
         return self._known.get(path)
 
     def add(self, path: str, losses: Mapping[str, float]) -> None:
-        """Write down what was measured of a weight. Raises ConversionError."""
+        """Record the measured losses of a weight. Raises ConversionError."""
         self._known[path] = dict(losses)
         if self._file is None:
             return

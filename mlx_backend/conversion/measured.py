@@ -1,4 +1,4 @@
-"""What a model is measured on, and the figures of a comparison of two models. No MLX."""
+"""Samples to measure a model on, and the figures of a comparison of two models. No MLX."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 SEQUENCE_TOKENS = 512
-"""A plain text is cut into sequences of so many tokens."""
+"""Length of the sequences into which a plain text is cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A sequence of tokens, and from which place on its tokens are predicted: 1 for all that can be, more after a
+    """A sequence of tokens, and the place from which its tokens are predicted: 1 for all that can be, more after a
     prompt."""
 
     ids: tuple[int, ...]
@@ -24,7 +24,7 @@ class Sample:
 
 
 def cut(ids: Sequence[int], length: int = SEQUENCE_TOKENS) -> tuple[Sample, ...]:
-    """Return a text's tokens as samples of `length`, or as one where there are fewer; the rest is left out."""
+    """Return a text's tokens as samples of `length`, or as one if there are fewer; the rest is left out."""
     length = min(length, len(ids))
     if length < 2:
         return ()
@@ -32,7 +32,7 @@ def cut(ids: Sequence[int], length: int = SEQUENCE_TOKENS) -> tuple[Sample, ...]
 
 
 def first_tokens(samples: Iterable[Sample], most: int) -> tuple[Sample, ...]:
-    """Return the samples, in order, that have `most` tokens together; at least one, cut off where it is longer."""
+    """Return the first samples that have `most` tokens together; at least one, cut off if it is longer."""
     found: list[Sample] = []
     left = most
     for sample in samples:
@@ -47,7 +47,7 @@ def first_tokens(samples: Iterable[Sample], most: int) -> tuple[Sample, ...]:
 
 
 def spread(samples: Sequence[Sample], most: int) -> tuple[Sample, ...]:
-    """Return samples from all over, evenly, that have no more than about `most` tokens together."""
+    """Return evenly spread samples with about `most` tokens together at most."""
     total = sum(len(sample.ids) for sample in samples)
     if total <= most:
         return first_tokens(samples, most)
@@ -57,13 +57,13 @@ def spread(samples: Sequence[Sample], most: int) -> tuple[Sample, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How a model's predictions differ from another's, over so many of them."""
+    """Difference of a model's predictions from another's, and the number of predictions."""
 
     num_tokens: int
     kl: float
     """Mean KL divergence of the model's next token from the other's, nats."""
     agreement: float
-    """Share of places where both find the same token likeliest."""
+    """Share of places where both models rate the same token likeliest."""
     perplexity: float
     source_perplexity: float
 

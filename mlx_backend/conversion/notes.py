@@ -1,4 +1,4 @@
-"""Notes to a plan: what a person should know of the formats that were chosen, a line each. Pure; no MLX."""
+"""Notes to a plan: what users should know about the chosen formats, a line each. Pure; no MLX."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def kept_by_plain(candidates: Iterable[Candidate], asked: Spec) -> Iterator[str]
 
 
 def few_bits(chosen: Mapping[str, Spec | None]) -> Iterator[str]:
-    """Yield that formats which nothing was measured of have fewer bits than weights of their kind usually need."""
+    """Yield formats without measurements that have fewer bits than weights of their kind usually need."""
     found = [path for path, spec in chosen.items() if has_few_bits(path, spec)]
     if found:
         some = "1 weight has" if len(found) == 1 else f"{len(found)} weights have"

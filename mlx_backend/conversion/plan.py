@@ -17,7 +17,7 @@ _OTHER_SECTIONS = ("quantization", "quantization_config")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A parameter that is written as it is, or a module's weight with all that it is quantized to."""
+    """A parameter that is written as it is, or a module's weight with its quantized tensors."""
 
     path: str
     kind: str
@@ -25,9 +25,9 @@ class Item:
     unit: Unit
     spec: Spec | None = None
     source_spec: Spec | None = None
-    """The format that the weight has in the source."""
+    """Format of the weight in the source."""
     is_kept: bool = False
-    """Already quantized, and copied as it is."""
+    """Whether it is already quantized, and copied as it is."""
 
     @property
     def is_quantized_anew(self) -> bool:
@@ -36,7 +36,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Weights and bytes of one kind of tensor, and how many weights have which format."""
+    """Weights and bytes of one kind of tensor, and the number of weights by format."""
 
     num_weights: int
     num_bytes: int
@@ -54,7 +54,7 @@ class Plan:
 
     @property
     def tensor_bytes(self) -> int:
-        """Bytes of all tensors: what they take in memory."""
+        """Bytes of all tensors in memory."""
         return sum(item.unit.num_bytes for item in self.items)
 
     @property
@@ -86,7 +86,7 @@ class Plan:
 
 
 def build_plan(source: Source, choose: Chooser, default: Spec | None = None) -> Plan:
-    """Plan the conversion of a source, each weight as `choose` says; `default`: the format to name in config.json."""
+    """Plan the conversion of a source, each weight as `choose` decides; `default`: the format named in config.json."""
     items = tuple(_items(source, choose))
     widths = {path: module.width for path, module in source.modules.items()}
     modules = [(item.path, item.spec, widths[item.path], item.num_weights) for item in items if item.path in widths]
@@ -134,12 +134,12 @@ def _item(source: Source, module: Module, chosen: Spec | None) -> Item:
 
 
 def _is_no_gain(have: Spec, chosen: Spec | None) -> bool:
-    """Whether a weight that is quantized already would only become larger, or lose more, by being quantized again."""
+    """Return whether quantizing an already quantized weight again would only make it larger, or lose more."""
     return chosen is None or chosen == have or chosen.bits_per_weight >= have.bits_per_weight
 
 
 def _config(source: Source, section: dict[str, Any] | None) -> dict[str, Any]:
-    """The source's config.json with the output's quantization in place of the source's."""
+    """Return the source's config.json with the output's quantization in place of the source's."""
     config = {key: value for key, value in source.config.items() if key not in _OTHER_SECTIONS}
     if isinstance(text := config.get("text_config"), dict):
         config["text_config"] = {key: value for key, value in text.items() if key not in _OTHER_SECTIONS}

@@ -1,7 +1,7 @@
 """Two models compared on the same tokens: KL divergence, agreement of the next token, perplexity.
 
-A model that is larger than memory is computed layer by layer: all tokens go through a layer, and its weights are
-freed then.
+A model that is larger than memory is computed layer by layer: all tokens go through a layer, then its weights are
+freed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mlx_backend.model.checkpoint import open_checkpoint
 from mlx_backend.model.loader import build_model
 
 MOST_TOKENS = 8192
-"""So many tokens are compared at most: the logits of all that are predicted are held."""
+"""Most tokens that are compared: the logits of all predicted ones are held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,10 @@ class Batch:
 
 
 def batches_of(samples: Sequence[Sample], *, is_one: bool = False) -> list[Batch]:
-    """Group samples of one length, so that nothing is computed that is in none.
+    """Group samples of one length, so that no padding is computed.
 
-    `is_one`: all in one batch, as long as the longest. What fills the others up comes after their tokens, so that it
-    changes no prediction.
+    `is_one`: all in one batch, as long as the longest. Padding follows the tokens of the others, so that it changes no
+    prediction.
     """
     groups: dict[int, list[int]] = defaultdict(list)
     longest = max(len(sample.ids) for sample in samples)
@@ -60,7 +60,7 @@ def _filled(ids: tuple[int, ...], length: int) -> list[int]:
 def compare(
     source: Path, other: Path, samples: Sequence[Sample], free_bytes: int, report: Callable[[LoadProgress], None]
 ) -> Quality:
-    """Compare the model in `other` with that in `source`. `free_bytes`: of memory. Raises ConversionError."""
+    """Compare the model in `other` with that in `source`. `free_bytes`: free memory. Raises ConversionError."""
     samples = first_tokens(samples, MOST_TOKENS)
     if not samples:
         raise ConversionError("the text has no two tokens; give a longer one")
@@ -74,7 +74,7 @@ def compare(
 
 
 def measure(expected: Sequence[mx.array], found: Sequence[mx.array], samples: Sequence[Sample]) -> Quality:
-    """Compare logits of the tokens that are predicted of each sample [number, vocabulary]."""
+    """Compare logits of the predicted tokens of each sample, [number, vocabulary]."""
     kl, agree, own, theirs, number = 0.0, 0, 0.0, 0.0, 0
     for sample, *logits in zip(samples, expected, found, strict=True):
         a, b = map(log_probabilities, logits)
@@ -88,7 +88,7 @@ def measure(expected: Sequence[mx.array], found: Sequence[mx.array], samples: Se
 
 
 def mean_kl(expected: Sequence[mx.array], found: Sequence[mx.array]) -> float:
-    """The mean KL divergence of logits from log-probabilities that are expected, both [number, vocabulary] each."""
+    """Return the mean KL divergence of logits from expected log-probabilities, both [number, vocabulary] each."""
     sums = [(mx.exp(a) * (a - log_probabilities(b))).sum() for a, b in zip(expected, found, strict=True)]
     return float(mx.stack(sums).sum().item() / sum(a.shape[0] for a in expected))
 
@@ -101,7 +101,7 @@ def log_probabilities(logits: mx.array) -> mx.array:
 def logits_of(
     folder: Path, samples: Sequence[Sample], free_bytes: int, report: Callable[[LoadProgress], None]
 ) -> list[mx.array]:
-    """The logits of a model for the tokens that are predicted of each sample. Raises ConversionError."""
+    """Return a model's logits for the predicted tokens of each sample. Raises ConversionError."""
     model = open_model(folder)
     weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     is_freed = weights > free_bytes // 2
@@ -119,7 +119,7 @@ def logits_of(
 
 
 def predicted(logits: mx.array, batch: Batch, samples: Sequence[Sample]) -> list[mx.array]:
-    """Return, computed, the logits of a batch's samples where they predict a token of theirs that counts."""
+    """Return, computed, the logits of a batch's samples at places that predict a token that counts."""
     kept = []
     for row, place in enumerate(batch.places):
         sample = samples[place]
@@ -129,7 +129,8 @@ def predicted(logits: mx.array, batch: Batch, samples: Sequence[Sample]) -> list
 
 
 def open_model(folder: Path) -> Any:
-    """The model in a folder, not read yet; on a CPU in float32, the one dtype that MLX multiplies by experts there.
+    """Return the model in a folder, not read yet; on a CPU in float32, the only dtype in which MLX multiplies experts
+    there.
 
     Raises ConversionError.
     """
@@ -144,7 +145,7 @@ def open_model(folder: Path) -> Any:
 
 
 def _watch(model: Any, total: int, report: Callable[[LoadProgress], None], *, is_freed: bool) -> None:
-    """Have each layer computed before the next one is begun, and its weights freed then, where that is asked for."""
+    """Have each layer computed before the next one begins, and its weights freed then, if `is_freed`."""
     done = 0
 
     def watched(kind: type) -> type:

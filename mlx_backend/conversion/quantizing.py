@@ -16,7 +16,8 @@ from mlx_backend.conversion.source import Source
 from mlx_backend.conversion.spec import Spec
 
 Quantizer = Callable[[mx.array, Spec, str, int], Sequence[mx.array]]
-"""Gives weight, scales and, in affine mode, biases of a weight, or of a part of one: its path, and which part it is."""
+"""Returns weight, scales and, in affine mode, biases of a weight or a part of it, given by path and number.
+"""
 
 _PIECE_WEIGHTS = 1 << 26
 _BITS = {
@@ -24,9 +25,9 @@ _BITS = {
     mx.bfloat16: (mx.uint16, 0x7FFF, 0x7F80),
     mx.float32: (mx.uint32, 0x7FFF_FFFF, 0x7F80_0000),
 }
-"""The bits of a number without its sign, and those of infinity: what is above is no number."""
+"""Bits of a number without its sign, and those of infinity: anything above is not a number."""
 _SAMPLE_WEIGHTS = 1 << 14
-"""The error of a part is measured on so many of its weights: whole rows, spread over it."""
+"""Number of weights on which a part's error is measured: whole rows, spread over it."""
 
 
 def nearest(weight: mx.array, spec: Spec) -> Sequence[mx.array]:
@@ -36,25 +37,25 @@ def nearest(weight: mx.array, spec: Spec) -> Sequence[mx.array]:
 
 
 def alone(quantize: Callable[[mx.array, Spec], Sequence[mx.array]]) -> Quantizer:
-    """Return a quantizer that looks at nothing but the weight."""
+    """Return a quantizer that uses nothing but the weight."""
     return lambda weight, spec, path, place: quantize(weight, spec)
 
 
 @dataclass(slots=True)
 class Measured:
-    """Squares of what quantization changes, and of the weights themselves."""
+    """Sums of squares: of the changes by quantization, and of the weights themselves."""
 
     changed: float = 0.0
     whole: float = 0.0
 
     @property
     def relative(self) -> float:
-        """The relative error (root mean square); 0 for a weight of zeros."""
+        """Relative error (root mean square); 0 for a weight of zeros."""
         return math.sqrt(self.changed / self.whole) if self.whole > 0 else 0.0
 
 
 def write_item(source: Source, item: Item, file: PartFile, quantize: Quantizer) -> float | None:
-    """Write all tensors of an item and return the relative error, where it was quantized. Raises ConversionError."""
+    """Write all tensors of an item and return the relative error, if it was quantized. Raises ConversionError."""
     if not item.is_quantized_anew:
         for name, _, _ in item.unit.tensors:
             _copy(source, name, file)
@@ -96,7 +97,7 @@ def _copy(source: Source, name: str, file: PartFile) -> None:
 
 
 def unpacker(source: Source, path: str, spec: Spec) -> Callable[[Any, int], mx.array]:
-    """Return what unpacks a part of a weight that has the format `spec` in the source. Raises ConversionError."""
+    """Return a function that unpacks a part of a weight with the source format `spec`. Raises ConversionError."""
     if f"{path}.global_scale" in source.weights:
         raise ConversionError(f"{path} has a global scale and cannot be quantized again; keep it with a recipe")
     scales = source.take(f"{path}.scales")
@@ -134,7 +135,7 @@ def _is_broken(numbers: mx.array, is_quantized: bool) -> bool:
 
 
 def _pieces(array: mx.array) -> Iterator[mx.array]:
-    """An array's numbers in pieces, so that what is made of them is small."""
+    """Yield an array's numbers in pieces, so that temporaries are small."""
     flat = array.reshape(-1)
     return (flat[start : start + _PIECE_WEIGHTS] for start in range(0, flat.size, _PIECE_WEIGHTS))
 

@@ -1,4 +1,4 @@
-"""A recipe out of formats that were chosen weight by weight: as few rules as say the same. Pure; no MLX."""
+"""A recipe from formats that were chosen weight by weight: as few rules as give the same. Pure; no MLX."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from mlx_backend.conversion.spec import Spec
 
 _LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.\d+(?=\.|$)")
 _USUAL_GROUP = 64
-"""A rule without a group size means this one."""
+"""Group size of a rule without one."""
 
 
 def to_document(specs: Mapping[str, Spec | None], description: str) -> dict[str, Any]:
     """Return the recipe, as a document, that gives each path its format.
 
-    Paths that differ in the layer's number alone are a group; the format of most of a group has the group's last rule.
+    Paths that differ only in the layer's number are a group; a group's last rule has the format of most of its paths.
     """
     groups: dict[str, dict[Spec | None, list[int]]] = defaultdict(lambda: defaultdict(list))
     for path, spec in specs.items():
         glob = _LAYER.sub(r"\1\2.*", path)
         groups[glob][spec].append(-1 if (layer := layer_of(path)) is None else layer)
     rules = []
-    # a `*` stands for any text: the longer glob, which is of fewer paths, comes first
+    # a `*` stands for any text: the longer glob, which matches fewer paths, comes first
     for glob, formats in sorted(groups.items(), key=lambda each: (-len(each[0]), each[0])):
         usual = max(formats, key=lambda spec: len(formats[spec]))
         for spec, layers in sorted(formats.items(), key=lambda each: (each[0] == usual, min(each[1]))):

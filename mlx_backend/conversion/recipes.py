@@ -1,4 +1,4 @@
-"""Recipes: ordered rules that say, for each tensor, how it is stored; and the floors that none goes below. No MLX.
+"""Recipes: ordered rules that define how each tensor is stored; and the floors of all of them. No MLX.
 
 A recipe is a YAML file, one of those shipped or a user's own. The first rule that matches a tensor decides; a tensor
 that no rule matches stays as it is.
@@ -28,10 +28,10 @@ _ROUTER_FLOOR = Spec(8)
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A weight that can be quantized: its path, the length of its rows, and the model's own opinion of it.
+    """A weight that can be quantized: its path, the length of its rows, and the model's own preference.
 
-    `own`: what the model's `quant_predicate` gives: False for "never", a format for "at least so", True for "as you
-    like".
+    `own`: the result of the model's `quant_predicate`: False for "never", a format for "at least so", True for "any
+    format".
     """
 
     path: str
@@ -62,16 +62,16 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Rules, the first that matches first."""
+    """Ordered rules, of which the first match decides."""
 
     name: str
     rules: tuple[Rule, ...]
     description: str = ""
     source: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """The document that the rules were read from."""
+    """Document that the rules were read from."""
 
     def chooser(self, num_layers: int) -> Chooser:
-        """Return what applies the rules and the floors to a model of so many layers."""
+        """Return a function that applies the rules and the floors to a model of `num_layers`."""
 
         def choose(candidate: Candidate) -> Spec | None:
             rule = next((rule for rule in self.rules if rule.matches(candidate.path, num_layers)), None)
@@ -81,7 +81,7 @@ class Recipe:
 
 
 def plain(spec: Spec | None) -> Chooser:
-    """Return what makes mlx_lm.convert's choices: `spec` for every weight, unless the model's own predicate differs."""
+    """Return mlx_lm.convert's choices: `spec` for every weight, unless the model's own predicate differs."""
 
     def choose(candidate: Candidate) -> Spec | None:
         if spec is None or candidate.own is False or not spec.divides(candidate.width):
@@ -94,12 +94,12 @@ def plain(spec: Spec | None) -> Chooser:
 
 
 def assigned(specs: Mapping[str, Spec | None]) -> Chooser:
-    """Return what stores each path as `specs` says, floors held."""
+    """Return a function that stores each path as `specs` defines, within the floors."""
     return lambda candidate: raised(specs.get(candidate.path), candidate)
 
 
 def raised(spec: Spec | None, candidate: Candidate) -> Spec | None:
-    """Return `spec`, or the floor where that is higher, in groups that divide the weight's rows."""
+    """Return `spec`, or the floor if that is higher, in groups that divide the weight's rows."""
     if spec is None or candidate.own is False:
         return None
     floors = [candidate.own] if isinstance(candidate.own, Spec) else []
@@ -111,9 +111,9 @@ def raised(spec: Spec | None, candidate: Candidate) -> Spec | None:
 
 
 def _is_among(layer: int | str, path: str, num_layers: int) -> bool:
-    """Whether a path is in a layer, in a range of them (`3-9`), or in one of mlx-lm's selections.
+    """Return whether a path is in a layer, in a range of them (`3-9`), or in one of mlx-lm's selections.
 
-    Those count what is in no layer as the first, as mlx-lm does.
+    The selections count what is in no layer as the first, as mlx-lm does.
     """
     own = layer_of(path)
     index, eighth = own or 0, num_layers // 8

@@ -1,7 +1,7 @@
 """Weight files that are elsewhere: each is fetched when a weight of it is needed, and dropped after its last. No MLX.
 
-A file is made as it will be, header and size, but without the tensors' bytes, which take no room on the disk. MLX opens
-it so; its bytes are put into the same file before a weight is computed from them.
+A file is created with its header and its final size, but without the tensors' bytes, which take no room on the disk.
+MLX opens it so; its bytes are put into the same file before a weight is computed from them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from mlx_backend.conversion.errors import ConversionError
 
 Fetch = Callable[[str], Path]
-"""Brings a whole weight file onto the disk and checks its checksum. Raises ConversionError."""
+"""Brings a whole weight file onto the disk and verifies its checksum. Raises ConversionError."""
 _WHOLE = ".whole"
 
 
 def make_hollow(file: Path, head: bytes, size: int) -> None:
-    """Make a file of `size` bytes that begins with `head`, unless a whole one is there. Raises OSError."""
+    """Create a file of `size` bytes that begins with `head`, unless a whole one exists. Raises OSError."""
     if file.with_name(file.name + _WHOLE).exists() and file.is_file() and file.stat().st_size == size:
         return
     file.with_name(file.name + _WHOLE).unlink(missing_ok=True)
@@ -30,7 +30,7 @@ def make_hollow(file: Path, head: bytes, size: int) -> None:
 
 
 class RemoteFiles:
-    """The weight files of a source, and which of its weights still need them."""
+    """Weight files of a source, and its weights that still need them."""
 
     def __init__(self, folder: Path, fetch: Fetch) -> None:
         self._folder, self._fetch = folder, fetch
@@ -38,12 +38,12 @@ class RemoteFiles:
         self._left: Counter[str] = Counter()
 
     def expect(self, needs: Mapping[str, frozenset[str]]) -> None:
-        """`needs`: the files of each weight, by its path."""
+        """Set the files of each weight, by its path."""
         self._needs = dict(needs)
         self._left = Counter(file for files in needs.values() for file in files)
 
     def require(self, paths: Iterable[str]) -> None:
-        """Fetch what these weights are computed from. Raises ConversionError, OSError."""
+        """Fetch the files that these weights are computed from. Raises ConversionError, OSError."""
         for name in sorted({file for path in paths for file in self._needs.get(path, ())}):
             whole = self._folder / (name + _WHOLE)
             if whole.exists():
@@ -54,7 +54,7 @@ class RemoteFiles:
             fetched.unlink(missing_ok=True)
 
     def release(self, paths: Iterable[str]) -> None:
-        """These weights are written, or were before: drop the files that no other needs. Raises OSError."""
+        """Drop the files that no weight but these, which are already written, needs. Raises OSError."""
         for path in paths:
             for name in self._needs.pop(path, ()):
                 self._left[name] -= 1
@@ -65,7 +65,7 @@ class RemoteFiles:
     def _fill(self, file: Path, fetched: Path) -> None:
         if fetched.stat().st_size != file.stat().st_size:
             raise ConversionError(f"{file.name} has another size than its repository says; try again")
-        with fetched.open("rb") as source, file.open("r+b") as target:  # the file that MLX has open, not another
+        with fetched.open("rb") as source, file.open("r+b") as target:  # the same file that MLX has open
             shutil.copyfileobj(source, target, 8 << 20)
             target.flush()
             os.fsync(target.fileno())

@@ -1,8 +1,8 @@
-"""Scales by search: for each group, the scale and bias with the least squared error, and not the group's range.
+"""Scales by search: for each group, the scale and bias with the least squared error, instead of the group's range.
 
 Ranges that are shrunk by several factors are tried; from each, rounding to codes and a least-squares fit of scale and
-bias follow each other a few times. What comes of the whole range as MLX has it is among the candidates, so that no
-group is worse than by range.
+bias alternate a few times. MLX's result for the whole range is among the candidates, so that no group is worse than by
+range.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SHRINKS = (0.95, 0.8, 0.65)
 _STEPS = 4
 """With seven ranges and six steps the error is 2 to 3 % less, and the search takes four times as long."""
 _CHUNK_WEIGHTS = 1 << 22
-"""Searched at a time: temporaries are some ten times as large, in float32."""
+"""Number of weights searched at a time: temporaries are some ten times as large, in float32."""
 
 
 def _compiled(function: Any) -> Any:
@@ -28,7 +28,7 @@ def _compiled(function: Any) -> Any:
 
 
 def searched(weight: mx.array, spec: Spec) -> Sequence[mx.array]:
-    """Quantize in MLX's format with searched scales; in other modes than affine, and at 8 bits, as MLX does it."""
+    """Quantize in MLX's format with searched scales; in modes other than affine, and at 8 bits, as MLX does."""
     if spec.mode != "affine" or spec.bits >= 8:
         return nearest(weight, spec)
     rows = weight.reshape(-1, weight.shape[-1])
@@ -54,7 +54,7 @@ def search_groups(
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Return codes, scales and biases of groups [n, group size]; `scale`, `bias`: those by range.
 
-    `importance`: what the squared error of each number counts, of the groups' shape; its mean in a group is 1.
+    `importance`: weights of the numbers' squared errors, in the groups' shape; their mean in a group is 1.
     """
     top = mx.array(float(most))
     x = groups.astype(mx.float32)
@@ -101,7 +101,7 @@ def _shrunk(low: mx.array, high: mx.array, top: mx.array, shrink: mx.array) -> t
 
 @_compiled
 def _fitted(scale: Any, mean: Any, total: Any, products: Any, squares: Any, size: int) -> tuple[Any, Any]:
-    """Scale and bias by least squares, from sums over each group of codes, code x number, and code x code."""
+    """Return scale and bias by least squares, from sums over each group of codes, code x number, and code x code."""
     variance = squares - total * total / size
     slope = (products - mean * total) / mx.maximum(variance, 1e-12)
     scale = mx.where((variance > 1e-6) & (slope > 1e-9), slope, scale)
@@ -115,7 +115,7 @@ def _better(new: Any, error: Any, a: Any, scale: Any, b: Any, bias: Any) -> tupl
 
 
 def _wide(scale: mx.array, bias: mx.array) -> tuple[mx.array, mx.array]:
-    """Return both in float32; a scale of 0, of a group of one number, as one that divides."""
+    """Return both in float32; a zero scale (a group of equal numbers) is replaced by one that divides."""
     wide = scale.astype(mx.float32)
     return mx.where(wide == 0, 1e-12, wide), bias.astype(mx.float32)
 

@@ -1,4 +1,4 @@
-"""How much each weight loses by each format: measured by computing the model, or on samples of the weights."""
+"""Loss of each weight by format: measured by computing the model, or on samples of the weights."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from mlx_backend.conversion.spec import Spec
 
 _SAMPLE_WEIGHTS = 1 << 16
 _SAMPLE_PARTS = 2
-"""So many parts of a stack, such as a layer's experts, are looked at."""
+"""Number of parts of a stack, such as a layer's experts, that are sampled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """The bytes of each format that each weight may have, and those of all other tensors."""
+    """Bytes of each format that each weight may have, and those of all other tensors."""
 
     formats: Mapping[str, Mapping[Spec | None, int]]
     fixed_bytes: int
@@ -38,12 +38,13 @@ class Sizes:
 
     @property
     def most_bytes(self) -> int:
-        """The largest choices of all weights that have one."""
+        """Bytes of the largest choices of all weights that have one."""
         return sum(max(sizes.values()) for sizes in self.formats.values())
 
 
 def read_sizes(source: Source, *, is_measured: bool = False) -> Sizes:
-    """Return the bytes of all formats; nothing is read. `is_measured`: losses will be, so that there are more."""
+    """Return the bytes of all formats; reads nothing. `is_measured`: losses will be measured, so there are more
+    formats."""
     formats = {}
     fixed = sum(each.num_weights * each.dtype.size for each in source.weights.values())
     for module in source.modules.values():
@@ -63,7 +64,7 @@ def read_sizes(source: Source, *, is_measured: bool = False) -> Sizes:
 def sampled_options(
     source: Source, sizes: Sizes, report: Callable[[LoadProgress], None]
 ) -> dict[str, tuple[Option, ...]]:
-    """Measure what each format of each weight loses, on samples, and use the source up. Raises ConversionError."""
+    """Measure the loss of each format of each weight, on samples, and use the source up. Raises ConversionError."""
     options, done = {}, 0
     for path, formats in sizes.formats.items():
         losses = _losses(source, source.modules[path], tuple(formats))
@@ -78,7 +79,7 @@ def sampled_options(
 def measured_options(
     source: Source, calibrated: Calibrated, sizes: Sizes, report: Callable[[LoadProgress], None], file: LossFile
 ) -> dict[str, tuple[Option, ...]]:
-    """Measure what each format of each weight loses by computing the model with that weight alone in it.
+    """Measure the loss of each format of each weight by computing the model with that weight alone in it.
 
     The loss is the KL divergence of the next token. It is measured with few bits and with some more; for the other
     formats it follows from the error of the layer's outputs. Raises ConversionError.
@@ -123,7 +124,7 @@ def _unpacked(module: Any) -> mx.array:
 
 @contextmanager
 def _stored(module: Any, spec: Spec, made: Sequence[mx.array]) -> Iterator[None]:
-    """Have a module's weight be what it was quantized to meanwhile."""
+    """Replace a module's weight by its quantized form while the context is open."""
     before = {name: module[name] for name in ("weight", "scales", "biases") if name in module}
     if "scales" not in before:
         arguments = {"group_size": spec.group_size, "bits": spec.bits, "mode": spec.mode}
@@ -145,7 +146,7 @@ def _set(module: Any, arrays: Mapping[str, Any], spec: Spec) -> None:
 
 
 def typical_options(source: Source, sizes: Sizes) -> dict[str, tuple[Option, ...]]:
-    """Return options with the losses that weights of a normal distribution have, where there are no weights."""
+    """Return options with the losses of normally distributed weights, if there are no weights."""
     options = {}
     for path, formats in sizes.formats.items():
         losses = gaussian_losses(formats)
@@ -158,7 +159,7 @@ def typical_options(source: Source, sizes: Sizes) -> dict[str, tuple[Option, ...
 
 
 def _losses(source: Source, module: Module, specs: tuple[Spec | None, ...]) -> dict[Spec | None, float]:
-    """The relative squared error of each format on a sample; 0 for the one that the source has."""
+    """Return the relative squared error of each format on a sample; 0 for the source's format."""
     rows = _sample(source, module)
     whole = mx.square(rows).sum().item()
     losses: dict[Spec | None, float] = {}
@@ -173,7 +174,7 @@ def _losses(source: Source, module: Module, specs: tuple[Spec | None, ...]) -> d
 
 
 def _sample(source: Source, module: Module) -> mx.array:
-    """Rows of a weight, in float32."""
+    """Return rows of a weight, in float32."""
     unpack = unpacker(source, module.path, module.spec) if module.spec is not None else lambda part, place: part
     parts = source.take(f"{module.path}.weight")
     chosen = {0, len(parts) // 2} if len(parts) > 1 else {0}

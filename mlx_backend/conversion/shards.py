@@ -1,7 +1,7 @@
-"""Weight files to be written: which tensors are in which, at what offsets; a file written in pieces. No MLX.
+"""Weight files to be written: the tensors of each and their offsets; a file written in pieces. No MLX.
 
-All of a file but its tensors' bytes is known before anything is computed, so the size that is predicted is the size
-that is written. A file has its name only when it is whole and on the disk.
+All of a file except its tensors' bytes is known before anything is computed, so the predicted size is the size that is
+written. A file has its name only when it is whole and on the disk.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from mlx_backend.conversion.headers import ITEM_BYTES, Tensor
 
 SHARD_BYTES = 1 << 30
-"""A file holds about so much: what a kill costs is at most the work for one file."""
+"""Approximate size of a file: a kill costs at most the work for one file."""
 PART = ".part"
 _PIECE_BYTES = 8 << 20
 
@@ -49,7 +49,7 @@ class Unit:
 
 
 def lay_out(units: Iterable[Unit], most_bytes: int = SHARD_BYTES) -> tuple[Shard, ...]:
-    """Divide units, in order, among files of at most `most_bytes`; a unit that is larger has a file of its own."""
+    """Divide units, in order, among files of at most `most_bytes`; a larger unit has a file of its own."""
     groups: list[list[Unit]] = []
     filled = 0
     for unit in units:
@@ -88,7 +88,7 @@ def _shard(name: str, units: Sequence[Unit]) -> Shard:
 
 
 class PartFile:
-    """A weight file while it is written. Leaves a file that ends in `.part` behind where it is not finished."""
+    """A weight file while it is written. Leaves a file that ends in `.part` behind if it is not finished."""
 
     def __init__(self, folder: Path, shard: Shard) -> None:
         self._folder, self._shard = folder, shard
@@ -135,7 +135,7 @@ class PartFile:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a small file, whole or not at all, and onto the disk. Raises OSError."""
+    """Write a small file, whole or not at all, and sync it to the disk. Raises OSError."""
     part = path.with_name(path.name + PART)
     with part.open("wb") as stream:
         stream.write(data)
@@ -146,7 +146,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder onto the disk. Raises OSError."""
+    """Sync the names in a folder to the disk. Raises OSError."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""The model that is converted, as mlx-lm builds it: its weights as unevaluated arrays, taken out one at a time.
+"""The model to convert, as mlx-lm builds it: its weights as unevaluated arrays, taken out one at a time.
 
 mlx-lm's own loader renames, splits and dequantizes, so a conversion has the tensors that it would serve. Arrays are
 lazy: one is read and computed when it is needed, and freed after its last use. What mlx-lm stacks (the experts of a
@@ -51,7 +51,7 @@ _PACKED = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear, Qua
 
 @dataclass(slots=True)
 class Weight:
-    """A parameter: its shape and dtype, and the arrays that it is the stack of, or the one that it is."""
+    """A parameter: its shape and dtype, and the arrays that it stacks, or its only one."""
 
     shape: tuple[int, ...]
     dtype: Any
@@ -68,15 +68,15 @@ class Weight:
 
 @dataclass(slots=True)
 class Module:
-    """A layer with a weight that is quantized or can be: its format now, and the model's own opinion."""
+    """A layer with a weight that is quantized or can be: its format now, and the model's own preference."""
 
     path: str
     width: int
     shape: tuple[int, ...]
-    """The shape of the weight, unpacked."""
+    """Shape of the weight, unpacked."""
     own: Spec | bool
     spec: Spec | None = None
-    """The format that the source has; None where it is not quantized."""
+    """Format in the source; None if it is not quantized."""
     has_global_scale: bool = False
 
     @property
@@ -89,18 +89,18 @@ class Source:
     """An opened model: parameters by path, in the model's order, and modules by path."""
 
     config: Mapping[str, Any]
-    """The content of config.json, as it is written."""
+    """Content of config.json, unchanged."""
     weights: dict[str, Weight]
     modules: dict[str, Module]
     num_layers: int
     dtype: Any
-    """The dtype that unquantized weights are cast to; None where they stay."""
+    """Dtype that unquantized weights are cast to; None if they stay."""
     checkpoint: Checkpoint | None = None
-    """None where there is a config alone: such a source can be planned with, and no more."""
+    """None for a config alone: such a source can be planned with, and no more."""
     remote: RemoteFiles | None = None
-    """Its weight files, where they are fetched one by one."""
+    """Its weight files, if they are fetched one by one."""
     digests: Mapping[str, str] | None = None
-    """What its files are known by, where they are not here to be looked at."""
+    """Digests of its files, if they are not present locally."""
 
     @property
     def folder(self) -> Path:
@@ -113,26 +113,26 @@ class Source:
         return self.checkpoint
 
     def require(self, paths: Iterable[str]) -> None:
-        """Have at hand what these weights are computed from. Raises ConversionError, OSError."""
+        """Provide the files that these weights are computed from. Raises ConversionError, OSError."""
         if self.remote is not None:
             self.remote.require(paths)
 
     def release(self, paths: Iterable[str]) -> None:
-        """These weights are of no further use. Raises OSError."""
+        """Release weights that are of no further use. Raises OSError."""
         if self.remote is not None:
             self.remote.release(paths)
 
     def take(self, path: str) -> list[mx.array]:
-        """Give away a parameter's arrays, unevaluated; the last that holds them frees them."""
+        """Give away a parameter's arrays, unevaluated; they are freed with their last reference."""
         parts, self.weights[path].parts = self.weights[path].parts, []
         return parts
 
 
 def open_source(folder: Path, dtype: str | None = None, remote: RemoteFiles | None = None) -> Source:
-    """Open the model in a folder; nothing but headers is read. Raises ConversionError.
+    """Open the model in a folder; reads nothing but headers. Raises ConversionError.
 
-    `dtype`: of weights that are not quantized, and of scales; else what the model's config says. `remote`: brings the
-    weight files' bytes when they are needed.
+    `dtype`: that of weights that are not quantized, and of scales; default: that of the model's config. `remote`:
+    brings the weight files' bytes when they are needed.
     """
     try:
         checkpoint = open_checkpoint(folder)
@@ -150,7 +150,7 @@ def open_source(folder: Path, dtype: str | None = None, remote: RemoteFiles | No
 
 
 def from_config(config: Mapping[str, Any], dtype: str | None = None) -> Source:
-    """Return what a model of this config.json, not quantized, would be, without weights. Raises ConversionError."""
+    """Return an unquantized model of this config.json, without weights. Raises ConversionError."""
     config = {key: value for key, value in config.items() if "quantization" not in key}
     try:
         model = build_from_config(config)
@@ -166,7 +166,7 @@ def _taken(
     stacks: Mapping[int, Sequence[mx.array]],
     checkpoint: Checkpoint | None,
 ) -> Source:
-    """Take the arrays out of a model that was built."""
+    """Take the arrays out of a built model."""
     wanted = _wanted_dtype(config, dtype)
     may_cast = getattr(model, "cast_predicate", lambda _: True)
     weights = {}
@@ -180,13 +180,13 @@ def _taken(
             raise ConversionError(f"{path} is of dtype {weights[path].dtype}, which no weight file can hold here")
     modules = {module.path: module for module in _modules(model)}
     num_layers = len(model.layers)
-    # the model has served: what stays of it must not hold the arrays
+    # the model is no longer needed: what stays of it must not hold the arrays
     model.update(tree_unflatten([(path, mx.zeros(array.shape, array.dtype)) for path, array in flat]))
     return Source(config, weights, modules, num_layers, wanted, checkpoint)
 
 
 def _wanted_dtype(config: Mapping[str, Any], dtype: str | None) -> Any:
-    """The dtype of a model's config, where mlx-lm looks for it, or the one that is asked for."""
+    """Return the requested dtype, or that of a model's config, where mlx-lm looks for it."""
     if dtype is not None and dtype not in _CAST:
         raise ConversionError(f"dtype {dtype}: use one of {', '.join(_CAST)}")
     text = config.get("text_config")
@@ -198,9 +198,9 @@ def _wanted_dtype(config: Mapping[str, Any], dtype: str | None) -> Any:
 
 @contextmanager
 def _recorded_stacks() -> Iterator[Mapping[int, Sequence[mx.array]]]:
-    """Give, for the id of each array that `mx.stack` makes along the first axis meanwhile, what it is made of.
+    """Yield, for the id of each array that `mx.stack` makes along the first axis in this context, its inputs.
 
-    The arrays live until the end, so that ids are theirs alone.
+    The arrays live until the end, so that their ids stay unique.
     """
     original, found, alive = mx.stack, {}, []
 
@@ -219,7 +219,7 @@ def _recorded_stacks() -> Iterator[Mapping[int, Sequence[mx.array]]]:
 
 
 def _modules(model: Any) -> Iterator[Module]:
-    """Every module that is quantized or can be, in the model's order."""
+    """Yield every module that is quantized or can be, in the model's order."""
     predicate = getattr(model, "quant_predicate", None)
     for path, module in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
         if isinstance(module, _PACKED):
@@ -235,7 +235,7 @@ def _modules(model: Any) -> Iterator[Module]:
 
 
 def _own(opinion: Any, spec: Spec | None) -> Spec | bool:
-    """What a model's predicate says of a module, which mlx-lm's models give as a bool or as arguments."""
+    """Return a predicate's result for a module, which mlx-lm's models give as a bool or as arguments."""
     if not isinstance(opinion, dict):
         return bool(opinion)
     mode = opinion.get("mode", "affine")
@@ -245,7 +245,7 @@ def _own(opinion: Any, spec: Spec | None) -> Spec | bool:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Read a model's config.json as it is written. Raises ConversionError."""
+    """Read a model's config.json, unchanged. Raises ConversionError."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Quantization formats: how one tensor is stored, and what that takes. Pure; no MLX."""
+"""Quantization formats: how one tensor is stored, and its size. Pure; no MLX."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 from mlx_backend.conversion.errors import ConversionError
 
 _AFFINE_BITS = (2, 3, 4, 5, 6, 8)
-"""One bit is left out: codes of one bit are noise (relative error above 1)."""
+"""One bit is excluded: codes of one bit are noise (relative error above 1)."""
 _AFFINE_GROUPS = (32, 64, 128)
 _FIXED: Mapping[str, tuple[int, int]] = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
 """(bits, group size) of the modes that have only one."""
 MODES = ("affine", *_FIXED)
 FULL_BITS = 16
-"""A request for so many bits or more keeps a tensor as it is."""
+"""Number of bits from which a request keeps a tensor as it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One of MLX's quantization formats. None stands in its place for a tensor that is not quantized."""
+    """One of MLX's quantization formats. None stands for a tensor that is not quantized."""
 
     bits: int
     group_size: int = 64
@@ -57,7 +57,7 @@ class Spec:
 
 
 def read_spec(bits: int | None, group_size: int | None = None, mode: str = "affine") -> Spec | None:
-    """Return the format that a person asks for, or None for a tensor that stays as it is. Raises ConversionError."""
+    """Return the requested format, or None for a tensor that stays as it is. Raises ConversionError."""
     if mode in _FIXED:
         fixed = Spec(*_FIXED[mode], mode)
         if (bits or fixed.bits, group_size or fixed.group_size) != (fixed.bits, fixed.group_size):
@@ -78,7 +78,7 @@ def read_spec(bits: int | None, group_size: int | None = None, mode: str = "affi
 
 
 def fitting(spec: Spec | None, width: int) -> Spec | None:
-    """Return `spec`, or the same in smaller groups where those do not divide the width; None where none does."""
+    """Return `spec`, or the same in smaller groups if its own do not divide the width; None if none do."""
     if spec is None or spec.divides(width):
         return spec
     if spec.mode != "affine":
@@ -88,7 +88,7 @@ def fitting(spec: Spec | None, width: int) -> Spec | None:
 
 
 def config_section(chosen: Iterable[tuple[str, Spec | None, int, int]], default: Spec | None) -> dict[str, Any] | None:
-    """Return config.json's `quantization` for (path, format, width, number of weights); None where none is quantized.
+    """Return config.json's `quantization` for (path, format, width, number of weights); None if none is quantized.
 
     `default` holds for what the section does not name; without it, the format of most weights does.
     """

@@ -1,4 +1,4 @@
-"""Which weight files an unevaluated array is computed from: found in MLX's own graph of it."""
+"""The weight files that an unevaluated array is computed from, found in MLX's own graph of it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _EDGE = re.compile(r'^("[^"]*"|\d+) -> ("[^"]*"|\d+)$')
 
 @contextmanager
 def recorded_loads() -> Iterator[dict[str, dict[str, mx.array]]]:
-    """Give the arrays of each file that `mx.load` opens meanwhile, by the file's name."""
+    """Yield the arrays of each file that `mx.load` opens in this context, by the file's name."""
     original = mx.load
     found: dict[str, dict[str, mx.array]] = {}
 
     def load(file: Any, *args: Any, **options: Any) -> Any:
         loaded = original(file, *args, **options)
         if isinstance(loaded, dict):
-            found[Path(file).resolve().name] = dict(loaded)  # mlx-lm may have been shown a link
+            found[Path(file).resolve().name] = dict(loaded)  # mlx-lm may have received a link
         return loaded
 
     mx.load = load
@@ -42,7 +42,7 @@ def files_needed(
     ends: dict[str, list[str]] = {}
     for name, parts in outputs.items():
         ends[name] = [f"out:{place}:{name}" for place in range(len(parts))]
-        # an output may be an input as it is, and an array has one name in the graph
+        # an output may be an unchanged input, and an array has one name in the graph
         named |= {end: mx.expand_dims(part, 0) for end, part in zip(ends[name], parts, strict=True)}
     inputs = _read_edges(named)
     seen: dict[str, frozenset[int]] = {}
@@ -54,7 +54,7 @@ def files_needed(
 
 
 def _read_edges(named: Mapping[str, mx.array]) -> dict[str, list[str]]:
-    """What each node of the graph is made of."""
+    """Return the inputs of each node of the graph."""
     inputs: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory(prefix="pippin-graph-") as folder:
         file = Path(folder) / "graph.dot"
@@ -67,7 +67,7 @@ def _read_edges(named: Mapping[str, mx.array]) -> dict[str, list[str]]:
 
 
 def _places(start: str, inputs: Mapping[str, list[str]], seen: dict[str, frozenset[int]]) -> frozenset[int]:
-    """The files' places below a node; a graph is deep, so that this is no recursion."""
+    """Return the files' places below a node; a graph is deep, so this does not recurse."""
     waiting = [start]
     while waiting:
         node = waiting[-1]

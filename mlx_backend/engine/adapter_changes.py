@@ -94,7 +94,7 @@ class AdapterChanges:
     # ---- the device thread ----
 
     def begin(self, info: ModelInfo) -> None:
-        """Take over the facts of the loaded model."""
+        """Start with the facts of the loaded model."""
         budget = self._runner.budget
         self._loaded, self._infos = info, info.adapters
         self._loaded_bytes = stacked_bytes(self._runner.adapters.files) if isinstance(self._runner, HasAdapters) else 0
