@@ -47,8 +47,7 @@ class Counters:
         self.ended_at.append(now)
 
     def retry_after_s(self, num_waiting: int, now: float) -> int:
-        """Estimate in how many seconds a tenth of the waiting requests get a place, by how many ended recently; 1 to
-        60."""
+        """Estimate the seconds until a tenth of the waiting requests get a place, by recent ends; 1 to 60."""
         lately = [at for at in self.ended_at.copy() if now - at < _LATELY_S]
         if not lately:
             return _RETRY_AFTER_S

@@ -30,7 +30,7 @@ DEBT_S = 0.25
 LEAST_TOKENS = 32
 """Tokens that a sequence that comes back gets, even if the account owes them: otherwise it might never end."""
 KEPT_FACTOR = 1.5
-"""Factor by which rows that already decode may cost more than rows that join, so that their number is stable."""
+"""Factor on `share` for rows that already decode, so that a number near the limit is kept."""
 PROMPT_SHARE = 0.2
 """Largest chunk of class batch, as a share of the time of the others' prompts: one may arrive meanwhile."""
 
@@ -168,8 +168,7 @@ class Priorities:
         return []
 
     def choose_paused(self, running: Sequence[TokenSequence]) -> list[Unit]:
-        """Return the sequences of class batch that leave, the newest first: those beyond what may decode beside the
-        others."""
+        """Return the sequences of class batch that leave, newest first: those that may not decode beside the others."""
         batch = [sequence for sequence in running if is_batch(sequence.group)]
         if not batch or len(batch) == len(running):
             return []

@@ -45,7 +45,7 @@ UNBOUNDED_BYTES = 1 << 62
 
 
 class Scheduler:
-    """Queues and rows. `max_rows` is 1 for a model whose KV cache cannot be batched; `budget` None: no bound."""
+    """Queues and rows. `max_rows` is 1 if the model's KV cache cannot be batched; `budget` None: no bound."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Scheduler:
         self._ended: list[SequenceId] = []
         """Sequences that had a row and have ended since the last plan."""
         self._dropped: list[PromptId] = []
-        """Prompts whose KV cache has become useless since the last plan."""
+        """Prompts with a KV cache that has become useless since the last plan."""
 
     def _claims(self, groups: Iterable[SequenceGroup]) -> list[Reservation]:
         """Return what requests are expected to hold."""

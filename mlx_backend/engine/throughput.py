@@ -1,4 +1,4 @@
-"""How many prompt tokens fit into a time, learned from the chunks that were computed. No MLX, no clock.
+"""Prompt tokens that fit into a time, learned from the chunks that were computed. No MLX, no clock.
 
 The cost of a token grows with what precedes it, so seconds per token are kept by position, in buckets that double. A
 chunk also has a fixed cost, above all to read the weights: two chunks of different sizes separate it from the cost of
@@ -90,8 +90,7 @@ class ThroughputEstimate:
         return self._efficient(sizes, most_s, limit)[0] if sizes else 1
 
     def _sizes_at(self, start: int) -> dict[int, float]:
-        """Return the seconds by size at `start`, scaled up from the nearest bucket below; empty if nothing was
-        measured."""
+        """Return seconds by size at `start`, scaled up from the nearest bucket below; empty if none was measured."""
         if not self._sizes:
             return {}
         nearest, growth = _nearest(self._sizes, start)
