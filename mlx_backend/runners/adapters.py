@@ -50,7 +50,7 @@ class _Stack:
 
 
 class AdaptedLinear(nn.Linear):  # type: ignore[misc]
-    """A linear layer whose rows may have adapters."""
+    """A linear layer, each row with its adapter or none."""
 
     stack: _Stack
 
@@ -59,7 +59,7 @@ class AdaptedLinear(nn.Linear):  # type: ignore[misc]
 
 
 class AdaptedQuantizedLinear(nn.QuantizedLinear):  # type: ignore[misc]
-    """A quantized linear layer whose rows may have adapters."""
+    """A quantized linear layer, each row with its adapter or none."""
 
     stack: _Stack
 

@@ -26,8 +26,7 @@ class _InFlight:
 
 
 class Decoding:
-    """Decode steps; owns the batch, the sampler and the steps in flight. `choose`: sets the adapter of each row of a
-    pass."""
+    """Decode steps; owns the batch, the sampler and the steps in flight. `choose`: sets the adapter of each row."""
 
     def __init__(
         self,
@@ -104,8 +103,7 @@ class Decoding:
         plan: StepPlan,
         read_masks: ReadMasks,
     ) -> list[tuple[int, bytes]]:
-        """Return the bits of masked rows, by place. Waits for the step before, while the device computes this one's
-        logits."""
+        """Return the bits of masked rows, by place. Waits for the last step while the device computes this one."""
         mx.async_eval(logits)
         tokens = [] if self._last_tokens is None else self._last_tokens.tolist()
         newest = {row.id: token for row, token in zip(previous, tokens, strict=bool(tokens))}

@@ -23,7 +23,7 @@ from mlx_backend.kv_cache.batch import RowBatch
 from mlx_backend.sampling.sampler import BatchSampler
 
 MOST_PASS_TOKENS = 16
-"""Tokens of a row that one pass over the batch takes; it never goes back as many."""
+"""Most tokens of a row that one pass over the batch takes; a row goes back by fewer."""
 
 
 @dataclass(slots=True, eq=False)
@@ -39,7 +39,7 @@ class DraftRow(Row):
 
 
 class DraftModel:
-    """The draft model. `vocab_size`: that of the target model, whose logits may be padded differently."""
+    """The draft model. `vocab_size`: that of the target model; its logits may be padded differently."""
 
     def __init__(
         self,

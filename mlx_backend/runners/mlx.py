@@ -159,8 +159,7 @@ class MLXRunner:
         )
 
     def _defer_latents(self, shape: ModelShape) -> bool:
-        """Have attention over latents computed in groups of heads. Returns True if it is not, and memory was planned
-        anew."""
+        """Let attention over latents run in groups of heads. Returns True if it cannot and memory is replanned."""
         if shape.attention is None or not shape.attention.is_latent:
             return False
         planned = shape.attention.is_grouped

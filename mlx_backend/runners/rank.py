@@ -65,8 +65,7 @@ class RankRunner(MLXRunner):
         return model, read_model(model, sharding.local_config(checkpoint.config, self._membership))
 
     def _row_sizes(self) -> RowSizes:
-        """Return the sizes that all ranks share: they set the batch's order of rows, in which activations are
-        exchanged.
+        """Return the sizes that all ranks share: they order the batch's rows, and so the exchanged activations.
 
         The ranks of a pipeline may have different numbers of layers. So each of them counts the bytes of all layers.
         """

@@ -2,7 +2,7 @@
 
 MLX for CUDA prepares attention by the number of a chunk's tokens and of all that they attend to, and products by the
 former. So the last chunk of a prompt is padded up to a size of the ladder: with tokens after its own, which those do
-not attend to, and whose columns are then trimmed. Neither a state nor a window that has wrapped around can be trimmed:
+not attend to; their columns are then trimmed. Neither a state nor a window that has wrapped around can be trimmed:
 models that have one compute every last chunk as long as it is.
 """
 

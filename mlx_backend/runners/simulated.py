@@ -43,8 +43,7 @@ class PlannedSpeed:
         return max(computing_s, weights_read_s(self._shape, self._machine, num_tokens) / self._speed)
 
     def step_s(self, num_rows: int, longest: int, num_drafts: int = 0) -> float:
-        """Return the seconds of a decode step of `num_rows`; attention reads each row as if it were as long as the
-        longest.
+        """Return the seconds of a decode step of `num_rows`; attention reads each row as if as long as the longest.
 
         `num_drafts`: tokens of all rows that it verifies beside their newest.
         """
