@@ -52,8 +52,7 @@ class DraftRows:
         return drafts
 
     def accept(self, sequence_id: SequenceId, num_accepted: int, num_drafted: int) -> None:
-        """Note that `num_accepted` of a row's drafts were right: it holds those, but never the last one that it
-        drafted."""
+        """Note that `num_accepted` of a row's drafts were right: it holds those, but never the last one drafted."""
         if sequence_id in self._held:
             self._held[sequence_id] += min(num_accepted, num_drafted - 1)
 

@@ -1,4 +1,4 @@
-"""Whether drafts pay, and how many: measured seconds of steps against the measured share of drafts that are accepted.
+"""Payoff of drafts, and their best number: measured seconds of steps against the measured share of accepted drafts.
 
 A step that verifies drafts takes longer than a plain one. How much longer is measured, by the rows and the tokens of
 the step; what is not measured yet lies between the nearest measurements. A row's drafts are accepted one after the
@@ -39,7 +39,7 @@ _GRANT_STEPS = 1.0
 _SLOPE = 0.2
 """Slowdown of a step with twice as many tokens, as long as none was measured."""
 _LEAST_WIN, _MOST_LEFT = 2.0, 256
-"""Gain that a row must promise within a number of tokens, in multiples of the cost to prefill it."""
+"""Gain that a row must promise, in multiples of the cost to prefill it, and the tokens within which it must."""
 _WEIGHT = 0.2
 _MOST_SIZES = 256
 
@@ -108,8 +108,7 @@ class Payoff:
             each.tried = _FADING * each.tried + (1 - _FADING) * _PRIOR_WEIGHT
 
     def observe_drafted(self, num_rows: int, num_tokens: int, seconds: float) -> None:
-        """Record the seconds, without drafting, of a step of `num_tokens` that was started after the previous one was
-        read."""
+        """Record the seconds, without drafting, of a step that was started after the previous one was read."""
         sizes = self._drafted_s.setdefault(num_rows, {})
         sizes[num_tokens] = _moved(sizes.get(num_tokens), seconds)
         if len(self._drafted_s) > _MOST_SIZES:

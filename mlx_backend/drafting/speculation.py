@@ -67,7 +67,7 @@ class Speculation:
         return any(self._payoff.choose(self._candidates(sequences, num_unknown=1), num_unknown=1))
 
     def drafts(self, sequences: Sequence[TokenSequence], ask: Ask) -> tuple[Draft, ...]:
-        """Return the drafts of a step of these rows, all of whose tokens are known; empty if none pays."""
+        """Return the drafts of a step of these rows, with all tokens known; empty if none pays."""
         self._drafting_s = 0.0
         if not self._is_drafting(sequences):
             return ()
@@ -88,7 +88,7 @@ class Speculation:
     def missing(self, sequences: Sequence[TokenSequence], stall_s: float) -> DraftRequest | None:
         """Return what the draft model is to prefill next of these rows, if that should pay; None: nothing.
 
-        At most what should take `stall_s`. A row whose prefill has begun comes first.
+        At most what should take `stall_s`. A row with a begun prefill comes first.
         """
         if not self._is_drafting(sequences):
             return None
