@@ -15,8 +15,7 @@ from mlx_backend.conversion.search import pack, search_groups, searched
 from mlx_backend.conversion.spec import Spec
 
 _DAMPING = 0.01
-"""Share of the mean of a Hessian's diagonal that is added to it, so that inputs rare in calibration count a little,
-too."""
+"""Share of the mean of a Hessian's diagonal that is added to it: inputs rare in calibration count a little, too."""
 MOST_BITS = 6
 """With more bits, rounding leaves nothing to compensate for."""
 

@@ -95,8 +95,7 @@ class Computed:
         return [each for _, each in sorted(found, key=lambda each: each[0])]
 
     def _num_before(self, path: str) -> int:
-        """Return the number of layers that come before a module: all for the head, none for any other outside the
-        layers."""
+        """Return the number of layers before a module: all for the head, none for any other outside the layers."""
         if (layer := layer_of(path)) is not None:
             return layer
         return len(self.model.layers) if kind_of(path) == "output head" else 0

@@ -12,8 +12,7 @@ SEQUENCE_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A sequence of tokens, and the place from which its tokens are predicted: 1 for all that can be, more after a
-    prompt."""
+    """A sequence of tokens, and the place from which they are predicted: 1 for all that can be, more after a prompt."""
 
     ids: tuple[int, ...]
     first: int = 1

@@ -43,7 +43,7 @@ def allowed(candidate: Candidate, *, is_measured: bool, most: Spec | None = None
 
 
 def has_few_bits(path: str, spec: Spec | None) -> bool:
-    """Return whether the format has fewer bits than a weight of this kind needs, unless measurements show otherwise."""
+    """Return whether the format has fewer bits than a weight of this kind usually needs, if nothing was measured."""
     return spec is not None and spec.bits < _LEAST_BITS.get(kind_of(path), _OTHERS_LEAST_BITS)
 
 

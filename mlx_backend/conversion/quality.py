@@ -129,8 +129,7 @@ def predicted(logits: mx.array, batch: Batch, samples: Sequence[Sample]) -> list
 
 
 def open_model(folder: Path) -> Any:
-    """Return the model in a folder, not read yet; on a CPU in float32, the only dtype in which MLX multiplies experts
-    there.
+    """Return the model in a folder, not read yet; on a CPU in float32, the only dtype for MLX's experts there.
 
     Raises ConversionError.
     """

@@ -25,7 +25,7 @@ _BITS = {
     mx.bfloat16: (mx.uint16, 0x7FFF, 0x7F80),
     mx.float32: (mx.uint32, 0x7FFF_FFFF, 0x7F80_0000),
 }
-"""Bits of a number without its sign, and those of infinity: anything above is not a number."""
+"""Bits of a number without its sign, and those of infinity: anything above is a NaN."""
 _SAMPLE_WEIGHTS = 1 << 14
 """Number of weights on which a part's error is measured: whole rows, spread over it."""
 

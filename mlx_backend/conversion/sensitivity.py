@@ -43,8 +43,7 @@ class Sizes:
 
 
 def read_sizes(source: Source, *, is_measured: bool = False) -> Sizes:
-    """Return the bytes of all formats; reads nothing. `is_measured`: losses will be measured, so there are more
-    formats."""
+    """Return the bytes of all formats; reads nothing. `is_measured`: with the formats for measured losses."""
     formats = {}
     fixed = sum(each.num_weights * each.dtype.size for each in source.weights.values())
     for module in source.modules.values():
