@@ -275,7 +275,7 @@ class Resolved:
     config: Config
     origins: Mapping[str, str]
     again: Callable[[], Resolved]
-    """Resolves the same sources again. Raises ConfigError."""
+    """Function that resolves the same sources again. Raises ConfigError."""
 
 
 @functools.cache
