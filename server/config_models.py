@@ -156,4 +156,4 @@ _READERS: Mapping[str, Callable[[Any, str], Any]] = {
     "adapters": _read_adapters,
     DEFAULTS_KEY: read_defaults,
 }
-"""Readers of keys whose values are not plain, by key."""
+"""Readers of values that are not plain, by key."""
