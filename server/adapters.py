@@ -36,10 +36,10 @@ def checked(pairs: Iterable[tuple[object, object]]) -> tuple[AdapterConfig, ...]
 
 
 def is_name(name: str) -> bool:
-    """Return whether an adapter may be called so."""
+    """Return whether this is a valid adapter name."""
     return _NAME.fullmatch(name) is not None
 
 
 def served_name(model: str, adapter: str) -> str:
-    """Return what requests call an adapter of a model; without an adapter, the model."""
+    """Return the name in requests of a model's adapter, or of the model without an adapter."""
     return f"{model}:{adapter}" if adapter else model

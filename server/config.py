@@ -1,6 +1,6 @@
 """The configuration: declared once as frozen dataclasses, resolved once from file < environment < flags.
 
-Flags, variables, `pippin config` and the help all come from `fields()`. Knows nothing of typer, HTTP or the
+Flags, variables, `pippin config` and the help all come from `fields()`. Independent of typer, HTTP and the
 engine's work; the engine's sections are declared in `mlx_backend.api.interface`.
 """
 
@@ -238,9 +238,9 @@ class Config:
     debug: DebugConfig = field(default_factory=DebugConfig)
 
     defaults: RequestDefaults = field(default_factory=RequestDefaults)
-    """What requests for the one model say where they do not say otherwise; of the file alone."""
+    """Defaults for requests to the one model; from the file only."""
     models: tuple[ModelEntry, ...] = ()
-    """Several models, of the file alone; then there is no `model`."""
+    """Several models, from the file only; then `model` is not set."""
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -262,7 +262,7 @@ class Config:
 
 
 class CurrentConfig:
-    """The configuration that holds now. A reload replaces it: what may change is read when it is needed."""
+    """The current configuration. A reload replaces it, so read settings that may change when they are needed."""
 
     def __init__(self, config: Config) -> None:
         self.now = config
@@ -270,17 +270,17 @@ class CurrentConfig:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A configuration, and for each dotted key where its value came from."""
+    """A configuration, and the source of each value by dotted key."""
 
     config: Config
     origins: Mapping[str, str]
     again: Callable[[], Resolved]
-    """Asks the same sources once more. Raises ConfigError."""
+    """Function that resolves the same sources again. Raises ConfigError."""
 
 
 @functools.cache
 def fields() -> tuple[Field, ...]:
-    """All declared fields: the top level first, then section by section, in the order of declaration."""
+    """Return all declared fields: the top level first, then section by section, in the order of declaration."""
     found = list(declared_fields(Config, "", MODELS_KEY))
     for name, section in sections().items():
         found += declared_fields(section, name)
@@ -289,17 +289,17 @@ def fields() -> tuple[Field, ...]:
 
 @functools.cache
 def sections() -> Mapping[str, type]:
-    """The sections by name, in the order of declaration."""
+    """Return the sections by name, in the order of declaration."""
     hints = typing.get_type_hints(Config)
     classes = {name: hint for name, hint in hints.items() if isinstance(hint, type) and name != DEFAULTS_KEY}
     return {name: hint for name, hint in classes.items() if dataclasses.is_dataclass(hint)}
 
 
 def resolve(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, str | None]) -> Resolved:
-    """The configuration of defaults < YAML file < environment < flags.
+    """Return the configuration of defaults < YAML file < environment < flags.
 
-    `flags` has dotted keys; None is a flag not given. Without `file`, the variable PIPPIN_CONFIG may name one. Either
-    may be the name of shipped settings.
+    `flags` has dotted keys; None is a flag not given. Without `file`, the variable PIPPIN_CONFIG may name one. Both may
+    name shipped settings.
     Raises ConfigError.
     """
     if file is None and FILE_VARIABLE in environ:
@@ -329,7 +329,7 @@ def resolve(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, s
 
 
 def with_own(config: Config, entry: ModelEntry) -> Config:
-    """The configuration of one of several models. Raises ValueError."""
+    """Return the configuration of one of several models. Raises ValueError."""
     changes: dict[str, dict[str, Any]] = {}
     for key, value in entry.own.items():
         section, _, name = key.partition(".")
@@ -342,13 +342,13 @@ def with_own(config: Config, entry: ModelEntry) -> Config:
 
 
 def engine_config(config: Config, model_path: str, adapters: tuple[AdapterConfig, ...] = ()) -> EngineConfig:
-    """The part of `config` that the engine is told, with the folder the model was found in, and its adapters."""
+    """Return the engine's part of `config`, with the model's folder and its adapters."""
     shared = [f.name for f in dataclasses.fields(EngineConfig) if f.name in sections() or f.name == "backend"]
     return EngineConfig(model_path=model_path, adapters=adapters, **{name: getattr(config, name) for name in shared})
 
 
 def value_of(config: Config, key: str) -> Any:
-    """The value at a dotted key; of `models`, the entries as a file would have them."""
+    """Return the value at a dotted key; for `models`, the entries in the form of a configuration file."""
     if key == MODELS_KEY:
         return {entry.name: as_written(entry) for entry in config.models}
     if key == DEFAULTS_KEY:
@@ -365,7 +365,7 @@ def _build(
 
 
 def _build_one(owner: type, section: str, values: Mapping[str, Any], origins: Mapping[str, str], **more: Any) -> Any:
-    """An instance of `owner`. Raises ConfigError, which names the source of a field that cannot be so."""
+    """Return an instance of `owner`. Raises ConfigError, which names the source of an invalid field."""
     declared = {f.name: f for f in fields() if f.section == section}
     mine = {name: values[f.key] for name, f in declared.items() if f.key in values}
     try:

@@ -1,6 +1,6 @@
 """`models:` of the configuration file: several models by name, each a folder or hub id, or a mapping with more.
 
-Knows how an entry is read; knows neither the other settings' meaning nor what a model is.
+Only reads entries; independent of the other settings' meaning and of models themselves.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from server.request_defaults import RequestDefaults, read_defaults
 KEY = "models"
 _SECTIONS = ("kv_cache", "context", "speculation")
 _GLOBAL = frozenset({"context.on_overflow", "context.on_max_tokens"})
-"""A model may have its own values of those sections, but for these."""
+"""Settings of these sections that a model cannot override."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.:-]*(/[A-Za-z0-9][\w.:-]*)*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelEntry:
-    """One of several models. `own`: its values of other settings, by dotted key."""
+    """One of several models. `own`: its own values of other settings, by dotted key."""
 
     name: str
     model: str
     """Folder or hub id."""
     pinned: bool = False
-    """Loaded at the start, and unloaded only when told to."""
+    """Loaded at the start, and unloaded only on request."""
     keep_alive_s: float | None = None
-    """Unloaded when idle for so long; None: as `residency.keep_alive_s` says."""
+    """Idle time before unloading; None: `residency.keep_alive_s` applies."""
     aliases: tuple[str, ...] = ()
     adapters: tuple[AdapterConfig, ...] = ()
     adapter: str = ""
-    """The one that requests for the model itself have; empty: none."""
+    """Adapter used by requests for the model itself; empty: none."""
     defaults: RequestDefaults = field(default_factory=RequestDefaults)
-    """What requests say where they do not say otherwise."""
+    """Defaults for fields that requests leave unset."""
     own: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_models(given: Given, table: Sequence[Field]) -> tuple[ModelEntry, ...]:
-    """The entries as written. `table`: all settings, some of which a model may have its own of. Raises ConfigError."""
+    """Return the entries. `table`: all settings, some of which a model may override. Raises ConfigError."""
     value = given.value
-    if value is None:  # every line of it is commented out
+    if value is None:  # every line of the section is commented out
         return ()
     if not isinstance(value, dict):
         raise ConfigError(f"{given.origin}: {KEY} must be a mapping of names to models, not {value!r}")
@@ -57,7 +57,7 @@ def read_models(given: Given, table: Sequence[Field]) -> tuple[ModelEntry, ...]:
 
 
 def as_written(entry: ModelEntry) -> dict[str, Any]:
-    """What is not a default of an entry."""
+    """Return an entry in the form of a configuration file, without defaults."""
     settings: dict[str, Any] = {
         "pinned": entry.pinned,
         "keep_alive_s": entry.keep_alive_s,
@@ -156,4 +156,4 @@ _READERS: Mapping[str, Callable[[Any, str], Any]] = {
     "adapters": _read_adapters,
     DEFAULTS_KEY: read_defaults,
 }
-"""What is no plain value, each with what reads it."""
+"""Readers of values that are not plain, by key."""

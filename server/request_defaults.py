@@ -1,6 +1,6 @@
-"""RequestDefaults: what a model's requests say where they do not say otherwise, and how the configuration writes it.
+"""RequestDefaults: defaults for fields that a model's requests leave unset, and their form in the configuration.
 
-Knows names, types and bounds; what a default does to a request is the service's.
+Defines names, types and bounds; the service applies the defaults to requests.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MOST_CHARS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """The bounds of a number; both are allowed but where `is_open`, which leaves out the lower."""
+    """Bounds of a number, both inclusive; with `is_open`, the lower one is excluded."""
 
     type: type
     least: float
@@ -39,32 +39,32 @@ SAMPLING: Mapping[str, Number] = {
     "frequency_penalty": Number(float, -2, 2),
     "seed": Number(int, 0, 2**64 - 1),
 }
-"""By the names that `SamplingParams` has."""
+"""Bounds by the names of `SamplingParams`."""
 _MAX_TOKENS = Number(int, 1, 2**31)
 NAMES = (*SAMPLING, "max_tokens", "stop", "system", "messages")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestDefaults:
-    """The defaults of one model; empty where there are none."""
+    """Defaults of one model; empty if there are none."""
 
     sampling: Mapping[str, float] = field(default_factory=dict)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     system: str | None = None
-    """The system prompt of chats that have none."""
+    """System prompt of chats without one."""
     messages: tuple[Mapping[str, str], ...] = ()
-    """What every chat begins with, behind its system prompt."""
+    """Messages at the beginning of every chat, after its system prompt."""
 
     def as_written(self) -> dict[str, Any]:
-        """The defaults as a configuration file has them."""
+        """Return the defaults in the form of a configuration file."""
         rest = {"max_tokens": self.max_tokens, "stop": [*self.stop], "system": self.system}
         found = {**self.sampling, **rest, "messages": [dict(message) for message in self.messages]}
         return {name: value for name, value in found.items() if name in self.sampling or value}
 
 
 def read_defaults(value: Any, place: str) -> RequestDefaults:
-    """The defaults as written; `place`: the source and key, for errors. Raises ConfigError."""
+    """Return the defaults from their written form; `place`: source and key, for errors. Raises ConfigError."""
     if not isinstance(value, dict):
         raise ConfigError(f"{place} must be a mapping of {', '.join(NAMES)}, not {value!r}")
     sampling: dict[str, float] = {}

@@ -69,7 +69,7 @@ def _stopped_by_signals() -> Iterator[None]:
 
 
 def _machine() -> Any:
-    """The machine at hand."""
+    """Return this machine."""
     from mlx_backend.planning.macos import find_panics, wired_bytes
     from server.acceptance import facts, processes
     from server.acceptance.kit import Machine

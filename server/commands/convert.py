@@ -1,4 +1,4 @@
-"""`pippin convert`: a model folder from published weights, of a size that fits; what it will be is shown first."""
+"""`pippin convert`: convert published weights to a model folder of a size that fits; the plan is shown first."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HOWS = ("--bits", "--recipe", "--fit", "--machine")
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """The machine that the model is for, and what it is to do there."""
+    """Target machine of the model, and its intended use there."""
 
     machine: Any
     context: int | None
@@ -39,7 +39,7 @@ class _Request:
     choice: Choice
     place: _Place
     is_for_machine: bool
-    """The size is what the machine leaves."""
+    """Whether the size is the machine's memory for weights."""
     calibrate: str | None
     quality: str | None
     save_recipe: str | None
@@ -47,7 +47,7 @@ class _Request:
     as_json: bool
 
     def target(self, prepared: Prepared) -> Path:
-        """The folder to write."""
+        """Return the folder to write."""
         name = re.sub(r"[^\w.-]", "-", prepared.origin.rpartition("/")[2])
         return Path(self.out or f"{name}-{_suffix(self, prepared)}").expanduser()
 
@@ -104,7 +104,7 @@ def convert(
         callback=lambda given: _list(given),
     ),
 ) -> None:
-    """Convert a model to MLX's format, quantized. Shows its size first; goes on where an earlier try was stopped."""
+    """Convert a model to MLX's format, quantized. Shows its size first; resumes an interrupted conversion."""
     choice = _choice(bits=bits, group_size=group_size, mode=mode, recipe=recipe, fit=fit, scales=scales, dtype=dtype)
     given = {"--bits": bits, "--recipe": recipe, "--fit": fit, "--machine": machine, "--calibrate": calibrate}
     given["--scales"] = scales
@@ -133,7 +133,7 @@ def convert(
 
 
 def _convert_of_hub(source: str, request: _Request, *, is_dry: bool, is_whole: bool) -> None:
-    """Show what a model of the hub will be, before it is fetched; then fetch it, whole or a file at a time."""
+    """Show the plan for a hub model before fetching it; then fetch it, whole or a file at a time."""
     planned = _prepare(hub_weights.fetch_config(source), source, replace(request, calibrate=None, quality=None))
     _show(planned, request)
     if is_dry:
@@ -160,7 +160,7 @@ def _prepare(folder: Path, origin: str, request: _Request, remote: Remote | None
     if request.calibrate is not None:
         choice = replace(choice, calibration=read_samples(folder, request.calibrate))
     if request.quality is not None:
-        read_samples(folder, request.quality)  # a text that cannot be read is refused now
+        read_samples(folder, request.quality)  # refuses an unreadable text early
     with shown("measuring") as progress:
         return entry.prepare(folder, origin, choice, progress, remote)
 
@@ -204,7 +204,7 @@ def _choice(*, fit: str | None, scales: str | None, **given: Any) -> Choice:
 def _check_hows(given: Mapping[str, Any], mode: str) -> None:
     hows = [name for name in _HOWS if given[name] is not None]
     if len(hows) > 1 and "--machine" in hows:
-        hows.remove("--machine")  # the others decide; what comes of it is planned for that machine
+        hows.remove("--machine")  # the other options decide; the result is planned for that machine
     if len(hows) > 1:
         raise ConfigError(f"{' and '.join(hows)}: say one of {', '.join(_HOWS)}")
     if not hows and mode == "affine":
@@ -220,7 +220,7 @@ def _is_of_hub(source: str) -> bool:
 
 
 def _find(source: str) -> tuple[Path, str]:
-    """The source's folder or config.json, and its name. Raises ModelLoadError."""
+    """Return the source's folder or config.json, and its name. Raises ModelLoadError."""
     if pocket.is_meant(source):
         return pocket.folder(), pocket.MODEL_ID
     if (file := Path(source).expanduser()).is_file() and file.suffix == ".json":
@@ -240,7 +240,7 @@ def _place(machine: str | None, context: str | None, num_users: int) -> _Place:
 
 
 def _budget(folder: Path, place: _Place) -> int:
-    """What the machine leaves for weights, by the planner. Raises ConversionError."""
+    """Return the machine's memory for weights, from the planner. Raises ConversionError."""
     from mlx_backend.planning.memory import MOST_RESERVE_BYTES
 
     return entry.machine_budget(

@@ -1,4 +1,4 @@
-"""What `pippin convert` prints: the model to come, by kind of tensor and on a machine; the shipped recipes."""
+"""Output of `pippin convert`: the planned model, by kind of tensor and on a machine; the shipped recipes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from server.plan_words import count_of
 def show(
     prepared: Prepared, out: Path, machine: Machine | None, context: int | None, num_users: int, *, as_json: bool
 ) -> None:
-    """Print what the model will be. Raises ConversionError."""
+    """Print the planned model. Raises ConversionError."""
     planned = _plan(prepared, machine, context, num_users)
     if as_json:
         plans.print_json(_document(prepared, out, planned))
@@ -68,7 +68,7 @@ def _files(number: int) -> str:
 
 
 def _formats(formats: dict[str, int]) -> str:
-    """`4 bits g64 (80 %), 6 bits g64 (20 %)`; the share is left out where there is one."""
+    """Format as `4 bits g64 (80 %), 6 bits g64 (20 %)`; a single format has no share."""
     total = max(1, sum(formats.values()))
     ordered = sorted(formats.items(), key=lambda each: -each[1])
     if len(ordered) == 1:
@@ -99,7 +99,7 @@ def _document(prepared: Prepared, out: Path, planned: Plan | None) -> dict[str, 
 
 
 def show_done(done: Any, out: Path) -> None:
-    """Print what a conversion that ended has written."""
+    """Print the result of a finished conversion."""
     if not done.is_new:
         print(f"{out} was converted so before; nothing is left to do")
         return
@@ -108,7 +108,7 @@ def show_done(done: Any, out: Path) -> None:
 
 
 def save_recipe(prepared: Prepared, file: Path) -> None:
-    """Write a recipe of the formats that were chosen. Raises ConversionError."""
+    """Write the chosen formats as a recipe. Raises ConversionError."""
     import yaml
 
     text = yaml.safe_dump(prepared.to_recipe(), sort_keys=False, default_flow_style=None, width=118)

@@ -57,7 +57,7 @@ class Facts:
 
 
 def add_to(app: typer.Typer, parse: ParseServe) -> None:
-    """Make the command known to the command line."""
+    """Add the command to the command line."""
 
     @app.command()
     def doctor(

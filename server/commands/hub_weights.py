@@ -1,4 +1,4 @@
-"""A model of the hub that is converted from here: small files and headers first, then one weight file at a time."""
+"""Fetch a hub model for conversion: small files and headers first, then one weight file at a time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fetch_config(model: str) -> Path:
 
 
 def open_remote(model: str, folder: Path) -> Remote:
-    """Make a model's folder with weight files that hold nothing but headers. Raises ModelLoadError, ConversionError."""
+    """Create a model's folder with weight files of headers only. Raises ModelLoadError, ConversionError."""
     wanted = ask(model, None)
     weights = [name for name in wanted.large if name.endswith(".safetensors")]
     try:
@@ -48,7 +48,7 @@ def open_remote(model: str, folder: Path) -> Remote:
 
 
 def _copy_small(model: str, wanted: Wanted, folder: Path, weights: Sequence[str]) -> None:
-    """Bring all files but the weights."""
+    """Copy all files except the weights."""
     from huggingface_hub import snapshot_download
 
     patterns = [name for name in wanted.sizes if name not in weights]
@@ -67,7 +67,7 @@ def _copy_small(model: str, wanted: Wanted, folder: Path, weights: Sequence[str]
 
 
 def _read_head(model: str, name: str, wanted: Wanted) -> bytes:
-    """The first bytes of a weight file, up to where its tensors begin."""
+    """Return the first bytes of a weight file, up to its tensors."""
     try:
         head = _read_first(model, name, wanted, _FIRST_BYTES)
         length = int.from_bytes(head[:8], "little")
@@ -95,7 +95,7 @@ def _read_first(model: str, name: str, wanted: Wanted, number: int) -> bytes:
 
 
 def _up_to(answer: Any, number: int) -> Iterator[bytes]:
-    """What an answer sends, but for what is beyond so many bytes: not every server knows ranges."""
+    """Yield an answer's first `number` bytes: not every server supports ranges."""
     for piece in answer.iter_bytes():
         yield piece[:number]
         number -= len(piece)
@@ -104,7 +104,7 @@ def _up_to(answer: Any, number: int) -> Iterator[bytes]:
 
 
 def _fetch(model: str, name: str, wanted: Wanted, folder: Path) -> Path:
-    """A whole weight file, fetched on from where an earlier try stopped, and compared with its SHA-256."""
+    """Fetch a whole weight file, resuming an earlier download, and check its SHA-256."""
     try:
         fetch_large(model, name, wanted, folder)
     except Exception as error:  # noqa: BLE001 - as above

@@ -1,4 +1,4 @@
-"""`pippin import`: a model of another program into one that is served here, and its entry in the configuration."""
+"""`pippin import`: convert another program's model for Pippin, with an entry for the configuration."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def import_model(
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what it would become, and end."),
     is_list: bool = typer.Option(False, "--list", help="List what Ollama and LM Studio have here, and end."),
 ) -> None:
-    """Make a model of another program into one that is served here. The file it comes from stays as it is."""
+    """Convert another program's model so that Pippin can serve it. The original file is not changed."""
     from server.importing.adapter import check, layers_of
     from server.importing.sources import Stores, find
 
@@ -81,7 +81,7 @@ def _wishes(tokenizer: str | None, requantize: int | None, dtype: str | None, q6
 
 
 def _import(source: Source, out: str | None, wishes: Wishes, is_dry: bool) -> str:
-    """The folder, whole. Raises CannotImport."""
+    """Write the complete folder and return its path. Raises CannotImport."""
     from server.importing.adapter import check
     from server.importing.from_gguf import GGUFImport
 
@@ -109,7 +109,7 @@ def _import(source: Source, out: str | None, wishes: Wishes, is_dry: bool) -> st
 
 
 def _template_notes(source: Source, what: str) -> list[str]:
-    """What becomes of TEMPLATE, with its line where it has one."""
+    """Return a note on the outcome of TEMPLATE, with its line if it has one."""
     if source.template is None:
         return []
     line = f"line {source.template.line}: " if source.template.line else ""
@@ -126,7 +126,7 @@ def _counting(report: Callable[[LoadProgress], None], done: int, total: int) -> 
 
 
 def _show(source: Source, model: str, name: str, write: str | None, is_dry: bool) -> None:
-    """The entry: written, or printed where it says more than the model."""
+    """Write the entry to a file, or print it if it sets more than the model."""
     from server.importing.config_entry import add_to, as_text
 
     values: dict[str, Any] = {"model": model, **source.values}

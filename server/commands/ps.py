@@ -106,7 +106,7 @@ def _cells(model: Model, speed: float | None) -> Iterator[str]:
 
 
 def _classes_table(model: Model) -> Any:
-    """The requests of each class, where there were any but normal ones."""
+    """Return a table of requests by class, for servers with other than normal ones."""
     from rich.table import Table
 
     table = Table(f"classes of {model['id']}", box=None, pad_edge=False)

@@ -1,4 +1,4 @@
-"""Files that a model is measured on: plain text, or conversations as JSON lines, in tokens of the model."""
+"""Read samples to measure a model on: plain text, or conversations as JSON lines, as the model's tokens."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ if TYPE_CHECKING:
 
 _MOST_CHARACTERS = 1 << 22
 _MOST_TOKENS = 1024
-"""A longer conversation is left out."""
+"""Longer conversations are skipped."""
 
 
 def read_samples(folder: Path, file: str) -> tuple[Sample, ...]:
     """Return a file's samples, by the tokenizer of the model in a folder. Raises ConversionError, ModelLoadError.
 
-    A text is cut into sequences. A file that ends in `.jsonl` has a conversation a line, `{"messages": [...]}` with
-    `tools` and `chat_template_kwargs` or without, whose last message the assistant writes; its tokens alone are
-    predicted.
+    A text is cut into sequences. A `.jsonl` file has one conversation per line, `{"messages": [...]}` with optional
+    `tools` and `chat_template_kwargs`. The last message is the assistant's; only its tokens are predicted.
     """
     from server.text.tokenizer import load_tokenizer
 
@@ -51,7 +50,7 @@ def _conversations(tokenizer: Tokenizer, file: str, lines: list[str]) -> Iterato
             document = json.loads(line)
             options = document.get("chat_template_kwargs") or {}
             sample = _sample(tokenizer, document["messages"], document.get("tools") or (), options)
-        except Exception as error:  # noqa: BLE001 - a chat template raises anything
+        except Exception as error:  # noqa: BLE001 - a chat template may raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise ConversionError(
                 f'{file}, line {number}: no conversation that the model takes ({reason}); write {{"messages": [...]}}'
@@ -65,12 +64,12 @@ def _sample(tokenizer: Tokenizer, messages: list[dict[str, Any]], tools: Any, op
         raise ValueError("the last message is not the assistant's")
     prompt = tokenizer.render_chat(messages[:-1], options, tools)
     whole = tokenizer.render_chat(messages, {**options, "add_generation_prompt": False}, tools)
-    if not whole.startswith(prompt):  # the template changes what came before
+    if not whole.startswith(prompt):  # the template changes earlier messages
         ids = tokenizer.encode(whole, add_special_tokens=False)
         return Sample(tuple(ids))
     asked = tokenizer.encode(prompt, add_special_tokens=False)
     answer = tokenizer.encode(whole[len(prompt) :], add_special_tokens=False)
-    # what a template writes after the end of an answer, a model never does
+    # a model never generates what the template writes after an answer's end
     ends = [place for place, token_id in enumerate(answer, 1) if token_id in tokenizer.eos_ids]
     answer = answer[: ends[-1]] if ends else answer
     return Sample((*asked, *answer), len(asked))

@@ -73,7 +73,7 @@ PriorityField = Annotated[
     Priority | int | None,
     PlainValidator(check_priority, json_schema_input_type=Priority | int | None),
 ]
-"""A class, or a number as vLLM and Cohere have it: less than 0 is live, 0 is normal, more is batch."""
+"""A class, or a number as in vLLM and Cohere: less than 0 is live, 0 is normal, more is batch."""
 
 
 def check_max_tokens(value: int) -> int:
@@ -92,7 +92,7 @@ class PredictedPart(WireModel):
 
 
 class Prediction(WireModel):
-    """The expected answer; its tokens, where they match, are computed several at a time."""
+    """The expected answer; matching tokens are computed several at a time."""
 
     type: Literal["content"]
     content: str | list[PredictedPart]

@@ -23,11 +23,11 @@ class Head:
     model: str
     transcript: Transcript | None = None
     service_tier: str | None = None
-    """What OpenAI calls the request's class, where the request named one."""
+    """OpenAI's name of the request's class, if the request named one."""
 
     @property
     def tier(self) -> str:
-        """The field that tells it, as JSON behind others; empty where the request did not ask."""
+        """Field with the service tier, as JSON to append to others; empty if the request named none."""
         return "" if self.service_tier is None else f',"service_tier":{quote(self.service_tier)}'
 
 

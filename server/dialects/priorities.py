@@ -1,4 +1,4 @@
-"""The class of a request on the wire: `priority`, and OpenAI's `service_tier`. Imports no dialect."""
+"""Class of a request on the wire: `priority`, and OpenAI's `service_tier`. Imports no dialect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PRIORITY_HEADER = "X-Pippin-Priority"
 
 
 def check_priority(value: object) -> Priority | int | None:
-    """A class, an integer, or None. Raises ValueError."""
+    """Return a class, an integer, or None. Raises ValueError."""
     if value is None or value in PRIORITIES or (isinstance(value, int) and not isinstance(value, bool)):
         return value
     raise ValueError("Input should be 'live', 'normal', 'batch' or an integer")
@@ -22,7 +22,7 @@ _TIERS: Mapping[Priority, str] = {"live": "priority", "normal": "default", "batc
 
 
 def decode_priority(priority: Priority | int | None, service_tier: str | None = None) -> Priority:
-    """Return the class that a request asks for; `priority` counts before `service_tier`."""
+    """Return the class that a request names; `priority` takes precedence over `service_tier`."""
     if isinstance(priority, str):
         return priority
     if priority is not None:
@@ -31,11 +31,11 @@ def decode_priority(priority: Priority | int | None, service_tier: str | None = 
 
 
 def tier_of(priority: Priority) -> str:
-    """Return what OpenAI calls a class."""
+    """Return OpenAI's name of a class."""
     return _TIERS[priority]
 
 
 def priority_header(fields: Any, priority: Priority) -> dict[str, str]:
-    """Return the header that says of which class a request was, where it named one or its key made it another."""
+    """Return the header with the request's class, if the request named one or its key changed it."""
     is_named = getattr(fields, "priority", None) is not None or getattr(fields, "service_tier", None) is not None
     return {PRIORITY_HEADER: priority} if is_named or priority != "normal" else {}

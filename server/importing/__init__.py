@@ -1,1 +1,1 @@
-"""Models of other programs, made into what Pippin serves: GGUF files, Modelfiles, Ollama's and LM Studio's stores."""
+"""Import models of other programs: GGUF files, Modelfiles, and the stores of Ollama and LM Studio."""

@@ -1,4 +1,4 @@
-"""ADAPTER of a Modelfile: the folder of a LoRA adapter, checked and compared with the model that FROM names."""
+"""ADAPTER of a Modelfile: the folder of a LoRA adapter, checked against the model that FROM names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.importing.gguf_file import is_gguf
 from server.importing.problems import CannotImport
 
 Layers = Mapping[str, tuple[int, int]]
-"""Numbers that go into each linear layer and come out of it, by path."""
+"""Input and output size of each linear layer, by path."""
 
 
 def find(name: str, path: Path) -> AdapterFiles:
@@ -33,7 +33,7 @@ def find(name: str, path: Path) -> AdapterFiles:
 
 
 def check(adapter: AdapterFiles, layers: Layers) -> None:
-    """Compare an adapter with the layers of its model, of which some may have other names. Raises CannotImport."""
+    """Compare an adapter with the layers of its model; some may have other names. Raises CannotImport."""
     known = [path for path in adapter.factors if path in layers]
     if layers and not known:
         path = next(iter(adapter.factors))
@@ -48,7 +48,7 @@ def check(adapter: AdapterFiles, layers: Layers) -> None:
 
 
 def layers_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """The linear layers of a model's folder, by the headers of its weights; none where they cannot be read."""
+    """Return the linear layers of a model's folder from the headers of its weights; none if they cannot be read."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         shapes = {
@@ -63,7 +63,7 @@ def layers_of(folder: Path) -> dict[str, tuple[int, int]]:
             if name.endswith(".weight") and len(shape) == 2
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}  # what is wrong with the model is said when it is served
+        return {}  # faults of the model are reported when it is served
 
 
 def _num_in(name: str, shape: list[int], shapes: Mapping[str, Any], quantization: Mapping[str, Any]) -> int:

@@ -1,6 +1,6 @@
 """Copy the codes of GGUF's affine types into MLX's format: value = scale * code + bias, in groups of 32.
 
-The codes are the file's own, so nothing is rounded but the scales. Works on rows of bytes; knows no files and no MLX.
+The codes are the file's own, so only the scales are rounded. Works on rows of bytes, independent of files and MLX.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 GROUP_SIZE = 32
 Array = NDArray[Any]
 Bytes = Array
-"""Of uint8."""
+"""Array of uint8."""
 Floats = Array
-"""Of float32."""
+"""Array of float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Rows of codes (one a byte), with a scale and a bias for each group of 32."""
+    """Rows of codes (one per byte), with a scale and a bias for each group of 32."""
 
     codes: Bytes
     scales: Floats
@@ -30,17 +30,17 @@ class Groups:
 
 
 def is_affine(name: str) -> bool:
-    """Whether the type of this name is affine in groups of 32."""
+    """Return whether the type of this name is affine in groups of 32."""
     return name in _READERS
 
 
 def bits_of(name: str) -> int:
-    """The bits of a code of an affine type."""
+    """Return the bits per code of an affine type."""
     return _READERS[name][0]
 
 
 def read_groups(name: str, rows: Bytes) -> Groups:
-    """The codes of rows of whole blocks, of an affine type. `rows`: (rows, bytes of a row)."""
+    """Return the codes of rows of whole blocks of an affine type. `rows`: (rows, bytes per row)."""
     _, block_bytes, read = _READERS[name]
     codes, scales, biases = read(np.ascontiguousarray(rows).reshape(-1, block_bytes))
     num_rows = rows.shape[0]
@@ -48,7 +48,7 @@ def read_groups(name: str, rows: Bytes) -> Groups:
 
 
 def pack(codes: Bytes, bits: int) -> NDArray[np.uint32]:
-    """Codes as MLX packs them: a stream of bits, the lowest first, in words of 32. Rows are whole groups of 32."""
+    """Pack codes as MLX does: a stream of bits, lowest first, in 32-bit words. Rows are whole groups of 32."""
     num_rows = codes.shape[0]
     if bits == 8:
         return np.ascontiguousarray(codes).view(np.uint32)
@@ -63,24 +63,24 @@ def pack(codes: Bytes, bits: int) -> NDArray[np.uint32]:
 
 
 def values_of(groups: Groups) -> Floats:
-    """The values that the codes stand for."""
+    """Return the values that the codes represent."""
     codes = groups.codes.reshape(*groups.scales.shape, GROUP_SIZE)
     values = codes * groups.scales[..., None] + groups.biases[..., None]
     return values.reshape(groups.codes.shape).astype(np.float32)
 
 
 def half(blocks: Bytes, at: int) -> Floats:
-    """The float16 at a place of each block."""
+    """Return the float16 at one position of each block."""
     return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
 
 
 def nibbles(packed: Bytes) -> Bytes:
-    """The low halves of bytes, then their high halves."""
+    """Return the low halves of bytes, then their high halves."""
     return np.concatenate([packed & 15, packed >> 4], axis=1)
 
 
 def scales_and_minima(packed: Bytes) -> tuple[Bytes, Bytes]:
-    """The eight 6-bit scales and eight 6-bit minima of 12 bytes, as Q4_K and Q5_K pack them."""
+    """Unpack eight 6-bit scales and eight 6-bit minima from 12 bytes, as Q4_K and Q5_K pack them."""
     first, second, third = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
     scales = np.concatenate([first & 63, (third & 15) | ((first >> 6) << 4)], axis=1)
     minima = np.concatenate([second & 63, (third >> 4) | ((second >> 6) << 4)], axis=1)
@@ -128,7 +128,7 @@ def _five_k(blocks: Bytes) -> _Read:
 
 
 def _fours_of(packed: Bytes) -> Bytes:
-    """Eight groups of a block: 32 bytes hold two of them, one in the low and one in the high halves."""
+    """Return the eight groups of a block: each 32 bytes hold two, one in the low and one in the high halves."""
     quarters = packed.reshape(-1, 4, GROUP_SIZE)
     return np.stack([quarters & 15, quarters >> 4], axis=2).reshape(-1, 8, GROUP_SIZE)
 
@@ -147,4 +147,4 @@ _READERS: dict[str, tuple[int, int, Callable[[Bytes], _Read]]] = {
     "Q4_K": (4, 144, _four_k),
     "Q5_K": (5, 176, _five_k),
 }
-"""By type: bits, bytes of a block, and what reads blocks."""
+"""Bits, bytes per block and reader of blocks, by type."""

@@ -1,4 +1,4 @@
-"""The architectures of GGUF files that are known, each by a function from a file to its blueprint."""
+"""Supported architectures of GGUF files, each with a function from a file to its blueprint."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from server.importing.problems import CannotImport
 from server.importing.rows import read_whole
 
 _UNKNOWN_SETTINGS = (".logit_scale", ".embedding_scale", ".residual_scale", ".attention.scale")
-"""Factors that other models of the same architecture's name have; none of those here."""
+"""Factors used by other models with the same architecture name, but by none of those supported here."""
 
 
 def draw(metadata: Metadata, tensors: Tensors) -> Blueprint:
-    """The blueprint of a file. Raises CannotImport for an architecture or a detail that is not known."""
+    """Return the blueprint of a file. Raises CannotImport for an unknown architecture or detail."""
     name = metadata.architecture
     if name not in KNOWN:
         message = f"the file's architecture is {name[:60]!r}, which is not known; known are {', '.join(KNOWN)}"
@@ -33,7 +33,7 @@ def draw(metadata: Metadata, tensors: Tensors) -> Blueprint:
 
 
 def check(blueprint: Blueprint, tensors: Tensors) -> None:
-    """Compare a blueprint with the tensors of a file: all there, of its shape, and no others. Raises CannotImport."""
+    """Check that a file has exactly a blueprint's tensors, in the right shapes. Raises CannotImport."""
     wanted = {name: weight for weight in blueprint.weights for name in (weight.source, *weight.others)}
     missing = [name for name in wanted if name not in tensors]
     if missing:
@@ -50,7 +50,7 @@ def check(blueprint: Blueprint, tensors: Tensors) -> None:
 
 
 def _heads(metadata: Metadata, config: dict[str, Any]) -> tuple[int, int, int]:
-    """(query heads, key heads, size of a head). Raises CannotImport where they do not agree."""
+    """Return (query heads, key heads, head size). Raises CannotImport if they do not agree."""
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     num_kv = metadata.whole(".attention.head_count_kv", heads)
     head_dim = metadata.whole(".attention.key_length", None) or hidden // heads
@@ -175,4 +175,4 @@ KNOWN: dict[str, Callable[[Metadata, Tensors], Blueprint]] = {
     "qwen3moe": _qwen3moe,
     "deepseek2": deepseek2,
 }
-"""By the name that a file gives its architecture."""
+"""Blueprint functions by the architecture's name in the file."""

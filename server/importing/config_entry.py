@@ -1,4 +1,4 @@
-"""Write an entry of `models:`: as text, or into a configuration file, of which all else stays as it is."""
+"""Write an entry of `models:` as text, or into a configuration file without changing the rest of it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _MODELS = re.compile(r"^models:[ \t]*(#.*)?$", re.MULTILINE)
 
 
 def as_text(name: str, values: Mapping[str, Any], indent: int = 2) -> str:
-    """The entry as lines of YAML under `models:`."""
+    """Return the entry as lines of YAML under `models:`."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
-        """Writes texts of several lines as blocks."""
+        """YAML dumper that writes multi-line texts as blocks."""
 
     def of_text(dumper: Any, text: str) -> Any:
         is_plain = text.replace("\n", "").isprintable()
@@ -36,11 +36,11 @@ def as_text(name: str, values: Mapping[str, Any], indent: int = 2) -> str:
 
 
 def add_to(file: Path, name: str, values: Mapping[str, Any]) -> None:
-    """Add the entry to a configuration file, which is made where there is none. Raises CannotImport.
+    """Add the entry to a configuration file, which is created if missing. Raises CannotImport.
 
-    The file is replaced as a whole, once what it would be has been read as a configuration.
+    The file is replaced as a whole, after its new content has been read as a configuration.
     """
-    file = file.resolve()  # a link stays one
+    file = file.resolve()  # a link stays a link
     part = file.with_name(f"{file.name}.part")
     try:
         before = file.read_text(encoding="utf-8") if file.exists() else ""

@@ -1,4 +1,4 @@
-"""The blueprint of DeepSeek's models with latent attention (`deepseek2` in GGUF files): V2, V3 and R1."""
+"""Blueprint of DeepSeek's models with latent attention (`deepseek2` in GGUF files): V2, V3 and R1."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from server.importing.problems import CannotImport
 
 _SOFTMAX, _SIGMOID = 1, 2
 _GROUPS = {256: (8, 4), 160: (8, 3)}
-"""(groups, groups that are used) by the number of experts, of the models published; older files do not say it."""
+"""(groups, groups used) of the published models, by number of experts; older files do not contain them."""
 
 
 def deepseek2(metadata: Metadata, tensors: Tensors) -> Blueprint:
-    """Raises CannotImport."""
+    """Return the blueprint. Raises CannotImport."""
     config, weights = ends(metadata, tensors)
     is_third = _is_third(metadata, tensors)
     config |= _sizes(metadata, tensors)
@@ -40,7 +40,7 @@ def deepseek2(metadata: Metadata, tensors: Tensors) -> Blueprint:
 
 
 def _is_third(metadata: Metadata, tensors: Tensors) -> bool:
-    """Whether it is of V3's kind, with sigmoids in its router; V2's has a softmax."""
+    """Return whether the model is of V3's kind, with sigmoids in its router; V2's router has a softmax."""
     has_bias = any(name.endswith("exp_probs_b.bias") for name in tensors)
     gating = metadata.whole(".expert_gating_func", _SIGMOID if has_bias else _SOFTMAX)
     if gating not in (_SOFTMAX, _SIGMOID) or (gating == _SOFTMAX and has_bias):
@@ -89,7 +89,7 @@ def _routing(metadata: Metadata, is_third: bool) -> dict[str, Any]:
 
 
 def _scaling(metadata: Metadata, context: int, is_third: bool) -> dict[str, Any] | None:
-    """V2's code has YaRN alone, which changes nothing where its factor is 1. Raises CannotImport."""
+    """Return the scaling. V2's code supports only YaRN, which has no effect with factor 1. Raises CannotImport."""
     found = rope.scaling(metadata)
     if found is None and not is_third:
         return {"rope_type": "yarn", "type": "yarn", "factor": 1.0, "original_max_position_embeddings": context}
@@ -97,7 +97,7 @@ def _scaling(metadata: Metadata, context: int, is_third: bool) -> dict[str, Any]
         if not is_third:
             raise CannotImport("the file's rotary embedding is scaled linearly, which DeepSeek-V2 is not served with")
         return found
-    # stored as what a logarithm is multiplied by: a tenth of mscale
+    # stored as the factor of a logarithm: a tenth of mscale
     mscale = round(10 * metadata.number(".rope.scaling.yarn_log_multiplier", 0.1), 6)
     return {"beta_fast": 32, "beta_slow": 1, **found, "mscale": mscale, "mscale_all_dim": mscale}
 
@@ -136,7 +136,7 @@ def _attention(place: int, config: dict[str, Any], tensors: Tensors, is_third: b
 
 
 def _expansion(place: int, config: dict[str, Any], is_joined: bool, is_third: bool) -> Iterator[Weight]:
-    """From latents to keys and values: in one matrix or in two, in the file as in the model."""
+    """Yield the weights from latents to keys and values: one matrix or two, in the file as in the model."""
     weight, heads, latent = layer(place), config["num_attention_heads"], config["kv_lora_rank"]
     keys, of_values = config["qk_nope_head_dim"], config["v_head_dim"]
     joined, in_keys, in_values = (f"blk.{place}.attn_{name}.weight" for name in ("kv_b", "k_b", "v_b"))

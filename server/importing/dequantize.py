@@ -1,6 +1,6 @@
-"""The values of GGUF's types, as float32. For those that MLX cannot hold: they are read, then quantized anew.
+"""Read the values of GGUF's types as float32, to requantize those that MLX cannot hold.
 
-The types that need large tables are left to the `gguf` package, where it is installed.
+Types that need large tables are read with the `gguf` package, if it is installed.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from server.importing.gguf_types import NUMBERS
 from server.importing.problems import CannotImport
 
 PLAIN = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
-"""Types with values that numpy reads."""
+"""Types that numpy reads."""
 _FOUR_BIT_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
 
 def can_read(name: str) -> bool:
-    """Whether the values of a type can be read here."""
+    """Return whether the values of a type can be read here."""
     return name in PLAIN or name == "BF16" or is_affine(name) or name in _READERS or _library_reads(name)
 
 
 def values(name: str, rows: Bytes) -> Floats:
-    """The values of rows of whole blocks; `rows`: (rows, bytes of a row). Raises CannotImport."""
+    """Return the values of rows of whole blocks; `rows`: (rows, bytes per row). Raises CannotImport."""
     rows = np.ascontiguousarray(rows)
     if name in PLAIN:
         return rows.view(PLAIN[name]).astype(np.float32)
@@ -88,14 +88,14 @@ _READERS: dict[str, tuple[int, Callable[[Bytes], Any]]] = {
     "IQ4_NL": (18, _four_nonlinear),
     "IQ4_XS": (136, _four_nonlinear_large),
 }
-"""By type: bytes of a block, and what reads blocks."""
+"""Bytes per block and reader of blocks, by type."""
 
 
 def _library_reads(name: str) -> bool:
     try:
         from gguf import quants
     except ImportError:
-        return True  # it would, as far as is known: `values` says that it is missing
+        return True  # assumed: `values` reports that the package is missing
     return any(kind.name == name for kind in quants._type_traits)
 
 

@@ -1,4 +1,4 @@
-"""The number formats that weights, scales and biases are written in: float32 values as the bytes of each."""
+"""Encode float32 values in the number formats of weights, scales and biases."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Floats = NDArray[np.float32]
 
 
 class DType:
-    """One format. `tag` is its name in a safetensors file."""
+    """One number format. `tag` is its name in a safetensors file."""
 
     def __init__(self, name: DTypeName) -> None:
         self.name = name
@@ -21,7 +21,7 @@ class DType:
         self.num_bytes = 4 if name == "float32" else 2
 
     def encode(self, values: Floats) -> bytes:
-        """The values' bytes. Raises OverflowError for a finite value that is too large for the format."""
+        """Return the values' bytes. Raises OverflowError for a finite value that is too large for the format."""
         if self.name == "float32":
             return np.asarray(values, "<f4").tobytes()
         if self.name == "bfloat16":
@@ -33,7 +33,7 @@ class DType:
         return halves.tobytes()
 
     def rounded(self, values: Floats) -> Floats:
-        """The values as the format holds them."""
+        """Return the values as rounded by the format."""
         if self.name == "float32":
             return values
         if self.name == "bfloat16":
@@ -43,7 +43,7 @@ class DType:
 
 
 def _to_bfloat16(values: Floats) -> NDArray[np.uint16]:
-    """The upper halves of float32 numbers, rounded to the nearest, ties to the even one; NaN stays NaN."""
+    """Return the upper halves of float32 numbers, rounded to the nearest, ties to even; NaN stays NaN."""
     words = np.ascontiguousarray(values, "<f4").view("<u4")
     rounded = (words + 0x7FFF + ((words >> 16) & 1)) >> 16
     return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype("<u2")

@@ -1,4 +1,4 @@
-"""From a Modelfile's instructions to an entry of `models:`, and a line for everything that has no effect here."""
+"""Convert a Modelfile's instructions to an entry of `models:`, with a note on everything that has no effect."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NAMES = {
     "seed": "seed",
     "num_predict": "max_tokens",
 }
-"""Parameters by the names that defaults have."""
+"""Names of the defaults, by parameter."""
 _WHOLE = frozenset({"top_k", "seed", "num_predict"})
 _LOADING = frozenset(
     {
@@ -33,7 +33,7 @@ _LOADING = frozenset(
         *("rope_frequency_scale",),
     }
 )
-"""How a model is loaded, which is the configuration's to say."""
+"""Parameters of loading, which the configuration sets instead."""
 _OTHERS = frozenset(
     {"repeat_last_n", "num_keep", "tfs_z", "mirostat", "mirostat_eta", "mirostat_tau", "penalize_newline"}
 )
@@ -47,17 +47,17 @@ _REASONS = {
 
 @dataclass(slots=True)
 class Entry:
-    """What a Modelfile comes to. `source`: what FROM says."""
+    """Result of reading a Modelfile. `source`: the value of FROM."""
 
     source: str
     values: dict[str, Any] = field(default_factory=dict)
-    """Of the entry, but for its `model`."""
+    """Values of the entry, except its `model`."""
     adapter: str | None = None
-    """What ADAPTER says."""
+    """Value of ADAPTER."""
     template: Instruction | None = None
-    """What TEMPLATE says; the last one counts."""
+    """The last TEMPLATE."""
     notes: list[str] = field(default_factory=list)
-    """What has no effect, and why, with its line."""
+    """Instructions without effect, each with its line and the reason."""
 
     @property
     def defaults(self) -> RequestDefaults:
@@ -65,7 +65,7 @@ class Entry:
 
 
 def build(instructions: Iterable[Instruction]) -> Entry:
-    """The entry. Raises CannotImport for a value that cannot be, with its line."""
+    """Return the entry. Raises CannotImport for an invalid value, with its line."""
     builder = _Builder()
     for instruction in instructions:
         builder.take(instruction)
@@ -158,7 +158,7 @@ class _Builder:
     def _take_number(self, instruction: Instruction) -> None:
         name = instruction.key
         value = _whole(instruction) if name in _WHOLE else _number(instruction)
-        if value < 0 and name in ("seed", "num_predict"):  # any, and as many as there is room for
+        if value < 0 and name in ("seed", "num_predict"):  # any number, and as many as fit
             self._defaults.pop(_NAMES[name], None)
             return
         if name == "top_p" and value == 0:

@@ -1,7 +1,7 @@
-"""Write the folder of an imported model: shards of weights, then what is small, config.json last.
+"""Write the folder of an imported model: shards of weights, then the small files, config.json last.
 
-A folder without config.json is no model, so what was interrupted never looks whole. A journal says which shards are
-done: the same import goes on after them.
+Without config.json a folder is not a model, so an interrupted import never looks complete. A journal lists the shards
+that are done: the same import continues after them.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _SPARE_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a folder will hold."""
+    """Contents of a folder to write."""
 
     parts: Sequence[Part]
     config: Mapping[str, Any]
     small: Mapping[str, bytes]
-    """Other files, by name."""
+    """Content of the other files, by name."""
     source: Mapping[str, Any]
-    """What identifies the import: the files it comes from and how."""
+    """Identity of the import: its source files and options."""
     losses: Losses
-    """Filled while the parts are written."""
+    """Losses, filled while the parts are written."""
 
     @property
     def num_bytes(self) -> int:
@@ -45,7 +45,7 @@ class Contents:
 
 
 class Folder:
-    """The folder of one import, on its way. Raises CannotImport for one that is another's."""
+    """Folder of one import in progress. Raises CannotImport for the folder of another import."""
 
     def __init__(self, path: Path, contents: Contents, shard_bytes: int = SHARD_BYTES) -> None:
         self.path = path
@@ -56,7 +56,7 @@ class Folder:
 
     @property
     def is_complete(self) -> bool:
-        """Whether this import has been here already."""
+        """Whether this import is complete."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
             record = json.loads((self.path / RECORD).read_text(encoding="utf-8"))
             return bool(record.get("identity") == self._identity) and (self.path / "config.json").is_file()
@@ -64,7 +64,7 @@ class Folder:
 
     @property
     def num_done_bytes(self) -> int:
-        """Bytes of the shards that an earlier try has written."""
+        """Bytes of the shards written by an earlier run."""
         return sum(_num_bytes(self.shards[name]) for name in self._done)
 
     def write(self, done: Progress = lambda _: None) -> dict[str, str]:
@@ -112,10 +112,10 @@ class Folder:
             raise CannotImport(f"{at} has {free / 1e9:.1f} GB free; the model needs {needed / 1e9:.1f} GB more")
 
     def _read_journal(self) -> dict[str, str]:
-        """The digests of the shards that are done, by name. Raises CannotImport where the folder is another's."""
+        """Return the digests of the finished shards, by name. Raises CannotImport for the folder of another import."""
         if self.is_complete:
             with contextlib.suppress(OSError):
-                (self.path / JOURNAL).unlink()  # of a try that ended between its last two steps
+                (self.path / JOURNAL).unlink()  # left by a run that ended between its last two steps
             return {}
         if not self.path.exists():
             return {}
@@ -148,7 +148,7 @@ class Folder:
 
 
 def _shards(parts: Sequence[Part], most: int) -> dict[str, list[Part]]:
-    """The parts by the name of their file, each file as large as may be."""
+    """Return the parts by file name, each file as large as allowed."""
     groups: list[list[Part]] = [[]]
     for part in parts:
         if groups[-1] and _num_bytes(groups[-1]) + part.num_bytes > most:
@@ -164,7 +164,7 @@ def _num_bytes(parts: Sequence[Part]) -> int:
 
 
 def _identity(contents: Contents, shards: Mapping[str, Sequence[Part]]) -> str:
-    """The same for imports that end in the same bytes."""
+    """Return an identity that is equal for imports with the same result."""
     digest = hashlib.sha256(to_json([contents.source, contents.config, sorted(contents.small)]))
     for content in (contents.small[name] for name in sorted(contents.small)):
         digest.update(content)
@@ -174,5 +174,5 @@ def _identity(contents: Contents, shards: Mapping[str, Sequence[Part]]) -> str:
 
 
 def to_json(value: Any) -> bytes:
-    """A value as the content of a file."""
+    """Return a value as the content of a JSON file."""
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""From a GGUF file to a folder that is served here: what it becomes, what is lost, and the writing of it."""
+"""Convert a GGUF file to a folder that Pippin serves, and report what it becomes and what is lost."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _JSON_NAME = "tokenizer.huggingface.json"
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """How a file is imported."""
+    """Options of an import."""
 
     requantize_bits: int | None = None
     dtype: DTypeName | None = None
     tokenizer_folder: Path | None = None
     q6_bits: int = EIGHT_BITS
     template: str | None = None
-    """TEMPLATE of a Modelfile, for a file that has no chat template."""
+    """TEMPLATE of a Modelfile, used if the file has no chat template."""
 
 
 class GGUFImport:
-    """One import: everything is known and checked before a byte is written. Raises CannotImport."""
+    """One import, checked completely before a byte is written. Raises CannotImport."""
 
     def __init__(self, path: Path, wishes: Wishes | None = None) -> None:
         self._wishes = wishes or Wishes()
@@ -66,7 +66,7 @@ class GGUFImport:
 
     @property
     def layers(self) -> dict[str, tuple[int, int]]:
-        """Numbers that go into each linear layer and come out of it, by path."""
+        """Input and output size of each linear layer, by path."""
         linear = (weight for weight in self._blueprint.weights if weight.form == "linear" and len(weight.shape) == 2)
         return {weight.target: (weight.shape[1], weight.shape[0]) for weight in linear}
 
@@ -80,11 +80,11 @@ class GGUFImport:
 
     @property
     def losses(self) -> dict[str, float]:
-        """The relative error that quantizing anew has added, by type; of what this run has written."""
+        """Relative error added by requantizing, by type, for the data that this run has written."""
         return self._converter.losses.relative()
 
     def describe(self) -> list[str]:
-        """Lines for people: what is in the file, and what it becomes."""
+        """Return lines for users: what the file contains, and what it becomes."""
         types = ", ".join(f"{kind} {size(num_bytes)}" for kind, num_bytes in self.types.items())
         config = self.contents.config
         layers, context = config["num_hidden_layers"], config["max_position_embeddings"]
@@ -101,7 +101,7 @@ class GGUFImport:
         return lines
 
     def _take_template(self, small: dict[str, bytes]) -> str:
-        """Take the Modelfile's template where the file has none; what became of it, for people."""
+        """Use the Modelfile's template if the file has none, and return the outcome as text for users."""
         if self._wishes.template is None:
             return ""
         if self.has_template:
@@ -116,11 +116,11 @@ class GGUFImport:
         return "is the chat template: the file has none of its own"
 
     def folder(self, path: Path) -> Folder:
-        """The folder that the import writes. Raises CannotImport where it is another's."""
+        """Return the folder that the import writes. Raises CannotImport for the folder of another import."""
         return Folder(path, self.contents)
 
     def _check_readable(self, path: Path, blueprint: Blueprint) -> None:
-        """Refuse types that MLX cannot hold, unless bits were said for them. Raises CannotImport."""
+        """Refuse types that MLX cannot hold, unless bits are given for them. Raises CannotImport."""
         bits, found = self._wishes.requantize_bits, self._converter.unreadable()
         if bits is not None and bits not in BITS:
             raise CannotImport(f"--requantize takes {', '.join(map(str, BITS))} bits, not {bits}")
@@ -154,13 +154,13 @@ class GGUFImport:
 
 
 def usual_dtype(tensors: Mapping[str, Tensor], blueprint: Blueprint) -> DTypeName:
-    """float16, in which scales are stored; bfloat16 where the file has it or activations leave float16's range."""
+    """Return float16, as scales are stored; bfloat16 if the file has it or activations exceed float16's range."""
     has_bfloat16 = any(tensor.type.name == "BF16" for tensor in tensors.values())
     return "bfloat16" if has_bfloat16 or blueprint.is_wide else "float16"
 
 
 def _small_files(metadata: Metadata, vocab: int, wishes: Wishes) -> tuple[dict[str, bytes], bool]:
-    """The tokenizer's files, and whether there is a chat template among them. Raises CannotImport."""
+    """Return the tokenizer's files, and whether they include a chat template. Raises CannotImport."""
     template = tokenizer.chat_template(metadata)
     if wishes.tokenizer_folder is not None:
         tokens = tokenizer.tokens_of(metadata) if metadata.has("tokenizer.ggml.tokens") else None
@@ -187,7 +187,7 @@ def _token_ids(metadata: Metadata) -> dict[str, Any]:
 
 
 def _quantization(bits_of: Mapping[str, int]) -> dict[str, Any] | None:
-    """The section of config.json: the bits of most weights, and of each that differs."""
+    """Return the section of config.json: the bits of most weights, and of each exception."""
     if not bits_of:
         return None
     by_bits: defaultdict[int, int] = defaultdict(int)
@@ -200,5 +200,5 @@ def _quantization(bits_of: Mapping[str, int]) -> dict[str, Any] | None:
 
 
 def size(num_bytes: int) -> str:
-    """A size for people."""
+    """Format a size for users."""
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 10**9 else f"{num_bytes / 1e6:.1f} MB"

@@ -1,7 +1,7 @@
-"""Read the header of a GGUF file: metadata and the table of tensors, with a bound on everything that a file claims.
+"""Read the header of a GGUF file: metadata and the table of tensors, with every claimed size bounded.
 
-The file is not trusted: counts, lengths and offsets are compared with its size before anything is kept. No tensor's
-data is read here. Every problem is a BadGGUF of one line.
+The file is not trusted: counts, lengths and offsets are checked against its size before anything is stored. Tensor
+data is not read here. Every problem raises BadGGUF with a one-line message.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_TENSORS = 65_536
 MAX_KEYS = 16_384
 MAX_HEADER_BYTES = 256 << 20
 MAX_ITEMS = 4_000_000
-"""Items of one array."""
+"""Most items of one array."""
 _MAX_NAME_BYTES = 1024
 _MAX_DIMENSIONS = 4
 _MAX_VALUES = 1 << 48
@@ -34,12 +34,12 @@ _LEAST_SIZES = {**_SIZES, _STRING: 8, _ARRAY: 12}
 
 
 class BadGGUF(CannotImport):
-    """A file that is no whole GGUF file; the message does not name it."""
+    """The file is not a complete GGUF file; the message does not name it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor of a file: `shape` as arrays have it, the length of a row last; `offset` from the file's beginning."""
+    """A tensor of a file: `shape` in array order, row length last; `offset` from the file's beginning."""
 
     name: str
     shape: tuple[int, ...]
@@ -66,7 +66,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class GGUFFile:
-    """What a file's header says."""
+    """Header of a file."""
 
     path: Path
     metadata: Mapping[str, Any]
@@ -74,7 +74,7 @@ class GGUFFile:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file begins as a GGUF file does."""
+    """Return whether a file begins like a GGUF file."""
     try:
         with path.open("rb") as stream:
             return stream.read(4) == b"GGUF"
@@ -83,7 +83,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_header(path: Path) -> GGUFFile:
-    """The header of one file. Raises CannotImport, naming the file."""
+    """Return the header of one file. Raises CannotImport, naming the file."""
     try:
         with path.open("rb") as stream:
             return _Reader(path, stream).read()
@@ -94,7 +94,7 @@ def read_header(path: Path) -> GGUFFile:
 
 
 class _Reader:
-    """Reads one header from front to back."""
+    """Sequential reader of one header."""
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:
         self._path = path
@@ -134,7 +134,7 @@ class _Reader:
         return metadata
 
     def _describe(self) -> tuple[str, tuple[int, ...], TensorType, int]:
-        """(name, shape, type, offset) of the next tensor, the offset as the file has it."""
+        """Return (name, shape, type, offset) of the next tensor, with the offset as stored in the file."""
         name = self._name("a tensor's name")
         num_dimensions = self._number("I")
         if not 1 <= num_dimensions <= _MAX_DIMENSIONS:
@@ -201,7 +201,7 @@ class _Reader:
         return value
 
     def _check_room(self, size: int, what: str) -> None:
-        """Refuse what cannot be in the rest of the file before memory is taken for it."""
+        """Raise if the rest of the file is too short, before memory is allocated."""
         if size > self._size - self._position:
             raise BadGGUF(f"{what} claims {size} bytes; the file has {self._size - self._position} more")
 

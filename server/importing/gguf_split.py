@@ -1,4 +1,4 @@
-"""A model in one GGUF file or several: finds the files of a set and joins their tables of tensors."""
+"""Find the GGUF files of one model and join their tables of tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_PARTS = 9999
 
 @dataclass(frozen=True, slots=True)
 class GGUFModel:
-    """All files of a model together; the metadata is the first file's."""
+    """All files of a model; the metadata is the first file's."""
 
     files: tuple[Path, ...]
     metadata: Mapping[str, Any]
@@ -25,7 +25,7 @@ class GGUFModel:
 
     @property
     def name(self) -> str:
-        """What the model may be called: the file's name without the number of its part."""
+        """Default name of the model: the file's name without its part number."""
         found = _PART.fullmatch(self.files[0].name)
         return found[1] if found else self.files[0].stem
 
@@ -35,7 +35,7 @@ class GGUFModel:
 
 
 def read_model(path: Path) -> GGUFModel:
-    """The model that a file belongs to, whichever part of it the file is. Raises CannotImport."""
+    """Return the model of which a file is any part. Raises CannotImport."""
     files = parts_of(path)
     headers = [read_header(file) for file in files]
     _check_set(headers)
@@ -54,7 +54,7 @@ def read_model(path: Path) -> GGUFModel:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The files of the set that a file's name places it in, in order; it alone where its name is no part's."""
+    """Return the files of a file's set in order, by its name; only the file itself if its name has no part number."""
     found = _PART.fullmatch(path.name)
     if found is None:
         return [path]

@@ -1,4 +1,4 @@
-"""The types of tensors in GGUF files: how many values a block holds, in how many bytes."""
+"""Tensor types of GGUF files: values and bytes per block."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """One type. Rows are whole blocks, each of `block_values` values in `block_bytes` bytes."""
+    """One tensor type. Rows are whole blocks, each of `block_values` values in `block_bytes` bytes."""
 
     name: str
     block_values: int
@@ -15,7 +15,7 @@ class TensorType:
 
     @property
     def bits(self) -> float:
-        """Bits for each value."""
+        """Bits per value."""
         return 8 * self.block_bytes / self.block_values
 
     def row_bytes(self, num_values: int) -> int:
@@ -63,5 +63,5 @@ TYPES: dict[int, TensorType] = {
         (40, "NVFP4", 64, 36),
     )
 }
-"""By the number that stands for each in a file."""
+"""Types by their number in a file."""
 NUMBERS = {kind.name: number for number, kind in TYPES.items()}

@@ -1,8 +1,8 @@
-"""TEMPLATE of a Modelfile, in Go's language, as a chat template in Jinja.
+"""Convert TEMPLATE of a Modelfile from Go's template language to a Jinja chat template.
 
-Only templates of one turn are converted: texts, `.System`, `.Prompt` and `.Response`, and conditions on them, as most
-Modelfiles have that are written by hand. Such a template is written once for every turn; of the last one, what follows
-the response is left out. Whatever else a template says is named and not converted.
+Only templates of one turn are converted: texts, `.System`, `.Prompt` and `.Response`, and conditions on them, which
+cover most handwritten Modelfiles. Such a template is repeated for every turn; in the last turn, the part after the
+response is left out. Anything else in a template is named in the error and not converted.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _Node = str | _Field | _If
 
 
 def to_jinja(text: str, *, begins_with_bos: bool) -> str:
-    """The chat template. `begins_with_bos`: the tokenizer puts its first token before a prompt.
+    """Return the chat template. `begins_with_bos`: the tokenizer puts its first token before a prompt.
 
-    Raises CannotImport for a template that says more than is converted.
+    Raises CannotImport for a template with unsupported parts.
     """
     if len(text) > _MOST_CHARS:
         raise CannotImport(f"it has {len(text)} characters")
@@ -76,7 +76,7 @@ def to_jinja(text: str, *, begins_with_bos: bool) -> str:
 
 
 def _parse(text: str) -> list[_Node]:
-    """Raises CannotImport."""
+    """Parse the template. Raises CannotImport."""
     root: list[_Node] = []
     opened: list[_If] = []
     place, is_trimmed = 0, False
@@ -97,7 +97,7 @@ def _parse(text: str) -> list[_Node]:
 
 
 def _within(root: list[_Node], opened: list[_If]) -> list[_Node]:
-    """Where what follows belongs."""
+    """Return the list that takes the following nodes."""
     if not opened:
         return root
     return opened[-1].otherwise if opened[-1].has_else else opened[-1].then
@@ -109,7 +109,7 @@ def _add_text(nodes: list[_Node], text: str) -> None:
 
 
 def _take(action: str, nodes: list[_Node], opened: list[_If]) -> None:
-    """One action of the template. Raises CannotImport for one that is not converted."""
+    """Take one action of the template. Raises CannotImport for an unsupported one."""
     what, _, of = action.partition(" ")
     condition = _FIELD.fullmatch(of.strip())
     if (is_field := _FIELD.fullmatch(action)) is not None:
@@ -136,7 +136,7 @@ def _names(nodes: list[_Node]) -> list[str]:
 
 
 def _written(nodes: list[_Node]) -> str:
-    """The nodes in Jinja, texts as literals of which nothing is read as Jinja."""
+    """Return the nodes in Jinja, with texts as literals that Jinja does not interpret."""
     found = []
     for node in nodes:
         if isinstance(node, str):

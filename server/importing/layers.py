@@ -1,4 +1,4 @@
-"""The weights that models of several architectures have alike: embeddings, norms, gated blocks, experts."""
+"""Weights common to several architectures: embeddings, norms, gated blocks, experts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Tensors = Mapping[str, Tensor]
 
 
 def num_layers(metadata: Metadata) -> int:
-    """The model's layers, without those that predict further tokens. Raises CannotImport."""
+    """Return the number of layers, without those that predict further tokens. Raises CannotImport."""
     number = metadata.whole(".block_count") - metadata.whole(".nextn_predict_layers", 0, least=0)
     if not 0 < number <= _MAX_LAYERS:
         raise CannotImport(f"the file claims {number} layers; 1 to {_MAX_LAYERS} are read")
@@ -23,7 +23,7 @@ def num_layers(metadata: Metadata) -> int:
 
 
 def ends(metadata: Metadata, tensors: Tensors) -> tuple[dict[str, Any], list[Weight]]:
-    """What every model has before its layers and after them: embeddings, the last norm, the head."""
+    """Return the weights before and after the layers: embeddings, the last norm, the head."""
     embeddings = tensors.get("token_embd.weight")
     if embeddings is None or len(embeddings.shape) != 2:
         raise CannotImport("the file lacks token_embd.weight, the embeddings of tokens; is it a part of a model?")
@@ -49,7 +49,7 @@ def ends(metadata: Metadata, tensors: Tensors) -> tuple[dict[str, Any], list[Wei
 
 
 def layer(place: int) -> Callable[..., Weight]:
-    """Return what builds the weights of one layer."""
+    """Return a function that builds the weights of one layer."""
 
     def weight(source: str, target: str, *shape: int, form: Form = "linear", **more: Any) -> Weight:
         return Weight(f"blk.{place}.{source}", f"model.layers.{place}.{target}", shape, form, **more)
@@ -62,7 +62,7 @@ def norm(place: int, source: str, target: str, size: int) -> Weight:
 
 
 def feed_forward(place: int, hidden: int, inner: int, *, suffix: str = "", under: str = "mlp") -> Iterator[Weight]:
-    """The three projections of a gated block; of `suffix` _shexp, shared experts."""
+    """Yield the three projections of a gated block; with `suffix` _shexp, of shared experts."""
     weight = layer(place)
     yield weight(f"ffn_gate{suffix}.weight", f"{under}.gate_proj", inner, hidden)
     yield weight(f"ffn_up{suffix}.weight", f"{under}.up_proj", inner, hidden)
@@ -70,7 +70,7 @@ def feed_forward(place: int, hidden: int, inner: int, *, suffix: str = "", under
 
 
 def experts(place: int, hidden: int, inner: int, number: int) -> Iterator[Weight]:
-    """The router, which stays in numbers, and the experts of a layer."""
+    """Yield the router, which is not quantized, and the experts of a layer."""
     weight = layer(place)
     yield weight("ffn_gate_inp.weight", "mlp.gate.weight", number, hidden, form="plain")
     yield weight("ffn_gate_exps.weight", "mlp.switch_mlp.gate_proj", number, inner, hidden)

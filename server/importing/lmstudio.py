@@ -1,4 +1,4 @@
-"""LM Studio's folder of models: a folder for each publisher, and in it one for each model. Reads; changes nothing."""
+"""Read LM Studio's folder of models: a folder per publisher, with a folder per model. Changes nothing."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from server.importing.gguf_split import parts_of
 from server.importing.problems import CannotImport
 
 POINTER = ".lmstudio-home-pointer"
-"""A file in the user's folder that says where LM Studio keeps things, where that is not in `.lmstudio`."""
+"""File in the user's folder with the path of LM Studio's folder, if that is not `.lmstudio`."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """A model's folder. It holds either an MLX model, which is served as it is, or GGUF files."""
+    """A model's folder, with either an MLX model, which is served as it is, or GGUF files."""
 
     name: str
     path: Path
     is_mlx: bool
     ggufs: tuple[Path, ...] = ()
-    """The first file of each."""
+    """First file of each GGUF model."""
 
 
 def folder(home: Path | None = None) -> Path:
-    """Where the models are."""
+    """Return the folder of the models."""
     home = Path.home() if home is None else home
     try:
         named = (home / POINTER).read_text(encoding="utf-8").strip()
@@ -39,7 +39,7 @@ def folder(home: Path | None = None) -> Path:
 
 
 def list_models(root: Path) -> Iterator[LocalModel]:
-    """The models of a folder by name, in order."""
+    """Yield the models of a folder by name, in order."""
     for publisher in sorted(root.iterdir()) if root.is_dir() else ():
         for path in sorted(publisher.iterdir()) if publisher.is_dir() else ():
             found = look(path, f"{publisher.name}/{path.name}") if path.is_dir() else None
@@ -48,7 +48,7 @@ def list_models(root: Path) -> Iterator[LocalModel]:
 
 
 def find(root: Path, name: str) -> LocalModel:
-    """The model OWNER/MODEL; with a third part, of its GGUF files the one of that name. Raises CannotImport."""
+    """Return the model OWNER/MODEL; a third part names one of its GGUF files. Raises CannotImport."""
     parts = name.split("/")
     if len(parts) not in (2, 3) or any(part in ("", ".", "..") for part in parts):
         raise CannotImport(f"lmstudio:{name} is no name; one has the form lmstudio:OWNER/MODEL")
@@ -66,19 +66,19 @@ def find(root: Path, name: str) -> LocalModel:
 
 
 def only_gguf(model: LocalModel) -> Path:
-    """The GGUF file of a model. Raises CannotImport where there are several."""
+    """Return the GGUF file of a model. Raises CannotImport if there are several."""
     if len(model.ggufs) != 1:
         raise CannotImport(f"{model.path} has {len(model.ggufs)} models; name one of them: {files_of(model)}")
     return model.ggufs[0]
 
 
 def files_of(model: LocalModel) -> str:
-    """Names of the model's GGUF files, for people."""
+    """Return the names of the model's GGUF files, for users."""
     return ", ".join(file.name for file in model.ggufs)[:300] or "it has no GGUF files"
 
 
 def look(path: Path, name: str) -> LocalModel | None:
-    """The model in a folder; None where it holds none. Files of projectors for images are passed over."""
+    """Return the model in a folder; None if there is none. Image projector files are skipped."""
     if (path / "config.json").is_file() and any(path.glob("model*.safetensors")):
         return LocalModel(name, path, True)
     ggufs = [file for file in sorted(path.glob("*.gguf")) if file.is_file() and "mmproj" not in file.name.lower()]
@@ -86,6 +86,6 @@ def look(path: Path, name: str) -> LocalModel | None:
     for file in ggufs:
         try:
             firsts[parts_of(file)[0]] = None
-        except CannotImport:  # a set of which a part is missing
+        except CannotImport:  # a part of the set is missing
             firsts[file] = None
     return LocalModel(name, path, False, tuple(firsts)) if firsts else None

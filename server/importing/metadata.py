@@ -1,4 +1,4 @@
-"""The metadata of a GGUF file, read by key with its type and bounds checked."""
+"""Read the metadata of a GGUF file by key, with types and bounds checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Missing: Any = object()
 
 
 class Metadata:
-    """Metadata of one model; keys are taken with the architecture's prefix where they begin with a dot."""
+    """Metadata of one model; a key that begins with a dot gets the architecture's prefix."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
@@ -26,7 +26,7 @@ class Metadata:
         return self._values.get(self._name(key), default)
 
     def whole(self, key: str, default: Any = Missing, *, least: int = 1) -> Any:
-        """A whole number from `least` up, or the default where there is none. Raises CannotImport."""
+        """Return an integer of at least `least`, or the default if missing. Raises CannotImport."""
         value = self._get(key, default)
         if value is default:
             return value
@@ -35,7 +35,7 @@ class Metadata:
         return value
 
     def number(self, key: str, default: Any = Missing) -> Any:
-        """A number above zero, or the default where there is none. Raises CannotImport."""
+        """Return a number above zero, or the default if missing. Raises CannotImport."""
         value = self._get(key, default)
         if value is default:
             return value
@@ -44,21 +44,21 @@ class Metadata:
         return _plain(float(value))
 
     def text(self, key: str, default: Any = Missing) -> Any:
-        """A text, or the default where there is none. Raises CannotImport."""
+        """Return a text, or the default if missing. Raises CannotImport."""
         value = self._get(key, default)
         if value is not default and not isinstance(value, str):
             raise self._wrong(key, value, "a text")
         return value
 
     def flag(self, key: str, default: Any = Missing) -> Any:
-        """True or false, or the default where it is not said. Raises CannotImport."""
+        """Return true or false, or the default if missing. Raises CannotImport."""
         value = self._get(key, default)
         if value is not default and not isinstance(value, bool):
             raise self._wrong(key, value, "true or false")
         return value
 
     def items(self, key: str, kind: type, default: Any = Missing) -> Any:
-        """A list of texts or of numbers, or the default where there is none. Raises CannotImport."""
+        """Return a list of texts or of numbers, or the default if missing. Raises CannotImport."""
         value = self._get(key, default)
         if value is default:
             return value
@@ -80,5 +80,5 @@ class Metadata:
 
 
 def _plain(value: float) -> float:
-    """A float32 as it was meant: 0.1 is stored as 0.10000000149."""
+    """Return a float32 as it was intended: 0.1 is stored as 0.10000000149."""
     return float(f"{value:.7g}")

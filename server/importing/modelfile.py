@@ -1,7 +1,7 @@
-"""Read a Modelfile: its instructions in order, each with its line. Knows the grammar; not what an instruction does.
+"""Read a Modelfile: its instructions in order, each with its line. Independent of their effects.
 
-Names are of any case. A value is the rest of the line, or what stands between quotes, which may be several lines
-between three of them.
+Names are case-insensitive. A value is the rest of the line, or the text between quotes; between triple quotes it may
+span several lines.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_INSTRUCTIONS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One instruction. `key`: the parameter's name, or the message's role; empty for others."""
+    """One instruction. `key`: the parameter's name or the message's role; otherwise empty."""
 
     line: int
     name: str
@@ -35,7 +35,7 @@ class Instruction:
 
 
 def parse(text: str) -> list[Instruction]:
-    """The instructions of a Modelfile, of which one or more are FROM. Raises CannotImport, naming the line."""
+    """Return the instructions of a Modelfile, at least one of them FROM. Raises CannotImport, naming the line."""
     if len(text) > MAX_BYTES:
         raise CannotImport(f"it has {len(text)} characters; at most {MAX_BYTES} are read")
     found = []
@@ -70,7 +70,7 @@ def _instructions(lines: list[str]) -> Iterator[Instruction]:
 
 
 def _value(rest: str, lines: list[str], place: int, line: int) -> tuple[str, int]:
-    """(the value, the next line's place): quotes end with the first line that ends with them. Raises CannotImport."""
+    """Return (value, index of the next line): the first line that ends with quotes ends them. Raises CannotImport."""
     quote = next((each for each in ('"""', '"') if rest.startswith(each)), None)
     if quote is None:
         return rest, place

@@ -1,4 +1,4 @@
-"""Ollama's store of models: manifests by name, and blobs that are named by their SHA-256. Reads; changes nothing."""
+"""Read Ollama's store of models: manifests by name, and blobs named by their SHA-256. Changes nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAX_LISTED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A file of the store."""
+    """File of the store, named by its SHA-256."""
 
     kind: str
     path: Path
@@ -34,7 +34,7 @@ class Blob:
     num_bytes: int
 
     def verify(self, done: Progress = lambda _: None) -> None:
-        """Compare the file with its name. Raises CannotImport."""
+        """Check the file against its name. Raises CannotImport."""
         try:
             found = digest_of(self.path, done)
         except OSError as error:
@@ -43,7 +43,7 @@ class Blob:
             raise CannotImport(f"{self.path} is damaged: its SHA-256 is {found}; pull the model again")
 
     def text(self) -> str:
-        """The content of a small one, compared with its name. Raises CannotImport."""
+        """Return the content of a small file, checked against its name. Raises CannotImport."""
         if self.num_bytes > _MAX_TEXT_BYTES:
             raise CannotImport(f"{self.path} is longer than {_MAX_TEXT_BYTES >> 20} MiB")
         self.verify()
@@ -52,7 +52,7 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """One model by its manifest."""
+    """One model, as its manifest describes it."""
 
     name: str
     blobs: tuple[Blob, ...]
@@ -66,7 +66,7 @@ class StoredModel:
 
     @property
     def gguf(self) -> Blob:
-        """The model's GGUF file. Raises CannotImport where it has none, or several."""
+        """The model's GGUF file. Raises CannotImport if it has none or several."""
         found = self.of_kind("model")
         if self.of_kind("tensor") and not found:
             raise CannotImport(
@@ -78,7 +78,7 @@ class StoredModel:
         return found[0]
 
     def instructions(self) -> list[Instruction]:
-        """What a Modelfile of it would say. Raises CannotImport."""
+        """Return the instructions that its Modelfile would have. Raises CannotImport."""
         found = [Instruction(0, "from", "", str(self.gguf.path))]
         found += [Instruction(0, "adapter", "", str(blob.path)) for blob in self.of_kind("adapter")]
         for kind in ("template", "system"):
@@ -91,13 +91,13 @@ class StoredModel:
 
 
 def folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the store is."""
+    """Return the folder of the store."""
     named = environ.get(VARIABLE)
     return Path(named).expanduser() if named else Path.home() / ".ollama" / "models"
 
 
 def list_models(root: Path) -> Iterator[tuple[str, StoredModel | CannotImport]]:
-    """The models of a store by name, in order; of one that cannot be read, why."""
+    """Yield the models of a store by name, in order; for one that cannot be read, the error."""
     manifests = root / "manifests"
     for number, file in enumerate(sorted(path for path in manifests.rglob("*") if path.is_file())):
         parts = file.relative_to(manifests).parts
@@ -112,9 +112,9 @@ def list_models(root: Path) -> Iterator[tuple[str, StoredModel | CannotImport]]:
 
 
 def find(root: Path, name: str) -> StoredModel | None:
-    """The model of a name such as llama3.2, llama3.2:3b or owner/model:tag; None where it is not there.
+    """Return the model of a name such as llama3.2, llama3.2:3b or owner/model:tag; None if missing.
 
-    Raises CannotImport for one that cannot be read.
+    Raises CannotImport if it cannot be read.
     """
     parts = parts_of(name)
     if parts is None:
@@ -124,7 +124,7 @@ def find(root: Path, name: str) -> StoredModel | None:
 
 
 def parts_of(name: str) -> tuple[str, str, str, str] | None:
-    """(host, namespace, name, tag) of a name; None for what is none."""
+    """Return (host, namespace, name, tag) of a name; None if it is not a model's name."""
     path, _, tag = name.rpartition(":") if ":" in name.rpartition("/")[2] else (name, "", DEFAULT_TAG)
     parts = path.removeprefix("https://").split("/")
     if not 1 <= len(parts) <= 3:
@@ -135,7 +135,7 @@ def parts_of(name: str) -> tuple[str, str, str, str] | None:
 
 
 def _short(parts: tuple[str, ...]) -> str:
-    """The name as Ollama shows it."""
+    """Return the name as Ollama shows it."""
     host, namespace, name, tag = parts
     known = [part for part, usual in ((host, DEFAULT_HOST), (namespace, DEFAULT_NAMESPACE)) if part != usual]
     if host != DEFAULT_HOST:

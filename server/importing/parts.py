@@ -1,7 +1,6 @@
-"""Turn the weights of a blueprint into what a safetensors file holds, a piece at a time, and count what is lost.
+"""Convert the weights of a blueprint to the tensors of a safetensors file, piece by piece, and measure the loss.
 
-Codes of affine types are copied; other quantized types are quantized anew, those beyond Q6_K only where that was
-asked for.
+Codes of affine types are copied; other quantized types are requantized, those other than Q6_K only if requested.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from server.importing.rows import read_rows, read_whole
 from server.importing.side_by_side import in_order
 
 EIGHT_BITS = 8
-"""Of what is transposed on its way, and of Q6_K where nothing else is said: MLX has no groups of 16, as Q6_K has."""
+"""Bits of transposed weights, and by default of Q6_K: MLX does not support its groups of 16."""
 _FLOATS = ("F32", "F16", "BF16", "F64")
 _FLOAT32 = DType("float32")
 Write = Callable[[Groups], tuple[bytes, ...]]
@@ -31,7 +30,7 @@ Write = Callable[[Groups], tuple[bytes, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One tensor of a safetensors file."""
+    """One tensor to write to a safetensors file."""
 
     name: str
     tag: str
@@ -41,7 +40,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The tensors that one weight becomes, and the bytes that follow in each of them, piece by piece."""
+    """Tensors of one weight, and their bytes, piece by piece."""
 
     outputs: tuple[Output, ...]
     pieces: Callable[[], Iterator[tuple[bytes, ...]]]
@@ -53,7 +52,7 @@ class Part:
 
 @dataclass(slots=True)
 class Losses:
-    """By type, how far what was quantized anew is from the file's values: sums of squares."""
+    """Distance of requantized values from the file's, by type, as sums of squares."""
 
     errors: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     wholes: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -63,7 +62,7 @@ class Losses:
         self.wholes[kind] += whole
 
     def relative(self) -> dict[str, float]:
-        """The relative error of each type's values."""
+        """Return the relative error of each type's values."""
         return {kind: round(math.sqrt(error / (self.wholes[kind] or 1)), 5) for kind, error in self.errors.items()}
 
     def as_json(self) -> dict[str, dict[str, float]]:
@@ -71,21 +70,21 @@ class Losses:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Mapping[str, float]]) -> Losses:
-        """Raises KeyError, TypeError, AttributeError or ValueError for what `as_json` has not written."""
+        """Read what `as_json` wrote. Raises KeyError, TypeError, AttributeError or ValueError for anything else."""
         losses = cls()
         for mine, name in ((losses.errors, "errors"), (losses.wholes, "wholes")):
             mine.update((str(kind), float(each)) for kind, each in value[name].items())
         return losses
 
     def take(self, other: Losses) -> None:
-        """Begin with the sums of an earlier try."""
+        """Begin with the sums of an earlier run."""
         self.errors, self.wholes = other.errors, other.wholes
 
 
 class Converter:
-    """Builds the parts of one model. `requantize_bits`: for types that MLX cannot hold; None: they are refused.
+    """Builder of the parts of one model. `requantize_bits`: for types that MLX cannot hold; None: they are refused.
 
-    `q6_bits`: of what is Q6_K.
+    `q6_bits`: bits for Q6_K.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class Converter:
         self.losses = Losses()
 
     def unreadable(self) -> dict[str, list[Tensor]]:
-        """By type, the tensors that are quantized anew only where that was asked for."""
+        """Return the tensors that are requantized only if requested, by type."""
         found: dict[str, list[Tensor]] = {}
         for weight in self._weights:
             tensor = self._tensors[weight.source]
@@ -114,16 +113,16 @@ class Converter:
         return found
 
     def parts(self) -> list[Part]:
-        """A part for each weight. Raises CannotImport for a type with values that cannot be read."""
+        """Return a part for each weight. Raises CannotImport for a type that cannot be read."""
         return [self._part(weight) for weight in self._weights]
 
     def quantization(self) -> dict[str, int]:
-        """The bits of each quantized weight, by its name in the model."""
+        """Return the bits of each quantized weight, by its name in the model."""
         found = {weight.target: self._bits_of(weight) for weight in self._weights}
         return {target: bits for target, bits in found.items() if bits is not None}
 
     def _bits_of(self, weight: Weight) -> int | None:
-        """None for one that is not quantized."""
+        """Return the weight's bits; None if it is not quantized."""
         kind = self._tensors[weight.source].type.name
         if weight.form != "linear" or kind in _FLOATS or weight.shape[-1] % GROUP_SIZE:
             return None
@@ -201,7 +200,7 @@ class Converter:
         return Part((output,), pieces)
 
     def _values(self, weight: Weight) -> Iterator[Floats]:
-        """The weight's values in order, in pieces."""
+        """Yield the weight's values in order, in pieces."""
         tensor = self._tensors[weight.source]
         order = None if weight.order is None else weight.order()
         if weight.reshape is not None:
@@ -210,7 +209,7 @@ class Converter:
                 yield weight.reshape({name: _all_values(self._tensors[name]) for name in names})
             except ValueError:
                 raise CannotImport(f"the shapes of the file's tensors {', '.join(names)} do not agree") from None
-        elif len(tensor.shape) == 1:  # a vector is one row, of which `order` orders the values
+        elif len(tensor.shape) == 1:  # a vector is one row; `order` orders its values
             found = _all_values(tensor).reshape(-1)
             yield found if order is None else found[order]
         else:
@@ -227,7 +226,7 @@ class Converter:
 
 
 def _sum_of_squares(values: Floats) -> float:
-    """Rows in float32, in which numpy is fast, and their sums in float64."""
+    """Return the sum of squares: rows in float32, in which numpy is fast, and their sums in float64."""
     return float(np.square(values).sum(axis=1).sum(dtype=np.float64))
 
 

@@ -1,6 +1,6 @@
-"""How byte-level tokenizers split a text before merging, by the name that a GGUF file has for it.
+"""Patterns by which byte-level tokenizers split a text before merging, by their names in GGUF files.
 
-The file names the way and does not hold it. The patterns are those of the models' own tokenizers.
+A GGUF file contains only the name. The patterns are those of the models' own tokenizers.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ _CASED_LETTERS = """
     2CEB-2CEE 2CF2-2CF3 A640-A66D A680-A69B A722-A76F A771-A787 A78B-A78E AB70-ABBF FB00-FB06 FB13-FB17 FF21-FF3A
     FF41-FF5A 10400-1044F 104B0-104D3 104D8-104FB 10C80-10CB2 10CC0-10CF2 118A0-118DF 1E900-1E943
 """
-"""Letters with case, as the tokenizer of DeepSeek LLM and V2 lists them: the first and the last of each range."""
+"""Cased letters in the tokenizer of DeepSeek LLM and V2: the first and the last of each range."""
 _PUNCTUATION = "0021-002F 003A-007E FF01-FF0F FF1A-FF5E 2018-201F 3000-3002"
-"""The same tokenizer's, letters of ASCII among them: they split a word with other letters."""
+"""Punctuation in the same tokenizer, ASCII letters included: they split a word with other letters."""
 _CHINESE = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 
 
 def _one_of(ranges: str) -> str:
-    """A class of characters by their numbers."""
+    """Return a character class of these code points."""
     ends = (each.split("-") for each in ranges.split())
     return "[" + "".join("-".join(re.escape(chr(int(end, 16))) for end in each) for each in ends) + "]"
 
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """One way to split."""
+    """One way to split a text."""
 
     steps: tuple[dict[str, Any], ...]
     normalizer: dict[str, Any] | None = None
     ignores_merges: bool = False
-    """A piece that is a token as a whole is taken as it is."""
+    """Whether a piece that is a whole token is used as it is."""
     adds_bos: bool = False
-    """Where the file does not say."""
+    """Default if the file does not specify it."""
 
 
 def _split(pattern: str) -> dict[str, Any]:
@@ -109,4 +109,4 @@ KNOWN: dict[str, PreTokenizer] = {
     "deepseek-coder": _DEEPSEEK_CODER,
     "deepseek-v3": _DEEPSEEK3,
 }
-"""By name."""
+"""Pre-tokenizers by name."""

@@ -1,7 +1,7 @@
-"""CannotImport: why something cannot be imported, in one line. Knows nothing of formats."""
+"""CannotImport: the reason something cannot be imported, in one line. Independent of formats."""
 
 from __future__ import annotations
 
 
 class CannotImport(ValueError):
-    """A file or name that cannot be imported; the message says which, what is wrong and what to do."""
+    """A file or name cannot be imported; the message names it, the problem and the remedy."""

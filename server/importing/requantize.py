@@ -1,6 +1,6 @@
-"""Quantize values anew, in MLX's affine format: groups of 32 between their smallest and largest value.
+"""Requantize values in MLX's affine format: groups of 32 between their smallest and largest value.
 
-The codes are chosen for the scales as they are written, rounding and all.
+The codes are chosen for the rounded scales that are written.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ BITS = (2, 3, 4, 5, 6, 8)
 
 
 def quantize(values: Floats, bits: int, dtype: DType) -> Groups:
-    """Codes for rows of whole groups."""
+    """Return the codes of rows of whole groups."""
     groups = values.reshape(values.shape[0], -1, GROUP_SIZE)
     most = (1 << bits) - 1
     low, high = _extreme(np.minimum, groups), _extreme(np.maximum, groups)
@@ -28,7 +28,7 @@ def quantize(values: Floats, bits: int, dtype: DType) -> Groups:
 
 
 def _extreme(choose: np.ufunc, groups: Floats) -> Floats:
-    """The least or the largest of each group, found by halves: numpy is slow where an axis is short."""
+    """Return the least or largest value of each group, by halving: numpy is slow on short axes."""
     while groups.shape[-1] > 1:
         half = groups.shape[-1] // 2
         groups = choose(groups[..., :half], groups[..., half:])

@@ -1,4 +1,4 @@
-"""The rotary embedding of a GGUF file as config.json has it: its base, and how it is scaled."""
+"""Rotary embedding of a GGUF file in config.json's form: its base and its scaling."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from server.importing.metadata import Metadata
 from server.importing.problems import CannotImport
 
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""The settings of every published model with factors of its own for each frequency."""
+"""Settings shared by all published models with a factor per frequency."""
 
 
 def scaling(metadata: Metadata) -> dict[str, Any] | None:
-    """The `rope_scaling` of config.json. Raises CannotImport for a kind that is not known."""
+    """Return the `rope_scaling` of config.json. Raises CannotImport for an unknown kind."""
     kind = metadata.text(".rope.scaling.type", "none")
     factor = metadata.number(".rope.scaling.factor", None) or metadata.number(".rope.scale_linear", 1.0)
     if kind == "none" or (kind == "linear" and factor == 1):
@@ -41,9 +41,9 @@ def scaling(metadata: Metadata) -> dict[str, Any] | None:
 
 
 def of_factors(factors: Floats, base: float) -> dict[str, Any]:
-    """The `rope_scaling` that gives a factor for each frequency as `rope_freqs.weight` has them.
+    """Return the `rope_scaling` that yields the factors per frequency of `rope_freqs.weight`.
 
-    Raises CannotImport where none of the known kind does.
+    Raises CannotImport if none of the known kind does.
     """
     found = {"rope_type": "llama3", "factor": round(float(factors.max()), 4), **_LLAMA3}
     if not np.allclose(factors, _llama3_factors(len(factors), base, found), rtol=2e-3):

@@ -1,4 +1,4 @@
-"""Read the rows of a tensor of a GGUF file, a few megabytes at once."""
+"""Read the rows of a GGUF file's tensor, a few megabytes at a time."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ PIECE_BYTES = 1 << 20
 
 
 def read_whole(tensor: Tensor) -> Bytes:
-    """All rows of a tensor as bytes, (rows, bytes of a row). Raises CannotImport."""
+    """Return all rows of a tensor as bytes, (rows, bytes per row). Raises CannotImport."""
     with closing(_File(tensor.file)) as file:
         return file.rows(tensor, 0, tensor.num_rows)
 
 
 def read_rows(tensor: Tensor, order: Order | None = None, piece_bytes: int = PIECE_BYTES) -> Iterator[Bytes]:
-    """The rows of a tensor in pieces, at least a row each. Raises CannotImport.
+    """Yield the rows of a tensor in pieces of at least one row. Raises CannotImport.
 
-    `order`: which row comes where; the tensor is then read as a whole.
+    `order`: the order of rows; if given, the tensor is read as a whole.
     """
     if order is not None:
         yield read_whole(tensor)[order]

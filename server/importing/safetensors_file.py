@@ -1,6 +1,6 @@
-"""Write a safetensors file from tensors that come in pieces: into a `.part`, on disk, then under its name.
+"""Write a safetensors file from tensors in pieces: to a `.part`, synced to disk, then renamed.
 
-Nothing but the pieces is in memory. Knows no types but by their tags.
+Only the pieces are in memory. Types are identified only by their tags.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Progress = Callable[[int], None]
 
 
 def header_of(outputs: Sequence[Output]) -> bytes:
-    """The beginning of a file with these tensors, one after the other."""
+    """Return the header of a file with these tensors, one after the other."""
     described: dict[str, object] = {"__metadata__": {"format": "mlx"}}
     end = 0
     for output in outputs:
@@ -72,7 +72,7 @@ def _write_at(handle: int, piece: bytes, place: int) -> int:
 
 
 def digest_of(file: Path, done: Progress = lambda _: None) -> str:
-    """The SHA-256 of a file; `done` is called with bytes as they are read. Raises OSError."""
+    """Return the SHA-256 of a file; `done` is called with bytes as they are read. Raises OSError."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while piece := stream.read(_READ_BYTES):
@@ -82,7 +82,7 @@ def digest_of(file: Path, done: Progress = lambda _: None) -> str:
 
 
 def write_small(file: Path, content: bytes) -> str:
-    """Write a whole file at once, on disk, and return its SHA-256. Raises OSError."""
+    """Write a whole file at once, synced to disk, and return its SHA-256. Raises OSError."""
     part_file = file.with_name(file.name + ".part")
     with part_file.open("wb") as stream:
         stream.write(content)
@@ -94,7 +94,7 @@ def write_small(file: Path, content: bytes) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk."""
+    """Sync a folder's file names to disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

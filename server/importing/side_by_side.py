@@ -1,4 +1,4 @@
-"""Work on pieces on several threads, with the results in the order of the pieces. Few pieces are in memory at once."""
+"""Process pieces on several threads, with results in order. Few pieces are in memory at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUM_THREADS = min(8, os.cpu_count() or 1)
 
 
 def in_order(work: Callable[[A], B], pieces: Iterable[A], num_threads: int = NUM_THREADS) -> Iterator[B]:
-    """The results of `work`, each as soon as it and those before it are there. Raises what `work` raises."""
+    """Yield the results of `work` in order, each when it and all before it are done. Raises what `work` raises."""
     with ThreadPoolExecutor(num_threads, thread_name_prefix="import") as pool:
         waiting: deque[Future[B]] = deque()
         try:

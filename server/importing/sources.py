@@ -1,4 +1,4 @@
-"""What is meant by the source of an import: a file, a folder, a Modelfile, a name in Ollama's store or LM Studio's."""
+"""Resolve the source of an import: a file, a folder, a Modelfile, a name in Ollama's or LM Studio's store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HUBS = ("hf.co/", "huggingface.co/", "https://hf.co/", "https://huggingface.co/
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """Where the stores of other programs are."""
+    """Folders of other programs' stores."""
 
     ollama: Path
     lmstudio: Path
@@ -37,27 +37,27 @@ class Stores:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model and what its entry says. It is served as it is where `served` names it, else `gguf` is imported."""
+    """A model and the values of its entry. Served as it is if `served` names it; otherwise `gguf` is imported."""
 
     name: str
     served: str | None = None
-    """Folder or hub id of an MLX model."""
+    """Folder or hub id of an MLX model, served as it is."""
     gguf: Path | None = None
     blob: Blob | None = None
-    """The same file as a blob, which is compared with its name first."""
+    """The same file as a blob, checked against its name first."""
     folder: str = ""
-    """What the folder of the imported model is called, where nothing else is said."""
+    """Default name of the imported model's folder."""
     values: Mapping[str, Any] = field(default_factory=dict)
-    """Of the entry of `models:`, but for its model."""
+    """Values of the entry of `models:`, except its model."""
     adapter: AdapterFiles | None = None
-    """What ADAPTER names; `values` name its folder."""
+    """Adapter that ADAPTER names; `values` name its folder."""
     template: Instruction | None = None
-    """What TEMPLATE says."""
+    """TEMPLATE of the Modelfile."""
     notes: tuple[str, ...] = ()
 
 
 def find(text: str, stores: Stores) -> Source:
-    """Raises CannotImport."""
+    """Return the source that a text names. Raises CannotImport."""
     if text.startswith(OLLAMA):
         name = text.removeprefix(OLLAMA)
         found = _in_ollama(name, stores)
@@ -79,7 +79,7 @@ def find(text: str, stores: Stores) -> Source:
 
 
 def _at(path: Path) -> Source | None:
-    """The model of a GGUF file or of a folder. Raises CannotImport for a folder of none."""
+    """Return the model of a GGUF file or of a folder. Raises CannotImport for a folder without one."""
     if path.is_dir():
         local = lmstudio.look(path, slug(path.resolve().name))
         if local is None:
@@ -114,7 +114,7 @@ def _in_ollama(name: str, stores: Stores) -> Source | None:
 
 
 def _without_lines(entry: Entry) -> list[str]:
-    """Notes on instructions that stand in no file."""
+    """Return notes on instructions that are in no file."""
     return [note.removeprefix("line 0: ") for note in entry.notes]
 
 
@@ -142,13 +142,13 @@ def _modelfile(path: Path, stores: Stores) -> Source:
 
 
 def _adapter(text: str, modelfile: Path) -> AdapterFiles:
-    """The adapter that ADAPTER names, relative to the Modelfile. Raises CannotImport."""
+    """Return the adapter that ADAPTER names, relative to the Modelfile. Raises CannotImport."""
     path = modelfile.parent / Path(text).expanduser()
     return find_adapter(slug(path.resolve().name).replace(":", "-"), path)
 
 
 def _base(text: str, modelfile: Path, stores: Stores) -> Source:
-    """The model that FROM names. Raises CannotImport."""
+    """Return the model that FROM names. Raises CannotImport."""
     path = modelfile.parent / Path(text).expanduser()
     if path.exists():
         if path.resolve() == modelfile.resolve():
@@ -171,5 +171,5 @@ def _base(text: str, modelfile: Path, stores: Stores) -> Source:
 
 
 def slug(name: str) -> str:
-    """A name that an entry of `models:` may have."""
+    """Return a valid name for an entry of `models:`."""
     return re.sub(r"[^A-Za-z0-9_.:-]+", "-", name).strip("-._:") or "model"

@@ -1,6 +1,6 @@
-"""A tokenizer out of a GGUF file's metadata: tokenizer.json and tokenizer_config.json, and the tokens that end answers.
+"""Build a tokenizer from a GGUF file's metadata: tokenizer.json, tokenizer_config.json and the end tokens.
 
-Byte-level BPE, and the merging kind of SentencePiece. Writes what the tokenizers library reads; imports none.
+Byte-level BPE, and SentencePiece with merges. The output is for the tokenizers library, which is not imported.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _ENDS = frozenset(
         *("<end_of_turn>", "<|endofturn|>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
     }
 )
-"""Names of control tokens that end an answer, whatever the file says of them."""
+"""Control tokens that end an answer even if the file does not list them as such."""
 _MOST_CHARS = 256
-"""Of a token that is merged from others: longer ones would take long to cut, and SentencePiece makes none."""
+"""Most characters of a merged token: longer ones are slow to split, and SentencePiece makes none."""
 _ADVICE = "give the folder of the original model's tokenizer: --tokenizer FOLDER"
 
 
@@ -40,7 +40,7 @@ class _Vocabulary:
 
 
 def make(metadata: Metadata, num_embeddings: int) -> dict[str, Any]:
-    """The content of tokenizer.json. Raises CannotImport."""
+    """Return the content of tokenizer.json. Raises CannotImport."""
     vocabulary = _vocabulary(metadata, num_embeddings)
     kind = metadata.text("tokenizer.ggml.model")
     if kind == "gpt2":
@@ -59,13 +59,13 @@ def make(metadata: Metadata, num_embeddings: int) -> dict[str, Any]:
 
 
 def tokens_of(metadata: Metadata) -> list[str]:
-    """The texts of the tokens, by id. Raises CannotImport."""
+    """Return the texts of the tokens, by id. Raises CannotImport."""
     tokens: list[str] = metadata.items("tokenizer.ggml.tokens", str)
     return tokens
 
 
 def end_ids(metadata: Metadata) -> list[int]:
-    """The tokens that end an answer; the file's own first. Raises CannotImport."""
+    """Return the tokens that end an answer; the file's own first. Raises CannotImport."""
     tokens = tokens_of(metadata)
     kinds = metadata.items("tokenizer.ggml.token_type", int, [1] * len(tokens))
     names = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -75,7 +75,7 @@ def end_ids(metadata: Metadata) -> list[int]:
 
 
 def chat_template(metadata: Metadata) -> str | None:
-    """The file's own chat template."""
+    """Return the file's own chat template."""
     template: str | None = metadata.text("tokenizer.chat_template", None)
     return template
 
@@ -146,7 +146,7 @@ def _sentencepiece(metadata: Metadata, vocabulary: _Vocabulary) -> tuple[dict[st
 
 
 def _merges(vocabulary: _Vocabulary, scores: Sequence[float]) -> list[list[str]]:
-    """The pairs of tokens that make a token, in the order in which the best score is merged first."""
+    """Return the pairs of tokens that merge into a token, best score first."""
     scored = {token: scores[place] for place, token in enumerate(vocabulary.tokens) if vocabulary.kinds[place] == 1}
     ids = _ids(vocabulary)
     found = [
@@ -182,7 +182,7 @@ def _whole(model: dict[str, Any], **parts: Any) -> dict[str, Any]:
 
 
 def _ids(vocabulary: _Vocabulary) -> dict[str, int]:
-    """Ids by token; of equal tokens the first."""
+    """Return ids by token; the first of equal tokens."""
     ids: dict[str, int] = {}
     for place, token in enumerate(vocabulary.tokens):
         ids.setdefault(token, place)
@@ -190,7 +190,7 @@ def _ids(vocabulary: _Vocabulary) -> dict[str, int]:
 
 
 def _added(vocabulary: _Vocabulary) -> Iterator[dict[str, Any]]:
-    """The tokens that are found in a text before it is split."""
+    """Yield the tokens that are matched in a text before it is split."""
     for place, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True)):
         if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED) and token:
             options = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -209,7 +209,7 @@ def _beginning(name: str, token_id: int) -> dict[str, Any]:
 
 
 def settings(metadata: Metadata, num_embeddings: int) -> dict[str, Any]:
-    """The content of tokenizer_config.json. Raises CannotImport."""
+    """Return the content of tokenizer_config.json. Raises CannotImport."""
     vocabulary = _vocabulary(metadata, num_embeddings)
     found: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -227,7 +227,7 @@ def settings(metadata: Metadata, num_embeddings: int) -> dict[str, Any]:
 
 
 def _token(metadata: Metadata, key: str, vocabulary: _Vocabulary) -> int | None:
-    """The id of a token with a role. Raises CannotImport for one that is not there."""
+    """Return the id of a token with a role. Raises CannotImport if the vocabulary lacks it."""
     found: int | None = metadata.whole(f"tokenizer.ggml.{key}", None, least=0)
     if found is not None and found >= len(vocabulary.tokens):
         raise CannotImport(f"the file's tokenizer.ggml.{key} is {found}; it has {len(vocabulary.tokens)} tokens")

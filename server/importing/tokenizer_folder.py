@@ -1,4 +1,4 @@
-"""A tokenizer taken from a folder of the original model, compared with the tokens of a GGUF file."""
+"""Read a tokenizer from a folder of the original model and compare it with a GGUF file's tokens."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ NAMES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
     *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json"),
 )
-"""Files that are copied where they are there."""
+"""Files that are copied if present."""
 _MOST_BYTES = 100 << 20
 
 
 def read_folder(folder: Path, tokens: Sequence[str] | None) -> dict[str, bytes]:
-    """The tokenizer's files by name, byte for byte. Raises CannotImport.
+    """Return the tokenizer's files by name, byte for byte. Raises CannotImport.
 
-    `tokens`: the texts of the file's tokens, which those of the folder have to be.
+    `tokens`: the texts of the file's tokens; the folder's must equal them.
     """
     if not (folder / "tokenizer.json").is_file():
         raise CannotImport(f"{folder} has no tokenizer.json; name the folder of the original model")
@@ -54,7 +54,7 @@ def _compare(folder: Path, content: bytes, tokens: Sequence[str]) -> None:
 
 def _ids(parsed: Mapping[str, Any]) -> dict[str, int]:
     vocab = parsed["model"]["vocab"]
-    if isinstance(vocab, list):  # of a unigram model: [token, score]
+    if isinstance(vocab, list):  # a unigram model: [token, score]
         vocab = {token: place for place, (token, _) in enumerate(vocab)}
     added = {token["content"]: token["id"] for token in parsed.get("added_tokens") or ()}
     return {str(name): int(place) for name, place in {**vocab, **added}.items()}

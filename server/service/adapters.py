@@ -1,6 +1,6 @@
-"""The adapters of one served model: which are held, where their files may be, and having them come and go.
+"""Adapters of one served model: those it holds, the allowed places of their files, loading and unloading.
 
-Belongs to the event loop. What is held outlives the model's instance: a model that is loaded again has the same.
+Used on the event loop only. Held adapters outlive the model's instance: a reloaded model has the same ones.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _MOST_CHARS = 4096
 
 
 class AdapterSet:
-    """`configured`: those that the model begins with. `folder`: where others may be, each in a folder of its own.
+    """Adapters of one model. `configured`: the initial ones. `folder`: parent of the folders of others.
 
-    `default`: the one that requests for the model itself have; empty: none.
+    `default`: the adapter used by requests for the model itself; empty: none.
     """
 
     def __init__(self, configured: Iterable[AdapterConfig] = (), folder: Path | None = None, default: str = "") -> None:
@@ -40,16 +40,16 @@ class AdapterSet:
 
     @property
     def held(self) -> tuple[AdapterConfig, ...]:
-        """Those that requests may name, in the order in which they came."""
+        """Adapters that requests may name, in the order of loading."""
         return tuple(self._held.values())
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What requests call them behind the model's name."""
+        """Names that requests append to the model's name."""
         return tuple(name for name in self._held if name != self.default)
 
     def states(self) -> dict[str, Literal["loaded", "unloading", "unloaded"]]:
-        """All that are known, by name."""
+        """Return the state of all known adapters, by name."""
         names = dict.fromkeys([*self.configured, *self._held, *sorted(self._leaving)])
         return {
             name: "loaded" if name in self._held else "unloading" if name in self._leaving else "unloaded"
@@ -57,15 +57,15 @@ class AdapterSet:
         }
 
     def is_held(self, name: str) -> bool:
-        """Whether requests may name it."""
+        """Return whether requests may name it."""
         return name in self._held
 
     def is_known(self, name: str) -> bool:
-        """Whether it is held, was, or could be by its name alone: requests for it are for nothing else."""
+        """Return whether it is or was held, or can be loaded by name alone: the name then means nothing else."""
         return name in self._known
 
     def find(self, name: str, folder: str | None) -> AdapterConfig:
-        """The adapter to be loaded as `name`, out of its own folder or, where that is allowed, of another one.
+        """Return the adapter to load as `name`, from its own folder or, if allowed, from another one.
 
         Raises InvalidRequest.
         """
@@ -81,7 +81,7 @@ class AdapterSet:
         return AdapterConfig(name, str(self._below(name if folder is None else folder)))
 
     def _below(self, folder: str) -> Path:
-        """A folder below `adapters_folder`, of which a link may not lead out. Raises InvalidRequest."""
+        """Return a folder below `adapters_folder`, with links resolved. Raises InvalidRequest."""
         if self._folder is None:
             raise InvalidRequest(
                 "This server loads the adapters of its configuration; others need its setting adapters_folder.",
@@ -101,14 +101,14 @@ class AdapterSet:
         return found
 
     async def load(self, residency: Residency, model: ServedModel, adapter: AdapterConfig) -> None:
-        """Have an adapter held, its model loaded first where it is not. One that is held stays as it is.
+        """Load an adapter, and first its model if needed. An adapter already held stays as it is.
 
-        Goes on without the caller. Raises EngineError.
+        Continues without the caller. Raises EngineError.
         """
         await asyncio.shield(self._begin(self._load(residency, model, adapter)))
 
     async def unload(self, residency: Residency, model: ServedModel, name: str) -> None:
-        """Have an adapter go when its requests are done. It takes no new ones; goes on without the caller.
+        """Unload an adapter when its requests are done; it takes no new ones. Continues without the caller.
 
         Raises EngineError.
         """
@@ -127,7 +127,7 @@ class AdapterSet:
         await residency.load(model)
         lease = await residency.acquire(model)
         try:
-            async with self._reading:  # one at a time is read and loaded: a flood of them takes one thread
+            async with self._reading:  # one at a time: many loads then occupy only one thread
                 if self._check_held(adapter):
                     return
                 await asyncio.wrap_future(await asyncio.to_thread(model.engine.load_adapter, adapter))
@@ -157,7 +157,7 @@ class AdapterSet:
             finally:
                 lease.release()
         except UnknownAdapter:
-            return  # the model was loaded again meanwhile, without it
+            return  # the model was reloaded meanwhile, without it
         except AdapterRefused:
             self._held[adapter.name] = adapter
             raise
@@ -171,4 +171,4 @@ class AdapterSet:
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # those that still wait have it
+            task.exception()  # its waiters receive it

@@ -102,7 +102,7 @@ class GenerationJob:
     """None: no prompt log-probabilities; k >= 0: those of the tokens and of the k most likely ones."""
     tenant: Tenant = field(default_factory=Tenant)
     priority: Priority = "normal"
-    """The class that the request asks for; `tenant` may allow no more than another."""
+    """Class that the request names; `tenant` may restrict it to another."""
     cache_salt: str = ""
     """Prompts with different salts share no prefix cache."""
     uses_prefix_cache: bool = True

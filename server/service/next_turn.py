@@ -53,7 +53,7 @@ class Ahead:
 
 
 class NextTurn:
-    """What is kept of one chat's answer, so that its next prompt can be begun."""
+    """Content of one chat's answer, kept to compute the beginning of its next prompt."""
 
     def __init__(self, model: ServedModel, prompt: ChatPrompt, request: GenerationRequest) -> None:
         self._model, self._prompt, self._request = model, prompt, request

@@ -127,11 +127,11 @@ class ServedModel:
 
     @property
     def adapter_ids(self) -> tuple[str, ...]:
-        """Names of its adapters in requests."""
+        """Names of its adapters, as used in requests."""
         return tuple(served_name(self.id, adapter) for adapter in self.adapters.names)
 
     def name_with(self, adapter: str) -> str:
-        """Return the name of the model with one of its adapters, as answers have it."""
+        """Return the name of the model with one of its adapters, as used in answers."""
         return served_name(self.id, "" if adapter == self.adapters.default else adapter)
 
     @property
@@ -318,22 +318,22 @@ class ModelRegistry:
         raise ModelNotFound(name, tuple(served))
 
     def adapter_of(self, name: str) -> str:
-        """The adapter that `name` means beside a model; empty for none. Raises what `resolve` raises."""
+        """Return the adapter in `name`, or the model's default; empty for none. Raises what `resolve` raises."""
         model = self.resolve(name)
         of, adapter = self.split(name)
         return adapter if of is not None and of.adapters.is_known(adapter) else model.adapters.default
 
     def split(self, name: str) -> tuple[ServedModel | None, str]:
-        """The model, and the name of an adapter behind it that there need not be; None where it is no such name."""
+        """Split MODEL:NAME into the model and an adapter's name, which may not exist; None without such a model."""
         base, _, adapter = name.rpartition(":")
         return (None if name in self._names else self._names.get(base)), adapter
 
     def is_taken(self, model: ServedModel, adapter: str) -> bool:
-        """Whether the name of such an adapter is already that of a model."""
+        """Return whether the adapter's full name is already a model's."""
         return served_name(model.id, adapter) in self._names
 
     def name_of(self, name: str) -> str:
-        """What answers call the model, or the adapter of it, that `name` means. Raises what `resolve` raises."""
+        """Return the name in answers of the model or adapter that `name` means. Raises what `resolve` raises."""
         return self.resolve(name).name_with(self.adapter_of(name))
 
     def defaults_of(self, name: str) -> RequestDefaults:

@@ -171,11 +171,11 @@ class Residency:
         await asyncio.shield(self._spawn(self._unload_in_turn(model)))
 
     def is_coming(self, model: ServedModel) -> bool:
-        """Whether the model has memory, or a load of it is under way."""
+        """Return whether the model holds memory or is being loaded."""
         return model.is_present or model.id in self._loads
 
     def forget_footprint(self, model: ServedModel) -> None:
-        """Measure the model anew before it is loaded again: its adapters are others."""
+        """Measure the model again before its next load, because its adapters changed."""
         self._footprints.pop(model.id, None)
 
     def leave(self, model: ServedModel) -> None:

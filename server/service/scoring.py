@@ -1,7 +1,7 @@
-"""From a scoring job to the scores of its pairs: resolve the model, encode the pairs, check them all, compute them.
+"""Scoring jobs: resolve the model, encode the pairs, check them all, compute their scores.
 
-The pairs go to the engine as prompts, a few at a time, so that requests that come meanwhile do not wait behind all of
-them. Pairs of one query share their beginning, which the prefix cache has after the first. Knows nothing of HTTP.
+The engine receives the pairs as prompts, a few at a time, so that other requests do not wait for all of them. Pairs of
+one query share their beginning, which the prefix cache holds after the first. Independent of HTTP.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from server.text.tokenizer import Tokenizer
 logger = logging.getLogger("pippin.request")
 
 _AT_ONCE = 16
-"""Pairs of one job that are with the engine together."""
+"""Pairs of one job that are in the engine at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextPair:
-    """A query and a document; `param` is the wire's name of the document, for error bodies."""
+    """A query and a document; `param`: the document's name on the wire, for error bodies."""
 
     query: str
     document: str
@@ -53,7 +53,7 @@ class TextPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringJob:
-    """Pairs that are scored, and how they are cut; None: they are not, and a prompt that is too long is refused."""
+    """Pairs to score, and limits to cut them to; None: no cut, and a prompt that is too long is refused."""
 
     request_id: str
     model: str
@@ -63,7 +63,7 @@ class ScoringJob:
     max_tokens_per_query: int | None = None
     max_tokens_per_doc: int | None = None
     max_tokens: int | None = None
-    """Of a whole prompt; -1: the model's context."""
+    """Limit of a whole prompt; -1: the model's context."""
     max_tokens_param: str
     cache_salt: str = ""
     uses_prefix_cache: bool = True
@@ -73,7 +73,7 @@ class ScoringJob:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The logarithm of the odds that a document is relevant for its query, of each pair in order."""
+    """Log-odds that a document is relevant to its query, for each pair in order."""
 
     model_id: str
     log_odds: list[float]
@@ -87,12 +87,12 @@ class Scores:
 
 
 def sigmoid(value: float) -> float:
-    """Return 1 / (1 + e^-value), also of numbers of any size."""
+    """Return 1 / (1 + e^-value) without overflow."""
     return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))
 
 
 async def score(registry: ModelRegistry, job: ScoringJob) -> Scores:
-    """Return the scores of a job. Raises APIError and EngineError; nothing is computed where one pair cannot be."""
+    """Return the scores of a job. Raises APIError and EngineError; an invalid pair fails the job early."""
     began = time.perf_counter()
     log_prompts(job.request_id, job.pairs)
     async with registry.use(job.model) as model:
@@ -129,7 +129,7 @@ async def _score(model: ServedModel, adapter: str, job: ScoringJob, began: float
 
 
 def _record(model: ServedModel, adapter: str, job: ScoringJob, num_tokens: int, took_s: float, ended: str) -> None:
-    """Write the job's line in the log, and add it to the measures."""
+    """Write the job's log line, and add it to the measures."""
     ends: dict[str, RequestEnd] = {"done": "stop", "aborted": "aborted"}
     model.measures.ended(ends.get(ended, "error"), num_tokens, 0, took_s)
     name, num_pairs = served_name(model.id, adapter), len(job.pairs)
@@ -164,7 +164,7 @@ def _unsupported(message: str) -> InvalidRequest:
 
 
 def _token_ids(model: ServedModel, tokenizer: Tokenizer, scoring: ScoringInfo) -> tuple[int, int] | None:
-    """Return the tokens whose logits are compared; None for a model with a score of its own."""
+    """Return the tokens with the logits to compare; None for a model with its own score."""
     if scoring.kind == "head" or scoring.token_ids is not None:
         return scoring.token_ids
     found = [tokenizer.encode(word, add_special_tokens=False) for word in scoring.words]
@@ -175,7 +175,7 @@ def _token_ids(model: ServedModel, tokenizer: Tokenizer, scoring: ScoringInfo) -
 
 
 def _context(info: ModelInfo, scoring: ScoringInfo) -> int:
-    """Return the tokens that a prompt may have."""
+    """Return the maximum length of a prompt, in tokens."""
     return info.context_limit - (scoring.kind == "tokens")
 
 
@@ -232,7 +232,7 @@ def _request(
 
 
 class _Computing:
-    """The scores of a job, as far as they are computed, in order."""
+    """Scores of a job computed so far, in order."""
 
     def __init__(self, model: ServedModel, job: ScoringJob) -> None:
         self._model, self._job = model, job
@@ -240,7 +240,7 @@ class _Computing:
         self.num_cached_tokens = 0
 
     async def run(self, requests: Sequence[GenerationRequest]) -> None:
-        """Compute all, some at a time. Raises APIError and EngineError."""
+        """Compute all scores, a few at a time. Raises APIError and EngineError."""
         for first in range(0, len(requests), _AT_ONCE):
             self._job.tenant.revocation.check()
             self.found += await self._compute(requests[first : first + _AT_ONCE])

@@ -1,1 +1,1 @@
-"""For whoever runs the server: which models are in memory, and having them loaded and unloaded."""
+"""Administration of the server: list the models in memory, load and unload them."""

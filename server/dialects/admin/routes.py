@@ -29,19 +29,19 @@ _Force = Annotated[bool, Query(description="do not wait for the requests that ru
 
 
 def build_router(parts: ServerParts) -> APIRouter:
-    """The routes of one server."""
+    """Build the routes of one server."""
     router = APIRouter(route_class=PublishedRoute, tags=["Admin"])
 
     @router.get("/admin/models")
     async def list_models() -> AdminModelList:
-        """Every served model, what it holds and what it does."""
+        """List every served model, with its memory and activity."""
         return AdminModelList(data=[_encode(model) for model in parts.registry.list()])
 
     @router.post("/admin/models/{id:path}/load", responses=_FAILURES)
     async def load_model(id: str, body: LoadRequest | None = None) -> AdminModel:
-        """Have a model loaded, or with MODEL:NAME an adapter of it, and wait for it.
+        """Load a model, or with MODEL:NAME one of its adapters, and wait for it.
 
-        What is loaded stays as it is; a failure before does not count.
+        A loaded one stays as it is; an earlier failure is ignored.
         """
         registry, folder = parts.registry, None if body is None else body.folder
         model, adapter = registry.split(id)
@@ -56,9 +56,9 @@ def build_router(parts: ServerParts) -> APIRouter:
 
     @router.post("/admin/models/{id:path}/unload", responses=_FAILURES)
     async def unload_model(id: str, force: _Force = False) -> AdminModel:
-        """Have a model, or with MODEL:NAME an adapter of it, unloaded when its requests are done, and wait for it.
+        """Unload a model, or with MODEL:NAME one of its adapters, when its requests are done, and wait for it.
 
-        The next request for a model loads it again; those for an adapter are 404 until it is loaded again.
+        The next request for a model reloads it; requests for an adapter return 404 until it is loaded again.
         """
         model, adapter = parts.registry.split(id)
         if model is not None and model.adapters.is_known(adapter):

@@ -1,4 +1,4 @@
-"""The objects of `/admin/models`."""
+"""Objects of `/admin/models`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from mlx_backend.api.interface import Priority
 
 
 class LoadState(BaseModel):
-    """How far the check of the files, and then loading, has come."""
+    """Progress of the file check, and then of loading."""
 
     done_bytes: int
     total_bytes: int
 
 
 class AdminRank(BaseModel):
-    """One rank of a model as it is now; bytes.
+    """Current state of one rank of a model; bytes.
 
-    `kv_bytes` and `active_bytes`: counted on all ranks after the same call, a second ago at most while they compute.
-    `round_trip_s`: of the last message to it, null for rank 0; `progress_age_s`: since it last completed a call.
+    `kv_bytes` and `active_bytes`: counted on all ranks after the same call, at most a second ago while they compute.
+    `round_trip_s`: of the last message to it, null for rank 0; `progress_age_s`: time since its last completed call.
     """
 
     rank: int
@@ -35,30 +35,30 @@ class AdminRank(BaseModel):
 
 
 class AdminAdapter(BaseModel):
-    """An adapter that is configured or was loaded; rank and bytes are null while it is not in memory.
+    """An adapter that is configured or was loaded. Rank and bytes are null while it is not in memory.
 
-    One that is `unloading` takes no new requests, and goes when those that it has are done.
+    An `unloading` adapter takes no new requests, and is unloaded when its current ones are done.
     """
 
     name: str
     state: Literal["loaded", "unloading", "unloaded"]
     is_default: bool
-    """Whether requests for the model itself have it."""
+    """Whether requests for the model itself use it."""
     rank: int | None
     weights_bytes: int | None
 
 
 class LoadRequest(BaseModel):
-    """What may be said when an adapter is loaded."""
+    """Options for loading an adapter."""
 
     model_config = ConfigDict(extra="forbid")
 
     folder: str | None = None
-    """Below `adapters_folder`, or the folder of a configured adapter; left out: the folder of its own name."""
+    """Folder below `adapters_folder`, or of a configured adapter; by default, the folder with the adapter's name."""
 
 
 class LoadAdapterRequest(BaseModel):
-    """`lora_name`: NAME, or MODEL:NAME where several models are served; `lora_path`: as `folder` of an admin's load."""
+    """`lora_name`: NAME, or MODEL:NAME with several models; `lora_path`: as `folder` in `/admin/models/{id}/load`."""
 
     lora_name: str
     lora_path: str
@@ -67,14 +67,14 @@ class LoadAdapterRequest(BaseModel):
 
 
 class UnloadAdapterRequest(BaseModel):
-    """`lora_name`: NAME, or MODEL:NAME where several models are served."""
+    """`lora_name`: NAME, or MODEL:NAME with several models."""
 
     lora_name: str
     base_model_name: str | None = None
 
 
 class AdminClass(BaseModel):
-    """The requests of one class: sequences that decode and that do not yet, times that they were paused, tokens."""
+    """Requests of one class: sequences that decode, those that do not yet, pauses, tokens."""
 
     priority: Priority
     num_running: int
@@ -84,13 +84,13 @@ class AdminClass(BaseModel):
 
 
 class AdminModel(BaseModel):
-    """A served model as it is now.
+    """Current state of a served model.
 
-    `memory_bytes`: what it may use while it is loaded, fixed when it was, null where it has all or is not loaded;
-    `weights_bytes`: null until it was loaded once; `kv_bytes`: held by live sequences. `num_users`: requests that keep
-    it from being unloaded; of their sequences `num_running` decode and `num_waiting` do not yet. `idle_s`: how long
-    nobody has used it; null while somebody does. `num_output_tokens` of `classes` are the
-    engine's. `ranks`: empty where one process has the whole model.
+    `memory_bytes`: its memory limit, fixed at loading; null if it has all memory or is not loaded.
+    `weights_bytes`: null before its first load; `kv_bytes`: held by live sequences. `num_users`: requests that prevent
+    unloading; of their sequences `num_running` decode and `num_waiting` do not yet. `idle_s`: time since the last use;
+    null while in use. `num_output_tokens` of `classes` are the engine's. `ranks`: empty if one process has the whole
+    model.
     """
 
     id: str

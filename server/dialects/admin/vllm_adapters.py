@@ -1,4 +1,4 @@
-"""`POST /v1/load_lora_adapter` and `POST /v1/unload_lora_adapter`: vLLM's names for adapters that come and go."""
+"""`POST /v1/load_lora_adapter` and `POST /v1/unload_lora_adapter`: load and unload adapters as in vLLM."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _FAILURES = error_responses(400, 404, 503)
 
 
 def add_routes(router: APIRouter, parts: ServerParts) -> None:
-    """Add both routes, which answer as vLLM's do."""
+    """Add both routes, with vLLM's answers."""
 
     @router.post(LOAD, responses=_FAILURES, response_class=PlainTextResponse)
     async def load_lora_adapter(body: LoadAdapterRequest) -> PlainTextResponse:
-        """Have an adapter loaded from its folder; requests name it as MODEL:NAME."""
+        """Load an adapter from its folder; requests name it as MODEL:NAME."""
         if body.load_inplace:
             message = "An adapter that is loaded is not replaced; unload it first."
             raise InvalidRequest(message, param="load_inplace")
@@ -30,7 +30,7 @@ def add_routes(router: APIRouter, parts: ServerParts) -> None:
 
     @router.post(UNLOAD, responses=_FAILURES, response_class=PlainTextResponse)
     async def unload_lora_adapter(body: UnloadAdapterRequest) -> PlainTextResponse:
-        """Have an adapter unloaded when its requests are done."""
+        """Unload an adapter when its requests are done."""
         model, name = _find(parts.registry, body.lora_name, body.base_model_name)
         if not model.adapters.is_known(name):
             raise ModelNotFound(body.lora_name, model.adapter_ids)
@@ -39,7 +39,7 @@ def add_routes(router: APIRouter, parts: ServerParts) -> None:
 
 
 def _find(registry: ModelRegistry, written: str, base: str | None) -> tuple[ServedModel, str]:
-    """The model, and the name of its adapter. Raises ModelNotFound, InvalidRequest."""
+    """Return the model and the name of its adapter. Raises ModelNotFound, InvalidRequest."""
     model, name = registry.split(written)
     if model is not None:
         return model, name

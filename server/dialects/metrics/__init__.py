@@ -1,1 +1,1 @@
-"""What the server counts and holds, in Prometheus' text format."""
+"""Metrics of the server, in Prometheus' text format."""

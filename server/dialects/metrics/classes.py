@@ -1,4 +1,4 @@
-"""The metrics of classes of requests: live, normal and batch."""
+"""Metrics of classes of requests: live, normal and batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COUNTERS = {
 
 
 def class_families(models: Named) -> Iterator[Metric]:
-    """Every metric of classes."""
+    """Yield every metric of classes."""
     about = "Prompts and sequences of a class, by state; as pippin_num_requests_* has them together"
     family = GaugeMetricFamily("pippin_class_requests", about, labels=["model", "priority", "state"])
     for model, stats in models:

@@ -1,4 +1,4 @@
-"""The metrics of engines and models: queues, steps, memory, state, loading, and what the server is built of."""
+"""Metrics of engines and models: queues, steps, memory, state, loading, and versions of the server's parts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _STATES: tuple[str, ...] = get_args(get_type_hints(EngineHealth)["status"])
 
 
 def engine_families(models: Named) -> Iterator[Metric]:
-    """Every metric that engines tell."""
+    """Yield every metric of engines."""
     for state, about in _REQUESTS.items():
         family = GaugeMetricFamily(f"pippin_num_requests_{state}", about, labels=["model"])
         for model, stats in models:
@@ -50,7 +50,7 @@ def engine_families(models: Named) -> Iterator[Metric]:
 
 
 def build_families() -> Iterator[Metric]:
-    """One series that is 1, and says what serves."""
+    """Yield one series of value 1 that identifies the server."""
     names = ["version", "python", "mlx", "mlx_lm"]
     family = GaugeMetricFamily("pippin_build_info", "What serves: versions", labels=names)
     family.add_metric([__version__, platform.python_version(), _installed("mlx"), _installed("mlx-lm")], 1)
@@ -58,7 +58,7 @@ def build_families() -> Iterator[Metric]:
 
 
 def power_families(meter: PowerMeter) -> Iterator[Metric]:
-    """Nothing without a reading."""
+    """Yield power and temperature; nothing without a reading."""
     if meter.reading is None:
         return
     watts = GaugeMetricFamily("pippin_power_watts", "Power, by part, as macmon tells it", labels=["part"])
@@ -72,7 +72,7 @@ def power_families(meter: PowerMeter) -> Iterator[Metric]:
 
 @cache
 def _installed(package: str) -> str:
-    """A package's version, or nothing where it is not installed."""
+    """Return a package's version; empty if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -98,7 +98,7 @@ def _bytes(models: Named) -> Metric:
 
 
 def _sizes(model: ServedModel, stats: EngineStats) -> Iterator[tuple[str, int]]:
-    """(kind, bytes): what was planned, and what is held."""
+    """Yield (kind, bytes) of planned and held memory."""
     info = model.engine.model_info
     if info is not None and info.memory is not None:
         yield "limit", info.memory.limit_bytes

@@ -1,4 +1,4 @@
-"""The metrics of grammars: compilations by how they ended, and the processes that follow them."""
+"""Metrics of grammars: compilations by outcome, and the processes that follow grammars."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from server.grammars.compiler import GrammarStats
 
 Named = Sequence[tuple[str, GrammarStats]]
-"""The counters of each model's grammars, by its id."""
+"""Counters of each model's grammars, by model id."""
 
 
 def grammar_families(models: Named) -> Iterator[Metric]:
-    """Every metric of grammars."""
+    """Yield every metric of grammars."""
     about = "Grammars that were asked for, by how compiling them ended"
     outcomes = CounterMetricFamily("pippin_grammars", about, labels=["model", "outcome"])
     processes = GaugeMetricFamily("pippin_grammar_processes", "Compiled grammars in memory", labels=["model"])

@@ -1,4 +1,4 @@
-"""The metrics of the prefix cache: what each tier holds, what was taken from it, what had to be computed."""
+"""Metrics of the prefix cache: contents and hits of each tier, and tokens that had to be computed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from mlx_backend.api.interface import PrefixCacheStats
 
 Named = Sequence[tuple[str, PrefixCacheStats]]
-"""What each model, by its id, says."""
+"""Statistics of each model's prefix cache, by model id."""
 
 _TIERS = ("ram", "disk")
 
 
 def prefix_cache_families(models: Named) -> Iterator[Metric]:
-    """Every metric of the prefix cache."""
+    """Yield every metric of the prefix cache."""
     yield _gauge("bytes", "Bytes that the prefix cache holds, by tier", models)
     yield _gauge("blocks", "Blocks that the prefix cache holds, by tier", models)
     yield _hits(models)

@@ -1,4 +1,4 @@
-"""What the process itself takes, under the names that every Prometheus client uses. No model, no engine."""
+"""Resources of the process itself, under the usual names of Prometheus clients. Independent of models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _STARTED_AT = time.time()
 
 
 def process_families() -> Iterator[Metric]:
-    """Memory, time, files and threads of this process."""
+    """Yield memory, time, files and threads of this process."""
     process, times = psutil.Process(), os.times()
     resident = process.memory_info().rss
     yield GaugeMetricFamily("process_resident_memory_bytes", "Memory that is not paged out", resident)

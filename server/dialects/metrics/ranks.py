@@ -1,4 +1,4 @@
-"""The metrics of ranks: what each holds, how long a message to it takes, and when it last completed a call."""
+"""Metrics of ranks: memory of each, round trip of a message, and time since its last completed call."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from mlx_backend.api.interface import EngineStats, ModelInfo
 
 Named = Sequence[tuple[str, EngineStats, ModelInfo | None]]
-"""Each model by its id; without the last where it is not loaded."""
+"""Each model by its id; the info is None if it is not loaded."""
 
 _LABELS = ["model", "rank"]
 
 
 def rank_families(models: Named) -> Iterator[Metric]:
-    """Every metric of ranks; no series of a model that one process has."""
+    """Yield every metric of ranks; a model in one process has no series."""
     about = "A model that several ranks share: 1 for each rank, with how and over what"
     shared = GaugeMetricFamily("pippin_rank_info", about, labels=[*_LABELS, "parallel", "link"])
     about = "Memory of a rank: limit and weights as divided at start, what it holds now, and its most"

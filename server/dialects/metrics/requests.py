@@ -1,4 +1,4 @@
-"""The metrics of requests, from what each model's `Measures` has, and of errors."""
+"""Metrics of requests, from each model's `Measures`, and of errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from server.errors import ENGINE_ERRORS, ErrorCounts
 from server.service.measures import REQUEST_ENDS, Histogram, Measures
 
 Named = Sequence[tuple[str, Measures]]
-"""What was measured of each model, by its id."""
+"""Measures of each model, by its id."""
 
 _HISTOGRAMS = (
     ("time_to_first_token_seconds", "time_to_first_token_s", "From a request's arrival to its first token"),
@@ -28,11 +28,11 @@ _HISTOGRAMS = (
 )
 """(name, field of Measures, help)."""
 _FORESEEN = {(status, code): 0 for status, _, code in ENGINE_ERRORS.values()}
-"""Are there before they happen: of a series that begins with 1, Prometheus sees no increase."""
+"""Series that exist before their first error: Prometheus sees no increase in a series that begins with 1."""
 
 
 def request_families(models: Named) -> Iterator[Metric]:
-    """Every metric of requests."""
+    """Yield every metric of requests."""
     for name, field, about in _HISTOGRAMS:
         family = HistogramMetricFamily(f"pippin_{name}", about, labels=["model"])
         for model, measures in models:
@@ -44,7 +44,7 @@ def request_families(models: Named) -> Iterator[Metric]:
 
 
 def error_families(counts: ErrorCounts) -> Iterator[Metric]:
-    """What clients were told, before or after the first byte of an answer."""
+    """Yield errors returned to clients, before or after the first byte of an answer."""
     about = "Requests that were answered with an error, by HTTP status and error code; in a stream, its last event's"
     family = CounterMetricFamily("pippin_errors", about, labels=["status", "code"])
     for (status, code), number in sorted({**_FORESEEN, **counts}.items()):
@@ -53,7 +53,7 @@ def error_families(counts: ErrorCounts) -> Iterator[Metric]:
 
 
 def buckets(histogram: Histogram) -> list[tuple[str, float]]:
-    """Return a histogram's counts as Prometheus has them: of at most each bound."""
+    """Return a histogram's cumulative counts, in Prometheus' form."""
     bounds = [*map(floatToGoString, histogram.bounds), "+Inf"]
     return list(zip(bounds, map(float, histogram.cumulative), strict=True))
 

@@ -1,7 +1,7 @@
-"""The load of each model under the names that routers read from vLLM: requests that run and wait, and KV cache usage.
+"""Load of each model under vLLM's names, for routers: running and waiting requests, and KV cache usage.
 
-A router in front of several servers asks each of them, every few seconds, how full it is. smg, for one, knows a server
-that is not SGLang by vLLM's names.
+A router in front of several servers polls the load of each every few seconds. smg, for example, reads vLLM's names
+from any server that is not SGLang.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from mlx_backend.api.interface import EngineStats, ModelInfo
 
 Named = Sequence[tuple[str, EngineStats, ModelInfo | None]]
-"""Each model by its id; without the last where it is not loaded."""
+"""Each model by its id; the info is None if it is not loaded."""
 
 
 def router_families(models: Named) -> Iterator[Metric]:
-    """Every metric for routers."""
+    """Yield every metric for routers."""
     running = _gauge("num_requests_running", "Sequences that decode, and prompts that are being computed")
     waiting = _gauge("num_requests_waiting", "Prompts in the queue")
     usage = _gauge("kv_cache_usage_perc", "Memory for requests that is planned for live ones, 0 to 1")
@@ -33,7 +33,7 @@ def _gauge(name: str, about: str) -> GaugeMetricFamily:
 
 
 def _usage(stats: EngineStats, info: ModelInfo | None) -> float:
-    """The share that admission counts with; 0 where no limit holds. What the prefix cache keeps does not count."""
+    """Return the share of memory planned by admission, without the prefix cache; 0 without a limit."""
     if info is None or info.memory is None or info.memory.free_bytes <= 0:
         return 0.0
     return min(stats.planned_bytes / info.memory.free_bytes, 1.0)

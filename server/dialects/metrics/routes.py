@@ -1,4 +1,4 @@
-"""`GET /metrics`. A snapshot of what engines and models say of themselves; nothing is counted here."""
+"""`GET /metrics`. A snapshot of the statistics of engines and models; nothing is counted here."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _TEXT: dict[int | str, dict[str, Any]] = {
 
 
 def build_router(parts: ServerParts) -> APIRouter:
-    """The routes of one server."""
+    """Build the routes of one server."""
     router = APIRouter(route_class=PublishedRoute, tags=["Probes"])
 
     @router.get("/metrics", response_class=Response, responses=_TEXT)
     async def metrics() -> Response:
-        """Requests, tokens, times and bytes of every model, for Prometheus."""
+        """Return requests, tokens, times and bytes of every model, for Prometheus."""
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Snapshot(parts))
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
@@ -44,7 +44,7 @@ def build_router(parts: ServerParts) -> APIRouter:
 
 
 class _Snapshot(Collector):
-    """All that one application has to tell, at one moment."""
+    """All metrics of one application at one moment."""
 
     def __init__(self, parts: ServerParts) -> None:
         self._parts = parts

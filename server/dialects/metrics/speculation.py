@@ -1,4 +1,4 @@
-"""The metrics of speculation: what was guessed, what came true, and the seconds that it won."""
+"""Metrics of speculation: drafted tokens, accepted ones, and seconds saved."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from mlx_backend.api.interface import SpeculationStats
 
 Named = Sequence[tuple[str, SpeculationStats]]
-"""What each model, by its id, says."""
+"""Statistics of each model's speculation, by model id."""
 
 
 def speculation_families(models: Named) -> Iterator[Metric]:
-    """Every metric of speculation."""
+    """Yield every metric of speculation."""
     drafted = CounterMetricFamily("pippin_drafted_tokens", "Tokens that were guessed and verified", labels=["model"])
     accepted = CounterMetricFamily("pippin_accepted_tokens", "Those of them that answers have taken", labels=["model"])
     steps = CounterMetricFamily("pippin_drafted_steps", "Decode steps that verified guesses", labels=["model"])

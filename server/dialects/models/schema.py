@@ -99,7 +99,7 @@ class EmbeddingDetails(BaseModel):
 
 
 class ScoringDetails(BaseModel):
-    """How `/v1/rerank` scores: by the logits of two `tokens`, or by a `head` of its own; and what says so."""
+    """Scoring method of `/v1/rerank`: the logits of two `tokens`, or the model's own `head`; `basis`: its source."""
 
     kind: Literal["tokens", "head"]
     basis: str

@@ -94,7 +94,7 @@ def build_router(parts: ServerParts) -> APIRouter:
 
     @router.get("/v1/files/{file_id}/content", response_class=Response, responses=_CONTENT)
     async def retrieve_content(request: Request, file_id: str) -> Response:
-        """The content of a file, as it was uploaded or written."""
+        """Return the content of a file, as uploaded or written."""
         store = store_of(parts)
         file = _find(store, request, file_id)
         return _Content(

@@ -322,7 +322,7 @@ class _Head(AnswerModel):
     created: int
     model: str
     service_tier: Literal["default", "flex", "priority"] = "default"
-    """Where the request has `service_tier`."""
+    """Present if the request has `service_tier`."""
 
 
 class ChatCompletion(_Head):

@@ -80,7 +80,7 @@ def decode(
     """Decode a request. Raises InvalidRequest.
 
     `before`: the items of the responses that led to this one; `sent`: those of the request. `defaults`: the model's,
-    some of which the answer repeats. `allow`: returns the class that a request gets for the one it asks for.
+    some of which the answer repeats. `allow`: returns the class granted for the requested one.
     """
     ignored = check_extra(body.model_extra or {}, _UNSUPPORTED, _NO_EFFECT) + check_stream_options(body)
     _check_refused(body)

@@ -174,7 +174,7 @@ class DeletedResponse(AnswerModel):
 
 
 class InputItems(AnswerModel):
-    """A page of the items that the model was given, the last first by default."""
+    """A page of the model's input items, the last first by default."""
 
     object: Literal["list"] = "list"
     data: Objects

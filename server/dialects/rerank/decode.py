@@ -1,4 +1,4 @@
-"""The bodies of `/v1/rerank` and `/v1/score` to jobs. Decides what is refused; knows nothing of answers."""
+"""Decode the bodies of `/v1/rerank` and `/v1/score` into jobs, and refuse unsupported ones."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "chat_template_kwargs": ({},),
     "add_special_tokens": (False,),
 }
-"""Of other servers' reranking; as in `openai_refusals`."""
+"""Fields of other servers' reranking, in the form of `openai_refusals`."""
 
 
 def decode_rerank(body: RerankRequest, request_id: str) -> tuple[ScoringJob, list[str]]:
-    """The job, and the names of the fields that nobody looked at. Raises InvalidRequest."""
+    """Return the job, and the names of ignored fields. Raises InvalidRequest."""
     pairs = tuple(TextPair(body.query, text, f"documents.{place}") for place, text in enumerate(body.documents))
     return _job(body, f"rerank-{request_id}", pairs, "query")
 
 
 def decode_score(body: ScoreRequest, request_id: str) -> tuple[ScoringJob, list[str]]:
-    """The same, of pairs: one text with each of many, or as many with as many. Raises InvalidRequest."""
+    """Return the same for pairs: one text with each of many, or two lists of equal length. Raises InvalidRequest."""
     firsts = [body.text_1] if isinstance(body.text_1, str) else body.text_1
     seconds = [body.text_2] if isinstance(body.text_2, str) else body.text_2
     if len(firsts) == 1:

@@ -1,4 +1,4 @@
-"""Scores to the bodies of answers."""
+"""Encode scores as the bodies of answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from server.service.scoring import Scores
 
 
 def encode_rerank(id: str, scores: Scores, documents: Sequence[str] | None, top_n: int | None, *, raw: bool) -> str:
-    """The JSON answer: the most relevant first, and of equal ones the first. `documents` None: they are left out."""
+    """Return the JSON answer, most relevant first, ties in request order. `documents` None: they are left out."""
     values = scores.log_odds if raw else scores.probabilities
     order = sorted(range(len(values)), key=lambda index: -scores.log_odds[index])[: top_n or None]
     results: list[dict[str, Any]] = []
@@ -22,7 +22,7 @@ def encode_rerank(id: str, scores: Scores, documents: Sequence[str] | None, top_
 
 
 def encode_score(id: str, scores: Scores, *, raw: bool) -> str:
-    """The JSON answer, in the order of the pairs."""
+    """Return the JSON answer, in the order of the pairs."""
     values = enumerate(scores.log_odds if raw else scores.probabilities)
     data = [{"index": index, "object": "score", "score": value} for index, value in values]
     head = {"id": id, "object": "list", "created": int(time.time()), "model": scores.model_id}

@@ -24,14 +24,14 @@ _SCORED: Responses = {200: {"model": ScoreAnswer, "description": "The scores"}}
 
 
 def build_router(parts: ServerParts) -> APIRouter:
-    """The routes of one server."""
+    """Build the routes of one server."""
     router = APIRouter(route_class=PublishedRoute, tags=["OpenAI"])
 
     @router.post("/rerank", include_in_schema=False)
     @router.post("/v2/rerank", include_in_schema=False)
     @router.post("/v1/rerank", response_class=Response, responses={**_RERANKED, **GENERATION_ERRORS})
     async def rerank(request: Request, body: RerankRequest) -> Response:
-        """Order documents by their relevance for a query."""
+        """Order documents by their relevance to a query."""
         job, ignored = decode_rerank(body, request.state.request_id)
         documents = None if body.return_documents is False else body.documents
         raw = body.use_activation is False
@@ -43,7 +43,7 @@ def build_router(parts: ServerParts) -> APIRouter:
     @router.post("/score", include_in_schema=False)
     @router.post("/v1/score", response_class=Response, responses={**_SCORED, **GENERATION_ERRORS})
     async def create_scores(request: Request, body: ScoreRequest) -> Response:
-        """Score texts for others, pair by pair."""
+        """Score pairs of texts."""
         job, ignored = decode_score(body, request.state.request_id)
         raw = body.use_activation is False
         return await _answer(

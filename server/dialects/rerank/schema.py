@@ -1,4 +1,4 @@
-"""The bodies of `/v1/rerank` and `/v1/score`, and their answers. Knows the wire's types and bounds; decides nothing."""
+"""Bodies and answers of `/v1/rerank` and `/v1/score`. Defines the wire's types and bounds."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Query = Annotated[str, Field(min_length=1), AfterValidator(check_text)]
 
 
 class TextObject(BaseModel):
-    """A document as an object, for the schema; `check_document` is what checks it. Other fields are not looked at."""
+    """A document as an object, for the schema; `check_document` checks it. Other fields are ignored."""
 
     text: str
 
 
 def check_document(value: object) -> str:
-    """The text of a string, or of an object's `text`. Raises ValueError."""
+    """Return a string, or an object's `text`. Raises ValueError."""
     text = value.get("text") if isinstance(value, dict) else value
     if not isinstance(text, str):
         raise ValueError("Input should be a string, or an object with a string 'text'")
@@ -29,7 +29,7 @@ def check_document(value: object) -> str:
 
 
 def check_texts(value: object) -> list[str] | str:
-    """A text, or up to MOST_DOCUMENTS of them. Raises ValueError."""
+    """Return a text, or up to MOST_DOCUMENTS of them. Raises ValueError."""
     if not isinstance(value, list):
         return check_document(value)
     if not 1 <= len(value) <= MOST_DOCUMENTS:
@@ -41,7 +41,7 @@ Document = Annotated[str, PlainValidator(check_document, json_schema_input_type=
 
 
 class ScoringFields(WireModel):
-    """What both requests have."""
+    """Fields common to both requests."""
 
     model: str | None = None
     instruction: Text | None = None
@@ -76,7 +76,7 @@ class ReturnedDocument(AnswerModel):
 
 
 class RerankResult(AnswerModel):
-    """A document: its place in the request, and how relevant it is, from 0 to 1."""
+    """A document: its index in the request, and its relevance, from 0 to 1."""
 
     index: int
     document: ReturnedDocument | None = None
@@ -89,7 +89,7 @@ class ScoringUsage(AnswerModel):
 
 
 class RerankAnswer(AnswerModel):
-    """The most relevant documents first; each is there unless `return_documents` is false."""
+    """Results, most relevant first; each has its document unless `return_documents` is false."""
 
     id: str
     model: str
@@ -104,7 +104,7 @@ class Score(AnswerModel):
 
 
 class ScoreAnswer(AnswerModel):
-    """A score of each pair, in order."""
+    """Scores of the pairs, in order."""
 
     id: str
     object: Literal["list"]
