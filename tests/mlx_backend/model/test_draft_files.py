@@ -96,7 +96,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     for name, says in (
         (str(empty), "has no config.json; is it a model folder?"),
         (str(model / "config.json"), "is a file; name the folder"),
-        (str(tmp_path / "nowhere"), "there is no folder"),
+        (str(tmp_path / "nowhere"), "does not exist"),
         (str(unsized), "has no tokenizer.json, and its config.json no vocab_size to compare"),
     ):
         with pytest.raises(ModelLoadError, match="speculation.draft_model: .*" + re.escape(says)):

@@ -213,8 +213,8 @@ def test_json_alone_on_standard_output(capsys: pytest.CaptureFixture[str]) -> No
     [
         (("http://127.0.0.1:9",), 1, "http://127.0.0.1:9 cannot be reached: "),
         (("ftp://x",), 1, "'ftp://x' is no URL"),
-        (("--prompt", "1,x"), 2, "--prompt '1,x': whole numbers from 1"),
-        (("--concurrency", "0"), 2, "--concurrency '0': whole numbers from 1"),
+        (("--prompt", "1,x"), 2, "--prompt '1,x' must be comma-separated whole numbers from 1"),
+        (("--concurrency", "0"), 2, "--concurrency '0' must be comma-separated whole numbers from 1"),
     ],
 )
 def test_what_goes_wrong_is_one_line(

@@ -123,4 +123,4 @@ def test_two_models_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert told in capsys.readouterr().err
     text.write_bytes(b"\xff\xfe")
     assert run_any("compare", pocket.MODEL_ID, pocket.MODEL_ID, "--text", str(text)) == 2
-    assert "cannot be read as text (it is not UTF-8)" in capsys.readouterr().err
+    assert "cannot be read as a text (it is not UTF-8)" in capsys.readouterr().err
