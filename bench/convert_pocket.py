@@ -1,4 +1,4 @@
-"""What quantization costs the pocket model: right answers of its skills and KL divergence by size, beside mlx-lm's.
+"""Cost of quantization for the pocket model: right answers of its skills and KL divergence by size, beside mlx-lm's.
 
 The source is the model that comes with Pippin, its 8-bit weights unpacked to bfloat16. Calibration is on conversations
 of the training split, figures are of held-out ones: they share no names, numbers or words.

@@ -40,7 +40,7 @@ _CONFIG: dict[str, Any] = {
 _RECIPES = ("r1-240gb", "r1-300gb", "r1-400gb", "dynamic", "embeddings-16-attention-4-mlp-8")
 _MACHINES = ("m3-ultra-256", "m3-ultra-512", "m5-ultra-256", "m5-ultra-512")
 _SEEDS_SIZE = "131GB"
-"""Of a well-known GGUF of R1 with 1.58 bits a weight."""
+"""Size of a well-known GGUF of R1 with 1.58 bits a weight."""
 
 
 def run(work: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a draft model gains and costs: tokens a second with it and without, in turn, in one process.
+"""Gain and cost of a draft model: tokens a second with it and without, in turn, in one process.
 
 python -m bench.draft_model [--rounds 3] [--tokens 200] [--batches 1,4,8] [--layers 12] [--drafts 8]
 
@@ -17,16 +17,12 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.checkpoint import write_checkpoint
-from bench.speculation import PROMPT_TOKENS, ask
-from mlx_backend.api.interface import EngineConfig, PrefixCacheConfig, SpeculationConfig
-from mlx_backend.factory import create_engine
-
-MADE = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8, "num_key_value_heads": 2}
+from bench.in_turn import MADE, ask, in_turn, loaded, random_prompts
+from mlx_backend.api.interface import SpeculationConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,47 +54,21 @@ def write_pair(model: Path, draft: Path, num_layers: int, change: float) -> None
 async def _run(arguments: argparse.Namespace, workload: Workload, work: Path) -> None:
     model, draft = work / "model", work / "draft"
     write_pair(model, draft, arguments.layers, workload.change)
-    async with AsyncExitStack() as stack:
-        engines = {}
-        for name, speculation in (
-            ("off", SpeculationConfig()),
-            ("on", SpeculationConfig(kind="draft-model", draft_model=str(draft), max_tokens=arguments.drafts)),
-        ):
-            config = EngineConfig(
-                model_path=str(model), prefix_cache=PrefixCacheConfig(enabled=False), speculation=speculation
-            )
-            engines[name] = create_engine(config)
-            engines[name].start()
-            stack.callback(engines[name].close)
-        while not all(engine.model_info or engine.failure for engine in engines.values()):
-            await asyncio.sleep(0.05)
-        info = engines["on"].model_info
-        if info is None:
-            raise SystemExit(str(engines["on"].failure))
+    speculation = SpeculationConfig(kind="draft-model", draft_model=str(draft), max_tokens=arguments.drafts)
+    async with loaded(model, speculation) as (engines, info):
         for batch in map(int, arguments.batches.split(",")):
-            source = random.Random(batch)
-            prompts = [[source.randrange(info.vocab_size) for _ in range(PROMPT_TOKENS)] for _ in range(batch)]
-            nothing = [()] * batch
+            prompts, nothing = random_prompts(random.Random(batch), batch, info.vocab_size), [()] * batch
             _, outputs, _ = await ask(engines["off"], prompts, nothing, arguments.tokens)
             await ask(engines["on"], prompts, nothing, arguments.tokens)
-            speeds: dict[str, list[float]] = {"off": [], "on": []}
-            shares, steps = [], []
-            for number in range(arguments.rounds):
-                for name in ("off", "on") if number % 2 else ("on", "off"):
-                    before = engines[name].stats().num_steps
-                    speed, got, share = await ask(engines[name], prompts, nothing, arguments.tokens)
-                    speeds[name].append(speed)
-                    if got != outputs:
-                        print(f"  {name}: other tokens than without", file=sys.stderr)
-                    if name == "on":
-                        shares.append(share)
-                        steps.append(arguments.tokens / (engines[name].stats().num_steps - before))
-            ratios = [on / off for on, off in zip(speeds["on"], speeds["off"], strict=True)]
-            told = json.dumps({name: round(statistics.median(each), 1) for name, each in speeds.items()})
+            found = await in_turn(
+                engines, prompts, nothing, outputs, num_tokens=arguments.tokens, rounds=arguments.rounds
+            )
+            speeds = json.dumps({name: round(found.median(name), 1) for name in found.speeds})
             print(
-                f"{workload.name:13} batch {batch}: tok/s {told}, on/off {statistics.median(ratios):.3f} "
-                f"({', '.join(f'{r:.2f}' for r in ratios)}), accepted {statistics.mean(shares):.0%}, "
-                f"tokens a step {statistics.mean(steps):.2f}, won {engines['on'].stats().speculation.won_s:.2f} s",
+                f"{workload.name:13} batch {batch}: tok/s {speeds}, on/off {statistics.median(found.ratios):.3f} "
+                f"({', '.join(f'{r:.2f}' for r in found.ratios)}), accepted {statistics.mean(found.shares):.0%}, "
+                f"tokens a step {statistics.mean(found.steps):.2f}, "
+                f"won {engines['on'].stats().speculation.won_s:.2f} s",
                 flush=True,
             )
 

@@ -40,7 +40,7 @@ NUM_SIMULATED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one part of a round gave: the chats, how long it took, and the tokens of the batch meanwhile."""
+    """One part of a round: the chats, how long it took, and the tokens of the batch meanwhile."""
 
     chats: Sequence[Record]
     took_s: float

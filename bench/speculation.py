@@ -15,27 +15,17 @@ import random
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.checkpoint import write_checkpoint
+from bench.in_turn import MADE, ask, in_turn, loaded, random_prompts
 from mlx_backend.api.interface import (
-    Engine,
-    EngineConfig,
-    GenerationRequest,
-    PrefixCacheConfig,
-    SamplingParams,
     SpeculationConfig,
-    TokenEvent,
 )
-from mlx_backend.factory import create_engine
 
-MADE = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8, "num_key_value_heads": 2}
 NUM_LAYERS = 8
-PROMPT_TOKENS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,55 +51,12 @@ def predicted(output: Sequence[int], changed: float, source: random.Random, voca
     return tuple((t + 1) % vocab_size if source.random() < changed else t for t in output)
 
 
-async def ask(
-    engine: Engine, prompts: Sequence[Sequence[int]], predictions: Sequence[Sequence[int]], num: int
-) -> tuple[float, list[list[int]], float]:
-    """Return tokens per second between the first and the last, the outputs, and the accepted share of drafts."""
-    requests = [
-        GenerationRequest(
-            request_id=f"bench-{i}",
-            prompt_ids=tuple(prompt),
-            max_tokens=num,
-            sampling=SamplingParams(temperature=0),
-            prediction_ids=tuple(prediction),
-        )
-        for i, (prompt, prediction) in enumerate(zip(prompts, predictions, strict=True))
-    ]
-    stream, outputs, first = engine.submit(requests), [list[int]() for _ in requests], 0.0
-    async for events in stream:
-        for event in events:
-            if isinstance(event, TokenEvent):
-                outputs[event.index].append(event.token_id)
-        if not first and all(outputs):
-            first, num_first = time.perf_counter(), sum(map(len, outputs))
-    took = time.perf_counter() - first
-    drafted = stream.drafted
-    share = drafted.num_accepted / drafted.num_drafted if drafted.num_drafted else 0.0
-    return (sum(map(len, outputs)) - num_first) / took, outputs, share
-
-
 async def _run(arguments: argparse.Namespace, folder: Path) -> None:
-    async with AsyncExitStack() as stack:
-        engines = {}
-        for name, speculation in (
-            ("off", SpeculationConfig()),
-            ("on", SpeculationConfig(kind="ngram", max_tokens=arguments.drafts)),
-        ):
-            config = EngineConfig(
-                model_path=str(folder), prefix_cache=PrefixCacheConfig(enabled=False), speculation=speculation
-            )
-            engines[name] = create_engine(config)
-            engines[name].start()
-            stack.callback(engines[name].close)
-        while not all(engine.model_info or engine.failure for engine in engines.values()):
-            await asyncio.sleep(0.05)
-        info = engines["on"].model_info
-        if info is None:
-            raise SystemExit(str(engines["on"].failure))
+    async with loaded(folder, SpeculationConfig(kind="ngram", max_tokens=arguments.drafts)) as (engines, info):
         print(f"| {'workload':22} | batch | off tok/s | on tok/s | on/off (all rounds) | accepted | tokens a step |")
         for batch in map(int, arguments.batches.split(",")):
             source = random.Random(batch)
-            prompts = [[source.randrange(info.vocab_size) for _ in range(PROMPT_TOKENS)] for _ in range(batch)]
+            prompts = random_prompts(source, batch, info.vocab_size)
             _, outputs, _ = await ask(engines["off"], prompts, [()] * batch, arguments.tokens)
             await ask(engines["on"], prompts, [()] * batch, arguments.tokens)
             for workload in WORKLOADS:
@@ -117,24 +64,14 @@ async def _run(arguments: argparse.Namespace, folder: Path) -> None:
                     () if workload.changed is None else predicted(o, workload.changed, source, info.vocab_size)
                     for o in outputs
                 ]
-                speeds: dict[str, list[float]] = {"off": [], "on": []}
-                shares, steps = [], []
-                for number in range(arguments.rounds):
-                    for name in ("off", "on") if number % 2 else ("on", "off"):
-                        before = engines[name].stats().num_steps
-                        speed, got, share = await ask(engines[name], prompts, given, arguments.tokens)
-                        speeds[name].append(speed)
-                        if got != outputs:
-                            print(f"  {name}: other tokens than without", file=sys.stderr)
-                        if name == "on":
-                            shares.append(share)
-                            steps.append(arguments.tokens / (engines[name].stats().num_steps - before))
-                ratios = [on / off for on, off in zip(speeds["on"], speeds["off"], strict=True)]
+                found = await in_turn(
+                    engines, prompts, given, outputs, num_tokens=arguments.tokens, rounds=arguments.rounds
+                )
                 print(
-                    f"| {workload.name:22} | {batch:5} | {statistics.median(speeds['off']):9.1f} "
-                    f"| {statistics.median(speeds['on']):8.1f} | {statistics.median(ratios):6.3f} "
-                    f"({', '.join(f'{r:.2f}' for r in ratios)}) | {statistics.mean(shares):8.0%} "
-                    f"| {statistics.mean(steps):6.2f} |",
+                    f"| {workload.name:22} | {batch:5} | {found.median('off'):9.1f} "
+                    f"| {found.median('on'):8.1f} | {statistics.median(found.ratios):6.3f} "
+                    f"({', '.join(f'{r:.2f}' for r in found.ratios)}) | {statistics.mean(found.shares):8.0%} "
+                    f"| {statistics.mean(found.steps):6.2f} |",
                     flush=True,
                 )
 

@@ -153,7 +153,7 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...] = ()
     """(token id, log-probability), most likely first."""
     asked: tuple[float, ...] = ()
-    """Of the request's `logprob_ids`."""
+    """Log-probabilities of the request's `logprob_ids`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +233,7 @@ class EngineStats:
     prefix_cache: PrefixCacheStats = field(default_factory=PrefixCacheStats)
     speculation: SpeculationStats = field(default_factory=SpeculationStats)
     classes: tuple[ClassStats, ...] = field(default_factory=lambda: tuple(ClassStats(priority=p) for p in PRIORITIES))
-    """Of each class of requests, in the order of `PRIORITIES`."""
+    """Statistics of each class of requests, in the order of `PRIORITIES`."""
     ranks: tuple[RankStats, ...] = ()
     """In their order; empty if one process has the whole model."""
 

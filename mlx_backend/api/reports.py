@@ -148,9 +148,9 @@ class ScoringInfo:
 
     kind: Literal["tokens", "head"]
     basis: str
-    """What says so."""
+    """Source of this information."""
     token_ids: tuple[int, int] | None = None
-    """Of the tokens that mean relevant and not; None: those of `words`."""
+    """Ids of the tokens that mean relevant and not; None: those of `words`."""
     words: tuple[str, str] = ("yes", "no")
 
 
@@ -164,7 +164,7 @@ class DraftModelInfo:
     num_parameters: int = 0
     weights_bytes: int = 0
     kv_bytes_per_token: int = 0
-    """Of its own KV caches, for each token of a sequence that it drafts for."""
+    """Bytes of its own KV caches, for each token of a sequence that it drafts for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

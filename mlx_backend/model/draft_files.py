@@ -84,7 +84,7 @@ def _read_tokens(path: Path) -> dict[int, str] | None:
 
 
 def _pieces(vocab: Any) -> dict[int, str]:
-    """Of a mapping of tokens to ids or, in a unigram model, a list of (token, score)."""
+    """Return tokens by id, of a mapping to ids or, in a unigram model, a list of (token, score)."""
     if isinstance(vocab, Mapping):
         return {int(token): str(piece) for piece, token in vocab.items()}
     return {token: str(pair[0]) for token, pair in enumerate(vocab)}

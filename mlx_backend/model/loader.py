@@ -24,7 +24,7 @@ from mlx_backend.model.weight_files import INDEX, is_main
 logger = logging.getLogger("pippin.load")
 
 SCORE = "score"
-"""What the last layer of a sequence classifier is called, in its files and as an attribute of the model."""
+"""Name of the last layer of a sequence classifier, in its files and as an attribute of the model."""
 _READ_BYTES = 256 << 20
 """Size of the pieces in which weights are read: large enough to keep a disk busy, small enough for a progress bar."""
 _MIN_PIECES = 32
@@ -126,7 +126,7 @@ def _of_bare_weights(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _of_classifier(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What else mlx-lm is to be told of a sequence classifier: a score is in the place of the head."""
+    """Return further options of mlx-lm for a sequence classifier: a score is in the place of the head."""
     if not is_classifier(checkpoint.config):
         return {}
     return {"get_model_classes": _classes_with_score, "model_config": {"tie_word_embeddings": True}}

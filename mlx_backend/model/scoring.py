@@ -1,4 +1,4 @@
-"""What a model folder says of reranking: how the relevance of a document for a query is read off the model. No MLX.
+"""Reranking settings of a model folder: how the relevance of a document for a query is read off the model. No MLX.
 
 Three kinds of folders say so: sentence-transformers' modules.json with LogitScore, a `config.json` of a sequence
 classifier or with vLLM's `classifier_from_token`, and a Qwen3-Reranker by its name. A folder that says nothing, or asks

@@ -35,7 +35,7 @@ class DraftBudget(Budget):
         return super()._held(claims) + self._drafting_bytes(self._lengths(claims))
 
     def _transient(self, claims: Sequence[Reservation], step: int) -> int:
-        """Of either model's step: they are computed one after the other."""
+        """Return the transient bytes of either model's step: they are computed one after the other."""
         own, lengths = super()._transient(claims, step), self._lengths(claims)
         if not lengths:
             return own

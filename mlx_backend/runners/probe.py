@@ -43,11 +43,7 @@ def check_batching(model: Any, make_caches: MakeCaches, vocab_size: int) -> str 
         together = _batched(model, make_caches, prompts)
     except _ERRORS as error:
         return f"its code does not take a batch of rows ({_told(error)})"
-    for expected, got in zip(alone, together, strict=True):
-        distance = _distance(expected, got)
-        if not distance < _TOLERANCE:
-            return f"a batch of rows changes its logits (relative distance {distance:.2f})"
-    return None
+    return _difference(alone, together, "a batch of rows changes its logits")
 
 
 def check_groups(
@@ -65,11 +61,7 @@ def check_groups(
         apart = _batched(model, make_caches, prompts, _long_apart, kinds)
     except _ERRORS as error:
         return f"its code computes with keys, values or masks itself ({_told(error)})"
-    for expected, got in zip(together, apart, strict=True):
-        distance = _distance(expected, got)
-        if not distance < _TOLERANCE:
-            return f"rows in groups change its logits (relative distance {distance:.2f})"
-    return None
+    return _difference(together, apart, "rows in groups change its logits")
 
 
 def check_drafts(
@@ -82,10 +74,15 @@ def check_drafts(
         together = _drafted(model, make_caches, prompts, kinds)
     except _ERRORS as error:
         return f"its code does not take several tokens of a row in a step ({_told(error)})"
-    for expected, got in zip(alone, together, strict=True):
-        distance = _distance(expected, got)
+    return _difference(alone, together, "several tokens of a row in a step change its logits")
+
+
+def _difference(expected: Sequence[mx.array], got: Sequence[mx.array], what: str) -> str | None:
+    """Return `what` happens, with the distance, if some logits differ; None if all are alike."""
+    for first, second in zip(expected, got, strict=True):
+        distance = _distance(first, second)
         if not distance < _TOLERANCE:
-            return f"several tokens of a row in a step change its logits (relative distance {distance:.2f})"
+            return f"{what} (relative distance {distance:.2f})"
     return None
 
 

@@ -70,7 +70,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._num_head_bytes = 0
         self._num_raw_bytes = 0
         self._most_file_bytes = 0
-        """Of the body, where it is an upload."""
+        """Size limit of the body, if it is an upload."""
         self._num_headers = 0
         self._is_in_head = False
         self._is_in_body = False
